@@ -1,0 +1,51 @@
+"""Which URLs credentials and visitors may be sent to."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from urllib.parse import SplitResult, urlsplit
+
+_VISIBLE = re.compile(r"[!-\[\]-~]+")  # ASCII without a space, a control character or a backslash
+_HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
+
+
+def validate_base_url(url: str) -> str:
+    """Return the base URL without a trailing slash, scheme and host in lower case.
+
+    Raises ValueError unless it is https, or http on loopback, with a host and without user info,
+    query and fragment. The message does not repeat the URL: it may hold a password.
+    """
+    parts = _split(url)
+    if parts is None:
+        raise ValueError("the base URL must be like https://sdk-01.moengage.com/v1")
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("the base URL must start with https://")
+    if "@" in parts.netloc:
+        raise ValueError("the base URL must not hold a user name or password")
+    if "?" in url or "#" in url:
+        raise ValueError("the base URL must not have a query or fragment")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
+        raise ValueError("the base URL must be https; http is for loopback alone")
+    return f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def _split(url: str) -> SplitResult | None:
+    # urlsplit() drops tabs and newlines without a word.
+    if not _VISIBLE.fullmatch(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        if parts.port != 0 and (_HOST.fullmatch(host) or ipaddress.IPv6Address(host)):
+            return parts
+    except ValueError:
+        return None
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,107 @@
+"""The urllib3 connections under ``RequestsTransport``: they end on time, and know when they died idle.
+
+A socket's timeout bounds one read, so an answer that drips a byte at a time outlives it without
+end. Here the timeout a connection is given for its answer is a moment, for headers and body.
+"""
+
+from __future__ import annotations
+
+import http.client
+import io
+import socket
+import time
+from typing import Any, cast
+
+from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
+from urllib3.connection import HTTPConnection, HTTPSConnection
+
+
+class DiedIdleError(ConnectionResetError):
+    """A kept connection turned out to be dead before one byte of the answer: safe to ask again."""
+
+
+class TimedReader(io.RawIOBase):
+    """Read a socket until the moment its timeout, at the time of making, names."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._raw = cast(io.RawIOBase, sock.makefile("rb", buffering=0))
+        self._until = time.monotonic() + (sock.gettimeout() or 0.0)
+        self._begun = False
+
+    def readable(self) -> bool:
+        """Return that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what has come, or wait for more. Raises TimeoutError once the moment is over."""
+        left = self._until - time.monotonic()
+        if left <= 0.0:
+            raise TimeoutError("the answer took too long")
+        self._sock.settimeout(left)
+        try:
+            count = self._raw.readinto(buffer)
+        except ConnectionResetError:
+            if self._begun:
+                raise ConnectionAbortedError("reset in the middle of an answer") from None
+            raise
+        self._begun = True
+        return count
+
+    def close(self) -> None:
+        """Close the file; the socket stays as long as its connection wants it."""
+        self._raw.close()
+        super().close()
+
+    def makefile(self, _mode: str) -> io.BufferedReader:
+        """Return the buffered file that ``http.client`` asks a socket for."""
+        return io.BufferedReader(self)
+
+
+class TimedResponse(http.client.HTTPResponse):
+    """An answer read through a TimedReader."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cast(socket.socket, TimedReader(sock)), *args, **kwargs)
+
+
+class TimedHTTPConnection(HTTPConnection):
+    """A connection whose answers end on time and which knows whether it has answered before."""
+
+    response_class = TimedResponse
+    _has_answered = False
+
+    def connect(self) -> None:
+        """Connect anew: nothing has been answered on this socket."""
+        self._has_answered = False
+        super().connect()
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override]  # as urllib3's own does
+        """Return the answer. Raises DiedIdleError when a kept connection closed without one."""
+        try:
+            response = super().getresponse()
+        except ConnectionResetError as error:
+            if self._has_answered:
+                raise DiedIdleError(*error.args) from error
+            raise
+        self._has_answered = True
+        return response
+
+
+class TimedHTTPSConnection(TimedHTTPConnection, HTTPSConnection):
+    """See TimedHTTPConnection."""
+
+
+class TimedHTTPPool(HTTPConnectionPool):
+    """A pool of TimedHTTPConnection."""
+
+    ConnectionCls = TimedHTTPConnection
+
+
+class TimedHTTPSPool(HTTPSConnectionPool):
+    """A pool of TimedHTTPSConnection."""
+
+    ConnectionCls = TimedHTTPSConnection
+
+
+TIMED_POOLS = {"http": TimedHTTPPool, "https": TimedHTTPSPool}

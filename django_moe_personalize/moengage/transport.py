@@ -1,0 +1,303 @@
+"""How a request reaches MoEngage: the ``Transport`` seam, and the one over ``requests``."""
+
+from __future__ import annotations
+
+import functools
+import http.client
+import os
+import ssl
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import requests
+import urllib3
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from urllib3.exceptions import ClosedPoolError, HTTPError, ReadTimeoutError
+
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.moengage.base_url import validate_base_url
+from django_moe_personalize.moengage.pools import TIMED_POOLS, DiedIdleError
+from django_moe_personalize.resilience import Deadline
+
+MAX_BYTES = 1024 * 1024
+"""Bytes of an answer's body, decompressed; a larger one is refused unread."""
+
+_CHUNK = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One call: ``path`` is below the base URL and starts with ``/``, ``query`` is encoded.
+
+    Headers and body hold the key and the visitor, so they are not in the repr.
+    """
+
+    method: str
+    path: str
+    query: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """One whole answer. Header names are lower-case; the body is decompressed and capped."""
+
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    body: bytes = field(default=b"", repr=False)
+
+
+class Transport(Protocol):
+    """Carries a request to MoEngage and back."""
+
+    def send(self, request: Request, *, deadline: Deadline) -> Response:
+        """Return the answer, whatever its status.
+
+        Raises TransportError when there is none, DeadlineExceeded when it does not come in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release connections; the transport may be used again."""
+        ...
+
+
+class RequestsTransport:
+    """Send over HTTP with ``requests``' adapter, on connections that are kept alive.
+
+    ``base_url`` is https, or http on loopback. One call lasts at most its deadline and, with a
+    longer one or none, ``timeout`` seconds; ``connect_timeout`` bounds connecting to one address.
+    Sending, waiting and reading end on the dot however slowly an answer drips. Two things are not
+    in our hands: the system's DNS lookup has no timeout, and a name with several addresses that
+    all stay silent takes ``connect_timeout`` for each. A page calls from a thread it can abandon.
+
+    There is no ``Session``, hence no redirect is followed, no netrc is read and no cookie is
+    kept: one visitor's cookie must not travel with another's request. ``proxies`` (``{"https":
+    "http://proxy:3128"}``) is what ``requests`` takes, without SOCKS. ``trust_env`` reads proxies
+    and, when ``verify`` is ``True``, REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE from the environment.
+    ``verify`` may be a CA file or folder; ``False`` accepts any certificate.
+
+    Thread-safe. After a fork the child makes connections of its own. Raises ValueError for a base
+    URL, proxy or CA path that cannot be.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        connect_timeout: float = 3.0,
+        timeout: float = 30.0,
+        pool_maxsize: int = 16,
+        proxies: Mapping[str, str] | None = None,
+        trust_env: bool = False,
+        verify: bool | str = True,
+    ) -> None:
+        self.base_url = validate_base_url(base_url)
+        self._connect_timeout = connect_timeout
+        self._timeout = timeout
+        self._pool_maxsize = pool_maxsize
+        self._proxies = _choose_proxy(self.base_url, proxies, trust_env=trust_env)
+        self._context = _get_tls_context(_choose_verify(verify, trust_env=trust_env))
+        self._owned: tuple[int, _Adapter] | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.base_url}>"
+
+    def send(self, request: Request, *, deadline: Deadline) -> Response:
+        """Return the answer, whatever its status; redirects too.
+
+        Raises DeadlineExceeded, TransportError for no or half an answer, InvalidResponseError for
+        a body above 1 MiB or compressed in another way than asked for. A request is sent again
+        once, when a kept connection turns out to have died while it was idle.
+        """
+        outcome = self._attempt(request, deadline)
+        if isinstance(outcome, _NotTakenError):
+            self._owned = None  # the other idle connections are likely dead too
+            outcome = self._attempt(request, deadline)
+        if isinstance(outcome, APIError):
+            raise outcome
+        return outcome
+
+    def close(self) -> None:
+        """Close the idle connections; the transport may be used again."""
+        owned, self._owned = self._owned, None
+        # Closing in a forked child closes its copies only; the parent's connections live on.
+        if owned is not None:
+            owned[1].close()
+
+    def _attempt(self, request: Request, deadline: Deadline) -> Response | APIError:
+        # A failure is returned and raised anew by send(): the frames below hold headers and body
+        # in plain sight, and so does every requests exception; error reports print both.
+        left = deadline.remaining()
+        if left == 0.0:
+            return DeadlineExceeded("no time was left to ask MoEngage")
+        total = self._timeout if left is None else min(left, self._timeout)
+        try:
+            answer = self._get_adapter().send(
+                self._prepare(request),
+                stream=True,
+                timeout=cast(Any, urllib3.Timeout(total=total, connect=min(total, self._connect_timeout))),
+                proxies=self._proxies,
+            )
+            return _read(answer.raw)
+        except InvalidResponseError as error:
+            return InvalidResponseError(str(error))
+        except (requests.RequestException, HTTPError, http.client.HTTPException, OSError) as error:
+            return _build_failure(error)
+
+    def _get_adapter(self) -> _Adapter:
+        # By process: a connection shared across a fork hands one visitor's answer to another. No
+        # lock, since one held at the fork would be held for ever in the child; two threads that
+        # both build cost one connection too many.
+        owned = self._owned
+        if owned is None or owned[0] != os.getpid():
+            owned = self._owned = (os.getpid(), _Adapter(self._context, self._pool_maxsize))
+        return owned[1]
+
+    def _prepare(self, request: Request) -> requests.PreparedRequest:
+        # By hand: prepare() costs more than the rest of the call and reads netrc-like surprises.
+        prepared = requests.PreparedRequest()
+        prepared.method = request.method
+        prepared.url = self.base_url + request.path + (f"?{request.query}" if request.query else "")
+        prepared.headers = _Headers(request.headers)
+        prepared.headers["Accept-Encoding"] = "gzip"
+        if request.body:
+            prepared.headers["Content-Length"] = str(len(request.body))
+            prepared.body = request.body
+        return prepared
+
+
+def _choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> dict[str, str]:
+    given = dict(proxies or {})
+    proxy = select_proxy(base_url, given)
+    if proxy is None and trust_env:
+        proxy = select_proxy(base_url, get_environ_proxies(base_url, no_proxy=None))
+    if not proxy:
+        return {}
+    # SOCKS has pools of its own, which ours would replace: the call would go out without a proxy.
+    if "://" in proxy and not proxy.lower().startswith(("http://", "https://")):
+        raise ValueError("a proxy must be an http:// or https:// URL")
+    return {"all": proxy}
+
+
+def _choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
+    if verify is True and trust_env:
+        verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
+    if isinstance(verify, str) and not os.path.exists(verify):
+        raise ValueError("verify must be True, False or the path of an existing CA file or folder")
+    return verify
+
+
+@functools.cache
+def _get_tls_context(verify: bool | str) -> ssl.SSLContext:
+    """Return the process's one context for a CA bundle: to load the bundle takes 13 ms."""
+    path = DEFAULT_CA_BUNDLE_PATH if verify is True else verify or None
+    is_folder = path is not None and os.path.isdir(path)
+    context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+class _Adapter(HTTPAdapter):
+    """``requests``' adapter on our pools and one TLS context."""
+
+    def __init__(self, context: ssl.SSLContext, pool_maxsize: int) -> None:
+        self._context = context
+        super().__init__(pool_connections=1, pool_maxsize=pool_maxsize)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = TIMED_POOLS
+
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        manager = super().proxy_manager_for(proxy, **kwargs)
+        manager.pool_classes_by_scheme = TIMED_POOLS
+        return manager
+
+    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
+        host, _tls = super().build_connection_pool_key_attributes(*args, **kwargs)
+        return host, {"ssl_context": self._context}
+
+    def cert_verify(self, *args: Any, **kwargs: Any) -> None:
+        """Leave the pool alone: the inherited method makes every connection load the CA bundle."""
+
+
+class _Headers(CaseInsensitiveDict[str]):
+    """Headers that no repr shows, in whichever frame of ``requests`` they are a local."""
+
+    def __repr__(self) -> str:
+        return "<headers>"
+
+
+class _NotTakenError(TransportError):
+    """Nothing was answered, or even asked, on a connection that had been idle."""
+
+
+def _read(raw: urllib3.HTTPResponse) -> Response:
+    """Return the whole answer; a connection with anything left on it is closed, not kept."""
+    try:
+        headers = {name.lower(): value for name, value in raw.headers.items()}
+        # Not decoded by urllib3: before 2.6 it inflates whatever a chunk holds.
+        body = b""
+        while chunk := raw.read(min(_CHUNK, MAX_BYTES + 1 - len(body)), decode_content=False):
+            body += chunk
+            if len(body) > MAX_BYTES:
+                raise InvalidResponseError(f"MoEngage's answer is larger than {MAX_BYTES} bytes")
+        return Response(raw.status, headers, _decompress(body, headers.get("content-encoding", "identity")))
+    finally:
+        raw.close()
+
+
+def _decompress(body: bytes, encoding: str) -> bytes:
+    encoding = encoding.strip().lower()
+    if not body or encoding in ("", "identity"):
+        return body
+    if encoding not in ("gzip", "x-gzip"):
+        raise InvalidResponseError("MoEngage's answer is compressed in a way that was not asked for")
+    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+    try:
+        plain = inflater.decompress(body, MAX_BYTES + 1)
+    except zlib.error:
+        plain = b""
+    if len(plain) > MAX_BYTES:
+        raise InvalidResponseError(f"MoEngage's answer is larger than {MAX_BYTES} bytes")
+    if not inflater.eof or inflater.unused_data:
+        raise InvalidResponseError("MoEngage's answer is not one whole gzip stream")
+    return plain
+
+
+def _build_failure(error: BaseException) -> TransportError:
+    """Return the failure to raise for an error of the layers below, without its secrets.
+
+    The cause is the operating system's or OpenSSL's own error alone, stripped of the frames and
+    of the requests that carried it here.
+    """
+    chain = list(_unchain(error))
+    if any(isinstance(link, DiedIdleError | ClosedPoolError) for link in chain):
+        return _NotTakenError("MoEngage closed an idle connection")
+    causes = [link for link in chain if isinstance(link, OSError) and not isinstance(link, requests.RequestException)]
+    cause = causes[-1] if causes else None
+    name = type(cause or error).__name__
+    if isinstance(cause, TimeoutError) or any(isinstance(link, requests.Timeout | ReadTimeoutError) for link in chain):
+        failure: TransportError = DeadlineExceeded("MoEngage did not answer in time")
+    elif isinstance(cause, ssl.SSLCertVerificationError):
+        failure = TransportError(f"MoEngage's certificate was refused: {cause.verify_message}")
+    else:
+        failure = TransportError(f"no whole answer from MoEngage ({name})")
+    if cause is not None:
+        cause.__context__ = cause.__cause__ = None
+        failure.__cause__ = cause.with_traceback(None)
+    return failure
+
+
+def _unchain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

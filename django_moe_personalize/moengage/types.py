@@ -1,0 +1,156 @@
+"""What travels on the wire, as frozen values (contract §2–§6)."""
+
+from __future__ import annotations
+
+import enum
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_KEYS = 25
+"""Experience keys in one fetch (contract §2)."""
+
+MAX_ELEMENTS = 100
+"""Elements, that is users, in one events call (contract §4)."""
+
+
+class DataSource(enum.Enum):
+    """Where an answer came from."""
+
+    CACHE = "cache"
+    NETWORK = "network"
+
+
+class ExperienceStatus(enum.Enum):
+    """The state of an experience in the dashboard; the wire writes it capitalised (contract §3)."""
+
+    ACTIVE = "active"
+    PAUSED = "paused"
+    SCHEDULED = "scheduled"
+    UNKNOWN = "unknown"
+
+    @classmethod
+    def _missing_(cls, value: object) -> ExperienceStatus:
+        return next((m for m in cls if isinstance(value, str) and m.value == value.lower()), cls.UNKNOWN)
+
+
+class FailureReason(enum.Enum):
+    """Why an experience is absent (contract §6)."""
+
+    USER_IN_CAMPAIGN_CONTROL_GROUP = "USER_IN_CAMPAIGN_CONTROL_GROUP"
+    USER_IN_GLOBAL_CONTROL_GROUP = "USER_IN_GLOBAL_CONTROL_GROUP"
+    USER_NOT_IN_SEGMENT = "USER_NOT_IN_SEGMENT"
+    INVALID_EXPERIENCE_KEY = "INVALID_EXPERIENCE_KEY"
+    MAX_LIMIT_BREACHED = "MAX_LIMIT_BREACHED"
+    EXPERIENCE_NOT_ACTIVE = "EXPERIENCE_NOT_ACTIVE"
+    EXPERIENCE_EXPIRED = "EXPERIENCE_EXPIRED"
+    PERSONALIZATION_FAILED = "PERSONALIZATION_FAILED"
+    UNKNOWN = "UNKNOWN"
+
+    @classmethod
+    def _missing_(cls, value: object) -> FailureReason:
+        return cls.UNKNOWN
+
+
+class Action(enum.Enum):
+    """What an event says happened (contract §4).
+
+    The two of offerings are taken only in a workspace for which the vendor has turned them on
+    (contract §5).
+    """
+
+    SHOWN = "MOE_PERSONALIZATION_MESSAGE_SHOWN"
+    CLICKED = "MOE_PERSONALIZATION_MESSAGE_CLICKED"
+    OFFERING_SHOWN = "MOE_OFFERING_SHOWN"
+    OFFERING_CLICKED = "MOE_OFFERING_CLICKED"
+
+
+@dataclass(frozen=True, slots=True)
+class Offering:
+    """A product, coupon or tier picked by a decision policy (contract §5).
+
+    ``content`` is the marketer's payload, ``context`` the ``offering_context``, ``raw`` the whole
+    entry as it came. ``offering["title"]`` and, in templates, ``offer.title`` read ``content``.
+    """
+
+    offering_id: str
+    content: Mapping[str, Any]
+    context: Mapping[str, Any] = field(repr=False)
+    raw: Mapping[str, Any] = field(repr=False)
+
+    def __getitem__(self, name: str) -> Any:
+        return self.content[name]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One experience as decided for one visitor (contract §2).
+
+    ``payload`` maps a variable to its unwrapped value, typed by ``data_type``;
+    ``experience_context`` is opaque, whole, and what events are made of.
+    ``experience["Title"]`` and, in templates, ``hero.Title`` read ``payload``;
+    ``hero.offerings`` is always the tuple of offerings, also where the marketer gave a
+    variable that name (``payload["offerings"]`` has it as it came).
+    """
+
+    experience_key: str
+    payload: Mapping[str, Any]
+    experience_context: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    source: DataSource = DataSource.NETWORK
+    offerings: tuple[Offering, ...] = ()
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "offerings":
+            return self.offerings
+        return self.payload[name]
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceFailure:
+    """Keys that are absent for one reason."""
+
+    reason: FailureReason
+    experience_keys: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ExperiencesResult:
+    """What a fetch gave: ``experiences`` by key, and why the others are absent."""
+
+    experiences: Mapping[str, Experience] = field(default_factory=dict)
+    failures: tuple[ExperienceFailure, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ExperienceMeta:
+    """One row of the metadata (contract §3)."""
+
+    experience_key: str
+    experience_name: str
+    status: ExperienceStatus
+
+
+@dataclass(frozen=True, slots=True)
+class ExperiencesMetadata:
+    """Which experiences the workspace has."""
+
+    source: DataSource
+    experiences: tuple[ExperienceMeta, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One impression or click, fixed at the moment it happened (contract §4).
+
+    ``event_time`` is Unix time in whole seconds; ``event_uuid`` stays the same on a retry;
+    ``attributes`` is the experience context, plus ``b_id`` in a click. Personal fields are not in
+    the repr.
+    """
+
+    action: Action
+    customer_id: str = field(repr=False)
+    attributes: Mapping[str, Any] = field(repr=False)
+    event_time: int
+    event_uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+    platform: str = "web"
