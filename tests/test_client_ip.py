@@ -1,0 +1,147 @@
+"""The visitor's IP address, with and without proxies."""
+
+from __future__ import annotations
+
+import ipaddress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_moe_personalize.client_ip import get_client_ip, is_public, parse_address
+
+VISITOR, OTHER = "198.41.0.4", "8.8.8.8"
+PROXIES = [ipaddress.ip_network(network) for network in ("10.0.0.0/8", "203.119.0.0/24", "2a00::/32")]
+
+
+def read(remote="10.0.0.1", *, forwarded=None, xff=None, proxies=PROXIES, precision="full"):
+    """Return the address of a request with these headers."""
+    headers = {"HTTP_FORWARDED": forwarded, "HTTP_X_FORWARDED_FOR": xff, "REMOTE_ADDR": remote}
+    return get_client_ip({name: value for name, value in headers.items() if value is not None}, proxies, precision)
+
+
+@pytest.mark.parametrize(
+    ("remote", "address"),
+    [
+        (VISITOR, VISITOR),
+        ("::ffff:198.41.0.4", VISITOR),
+        ("2001:4860:4860::8888", "2001:4860:4860::8888"),
+        ("[2001:4860:4860::8888]:443", "2001:4860:4860::8888"),
+        ("127.0.0.1", ""),
+        ("192.168.1.1", ""),
+        ("100.64.0.1", ""),
+        ("169.254.1.1", ""),
+        ("0.0.0.0", ""),
+        ("224.0.0.1", ""),
+        ("::1", ""),
+        ("fe80::1", ""),
+        ("fec0::1", ""),
+        ("ff02::1", ""),
+        ("fd00::1", ""),
+        ("2001:4860:4860::8888%eth0", ""),
+        ("", ""),
+        ("/run/gunicorn.sock", ""),
+        ("unix:", ""),
+        ("localhost", ""),
+        ("1" * 5000, ""),
+        ("1.2.3", ""),
+        ("01.2.3.4", ""),
+    ],
+)
+def test_the_peer_is_the_visitor_without_proxies(remote, address):
+    """Headers mean nothing, and an address that is not public is left out."""
+    assert read(remote, xff=OTHER, forwarded=f"for={OTHER}", proxies=[]) == address
+
+
+def test_a_missing_peer_is_left_out():
+    """A server on a unix socket gives no REMOTE_ADDR."""
+    assert get_client_ip({}, PROXIES, "full") == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "address"),
+    [
+        ({"xff": VISITOR}, VISITOR),
+        ({"xff": f"{OTHER}, {VISITOR}"}, VISITOR),
+        ({"xff": f"{OTHER}, {VISITOR}, 203.119.0.9, 10.2.3.4"}, VISITOR),
+        ({"xff": f"{VISITOR}:5123"}, VISITOR),
+        ({"xff": "[2001:4860::1]:80"}, "2001:4860::1"),
+        ({"xff": "2001:4860::1"}, "2001:4860::1"),
+        ({"xff": f"{OTHER}, unknown"}, ""),
+        ({"xff": f"{OTHER}, "}, ""),
+        ({"xff": f"{OTHER}, 10.0.0.999"}, ""),
+        ({"xff": f"{OTHER}, 192.168.0.7"}, ""),
+        ({"xff": "203.119.0.9"}, ""),
+        ({}, ""),
+        ({"forwarded": f"for={VISITOR}"}, VISITOR),
+        ({"forwarded": f'For="{VISITOR}:4711";proto=https; by=10.0.0.2;'}, VISITOR),
+        ({"forwarded": 'for="[2001:4860::1]:4711"'}, "2001:4860::1"),
+        ({"forwarded": f"for={OTHER}, for={VISITOR};host=shop, for=10.9.9.9"}, VISITOR),
+        ({"forwarded": f"for={OTHER}, proto=https"}, ""),
+        ({"forwarded": f"for={OTHER}, for=_hidden"}, ""),
+        ({"forwarded": f"for={OTHER}, for=unknown"}, ""),
+        ({"forwarded": f"for={OTHER};for={VISITOR}"}, ""),
+        ({"forwarded": f'for={OTHER}, for="{VISITOR}'}, ""),
+        ({"forwarded": f'for="{OTHER}, for={VISITOR}'}, VISITOR),
+        ({"forwarded": 'for=""'}, ""),
+        ({"forwarded": f"for={VISITOR}", "xff": f"{OTHER}, {VISITOR}"}, VISITOR),
+        ({"forwarded": f"for={OTHER}", "xff": VISITOR}, ""),
+        ({"forwarded": "for=unknown", "xff": VISITOR}, ""),
+    ],
+)
+def test_the_walk_behind_proxies(headers, address):
+    """From the right, the first address that no trusted proxy has; nothing left of a bad one.
+
+    Two headers that disagree say nothing.
+    """
+    assert read(**headers) == address
+
+
+def test_a_peer_that_is_no_proxy_is_the_visitor():
+    """Who comes past the proxies writes no headers for us."""
+    assert read(OTHER, xff=VISITOR, forwarded=f"for={VISITOR}") == OTHER
+
+
+@pytest.mark.parametrize(
+    ("precision", "v4", "v6"),
+    [("full", "198.41.0.4", "2001:4860:4860:1::8"), ("truncated", "198.41.0.0", "2001:4860:4860::"), ("off", "", "")],
+)
+def test_precision(precision, v4, v6):
+    """A /24 or a /48 is kept of a truncated address, nothing with off."""
+    assert read("198.41.0.4", precision=precision) == v4
+    assert read("2001:4860:4860:1::8", precision=precision) == v6
+
+
+_nodes = st.one_of(
+    st.ip_addresses().map(str),
+    st.sampled_from(["10.0.0.1", "203.119.0.9", "2a00::1", "unknown", "", "for=1.1.1.1", '"', ";"]),
+    st.text(max_size=20),
+)
+
+
+@given(remote=_nodes, xff=st.lists(_nodes), forwarded=st.text(), precision=st.sampled_from(["full", "truncated"]))
+def test_the_walk_never_raises_nor_gives_a_proxy(remote, xff, forwarded, precision):
+    """Whatever the headers hold, the answer is empty or a public address outside the proxies."""
+    address = read(remote, xff=", ".join(xff), forwarded=forwarded, precision=precision)
+    if address:
+        parsed = ipaddress.ip_address(address)
+        assert precision == "truncated" or (is_public(parsed) and not any(parsed in proxy for proxy in PROXIES))
+
+
+_visitors = st.ip_addresses().filter(lambda address: not any(address in proxy for proxy in PROXIES))
+
+
+@given(junk=st.one_of(st.text(), _nodes), visitor=_visitors, kind=st.sampled_from(["xff", "forwarded"]))
+def test_what_a_visitor_writes_changes_nothing(junk, visitor, kind):
+    """A proxy's addition decides, whatever stood in the header before it."""
+    node = str(visitor) if visitor.version == 4 else f"[{visitor}]"
+    added = node if kind == "xff" else f'for="{node}"'
+    assert read(**{kind: f"{junk}, {added}"}) == read(**{kind: added})
+
+
+@given(st.ip_addresses())
+def test_every_address_is_parsed(address):
+    """An address in any of its forms is the same address."""
+    expected = getattr(address, "ipv4_mapped", None) or address
+    node = str(address) if address.version == 4 else f"[{address}]"
+    assert parse_address(str(address)) == parse_address(f"{node}:80") == parse_address(node) == expected
