@@ -1,0 +1,1 @@
+"""How events reach MoEngage: one interface (``base.py``), several ways, chosen by the setting ``DELIVERY``."""

@@ -1,0 +1,232 @@
+"""What every way of delivering events is: an interface, its books, and the shared instance."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.core.signals import setting_changed
+
+from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
+from django_moe_personalize.connection import load_backend
+from django_moe_personalize.delivery.sending import Outcome, send
+from django_moe_personalize.exceptions import MoePersonalizeError
+from django_moe_personalize.moengage.types import Event
+from django_moe_personalize.resilience import Deadline, renew_after_fork
+from django_moe_personalize.signals import events_delivered, events_dropped
+
+logger = logging.getLogger("django_moe_personalize")
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryCounts:
+    """How many events this process took over, and what became of them.
+
+    ``accepted == delivered + sum(dropped.values()) + pending`` at every moment. The reasons:
+    ``overflow`` (the memory bound), ``refused`` (by MoEngage), ``attempts`` (too many),
+    ``exit`` (not delivered in time when the process ended), ``failed`` (a way that does not
+    retry), ``error`` (could not be taken over).
+    """
+
+    accepted: int = 0
+    delivered: int = 0
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    pending: int = 0
+
+
+class Books:
+    """The counts of one process. Pending is what the others leave, so the sum always holds."""
+
+    def __init__(self) -> None:
+        # Reentrant: a signal handler or a finaliser may record while this thread is recording.
+        self._lock = threading.RLock()
+        self._accepted = 0
+        self._delivered = 0
+        self._dropped: Counter[str] = Counter()
+
+    def accept(self, count: int) -> None:
+        """Count events taken over."""
+        with self._lock:
+            self._accepted += count
+
+    def deliver(self, count: int) -> None:
+        """Count events that MoEngage took."""
+        with self._lock:
+            self._delivered += count
+
+    def drop(self, count: int, reason: str) -> None:
+        """Count events given up."""
+        with self._lock:
+            self._dropped[reason] += count
+
+    def counts(self) -> DeliveryCounts:
+        """Return all counts as of one moment."""
+        with self._lock:
+            dropped = dict(self._dropped)
+            pending = self._accepted - self._delivered - sum(dropped.values())
+            return DeliveryCounts(self._accepted, self._delivered, dropped, pending)
+
+
+class BaseDelivery:
+    """One way of delivering events; a subclass writes ``take`` and has its options as keyword arguments.
+
+    Wrong options raise TypeError or ValueError. Instances are shared by all threads, and start
+    empty in a forked child: what the parent took over stays the parent's.
+    """
+
+    def __init__(self) -> None:
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Start with empty books."""
+        self._pid = os.getpid()
+        self._books = Books()
+        self._health = "working"
+
+    def enter_process(self) -> None:
+        """Start afresh after a fork made by C code that runs no hooks of Python, as some servers do."""
+        if self._pid != os.getpid():
+            self.after_fork()
+
+    def record(self, events: Sequence[Event]) -> None:
+        """Take events over; never raises, and blocks only where the class says so."""
+        if not events:
+            return
+        self.enter_process()
+        self._books.accept(len(events))
+        try:
+            self.take(events)
+        except Exception as error:
+            logger.error("Events could not be taken over for delivery and are dropped: %s", _describe(error))
+            self.drop(len(events), "error")
+
+    async def arecord(self, events: Sequence[Event]) -> None:
+        """See record(). Never blocks the event loop."""
+        await sync_to_async(self.record, thread_sensitive=False)(events)
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Take over all of the events, which are counted as accepted, or raise having taken none."""
+        raise NotImplementedError
+
+    def flush(self, timeout: float | None = None) -> DeliveryCounts:
+        """Deliver what was recorded, within ``timeout`` seconds if given, and return the counts."""
+        return self.counts()
+
+    def counts(self) -> DeliveryCounts:
+        """Return the counts of this process."""
+        self.enter_process()
+        return self._books.counts()
+
+    def close(self) -> None:
+        """Flush and stop; what cannot be delivered in time is dropped."""
+
+    def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
+        """Make one attempt to deliver events, log when that begins or ceases to work; never raises. See send()."""
+        outcome = send(events, timeout=timeout, until=until)
+        if outcome.refused:
+            logger.warning(
+                "MoEngage refused %d of %d events: %s",
+                len(outcome.refused),
+                len(events),
+                _describe(outcome.refused[0][1]),
+            )
+        health = "working"
+        if outcome.error is not None:
+            health = "paused" if outcome.needs_human else "failing"
+        self._log_change(self._health, health, outcome.error)
+        self._health = health
+        return outcome
+
+    def settle(self, outcome: Outcome) -> None:
+        """Enter what was delivered and what was refused; the kept events are the caller's to keep or drop."""
+        if outcome.delivered:
+            self.deliver(len(outcome.delivered))
+        if outcome.refused:
+            self.drop(len(outcome.refused), "refused")
+
+    def deliver(self, count: int) -> None:
+        """Enter events as delivered and send the signal."""
+        self._books.deliver(count)
+        events_delivered.send_robust(sender=type(self), count=count)
+
+    def drop(self, count: int, reason: str) -> None:
+        """Enter events as dropped and send the signal."""
+        self._books.drop(count, reason)
+        events_dropped.send_robust(sender=type(self), count=count, reason=reason)
+
+    def _log_change(self, old: str, new: str, error: Exception | None) -> None:
+        if old == new:
+            return
+        if error is None:
+            logger.info("Events are delivered again")
+        elif new == "paused":
+            logger.error(
+                "MoEngage takes no events with these settings (%s): check WORKSPACE_ID, API_KEY and DATA_CENTER",
+                _describe(error),
+            )
+        else:
+            logger.warning("Events cannot be delivered for now: %s", _describe(error))
+
+
+def _describe(error: Exception) -> str:
+    """Say what happened without what was sent: only our own messages are known to hold nothing personal."""
+    name = type(error).__name__
+    return f"{name}: {error}" if isinstance(error, (MoePersonalizeError, ConfigurationError)) else name
+
+
+class _Shared:
+    """The one delivery of this process."""
+
+    def __init__(self) -> None:
+        self.delivery: BaseDelivery | None = None
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        self.lock = threading.RLock()
+
+
+_shared = _Shared()
+
+
+def get_delivery() -> BaseDelivery:
+    """Return the delivery that the setting DELIVERY names, one a process; raises ConfigurationError."""
+    delivery = _shared.delivery
+    if delivery is None:
+        with _shared.lock:
+            delivery = _shared.delivery = _shared.delivery or _build(get_settings())
+    return delivery
+
+
+def reset_delivery() -> None:
+    """Close the shared delivery, if there is one; the next get_delivery() builds another."""
+    with _shared.lock:
+        delivery, _shared.delivery = _shared.delivery, None
+    if delivery is not None:
+        delivery.close()
+
+
+def _build(settings: Settings) -> BaseDelivery:
+    backend = load_backend("DELIVERY", settings.delivery)
+    place = f'{SETTING}["DELIVERY"]'
+    if not (isinstance(backend, type) and issubclass(backend, BaseDelivery)):
+        raise ConfigurationError(f"{place} names {settings.delivery.backend!r}, which is no subclass of BaseDelivery.")
+    try:
+        return backend(**settings.delivery.options)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f'{place}["OPTIONS"]: {error}.') from error
+
+
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting == SETTING:
+        reset_delivery()
+
+
+setting_changed.connect(_on_setting_changed, dispatch_uid="django_moe_personalize.delivery")

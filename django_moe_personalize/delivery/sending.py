@@ -1,0 +1,120 @@
+"""One attempt to hand events to MoEngage, and what became of each of them; every backend shares it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.connection import get_client
+from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
+from django_moe_personalize.resilience import Deadline
+
+MAX_BODY_BYTES = 90_000
+"""Estimated size of one call; the vendor's limit is 100 to 128 KB (contract §7)."""
+
+_ENVELOPE_BYTES = 220
+_NAME_BYTES = 24
+_REFUSALS = frozenset({400, 413, 422})
+_UNKNOWN_WORKSPACE = "Request Error"
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the events of one attempt.
+
+    ``refused`` events can never be delivered, each with the error that says why; ``kept`` ones
+    may be sent again, with the same UUID, and ``error`` says why they were not delivered.
+    """
+
+    delivered: list[Event] = field(default_factory=list)
+    refused: list[tuple[Event, Exception]] = field(default_factory=list)
+    kept: list[Event] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def needs_human(self) -> bool:
+        """Whether no retry can help before somebody mends the settings: id, key or data centre."""
+        return isinstance(self.error, (AuthenticationError, ConfigurationError)) or _is_unknown_workspace(self.error)
+
+    @property
+    def retry_after(self) -> float:
+        """The seconds MoEngage asked to be left alone; 0.0 when it did not."""
+        return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
+
+
+def estimate_size(event: Event) -> int:
+    """Return about how many bytes an event takes, in memory and on the wire."""
+    attributes = event.attributes
+    try:
+        # The contract says strings (contract §4), and joining them is the quickest way to measure.
+        content = len("".join(attributes.values()))
+    except TypeError:
+        content = len(repr(attributes))
+    return _ENVELOPE_BYTES + len(event.customer_id) + _NAME_BYTES * len(attributes) + content
+
+
+def count_fitting(sized: Iterable[tuple[Event, int]], *, max_customers: int = MAX_ELEMENTS) -> int:
+    """Return how many of the leading events, each with its size, fit into one call (contract §4); at least one."""
+    customers: set[str] = set()
+    total = number = 0
+    for event, size in sized:
+        customers.add(event.customer_id)
+        total += size
+        if number and (len(customers) > max_customers or total > MAX_BODY_BYTES):
+            break
+        number += 1
+    return number
+
+
+def send(events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
+    """Hand events to MoEngage in as few calls as the contract allows; never raises.
+
+    Each call takes ``timeout`` seconds at most, and none lasts beyond ``until``. A refused batch is
+    halved until the bad event stands alone, so that the good ones arrive (contract §4). After
+    any other failure nothing more is asked.
+    """
+    outcome = Outcome()
+    parts = list(_batches(list(events)))[::-1]
+    while parts:
+        part = parts.pop()
+        try:
+            get_client().send_events(part, deadline=_shorter(timeout, until))
+        except Exception as error:
+            if not _is_refusal(error):
+                outcome.error = error
+                outcome.kept = [event for rest in (part, *reversed(parts)) for event in rest]
+                break
+            if len(part) == 1:
+                outcome.refused.append((part[0], error))
+            else:
+                middle = len(part) // 2
+                parts += [part[middle:], part[:middle]]
+        else:
+            outcome.delivered += part
+    return outcome
+
+
+def _batches(events: list[Event]) -> Iterator[list[Event]]:
+    while events:
+        number = count_fitting((event, estimate_size(event)) for event in events)
+        yield events[:number]
+        events = events[number:]
+
+
+def _shorter(timeout: float, until: Deadline | None) -> Deadline:
+    left = until.remaining() if until else None
+    return Deadline(timeout if left is None else min(timeout, left))
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the events are to blame; an event that cannot be written as JSON is a ValueError or TypeError."""
+    if isinstance(error, ResponseError):
+        return error.status in _REFUSALS and not _is_unknown_workspace(error)
+    return isinstance(error, (TypeError, ValueError))
+
+
+def _is_unknown_workspace(error: Exception | None) -> bool:
+    """Whether this 400 is about the MOE-APPKEY header, not about the events (contract §1)."""
+    return isinstance(error, ResponseError) and error.status == 400 and error.title == _UNKNOWN_WORKSPACE
