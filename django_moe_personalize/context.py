@@ -1,0 +1,356 @@
+"""Context: ``Personalization``, the lazy mapping key → ``Experience`` of one request.
+
+Nothing is gathered, asked or touched until something is planned or read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar, overload
+
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.utils import timezone
+
+from django_moe_personalize import headers, planning, track
+from django_moe_personalize.attributes import acollect_attributes, collect_attributes
+from django_moe_personalize.callables import log_once
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.consent import Consent, aget_consent, get_consent
+from django_moe_personalize.fetch import Fetch, Visitor, start_fetch
+from django_moe_personalize.identity import Identity, aget_identity, get_identity, set_anonymous_cookie
+from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
+
+T = TypeVar("T")
+
+NOBODY = Visitor(Identity(), {})
+"""The visitor of a page for whom nothing may be asked."""
+
+_NOTHING_ALLOWED = Consent(fetch=False, identify=False, track=False)
+
+
+class Personalization(Mapping[str, Experience]):
+    """The experiences of one request's visitor: ``request.personalization``.
+
+    ``get(key)`` gives the experience or ``None``; in async code ``await aget(key)``. The first read
+    asks for everything the page is known to need in one call; all reads of a page together wait at
+    most DEADLINE seconds. ``now`` is the moment of the page, by default the real one: set it before
+    the first read to preview another hour.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_answers",
+        "_budget",
+        "_closed",
+        "_consent",
+        "_events",
+        "_fetches",
+        "_impressions",
+        "_request",
+        "_shown",
+        "_view",
+        "_visitor",
+        "is_read",
+        "now",
+    )
+
+    def __init__(self, request: HttpRequest) -> None:
+        # A strong reference back would make a cycle, and every request wait for the collector.
+        self._request = weakref.ref(request)
+        self._answers: dict[str, Experience | None] = {}
+        self._fetches: list[Fetch] = []
+        self._budget: float | None = None
+        self._visitor: Visitor | None = None
+        self._consent = _NOTHING_ALLOWED
+        self._impressions: dict[str, Event | None] = {}
+        self._shown: dict[str, list[Event]] = {}
+        self._events: list[Event] = []
+        self._view: Callable[..., Any] | None = None
+        self._closed = False
+        self.is_read = False
+        self.now: datetime | None = None
+
+    # Reading
+
+    def __getitem__(self, experience_key: str) -> Experience:
+        experience = self._read(experience_key)
+        if experience is None:
+            raise KeyError(experience_key)
+        return experience
+
+    @overload
+    def get(self, key: str, /) -> Experience | None: ...
+    @overload
+    def get(self, key: str, /, default: Experience) -> Experience: ...
+    @overload
+    def get(self, key: str, /, default: T) -> Experience | T: ...
+    def get(self, key: str, /, default: Any = None) -> Any:
+        """Return the experience, or ``default`` when this visitor has none of that key."""
+        experience = self._read(key)
+        return default if experience is None else experience
+
+    @overload
+    async def aget(self, key: str, /) -> Experience | None: ...
+    @overload
+    async def aget(self, key: str, /, default: T) -> Experience | T: ...
+    async def aget(self, key: str, /, default: Any = None) -> Any:
+        """See get(). A key that nothing planned is asked for here."""
+        request = self._request()
+        if request is not None and key not in self._answers:
+            self._learn(request, key)
+            await self.aprefetch(*planning.get_planned_keys(request, self._view), key)
+        return self.get(key, default)
+
+    def __contains__(self, experience_key: object) -> bool:
+        return isinstance(experience_key, str) and self._read(experience_key) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([key for key in self._list_keys() if self._read(key) is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return f"<Personalization of {', '.join(self.experience_keys) or 'no experiences yet'}>"
+
+    # Asking
+
+    def prefetch(self, *experience_keys: str) -> None:
+        """Start asking for ``experience_keys``, in one call, and go on; the first read joins."""
+        wanted = self._find_unasked(experience_keys)
+        if wanted and self._can_gather():
+            self._start(self._get_visitor(), wanted)
+
+    async def astart(self, *experience_keys: str) -> None:
+        """See prefetch()."""
+        if wanted := self._find_unasked(experience_keys):
+            self._start(await self._aget_visitor(), wanted)
+
+    async def aprefetch(self, *experience_keys: str) -> None:
+        """Ask for ``experience_keys`` and wait, at most what is left of the page's deadline.
+
+        As a task of its own it overlaps with what the view awaits besides.
+        """
+        await self.astart(*experience_keys)
+        for fetch in [fetch for fetch in self._fetches if not set(experience_keys).isdisjoint(fetch.keys)]:
+            started = time.monotonic()
+            answers = await fetch.aresult(self._get_budget())
+            self._settle(fetch, answers, time.monotonic() - started)
+
+    def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
+        """Return the keys the page is known to need when ``view`` answers it."""
+        self._view = view
+        request = self._request()
+        if request is None or not get_settings().enabled:
+            return ()
+        return planning.get_planned_keys(request, view)
+
+    # What was asked, by whom
+
+    @property
+    def experience_keys(self) -> tuple[str, ...]:
+        """The keys asked for so far."""
+        asked = (key for fetch in self._fetches for key in fetch.keys)
+        return tuple(dict.fromkeys([*self._answers, *asked]))
+
+    @property
+    def identity(self) -> Identity:
+        """Who is asking, as far as known and allowed."""
+        return self._get_visitor().identity
+
+    @property
+    def consent(self) -> Consent:
+        """What the visitor allows."""
+        self._get_visitor()
+        return self._consent
+
+    @property
+    def attributes(self) -> Mapping[str, str]:
+        """The in-session attributes that are sent."""
+        return self._get_visitor().attributes
+
+    # Telling
+
+    def track_impression(self, experience_key: str) -> None:
+        """Count an impression of an experience that was shown; once a page view however often called."""
+        if (experience := self.get(experience_key)) is not None:
+            self.show(experience)
+
+    def track_click(self, experience_key: str, *, element: str = "", offering: Offering | None = None) -> None:
+        """Count a click on ``element`` (``b_id``), or on ``offering``, that this request stands for."""
+        experience = self.get(experience_key)
+        if experience is not None and (customer_id := self.tracked_customer_id):
+            event = track.build_event(Action.CLICKED, experience, customer_id, element=element, offering=offering)
+            self._events += [event] if event is not None else []
+
+    @property
+    def tracked_customer_id(self) -> str | None:
+        """The id that events of this visitor carry; ``None`` when nothing may or can be counted."""
+        visitor = self._get_visitor()
+        return visitor.identity.customer_id if self._consent.track else None
+
+    def get_impression(self, experience: Experience) -> Event | None:
+        """Return the one impression of ``experience`` in this page view, fixed when first asked for."""
+        key = experience.experience_key
+        if key not in self._impressions:
+            self._impressions[key] = track.build_event(Action.SHOWN, experience, self.tracked_customer_id)
+        return self._impressions[key]
+
+    def show(self, experience: Experience) -> None:
+        """Count the impression of ``experience``, once, if the page itself comes to count."""
+        key = experience.experience_key
+        if key not in self._shown:
+            event = self.get_impression(experience)
+            offerings = track.build_offering_impressions(experience.offerings, self.tracked_customer_id)
+            self._shown[key] = offerings if event is None else [event, *offerings]
+
+    # The response
+
+    def seal(self, response: HttpResponseBase) -> Sequence[Event]:
+        """Mark ``response`` as this visitor's own if it read an experience; return the events it counts.
+
+        What reads after this (a streaming response) gets the default where the headers are gone
+        unsealed.
+        """
+        request = self._request()
+        streams = isinstance(response, StreamingHttpResponse)
+        if request is None or not (self.is_read or (streams and self._fetches)):
+            self._closed = True
+            return ()
+        headers.seal_response(response, get_settings())
+        set_anonymous_cookie(request, response)
+        if isinstance(response, StreamingHttpResponse):
+            track.record_when_streamed(response, lambda: self._take_events(request, response))
+            return ()
+        return self._take_events(request, response)
+
+    def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
+        events, self._events = self._events, []
+        if response.status_code >= 400 or not track.is_counted(request):
+            return ()
+        if response.status_code == 200 and request.method == "GET":
+            events += [event for shown in self._shown.values() for event in shown]
+        return events
+
+    # The steps
+
+    def _read(self, key: str) -> Experience | None:
+        request = self._request()
+        if request is None or self._closed or not get_settings().enabled:
+            return None
+        self.is_read = True
+        headers.keep_out_of_site_cache(request)
+        if key not in self._answers:
+            self._answer(request, key)
+        return self._answers.get(key)
+
+    def _answer(self, request: HttpRequest, key: str) -> None:
+        """Fill in the answer of ``key``, asking and waiting where that is possible."""
+        fetch = self._find_fetch(key)
+        if _is_in_event_loop() and (fetch is None or not fetch.done):
+            self._learn(request, key)
+            log_once(("unplanned", key), _UNPLANNED, key)
+            return
+        if fetch is None:
+            self._learn(request, key)
+            self.prefetch(*planning.get_planned_keys(request, self._view), key)
+            fetch = self._find_fetch(key)
+        if fetch is not None:
+            started = time.monotonic()
+            answers = fetch.result(self._get_budget())
+            self._settle(fetch, answers, time.monotonic() - started)
+
+    def _learn(self, request: HttpRequest, key: str) -> None:
+        route = planning.get_route(request)
+        if route is not None:
+            planning.route_memory.learn(route, key)
+
+    def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
+        if self._closed or self._request() is None or not get_settings().enabled:
+            return ()
+        asked = set(self.experience_keys)
+        return tuple(key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked)
+
+    def _find_fetch(self, key: str) -> Fetch | None:
+        return next((fetch for fetch in self._fetches if key in fetch.keys), None)
+
+    def _start(self, visitor: Visitor, keys: Sequence[str]) -> None:
+        if visitor is NOBODY:
+            self._answers.update(dict.fromkeys(keys))
+        else:
+            self._fetches.append(start_fetch(visitor, keys))
+
+    def _settle(self, fetch: Fetch, answers: Mapping[str, Experience], waited: float) -> None:
+        self._budget = max(0.0, self._get_budget() - waited)
+        for key in fetch.keys:
+            self._answers.setdefault(key, answers.get(key))
+
+    def _get_budget(self) -> float:
+        """Return the seconds that this page may still wait."""
+        return get_settings().deadline if self._budget is None else self._budget
+
+    def _list_keys(self) -> tuple[str, ...]:
+        request = self._request()
+        planned = () if request is None else planning.get_planned_keys(request, self._view)
+        return tuple(dict.fromkeys([*planned, *self.experience_keys]))
+
+    def _can_gather(self) -> bool:
+        """Return whether the visitor is known or can be asked about without blocking the event loop."""
+        if self._visitor is None and _is_in_event_loop():
+            log_once("gather", _UNGATHERED)
+            return False
+        return True
+
+    def _get_visitor(self) -> Visitor:
+        """Gather consent, identity and attributes, once; NOBODY when nothing may be asked."""
+        if not self._can_gather():
+            return NOBODY
+        if self._visitor is None:
+            self._visitor = NOBODY
+            if (request := self._request()) is not None:
+                self._consent = get_consent(request)
+                identity = get_identity(request, self._consent) if self._consent.fetch else None
+                if identity is not None:
+                    now = self.now or timezone.now()
+                    self._visitor = Visitor(identity, collect_attributes(request, now=now, consent=self._consent))
+        return self._visitor
+
+    async def _aget_visitor(self) -> Visitor:
+        """See _get_visitor()."""
+        if self._visitor is None:
+            self._visitor = NOBODY
+            if (request := self._request()) is not None:
+                self._consent = await aget_consent(request)
+                identity = await aget_identity(request, self._consent) if self._consent.fetch else None
+                if identity is not None:
+                    now = self.now or timezone.now()
+                    attributes = await acollect_attributes(request, now=now, consent=self._consent)
+                    self._visitor = Visitor(identity, attributes)
+        return self._visitor
+
+
+_UNPLANNED = (
+    "Experience %r was read in async code before it was there, so its default is shown. "
+    "Declare it with @personalize or EXPERIENCES, or await request.personalization.aget() first."
+)
+
+_UNGATHERED = (
+    "request.personalization was used in async code before it knew its visitor; await its aprefetch() or aget() first."
+)
+
+
+def _is_in_event_loop() -> bool:
+    """Return whether waiting here would stop every other request of the process."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

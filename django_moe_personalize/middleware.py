@@ -1,0 +1,61 @@
+"""Request: attach ``request.personalization``, start early what the page is known to need, seal the response."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from django.http import HttpRequest
+from django.http.response import HttpResponseBase
+
+from django_moe_personalize import track
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.context import Personalization
+
+GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
+
+
+class PersonalizeMiddleware:
+    """Put after sessions and authentication. A page that reads no experience passes untouched.
+
+    Raises ConfigurationError at start-up, also under servers that run no system checks.
+    """
+
+    sync_capable = True
+    async_capable = True
+
+    def __init__(self, get_response: GetResponse) -> None:
+        get_settings()
+        self.get_response: Callable[[HttpRequest], Any] = get_response
+        self.is_async = iscoroutinefunction(get_response)
+        if self.is_async:
+            markcoroutinefunction(self)
+            # Django would run a sync hook in a thread; an instance's own attribute wins over the class's.
+            self.process_view = self.aprocess_view  # type: ignore[method-assign, assignment]
+
+    def __call__(self, request: HttpRequest) -> Any:
+        if self.is_async:
+            return self.__acall__(request)
+        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        response = self.get_response(request)
+        track.record(personalization.seal(response))
+        return response
+
+    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        response: HttpResponseBase = await self.get_response(request)
+        await track.arecord(personalization.seal(response))
+        return response
+
+    def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """Start asking for what the page is known to need, beside its view."""
+        personalization: Personalization = request.personalization  # type: ignore[attr-defined]
+        if keys := personalization.plan(view):
+            personalization.prefetch(*keys)
+
+    async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
+        """See process_view(). An async view's template cannot wait, so its experiences come first."""
+        personalization: Personalization = request.personalization  # type: ignore[attr-defined]
+        if keys := personalization.plan(view):
+            await (personalization.aprefetch if iscoroutinefunction(view) else personalization.astart)(*keys)

@@ -1,0 +1,30 @@
+"""``PersonalizeMixin``: the same as ``@personalize`` for class-based views."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from django.http.response import HttpResponseBase
+from django.views import View
+
+from django_moe_personalize.planning import declare_keys
+
+# For a type checker the mixin is a view, so that as_view() agrees with the one it stands before.
+if TYPE_CHECKING:
+    Base = View
+else:
+    Base = object
+
+
+class PersonalizeMixin(Base):
+    """Declare a class-based view's experience keys in ``experiences``; stands before ``View``."""
+
+    experiences: Sequence[str] = ()
+
+    @classmethod
+    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view, marked with its keys. Raises ValueError for keys that are none."""
+        view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
+        declare_keys(view, initkwargs.get("experiences", cls.experiences))
+        return view

@@ -1,0 +1,95 @@
+"""Which experience keys this page needs: settings by route, ``@personalize``, and what the route read before."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from django.http import HttpRequest
+
+from django_moe_personalize.conf import get_settings
+
+KEYS_ATTRIBUTE = "moe_experience_keys"
+"""Where ``@personalize`` writes its keys on the view; ``functools.wraps`` carries it outwards."""
+
+MAX_ROUTES = 1000
+MAX_KEYS_A_ROUTE = 100
+
+
+def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> None:
+    """Write on ``view`` that it needs ``experience_keys``, besides what it declares already.
+
+    Raises ValueError when they are not a list of non-empty strings.
+    """
+    if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
+        raise ValueError(
+            f'experience keys are non-empty strings, as in ("hero-banner", "promo-strip"); not {experience_keys!r}'
+        )
+    declared = (*getattr(view, KEYS_ATTRIBUTE, ()), *experience_keys)
+    setattr(view, KEYS_ATTRIBUTE, tuple(dict.fromkeys(declared)))
+
+
+class RouteMemory:
+    """The keys each route was seen to read, bounded in routes and in keys a route. Thread-safe."""
+
+    def __init__(self, max_routes: int = MAX_ROUTES, max_keys: int = MAX_KEYS_A_ROUTE) -> None:
+        self._max_routes = max_routes
+        self._max_keys = max_keys
+        self._routes: OrderedDict[str, tuple[str, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, route: str) -> tuple[str, ...]:
+        """Return the keys seen on ``route``."""
+        return self._routes.get(route, ())
+
+    def learn(self, route: str, experience_key: str) -> None:
+        """Remember that ``route`` reads ``experience_key``; the oldest route makes room."""
+        with self._lock:
+            known = self._routes.get(route, ())
+            if experience_key in known or len(known) >= self._max_keys:
+                return
+            self._routes[route] = (*known, experience_key)
+            if len(self._routes) > self._max_routes:
+                self._routes.popitem(last=False)
+
+    def forget(self) -> None:
+        """Forget every route."""
+        with self._lock:
+            self._routes.clear()
+
+
+route_memory = RouteMemory()
+
+
+def get_route(request: HttpRequest) -> str | None:
+    """Return the name of the request's route: its view name, or its URL pattern when it has no name."""
+    match = request.resolver_match
+    if match is None:
+        return None
+    return match.view_name or match.route
+
+
+def get_planned_keys(request: HttpRequest, view: Callable[..., Any] | None = None) -> tuple[str, ...]:
+    """Return the keys that ``request`` is known to need, each once, in the order of their sources."""
+    route = get_route(request)
+    keys = dict.fromkeys(getattr(view, KEYS_ATTRIBUTE, ()))
+    experiences = get_settings().experiences
+    if experiences:
+        for name in _iterate_route_names(route):
+            keys.update(dict.fromkeys(experiences.get(name, ())))
+    if route is not None:
+        keys.update(dict.fromkeys(route_memory.get(route)))
+    return tuple(keys)
+
+
+def _iterate_route_names(route: str | None) -> Iterator[str]:
+    """Yield the names under which ``EXPERIENCES`` may mean a route: ``a:b:c``, ``a:b:*``, ``a:*``, ``*``."""
+    if route is not None:
+        yield route
+        namespace = route
+        while ":" in namespace:
+            namespace = namespace.rpartition(":")[0]
+            yield f"{namespace}:*"
+    yield "*"

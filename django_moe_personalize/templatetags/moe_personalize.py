@@ -1,0 +1,163 @@
+"""The tag library ``{% load moe_personalize %}``: thin tags over ``render.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django import template
+from django.http import HttpRequest
+from django.template import Context, Node, NodeList, TemplateSyntaxError
+from django.template.base import FilterExpression, Parser, Token, token_kwargs
+from django.utils.html import conditional_escape
+from django.utils.safestring import SafeString
+
+from django_moe_personalize import render
+from django_moe_personalize.callables import log_once
+from django_moe_personalize.moengage.types import Experience
+
+register = template.Library()
+
+EXPERIENCE_FORM = '{% experience "key" as name %}…{% fallback %}…{% endexperience %}'
+VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
+CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
+
+_NO_REQUEST = (
+    "A personalised template was rendered without a request that has passed PersonalizeMiddleware, "
+    "so it shows its defaults. Render it with render(request, …)."
+)
+
+
+def find_request(context: Context) -> HttpRequest | None:
+    """Return the request a template is rendered for; ``None`` for a mail, say."""
+    request: HttpRequest | None = getattr(context, "request", None) or context.get("request")
+    return request
+
+
+def find_page(context: Context) -> Any:
+    """Return the ``request.personalization`` of a template's request; ``None`` when there is none."""
+    page = getattr(find_request(context), "personalization", None)
+    if page is None:
+        log_once("request", _NO_REQUEST)
+    return page
+
+
+class ExperienceNode(Node):
+    """``{% experience %}``: the body with the experience, else the fallback."""
+
+    child_nodelists = ("body", "fallback")
+
+    def __init__(self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList) -> None:
+        self.key = key
+        self.name = name
+        self.body = body
+        self.fallback = fallback
+
+    def __iter__(self) -> Iterator[Node]:
+        yield from (*self.body, *self.fallback)
+
+    def render(self, context: Context) -> SafeString:
+        """Render the body and count it as shown; a fallback counts nothing."""
+        key = self.key.resolve(context)
+        page = find_page(context)
+        experience = page.get(key) if page is not None and isinstance(key, str) else None
+        if experience is None:
+            return self.fallback.render(context)
+        with context.push({self.name: experience}):
+            body = self.body.render(context)
+        return render.render_experience(page, experience, body)
+
+
+@register.tag
+def experience(parser: Parser, token: Token) -> ExperienceNode:
+    """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``; NAME is ``experience``."""
+    match token.split_contents():
+        case [_, key]:
+            name = "experience"
+        case [_, key, "as", name] if name.isidentifier():
+            pass
+        case _:
+            raise TemplateSyntaxError(f"Wrong form of {{% experience %}}; the right one: {EXPERIENCE_FORM}")
+    body = parser.parse(("fallback", "endexperience"))
+    fallback = NodeList()
+    if parser.next_token().contents == "fallback":
+        fallback = parser.parse(("endexperience",))
+        parser.delete_first_token()
+    return ExperienceNode(parser.compile_filter(key), name, body, fallback)
+
+
+@register.tag
+def fallback(parser: Parser, token: Token) -> Node:
+    """Refuse a ``{% fallback %}`` that no ``{% experience %}`` is waiting for."""
+    raise TemplateSyntaxError(f"{{% fallback %}} stands once, inside {{% experience %}}: {EXPERIENCE_FORM}")
+
+
+@register.simple_tag(takes_context=True)
+def experience_value(context: Context, key: str, variable: str, default: Any = "") -> Any:
+    """Show one payload variable of an experience, escaped, and count the experience as shown; else ``default``."""
+    page = find_page(context)
+    found: Experience | None = page.get(key) if page is not None and isinstance(key, str) else None
+    if found is None:
+        return default
+    value = found.payload.get(variable)
+    if value is None:
+        log_once(("variable", key, variable), "Experience %r has no variable %r; its default is shown.", key, variable)
+        return default
+    return render.render_experience(page, found, conditional_escape(value))
+
+
+class ClickURLNode(Node):
+    """``{% click_url %}``: a link that counts."""
+
+    def __init__(
+        self, target: FilterExpression, destination: FilterExpression, options: dict[str, FilterExpression]
+    ) -> None:
+        self.target = target
+        self.destination = destination
+        self.options = options
+
+    def render(self, context: Context) -> str:
+        """Return the escaped URL; the plain destination where there is nothing to count."""
+        target = self.target.resolve(context, ignore_failures=True)
+        destination = self.destination.resolve(context)
+        options = {name: value.resolve(context) for name, value in self.options.items()}
+        page = find_page(context)
+        url = render.build_click_url(
+            find_request(context),
+            page,
+            target if page is not None and isinstance(target, Experience) else None,
+            str(destination),
+            # A literal was written by the template's author, anything else may be content.
+            trusted=isinstance(self.destination.var, str),
+            **options,
+        )
+        return conditional_escape(url)
+
+
+@register.tag
+def click_url(parser: Parser, token: Token) -> ClickURLNode:
+    """Parse ``{% click_url EXPERIENCE DESTINATION [element=…] [offering=…] %}``."""
+    _, *bits = token.split_contents()
+    options = token_kwargs(bits[2:], parser)
+    if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"element", "offering"}:
+        raise TemplateSyntaxError(f"Wrong form of {{% click_url %}}; the right one: {CLICK_FORM}")
+    return ClickURLNode(parser.compile_filter(bits[0]), parser.compile_filter(bits[1]), options)
+
+
+@register.simple_tag(takes_context=True)
+def personalize_scripts(context: Context) -> SafeString:
+    """Put the script that reports ``data-moe-click`` clicks and views; once, at the end of the page."""
+    return render.render_scripts(find_request(context))
+
+
+@register.filter
+def experience_html(value: object) -> SafeString:
+    """Show marketers' HTML through nh3's allow-list; escaped when nh3 is not installed."""
+    return render.render_html(value)
+
+
+@register.filter
+def experience_url(value: object) -> str:
+    """Return a content's URL if it is relative or http(s) to CONTENT_HOSTS, else ``#``."""
+    url = str(value)
+    return url if render.is_safe_url(url, render.get_allowed_hosts(None)) else render.NOWHERE

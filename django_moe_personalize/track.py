@@ -1,0 +1,189 @@
+"""Track: impressions and clicks become events, travel in signed tokens, and are handed to the delivery.
+
+An event's UUID and time are fixed when it happens (contract §4). A token carries what the event of
+a later click needs: signed, expiring, bound to its visitor, and with the same UUID however often
+it comes back, so that a replay counts nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from django.conf import settings as django_settings
+from django.core import signing
+from django.http import HttpRequest, StreamingHttpResponse
+from django.utils.crypto import constant_time_compare, salted_hmac
+
+from django_moe_personalize.callables import log_once
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
+
+TOKEN_MAX_AGE = 24 * 60 * 60
+"""Seconds for which a click or a beacon of a page still counts."""
+
+MAX_TOKEN_LENGTH = 3000
+"""Characters; gunicorn refuses a request line over 4,094, and other servers have their own limits."""
+
+OFFERINGS = "offerings"
+"""The attribute of an impression under which the contexts of the offerings shown with it ride."""
+
+_SALT = "moe_personalize.track.1"
+
+_ROBOT = re.compile(
+    r"bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
+)
+"""Self-declared robots; what hides is not caught by a header."""
+
+
+def is_counted(request: HttpRequest) -> bool:
+    """Return whether a person asked for this page to see it now: no HEAD, no prefetch, no declared robot."""
+    headers = request.headers
+    purpose = headers.get("Sec-Purpose") or headers.get("Purpose") or headers.get("X-Moz") or ""
+    if request.method == "HEAD" or "prefetch" in purpose.lower():
+        return False
+    return _ROBOT.search(headers.get("User-Agent", "")) is None
+
+
+def build_event(
+    action: Action,
+    experience: Experience,
+    customer_id: str | None,
+    *,
+    element: str = "",
+    offering: Offering | None = None,
+) -> Event | None:
+    """Return the event of an impression or a click that happens now.
+
+    ``element`` is the clicked element (``b_id``). The offerings' contexts ride on the impression
+    of their experience; a clicked offering's is merged into the click (contract §5). ``None``
+    when nobody could count it: no customer id, or an experience without a context.
+    """
+    if not customer_id or not experience.experience_context:
+        return None
+    attributes = dict(experience.experience_context)
+    if action is Action.SHOWN and experience.offerings and not get_settings().offering_events:
+        attributes[OFFERINGS] = [dict(shown.context) for shown in experience.offerings]
+    if offering is not None:
+        element = element or offering.offering_id
+        if get_settings().offering_events:
+            action, attributes = Action.OFFERING_CLICKED, {}
+        attributes.update(offering.context)
+    if element:
+        attributes["b_id"] = element
+    return Event(action, customer_id, attributes, int(time.time()))
+
+
+def build_offering_impressions(offerings: Iterable[Offering], customer_id: str | None) -> list[Event]:
+    """Return the offerings' own impressions, which a workspace has only where OFFERING_EVENTS is on."""
+    if not customer_id or not get_settings().offering_events:
+        return []
+    now = int(time.time())
+    return [Event(Action.OFFERING_SHOWN, customer_id, dict(shown.context), now) for shown in offerings]
+
+
+def record(events: Sequence[Event]) -> None:
+    """Hand ``events`` to the delivery; never raises."""
+    if events:
+        get_delivery().record(events)
+
+
+async def arecord(events: Sequence[Event]) -> None:
+    """See record()."""
+    if events:
+        await get_delivery().arecord(events)
+
+
+def record_when_streamed(response: StreamingHttpResponse, collect: Callable[[], Sequence[Event]]) -> None:
+    """Record what ``collect()`` gives once the whole of ``response`` was sent."""
+
+    def stream(content: Any) -> Iterator[bytes]:
+        yield from content
+        record(collect())
+
+    async def astream(content: Any) -> AsyncIterator[bytes]:
+        async for part in content:
+            yield part
+        await arecord(collect())
+
+    response.streaming_content = (astream if response.is_async else stream)(response.streaming_content)
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What a page hands out to be told about later: one event, bound to its visitor.
+
+    A link's token stands for its click and has a ``destination`` (on ``host``, where the template's
+    author named another site). A mark's stands for the impression, and for the clicks on its
+    ``elements``. An ``expired`` token counts nothing.
+    """
+
+    event_uuid: str
+    action: str
+    attributes: Mapping[str, Any] = field(repr=False)
+    binding: str = field(repr=False)
+    destination: str = ""
+    host: str = ""
+    elements: Sequence[str] = ()
+    expired: bool = False
+
+    @classmethod
+    def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
+        """Return the token that stands for ``event``; it holds no customer id."""
+        binding = bind_visitor(event.customer_id)
+        return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
+
+    def sign(self) -> str | None:
+        """Return the token as URL-safe text, compressed when that helps; ``None`` when it is too long."""
+        text = signing.dumps([getattr(self, name) for name in _SIGNED], salt=_SALT, compress=True)
+        if len(text) > MAX_TOKEN_LENGTH:
+            log_once("token", "An experience's context is too long for a token; its clicks are not tracked.")
+            return None
+        return text
+
+    def belongs_to(self, customer_id: str) -> bool:
+        """Return whether the visitor of the page is the one who sends the token back."""
+        keys = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+        return any(constant_time_compare(self.binding, bind_visitor(customer_id, secret)) for secret in keys)
+
+    def build_event(self, customer_id: str) -> Event:
+        """Return the event this token stands for: with its own UUID, happening now."""
+        return Event(Action(self.action), customer_id, self.attributes, int(time.time()), self.event_uuid)
+
+    def build_click(self, customer_id: str, element: str) -> Event:
+        """Return the click on ``element`` of a mark: one in a page view, however often it is reported."""
+        attributes = {name: value for name, value in self.attributes.items() if name != OFFERINGS}
+        if element:
+            attributes["b_id"] = element
+        event_uuid = derive_uuid(self.event_uuid, element)
+        return Event(Action.CLICKED, customer_id, attributes, int(time.time()), event_uuid)
+
+
+_SIGNED = ("event_uuid", "action", "attributes", "binding", "destination", "host", "elements")
+
+
+def read_token(text: str) -> Token:
+    """Return the token that ``sign`` made. Raises ``signing.BadSignature`` for anything else."""
+    if not text.isascii():
+        raise signing.BadSignature("not a token")
+    try:
+        return Token(*signing.loads(text, salt=_SALT, max_age=TOKEN_MAX_AGE))
+    except signing.SignatureExpired:
+        return replace(Token(*signing.loads(text, salt=_SALT)), expired=True)
+
+
+def bind_visitor(customer_id: str, secret: str | bytes | None = None) -> str:
+    """Return what tells a visitor from another without telling who it is."""
+    return salted_hmac(f"{_SALT}.visitor", customer_id, secret=secret, algorithm="sha256").hexdigest()[:32]
+
+
+def derive_uuid(event_uuid: str, element: str) -> str:
+    """Return the UUID v4 of a click on ``element`` in the page view that ``event_uuid`` stands for."""
+    text = f"{event_uuid}/{element}".encode("utf-8", "surrogatepass")
+    return str(uuid.UUID(bytes=hashlib.blake2b(text, digest_size=16).digest(), version=4))

@@ -1,0 +1,14 @@
+"""Click redirect and beacon: ``path("moe/", include("django_moe_personalize.urls"))``."""
+
+from __future__ import annotations
+
+from django.urls import path
+
+from django_moe_personalize import views
+
+app_name = "moe_personalize"
+
+urlpatterns = [
+    path("click/<str:token>/", views.click, name="click"),
+    path("beacon/", views.beacon, name="beacon"),
+]

@@ -1,0 +1,128 @@
+"""Fixtures shared by the suite."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.core.cache import caches
+from django.http import HttpResponse
+from django.test import AsyncClient, Client
+
+from django_moe_personalize import callables, connection, fetch, planning
+from django_moe_personalize.delivery.base import reset_delivery
+from django_moe_personalize.exceptions import TransportError
+from django_moe_personalize.moengage.client import PersonalizeClient
+from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.transport import SandboxTransport
+from django_moe_personalize.sandbox.workspace import load_workspace
+
+
+def settle() -> None:
+    """Wait until what pages left to the background is done."""
+    until = time.monotonic() + 10
+    while fetch.get_pool().in_flight and time.monotonic() < until:
+        time.sleep(0.001)
+
+
+def forget() -> None:
+    """Bring what a process learns back to how it starts."""
+    settle()
+    caches["default"].clear()
+    callables._logged.clear()
+    connection.reset()
+    planning.route_memory.forget()
+    fetch.get_breaker.cache_clear()
+    fetch.get_pool.cache_clear()
+    reset_delivery()
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    """Let no test meet what another left in the process."""
+    forget()
+    yield
+    forget()
+
+
+class Upstream:
+    """MoEngage's end of the wire in a test: the sandbox, with what it was asked and, when told, failures."""
+
+    def __init__(self) -> None:
+        self.engine = Engine(load_workspace())
+        self.requests: list[Request] = []
+        self.answer: Callable[[Request], Response] | None = None
+        self._sandbox = SandboxTransport(self.engine)
+
+    def send(self, request: Request, *, deadline: Deadline) -> Response:
+        """See Transport.send()."""
+        self.requests.append(request)
+        if self.answer is not None:
+            return self.answer(request)
+        return self._sandbox.send(request, deadline=deadline)
+
+    def close(self) -> None:
+        """See Transport.close()."""
+
+    def refuse(self) -> None:
+        """Fail every call from now on, as a network does."""
+
+        def answer(request: Request) -> Response:
+            raise TransportError("refused")
+
+        self.answer = answer
+
+    def respond(self, status: int, body: bytes = b"", **headers: str) -> None:
+        """Answer every call from now on in this way."""
+        self.answer = lambda request: Response(status, headers, body)
+
+    @property
+    def fetches(self) -> list[dict[str, Any]]:
+        """The bodies of the fetches so far."""
+        return [json.loads(r.body) for r in self.requests if r.path == "/experiences/fetch"]
+
+    def count(self, experience_key: str) -> tuple[int, int]:
+        """Return the impressions and clicks of an experience."""
+        counts = self.engine.ledger.counts().get(experience_key)
+        return (counts.impressions, counts.clicks) if counts else (0, 0)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    """Put an observed sandbox at the other end of the wire."""
+    end = Upstream()
+    workspace = end.engine.workspace
+    client = PersonalizeClient(workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=end)
+    with connection.override_client(client):
+        yield end
+        settle()
+
+
+class Visit:
+    """One visitor's browser, over WSGI or ASGI: ``visit(path, **options)`` is a GET."""
+
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.client = Client() if mode == "sync" else AsyncClient()
+
+    def __call__(self, path: str, *, method: str = "get", **options: Any) -> HttpResponse:
+        call = getattr(self.client, method)
+        return call(path, **options) if self.mode == "sync" else async_to_sync(call)(path, **options)
+
+    def log_in(self, user: Any) -> None:
+        """Sign the visitor in."""
+        self.client.force_login(user)
+
+    def forget_cookies(self) -> None:
+        """Become another visitor."""
+        self.client.cookies.clear()
+
+
+@pytest.fixture(params=["sync", "async"])
+def visit(request: pytest.FixtureRequest) -> Visit:
+    """Give a visitor of the site, once over WSGI and once over ASGI."""
+    return Visit(request.param)

@@ -1,0 +1,149 @@
+"""The pages of the test site: each view shows one way of using the package."""
+
+import asyncio
+
+from django.contrib.auth.decorators import login_required
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.urls import include, path
+from django.views.generic import TemplateView, View
+
+from django_moe_personalize.decorators import personalize
+from django_moe_personalize.mixins import PersonalizeMixin
+
+TAGS = """{% load moe_personalize %}<main>
+{% experience "hero-banner" as hero %}<h1>{{ hero.Title }}</h1>
+<a href="{% click_url hero '/sale/' element='cta' %}">{{ hero.CtaLabel }}</a>
+{% fallback %}<h1>Welcome</h1>{% endexperience %}
+<p>{% experience_value "promo-strip" "Text" default="Free returns" %}</p></main>"""
+
+
+def show(request: HttpRequest, source: str, **context: object) -> HttpResponse:
+    """Render a template given as text."""
+    return HttpResponse(engines["django"].from_string(source).render(context, request))
+
+
+def plain(request: HttpRequest) -> HttpResponse:
+    """Show a page that has nothing to do with personalization."""
+    return HttpResponse("plain")
+
+
+def read(request: HttpRequest) -> HttpResponse:
+    """Read an experience in a view, with nothing declared and no template."""
+    hero = request.personalization.get("hero-banner")
+    return HttpResponse(hero["Title"] if hero else "default")
+
+
+async def aread(request: HttpRequest) -> HttpResponse:
+    """Read an experience in an async view."""
+    hero = await request.personalization.aget("hero-banner")
+    return HttpResponse(hero["Title"] if hero else "default")
+
+
+@personalize("hero-banner", "promo-strip")
+def tags(request: HttpRequest) -> HttpResponse:
+    """Render tags whose keys are declared."""
+    return show(request, TAGS)
+
+
+@personalize("hero-banner", "promo-strip")
+async def atags(request: HttpRequest) -> HttpResponse:
+    """Render tags in the event loop; their keys are declared."""
+    await asyncio.sleep(0)
+    return show(request, TAGS)
+
+
+async def undeclared(request: HttpRequest) -> HttpResponse:
+    """Render tags in the event loop whose keys nothing declares."""
+    return show(request, TAGS)
+
+
+def configured(request: HttpRequest) -> HttpResponse:
+    """Render tags whose keys may be in EXPERIENCES."""
+    return show(request, TAGS)
+
+
+def template_response(request: HttpRequest) -> TemplateResponse:
+    """Return a response that is rendered after the view."""
+    return TemplateResponse(request, engines["django"].from_string(TAGS))
+
+
+def missing(request: HttpRequest) -> HttpResponse:
+    """Show a personalised page with another status than 200."""
+    response = show(request, TAGS)
+    response.status_code = 404
+    return response
+
+
+def failing(request: HttpRequest) -> HttpResponse:
+    """Fail after an experience was rendered."""
+    show(request, TAGS)
+    raise ValueError("the view's own")
+
+
+def streaming(request: HttpRequest) -> StreamingHttpResponse:
+    """Render while the response is sent."""
+
+    async def aparts():
+        yield "<html>"
+        yield show(request, TAGS).content
+
+    def parts():
+        yield "<html>"
+        yield show(request, TAGS).content
+
+    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+
+
+@personalize("hero-banner", "promo-strip")
+def streaming_declared(request: HttpRequest) -> StreamingHttpResponse:
+    """Render while the response is sent what was declared."""
+    return streaming(request)
+
+
+class ClassBased(PersonalizeMixin, TemplateView):
+    """Declare keys on a class."""
+
+    experiences = ("hero-banner", "promo-strip")
+
+    def render_to_response(self, context: dict[str, object], **kwargs: object) -> HttpResponse:
+        """Render tags."""
+        return show(self.request, TAGS)
+
+
+class Method(View):
+    """Declare keys on a method, out of the middleware's sight."""
+
+    @personalize("hero-banner", "promo-strip")
+    def get(self, request: HttpRequest) -> HttpResponse:
+        """Render tags."""
+        return show(request, TAGS)
+
+    @personalize("hero-banner")
+    def post(self, request: HttpRequest) -> HttpResponse:
+        """Report what a client of one's own saw and clicked."""
+        request.personalization.track_impression("hero-banner")
+        request.personalization.track_click("hero-banner", element="buy")
+        return HttpResponse("told")
+
+
+urlpatterns = [
+    path("moe/", include("django_moe_personalize.urls")),
+    path("plain/", plain, name="plain"),
+    path("read/", read, name="read"),
+    path("aread/", aread, name="aread"),
+    path("tags/", tags, name="tags"),
+    path("atags/", atags, name="atags"),
+    path("undeclared/", undeclared, name="undeclared"),
+    path("configured/", configured, name="configured"),
+    path("account/", login_required(tags), name="account"),
+    path("template-response/", template_response, name="template-response"),
+    path("missing/", missing, name="missing"),
+    path("failing/", failing, name="failing"),
+    path("streaming/", streaming, name="streaming"),
+    path("streaming-declared/", streaming_declared, name="streaming-declared"),
+    path("class/", ClassBased.as_view(), name="class"),
+    path("method/", Method.as_view(), name="method"),
+    path("shop/", include(([path("home/", configured, name="home")], "shop"))),
+]
