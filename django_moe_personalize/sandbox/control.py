@@ -1,0 +1,106 @@
+"""The control paths of a sandbox server: its ledger, its reasons, its faults. Not part of the vendor's API."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.sandbox.decisions import Decision
+from django_moe_personalize.sandbox.engine import Engine, not_allowed, not_found
+from django_moe_personalize.sandbox.errors import RefusedError, json_response
+from django_moe_personalize.sandbox.faults import FaultInjector, parse_faults
+from django_moe_personalize.sandbox.validation import read_body
+
+CONTROL_PATH = "/_sandbox"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host``, a name or an address without a port, is this machine."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def is_control_allowed(client_host: str, host_header: str) -> bool:
+    """Whether a control request comes from this machine and was meant for it.
+
+    The Host header is checked because of DNS rebinding: a page in a browser on this machine may
+    resolve its own name to 127.0.0.1, but cannot change the name it asks for.
+    """
+    name, colon, port = host_header.rpartition(":")
+    host = name if colon and port.isdigit() else host_header
+    return is_loopback(client_host) and is_loopback(host)
+
+
+class Control:
+    """Answer control requests.
+
+    ``GET`` and ``DELETE /_sandbox/ledger``, ``POST /_sandbox/explain`` with the body of a fetch,
+    ``GET`` and ``PUT /_sandbox/faults`` with the fields of Faults.
+    """
+
+    def __init__(self, engine: Engine, injector: FaultInjector) -> None:
+        self._engine = engine
+        self._injector = injector
+        self._actions: Mapping[str, Mapping[str, Callable[[Request], Response]]] = {
+            f"{CONTROL_PATH}/ledger": {"GET": self._read_ledger, "DELETE": self._clear_ledger},
+            f"{CONTROL_PATH}/explain": {"POST": self._explain},
+            f"{CONTROL_PATH}/faults": {"GET": self._read_faults, "PUT": self._set_faults},
+        }
+
+    def handle(self, request: Request) -> Response:
+        """Return the answer to a control request; never raises."""
+        methods = self._actions.get(request.path)
+        if methods is None:
+            return not_found().response()
+        action = methods.get(request.method)
+        if action is None:
+            allowed = ", ".join(methods)
+            return not_allowed(allowed).response({"allow": allowed})
+        try:
+            return action(request)
+        except RefusedError as refused:
+            return refused.response()
+
+    def _read_ledger(self, request: Request) -> Response:
+        counts = {key: dataclasses.asdict(each) for key, each in self._engine.ledger.counts().items()}
+        entries = [dataclasses.asdict(entry) for entry in self._engine.ledger.entries()]
+        return json_response({"counts": counts, "entries": entries})
+
+    def _clear_ledger(self, request: Request) -> Response:
+        self._engine.ledger.clear()
+        return json_response({"counts": {}, "entries": []})
+
+    def _explain(self, request: Request) -> Response:
+        decisions = self._engine.explain(read_body(request.body))
+        return json_response({"decisions": [_as_json(decision) for decision in decisions]})
+
+    def _read_faults(self, request: Request) -> Response:
+        return json_response(dataclasses.asdict(self._injector.faults))
+
+    def _set_faults(self, request: Request) -> Response:
+        data = read_body(request.body)
+        try:
+            self._injector.faults = parse_faults(data)
+        except ValueError as error:
+            raise RefusedError(400, "Invalid Field Value", f"{error}.", "INVALID_FIELD_VALUE") from error
+        return self._read_faults(request)
+
+
+def _as_json(decision: Decision) -> dict[str, Any]:
+    return {
+        "experience_key": decision.experience_key,
+        "served": decision.served,
+        "reason": None if decision.reason is None else decision.reason.value,
+        "sentence": decision.sentence,
+        "audience": decision.audience,
+        "variation_id": decision.variation_id,
+        "checks": list(decision.checks),
+        "entry": decision.entry,
+    }

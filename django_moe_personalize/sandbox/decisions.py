@@ -1,0 +1,188 @@
+"""Who gets what: the decision on each experience, with the reason in words."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_moe_personalize.moengage.types import FailureReason
+from django_moe_personalize.sandbox.rules import Visitor, as_text
+from django_moe_personalize.sandbox.workspace import Audience, Content, Definition, State, Variation, Workspace
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What happened to one experience key.
+
+    ``reason`` is ``None`` for an experience that is served, and ``entry`` then its wire form;
+    ``checks`` holds a sentence for each audience looked at.
+    """
+
+    experience_key: str
+    sentence: str
+    reason: FailureReason | None = None
+    audience: str = ""
+    variation_id: str = ""
+    checks: tuple[str, ...] = ()
+    entry: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    @property
+    def served(self) -> bool:
+        """Whether the experience is in the answer."""
+        return self.entry is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Whom a decision is about: what rules see, and the name that assignment sticks to."""
+
+    visitor: Visitor
+    identity: str = field(repr=False)
+    known: bool = True
+    """Whether there is a customer at all."""
+
+
+def build_subject(customer_id: str | None, visitor: Visitor) -> Subject:
+    """Return the subject of a fetch.
+
+    Without a customer the assignment sticks to the address and the user agent together: the best
+    that a server can know of somebody who did not say who it is.
+    """
+    if customer_id is not None:
+        return Subject(visitor, f"customer:{customer_id}")
+    session = visitor.session
+    parts = (session.get("USER_IP_ADDRESS", ""), session.get("USER_AGENT", ""))
+    return Subject(visitor, f"session:{len(parts[0])}:{parts[0]}:{parts[1]}", known=False)
+
+
+def bucket(*parts: str) -> float:
+    """Return a number from 0.0 to below 1.0 that is the same for the same ``parts``, uniform over others."""
+    # Each part with its length, or ("ab", "c") and ("a", "bc") would share one bucket.
+    joined = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "replace")
+    return (int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 11) / 2.0**53
+
+
+def decide(
+    workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False
+) -> Decision:
+    """Return the decision on one key at Unix time ``now``.
+
+    ``everyone_only`` leaves out what is meant for an audience: a fetch with neither keys nor a customer.
+    """
+    definition = workspace.definitions.get(key)
+    if definition is None:
+        return Decision(key, "There is no experience with this key.", FailureReason.INVALID_EXPERIENCE_KEY)
+    absent = _absent_for_all(definition, now)
+    if absent is not None:
+        return absent
+    everybody = bucket(workspace.workspace_id, "global control group", subject.identity)
+    if everybody * 100 < workspace.global_control_group:
+        sentence = f"The visitor is in the global control group ({workspace.global_control_group:g} %)."
+        return Decision(key, sentence, FailureReason.USER_IN_GLOBAL_CONTROL_GROUP)
+    content, checks = _find_content(definition, subject, everyone_only=everyone_only)
+    if content is None:
+        sentence = f"The visitor is in no audience of it: {'; '.join(checks)}."
+        return Decision(key, sentence, FailureReason.USER_NOT_IN_SEGMENT, checks=checks)
+    return _decide_content(workspace, definition, content, subject, checks)
+
+
+def _absent_for_all(definition: Definition, now: float) -> Decision | None:
+    state = definition.state(now)
+    if state is State.ACTIVE:
+        return None
+    if state is State.EXPIRED:
+        sentence = f"It ended at {definition.end}."
+        return Decision(definition.key, sentence, FailureReason.EXPERIENCE_EXPIRED)
+    start = "" if definition.start is None or state is State.PAUSED else f" and starts at {definition.start}"
+    sentence = f"It is {state.value.lower()}{start}."
+    return Decision(definition.key, sentence, FailureReason.EXPERIENCE_NOT_ACTIVE)
+
+
+def _find_content(
+    definition: Definition, subject: Subject, *, everyone_only: bool
+) -> tuple[Content | None, tuple[str, ...]]:
+    checks: list[str] = []
+    for content in definition.contents:
+        matched, sentence = _check(content.audience, subject.visitor, everyone_only=everyone_only)
+        checks.append(sentence)
+        if matched:
+            return content, tuple(checks)
+    return None, tuple(checks)
+
+
+def _check(audience: Audience, visitor: Visitor, *, everyone_only: bool) -> tuple[bool, str]:
+    if audience.rule is None:
+        return True, f"audience “{audience.name}” → matched"
+    if everyone_only:
+        return False, f"audience “{audience.name}”: neither keys nor a customer were given → left out"
+    finding = audience.rule.check(visitor)
+    outcome = "matched" if finding.matched else "not matched"
+    return finding.matched, f"audience “{audience.name}”: {finding.sentence} → {outcome}"
+
+
+def _decide_content(
+    workspace: Workspace, definition: Definition, content: Content, subject: Subject, checks: tuple[str, ...]
+) -> Decision:
+    control = bucket(workspace.workspace_id, definition.key, "control group", subject.identity)
+    if control * 100 < definition.control_group:
+        sentence = f"{checks[-1]}, but the visitor is in its control group ({definition.control_group:g} %)."
+        reason = FailureReason.USER_IN_CAMPAIGN_CONTROL_GROUP
+        return Decision(definition.key, sentence, reason, content.audience.name, checks=checks)
+    variation = _choose(workspace, definition, content, subject)
+    locale, locale_id = _choose_locale(workspace, variation, subject.visitor)
+    how = "by weight" if len(content.variations) > 1 else "the only one"
+    words = f"; locale {locale}" if locale else ""
+    return Decision(
+        definition.key,
+        f"{checks[-1]}; variation {variation.name} {how}{words}.",
+        audience=content.audience.name,
+        variation_id=variation.variation_id,
+        checks=checks,
+        entry={
+            "payload": variation.payloads[locale],
+            "experience_context": _context(workspace, definition, content.audience, variation, locale_id),
+        },
+    )
+
+
+def _choose(workspace: Workspace, definition: Definition, content: Content, subject: Subject) -> Variation:
+    total = sum(variation.weight for variation in content.variations)
+    left = bucket(workspace.workspace_id, definition.key, "variation", subject.identity) * total
+    for variation in content.variations[:-1]:
+        left -= variation.weight
+        if left < 0:
+            return variation
+    return content.variations[-1]
+
+
+def _choose_locale(workspace: Workspace, variation: Variation, visitor: Visitor) -> tuple[str, str]:
+    """Return the locale of the content and its id: the session's ``locale``, else the customer's, else the default."""
+    wanted = visitor.session.get("locale") or as_text(visitor.customer.get("locale", ""))
+    code = wanted.lower().replace("_", "-")
+    for locale in (code, code.partition("-")[0]):
+        if locale and locale in variation.payloads:
+            return locale, str(workspace.locales.index(locale) + 1)
+    return "", "0"
+
+
+def campaign_id(workspace: Workspace, key: str) -> str:
+    """Return the part of a ``cid`` that names the experience."""
+    return hashlib.sha256(f"{workspace.workspace_id}:{key}".encode("utf-8", "replace")).hexdigest()[:24]
+
+
+def _context(
+    workspace: Workspace, definition: Definition, audience: Audience, variation: Variation, locale_id: str
+) -> dict[str, str]:
+    campaign = campaign_id(workspace, definition.key)
+    return {
+        "cid": f"{campaign}_F_T_WP_AB_{variation.variation_id}_P_0_AU_{audience.audience_id}",
+        "experience": definition.name,
+        "moe_locale_id": locale_id,
+        "moe_variation_id": variation.variation_id,
+        "audience_name": audience.name,
+        "audience_id": audience.audience_id,
+        "type": "Web Personalization",
+        "experience_type": "API based Experience",
+    }

@@ -1,0 +1,154 @@
+"""The sandbox itself: MoEngage Personalize's three endpoints over one workspace (contract §2–§4)."""
+
+from __future__ import annotations
+
+import secrets
+import string
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.moengage.types import MAX_KEYS, FailureReason
+from django_moe_personalize.sandbox.decisions import Decision, build_subject, campaign_id, decide
+from django_moe_personalize.sandbox.errors import RefusedError, json_response
+from django_moe_personalize.sandbox.ledger import Ledger, LedgerEntry
+from django_moe_personalize.sandbox.profiles import Profiles
+from django_moe_personalize.sandbox.rules import Visitor
+from django_moe_personalize.sandbox.validation import (
+    FetchQuery,
+    ReceivedEvent,
+    check_credentials,
+    read_body,
+    read_events,
+    read_fetch,
+    read_profiles,
+)
+from django_moe_personalize.sandbox.workspace import State, Workspace
+
+UNKNOWN_EXPERIENCE = "(unknown)"
+"""What the ledger calls the experience of an event whose context the workspace does not know."""
+
+_ALPHABET = string.ascii_letters + string.digits
+_ACCEPTED = "Your request has been accepted and will be processed soon."
+
+
+class Engine:
+    """Answer requests from a workspace. Safe to use from many threads.
+
+    ``clock`` gives Unix time in seconds: schedules and the age of events go by it.
+    """
+
+    def __init__(self, workspace: Workspace, *, clock: Callable[[], float] = time.time) -> None:
+        self.workspace = workspace
+        self.ledger = Ledger()
+        self.profiles = Profiles(workspace)
+        self._clock = clock
+        self._campaigns = {campaign_id(workspace, key): key for key in workspace.definitions}
+        self._names = {definition.name: key for key, definition in workspace.definitions.items()}
+        self._endpoints: Mapping[str, tuple[str, Callable[[Request], Response]]] = {
+            "/experiences/fetch": ("POST", self._fetch),
+            "/experiences/metadata": ("GET", self._metadata),
+            "/experiences/events": ("POST", self._events),
+        }
+
+    def handle(self, request: Request) -> Response:
+        """Return the answer to any request whatever; never raises.
+
+        Which mistake wins when there are several: validation.py.
+        """
+        if request.path not in self._endpoints:
+            return not_found().response()
+        method, endpoint = self._endpoints[request.path]
+        if request.method != method:
+            return not_allowed(method).response({"allow": method})
+        try:
+            check_credentials(request, self.workspace)
+            return endpoint(request)
+        except RefusedError as refused:
+            challenge = {"www-authenticate": 'Basic realm="MoEngage"'} if refused.status == 401 else None
+            return refused.response(challenge)
+
+    def explain(self, body: Mapping[str, Any]) -> list[Decision]:
+        """Return, for the body of a fetch, what happens to each key and why.
+
+        Keys beyond the first 25 are there too, with MAX_LIMIT_BREACHED. Raises RefusedError when
+        a fetch with this body would be a 400.
+        """
+        query = read_fetch(body)
+        breached = FailureReason.MAX_LIMIT_BREACHED
+        late = [
+            Decision(key, f"Only the first {MAX_KEYS} keys of a fetch are answered.", breached)
+            for key in _unique(query.keys or ())[MAX_KEYS:]
+        ]
+        return self._decide(query) + late
+
+    def _decide(self, query: FetchQuery) -> list[Decision]:
+        customer_id = self.profiles.resolve(query.customer_id, query.identifiers)
+        subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
+        keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
+        everyone_only = query.keys is None and not subject.known
+        now = self._clock()
+        return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
+
+    def _fetch(self, request: Request) -> Response:
+        decisions = self._decide(read_fetch(read_body(request.body)))
+        return json_response({"experiences": {each.experience_key: each.entry for each in decisions if each.served}})
+
+    def _metadata(self, request: Request) -> Response:
+        asked = parse_qs(request.query).get("status")
+        wanted = None if asked is None else ",".join(asked).split(",")
+        now = self._clock()
+        rows = []
+        for key, definition in self.workspace.definitions.items():
+            state = definition.state(now)
+            # The contract knows three statuses: what has ended is listed no more.
+            if state is not State.EXPIRED and (wanted is None or state.value in wanted):
+                rows.append({"experience_name": definition.name, "experience_key": key, "status": state.value})
+        return json_response({"metadata": {"count": len(rows), "experiences": rows}})
+
+    def _events(self, request: Request) -> Response:
+        data = read_body(request.body)
+        now = self._clock()
+        events = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
+        self.ledger.record(self._entry(event, now) for event in events)
+        for customer_id, attributes in read_profiles(data):
+            self.profiles.update(customer_id, attributes)
+        req_id = "".join(secrets.choice(_ALPHABET) for _ in range(8))
+        return json_response({"status": "success", "message": _ACCEPTED, "req_id": req_id})
+
+    def _entry(self, event: ReceivedEvent, now: float) -> LedgerEntry:
+        return LedgerEntry(
+            event_uuid=event.event_uuid,
+            action=event.action,
+            experience_key=self._experience_key(event.attributes),
+            customer_id=event.customer_id,
+            event_time=event.event_time,
+            received=now,
+            platform=event.platform,
+            element=event.element,
+            attributes=event.attributes,
+        )
+
+    def _experience_key(self, attributes: Mapping[str, Any]) -> str:
+        """Return the key an event's context belongs to: by ``cid``, else by the experience's name or key."""
+        name = str(attributes.get("experience", ""))
+        if name in self.workspace.definitions:
+            name = self.workspace.definitions[name].name
+        campaign = str(attributes.get("cid", "")).partition("_")[0]
+        return self._campaigns.get(campaign) or self._names.get(name, UNKNOWN_EXPERIENCE)
+
+
+def not_found() -> RefusedError:
+    """Build the 404 for a path that is no endpoint."""
+    return RefusedError(404, "Not Found", "There is nothing at this path.")
+
+
+def not_allowed(methods: str) -> RefusedError:
+    """Build the 405 for a path that takes only ``methods``."""
+    return RefusedError(405, "Method Not Allowed", f"This path takes {methods} only.")
+
+
+def _unique(keys: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(keys))

@@ -1,0 +1,86 @@
+"""The ledger: the events the sandbox accepted, each UUID once."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from django_moe_personalize.moengage.types import Action
+
+MAX_ENTRIES = 100_000
+"""Entries kept; the oldest go first, what they counted stays."""
+
+MAX_UUIDS = 4 * MAX_ENTRIES
+"""UUIDs remembered for de-duplication: longer than entries, they are what a late retry meets."""
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerEntry:
+    """One accepted event. Times are Unix seconds; ``element`` is the ``b_id`` of a click."""
+
+    event_uuid: str
+    action: str
+    experience_key: str
+    customer_id: str = field(repr=False)
+    event_time: int
+    received: float
+    platform: str
+    element: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(slots=True)
+class Counts:
+    """What the dashboard would show of one experience."""
+
+    impressions: int = 0
+    clicks: int = 0
+
+
+class Ledger:
+    """A bounded list of events with counts. Safe to use from many threads."""
+
+    def __init__(self, *, max_entries: int = MAX_ENTRIES, max_uuids: int = MAX_UUIDS) -> None:
+        self._lock = threading.Lock()
+        self._entries: deque[LedgerEntry] = deque(maxlen=max_entries)
+        self._counts: dict[str, Counts] = {}
+        self._uuids: OrderedDict[str, None] = OrderedDict()
+        self._max_uuids = max_uuids
+
+    def record(self, entries: Iterable[LedgerEntry]) -> int:
+        """Take events, skip those whose UUID is known, and return how many were new."""
+        with self._lock:
+            return sum(self._take(entry) for entry in entries)
+
+    def _take(self, entry: LedgerEntry) -> bool:
+        uuid = entry.event_uuid.lower()
+        if uuid in self._uuids:
+            return False
+        self._uuids[uuid] = None
+        if len(self._uuids) > self._max_uuids:
+            self._uuids.popitem(last=False)
+        self._entries.append(entry)
+        counts = self._counts.setdefault(entry.experience_key, Counts())
+        counts.impressions += entry.action == Action.SHOWN.value
+        counts.clicks += entry.action == Action.CLICKED.value
+        return True
+
+    def entries(self) -> list[LedgerEntry]:
+        """Return the entries kept, oldest first."""
+        with self._lock:
+            return list(self._entries)
+
+    def counts(self) -> dict[str, Counts]:
+        """Return impressions and clicks by experience key, of dropped entries too."""
+        with self._lock:
+            return {key: Counts(counts.impressions, counts.clicks) for key, counts in self._counts.items()}
+
+    def clear(self) -> None:
+        """Forget everything, the UUIDs too."""
+        with self._lock:
+            self._entries.clear()
+            self._counts.clear()
+            self._uuids.clear()

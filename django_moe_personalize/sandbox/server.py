@@ -1,0 +1,197 @@
+"""The sandbox over HTTP: the vendor's API below ``/v1``, and the control paths below ``/_sandbox``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import socket
+import socketserver
+import sys
+import time
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
+from django_moe_personalize.sandbox.engine import Engine, not_found
+from django_moe_personalize.sandbox.errors import RefusedError
+from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults
+from django_moe_personalize.sandbox.validation import MAX_BODY
+
+BASE_PATH = "/v1"
+IDLE_TIMEOUT = 30.0
+"""Seconds a connection may be silent, between requests or within one."""
+
+MAX_READ = 8 * MAX_BODY
+"""Bytes of a body that are read, to answer 413 on a connection in order; past them it is closed."""
+
+LINGER = 1.0
+"""Seconds a closing connection is listened to."""
+
+DRIP_STEPS = 20
+
+logger = logging.getLogger("django_moe_personalize")
+
+
+class SandboxServer(ThreadingHTTPServer):
+    """A server of one engine; ``url`` is its base URL. A thread a connection, none keeps the process alive."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, engine: Engine, host: str, port: int, *, faults: Faults | None = None) -> None:
+        self.engine = engine
+        self.injector = FaultInjector(faults)
+        self.control = Control(engine, self.injector)
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind without the look-up of the host's name that HTTPServer makes: it may take seconds."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    @property
+    def url(self) -> str:
+        """The base URL a client takes, such as ``http://127.0.0.1:8899/v1``."""
+        host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
+        return f"http://{host}:{self.server_port}{BASE_PATH}"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Log a failed connection in a line, and nothing of a client that just went away."""
+        error = sys.exception()
+        if not isinstance(error, ConnectionError):
+            logger.error("sandbox: a connection failed: %r", error)
+
+    def answer(self, request: Request, client_host: str, host_header: str) -> Answer:
+        """Return the answer to a request whose path is as it came."""
+        if request.path.startswith(f"{BASE_PATH}/"):
+            below = dataclasses.replace(request, path=request.path.removeprefix(BASE_PATH))
+            return self.injector.answer(self.engine.handle, below)
+        if not request.path.startswith(f"{CONTROL_PATH}/"):
+            return Answer(not_found().response())
+        if not is_control_allowed(client_host, host_header):
+            refused = RefusedError(403, "Forbidden", "Control paths are for this machine, by its loopback name, only.")
+            return Answer(refused.response())
+        return Answer(self.control.handle(request))
+
+
+def build_server(
+    engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None
+) -> SandboxServer:
+    """Return a server bound to ``host``, an address, and ``port`` (0: any free one); ``serve_forever()`` runs it.
+
+    Raises OSError when the address cannot be had.
+    """
+    return SandboxServer(engine, host, port, faults=faults)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Read a request, write an answer. Whatever a client sends, it gets the vendor's envelope or a closed line."""
+
+    server: SandboxServer
+    protocol_version = "HTTP/1.1"
+    # What the base class takes an unreadable request for: with its own default it answers without a status line.
+    default_request_version = "HTTP/1.0"
+    timeout = IDLE_TIMEOUT
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def __getattr__(self, name: str) -> Any:
+        # The base class looks for do_<METHOD>: which methods there are is the engine's to say.
+        if name.startswith("do_"):
+            return self._serve
+        raise AttributeError(name)
+
+    def version_string(self) -> str:
+        """Name the server without Python's version."""
+        return "moe-sandbox"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Log requests for those who ask for it: at the level debug."""
+        logger.debug("sandbox: " + format, *args)
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what the base class cannot read, in the vendor's envelope; the connection then ends."""
+        self.close_connection = True
+        title = HTTPStatus(code).phrase
+        self._write(Answer(RefusedError(code, title, message or f"{title}.").response()))
+        self._linger()
+
+    def _serve(self) -> None:
+        try:
+            body = self._read_body()
+        except RefusedError as refused:
+            self.send_error(refused.status, refused.description)
+            return
+        path, _, query = self.path.partition("?")
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        request = Request(self.command, path, query, headers, body)
+        answer = self.server.answer(request, self.client_address[0], headers.get("host", ""))
+        if answer.latency:
+            time.sleep(answer.latency)
+        if answer.reset:
+            self._reset()
+        else:
+            self._write(answer)
+            if self.close_connection:
+                self._linger()
+
+    def _read_body(self) -> bytes:
+        if "transfer-encoding" in self.headers:
+            raise RefusedError(411, "Length Required", "A chunked body is not taken: send Content-Length.")
+        lengths = set(self.headers.get_all("content-length", ["0"]))
+        text = lengths.pop()
+        if lengths or not (text.isascii() and text.isdigit() and len(text) <= 18):
+            raise RefusedError(400, "Bad Request", "Content-Length is not a number.")
+        length = int(text)
+        if length > MAX_READ:
+            self.close_connection = True
+        body = self.rfile.read(min(length, MAX_READ))
+        if len(body) < min(length, MAX_READ):
+            raise RefusedError(400, "Bad Request", "The body ended before its Content-Length.")
+        return body
+
+    def _write(self, answer: Answer) -> None:
+        response = answer.response
+        self.send_response(response.status)
+        for name, value in response.headers.items():
+            self.send_header(name, value)
+        self.send_header("content-length", str(len(response.body)))
+        if self.close_connection:
+            self.send_header("connection", "close")
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        self._write_body(response, answer.drip)
+
+    def _write_body(self, response: Response, drip: float) -> None:
+        if not drip:
+            self.wfile.write(response.body)
+            return
+        self.wfile.flush()
+        step = len(response.body) // DRIP_STEPS + 1
+        for start in range(0, len(response.body), step):
+            time.sleep(drip / DRIP_STEPS)
+            self.wfile.write(response.body[start : start + step])
+            self.wfile.flush()
+
+    def _linger(self) -> None:
+        """Read on what the client still sends: closing on unread bytes would make the kernel take the answer back."""
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(LINGER)
+        end = time.monotonic() + LINGER
+        try:
+            while time.monotonic() < end and self.connection.recv(65_536):
+                pass
+        except OSError:
+            return
+
+    def _reset(self) -> None:
+        """Break the connection with an RST: no time to linger, and no orderly shutdown before."""
+        self.close_connection = True
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        os.close(self.connection.detach())
