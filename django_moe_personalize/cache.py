@@ -18,7 +18,7 @@ from django.utils.encoding import force_bytes
 
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.moengage.reader import _find_offerings
+from django_moe_personalize.moengage.reader import find_offerings
 from django_moe_personalize.moengage.types import DataSource, Experience
 
 CACHE_FORMAT = 1
@@ -107,7 +107,7 @@ class ExperienceCache:
         experience = None
         if body is not None:
             payload, context = body
-            experience = Experience(experience_key, payload, context, DataSource.CACHE, tuple(_find_offerings(payload)))
+            experience = Experience(experience_key, payload, context, DataSource.CACHE, tuple(find_offerings(payload)))
         return CachedExperience(experience, fresh=age < self._ttl)
 
     def set(self, answers: Mapping[str, Experience | None]) -> None:

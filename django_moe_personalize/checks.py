@@ -215,7 +215,7 @@ def check_urls(settings: Settings) -> Iterator[CheckMessage]:
     try:
         resolver = get_resolver()
         has_urls = TAG in resolver.app_dict or TAG in resolver.namespace_dict
-        routes = set(_find_routes(resolver, "", set()))
+        routes = set(_find_routes(resolver, ""))
     except Exception:
         # Django's own checks report a ROOT_URLCONF that does not load.
         return
@@ -231,18 +231,16 @@ def check_urls(settings: Settings) -> Iterator[CheckMessage]:
             yield Warning(message, hint=hint, id=f"{TAG}.W007")
 
 
-def _find_routes(resolver: URLResolver, prefix: str, seen: set[tuple[int, str]]) -> Iterator[str]:
+def _find_routes(resolver: URLResolver, prefix: str) -> Iterator[str]:
     """Yield the view names and, as ``shop:*``, the namespaces below a resolver."""
     for pattern in resolver.url_patterns:
         if isinstance(pattern, URLPattern):
             yield f"{prefix}{pattern.name or pattern.lookup_str}"
-        elif (id(pattern), prefix) not in seen:
-            # A URLconf may include itself.
-            seen.add((id(pattern), prefix))
-            below = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
-            if pattern.namespace:
-                yield f"{below}*"
-            yield from _find_routes(pattern, below, seen)
+        elif pattern.namespace:
+            yield f"{prefix}{pattern.namespace}:*"
+            yield from _find_routes(pattern, f"{prefix}{pattern.namespace}:")
+        else:
+            yield from _find_routes(pattern, prefix)
 
 
 @_of_settings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final, Protocol
 
@@ -143,7 +143,7 @@ def _is_fit(text: object) -> bool:
 def _complete(request: HttpRequest, identity: Identity) -> Identity:
     if identity.customer_id is not None or not get_settings().anonymous_id:
         return identity
-    return replace(identity, customer_id=_get_anonymous_id(request), anonymous=True)
+    return Identity(_get_anonymous_id(request), identity.user_identifiers, anonymous=True)
 
 
 def _get_anonymous_id(request: HttpRequest) -> str:

@@ -70,8 +70,9 @@ class ThreadDelivery(BaseDelivery):
     def after_fork(self) -> None:
         """Start with no events, no thread and a lock that nobody holds."""
         super().after_fork()
-        # A condition's lock is reentrant: a signal handler may record while this thread is recording.
-        self._changed = threading.Condition()
+        # Reentrant: a signal handler may record while this thread is recording.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._queue: deque[SizedEvent] = deque()
         self._in_flight: list[SizedEvent] = []
         self._bytes = 0
@@ -90,13 +91,12 @@ class ThreadDelivery(BaseDelivery):
     def take(self, events: Sequence[Event]) -> None:
         """Append the events to the queue; what would break a bound is dropped as ``overflow``."""
         sized = [(event, estimate_size(event)) for event in events]
-        with self._changed:
-            closed = self._exit is not None
-            taken = 0 if closed else self._append(sized)
-            if taken:
+        with self._lock:
+            taken = self._append(sized) if self._exit is None else 0
+            if self._thread is None:
                 self._start()
         if taken < len(sized):
-            self._drop_excess(len(sized) - taken, "exit" if closed else "overflow")
+            self._drop_excess(len(sized) - taken)
 
     def _append(self, sized: list[SizedEvent]) -> int:
         queue = self._queue
@@ -116,7 +116,8 @@ class ThreadDelivery(BaseDelivery):
             self._changed.notify_all()
         return taken
 
-    def _drop_excess(self, count: int, reason: str) -> None:
+    def _drop_excess(self, count: int) -> None:
+        reason = "overflow" if self._exit is None else "exit"
         if not self._full:
             self._full = True
             logger.error("No more events are taken over (%s): they are dropped until there is room", reason)
@@ -163,7 +164,7 @@ class ThreadDelivery(BaseDelivery):
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until as many events are settled as are pending now, or no waiting helps."""
-        if self._queue:
+        if self._thread is None:
             self._start()
         target = self._queued
         self._changed.notify_all()
@@ -171,7 +172,7 @@ class ThreadDelivery(BaseDelivery):
             self._changed.wait(deadline.remaining())
 
     def _start(self) -> None:
-        if self._thread is not None:
+        if not self._queue:
             return
         thread = threading.Thread(target=self._run, name="moe-personalize-delivery", daemon=True)
         try:

@@ -37,11 +37,13 @@ def _split(url: str) -> SplitResult | None:
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        if parts.port != 0 and (_HOST.fullmatch(host) or ipaddress.IPv6Address(host)):
-            return parts
+        if "[" in parts.netloc:
+            ipaddress.IPv6Address(host)
+        elif not _HOST.fullmatch(host):
+            return None
+        return None if parts.port == 0 else parts
     except ValueError:
         return None
-    return None
 
 
 def _is_loopback(host: str) -> bool:

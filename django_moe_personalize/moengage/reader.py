@@ -91,7 +91,7 @@ def read_experience(key: str, entry: Mapping[str, Any], *, source: DataSource = 
         payload=payload,
         experience_context=_object(entry.get("experience_context")),
         source=source,
-        offerings=tuple(_find_offerings(payload)),
+        offerings=tuple(find_offerings(payload)),
     )
 
 
@@ -214,7 +214,7 @@ _CONVERTERS: Mapping[str, Callable[[Any], Any]] = {
 }
 
 
-def _find_offerings(payload: Mapping[str, Any]) -> Iterator[Offering]:
+def find_offerings(payload: Mapping[str, Any]) -> Iterator[Offering]:
     """Yield the offerings of a payload, in whichever variables the marketer put them (contract §5)."""
     for value in payload.values():
         entries = _container(value)

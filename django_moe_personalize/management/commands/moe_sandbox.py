@@ -49,8 +49,7 @@ class Command(BaseCommand):
         except OSError as error:
             raise CommandError(f"{host}:{port} cannot be had: {error.strerror}.") from error
         with server:
-            self._announce(server, workspace, host)
-            self._serve(server)
+            self._serve(server, workspace, host)
 
     def _announce(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
         settings = {"BASE_URL": server.url, "WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
@@ -66,10 +65,12 @@ class Command(BaseCommand):
         self.stdout.write("Ctrl-C ends it.")
         self.stdout.flush()
 
-    def _serve(self, server: SandboxServer) -> None:
+    def _serve(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
         main = threading.current_thread() is threading.main_thread()
+        # Before the announcement: whoever waits for it may end the sandbox the moment it is out.
         before = signal.signal(signal.SIGTERM, _interrupt) if main else None
         try:
+            self._announce(server, workspace, host)
             server.serve_forever()
         except KeyboardInterrupt:
             self.stdout.write("The sandbox has ended.")
