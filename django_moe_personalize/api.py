@@ -88,15 +88,9 @@ def fetch_experiences(
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
     answer = ask(visitor, keys, deadline=Deadline(API_DEADLINE))
     remember(visitor, answer)
-    if answer.errors and (unknown := [key for key in keys if key not in answer.experiences]):
-        raise _first_error(answer, unknown)
+    if answer.unanswered:
+        raise answer.errors[0]
     return ExperiencesResult(answer.experiences, tuple(_explain(answer, keys)))
-
-
-def _first_error(answer: Answer, keys: Sequence[str]) -> APIError:
-    error = answer.errors[0]
-    error.add_note(f"{len(keys)} experience keys have no answer")
-    return error
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:

@@ -145,8 +145,6 @@ def _middleware_places(wanted: str) -> list[int]:
 
 def _names_class(path: str, wanted: str) -> bool:
     """Whether ``path`` names the class ``wanted`` or one made from it."""
-    if path == wanted:
-        return True
     try:
         return issubclass(import_string(path), import_string(wanted))
     except Exception:

@@ -23,7 +23,8 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.consent import Consent, aget_consent, get_consent
 from django_moe_personalize.fetch import Fetch, Visitor, start_fetch
 from django_moe_personalize.identity import Identity, aget_identity, get_identity, set_anonymous_cookie
-from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
+from django_moe_personalize.moengage.types import Event, Experience, Offering
+from django_moe_personalize.track import PageTracker
 
 T = TypeVar("T")
 
@@ -48,11 +49,10 @@ class Personalization(Mapping[str, Experience]):
         "_budget",
         "_closed",
         "_consent",
-        "_events",
         "_fetches",
-        "_impressions",
+        "_gathering",
         "_request",
-        "_shown",
+        "_tracker",
         "_view",
         "_visitor",
         "is_read",
@@ -66,10 +66,9 @@ class Personalization(Mapping[str, Experience]):
         self._fetches: list[Fetch] = []
         self._budget: float | None = None
         self._visitor: Visitor | None = None
+        self._gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
         self._consent = _NOTHING_ALLOWED
-        self._impressions: dict[str, Event | None] = {}
-        self._shown: dict[str, list[Event]] = {}
-        self._events: list[Event] = []
+        self._tracker: PageTracker | None = None
         self._view: Callable[..., Any] | None = None
         self._closed = False
         self.is_read = False
@@ -179,38 +178,23 @@ class Personalization(Mapping[str, Experience]):
 
     # Telling
 
+    @property
+    def tracker(self) -> PageTracker:
+        """What this page view shows and hands out, as far as the visitor lets it be counted."""
+        if self._tracker is None:
+            visitor = self._get_visitor()
+            self._tracker = PageTracker(visitor.identity.customer_id if self._consent.track else None)
+        return self._tracker
+
     def track_impression(self, experience_key: str) -> None:
         """Count an impression of an experience that was shown; once a page view however often called."""
         if (experience := self.get(experience_key)) is not None:
-            self.show(experience)
+            self.tracker.show(experience)
 
     def track_click(self, experience_key: str, *, element: str = "", offering: Offering | None = None) -> None:
         """Count a click on ``element`` (``b_id``), or on ``offering``, that this request stands for."""
-        experience = self.get(experience_key)
-        if experience is not None and (customer_id := self.tracked_customer_id):
-            event = track.build_event(Action.CLICKED, experience, customer_id, element=element, offering=offering)
-            self._events += [event] if event is not None else []
-
-    @property
-    def tracked_customer_id(self) -> str | None:
-        """The id that events of this visitor carry; ``None`` when nothing may or can be counted."""
-        visitor = self._get_visitor()
-        return visitor.identity.customer_id if self._consent.track else None
-
-    def get_impression(self, experience: Experience) -> Event | None:
-        """Return the one impression of ``experience`` in this page view, fixed when first asked for."""
-        key = experience.experience_key
-        if key not in self._impressions:
-            self._impressions[key] = track.build_event(Action.SHOWN, experience, self.tracked_customer_id)
-        return self._impressions[key]
-
-    def show(self, experience: Experience) -> None:
-        """Count the impression of ``experience``, once, if the page itself comes to count."""
-        key = experience.experience_key
-        if key not in self._shown:
-            event = self.get_impression(experience)
-            offerings = track.build_offering_impressions(experience.offerings, self.tracked_customer_id)
-            self._shown[key] = offerings if event is None else [event, *offerings]
+        if (experience := self.get(experience_key)) is not None:
+            self.tracker.click(experience, element=element, offering=offering)
 
     # The response
 
@@ -233,12 +217,9 @@ class Personalization(Mapping[str, Experience]):
         return self._take_events(request, response)
 
     def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
-        events, self._events = self._events, []
-        if response.status_code >= 400 or not track.is_counted(request):
+        if self._tracker is None or response.status_code >= 400 or not track.is_counted(request):
             return ()
-        if response.status_code == 200 and request.method == "GET":
-            events += [event for shown in self._shown.values() for event in shown]
-        return events
+        return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
 
     # The steps
 
@@ -311,30 +292,45 @@ class Personalization(Mapping[str, Experience]):
 
     def _get_visitor(self) -> Visitor:
         """Gather consent, identity and attributes, once; NOBODY when nothing may be asked."""
-        if not self._can_gather():
-            return NOBODY
+        if not self._can_gather() or self._gathering is not None:
+            return self._visitor or NOBODY
         if self._visitor is None:
+            # A site's own provider that reads an experience meets this instead of itself.
             self._visitor = NOBODY
             if (request := self._request()) is not None:
-                self._consent = get_consent(request)
-                identity = get_identity(request, self._consent) if self._consent.fetch else None
-                if identity is not None:
-                    now = self.now or timezone.now()
-                    self._visitor = Visitor(identity, collect_attributes(request, now=now, consent=self._consent))
+                self._visitor = self._gather(request)
         return self._visitor
 
+    def _gather(self, request: HttpRequest) -> Visitor:
+        self._consent = get_consent(request)
+        identity = get_identity(request, self._consent) if self._consent.fetch else None
+        if identity is None:
+            return NOBODY
+        now = self.now or timezone.now()
+        return Visitor(identity, collect_attributes(request, now=now, consent=self._consent))
+
     async def _aget_visitor(self) -> Visitor:
-        """See _get_visitor()."""
-        if self._visitor is None:
-            self._visitor = NOBODY
-            if (request := self._request()) is not None:
-                self._consent = await aget_consent(request)
-                identity = await aget_identity(request, self._consent) if self._consent.fetch else None
-                if identity is not None:
-                    now = self.now or timezone.now()
-                    attributes = await acollect_attributes(request, now=now, consent=self._consent)
-                    self._visitor = Visitor(identity, attributes)
-        return self._visitor
+        """See _get_visitor(). Tasks of one request that ask at once wait for the first."""
+        request = self._request()
+        if self._visitor is None and self._gathering is None and request is not None:
+            self._gathering = asyncio.current_task(), asyncio.Event()
+            try:
+                self._visitor = await self._agather(request)
+            finally:
+                self._gathering[1].set()
+        elif self._visitor is None and self._gathering is not None:
+            owner, gathered = self._gathering
+            if owner is not asyncio.current_task():
+                await gathered.wait()
+        return self._visitor or NOBODY
+
+    async def _agather(self, request: HttpRequest) -> Visitor:
+        self._consent = await aget_consent(request)
+        identity = await aget_identity(request, self._consent) if self._consent.fetch else None
+        if identity is None:
+            return NOBODY
+        now = self.now or timezone.now()
+        return Visitor(identity, await acollect_attributes(request, now=now, consent=self._consent))
 
 
 _UNPLANNED = (

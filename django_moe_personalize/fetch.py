@@ -66,12 +66,13 @@ class Visitor:
 
 @dataclass(slots=True)
 class Answer:
-    """What is known of the keys asked for: ``errors`` tell why some are neither present nor absent."""
+    """What is known of the keys asked for; ``errors`` tell why some are ``unanswered``."""
 
     experiences: dict[str, Experience] = field(default_factory=dict)
     failures: list[ExperienceFailure] = field(default_factory=list)
     errors: list[APIError] = field(default_factory=list)
     learned: dict[str, Experience | None] = field(default_factory=dict)
+    unanswered: tuple[str, ...] = ()
 
 
 @functools.cache
@@ -160,6 +161,8 @@ def _run(fetch: Fetch, visitor: Visitor, deadline: Deadline) -> None:
     for problem in answer.errors:
         report(problem, fetch.keys)
     remember(visitor, answer)
+    # The site's cache may be its database, whose connections no request of this thread closes.
+    close_old_connections()
 
 
 def report(error: APIError, keys: Sequence[str]) -> None:
@@ -187,6 +190,7 @@ def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
         answer.learned.update((key, result.experiences.get(key)) for key in batch)
         answer.failures.extend(result.failures)
     known = {key: entry.experience for key, entry in cached.items()} | answer.learned
+    answer.unanswered = tuple(key for key in keys if key not in known)
     answer.experiences = {key: e for key in keys if (e := known.get(key)) is not None}
     return answer
 
@@ -197,8 +201,6 @@ def remember(visitor: Visitor, answer: Answer) -> None:
         ExperienceCache(visitor.build_digest(), get_settings()).set(answer.learned)
         if absent := [key for key, experience in answer.learned.items() if experience is None]:
             metadata.log_absent(absent)
-    # The site's cache may be its database, whose connections no request of this thread closes.
-    close_old_connections()
 
 
 def _call_in_batches(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
 from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, reverse
-from django.utils.html import escape, format_html
+from django.utils.html import conditional_escape, escape, format_html
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString, mark_safe
 
-from django_moe_personalize import track
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
+from django_moe_personalize.moengage.types import Experience, Offering
 
 HTML_TAGS = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -36,24 +35,25 @@ _CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|
 _MARK_END = mark_safe("<template data-moe-end></template>")
 
 
-class Tracked(Protocol):
-    """The page's side of tracking; ``context.Personalization`` has it."""
-
-    @property
-    def tracked_customer_id(self) -> str | None:
-        """The id that events carry, ``None`` when nothing may be counted."""
-        ...
-
-    def get_impression(self, experience: Experience) -> Event | None:
-        """Return the impression of this page view."""
-        ...
+class Tracker(Protocol):
+    """What of ``track.PageTracker`` rendering needs."""
 
     def show(self, experience: Experience) -> None:
         """Count the impression."""
-        ...
+
+    def get_impression(self, experience: Experience) -> object | None:
+        """Return the impression of this page view, ``None`` when nothing may be counted."""
+
+    def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
+        """Return the token of a mark."""
+
+    def sign_click(
+        self, experience: Experience, destination: str, *, element: str, offering: Offering | None, host: str
+    ) -> str | None:
+        """Return the token of a link."""
 
 
-def render_experience(page: Tracked, experience: Experience, body: SafeString) -> SafeString:
+def render_experience(tracker: Tracker, experience: Experience, body: SafeString) -> SafeString:
     """Return the rendered ``body`` of an experience: counted as shown, or marked for the browser to count.
 
     Marks are empty ``template`` elements before and after the body; they take part in no layout and
@@ -62,31 +62,40 @@ def render_experience(page: Tracked, experience: Experience, body: SafeString) -
     """
     mode = get_settings().impressions
     if mode == "render":
-        page.show(experience)
+        tracker.show(experience)
     elements = tuple({"".join(match): None for match in _CLICK_MARK.findall(body)})
-    if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(page, experience, elements, mode)):
+    if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
         return mark + body + _MARK_END
     return body
 
 
-def _build_mark(page: Tracked, experience: Experience, elements: tuple[str, ...], mode: str) -> SafeString | None:
-    event = page.get_impression(experience)
-    if event is None:
-        return None
+def render_value(tracker: Tracker, experience: Experience, value: Any) -> str:
+    """Return one payload value, escaped, and count its experience as shown.
+
+    It may stand inside an attribute, where no mark can: in the modes in which the browser counts,
+    a value on its own counts nothing.
+    """
+    if get_settings().impressions == "render":
+        tracker.show(experience)
+    return conditional_escape(value)
+
+
+def _build_mark(tracker: Tracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
     if mode == "web_sdk":
+        if tracker.get_impression(experience) is None:
+            return None
         context = json.dumps(dict(experience.experience_context))
         return format_html('<template data-moe-context="{}"></template>', context)
-    text = track.Token.build(event, elements=elements).sign()
-    if text is None:
+    token = tracker.sign_mark(experience, elements)
+    if token is None:
         return None
-    if mode == "visible":
-        return format_html('<template data-moe-experience="{}" data-moe-watch></template>', text)
-    return format_html('<template data-moe-experience="{}"></template>', text)
+    watch = mark_safe(" data-moe-watch") if mode == "visible" else ""
+    return format_html('<template data-moe-experience="{}"{}></template>', token, watch)
 
 
 def build_click_url(
     request: HttpRequest | None,
-    page: Tracked | None,
+    tracker: Tracker | None,
     experience: Experience | None,
     destination: str,
     *,
@@ -104,11 +113,11 @@ def build_click_url(
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         log_once("destination", "A link's destination is not of this site nor of CONTENT_HOSTS; it goes nowhere.")
         return NOWHERE
-    if experience is None or page is None:
+    # With "web_sdk" the vendor's script counts clicks too: data-moe-click on the link tells it.
+    if experience is None or tracker is None or get_settings().impressions == "web_sdk":
         return destination
-    event = track.build_event(Action.CLICKED, experience, page.tracked_customer_id, element=element, offering=offering)
-    text = None if event is None else track.Token.build(event, destination=destination, host=host).sign()
-    return destination if text is None else _reverse("click", text) or destination
+    token = tracker.sign_click(experience, destination, element=element, offering=offering, host=host)
+    return destination if token is None else _reverse("click", token) or destination
 
 
 def _reverse(name: str, *args: str) -> str | None:

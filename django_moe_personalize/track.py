@@ -88,6 +88,64 @@ def build_offering_impressions(offerings: Iterable[Offering], customer_id: str |
     return [Event(Action.OFFERING_SHOWN, customer_id, dict(shown.context), now) for shown in offerings]
 
 
+class PageTracker:
+    """What one page view shows and hands out, for the visitor ``customer_id``; ``None``: nobody to count.
+
+    An experience is shown once a page view, however often it is rendered, under one UUID.
+    """
+
+    __slots__ = ("_clicks", "_customer_id", "_impressions", "_shown")
+
+    def __init__(self, customer_id: str | None) -> None:
+        self._customer_id = customer_id
+        self._impressions: dict[str, Event | None] = {}
+        self._shown: dict[str, list[Event]] = {}
+        self._clicks: list[Event] = []
+
+    def get_impression(self, experience: Experience) -> Event | None:
+        """Return the one impression of ``experience`` in this page view, fixed when first asked for."""
+        key = experience.experience_key
+        if key not in self._impressions:
+            self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
+        return self._impressions[key]
+
+    def show(self, experience: Experience) -> None:
+        """Count the impression of ``experience``, once, if the page itself comes to count."""
+        key = experience.experience_key
+        if key not in self._shown and (event := self.get_impression(experience)) is not None:
+            self._shown[key] = [event, *build_offering_impressions(experience.offerings, self._customer_id)]
+
+    def click(self, experience: Experience, *, element: str = "", offering: Offering | None = None) -> None:
+        """Count a click that the request itself stands for."""
+        event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)
+        self._clicks += [] if event is None else [event]
+
+    def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
+        """Return the token of a mark around ``experience``; ``None`` when there is nothing to count."""
+        event = self.get_impression(experience)
+        return None if event is None else Token.build(event, elements=elements).sign()
+
+    def sign_click(
+        self,
+        experience: Experience,
+        destination: str,
+        *,
+        element: str = "",
+        offering: Offering | None = None,
+        host: str = "",
+    ) -> str | None:
+        """Return the token of a link to ``destination``; ``None`` when there is nothing to count."""
+        event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)
+        return None if event is None else Token.build(event, destination=destination, host=host).sign()
+
+    def take(self, *, shown: bool) -> list[Event]:
+        """Return the events to record, once: the clicks, and what was shown if the page was."""
+        events, self._clicks = self._clicks, []
+        if shown:
+            events += [event for group in self._shown.values() for event in group]
+        return events
+
+
 def record(events: Sequence[Event]) -> None:
     """Hand ``events`` to the delivery; never raises."""
     if events:

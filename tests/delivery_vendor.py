@@ -12,8 +12,10 @@ TITLES = {400: "Invalid Field Value", 401: "Authentication required"}
 
 
 class Vendor:
-    """The events endpoint. ``calls`` has (status, uuids) of every call, ``taken`` counts each UUID answered 200.
+    """The events endpoint.
 
+    ``arrived`` counts calls, ``calls`` has (status, uuids) of every one answered, ``taken`` counts each UUID
+    answered 200.
     ``failures`` are statuses for the next calls, ``status`` is for all others; a call with a UUID
     in ``poison`` is answered 400; while ``hang`` is clear, calls wait for it.
     """
@@ -24,6 +26,7 @@ class Vendor:
         self.poison = set()
         self.title = None
         self.headers = {}
+        self.arrived = 0
         self.calls = []
         self.bodies = []
         self.taken = Counter()
@@ -48,6 +51,13 @@ class Vendor:
     def settings(self, **changes):
         """Return MOE_PERSONALIZE of a site that uses this vendor."""
         return {"WORKSPACE_ID": "TESTS", "API_KEY": "tests", "BASE_URL": self.url, "SANDBOX": False, **changes}
+
+    def arrive(self):
+        """Count a call that has come, and let it hang if told so."""
+        with self.changed:
+            self.arrived += 1
+            self.changed.notify_all()
+        self.hang.wait(SOON)
 
     def answer(self, uuids, body):
         """Record a call and return the status it gets."""
@@ -85,7 +95,7 @@ class _Handler(BaseHTTPRequestHandler):
         vendor = self.server.vendor
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         actions = [action for element in body["elements"] for action in element["actions"]]
-        vendor.hang.wait(SOON)
+        vendor.arrive()
         status = vendor.answer([action["moe_event_uuid"] for action in actions], body)
         title = vendor.title or TITLES.get(status, "Error")
         answer = {"status": "success", "req_id": "r"} if status == 200 else {"title": title, "description": "no"}

@@ -76,6 +76,7 @@ def test_a_failure_names_types_and_the_path_alone(ask, path, message):
     with pytest.raises(CallableError) as caught:
         ask(path, "ada@example.com", (int, float))
     assert str(caught.value) == message
+    assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__ is (" raised " in message)
 
 
@@ -98,13 +99,17 @@ def test_a_key_is_logged_once(caplog):
 
 def test_of_many_threads_one_speaks(caplog):
     """Threads that fail at one moment log one line."""
-    barrier = threading.Barrier(8)
+    barrier = threading.Barrier(8, timeout=10)
 
-    def fail_together():
-        barrier.wait()
-        log_once("together", "failed")
+    class Key:
+        """A key whose every look-up waits for the other threads'."""
 
-    threads = [threading.Thread(target=fail_together) for _ in range(8)]
+        def __hash__(self):
+            barrier.wait()
+            return 1
+
+    key = Key()
+    threads = [threading.Thread(target=log_once, args=(key, "failed")) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -104,12 +104,16 @@ def test_a_peer_that_is_no_proxy_is_the_visitor():
 
 @pytest.mark.parametrize(
     ("precision", "v4", "v6"),
-    [("full", "198.41.0.4", "2001:4860:4860:1::8"), ("truncated", "198.41.0.0", "2001:4860:4860::"), ("off", "", "")],
+    [
+        ("full", "198.41.0.4", "2001:4860:4860:ff01::8"),
+        ("truncated", "198.41.0.0", "2001:4860:4860::"),
+        ("off", "", ""),
+    ],
 )
 def test_precision(precision, v4, v6):
     """A /24 or a /48 is kept of a truncated address, nothing with off."""
     assert read("198.41.0.4", precision=precision) == v4
-    assert read("2001:4860:4860:1::8", precision=precision) == v6
+    assert read("2001:4860:4860:ff01::8", precision=precision) == v6
 
 
 _nodes = st.one_of(

@@ -12,8 +12,9 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_moe_personalize import conf
+from django_moe_personalize import conf, values
 from django_moe_personalize.conf import Backend, ConfigurationError, find_problems, get_settings
+from django_moe_personalize.moengage.client import SYSTEM_FIELDS
 
 SECRET = "key-nobody-may-read"
 
@@ -26,6 +27,8 @@ def _clean_environment(monkeypatch):
             monkeypatch.delenv(variable)
     get_settings.cache_clear()
     yield
+    # Before any other fixture looks at the settings again.
+    monkeypatch.undo()
     get_settings.cache_clear()
 
 
@@ -81,6 +84,7 @@ def test_defaults_are_those_of_the_documents(settings):
         "cache_control": "private, no-store",
         "transport": Backend("django_moe_personalize.moengage.transport.RequestsTransport", {}),
         "content_hosts": (),
+        "offering_events": False,
     }
 
 
@@ -202,6 +206,7 @@ def test_environment_that_loses_is_not_read(monkeypatch):
         pytest.param("ATTRIBUTES", "a.b", "Put it in brackets: ['a.b'].", id="bare path"),
         pytest.param("ATTRIBUTES", ["a.b", "c"], "\"ATTRIBUTES\"][1] is 'c'", id="second path"),
         pytest.param("QUERY_PARAMETERS", ["user_agent"], "MoEngage's own fields", id="system name"),
+        pytest.param("QUERY_PARAMETERS", ["USER_AGENT"], "MoEngage's own fields", id="system name as on the wire"),
         pytest.param("TIME_ZONE", "Europe/Berln", 'Did you mean "Europe/Berlin"?', id="mistyped zone"),
         pytest.param("TIME_ZONE", "!", "an IANA time zone", id="no zone"),
         pytest.param("TIME_ZONE", "../UTC", "an IANA time zone", id="zone outside the database"),
@@ -429,6 +434,11 @@ def test_settings_cannot_be_changed():
         found.experiences["b"] = ()
     with pytest.raises(TypeError):
         found.delivery.options["y"] = 2
+
+
+def test_reserved_names_are_those_of_the_wire():
+    """What a visitor's query may not fill is every field that the client writes itself."""
+    assert values.RESERVED_NAMES == SYSTEM_FIELDS
 
 
 def test_import_reads_no_setting():

@@ -56,6 +56,8 @@ def _clean_connection(monkeypatch):
     reset()
     RecordingTransport.made.clear()
     yield
+    # Before any other fixture looks at the settings again.
+    monkeypatch.undo()
     get_settings.cache_clear()
     reset()
 

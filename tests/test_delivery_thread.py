@@ -8,9 +8,17 @@ import time
 import pytest
 
 from django_moe_personalize import resilience
+from django_moe_personalize.connection import get_client, reset
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.sending import estimate_size
 from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.moengage.types import Action, Event
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import build_server
+from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.signals import events_delivered
 from tests.delivery_vendor import SOON
 from tests.test_delivery import heard, make_event, make_events, messages, vendor  # noqa: F401 - fixtures among them
 from tests.test_resilience import in_child, no_threads
@@ -112,6 +120,15 @@ def test_failures_are_retried_with_the_same_uuid(build, vendor, heard):  # noqa:
     assert heard == [("delivered", 5)]
 
 
+def test_a_retry_waits_for_the_backoff_alone(build, vendor):  # noqa: F811
+    """What is left of a batch is no full one, yet it is sent again without another interval."""
+    delivery = build(batch_size=3)
+    vendor.failures = [400, 200, 500]
+    delivery.record(make_events(3))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
+    assert [(status, len(sent)) for status, sent in vendor.calls] == [(400, 3), (200, 1), (500, 2), (200, 2)]
+
+
 def test_one_poison_event_costs_no_other(build, vendor, heard):  # noqa: F811
     """Of 100 events with a bad one among them 99 are delivered and one is dropped as refused."""
     delivery = build()
@@ -168,6 +185,66 @@ def test_retry_after_is_respected_until_the_exit(build, vendor):  # noqa: F811
     assert delivery.counts() == DeliveryCounts(accepted=3, delivered=3)
 
 
+def test_a_flush_is_not_fooled_by_a_batch_being_settled(build, vendor):  # noqa: F811
+    """A flush that comes while listeners hear of one batch waits for the next batch all the same."""
+    delivery = build(batch_size=2)
+    entered, release = threading.Event(), threading.Event()
+
+    def linger(**kwargs):
+        entered.set()
+        release.wait(SOON)
+
+    vendor.failures, vendor.headers = [200, 429], {"Retry-After": "0.2"}
+    events_delivered.connect(linger)
+    try:
+        delivery.record(make_events(2))
+        assert entered.wait(SOON)
+        delivery.record(make_events(1))
+        releaser = threading.Timer(0.05, release.set)
+        releaser.start()
+        assert delivery.flush(SOON).delivered == 3
+        releaser.join(SOON)
+    finally:
+        events_delivered.disconnect(linger)
+
+
+@pytest.fixture
+def sandbox(settings):
+    """A sandbox over HTTP that fails half of the time: before an event is counted, or after."""
+    engine = Engine(load_workspace())
+    faults = Faults(error_rate=0.25, reset=0.2, malformed=0.15, seed=7)
+    with build_server(engine, faults=faults) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        workspace = engine.workspace
+        settings.MOE_PERSONALIZE = {
+            "BASE_URL": server.url,
+            "WORKSPACE_ID": workspace.workspace_id,
+            "API_KEY": workspace.api_key,
+        }
+        yield server
+        reset()
+        server.shutdown()
+        thread.join(SOON)
+
+
+def test_every_event_counts_once_in_a_failing_workspace(sandbox):
+    """Errors, resets and broken answers lose nothing and count nothing twice, by the vendor's own count."""
+    faults, sandbox.injector.faults = sandbox.injector.faults, Faults()
+    hero = get_client().fetch_experiences(["hero-banner"], customer_id="1", deadline=Deadline(SOON)).experiences
+    sandbox.injector.faults = faults
+    context = hero["hero-banner"].experience_context
+    now = int(time.time()) - 10
+    events = [Event(Action.SHOWN, str(number), context, now) for number in range(400)]
+    delivery = ThreadDelivery(batch_size=10, backoff=0.005, max_attempts=1000)
+    for event in events:
+        delivery.record([event])
+    assert delivery.flush(3 * SOON) == DeliveryCounts(accepted=400, delivered=400)
+    delivery.close()
+    assert sandbox.engine.ledger.counts()["hero-banner"].impressions == 400
+    assert {entry.event_uuid for entry in sandbox.engine.ledger.entries()} == set(uuids(events))
+
+
 # -- bounds
 
 
@@ -175,8 +252,9 @@ def test_events_beyond_the_bound_are_dropped_and_counted(build, vendor, caplog, 
     """The bound holds for what waits and what is being sent; one line a flood, and room is used again."""
     delivery = build(max_events=4, batch_size=2)
     vendor.hang.clear()
-    for _ in range(6):
-        delivery.record(make_events(1))
+    delivery.record(make_events(2))
+    assert vendor.wait_for(lambda vendor: vendor.arrived)
+    delivery.record(make_events(4))
     counts = delivery.counts()
     assert (counts.pending, counts.dropped) == (4, {"overflow": 2})
     delivery.record(make_events(3))
@@ -289,11 +367,13 @@ def test_close_gives_up_in_time_and_counts_the_rest(build, vendor, caplog, heard
 
 def test_close_does_not_wait_for_a_pause(build, vendor):  # noqa: F811
     """With credentials known to be wrong the exit takes no time."""
-    delivery = build(exit_timeout=NEVER)
+    delivery = build(exit_timeout=SOON)
     vendor.status = 401
     delivery.record(make_events(3))
     delivery.flush(SOON)
+    begun = time.monotonic()
     delivery.close()
+    assert time.monotonic() - begun < SOON / 2
     assert delivery.counts().dropped == {"exit": 3}
     assert len(vendor.calls) == 1
 

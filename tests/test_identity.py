@@ -217,7 +217,7 @@ def test_a_cookie_of_plain_http_is_nothing_over_https(visit, configure):
         lambda value: value.split(":")[0],
         lambda value: "",
         lambda value: ":::",
-        lambda value: "é:" + value,
+        lambda value: value + "\udcff",
         lambda value: value + "x" * 300,
     ],
     ids=["signature", "id", "unsigned", "empty", "colons", "not-ascii", "oversized"],

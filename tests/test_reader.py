@@ -42,7 +42,7 @@ OFFERING = {
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),
-    max_leaves=20,
+    max_leaves=8,
 )
 # Structures near the contract, each place filled with anything.
 near_offerings = st.lists(
@@ -60,8 +60,9 @@ near_variables = (
     )
     | st.fixed_dictionaries({"offerings": near_offerings | json_values})
 )
+near_payloads = json_values | st.dictionaries(st.text(), near_variables)
 near_entries = json_values | st.fixed_dictionaries(
-    {}, optional={"payload": json_values | st.dictionaries(st.text(), near_variables), "experience_context": json_values}
+    {}, optional={"payload": near_payloads, "experience_context": json_values}
 )
 near_answers = st.fixed_dictionaries(
     {},
@@ -252,6 +253,13 @@ def test_offerings_are_found_in_every_documented_shape(variable):
     assert offering.raw == OFFERING
 
 
+def test_a_variable_named_offerings_does_not_hide_the_offerings():
+    """``experience["offerings"]`` is the offerings; the payload has the variable as it came."""
+    experience = read_experience("hero", {"payload": {"offerings": [OFFERING]}})
+    assert experience["offerings"] == experience.offerings
+    assert experience.payload["offerings"] == [OFFERING]
+
+
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
@@ -393,7 +401,7 @@ def test_unusual_but_valid_json_is_read(body, expected):
 
 def test_a_string_full_of_escaped_quotes_that_never_ends_is_refused_at_once():
     """The scan for depth is linear, whatever the text."""
-    body = b"[" * 65 + b'"' + rb"\"" * 400_000
+    body = b'"' + rb"\"" * 400_000 + b"[" * 65
     worker = threading.Thread(target=pytest.raises, args=(InvalidResponseError, parse_json, body), daemon=True)
     worker.start()
     worker.join(10)

@@ -2,8 +2,10 @@
 
 import gc
 import os
+import signal
 import threading
 import time
+import warnings
 import weakref
 from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager
@@ -43,8 +45,13 @@ def whole():
 
 def in_child(check):
     """Run ``check`` in a forked child and return whether it was true there."""
-    pid = os.fork()
+    with warnings.catch_warnings():
+        # Python warns of a fork beside threads; that it goes well is what is tested.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
     if pid == 0:
+        # A child that hangs is one that failed.
+        signal.alarm(30)
         passed = False
         try:
             passed = bool(check())

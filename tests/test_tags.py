@@ -249,6 +249,24 @@ def test_destinations(render, shown, visit, destination, link):
             assert visit(html.unescape(page)).headers["Location"] == link
 
 
+def test_value_counts_where_the_response_does(shown, render):
+    """A value on its own counts in the response; where the browser counts it cannot be marked."""
+    with override_personalize(IMPRESSIONS="visible"):
+        assert render("{% experience_value 'hero' 'Title' %}") == "Hello"
+    assert shown.impressions == {}
+
+
+def test_nodes_can_be_walked():
+    """Tools that walk a compiled template find what stands in both halves."""
+    from django.template.defaulttags import CommentNode
+
+    engine = Engine(libraries={"moe_personalize": "django_moe_personalize.templatetags.moe_personalize"})
+    source = "{% experience 'a' %}{% comment %}{% endcomment %}{% fallback %}{% comment %}{% endcomment %}{% endexperience %}"
+    template = engine.from_string("{% load moe_personalize %}" + source)
+    [node] = [node for node in template.nodelist if type(node).__name__ == "ExperienceNode"]
+    assert len(list(node)) == len(node.get_nodes_by_type(CommentNode)) == 2
+
+
 def test_click_url_without_an_experience_is_plain(render):
     """The same link may stand in the fallback: it goes where it says and counts nothing."""
     page = render(
@@ -316,9 +334,10 @@ def test_impression_modes(shown, render, mode, mark, impressions):
     assert shown.impressions == impressions
 
 
-def test_no_marks_without_consent_to_track(shown, render):
+@pytest.mark.parametrize("mode", ["render", "visible", "web_sdk", "manual"])
+def test_no_marks_without_consent_to_track(shown, render, mode):
     """Where nothing may be counted nothing is marked, and links are plain."""
-    with override_personalize(CONSENT="tests.test_tags.fetch_only", IMPRESSIONS="visible"):
+    with override_personalize(CONSENT="tests.test_tags.fetch_only", IMPRESSIONS=mode):
         page = render(
             "{% experience 'hero' as h %}<a data-moe-click href=\"{% click_url h '/a/' %}\">x</a>{% endexperience %}"
         )

@@ -16,7 +16,7 @@ import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
-from urllib3.exceptions import ClosedPoolError, HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, ReadTimeoutError
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
@@ -117,7 +117,7 @@ class RequestsTransport:
         """
         outcome = self._attempt(request, deadline)
         if isinstance(outcome, _NotTakenError):
-            self._owned = None  # the other idle connections are likely dead too
+            # The pool hands out the connection put back last: the one just closed, which connects anew.
             outcome = self._attempt(request, deadline)
         if isinstance(outcome, APIError):
             raise outcome
@@ -248,7 +248,7 @@ class _Body(bytes):
 
 
 class _NotTakenError(TransportError):
-    """Nothing was answered, or even asked, on a connection that had been idle."""
+    """Nothing was answered on a connection that had been idle."""
 
 
 def _read(raw: urllib3.HTTPResponse) -> Response:
@@ -291,7 +291,7 @@ def _build_failure(error: BaseException) -> TransportError:
     of the requests that carried it here.
     """
     chain = list(_unchain(error))
-    if any(isinstance(link, DiedIdleError | ClosedPoolError) for link in chain):
+    if any(isinstance(link, DiedIdleError) for link in chain):
         return _NotTakenError("MoEngage closed an idle connection")
     causes = [link for link in chain if isinstance(link, OSError) and not isinstance(link, requests.RequestException)]
     cause = causes[-1] if causes else None

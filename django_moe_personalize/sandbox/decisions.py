@@ -64,9 +64,7 @@ def bucket(*parts: str) -> float:
     return (int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 11) / 2.0**53
 
 
-def decide(
-    workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False
-) -> Decision:
+def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False) -> Decision:
     """Return the decision on one key at Unix time ``now``.
 
     ``everyone_only`` leaves out what is meant for an audience: a fetch with neither keys nor a customer.

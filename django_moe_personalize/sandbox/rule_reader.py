@@ -98,9 +98,7 @@ def _read_comparison(source: str, name: str, operator: str, operand: object, pla
     return AttributeRule(source, name, OPERATORS[operator], wanted)
 
 
-def _read_member(
-    source: str, name: str, value: object, place: str, problems: Problems, *, negated: bool
-) -> MemberRule:
+def _read_member(source: str, name: str, value: object, place: str, problems: Problems, *, negated: bool) -> MemberRule:
     if not isinstance(value, list) or not value:
         problems.add(place, f"must be an array of values, not {shown(value)}")
         return MemberRule(source, name, (), negated)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -180,15 +181,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _linger(self) -> None:
         """Read on what the client still sends: closing on unread bytes would make the kernel take the answer back."""
-        self.wfile.flush()
-        self.connection.shutdown(socket.SHUT_WR)
-        self.connection.settimeout(LINGER)
         end = time.monotonic() + LINGER
-        try:
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.shutdown(socket.SHUT_WR)
+            self.connection.settimeout(LINGER)
             while time.monotonic() < end and self.connection.recv(65_536):
                 pass
-        except OSError:
-            return
 
     def _reset(self) -> None:
         """Break the connection with an RST: no time to linger, and no orderly shutdown before."""

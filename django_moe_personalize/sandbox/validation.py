@@ -186,9 +186,7 @@ def _read_element(element: object, place: str, actions: Collection[str], now: fl
         yield _read_action(entry, f"{place}.actions[{index}]", customer_id, actions, now)
 
 
-def _read_action(
-    entry: object, place: str, customer_id: str, actions: Collection[str], now: float
-) -> ReceivedEvent:
+def _read_action(entry: object, place: str, customer_id: str, actions: Collection[str], now: float) -> ReceivedEvent:
     if not isinstance(entry, dict):
         invalid(place, "must be an object")
     action, event_uuid, event_time = entry.get("action"), entry.get("moe_event_uuid"), entry.get("event_time")

@@ -65,7 +65,7 @@ class ExperienceNode(Node):
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
-        return render.render_experience(page, experience, body)
+        return render.render_experience(page.tracker, experience, body)
 
 
 @register.tag
@@ -103,7 +103,7 @@ def experience_value(context: Context, key: str, variable: str, default: Any = "
     if value is None:
         log_once(("variable", key, variable), "Experience %r has no variable %r; its default is shown.", key, variable)
         return default
-    return render.render_experience(page, found, conditional_escape(value))
+    return render.render_value(page.tracker, found, value)
 
 
 class ClickURLNode(Node):
@@ -124,8 +124,8 @@ class ClickURLNode(Node):
         page = find_page(context)
         url = render.build_click_url(
             find_request(context),
-            page,
-            target if page is not None and isinstance(target, Experience) else None,
+            None if page is None else page.tracker,
+            target if isinstance(target, Experience) else None,
             str(destination),
             # A literal was written by the template's author, anything else may be content.
             trusted=isinstance(self.destination.var, str),

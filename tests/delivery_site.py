@@ -1,0 +1,61 @@
+"""A site whose only view records one event, and a script that records some and ends; run by test_delivery_exit.py."""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import django
+from django.conf import settings
+from django.core.wsgi import get_wsgi_application
+from django.http import HttpResponse
+from django.urls import path
+
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.moengage.types import Action, Event
+
+
+def view(request):
+    """Record an event and answer with its UUID."""
+    return HttpResponse(record(1)[0])
+
+
+urlpatterns = [path("", view)]
+
+
+def record(count):
+    """Record events of as many customers and return their UUIDs."""
+    events = [Event(Action.SHOWN, str(number), {"cid": "c"}, 1_760_000_000) for number in range(count)]
+    get_delivery().record(events)
+    return [event.event_uuid for event in events]
+
+
+def end(way):
+    """End this process."""
+    if way == "exit":
+        sys.exit(0)
+    elif way == "error":
+        raise RuntimeError("unhandled")
+    elif way == "interrupt":
+        signal.raise_signal(signal.SIGINT)
+    elif way == "thread":
+        threading.Thread(target=record, args=(1,)).start()
+
+
+settings.configure(
+    SECRET_KEY="site",
+    ALLOWED_HOSTS=["*"],
+    ROOT_URLCONF="tests.delivery_site",
+    MOE_PERSONALIZE=json.loads(os.environ["SITE_MOE_PERSONALIZE"]),
+)
+django.setup()
+application = get_wsgi_application()
+# With gunicorn --preload this is the master's own event, recorded before it forks.
+at_import = record(1)
+
+if __name__ == "__main__":
+    record(int(sys.argv[2]))
+    print(time.monotonic(), flush=True)
+    end(sys.argv[1])

@@ -1,0 +1,268 @@
+"""request.personalization on its own: what it does when used too early, too late, or where nobody may wait."""
+
+import asyncio
+import gc
+import logging
+import weakref
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth.models import AnonymousUser
+from django.http import HttpResponse
+from django.test import AsyncRequestFactory, RequestFactory
+
+from django_moe_personalize.context import Personalization
+from django_moe_personalize.middleware import PersonalizeMiddleware
+from django_moe_personalize.testing import override_personalize
+
+KEYS = ("hero-banner", "promo-strip")
+
+
+def build_request():
+    """Return a request as the middleware leaves it."""
+    request = RequestFactory().get("/")
+    request.user = AnonymousUser()
+    request.personalization = Personalization(request)
+    return request
+
+
+@pytest.fixture
+def request_():
+    """Give a request as the middleware leaves it."""
+    return build_request()
+
+
+def test_outliving_the_request():
+    """A view may keep the mapping; after its request is gone it reads nothing and asks nobody."""
+    personalization = build_request().personalization
+    personalization.prefetch(*KEYS)
+    assert personalization.get("hero-banner") is None
+    assert list(personalization) == []
+    assert personalization.attributes == {}
+    assert personalization.plan(lambda request: None) == ()
+    assert async_to_sync(personalization.aget)("hero-banner") is None
+    async_to_sync(personalization.astart)("hero-banner")
+    assert async_to_sync(personalization._aget_visitor)().attributes == {}
+
+
+def test_requests_are_freed_at_once():
+    """A request and its experiences are no garbage cycle: they go when the last reference goes."""
+    request = build_request()
+    assert request.personalization.get("hero-banner")
+    gone = weakref.ref(request)
+    gc.disable()
+    try:
+        del request
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_prefetch_asks_once(request_, upstream):
+    """Keys that were asked for are not asked for again, however often and in whatever order."""
+    personalization = request_.personalization
+    personalization.prefetch("hero-banner")
+    personalization.prefetch("hero-banner", "promo-strip", "promo-strip", "", None)
+    assert personalization.experience_keys == KEYS
+    assert personalization["hero-banner"].experience_key == "hero-banner"
+    assert personalization["promo-strip"].experience_key == "promo-strip"
+    assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
+
+
+def test_views_default(request_, upstream):
+    """get() and aget() take a default as a dict does; the mapping is always true."""
+    personalization = request_.personalization
+    assert personalization
+    assert personalization.get("nope", "default") == "default"
+    assert 7 not in personalization
+    assert async_to_sync(personalization.aget)("nope", default="default") == "default"
+
+
+def test_what_was_sent(request_, upstream):
+    """A page can show who asked with what, for a panel like the demo's."""
+    personalization = request_.personalization
+    assert personalization.identity.anonymous
+    assert personalization.consent.track
+    assert personalization.attributes.keys() == {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"}
+    assert upstream.requests == []
+
+
+def test_another_moment(request_, upstream):
+    """A preview sets the page's moment; day and hour follow, in TIME_ZONE."""
+    from datetime import UTC, datetime
+
+    request_.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
+    with override_personalize(TIME_ZONE="Europe/Berlin"):
+        request_.personalization.get("hero-banner")
+    assert (upstream.fetches[0]["DAY_OF_THE_WEEK"], upstream.fetches[0]["TIME_OF_THE_DAY"]) == ("Friday", "00")
+
+
+def test_tracking_what_is_absent(request_, upstream):
+    """Reporting an experience the visitor does not have does nothing."""
+    request_.personalization.track_impression("nope")
+    request_.personalization.track_click("nope")
+    assert request_.personalization.seal(HttpResponse()) == ()
+
+
+def test_reading_after_the_response(request_, upstream):
+    """Once a response went out unsealed nothing may be read for it."""
+    request_.personalization.seal(HttpResponse())
+    assert request_.personalization.get("hero-banner") is None
+    request_.personalization.prefetch("hero-banner")
+    assert upstream.requests == []
+
+
+def test_failing_identify_asks_nothing(request_, upstream, caplog):
+    """A known customer is never taken for an anonymous visitor: nothing is asked, and the log says why."""
+    with override_personalize(IDENTIFY="tests.test_context.failing_identify"):
+        assert request_.personalization.get("hero-banner") is None
+        assert request_.personalization.get("hero-banner") is None
+    assert upstream.requests == []
+    assert caplog.text.count("tests.test_context.failing_identify raised ZeroDivisionError") == 1
+
+
+def failing_identify(request):
+    """Fail, as a site's own code may."""
+    return 1 / 0
+
+
+def test_sync_use_in_the_event_loop(upstream, caplog):
+    """Whatever would block the event loop is not done, and the log names what to await."""
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+
+    async def view():
+        personalization.prefetch("hero-banner")
+        assert personalization.identity.customer_id is None
+        assert personalization.get("hero-banner") is None
+        await personalization.aprefetch("promo-strip")
+        assert personalization.identity.customer_id
+        assert personalization["promo-strip"]
+
+    async_to_sync(view)()
+    assert "await its aprefetch() or aget() first" in caplog.text
+    assert [body["experience_key"] for body in upstream.fetches] == [["promo-strip"]]
+
+
+def test_async_prefetch_overlaps(upstream):
+    """As a task, aprefetch() runs beside what the view awaits besides."""
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+    order = []
+
+    async def view():
+        task = asyncio.create_task(personalization.aprefetch(*KEYS))
+        await asyncio.sleep(0)
+        order.append("view")
+        await task
+        order.append("joined")
+        return personalization.get("hero-banner")
+
+    assert async_to_sync(view)().experience_key == "hero-banner"
+    assert order == ["view", "joined"]
+
+
+def test_async_deadline(upstream):
+    """An await ends at the page's deadline, and what did not come is absent for the whole page."""
+    import threading
+
+    released = threading.Event()
+    upstream.answer = lambda request: released.wait(20)
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+    with override_personalize(DEADLINE=0.05):
+        assert async_to_sync(personalization.aget)("hero-banner") is None
+    released.set()
+
+
+def test_waiting_is_bounded_for_the_page(request_, upstream):
+    """All reads of a page together wait for one deadline, not each for its own."""
+    import threading
+    import time
+
+    released = threading.Event()
+    upstream.answer = lambda request: released.wait(20)
+    with override_personalize(DEADLINE=0.2):
+        started = time.monotonic()
+        for number in range(10):
+            assert request_.personalization.get(f"key-{number}") is None
+        waited = time.monotonic() - started
+    released.set()
+    assert waited < 10 * 0.2
+
+
+def test_middleware_refuses_wrong_settings_at_start_up():
+    """A server that runs no system checks does not start with settings that cannot be."""
+    from django_moe_personalize.conf import ConfigurationError
+
+    with override_personalize(DEADLINE="soon"), pytest.raises(ConfigurationError, match="DEADLINE"):
+        PersonalizeMiddleware(lambda request: HttpResponse())
+
+
+def test_without_credentials_pages_show_defaults(request_, caplog):
+    """A site without credentials serves its pages, and says in the log which are missing."""
+    with override_personalize(SANDBOX=False):
+        assert request_.personalization.get("hero-banner") is None
+    assert "MoEngage is not asked" in caplog.text
+    assert "WORKSPACE_ID" in caplog.text
+
+
+def test_bug_in_a_transport_never_reaches_the_page(request_, upstream, caplog):
+    """Even what nobody foresaw shows the default; the log has its kind and not its text."""
+
+    def answer(request):
+        raise KeyError("ada@example.com")
+
+    upstream.answer = answer
+    with caplog.at_level(logging.DEBUG):
+        assert request_.personalization.get("hero-banner") is None
+    assert "failed unexpectedly (KeyError)" in caplog.text
+    assert "ada@example.com" not in caplog.text
+
+
+def test_tasks_of_one_request_gather_once(upstream):
+    """Reads that run beside one another have one visitor, and each its experience."""
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+
+    async def view():
+        return await asyncio.gather(*(personalization.aget(key) for key in KEYS))
+
+    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
+        hero, promo = async_to_sync(view)()
+    assert (hero.experience_key, promo.experience_key) == KEYS
+    assert all(body["cart_value"] == "5" for body in upstream.fetches)
+
+
+async def slow_attributes(request):
+    """Take a moment."""
+    await asyncio.sleep(0.01)
+    return {"cart_value": "5"}
+
+
+def reading_attributes(request):
+    """Read an experience while the attributes for it are gathered."""
+    return {"has_hero": str(request.personalization.get("hero-banner") is not None)}
+
+
+async def areading_attributes(request):
+    """See reading_attributes()."""
+    return {"has_hero": str(await request.personalization.aget("hero-banner") is not None)}
+
+
+@pytest.mark.parametrize("provider", ["reading_attributes", "areading_attributes"])
+def test_provider_that_reads_an_experience(upstream, provider):
+    """A site's own provider cannot wait for itself: what it reads is absent, and nothing hangs."""
+    for factory in (RequestFactory, AsyncRequestFactory):
+        request = factory().get("/")
+        personalization = request.personalization = Personalization(request)
+        with override_personalize(ATTRIBUTES=[f"tests.test_context.{provider}"]):
+            async_to_sync(personalization.aget)("promo-strip")
+        assert upstream.fetches[-1]["has_hero"] == "False"
+
+
+def test_sync_provider_that_reads_an_experience(request_, upstream):
+    """See test_provider_that_reads_an_experience()."""
+    with override_personalize(ATTRIBUTES=["tests.test_context.reading_attributes"]):
+        request_.personalization.get("promo-strip")
+    assert upstream.fetches[-1]["has_hero"] == "False"

@@ -1,0 +1,115 @@
+"""The package as a whole: one version, few dependencies, and the layout that design and style promise."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import django_moe_personalize
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "django_moe_personalize"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MODULE_LINES = 400
+STORY = ["middleware", "attributes", "identity", "planning", "fetch", "context", "render", "track"]
+
+
+def imported_names(path: Path) -> set[str]:
+    """Return the top-level names a module imports, wherever in the module the import stands."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            names.add(str(node.module).partition(".")[0])
+    return names
+
+
+def importers_of(name: str) -> set[str]:
+    """Return the modules of the package that import ``name``, as paths below it."""
+    return {path.relative_to(PACKAGE).as_posix() for path in MODULES if name in imported_names(path)}
+
+
+def relative(path: Path) -> str:
+    """Return the path as a test's id."""
+    return path.relative_to(PACKAGE).as_posix()
+
+
+def test_version_is_read_from_the_package():
+    """The version stands in ``__init__.py`` alone, and is one that PEP 440 and SemVer both read."""
+    assert "version" not in PROJECT
+    assert PROJECT["dynamic"] == ["version"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", django_moe_personalize.__version__)
+
+
+def test_core_dependencies_are_three():
+    """A site that installs the package gets Django, requests and django-environ, and nothing else of ours."""
+    names = {re.match(r"[\w-]+", dependency).group() for dependency in PROJECT["dependencies"]}
+    assert names == {"django", "django-environ", "requests"}
+
+
+@pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])
+def test_extra_is_documented(extra):
+    """Each extra is named in the README or in the documents, in the form that pip takes."""
+    documents = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    assert any(f"django-moe-personalize[{extra}]" in path.read_text() for path in documents)
+
+
+def test_matrix_equals_the_classifiers():
+    """The supported versions that the classifiers claim are the ones that tox runs."""
+    matrix = (ROOT / "tox.ini").read_text().partition("env_list =")[2].partition("coverage")[0]
+    classifiers = PROJECT["classifiers"]
+    pythons = {
+        c.rpartition(" ")[2] for c in classifiers if re.fullmatch(r"Programming Language :: Python :: 3\.\d+", c)
+    }
+    djangos = {c.rpartition(" ")[2] for c in classifiers if c.startswith("Framework :: Django :: ")}
+    assert {f"3.{minor}" for minor in re.findall(r"py3(\d+)", matrix)} == pythons
+    assert {".".join(number) for number in re.findall(r"\b(?:dj)?([56])(\d)\b", matrix)} == djangos
+
+
+def test_package_says_that_it_is_typed():
+    """``py.typed`` lies in the package, as the classifier claims."""
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_story_is_told_in_order():
+    """The package's docstring names the modules of the story, each of which exists, in the story's order."""
+    told = re.findall(r"``(\w+)\.py``", str(django_moe_personalize.__doc__))
+    assert told == STORY
+    assert [name for name in told if not (PACKAGE / f"{name}.py").is_file()] == []
+
+
+def test_requests_is_imported_by_the_transport_alone():
+    """HTTP happens in one module, so every other part runs without a network."""
+    assert importers_of("requests") == {"moengage/transport.py"}
+    assert {name.partition("/")[0] for name in importers_of("urllib3")} <= {"moengage"}
+
+
+def test_environment_is_read_by_the_settings_alone():
+    """Settings are resolved in one place: the table and the readers of its values."""
+    assert importers_of("environ") == {"conf.py", "values.py"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module_is_short(path):
+    """A module of more than 400 lines is two modules."""
+    assert len(path.read_text().splitlines()) <= MODULE_LINES
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module_has_a_role(path):
+    """No module is a drawer for whatever fits nowhere else."""
+    assert path.stem not in {"utils", "helpers", "common", "misc"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_module_hides_nothing_from_the_gates(path):
+    """No module asks coverage to look away."""
+    assert not re.search(r"#\s*pragma:\s*no", path.read_text())

@@ -1,0 +1,188 @@
+"""``manage.py moe_sandbox``: what it prints, takes, refuses, and how it ends."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+
+from django_moe_personalize.management.commands.moe_sandbox import parse_address
+from tests.sandbox_ways import METADATA, credentials
+
+
+class Output(io.StringIO):
+    """What a command wrote, with a flag once it was flushed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = threading.Event()
+
+    def flush(self) -> None:
+        """Note that the announcement is out."""
+        if "Ctrl-C" in self.getvalue():
+            self.ready.set()
+
+
+def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str, int]:
+    """Run the command until a signal; return what it wrote and the status of one metadata call."""
+    out, err, statuses = Output(), io.StringIO(), []
+
+    def visit() -> None:
+        assert out.ready.wait(10)
+        port = int(re.search(r"answers at http://\S+:(\d+)/v1", out.getvalue())[1])
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        line.request("GET", "/v1" + METADATA, headers=credentials())
+        statuses.append(line.getresponse().status)
+        line.close()
+        os.kill(os.getpid(), end)
+
+    visitor = threading.Thread(target=visit)
+    visitor.start()
+    call_command("moe_sandbox", *args, stdout=out, stderr=err, **options)
+    visitor.join()
+    return out.getvalue(), err.getvalue(), statuses[0]
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
+def test_it_serves_until_a_signal(end: int) -> None:
+    """The announcement holds what a site needs; the signal ends it without an error, handlers as before."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    out, err, status = run("127.0.0.1:0", end=end)
+
+    base_url = re.search(r"answers at (\S+)", out)[1]
+    assert status == 200
+    assert err == ""
+    for name, value in [("BASE_URL", base_url), ("WORKSPACE_ID", "SANDBOX_DEBUG"), ("API_KEY", "sandbox-key")]:
+        assert f'"{name}": "{value}",' in out
+        assert f"MOE_PERSONALIZE_{name}={value}\n" in out
+    assert "hero-banner" in out
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_faults_and_a_workspace_of_ones_own(tmp_path: Path) -> None:
+    """The options reach the server."""
+    file = tmp_path / "mine.json"
+    file.write_text('{"workspace_id": "SANDBOX_DEBUG", "api_key": "sandbox-key"}')
+    began = time.monotonic()
+
+    out, _, status = run("localhost:0", "--workspace", str(file), "--error-rate", "1", "--latency-ms", "50")
+
+    assert status == 500
+    assert time.monotonic() - began >= 0.05
+    assert "0 experiences" in out
+
+
+def test_an_open_address_is_warned_of() -> None:
+    """Whoever binds more than the loopback is told."""
+    _, err, status = run("0.0.0.0:0")
+
+    assert status == 200
+    assert "Anyone who reaches this machine" in err
+
+
+def test_outside_the_main_thread_it_takes_no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Signals are the main thread's: elsewhere it just serves."""
+    from django_moe_personalize.sandbox.server import SandboxServer
+
+    served = []
+    monkeypatch.setattr(SandboxServer, "serve_forever", lambda self: served.append(self.url))
+    thread = threading.Thread(target=call_command, args=("moe_sandbox", "0"), kwargs={"stdout": io.StringIO()})
+    thread.start()
+    thread.join()
+
+    assert len(served) == 1
+
+
+def test_as_a_program_it_ends_with_code_0(tmp_path: Path) -> None:
+    """A supervisor that terminates it sees a clean end."""
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONUNBUFFERED": "1"}
+    program = subprocess.Popen(
+        [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        cwd=Path(__file__).parent.parent,
+        text=True,
+    )
+    with program:
+        for line in program.stdout:
+            if "Ctrl-C" in line:
+                break
+        program.send_signal(signal.SIGTERM)
+        _, err = program.communicate(timeout=20)
+
+    assert (program.returncode, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("", ("127.0.0.1", 8899)),
+        ("9000", ("127.0.0.1", 9000)),
+        (":9000", ("127.0.0.1", 9000)),
+        ("127.0.0.1", ("127.0.0.1", 8899)),
+        ("localhost", ("127.0.0.1", 8899)),
+        ("localhost:80", ("127.0.0.1", 80)),
+        ("0.0.0.0:0", ("0.0.0.0", 0)),
+        ("[::1]:9000", ("::1", 9000)),
+        ("[::1]", ("::1", 8899)),
+    ],
+)
+def test_an_address_may_be_short(text: str, address: tuple[str, int]) -> None:
+    """What is left out is 127.0.0.1 and 8899."""
+    assert parse_address(text) == address
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["nowhere:80"], '"nowhere:80" is not an address: write ADDR:PORT'),
+        (["127.0.0.1:http"], "is not an address"),
+        (["127.0.0.1:70000"], "70000 is not a port: it must be 0 to 65535"),
+        (["127.0.0.1:-1"], "-1 is not a port"),
+        (["203.0.113.1:0"], "203.0.113.1:0 cannot be had: "),
+        (["0", "--workspace", "/nonexistent.json"], "/nonexistent.json: cannot be read"),
+        (["0", "--latency-ms", "-1"], "latency must be seconds"),
+        (["0", "--error-rate", "2"], "error_rate must be a rate"),
+    ],
+)
+def test_a_mistake_is_a_command_error(args: list[str], message: str) -> None:
+    """The message says what to write instead."""
+    with pytest.raises(CommandError, match=re.escape(message)):
+        call_command("moe_sandbox", *args)
+
+
+def test_a_port_in_use_is_a_command_error() -> None:
+    """The message names the address."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(CommandError, match=f"{address} cannot be had: Address already in use"):
+            call_command("moe_sandbox", address)
+
+
+def test_all_mistakes_of_a_workspace_are_told(tmp_path: Path) -> None:
+    """Each with its place, a line each."""
+    file = tmp_path / "mine.json"
+    file.write_text('{"workspace_id": 5}')
+
+    with pytest.raises(CommandError) as caught:
+        call_command("moe_sandbox", workspace=str(file))
+
+    assert str(caught.value).splitlines() == [
+        "The workspace cannot be used:",
+        "mine.json: workspace_id: must be a string that is not empty, not 5",
+        'mine.json: "api_key" is missing',
+    ]

@@ -1,0 +1,74 @@
+"""A site's views, typed: checked by mypy, never run."""
+
+from __future__ import annotations
+
+from typing import Any, assert_type
+
+from django.http import HttpRequest, HttpResponse
+from django.views.generic import TemplateView
+
+from django_moe_personalize.context import Personalization
+from django_moe_personalize.decorators import personalize
+from django_moe_personalize.mixins import PersonalizeMixin
+from django_moe_personalize.moengage.types import Experience, Offering
+
+
+class PersonalizedRequest(HttpRequest):
+    """A request that has been through the middleware, the way a site annotates it."""
+
+    personalization: Personalization
+
+
+@personalize("hero-banner", "promo-strip")
+def home(request: HttpRequest) -> HttpResponse:
+    """Show a decorated view."""
+    return HttpResponse()
+
+
+@personalize("hero-banner")
+async def ahome(request: HttpRequest) -> HttpResponse:
+    """Show a decorated asynchronous view."""
+    return HttpResponse()
+
+
+@personalize("recommendations")
+def product(request: HttpRequest, pk: int, *, preview: bool = False) -> HttpResponse:
+    """Show a decorated view with arguments of its own."""
+    return HttpResponse()
+
+
+class Category(PersonalizeMixin, TemplateView):
+    """Show a class-based view."""
+
+    experiences = ["hero-banner"]
+
+
+async def decorated_views_keep_their_types(request: HttpRequest) -> None:
+    """Show that the decorator gives back what it was given: parameters, result, and whether it is awaited."""
+    assert_type(home(request), HttpResponse)
+    assert_type(await ahome(request), HttpResponse)
+    assert_type(product(request, 7, preview=True), HttpResponse)
+    product(request, "7")  # type: ignore[arg-type]
+
+
+def read(request: PersonalizedRequest) -> None:
+    """Show what a synchronous view reads."""
+    personalization = request.personalization
+    assert_type(personalization["hero-banner"], Experience)
+    assert_type(personalization.get("hero-banner"), Experience | None)
+    assert_type("hero-banner" in personalization, bool)
+    assert_type(len(personalization), int)
+    for key in personalization:
+        assert_type(key, str)
+    personalization.prefetch("hero-banner", "promo-strip")
+    if hero := personalization.get("hero-banner"):
+        assert_type(hero["Title"], Any)
+        assert_type(hero.offerings, tuple[Offering, ...])
+        personalization.track_impression("hero-banner")
+        personalization.track_click("hero-banner", element="cta")
+
+
+async def aread(request: PersonalizedRequest) -> None:
+    """Show what an asynchronous view reads."""
+    await request.personalization.aprefetch("hero-banner", "promo-strip")
+    assert_type(await request.personalization.aget("hero-banner"), Experience | None)
