@@ -9,7 +9,7 @@ from collections import Counter
 from urllib.parse import parse_qs
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize import __version__
@@ -44,6 +44,9 @@ from tests.error_reports import describe_report
 
 KEY = "s3cret-key"
 ACCEPTED = Response(200, body=b'{"status": "success", "message": "Your request has ...", "req_id": "SKuSLFnX"}')
+
+# A busy machine makes an example slow, not wrong.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Scripted:
@@ -175,6 +178,7 @@ def test_an_attribute_cannot_say_who_asks_for_what(name, deadline):
     assert name in SYSTEM_FIELDS
 
 
+@patiently
 @given(attributes=st.dictionaries(st.text().filter(lambda name: name not in FETCH_FIELDS), st.text(st.characters())))
 def test_any_text_travels_as_an_attribute(attributes):
     """Names and values of any characters, lone surrogates included, come back from the JSON as they were."""
@@ -277,6 +281,7 @@ def test_a_200_that_accepts_nothing_is_refused(body, deadline):
         client.send_events([build_event()], deadline=deadline)
 
 
+@patiently
 @given(customers=st.lists(st.sampled_from("abcde")))
 def test_elements_keep_every_event_once_and_in_order(customers):
     """Grouping loses, repeats and reorders no event of a customer, and names each customer once."""
@@ -399,6 +404,7 @@ def test_the_wait_of_a_429_is_read(headers, expected):
 near_dates = st.from_regex(r"\A[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d:\d\d:\d\d [-+GMT0-9]{1,9}\Z")
 
 
+@patiently
 @given(value=st.text() | near_dates)
 def test_any_wait_is_read_or_none(value):
     """No header makes an error of its own, and no wait is negative or without end."""

@@ -7,7 +7,7 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.exceptions import InvalidResponseError
@@ -38,6 +38,9 @@ OFFERING = {
     "offering_context": {"moe_offering_id": "moe-1", "moe_offering_name": "Trail shoe"},
     "a_field_of_tomorrow": 1,
 }
+
+# A busy machine makes an example slow, not wrong.
+patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -154,12 +157,14 @@ def test_a_wrapped_value_without_data_type_is_unwrapped_as_it_is():
     assert read_value({"value": "5", "unit": "EUR"}) == "5"
 
 
+@patiently
 @given(number=st.integers(min_value=-(10**15), max_value=10**15) | st.floats(allow_nan=False, allow_infinity=False))
 def test_numbers_sent_as_strings_arrive_as_the_numbers(number):
     """A number written as a JSON string is read back as the same number, of the same type."""
     assert same(read_value({"value": json.dumps(number), "data_type": "number"}), number)
 
 
+@patiently
 @given(value=st.dictionaries(st.text(), json_values) | st.lists(json_values))
 def test_json_sent_as_a_string_arrives_as_the_value(value):
     """An object or array held by a string is read back as itself."""
@@ -438,6 +443,7 @@ def test_a_refused_answer_is_not_among_the_locals_of_its_error():
 # -- anything at all
 
 
+@patiently
 @given(data=near_answers | json_values)
 def test_any_json_is_read_or_refused(data):
     """No JSON value makes the reader raise anything but InvalidResponseError."""
@@ -449,6 +455,7 @@ def test_any_json_is_read_or_refused(data):
             continue
 
 
+@patiently
 @given(body=st.binary() | st.text(alphabet='[]{}",:\\u0d8eE+-.1 tfn').map(str.encode))
 def test_any_bytes_are_read_or_refused(body):
     """No body makes the parser raise anything but InvalidResponseError, and what it gives can be encoded."""
@@ -459,6 +466,7 @@ def test_any_bytes_are_read_or_refused(body):
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
 
 
+@patiently
 @given(data=near_entries.filter(lambda entry: isinstance(entry, dict)))
 def test_reading_twice_gives_the_same(data):
     """An entry is not changed by reading it: a cached one reads as it did the first time."""
