@@ -18,7 +18,7 @@ No message holds a credential, an attribute or an identifier.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 
 class MoePersonalizeError(Exception):
@@ -30,6 +30,16 @@ class MoePersonalizeError(Exception):
 
     retryable: bool = False
     code: ClassVar[str] = "UNKNOWN"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel whole between processes: by default an exception is rebuilt from its message alone."""
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(kind: type[MoePersonalizeError], args: tuple[Any, ...], state: dict[str, Any]) -> MoePersonalizeError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(state)
+    return error
 
 
 class APIError(MoePersonalizeError):

@@ -1,0 +1,78 @@
+"""Settings of the example shop: what a site adds for personalization stands at the end.
+
+Without a ``.env`` everything runs on SQLite and the embedded sandbox; ``.env.example`` lists what
+can be set.
+"""
+
+from pathlib import Path
+
+from environ import Env
+
+BASE_DIR = Path(__file__).resolve().parent
+
+env = Env()
+env.read_env(BASE_DIR / ".env")
+
+DEBUG = env.bool("DEBUG", default=True)
+# Good enough for a demonstration on one's own machine; anything else must bring its own.
+SECRET_KEY = env.str("SECRET_KEY", default="only-for-the-demonstration") if DEBUG else env.str("SECRET_KEY")
+ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "django_moe_personalize",
+    "shop",
+    "workbench",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "shop.security.ContentSecurityPolicyMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "django_moe_personalize.middleware.PersonalizeMiddleware",
+    # Only for the demonstration: the visitor chooses device and hour.
+    "workbench.switches.SwitchesMiddleware",
+]
+
+ROOT_URLCONF = "urls"
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "shop.cart.context",
+            ]
+        },
+    }
+]
+
+DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+LOGIN_URL = "shop:sign-in"
+USE_TZ = True
+TIME_ZONE = "UTC"
+STATIC_URL = "static/"
+STATIC_ROOT = BASE_DIR / "staticfiles"
+
+# Personalization. Credentials, data centre and the like come from MOE_PERSONALIZE_* in the
+# environment; here is what belongs to the code. With no credentials and DEBUG on it is the sandbox.
+MOE_PERSONALIZE = {
+    "EXPERIENCES": {
+        "shop:*": ["promo-strip"],
+        "shop:home": ["hero-banner", "recommendations"],
+    },
+    "ATTRIBUTES": ["shop.personalization.cart", "shop.personalization.page"],
+}

@@ -1,0 +1,125 @@
+"""The panel on every page: what was sent, what came, why this, and the switches to make it another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from django.http import HttpRequest
+
+from django_moe_personalize.moengage.types import DataSource, Experience
+from shop.people import PEOPLE
+from workbench import sandbox
+from workbench.switches import Switches, SwitchForm
+
+OPEN_COOKIE = "panel"
+"""Set by panel.js, read here: so the panel is open from the first paint."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One experience of the page: what came, and why."""
+
+    experience_key: str
+    experience: Experience | None
+    why: sandbox.Why | None
+
+    @property
+    def variation(self) -> str:
+        """Return the id of the variation that came."""
+        return str(self.experience.experience_context.get("moe_variation_id", "")) if self.experience else ""
+
+    @property
+    def audience(self) -> str:
+        """Return the audience for which it came."""
+        return str(self.experience.experience_context.get("audience_name", "")) if self.experience else ""
+
+    @property
+    def source(self) -> str:
+        """Return where the answer came from."""
+        if self.experience is None:
+            return ""
+        return "from the cache" if self.experience.source is DataSource.CACHE else "from the network"
+
+    @property
+    def is_late(self) -> bool:
+        """Return whether the sandbox would serve it and the page did without."""
+        return self.experience is None and self.why is not None and self.why.served
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """All that the panel shows."""
+
+    who: str
+    attributes: Mapping[str, str]
+    findings: tuple[Finding, ...]
+    source: str
+    form: SwitchForm
+    is_open: bool
+    trouble: str = ""
+
+    @property
+    def came(self) -> int:
+        """Return how many experiences came."""
+        return sum(finding.experience is not None for finding in self.findings)
+
+
+def build_panel(request: HttpRequest) -> Panel:
+    """Return the panel of a page; to be called at its end, when everything was asked."""
+    personalization = request.personalization
+    keys = personalization.experience_keys
+    reasons: dict[str, sandbox.Why] = {}
+    trouble = ""
+    try:
+        reasons = sandbox.explain(build_body(request, keys)) if keys else {}
+    except sandbox.SandboxUnreachableError as error:
+        trouble = str(error)
+    return Panel(
+        who=describe_visitor(request),
+        attributes=personalization.attributes,
+        findings=tuple(Finding(key, personalization.get(key), reasons.get(key)) for key in keys),
+        source=sandbox.describe(),
+        form=build_form(request),
+        is_open=request.COOKIES.get(OPEN_COOKIE) == "open",
+        trouble=trouble,
+    )
+
+
+def build_body(request: HttpRequest, keys: tuple[str, ...]) -> dict[str, Any]:
+    """Return the body of the fetch that this page has made."""
+    identity = request.personalization.identity
+    identifiers: dict[str, Any] = {}
+    if identity.customer_id is not None:
+        identifiers["customer_id"] = identity.customer_id
+    if identity.user_identifiers:
+        identifiers["user_identifiers"] = dict(identity.user_identifiers)
+    return {"identifiers": identifiers, "experience_key": list(keys), **request.personalization.attributes}
+
+
+def describe_visitor(request: HttpRequest) -> str:
+    """Say who is asking."""
+    identity = request.personalization.identity
+    if identity.anonymous:
+        return f"an anonymous browser, {str(identity.customer_id)[:11]}…"
+    if identity.customer_id is None:
+        return "nobody known"
+    name = next((person.name for person in PEOPLE if str(person.pk) == identity.customer_id), "customer")
+    return f"{name}, customer {identity.customer_id}"
+
+
+def build_form(request: HttpRequest) -> SwitchForm:
+    """Return the switches as they stand."""
+    switches: Switches = request.switches
+    user = request.user.get_username() if request.user.is_authenticated else ""
+    return SwitchForm(
+        initial={
+            "device": switches.device,
+            "hour": "" if switches.hour is None else switches.hour,
+            "day": switches.day,
+            "medium": request.personalization.attributes.get("utm_medium", ""),
+            "user": user,
+        },
+        auto_id="switch-%s",
+    )

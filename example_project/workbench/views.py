@@ -1,0 +1,109 @@
+"""The switches' target and the ledger. None of these pages is personalised."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from django.contrib.auth import login, logout
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
+from django.views.decorators.cache import never_cache
+from django.views.decorators.http import require_GET, require_POST
+
+from django_moe_personalize.attributes import SESSION_KEY
+from django_moe_personalize.delivery.base import get_delivery
+from shop.people import PEOPLE, get_user
+from shop.views import get_next
+from workbench import sandbox
+from workbench.ledger import build_data, build_ledger
+from workbench.switches import Switches, SwitchForm, write_switches
+
+ANONYMOUS_COOKIES = ("moe_id", "__Host-moe_id")
+
+
+@require_POST
+def switch(request: HttpRequest) -> HttpResponse:
+    """Set the switches and go back to the page, now seen with other eyes."""
+    form = SwitchForm(request.POST)
+    if not form.is_valid():
+        return redirect(get_next(request))
+    if "forget" in request.POST:
+        return forget_visitor(request)
+    chosen = form.cleaned_data
+    change_user(request, chosen["user"])
+    forget_medium(request)
+    response = redirect(build_return_url(get_next(request), chosen["medium"]))
+    write_switches(response, Switches(chosen["device"], chosen["hour"], chosen["day"]))
+    return response
+
+
+def forget_visitor(request: HttpRequest) -> HttpResponse:
+    """Sign out, empty the session and drop the anonymous id: the next page meets somebody new."""
+    request.session.flush()
+    response = redirect(build_return_url(get_next(request), ""))
+    for name in ANONYMOUS_COOKIES:
+        response.delete_cookie(name, samesite="Lax")
+    return response
+
+
+def change_user(request: HttpRequest, username: str) -> None:
+    """Sign in as ``username``, or out."""
+    person = next((person for person in PEOPLE if person.username == username), None)
+    if person is None:
+        if request.user.is_authenticated:
+            logout(request)
+    elif request.user.pk != person.pk:
+        login(request, get_user(person))
+
+
+def forget_medium(request: HttpRequest) -> None:
+    """Take the remembered campaign out of the session; a new one comes with the query."""
+    remembered = request.session.get(SESSION_KEY)
+    if remembered and remembered.pop("utm_medium", None):
+        request.session.modified = True
+
+
+def build_return_url(url: str, medium: str) -> str:
+    """Return ``url`` with ``utm_medium`` as chosen."""
+    parts = urlsplit(url)
+    query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "utm_medium"]
+    query += [("utm_medium", medium)] if medium else []
+    return parts._replace(query=urlencode(query)).geturl()
+
+
+@require_GET
+@never_cache
+def ledger(request: HttpRequest) -> HttpResponse:
+    """Show what the sandbox has counted."""
+    return render(request, "workbench/ledger.html", build_context())
+
+
+@require_GET
+@never_cache
+def ledger_data(request: HttpRequest) -> HttpResponse:
+    """Give the numbers, and the part of the page that shows them, for the script that keeps it live."""
+    context = build_context()
+    data = {} if context["view"] is None else build_data(context["view"])
+    return JsonResponse(data | {"html": render_to_string("workbench/ledger_live.html", context)})
+
+
+@require_POST
+def clear_ledger(request: HttpRequest) -> HttpResponse:
+    """Begin to count anew."""
+    # Where there is none to clear, the page that follows says so.
+    with suppress(sandbox.SandboxUnreachableError):
+        sandbox.clear_events()
+    return redirect("workbench:ledger")
+
+
+def build_context() -> dict[str, Any]:
+    """Return what the ledger's templates need; ``view`` is ``None`` where there is no sandbox to ask."""
+    context: dict[str, Any] = {"view": None, "source": sandbox.describe(), "delivery": get_delivery().counts()}
+    context["dropped"] = sum(context["delivery"].dropped.values())
+    try:
+        return context | {"view": build_ledger(sandbox.read_events())}
+    except sandbox.SandboxUnreachableError as error:
+        return context | {"trouble": str(error)}
