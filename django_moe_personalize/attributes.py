@@ -210,10 +210,12 @@ def _has_memory(request: HttpRequest, found: Mapping[str, str], consent: Permiss
 
 
 def recall(found: Mapping[str, str], stored: object, names: Iterable[str]) -> dict[str, str]:
-    """Return each wanted parameter as found, else as stored."""
-    remembered = stored if isinstance(stored, Mapping) else {}
-    values = {name: found.get(name) or remembered.get(name) for name in names}
-    return {name: value for name, value in values.items() if isinstance(value, str)}
+    """Return the parameters found, or the stored ones when there are none.
+
+    A new campaign replaces the last one whole: half of one and half of another never ran.
+    """
+    values = found or (stored if isinstance(stored, Mapping) else {})
+    return {name: value for name in names if isinstance(value := values.get(name), str)}
 
 
 def is_worth_storing(found: Mapping[str, str], values: Mapping[str, str], stored: object) -> bool:

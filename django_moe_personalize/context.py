@@ -145,12 +145,12 @@ class Personalization(Mapping[str, Experience]):
             self._settle(fetch, answers, time.monotonic() - started)
 
     def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
-        """Return the keys the page is known to need when ``view`` answers it."""
+        """Return the keys worth asking for before ``view`` runs."""
         self._view = view
         request = self._request()
         if request is None or not get_settings().enabled:
             return ()
-        return planning.get_planned_keys(request, view)
+        return planning.get_early_keys(request, view)
 
     # What was asked, by whom
 

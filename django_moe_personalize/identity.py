@@ -22,6 +22,7 @@ ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds that an anonymous id lasts, in the browser and by its signature."""
 
 _MAX_COOKIE_LENGTH: Final = 256
+_COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 _SALT: Final = "django_moe_personalize.identity"
 _MINTED: Final = "_moe_personalize_minted_id"
 
@@ -97,6 +98,12 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
         )
 
 
+def delete_anonymous_cookie(response: HttpResponseBase) -> None:
+    """Forget the browser's anonymous id: for "forget me" and for a consent that is withdrawn."""
+    for name in _COOKIE_NAMES:
+        response.delete_cookie(name, path="/", samesite="Lax")
+
+
 def _read_user(request: HttpRequest) -> Identity:
     return _build_from_user(getattr(request, "user", None))
 
@@ -165,7 +172,7 @@ def _read_cookie(request: HttpRequest) -> str | None:
 
 def _get_cookie_name(request: HttpRequest) -> str:
     # __Host- keeps other hosts of the domain and plain http from setting it; browsers want Secure for it.
-    return "__Host-moe_id" if request.is_secure() else "moe_id"
+    return _COOKIE_NAMES[request.is_secure()]
 
 
 def _report_unknown(error: CallableError) -> None:

@@ -84,6 +84,20 @@ def get_planned_keys(request: HttpRequest, view: Callable[..., Any] | None = Non
     return tuple(keys)
 
 
+def get_early_keys(request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
+    """Return the keys worth asking for before ``view`` runs.
+
+    Settings and memory speak of a route's pages: a POST that only redirects, and our own
+    endpoints, need none of them. What the view itself declares it needs for every method.
+    """
+    match = request.resolver_match
+    if match is not None and "moe_personalize" in match.app_names:
+        return ()
+    if request.method in ("GET", "HEAD"):
+        return get_planned_keys(request, view)
+    return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
+
+
 def _iterate_route_names(route: str | None) -> Iterator[str]:
     """Yield the names under which ``EXPERIENCES`` may mean a route: ``a:b:c``, ``a:b:*``, ``a:*``, ``*``."""
     if route is not None:

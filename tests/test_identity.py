@@ -19,7 +19,13 @@ from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 
 from django_moe_personalize.consent import Consent
-from django_moe_personalize.identity import Identity, aget_identity, get_identity, set_anonymous_cookie
+from django_moe_personalize.identity import (
+    Identity,
+    aget_identity,
+    delete_anonymous_cookie,
+    get_identity,
+    set_anonymous_cookie,
+)
 
 HERE = "tests.test_identity"
 ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
@@ -359,3 +365,11 @@ def test_a_callable_that_fails_makes_the_visitor_unknown(visit, configure, caplo
 def test_the_repr_names_nobody():
     """An identity may stand in a traceback."""
     assert repr(Identity("42", {"u_em": "ada@example.com"})) == "Identity(anonymous=False)"
+
+
+def test_anonymous_id_can_be_forgotten():
+    """A site's "forget me" drops the id, whether it was set over https or not."""
+    response = HttpResponse()
+    delete_anonymous_cookie(response)
+    assert {name: cookie["max-age"] for name, cookie in response.cookies.items()} == {"moe_id": 0, "__Host-moe_id": 0}
+    assert response.cookies["__Host-moe_id"]["secure"]

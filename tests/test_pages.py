@@ -366,7 +366,8 @@ def test_global_privacy_control(visit, upstream):
 def test_unknown_and_paused_keys_are_explained_once(visit, upstream, caplog, site_page):
     """An experience nobody can get shows its default, and the log says why, once."""
     site_page(
-        '{% experience "hero-bannr" %}x{% fallback %}A{% endexperience %}{% experience_value "spring-sale" "T" default="B" %}'
+        '{% experience "hero-bannr" %}x{% fallback %}A{% endexperience '
+        '%}{% experience_value "spring-sale" "T" default="B" %}'
     )
     for _ in range(2):
         assert text(visit("/page/")) == "AB"

@@ -9,7 +9,14 @@ from django.urls import ResolverMatch
 
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
-from django_moe_personalize.planning import KEYS_ATTRIBUTE, RouteMemory, get_planned_keys, get_route, route_memory
+from django_moe_personalize.planning import (
+    KEYS_ATTRIBUTE,
+    RouteMemory,
+    get_early_keys,
+    get_planned_keys,
+    get_route,
+    route_memory,
+)
 from django_moe_personalize.testing import override_personalize
 
 
@@ -61,6 +68,26 @@ def test_settings_by_route(request_, keys):
     }
     with override_personalize(EXPERIENCES=experiences):
         assert get_planned_keys(request_) == keys
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [("GET", ("declared", "configured")), ("HEAD", ("declared", "configured")), ("POST", ("declared",))],
+)
+def test_what_is_asked_early(method, keys):
+    """Before a POST's view only what the view itself declares is asked: it may just redirect."""
+    request = routed()
+    request.method = method
+    with override_personalize(EXPERIENCES={"*": ["configured"]}):
+        assert get_early_keys(request, personalize("declared")(view)) == keys
+
+
+def test_own_endpoints_ask_nothing():
+    """The beacon and the click are no pages, whatever EXPERIENCES says of everything."""
+    request = routed("beacon", ["moe_personalize"])
+    request.resolver_match.app_names = ["moe_personalize"]
+    with override_personalize(EXPERIENCES={"*": ["configured"]}):
+        assert get_early_keys(request, view) == ()
 
 
 def test_sources_add_up_without_repetition():

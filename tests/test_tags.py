@@ -72,7 +72,10 @@ def render(shown, visit, settings):
 
 
 TEMPLATES = {
-    "base.html": "{% load moe_personalize %}<body>{% experience 'hero' as h %}[{{ h.Title }}]{% endexperience %}{% block content %}{% endblock %}</body>",
+    "base.html": (
+        "{% load moe_personalize %}<body>{% experience 'hero' as h %}[{{ h.Title "
+        "}}]{% endexperience %}{% block content %}{% endblock %}</body>"
+    ),
     "piece.html": "{% load moe_personalize %}{% experience 'hero' as h %}<{{ h.Title }}>{% endexperience %}",
 }
 
@@ -96,15 +99,24 @@ TEMPLATES = {
         ),
         ('{% experience "hero" as h %}{{ h.Title }}{% endexperience %}{{ h.Title }}', "Hello"),
         (
-            '{% experience "hero" as a %}{% experience "offers" as b %}{{ a.Title }} {{ b.Title }}{% endexperience %}{% endexperience %}',
+            (
+                '{% experience "hero" as a %}{% experience "offers" as b %}'
+                "{{ a.Title }} {{ b.Title }}{% endexperience %}{% endexperience %}"
+            ),
             "Hello For you",
         ),
         (
-            '{% experience "nope" %}{% fallback %}{% experience "hero" as h %}{{ h.Title }}{% endexperience %}{% endexperience %}',
+            (
+                '{% experience "nope" %}{% fallback %}{% experience "hero" as '
+                "h %}{{ h.Title }}{% endexperience %}{% endexperience %}"
+            ),
             "Hello",
         ),
         (
-            '{% experience "offers" as o %}{% for offer in o.offerings %}{{ offer.title }};{% empty %}none{% endfor %}{% endexperience %}',
+            (
+                '{% experience "offers" as o %}{% for offer in o.offerings %}'
+                "{{ offer.title }};{% empty %}none{% endfor %}{% endexperience %}"
+            ),
             "Offer 1;Offer 2;",
         ),
         (
@@ -112,7 +124,10 @@ TEMPLATES = {
             "none",
         ),
         (
-            '{% extends "base.html" %}{% load moe_personalize %}{% block content %}{% experience "offers" as o %}{{ o.Title }}{% endexperience %}{% endblock %}',
+            (
+                '{% extends "base.html" %}{% load moe_personalize %}{% block content %}'
+                '{% experience "offers" as o %}{{ o.Title }}{% endexperience %}{% endblock %}'
+            ),
             "<body>[Hello]For you</body>",
         ),
         ('{% include "piece.html" %}', "<Hello>"),
@@ -185,7 +200,8 @@ def test_template_without_the_middleware(caplog, request_is_there):
 def test_rendering_counts_once_a_page(render, shown):
     """An experience that a page shows three times was shown once; a fallback not at all."""
     render(
-        '{% experience "hero" %}a{% endexperience %}{% experience "hero" %}b{% endexperience %}{% experience_value "hero" "Title" %}{% experience "nope" %}{% fallback %}x{% endexperience %}'
+        '{% experience "hero" %}a{% endexperience %}{% experience "hero" %}b{% endexperience %}'
+        '{% experience_value "hero" "Title" %}{% experience "nope" %}{% fallback %}x{% endexperience %}'
     )
     assert shown.impressions == {"hero": 1}
     assert shown.clicks == {}
@@ -261,7 +277,10 @@ def test_nodes_can_be_walked():
     from django.template.defaulttags import CommentNode
 
     engine = Engine(libraries={"moe_personalize": "django_moe_personalize.templatetags.moe_personalize"})
-    source = "{% experience 'a' %}{% comment %}{% endcomment %}{% fallback %}{% comment %}{% endcomment %}{% endexperience %}"
+    source = (
+        "{% experience 'a' %}{% comment %}{% endcomment %}"
+        "{% fallback %}{% comment %}{% endcomment %}{% endexperience %}"
+    )
     template = engine.from_string("{% load moe_personalize %}" + source)
     [node] = [node for node in template.nodelist if type(node).__name__ == "ExperienceNode"]
     assert len(list(node)) == len(node.get_nodes_by_type(CommentNode)) == 2
@@ -279,7 +298,10 @@ def test_click_url_without_the_urls(shown, visit, settings, caplog):
     """Where the URLs are not included a link still goes where it says, and the log names the mend."""
 
     def view(request):
-        source = "{% load moe_personalize %}{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience %}{% personalize_scripts %}"
+        source = (
+            "{% load moe_personalize %}{% experience 'hero' as h %}"
+            "{% click_url h '/a/' %}{% endexperience %}{% personalize_scripts %}"
+        )
         from tests.site import show
 
         return show(request, source)
@@ -294,7 +316,10 @@ def test_click_url_without_the_urls(shown, visit, settings, caplog):
 def test_context_too_long_for_a_token(render, caplog, monkeypatch):
     """An experience whose context does not fit into a URL keeps its plain link."""
     monkeypatch.setattr("django_moe_personalize.track.MAX_TOKEN_LENGTH", 50)
-    source = "{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience %}{% experience 'hero' %}<b data-moe-click>{% endexperience %}"
+    source = (
+        "{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience "
+        "%}{% experience 'hero' %}<b data-moe-click>{% endexperience %}"
+    )
     assert render(source) == "/a/<b data-moe-click>"
     assert "too long for a token" in caplog.text
 
@@ -302,10 +327,14 @@ def test_context_too_long_for_a_token(render, caplog, monkeypatch):
 def test_marks_are_there_only_when_the_browser_reports(render):
     """Empty template elements stand around an experience with a data-moe-click element, and around no other."""
     page = render(
-        '{% experience "hero" %}<b>x</b>{% endexperience %}{% experience "offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
+        '{% experience "hero" %}<b>x</b>{% endexperience %}{% experience '
+        '"offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
     )
     assert re.fullmatch(
-        r'<b>x</b><template data-moe-experience="[^"]+"></template><button data-moe-click="buy">x</button><template data-moe-end></template>',
+        (
+            r'<b>x</b><template data-moe-experience="[^"]+"></template><button '
+            r'data-moe-click="buy">x</button><template data-moe-end></template>'
+        ),
         page,
     )
 

@@ -15,13 +15,12 @@ from django.views.decorators.http import require_GET, require_POST
 
 from django_moe_personalize.attributes import SESSION_KEY
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.identity import delete_anonymous_cookie
 from shop.people import PEOPLE, get_user
 from shop.views import get_next
 from workbench import sandbox
 from workbench.ledger import build_data, build_ledger
 from workbench.switches import Switches, SwitchForm, write_switches
-
-ANONYMOUS_COOKIES = ("moe_id", "__Host-moe_id")
 
 
 @require_POST
@@ -44,8 +43,7 @@ def forget_visitor(request: HttpRequest) -> HttpResponse:
     """Sign out, empty the session and drop the anonymous id: the next page meets somebody new."""
     request.session.flush()
     response = redirect(build_return_url(get_next(request), ""))
-    for name in ANONYMOUS_COOKIES:
-        response.delete_cookie(name, samesite="Lax")
+    delete_anonymous_cookie(response)
     return response
 
 
