@@ -49,6 +49,7 @@ class Personalization(Mapping[str, Experience]):
         "_budget",
         "_closed",
         "_consent",
+        "_expected",
         "_fetches",
         "_gathering",
         "_request",
@@ -64,6 +65,7 @@ class Personalization(Mapping[str, Experience]):
         self._request = weakref.ref(request)
         self._answers: dict[str, Experience | None] = {}
         self._fetches: list[Fetch] = []
+        self._expected: tuple[str, ...] = ()
         self._budget: float | None = None
         self._visitor: Visitor | None = None
         self._gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
@@ -151,6 +153,16 @@ class Personalization(Mapping[str, Experience]):
         if request is None or not get_settings().enabled:
             return ()
         return planning.get_early_keys(request, view)
+
+    def expect(self, *experience_keys: str) -> None:
+        """Plan keys that the page was seen to need: the next question carries them, and the route's next page."""
+        if (request := self._request()) is not None:
+            self._expected = experience_keys
+            self._learn(request, *experience_keys)
+
+    def is_asked(self, experience_key: str) -> bool:
+        """Return whether an experience was asked for already."""
+        return experience_key in self._answers or self._find_fetch(experience_key) is not None
 
     # What was asked, by whom
 
@@ -242,17 +254,17 @@ class Personalization(Mapping[str, Experience]):
             return
         if fetch is None:
             self._learn(request, key)
-            self.prefetch(*planning.get_planned_keys(request, self._view), key)
+            self.prefetch(*planning.get_planned_keys(request, self._view), *self._expected, key)
             fetch = self._find_fetch(key)
         if fetch is not None:
             started = time.monotonic()
             answers = fetch.result(self._get_budget())
             self._settle(fetch, answers, time.monotonic() - started)
 
-    def _learn(self, request: HttpRequest, key: str) -> None:
+    def _learn(self, request: HttpRequest, *keys: str) -> None:
         route = planning.get_route(request)
         if route is not None:
-            planning.route_memory.learn(route, key)
+            planning.route_memory.learn(route, *keys)
 
     def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
         if self._closed or self._request() is None or not get_settings().enabled:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
+from django.template.response import SimpleTemplateResponse
 
 from django_moe_personalize import track
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization
+from django_moe_personalize.planning import find_template_keys
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 
@@ -33,6 +37,8 @@ class PersonalizeMiddleware:
             markcoroutinefunction(self)
             # Django would run a sync hook in a thread; an instance's own attribute wins over the class's.
             self.process_view = self.aprocess_view  # type: ignore[method-assign, assignment]
+            # Where threads may wait, the first tag finds out by itself what the template needs.
+            self.process_template_response = self.aprocess_template_response
 
     def __call__(self, request: HttpRequest) -> Any:
         if self.is_async:
@@ -59,3 +65,16 @@ class PersonalizeMiddleware:
         personalization: Personalization = request.personalization  # type: ignore[attr-defined]
         if keys := personalization.plan(view):
             await (personalization.aprefetch if iscoroutinefunction(view) else personalization.astart)(*keys)
+
+    async def aprocess_template_response(
+        self, request: HttpRequest, response: SimpleTemplateResponse
+    ) -> SimpleTemplateResponse:
+        """Ask for what the template needs before it is rendered where nothing can wait."""
+        # A template that is not there, or is broken, is the page's own failure, in its own time.
+        with suppress(TemplateDoesNotExist, TemplateSyntaxError):
+            template = getattr(response.resolve_template(response.template_name), "template", None)
+            # Jinja2's has no nodes to look through.
+            if isinstance(template, Template):
+                personalization: Personalization = request.personalization  # type: ignore[attr-defined]
+                await personalization.aprefetch(*find_template_keys(template))
+        return response

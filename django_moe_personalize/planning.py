@@ -1,13 +1,21 @@
-"""Which experience keys this page needs: settings by route, ``@personalize``, and what the route read before."""
+"""Which experience keys this page needs: settings by route, ``@personalize``, the template itself, and memory.
+
+A page that declares nothing asks in one call all the same: its first tag looks through the compiled
+template for the others, and the route remembers them, so that its next request starts before the view.
+"""
 
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from django.http import HttpRequest
+from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
+from django.template.base import FilterExpression
+from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
 
@@ -44,13 +52,13 @@ class RouteMemory:
         """Return the keys seen on ``route``."""
         return self._routes.get(route, ())
 
-    def learn(self, route: str, experience_key: str) -> None:
-        """Remember that ``route`` reads ``experience_key``; the oldest route makes room."""
+    def learn(self, route: str, *experience_keys: str) -> None:
+        """Remember that ``route`` reads ``experience_keys``; the oldest route makes room."""
+        if set(experience_keys) <= set(self.get(route)):
+            return
         with self._lock:
-            known = self._routes.get(route, ())
-            if experience_key in known or len(known) >= self._max_keys:
-                return
-            self._routes[route] = (*known, experience_key)
+            known = dict.fromkeys([*self._routes.get(route, ()), *experience_keys])
+            self._routes[route] = tuple(known)[: self._max_keys]
             if len(self._routes) > self._max_routes:
                 self._routes.popitem(last=False)
 
@@ -61,6 +69,53 @@ class RouteMemory:
 
 
 route_memory = RouteMemory()
+
+MAX_TEMPLATES = 100
+"""How many parents and includes are followed from one template; a recursive include ends there too."""
+
+_template_keys: weakref.WeakKeyDictionary[Template, tuple[str, ...]] = weakref.WeakKeyDictionary()
+
+
+def find_template_keys(template: Template) -> tuple[str, ...]:
+    """Return the literal keys of a compiled template's tags, its parents' and its includes'.
+
+    Every branch counts, taken or not: a key too many travels in the same call. Looked up once a
+    template, which the cached loader keeps for the process.
+    """
+    known = _template_keys.get(template)
+    if known is None:
+        known = _template_keys[template] = tuple(dict.fromkeys(_iterate_template_keys(template)))
+    return known
+
+
+def _iterate_template_keys(template: Template) -> Iterator[str]:
+    queue, seen = [template], {template.name}
+    for current in queue:
+        for node in current.nodelist.get_nodes_by_type(Node):
+            if isinstance(key := getattr(node, "experience_key", None), str):
+                yield key
+            name = get_literal(getattr(node, _REFERENCES.get(type(node), ""), None))
+            if name is not None and name not in seen and len(seen) < MAX_TEMPLATES:
+                seen.add(name)
+                queue += _load_template(current, name)
+
+
+_REFERENCES: Mapping[type[Node], str] = {ExtendsNode: "parent_name", IncludeNode: "template"}
+
+
+def get_literal(expression: FilterExpression | None) -> str | None:
+    """Return what a template's author wrote in quotes; ``None`` for a variable."""
+    if expression is None or expression.filters or not isinstance(expression.var, str):
+        return None
+    return expression.var
+
+
+def _load_template(template: Template, name: str) -> list[Template]:
+    try:
+        return [template.engine.get_template(name)]
+    except (TemplateDoesNotExist, TemplateSyntaxError):
+        # If the page comes to render it, it says so itself.
+        return []
 
 
 def get_route(request: HttpRequest) -> str | None:

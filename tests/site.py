@@ -69,6 +69,19 @@ def template_response(request: HttpRequest) -> TemplateResponse:
     return TemplateResponse(request, engines["django"].from_string(TAGS))
 
 
+async def atemplate_response(request: HttpRequest) -> TemplateResponse:
+    """Return a response that is rendered after the view, in the event loop."""
+    name = request.GET.get("name")
+    return TemplateResponse(request, name or engines["django"].from_string(TAGS))
+
+
+def one_by_one(request: HttpRequest) -> HttpResponse:
+    """Read what no template shows."""
+    for key in ("hero-banner", "promo-strip"):
+        request.personalization.get(key)
+    return HttpResponse()
+
+
 def missing(request: HttpRequest) -> HttpResponse:
     """Show a personalised page with another status than 200."""
     response = show(request, TAGS)
@@ -139,6 +152,8 @@ urlpatterns = [
     path("configured/", configured, name="configured"),
     path("account/", login_required(tags), name="account"),
     path("template-response/", template_response, name="template-response"),
+    path("atemplate-response/", atemplate_response),
+    path("one-by-one/", one_by_one, name="one-by-one"),
     path("missing/", missing, name="missing"),
     path("failing/", failing, name="failing"),
     path("streaming/", streaming, name="streaming"),

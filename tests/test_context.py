@@ -36,6 +36,8 @@ def test_outliving_the_request():
     """A view may keep the mapping; after its request is gone it reads nothing and asks nobody."""
     personalization = build_request().personalization
     personalization.prefetch(*KEYS)
+    personalization.expect(*KEYS)
+    assert not personalization.is_asked("hero-banner")
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []
     assert personalization.attributes == {}

@@ -3,11 +3,13 @@
 import html
 import logging
 import re
+from pathlib import Path
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.http import HttpResponse
+from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.test import Client, RequestFactory
 
 from django_moe_personalize import fetch
@@ -82,13 +84,47 @@ def test_configured_keys_travel_in_one_call(visit, upstream, path, experiences):
     assert [sorted(body["experience_key"]) for body in upstream.fetches] == [["hero-banner", "promo-strip"]]
 
 
+def test_page_that_declares_nothing_asks_once(visit, upstream):
+    """The first tag finds the others in the template, so that even the first render is one call."""
+    visit("/configured/")
+    assert [sorted(body["experience_key"]) for body in upstream.fetches] == [["hero-banner", "promo-strip"]]
+
+
 def test_route_is_learned(upstream):
-    """A page that declared nothing asks one by one the first time, and in one call from then on."""
-    Client().get("/configured/")
+    """Keys that only the view's code knows are asked one by one at first, and in one call from then on."""
+    Client().get("/one-by-one/")
     assert len(upstream.fetches) == 2
-    Client().get("/configured/")
+    Client().get("/one-by-one/")
     assert sorted(upstream.fetches[2]["experience_key"]) == ["hero-banner", "promo-strip"]
     assert len(upstream.fetches) == 3
+
+
+@pytest.mark.parametrize("name", ["no-such.html", "broken"], ids=["missing", "broken"])
+def test_template_response_that_cannot_be_rendered(visit, upstream, settings, name):
+    """A broken template fails as it does without us, on both ways in."""
+    settings.TEMPLATES = [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "OPTIONS": {"loaders": [("django.template.loaders.locmem.Loader", {"broken": "{% nonsense %}"})]},
+        }
+    ]
+    with pytest.raises(TemplateDoesNotExist if name == "no-such.html" else TemplateSyntaxError):
+        visit(f"/atemplate-response/?name={name}")
+
+
+def test_template_response_of_another_engine(visit, upstream, settings):
+    """A template without nodes to look through is rendered as it is."""
+    settings.TEMPLATES = [
+        {"BACKEND": "django.template.backends.dummy.TemplateStrings", "DIRS": [Path(__file__).parent]}
+    ]
+    assert visit("/atemplate-response/?name=broken_cache.py").status_code == 200
+    assert upstream.fetches == []
+
+
+def test_template_response_of_an_async_view_is_complete(visit, upstream):
+    """A TemplateResponse says what it will render, so even in the event loop nothing falls back, undeclared."""
+    assert title(visit("/atemplate-response/")) != "Welcome"
+    assert len(upstream.fetches) == 1
 
 
 def test_event_loop_is_never_blocked(upstream, caplog):

@@ -2,8 +2,10 @@
 
 import threading
 
+import django
 import pytest
 from asgiref.sync import async_to_sync
+from django.template import Engine
 from django.test import RequestFactory
 from django.urls import ResolverMatch
 
@@ -11,7 +13,9 @@ from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
 from django_moe_personalize.planning import (
     KEYS_ATTRIBUTE,
+    MAX_TEMPLATES,
     RouteMemory,
+    find_template_keys,
     get_early_keys,
     get_planned_keys,
     get_route,
@@ -170,3 +174,61 @@ def test_memory_is_shared_by_threads():
     for thread in threads:
         thread.join()
     assert sorted(memory.get("home")) == sorted(str(n) for n in range(50))
+
+
+TEMPLATES = {
+    "base.html": "{% load moe_personalize %}{% experience 'base' %}{% endexperience %}{% block a %}{% endblock %}",
+    "page.html": "{% extends 'base.html' %}{% load moe_personalize %}{% block a %}"
+    "{% if x %}{% experience 'branch' %}{% experience_value 'nested' 'T' %}{% fallback %}"
+    "{% experience 'in-fallback' %}{% endexperience %}{% endexperience %}{% endif %}"
+    "{% for y in z %}{% include 'piece.html' %}{% endfor %}{% include variable %}{% include 'no-such.html' %}"
+    "{% include 'broken.html' %}{% experience variable %}{% endexperience %}"
+    "{% experience 'a'|upper %}{% endexperience %}"
+    "{% endblock %}",
+    "piece.html": "{% load moe_personalize %}{% experience_value 'piece' 'T' %}{% include 'piece.html' %}",
+    "broken.html": "{% nonsense %}",
+    "plain.html": "plain",
+}
+
+
+def build_engine(**templates):
+    """Return an engine with the templates of this module and ``templates``."""
+    return Engine(
+        libraries={"moe_personalize": "django_moe_personalize.templatetags.moe_personalize"},
+        loaders=[("django.template.loaders.locmem.Loader", TEMPLATES | templates)],
+    )
+
+
+def test_template_tells_its_keys():
+    """Literal keys are found in every branch, in parents, includes and fallbacks; what cannot load is passed over."""
+    template = build_engine().get_template("page.html")
+    assert set(find_template_keys(template)) == {"base", "branch", "nested", "in-fallback", "piece"}
+    assert find_template_keys(build_engine().get_template("plain.html")) == ()
+
+
+def test_template_is_looked_through_once(monkeypatch):
+    """What a template needs is remembered as long as the template lives."""
+    engine = build_engine()
+    template = engine.get_template("page.html")
+    keys = find_template_keys(template)
+    monkeypatch.setattr(engine, "get_template", None)
+    assert find_template_keys(template) == keys
+
+
+def test_templates_that_include_without_end():
+    """However many templates refer to one another, only so many are followed."""
+    source = "{%% load moe_personalize %%}{%% experience 'k%d' %%}{%% endexperience %%}{%% include 't%d.html' %%}"
+    many = {f"t{n}.html": source % (n, n + 1) for n in range(300)}
+    keys = find_template_keys(build_engine(**many).get_template("t0.html"))
+    assert len(keys) == MAX_TEMPLATES
+
+
+if django.VERSION >= (6, 0):
+
+    def test_partials_tell_their_keys():
+        """A partial is looked through where it is defined, and as a template of its own."""
+        tag = "{% experience 'in-partial' %}{% endexperience %}"
+        source = f"{{% load moe_personalize %}}{{% partialdef p %}}{tag}{{% endpartialdef %}}"
+        engine = build_engine(**{"partials.html": source})
+        assert find_template_keys(engine.get_template("partials.html")) == ("in-partial",)
+        assert find_template_keys(engine.get_template("partials.html#p")) == ("in-partial",)

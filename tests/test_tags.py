@@ -174,7 +174,9 @@ def test_tags(render, source, expected):
         ("{% click_url hero %}", "{% click_url hero '/sale/' element='cta' %}"),
         ("{% click_url hero '/a/' 'b' %}", "{% click_url hero '/sale/' element='cta' %}"),
         ("{% click_url hero '/a/' nope='b' %}", "{% click_url hero '/sale/' element='cta' %}"),
-        ("{% experience_value 'hero' %}", "did not receive value(s) for the argument(s): 'variable'"),
+        ("{% experience_value 'hero' %}", '{% experience_value "key" "Variable" default="…" %}'),
+        ("{% experience_value 'hero' 'Title' 'x' %}", '{% experience_value "key" "Variable" default="…" %}'),
+        ("{% experience_value 'hero' 'Title' nope='x' %}", '{% experience_value "key" "Variable" default="…" %}'),
     ],
 )
 def test_wrong_use_says_the_right_one(source, message):

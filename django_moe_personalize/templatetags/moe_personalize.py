@@ -12,7 +12,7 @@ from django.template.base import FilterExpression, Parser, Token, token_kwargs
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
-from django_moe_personalize import render
+from django_moe_personalize import planning, render
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.moengage.types import Experience
 
@@ -42,6 +42,16 @@ def find_page(context: Context) -> Any:
     return page
 
 
+def find_experience(context: Context, key: object) -> tuple[Any, Experience | None]:
+    """Return the page and its experience; the first one asked for brings all that the template needs."""
+    page = find_page(context)
+    if page is None or not isinstance(key, str):
+        return page, None
+    if context.template is not None and not page.is_asked(key):
+        page.expect(*planning.find_template_keys(context.template))
+    return page, page.get(key)
+
+
 class ExperienceNode(Node):
     """``{% experience %}``: the body with the experience, else the fallback."""
 
@@ -49,6 +59,7 @@ class ExperienceNode(Node):
 
     def __init__(self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList) -> None:
         self.key = key
+        self.experience_key = planning.get_literal(key)
         self.name = name
         self.body = body
         self.fallback = fallback
@@ -58,9 +69,7 @@ class ExperienceNode(Node):
 
     def render(self, context: Context) -> SafeString:
         """Render the body and count it as shown; a fallback counts nothing."""
-        key = self.key.resolve(context)
-        page = find_page(context)
-        experience = page.get(key) if page is not None and isinstance(key, str) else None
+        page, experience = find_experience(context, self.key.resolve(context))
         if experience is None:
             return self.fallback.render(context)
         with context.push({self.name: experience}):
@@ -92,18 +101,51 @@ def fallback(parser: Parser, token: Token) -> Node:
     raise TemplateSyntaxError(f"{{% fallback %}} stands once, inside {{% experience %}}: {EXPERIENCE_FORM}")
 
 
-@register.simple_tag(takes_context=True)
-def experience_value(context: Context, key: str, variable: str, default: Any = "") -> Any:
-    """Show one payload variable of an experience, escaped, and count the experience as shown; else ``default``."""
-    page = find_page(context)
-    found: Experience | None = page.get(key) if page is not None and isinstance(key, str) else None
-    if found is None:
-        return default
-    value = found.payload.get(variable)
-    if value is None:
-        log_once(("variable", key, variable), "Experience %r has no variable %r; its default is shown.", key, variable)
-        return default
-    return render.render_value(page.tracker, found, value)
+class ExperienceValueNode(Node):
+    """``{% experience_value %}``: one payload variable, or the default."""
+
+    def __init__(
+        self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str | None
+    ) -> None:
+        self.key = key
+        self.experience_key = planning.get_literal(key)
+        self.variable = variable
+        self.default = default
+        self.name = name
+
+    def render(self, context: Context) -> str:
+        """Return the escaped value and count its experience as shown; into ``name`` where one is given."""
+        text = self.build_text(context)
+        if self.name is None:
+            return text
+        context[self.name] = text
+        return ""
+
+    def build_text(self, context: Context) -> str:
+        """Return the value, else the default, escaped."""
+        key, variable = self.key.resolve(context), self.variable.resolve(context)
+        page, experience = find_experience(context, key)
+        if experience is not None:
+            value = experience.payload.get(variable)
+            if value is not None:
+                return render.render_value(page.tracker, experience, value)
+            message = "Experience %r has no variable %r; its default is shown."
+            log_once(("variable", key, variable), message, key, variable)
+        return "" if self.default is None else conditional_escape(self.default.resolve(context))
+
+
+@register.tag
+def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
+    """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
+    _, *bits = token.split_contents()
+    name = None
+    if bits[-2:-1] == ["as"] and bits[-1].isidentifier():
+        *bits, _, name = bits
+    options = token_kwargs(bits[2:], parser)
+    if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"default"}:
+        raise TemplateSyntaxError(f"Wrong form of {{% experience_value %}}; the right one: {VALUE_FORM}")
+    key, variable = (parser.compile_filter(bit) for bit in bits[:2])
+    return ExperienceValueNode(key, variable, options.get("default"), name)
 
 
 class ClickURLNode(Node):

@@ -66,17 +66,22 @@ class Command(BaseCommand):
         self.stdout.flush()
 
     def _serve(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
-        main = threading.current_thread() is threading.main_thread()
-        # Before the announcement: whoever waits for it may end the sandbox the moment it is out.
-        before = signal.signal(signal.SIGTERM, _interrupt) if main else None
+        def end(number: int, frame: FrameType | None) -> None:
+            # Not an exception, which is lost where one is ignored (a finaliser, say); and not here,
+            # where shutdown() would wait for the loop it interrupts.
+            threading.Thread(target=server.shutdown, daemon=True).start()
+
+        before = {}
+        if threading.current_thread() is threading.main_thread():
+            # Before the announcement: whoever waits for it may end the sandbox the moment it is out.
+            before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._announce(server, workspace, host)
             server.serve_forever()
-        except KeyboardInterrupt:
             self.stdout.write("The sandbox has ended.")
         finally:
-            if main:
-                signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -93,7 +98,3 @@ def parse_address(text: str) -> tuple[str, int]:
     if not 0 <= number <= 65535:
         raise CommandError(f"{number} is not a port: it must be 0 to 65535.")
     return host, number
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

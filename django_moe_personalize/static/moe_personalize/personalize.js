@@ -1,106 +1,137 @@
 // Reports clicks on data-moe-click elements and, where the page asks for it, experiences seen.
-// The page marks an experience with an empty <template> before and one after it.
-(function () {
-  "use strict";
-  var url = document.currentScript.dataset.beacon;
-  var selector = "template[data-moe-experience],template[data-moe-context],template[data-moe-end]";
-  var pending = [];
+// The page has an empty <template> before and one after an experience: these marks take part in
+// no layout, may stand in tables and lists, and hold the signed token to report.
+(() => {
+  // A page that loads the script twice reports once.
+  if (document.moe) return;
+  document.moe = true;
 
-  // Everything that happens in one turn of the event loop travels in one beacon.
-  function report(event) {
-    if (pending.push(event) === 1) setTimeout(send);
+  const url = document.currentScript.dataset.beacon;
+  const reported = new Set();
+  const pending = [];
+
+  // Each event once; what happens within a second travels in one beacon.
+  function report(...event) {
+    const text = JSON.stringify(event);
+    if (reported.has(text)) return;
+    reported.add(text);
+    // The server reads at most 16 KiB, and 100 events: with their tokens, those are always more.
+    if ((pending + text).length > 15000) send();
+    if (pending.push(text) === 1) setTimeout(send, 1000);
   }
 
   function send() {
-    if (pending.length) navigator.sendBeacon(url, JSON.stringify({ events: pending.splice(0) }));
+    if (!pending.length) return;
+    const body = `{"events":[${pending.splice(0)}]}`;
+    // Not every browser has sendBeacon, and it refuses when too much is on its way.
+    navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: true }).catch(() => {});
   }
 
-  // The innermost experience around an element: marks before it, less those already closed.
-  function findMark(element) {
-    var open = [];
-    document.querySelectorAll(selector).forEach(function (mark) {
-      if (mark.compareDocumentPosition(element) & Node.DOCUMENT_POSITION_FOLLOWING) {
+  // The experiences around an element, innermost last: the marks before it, less those already closed.
+  function listMarks(element) {
+    const open = [];
+    for (const mark of document.querySelectorAll("[data-moe-experience],[data-moe-context],[data-moe-end]")) {
+      // 4: the element follows the mark.
+      if (mark.compareDocumentPosition(element) & 4) {
         if ("moeEnd" in mark.dataset) open.pop();
         else open.push(mark);
       }
-    });
-    return open.pop();
+    }
+    return open;
   }
 
-  document.addEventListener(
+  // IMPRESSIONS = "web_sdk": the vendor's own script counts, if it is there.
+  function tell(method, mark, details) {
+    const sdk = window.MoEngage?.personalize;
+    sdk?.[method](JSON.parse(mark.dataset.moeContext), details);
+    return sdk;
+  }
+
+  // Captured, because the page's own handlers may stop the event or take the element out.
+  addEventListener(
     "click",
-    function (event) {
-      var element = event.target.closest && event.target.closest("[data-moe-click]");
-      var mark = element && findMark(element);
+    ({ target }) => {
+      const element = target.closest?.("[data-moe-click]");
+      const mark = element && listMarks(element).pop();
       if (!mark) return;
-      var name = element.dataset.moeClick;
-      if (mark.dataset.moeContext) sdk("trackClick", mark, { button_id: name });
-      else {
-        report(["click", mark.dataset.moeExperience, name]);
-        // The click may leave the page before the next turn.
-        send();
-      }
+      const name = element.dataset.moeClick;
+      if (mark.dataset.moeContext) tell("trackClick", mark, { button_id: name });
+      else report("click", mark.dataset.moeExperience, name);
+      // The click may leave the page.
+      send();
     },
-    true
+    true,
   );
 
-  // IMPRESSIONS = "web_sdk": the vendor's own script counts.
-  function sdk(method, mark, more) {
-    var personalize = window.MoEngage && window.MoEngage.personalize;
-    if (personalize) personalize[method](JSON.parse(mark.dataset.moeContext), more);
+  // A page that is left, hidden, or kept for the back button shows nothing and may never come back.
+  let interrupted = 0;
+  addEventListener("visibilitychange", (event) => {
+    interrupted = event.timeStamp;
+    send();
+  });
+
+  // IMPRESSIONS = "visible": half of the experience in view for one second without a break.
+  function watch(mark) {
+    let elements, timer;
+    let since = 0;
+
+    // Observed anew, all its elements tell where they are now, clipped by whatever clips them.
+    function measure() {
+      if (!mark.isConnected) return;
+      elements = [...mark.parentElement.children].filter((element) => listMarks(element).includes(mark));
+      // Bare text, with nothing but the end mark, is seen with the element that holds it.
+      if (!elements[1]) elements = [mark.parentElement];
+      observer.disconnect();
+      for (const element of elements) observer.observe(element);
+    }
+
+    const observer = new IntersectionObserver((entries) => {
+      clearTimeout(timer);
+      if (entries.length < elements.length) return measure();
+      const time = entries[0].time;
+      let area = 0, seen = 0, left = Infinity, right = 0;
+      for (const { target, boundingClientRect: box, intersectionRect: part } of entries) {
+        if (target.checkVisibility?.({ opacityProperty: true, visibilityProperty: true }) !== false) {
+          area += box.width * box.height;
+          seen += part.width * part.height;
+          left = Math.min(left, box.left);
+          right = Math.max(right, box.right);
+        }
+      }
+      // What is taller than the window has to fill half of its height.
+      const enough = seen && 2 * seen >= Math.min(area, (right - left) * innerHeight);
+      since = enough && !document.hidden && (since > interrupted ? since : time);
+      if (since && time - since >= 1000) {
+        observer.disconnect();
+        report("impression", mark.dataset.moeExperience);
+      } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(measure, 100);
+    });
+    measure();
   }
 
-  // Seen: half of the element, or half of the window where it is larger, for one second without a break.
-  var timers = new Map();
-  var marks = new Map();
-  var observer = new IntersectionObserver(
-    function (entries) {
-      entries.forEach(function (entry) {
-        var half = Math.min(entry.boundingClientRect.height, innerHeight) / 2;
-        watch(entry.target, entry.isIntersecting && entry.intersectionRect.height >= half);
-      });
-    },
-    { threshold: [0, 0.1, 0.25, 0.5, 0.75, 1] }
-  );
+  let timer;
 
-  function watch(element, seen) {
-    if (!seen || document.hidden) {
-      clearTimeout(timers.get(element));
-      timers.delete(element);
-    } else if (!timers.has(element)) {
-      timers.set(element, setTimeout(count, 1000, element));
+  function scan() {
+    timer = 0;
+    for (const mark of document.querySelectorAll("[data-moe-watch],[data-moe-context]")) {
+      const { moeContext: context, moeExperience: token = context } = mark.dataset;
+      // Libraries that morph a page keep the mark and change its token.
+      if (mark.moe !== token) {
+        // The vendor's script may still be on its way.
+        if (context && !tell("trackImpression", mark)) schedule();
+        else {
+          mark.moe = token;
+          if (!context) watch(mark);
+        }
+      }
     }
   }
 
-  function count(element) {
-    observer.unobserve(element);
-    report(["impression", marks.get(element).dataset.moeExperience]);
-    marks.delete(element);
-  }
-
-  // A hidden tab sees nothing; shown again, what is in view starts its second anew.
-  document.addEventListener("visibilitychange", function () {
-    marks.forEach(function (mark, element) {
-      watch(element, false);
-      observer.unobserve(element);
-      if (!document.hidden) observer.observe(element);
-    });
-  });
-
-  function scan() {
-    document.querySelectorAll("template[data-moe-watch],template[data-moe-context]").forEach(function (mark) {
-      if (mark.moeKnown) return;
-      mark.moeKnown = true;
-      if (mark.dataset.moeContext) return sdk("trackImpression", mark);
-      var element = mark.nextElementSibling;
-      if (element && !("moeEnd" in element.dataset)) {
-        marks.set(element, mark);
-        observer.observe(element);
-      }
-    });
+  function schedule() {
+    timer = timer || setTimeout(scan, 200);
   }
 
   scan();
   // What is put into the page later counts too.
-  new MutationObserver(scan).observe(document.documentElement, { childList: true, subtree: true });
+  new MutationObserver(schedule).observe(document, { childList: true, subtree: true });
 })();

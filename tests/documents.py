@@ -1,0 +1,73 @@
+"""Read the documents: their tables and their code blocks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
+
+_FENCE = re.compile(r"^( *)```([\w+-]+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of code; ``place`` is its page and line."""
+
+    place: str
+    language: str
+    code: str
+
+    @property
+    def file(self) -> str:
+        """The path that the first line names in a comment, ``""`` without one."""
+        match = re.match(r"(?:#|\{#) ([\w./]+\.\w+)", self.code)
+        return match[1] if match else ""
+
+
+def read(name: str) -> str:
+    """Return the text of a page below docs."""
+    return (DOCS / name).read_text()
+
+
+def read_blocks(path: Path) -> list[Block]:
+    """Return the fenced code blocks of a page."""
+    text = path.read_text()
+    return [
+        Block(f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", match[2], match[3])
+        for match in _FENCE.finditer(text)
+    ]
+
+
+def read_section(text: str, heading: str) -> str:
+    """Return what stands under a heading, up to the next one of the same level or a higher one."""
+    level = len(heading) - len(heading.lstrip("#"))
+    rest = text.partition(f"\n{heading}\n")[2]
+    assert rest, f"no section {heading!r}"
+    return re.split(rf"^#{{1,{level}}} ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def read_rows(text: str, *columns: str) -> list[list[str]]:
+    """Return the cells of all tables in ``text`` whose header is ``columns``."""
+    return list(_iterate_rows(text.splitlines(), list(columns)))
+
+
+def _iterate_rows(lines: list[str], columns: list[str]) -> Iterator[list[str]]:
+    inside = False
+    for line in lines:
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
+        if cells == columns:
+            inside = True
+        elif not cells:
+            inside = False
+        elif inside and set(line) - set("|-"):
+            yield cells
+
+
+def read_words(cell: str) -> list[str]:
+    """Return what stands between backticks."""
+    return re.findall(r"`([^`]+)`", cell)

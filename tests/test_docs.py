@@ -1,0 +1,307 @@
+"""The documents list what the code has: nothing is missing there, and nothing is there that the code has not."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import enum
+import importlib
+import inspect
+import re
+import tomllib
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management import get_commands, load_command_class
+from django.dispatch import Signal
+from django.template import engines
+
+from django_moe_personalize import api, conf, exceptions, render, signals, urls
+from django_moe_personalize.context import Personalization
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
+from django_moe_personalize.moengage import types
+from django_moe_personalize.moengage.transport import RequestsTransport
+from django_moe_personalize.sandbox import faults, rule_reader, workspace
+from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
+
+PACKAGE = ROOT / "django_moe_personalize"
+
+
+def collect_strings(path):
+    """Return the string constants of a module, docstrings left out."""
+    tree = ast.parse(path.read_text())
+    docstrings = {
+        id(node.body[0].value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node)
+    }
+    return [
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+def collect_options(function):
+    """Return the keyword-only options of a callable with their defaults as code."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def read_options(text):
+    """Return the options in a document's table, with their defaults as values."""
+    return {
+        read_words(option)[0]: ast.literal_eval(read_words(default)[0])
+        for option, default, _ in read_rows(text, "option", "default", "meaning")
+    }
+
+
+SETTINGS_ROWS = read_rows(read("reference/settings.md"), "name", "default", "meaning")
+SETTINGS = {read_words(name)[0]: default for name, default, _ in SETTINGS_ROWS}
+
+
+def test_settings_are_those_of_the_code():
+    """The reference has each setting once."""
+    assert sorted(SETTINGS) == sorted(conf.FIELDS)
+    assert len(SETTINGS_ROWS) == len(SETTINGS)
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_default_is_that_of_the_code(name, settings):
+    """A default written as a value is what the code takes when nothing is given; the others follow from settings."""
+    if not (match := re.match(r"`([^`]+)`(?: or|,|$)", SETTINGS[name])):
+        assert name in ("BASE_URL", "SANDBOX")
+        return
+    field = conf.FIELDS[name]
+    default = field.default_factory()
+    value = ast.literal_eval(match[1])
+    assert (value if value is None else field.metadata["reader"].read(value)) == default
+
+
+def test_data_centers_are_those_of_the_code():
+    """The reference has each data centre."""
+    row = next(line for line in read("reference/settings.md").splitlines() if line.startswith("| `DATA_CENTER`"))
+    assert re.findall(r'`"(\d+)"`', row) == list(conf.DATA_CENTERS)
+
+
+def test_settings_named_in_the_environment_exist():
+    """Every MOE_PERSONALIZE_… that a page names is a setting."""
+    for page in PAGES:
+        for name in re.findall(r"\bMOE_PERSONALIZE_([A-Z_]+)\b", page.read_text()):
+            assert name in conf.FIELDS, f"{page.name}: MOE_PERSONALIZE_{name}"
+
+
+def test_checks_are_those_of_the_code():
+    """The reference has each id that checks.py gives to a message, once."""
+    found = [n for text in collect_strings(PACKAGE / "checks.py") for n in re.findall(r"\b[EW]\d{3}\b", text)]
+    listed = [read_words(number)[0] for number, _ in read_rows(read("reference/checks.md"), "id", "says")]
+    assert listed == sorted({f"moe_personalize.{number}" for number in found})
+
+
+def test_errors_are_those_of_the_code():
+    """The reference has each error with its base, its code and whether it may be retried."""
+    tree = {
+        name: (error.__bases__[0].__name__, error.code, error.retryable)
+        for name, error in vars(exceptions).items()
+        if isinstance(error, type) and issubclass(error, exceptions.MoePersonalizeError)
+    }
+    listed = {
+        read_words(name)[0]: (read_words(base)[0], read_words(code)[0], {"yes": True, "no": False}[retryable])
+        for name, base, code, retryable, _ in read_rows(
+            read("reference/errors.md"), "error", "below", "code", "retryable", "when"
+        )
+    }
+    assert listed == tree
+    assert issubclass(conf.ConfigurationError, ImproperlyConfigured)
+
+
+def test_signals_are_those_of_the_code():
+    """The reference has each signal, with the arguments that the code sends."""
+    sent = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "send_robust":
+                name = ast.unparse(node.func.value).rpartition(".")[2]
+                sent[name] = {keyword.arg for keyword in node.keywords} - {"sender"}
+    assert sent.keys() == {name for name, value in vars(signals).items() if isinstance(value, Signal)}
+    rows = read_rows(read("reference/signals.md"), "signal", "sent", "arguments")
+    assert {read_words(name)[0]: set(read_words(arguments)) for name, _, arguments in rows} == sent
+
+
+@pytest.mark.parametrize(("heading", "kind"), [("## Tags", "tags"), ("## Filters", "filters")])
+def test_tags_and_filters_are_those_of_the_library(heading, kind):
+    """The reference has a section for each tag and each filter."""
+    library = importlib.import_module("django_moe_personalize.templatetags.moe_personalize").register
+    section = read_section(read("reference/templates.md"), heading)
+    listed = set(re.findall(r"^### `(\w+)`$", section, re.MULTILINE))
+    assert listed == set(getattr(library, kind))
+
+
+def test_elements_of_content_are_those_of_the_code():
+    """The reference has each element that HTML content may hold."""
+    text = read_section(read("reference/templates.md"), "### `experience_html`")
+    listed = text.partition("these elements:")[2].partition(";")[0]
+    assert set(read_words(listed)) == render.HTML_TAGS
+
+
+def test_commands_are_those_of_the_code():
+    """The reference has each command with each of its own arguments."""
+    text = read("reference/commands.md")
+    names = {name for name, app in get_commands().items() if app == "django_moe_personalize"}
+    assert set(re.findall(r"^## `(\w+)`$", text, re.MULTILINE)) == names
+    for name in names:
+        parser = load_command_class("django_moe_personalize", name).create_parser("manage.py", name)
+        common = load_command_class("django.core", "check").create_parser("manage.py", "check")
+        shared = {string for action in common._actions for string in action.option_strings}
+        own = {a.option_strings[0] if a.option_strings else a.dest for a in parser._actions}
+        rows = read_rows(read_section(text, f"## `{name}`"), "argument", "default", "meaning")
+        assert {read_words(argument)[0] for argument, _, _ in rows} == own - shared
+
+
+@pytest.mark.parametrize("path", ["dummy.DummyDelivery", "immediate.ImmediateDelivery", "thread.ThreadDelivery"])
+def test_options_of_a_delivery_are_those_of_the_code(path):
+    """The reference has each option of a delivery with its default."""
+    module, name = f"django_moe_personalize.delivery.{path}".rsplit(".", 1)
+    section = read_section(read("reference/delivery.md"), f"### `{module}.{name}`")
+    assert read_options(section) == collect_options(getattr(importlib.import_module(module), name))
+
+
+def test_deliveries_are_those_of_the_code():
+    """The reference and the how-to have each delivery there is."""
+    found = set()
+    for file in (PACKAGE / "delivery").glob("[!_]*.py"):
+        module = importlib.import_module(f"django_moe_personalize.delivery.{file.stem}")
+        found |= {
+            f"{cls.__module__}.{cls.__qualname__}"
+            for cls in vars(module).values()
+            if isinstance(cls, type) and issubclass(cls, BaseDelivery) and cls is not BaseDelivery
+        }
+    text = read_section(read("reference/delivery.md"), "## Backends")
+    assert set(re.findall(r"^### `([\w.]+)`$", text, re.MULTILINE)) == found
+    rows = read_rows(read("howto/delivery.md"), "backend", "how", "for")
+    assert {read_words(row[0])[0] for row in rows} == found
+
+
+def test_reasons_for_dropping_are_those_of_the_code():
+    """The reference has the reasons that DeliveryCounts names."""
+    rows = read_rows(read("reference/delivery.md"), "reason", "when")
+    named = re.findall(r"``(\w+)``\s\(", DeliveryCounts.__doc__.partition("The reasons:")[2])
+    assert [read_words(reason)[0] for reason, _ in rows] == named
+
+
+def test_options_of_the_transport_are_those_of_the_code():
+    """The reference has each option of the transport with its default."""
+    section = read_section(read("reference/delivery.md"), "## Transport")
+    assert read_options(section) == collect_options(RequestsTransport)
+
+
+def test_personalization_is_that_of_the_code():
+    """The reference has each public member of request.personalization that a mapping does not have anyway."""
+    own = {name for name in (*vars(Personalization), *Personalization.__slots__) if not name.startswith("_")}
+    rows = read_rows(read("reference/python.md"), "member", "meaning")
+    listed = {re.sub(r"^await |\(.*", "", word) for member, _ in rows for word in read_words(member)}
+    assert listed == own
+
+
+def test_api_is_that_of_the_code():
+    """The reference has each call of the API with its parameters."""
+    calls = {
+        f.__name__: list(inspect.signature(f).parameters)
+        for f in vars(api).values()
+        if inspect.isfunction(f) and f.__module__ == api.__name__ and not f.__name__.startswith("_")
+    }
+    listed = {}
+    for call, _ in read_rows(read("reference/python.md"), "call", "gives"):
+        name, _, parameters = read_words(call)[0].rstrip(")").partition("(")
+        listed[name] = [p.partition("=")[0] for p in parameters.split(", ") if p != "*"]
+    assert listed == calls
+
+
+def test_types_are_those_of_the_code():
+    """The reference has each type with its fields, and each enum with its members."""
+    found = [cls for cls in vars(types).values() if isinstance(cls, type) and cls.__module__ == types.__name__]
+    fields = {c.__name__: [f.name for f in dataclasses.fields(c)] for c in found if dataclasses.is_dataclass(c)}
+    members = {c.__name__: [m.name for m in c] for c in found if issubclass(c, enum.Enum)}
+    text = read("reference/python.md")
+    for columns, expected in ((("type", "fields"), fields), (("enum", "members"), members)):
+        assert {read_words(name)[0]: read_words(cell) for name, cell in read_rows(text, *columns)} == expected
+
+
+def test_endpoints_are_those_of_the_code():
+    """The reference has each URL by name."""
+    names = {f"{urls.app_name}:{pattern.name}" for pattern in urls.urlpatterns}
+    rows = read_rows(read("reference/endpoints.md"), "name", "takes", "answers")
+    assert {read_words(row[0])[0] for row in rows} == names
+
+
+@pytest.mark.parametrize(
+    ("heading", "columns", "expected"),
+    [
+        ("## Workspace", ("member", "meaning"), workspace._WORKSPACE_FIELDS),
+        ("## Experience", ("member", "meaning"), workspace._EXPERIENCE_FIELDS),
+        ("## Rules", ("member", "holds when"), rule_reader._CONDITIONS),
+        ("## Rules", ("comparison", "with"), rule_reader.COMPARISONS),
+        ("## Faults", ("fault", "meaning"), [field.name for field in dataclasses.fields(faults.Faults)]),
+    ],
+    ids=["workspace", "experience", "conditions", "comparisons", "faults"],
+)
+def test_workspace_file_is_that_of_the_code(heading, columns, expected):
+    """The reference has each member that a workspace file may have, and each fault."""
+    rows = read_rows(read_section(read("reference/workspace.md"), heading), *columns)
+    assert sorted(word for row in rows for word in read_words(row[0])) == sorted(expected)
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=["README", "index"])
+def test_supported_versions_are_those_of_the_classifiers(page):
+    """README and index name the versions that the package claims, which tox runs."""
+    classifiers = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["classifiers"]
+    sentence = re.search(r"Python 3\.\d[^;(]*?(?=;|, with|\()", page.read_text())[0]
+    djangos = re.search(r"Django \d\.\d, [^.(]*\.\d and \d\.\d", page.read_text())[0]
+    for text, prefix in ((sentence, "Programming Language :: Python :: "), (djangos, "Framework :: Django :: ")):
+        claimed = [c.removeprefix(prefix) for c in classifiers if re.fullmatch(re.escape(prefix) + r"\d+\.\d+", c)]
+        assert re.findall(r"\d+\.\d+", text) == claimed
+
+
+def test_readme_draws_the_story():
+    """The six words of the drawing lead to their modules, in the order of the story."""
+    text = (ROOT / "README.md").read_text()
+    words = re.findall(r"\[(\w+)\]\(django_moe_personalize/(\w+)\.py\)", text)
+    assert [word for word, _ in words] == ["request", "attributes", "fetch", "context", "render", "track"]
+    drawn = (DOCS / "_static" / "story.svg").read_text()
+    assert re.findall(r'class="word"[^>]*>(\w+)<', drawn) == [word for word, _ in words]
+    assert re.findall(r'class="file"[^>]*>(\w+)\.py<', drawn) == [module for _, module in words]
+
+
+def test_links_of_the_readme_lead_somewhere():
+    """Every relative link of the README is a file of the repository."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text()):
+        assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python3 -m pip install tox && python3 -m tox run -e demo",
+        "python3 -m pip install tox && python3 -m tox run",
+    ],
+    ids=["demo", "tests"],
+)
+def test_readme_has_the_commands_word_for_word(command):
+    """What a stranger types stands on a line of its own, and tox knows the environment."""
+    assert (ROOT / "README.md").read_text().splitlines().count(command) == 1
+    assert "[testenv:demo]" in (ROOT / "tox.ini").read_text()
+
+
+def test_layers_are_those_of_import_linter():
+    """The architecture page draws the layers that import-linter keeps, of the modules that there are."""
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    layers = [[name.strip(" ()") for name in layer.split("|")] for layer in contract["layers"]]
+    there = {path.stem for path in PACKAGE.iterdir()}
+    text = read_section(read("architecture.md"), "## Layers").partition("```text\n")[2].partition("```")[0]
+    drawn = [line.split(" | ") for line in text.splitlines()]
+    assert drawn == [kept for layer in layers if (kept := [name for name in layer if name in there])]
+
+
+def test_template_library_has_the_name_of_the_documents():
+    """``{% load moe_personalize %}`` is what the documents write."""
+    assert "moe_personalize" in engines["django"].engine.template_libraries
