@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from django_moe_personalize import metadata, track
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.fetch import Answer, Visitor, ask, remember
+from django_moe_personalize.fetch import Answer, ask, remember
 from django_moe_personalize.identity import Identity
+from django_moe_personalize.moengage.client import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
     DataSource,
@@ -26,6 +27,7 @@ from django_moe_personalize.moengage.types import (
     Offering,
 )
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.visitor import Visitor
 
 API_DEADLINE = 10.0
 """Seconds a call may take; no page waits for it."""
@@ -76,10 +78,12 @@ def fetch_experiences(
 
     ``attributes`` are the in-session attributes, strings by name. Answers are cached as a page's
     are. Raises APIError when the vendor gave no answer for some keys and none is cached, and
-    ValueError for keys that are not a list of non-empty strings.
+    ValueError for keys that are not a list of non-empty strings, and for ids and attributes that
+    are no strings.
     """
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
         raise ValueError(f'experience_keys is a list of keys, as in ["hero-banner"], not {experience_keys!r}')
+    _check_visitor(customer_id, user_identifiers or {}, attributes or {})
     keys = tuple(dict.fromkeys(experience_keys))
     if not keys:
         return ExperiencesResult()
@@ -91,6 +95,18 @@ def fetch_experiences(
     if answer.unanswered:
         raise answer.errors[0]
     return ExperiencesResult(answer.experiences, tuple(_explain(answer, keys)))
+
+
+def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attributes: Mapping[str, str]) -> None:
+    """Refuse what the wire cannot carry; the message names what is wrong and holds no value."""
+    if customer_id is not None and not isinstance(customer_id, str):
+        raise ValueError(f"customer_id is a string, not {type(customer_id).__name__}: write str(…)")
+    for what, values in (("user_identifiers", identifiers), ("attributes", attributes)):
+        for name, value in values.items():
+            if not isinstance(name, str) or not isinstance(value, str):
+                raise ValueError(f"{what}[{name!r}] is a string, not {type(value).__name__}: write str(…)")
+    if reserved := sorted(FETCH_FIELDS & attributes.keys()):
+        raise ValueError(f"attributes cannot be named {', '.join(reserved)}: the call itself has fields of that name")
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:

@@ -16,7 +16,6 @@ from itertools import islice
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_plus
 
-from django.contrib.sessions.backends.base import SessionBase
 from django.http import HttpRequest
 
 from django_moe_personalize.callables import CallableError, acall, call, log_once
@@ -38,6 +37,7 @@ MAX_QUERY_PAIRS: Final = 1000
 MAX_REMEMBERED_LENGTH: Final = 1024
 """Characters remembered in a session; one in a signed cookie has room for 4 KiB in all."""
 
+_STORED: Final = "_moe_personalize_stored"
 SESSION_KEY: Final = "_moe_personalize_query"
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -172,7 +172,7 @@ def _remember(request: HttpRequest, found: dict[str, str], consent: Permission, 
         stored = session.get(SESSION_KEY)
         values = recall(found, stored, settings.query_parameters)
         if is_worth_storing(found, values, stored):
-            with _storing(session) as save_now:
+            with _storing(request) as save_now:
                 session[SESSION_KEY] = values
                 if save_now:
                     session.save()
@@ -192,7 +192,7 @@ async def _aremember(
         stored = await session.aget(SESSION_KEY)
         values = recall(found, stored, settings.query_parameters)
         if is_worth_storing(found, values, stored):
-            with _storing(session) as save_now:
+            with _storing(request) as save_now:
                 await session.aset(SESSION_KEY, values)
                 if save_now:
                     await session.asave()
@@ -224,19 +224,28 @@ def is_worth_storing(found: Mapping[str, str], values: Mapping[str, str], stored
 
 
 @contextmanager
-def _storing(session: SessionBase) -> Iterator[bool]:
+def _storing(request: HttpRequest) -> Iterator[bool]:
     """Yield whether to save now; on an error leave the session as it was.
 
     Django saves a modified session after the view, where a failing store is a 500 or a 400. A page
-    must not fail for our sake, so what we alone modified is saved where we can take it back.
+    must not fail for our sake, so what we alone modified is saved where we can take it back, and
+    not saved again unless Django still has to set the cookie of a new session.
     """
-    was_modified = session.modified
+    session = request.session
+    was_modified, was_new = session.modified, session.session_key is None
     try:
         yield not was_modified
     except Exception:
         session.pop(SESSION_KEY, None)
         session.modified = was_modified
         raise
+    session.modified = was_modified or was_new
+    setattr(request, _STORED, True)
+
+
+def has_stored_parameters(request: HttpRequest) -> bool:
+    """Return whether this request's parameters went into the session: its response sets a visitor's cookie."""
+    return hasattr(request, _STORED)
 
 
 def _report_session(error: Exception, found: dict[str, str]) -> dict[str, str]:

@@ -17,21 +17,17 @@ from django.http.response import HttpResponseBase
 from django.utils import timezone
 
 from django_moe_personalize import headers, planning, track
-from django_moe_personalize.attributes import acollect_attributes, collect_attributes
+from django_moe_personalize.attributes import has_stored_parameters
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.consent import Consent, aget_consent, get_consent
-from django_moe_personalize.fetch import Fetch, Visitor, start_fetch
-from django_moe_personalize.identity import Identity, aget_identity, get_identity, set_anonymous_cookie
+from django_moe_personalize.consent import Consent
+from django_moe_personalize.fetch import Fetch, start_fetch
+from django_moe_personalize.identity import Identity, set_anonymous_cookie
 from django_moe_personalize.moengage.types import Event, Experience, Offering
 from django_moe_personalize.track import PageTracker
+from django_moe_personalize.visitor import NOBODY, Visitor, agather_visitor, gather_visitor
 
 T = TypeVar("T")
-
-NOBODY = Visitor(Identity(), {})
-"""The visitor of a page for whom nothing may be asked."""
-
-_NOTHING_ALLOWED = Consent(fetch=False, identify=False, track=False)
 
 
 class Personalization(Mapping[str, Experience]):
@@ -48,7 +44,6 @@ class Personalization(Mapping[str, Experience]):
         "_answers",
         "_budget",
         "_closed",
-        "_consent",
         "_expected",
         "_fetches",
         "_gathering",
@@ -69,7 +64,6 @@ class Personalization(Mapping[str, Experience]):
         self._budget: float | None = None
         self._visitor: Visitor | None = None
         self._gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
-        self._consent = _NOTHING_ALLOWED
         self._tracker: PageTracker | None = None
         self._view: Callable[..., Any] | None = None
         self._closed = False
@@ -79,7 +73,8 @@ class Personalization(Mapping[str, Experience]):
     # Reading
 
     def __getitem__(self, experience_key: str) -> Experience:
-        experience = self._read(experience_key)
+        # A template looks up {{ personalization.identity }} as a key first; that is no question to the vendor.
+        experience = None if hasattr(type(self), experience_key) else self._read(experience_key)
         if experience is None:
             raise KeyError(experience_key)
         return experience
@@ -103,7 +98,6 @@ class Personalization(Mapping[str, Experience]):
         """See get(). A key that nothing planned is asked for here."""
         request = self._request()
         if request is not None and key not in self._answers:
-            self._learn(request, key)
             await self.aprefetch(*planning.get_planned_keys(request, self._view), key)
         return self.get(key, default)
 
@@ -129,6 +123,11 @@ class Personalization(Mapping[str, Experience]):
         wanted = self._find_unasked(experience_keys)
         if wanted and self._can_gather():
             self._start(self._get_visitor(), wanted)
+
+    def join(self) -> None:
+        """Wait for what was asked, where a thread may: an async view under WSGI cannot wait later."""
+        for fetch in self._fetches:
+            self._wait(fetch)
 
     async def astart(self, *experience_keys: str) -> None:
         """See prefetch()."""
@@ -180,8 +179,7 @@ class Personalization(Mapping[str, Experience]):
     @property
     def consent(self) -> Consent:
         """What the visitor allows."""
-        self._get_visitor()
-        return self._consent
+        return self._get_visitor().consent
 
     @property
     def attributes(self) -> Mapping[str, str]:
@@ -194,8 +192,11 @@ class Personalization(Mapping[str, Experience]):
     def tracker(self) -> PageTracker:
         """What this page view shows and hands out, as far as the visitor lets it be counted."""
         if self._tracker is None:
+            if self._visitor is None and not self._can_gather():
+                # Not kept: once the visitor is known there may be something to count.
+                return PageTracker(None)
             visitor = self._get_visitor()
-            self._tracker = PageTracker(visitor.identity.customer_id if self._consent.track else None)
+            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
         return self._tracker
 
     def track_impression(self, experience_key: str) -> None:
@@ -218,7 +219,8 @@ class Personalization(Mapping[str, Experience]):
         """
         request = self._request()
         streams = isinstance(response, StreamingHttpResponse)
-        if request is None or not (self.is_read or (streams and self._fetches)):
+        remembered = request is not None and has_stored_parameters(request)
+        if request is None or not (self.is_read or remembered or (streams and self._fetches)):
             self._closed = True
             return ()
         headers.seal_response(response, get_settings())
@@ -249,22 +251,24 @@ class Personalization(Mapping[str, Experience]):
         """Fill in the answer of ``key``, asking and waiting where that is possible."""
         fetch = self._find_fetch(key)
         if _is_in_event_loop() and (fetch is None or not fetch.done):
-            self._learn(request, key)
+            self._learn(request, key, limit=planning.MAX_READ_KEYS)
             log_once(("unplanned", key), _UNPLANNED, key)
             return
         if fetch is None:
-            self._learn(request, key)
             self.prefetch(*planning.get_planned_keys(request, self._view), *self._expected, key)
             fetch = self._find_fetch(key)
         if fetch is not None:
-            started = time.monotonic()
-            answers = fetch.result(self._get_budget())
-            self._settle(fetch, answers, time.monotonic() - started)
+            self._wait(fetch)
 
-    def _learn(self, request: HttpRequest, *keys: str) -> None:
+    def _wait(self, fetch: Fetch) -> None:
+        started = time.monotonic()
+        answers = fetch.result(self._get_budget())
+        self._settle(fetch, answers, time.monotonic() - started)
+
+    def _learn(self, request: HttpRequest, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         route = planning.get_route(request)
         if route is not None:
-            planning.route_memory.learn(route, *keys)
+            planning.route_memory.learn(route, *keys, limit=limit)
 
     def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
         if self._closed or self._request() is None or not get_settings().enabled:
@@ -285,6 +289,9 @@ class Personalization(Mapping[str, Experience]):
         self._budget = max(0.0, self._get_budget() - waited)
         for key in fetch.keys:
             self._answers.setdefault(key, answers.get(key))
+        if answers and (request := self._request()) is not None:
+            # What somebody got is worth asking for early; a key that nobody gets is not.
+            self._learn(request, *answers, limit=planning.MAX_READ_KEYS)
 
     def _get_budget(self) -> float:
         """Return the seconds that this page may still wait."""
@@ -297,29 +304,23 @@ class Personalization(Mapping[str, Experience]):
 
     def _can_gather(self) -> bool:
         """Return whether the visitor is known or can be asked about without blocking the event loop."""
+        if not get_settings().enabled:
+            return False
         if self._visitor is None and _is_in_event_loop():
             log_once("gather", _UNGATHERED)
             return False
         return True
 
     def _get_visitor(self) -> Visitor:
-        """Gather consent, identity and attributes, once; NOBODY when nothing may be asked."""
+        """Gather the visitor, once; NOBODY when nothing may be asked."""
         if not self._can_gather() or self._gathering is not None:
             return self._visitor or NOBODY
         if self._visitor is None:
             # A site's own provider that reads an experience meets this instead of itself.
             self._visitor = NOBODY
             if (request := self._request()) is not None:
-                self._visitor = self._gather(request)
+                self._visitor = gather_visitor(request, self.now or timezone.now())
         return self._visitor
-
-    def _gather(self, request: HttpRequest) -> Visitor:
-        self._consent = get_consent(request)
-        identity = get_identity(request, self._consent) if self._consent.fetch else None
-        if identity is None:
-            return NOBODY
-        now = self.now or timezone.now()
-        return Visitor(identity, collect_attributes(request, now=now, consent=self._consent))
 
     async def _aget_visitor(self) -> Visitor:
         """See _get_visitor(). Tasks of one request that ask at once wait for the first."""
@@ -327,7 +328,7 @@ class Personalization(Mapping[str, Experience]):
         if self._visitor is None and self._gathering is None and request is not None:
             self._gathering = asyncio.current_task(), asyncio.Event()
             try:
-                self._visitor = await self._agather(request)
+                self._visitor = await agather_visitor(request, self.now or timezone.now())
             finally:
                 self._gathering[1].set()
         elif self._visitor is None and self._gathering is not None:
@@ -335,14 +336,6 @@ class Personalization(Mapping[str, Experience]):
             if owner is not asyncio.current_task():
                 await gathered.wait()
         return self._visitor or NOBODY
-
-    async def _agather(self, request: HttpRequest) -> Visitor:
-        self._consent = await aget_consent(request)
-        identity = await aget_identity(request, self._consent) if self._consent.fetch else None
-        if identity is None:
-            return NOBODY
-        now = self.now or timezone.now()
-        return Visitor(identity, await acollect_attributes(request, now=now, consent=self._consent))
 
 
 _UNPLANNED = (

@@ -18,7 +18,7 @@ from django.db import close_old_connections
 from django.dispatch import receiver
 
 from django_moe_personalize import metadata, signals
-from django_moe_personalize.cache import ExperienceCache, build_digest
+from django_moe_personalize.cache import ExperienceCache
 from django_moe_personalize.callables import log_once, logger
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.connection import get_client
@@ -30,38 +30,12 @@ from django_moe_personalize.exceptions import (
     RateLimitedError,
     ResponseError,
 )
-from django_moe_personalize.identity import Identity
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
+from django_moe_personalize.visitor import Visitor
 
 GATE_SECONDS = 5.0
 """How long nothing is asked after a 429 that does not say how long."""
-
-
-@dataclass(frozen=True, slots=True)
-class Visitor:
-    """Who asks and with which in-session attributes; not in the repr."""
-
-    identity: Identity = field(repr=False)
-    attributes: Mapping[str, str] = field(repr=False)
-
-    def build_digest(self) -> str:
-        """Return what tells this visitor's answers from another's: identity, and attributes by VARY_CACHE_ON.
-
-        An identified and an anonymous visitor never share one, whatever their ids look like.
-        """
-        vary = get_settings().vary_cache_on
-        varying = sorted((n, v) for n, v in self.attributes.items() if vary is None or n in vary)
-        identifiers = sorted(self.identity.user_identifiers.items())
-        return build_digest(
-            [
-                "anonymous" if self.identity.anonymous else "identified",
-                "none" if self.identity.customer_id is None else "id:" + self.identity.customer_id,
-                str(len(identifiers)),
-                *(text for pair in identifiers for text in pair),
-                *(text for pair in varying for text in pair),
-            ]
-        )
 
 
 @dataclass(slots=True)
@@ -161,6 +135,8 @@ def _run(fetch: Fetch, visitor: Visitor, deadline: Deadline) -> None:
     for problem in answer.errors:
         report(problem, fetch.keys)
     remember(visitor, answer)
+    if absent := [key for key, experience in answer.learned.items() if experience is None]:
+        metadata.explain(absent)
     # The site's cache may be its database, whose connections no request of this thread closes.
     close_old_connections()
 
@@ -182,6 +158,8 @@ def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
     cached = ExperienceCache(visitor.build_digest(), get_settings()).get(keys)
     answer = Answer()
     missing = [key for key in keys if key not in cached or not cached[key].fresh]
+    unavailable = metadata.find_unavailable(missing)
+    missing = [key for key in missing if key not in unavailable]
     for outcome in _call_in_batches(visitor, missing, deadline):
         if isinstance(outcome, APIError):
             answer.errors.append(outcome)
@@ -189,18 +167,16 @@ def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
         batch, result = outcome
         answer.learned.update((key, result.experiences.get(key)) for key in batch)
         answer.failures.extend(result.failures)
-    known = {key: entry.experience for key, entry in cached.items()} | answer.learned
+    known = {key: entry.experience for key, entry in cached.items()} | answer.learned | dict.fromkeys(unavailable)
     answer.unanswered = tuple(key for key in keys if key not in known)
     answer.experiences = {key: e for key in keys if (e := known.get(key)) is not None}
     return answer
 
 
 def remember(visitor: Visitor, answer: Answer) -> None:
-    """Cache what was learned, and say in the log which keys nobody can get."""
+    """Cache what was learned."""
     if answer.learned:
         ExperienceCache(visitor.build_digest(), get_settings()).set(answer.learned)
-        if absent := [key for key, experience in answer.learned.items() if experience is None]:
-            metadata.log_absent(absent)
 
 
 def _call_in_batches(

@@ -16,7 +16,8 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     a page that is the same for everybody.
     """
     response.headers["Cache-Control"] = settings.cache_control
-    response.headers.pop("Expires", None)
+    for name in ("Expires", "CDN-Cache-Control", "Surrogate-Control"):
+        response.headers.pop(name, None)
     patch_vary_headers(response, ("Cookie",))
 
 

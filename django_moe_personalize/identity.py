@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
+from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.callables import CallableError, acall, call, log_once
 from django_moe_personalize.conf import get_settings
@@ -109,6 +110,10 @@ def _read_user(request: HttpRequest) -> Identity:
 
 
 async def _aread_user(request: HttpRequest) -> Identity:
+    user = request.__dict__.get("user")
+    if user is not None and not isinstance(user, SimpleLazyObject):
+        # Another middleware has decided who this is (a token, an impersonation), not the session.
+        return _build_from_user(user)
     if hasattr(request, "auser"):
         return _build_from_user(await request.auser())
     if hasattr(request, "user"):

@@ -1,15 +1,27 @@
-"""Which experiences the workspace has, and from that why a key is absent (contract §3 and §6)."""
+"""Which experiences the workspace has, and from that why a key is absent (contract §3 and §6).
+
+Never asked for on a page's path: a page that got no experience has it explained in the background,
+and once the metadata is known, keys that nobody can get are not asked for any more.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Any
+
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 from django_moe_personalize import cache
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.connection import get_client
 from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import (
     DataSource,
     ExperienceMeta,
@@ -17,10 +29,44 @@ from django_moe_personalize.moengage.types import (
     ExperienceStatus,
     FailureReason,
 )
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
 
 METADATA_DEADLINE = 10.0
-"""Seconds; metadata is never asked for on a page's path."""
+"""Seconds."""
+
+RETRY_SECONDS = 60.0
+"""How long nothing is explained after metadata could not be had: a failing vendor has enough to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What this process knows of the workspace of ``client``, until a moment of the monotonic clock."""
+
+    client: PersonalizeClient
+    statuses: Mapping[str, ExperienceStatus]
+    until: float
+
+
+@dataclass(slots=True)
+class _State:
+    known: _Known | None = None
+    not_before: float = float("-inf")
+
+
+_state = _State()
+
+
+@functools.cache
+def get_pool() -> WorkerPool:
+    """Return the one thread that explains; a page's fetches have their own."""
+    return WorkerPool(1, name="moe-personalize-metadata")
+
+
+@receiver(setting_changed, dispatch_uid=f"{__name__}.forget")
+def forget(*, setting: str = "MOE_PERSONALIZE", **kwargs: Any) -> None:
+    """Forget what this process knows."""
+    if setting == "MOE_PERSONALIZE":
+        _state.known, _state.not_before = None, float("-inf")
 
 
 def get_metadata(*, deadline: Deadline) -> ExperiencesMetadata:
@@ -28,20 +74,28 @@ def get_metadata(*, deadline: Deadline) -> ExperiencesMetadata:
 
     Raises APIError when they are not cached and the vendor does not give them.
     """
-    name = cache.build_key("metadata")
+    settings, name = get_settings(), cache.build_key("metadata")
     rows = cache.get_many([name]).get(name)
     if rows is not None:
         experiences = tuple(ExperienceMeta(key, title, ExperienceStatus(status)) for key, title, status in rows)
-        return ExperiencesMetadata(DataSource.CACHE, experiences)
-    metadata = get_client().fetch_metadata(deadline=deadline)
-    rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
-    cache.set_many({name: rows}, timeout=get_settings().metadata_ttl)
+        metadata = ExperiencesMetadata(DataSource.CACHE, experiences)
+    else:
+        metadata = get_client().fetch_metadata(deadline=deadline)
+        rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
+        cache.set_many({name: rows}, timeout=settings.metadata_ttl)
+    statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
+    _state.known = _Known(get_client(), statuses, time.monotonic() + settings.metadata_ttl)
     return metadata
 
 
 def find_reason(metadata: ExperiencesMetadata, experience_key: str) -> FailureReason:
     """Return why an experience that the vendor left out is absent, as the metadata tells (contract §6)."""
-    status = next((m.status for m in metadata.experiences if m.experience_key == experience_key), None)
+    statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
+    return _find_reason(statuses, experience_key)
+
+
+def _find_reason(statuses: Mapping[str, ExperienceStatus], experience_key: str) -> FailureReason:
+    status = statuses.get(experience_key)
     if status is None:
         return FailureReason.INVALID_EXPERIENCE_KEY
     if status is ExperienceStatus.ACTIVE:
@@ -49,17 +103,39 @@ def find_reason(metadata: ExperiencesMetadata, experience_key: str) -> FailureRe
     return FailureReason.EXPERIENCE_NOT_ACTIVE
 
 
-def log_absent(experience_keys: Iterable[str]) -> None:
-    """Say once a key why nobody can get it: unknown or not active. Not for a page's path; never raises."""
+def find_unavailable(experience_keys: Iterable[str]) -> frozenset[str]:
+    """Return those keys that nobody can get as far as this process knows; without any call, in microseconds.
+
+    A key that becomes active is asked for again METADATA_TTL seconds later at most.
+    """
+    known = _state.known
+    if known is None or known.until < time.monotonic() or known.client is not get_client():
+        return frozenset()
+    return frozenset(
+        key for key in experience_keys if _find_reason(known.statuses, key) is not FailureReason.USER_NOT_IN_SEGMENT
+    )
+
+
+def explain(experience_keys: Iterable[str]) -> None:
+    """Say in the log, once a key, why nobody can get it; in the background, never raises."""
+    if time.monotonic() >= _state.not_before:
+        try:
+            get_pool().submit(_explain, tuple(experience_keys))
+        except PoolBusy:
+            # One question is under way; what it does not explain, the next page's will.
+            return
+
+
+def _explain(experience_keys: Iterable[str]) -> None:
     try:
-        metadata = get_metadata(deadline=Deadline(METADATA_DEADLINE))
+        statuses = {m.experience_key: m.status for m in get_metadata(deadline=Deadline(METADATA_DEADLINE)).experiences}
     except APIError:
+        _state.not_before = time.monotonic() + RETRY_SECONDS
         return
-    known = [m.experience_key for m in metadata.experiences]
     for key in experience_keys:
-        reason = find_reason(metadata, key)
+        reason = _find_reason(statuses, key)
         if reason is FailureReason.INVALID_EXPERIENCE_KEY:
-            near = get_close_matches(key, known, n=1)
+            near = get_close_matches(key, statuses, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             log_once(("absent", key), "Experience key %r is not in the workspace; its default is shown.%s", key, hint)
         elif reason is FailureReason.EXPERIENCE_NOT_ACTIVE:

@@ -15,6 +15,7 @@ from django.template.response import SimpleTemplateResponse
 from django_moe_personalize import track
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization
+from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.planning import find_template_keys
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
@@ -31,6 +32,7 @@ class PersonalizeMiddleware:
 
     def __init__(self, get_response: GetResponse) -> None:
         get_settings()
+        get_delivery()
         self.get_response: Callable[[HttpRequest], Any] = get_response
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
@@ -55,10 +57,12 @@ class PersonalizeMiddleware:
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Start asking for what the page is known to need, beside its view."""
+        """Start asking for what the page is known to need, beside its view; before it, if it is async."""
         personalization: Personalization = request.personalization  # type: ignore[attr-defined]
         if keys := personalization.plan(view):
             personalization.prefetch(*keys)
+            if iscoroutinefunction(view):
+                personalization.join()
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """See process_view(). An async view's template cannot wait, so its experiences come first."""

@@ -25,6 +25,12 @@ KEYS_ATTRIBUTE = "moe_experience_keys"
 MAX_ROUTES = 1000
 MAX_KEYS_A_ROUTE = 100
 
+MAX_READ_KEYS = 25
+"""Keys a route may learn from what its code reads: as many as travel in one call.
+
+Code may make keys of what a visitor sends (``f"product-{pk}"``), a template's literals are few.
+"""
+
 
 def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> None:
     """Write on ``view`` that it needs ``experience_keys``, besides what it declares already.
@@ -52,13 +58,14 @@ class RouteMemory:
         """Return the keys seen on ``route``."""
         return self._routes.get(route, ())
 
-    def learn(self, route: str, *experience_keys: str) -> None:
-        """Remember that ``route`` reads ``experience_keys``; the oldest route makes room."""
-        if set(experience_keys) <= set(self.get(route)):
+    def learn(self, route: str, *experience_keys: str, limit: int | None = None) -> None:
+        """Remember that ``route`` reads ``experience_keys``, up to ``limit``; the oldest route makes room."""
+        known = self.get(route)
+        if set(experience_keys) <= set(known) or (limit is not None and len(known) >= limit):
             return
         with self._lock:
-            known = dict.fromkeys([*self._routes.get(route, ()), *experience_keys])
-            self._routes[route] = tuple(known)[: self._max_keys]
+            known = tuple(dict.fromkeys([*self._routes.get(route, ()), *experience_keys]))
+            self._routes[route] = known[: self._max_keys]
             if len(self._routes) > self._max_routes:
                 self._routes.popitem(last=False)
 

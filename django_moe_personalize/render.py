@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from html import unescape
 from importlib import import_module
 from typing import Any, Protocol
+from urllib.parse import urljoin
 
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, reverse
@@ -63,7 +67,8 @@ def render_experience(tracker: Tracker, experience: Experience, body: SafeString
     mode = get_settings().impressions
     if mode == "render":
         tracker.show(experience)
-    elements = tuple({"".join(match): None for match in _CLICK_MARK.findall(body)})
+    # As the browser reads an attribute's value, so that what it reports is what was signed.
+    elements = tuple({unescape("".join(match)): None for match in _CLICK_MARK.findall(body)})
     if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
         return mark + body + _MARK_END
     return body
@@ -107,8 +112,14 @@ def build_click_url(
 
     A destination from content goes to the site itself or to CONTENT_HOSTS, one the template's
     author wrote (``trusted``) to any http(s) host; others become ``#``. The plain destination is
-    returned when there is nothing to count: no experience, no consent, no id, URLs not included.
+    returned when there is nothing to count: no experience, no consent, no id, URLs not included, or
+    a place on the page itself.
     """
+    if destination.startswith("#"):
+        return destination
+    if request is not None:
+        # Relative to this page, not to the endpoint that a click passes through.
+        destination = urljoin(request.get_full_path(), destination)
     host = find_host(destination) if trusted else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         log_once("destination", "A link's destination is not of this site nor of CONTENT_HOSTS; it goes nowhere.")
@@ -136,8 +147,11 @@ def find_host(url: str) -> str:
 
 def get_allowed_hosts(request: HttpRequest | None, *more: str) -> set[str]:
     """Return the hosts that links may lead to: the site's own, CONTENT_HOSTS and ``more``."""
-    own = () if request is None else (request.get_host(),)
-    return {host for host in (*own, *get_settings().content_hosts, *more) if host}
+    hosts = {*get_settings().content_hosts, *more}
+    # A site that lets any Host header in has no host of its own.
+    with suppress(DisallowedHost):
+        hosts.add("" if request is None else request.get_host())
+    return hosts - {""}
 
 
 def is_safe_url(url: str, hosts: Iterable[str]) -> bool:

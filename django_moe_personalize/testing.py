@@ -5,14 +5,15 @@ The real request path runs, down to the wire format; the other end is a sandbox 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import ContextDecorator, ExitStack
-from types import TracebackType
+from contextlib import ExitStack
 from typing import Any
 
 from django.conf import settings as django_settings
 from django.test import override_settings
+from django.test.utils import TestContextDecorator
 
 from django_moe_personalize.conf import SETTING
 from django_moe_personalize.connection import override_client
@@ -22,6 +23,8 @@ from django_moe_personalize.planning import route_memory
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import parse_workspace
+
+_numbers = itertools.count()
 
 
 class override_personalize(override_settings):
@@ -45,19 +48,30 @@ class override_personalize(override_settings):
         return super().decorate_class(cls)
 
 
-class override_experiences(ContextDecorator):
+class override_experiences(TestContextDecorator):
     """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, key → payload.
 
     All other keys are absent. Nothing is cached, and events arrive at once: ``impressions`` and
-    ``clicks`` count them by key. Context manager and decorator; ``settings`` are those of
-    ``MOE_PERSONALIZE`` to change besides.
+    ``clicks`` count them by key. A context manager, and a decorator of test functions, sync and
+    async, and of test case classes; ``kwarg_name`` and ``attr_name`` hand it to them, as in
+    Django's own. ``settings`` are those of ``MOE_PERSONALIZE`` to change besides.
     """
 
-    def __init__(self, experiences: Mapping[str, Mapping[str, Any]], **settings: Any) -> None:
+    def __init__(
+        self,
+        experiences: Mapping[str, Mapping[str, Any]],
+        *,
+        attr_name: str | None = None,
+        kwarg_name: str | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(attr_name=attr_name, kwarg_name=kwarg_name)
         definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
         workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
-        self.engine = Engine(parse_workspace(workspace, name="override_experiences"))
+        self._workspace = parse_workspace(workspace, name="override_experiences")
+        self.engine = Engine(self._workspace)
         self._settings = {
+            "ENABLED": True,
             "SANDBOX": True,
             "CACHE_TTL": 0,
             "CACHE_STALE_TTL": 0,
@@ -67,11 +81,16 @@ class override_experiences(ContextDecorator):
         }
         self._stack = ExitStack()
 
-    def __enter__(self) -> override_experiences:
-        self._stack.enter_context(override_personalize(**self._settings))
-        workspace = self.engine.workspace
+    def enable(self) -> override_experiences:
+        """Put the experiences in force, with nothing counted yet."""
+        self.engine = Engine(self._workspace)
+        # A workspace of its own, so that what others left in the site's cache is another's.
+        settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
+        self._stack.enter_context(override_personalize(**settings))
         client = PersonalizeClient(
-            workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=SandboxTransport(self.engine)
+            workspace_id=self._workspace.workspace_id,
+            api_key=self._workspace.api_key,
+            transport=SandboxTransport(self.engine),
         )
         self._stack.enter_context(override_client(client))
         # What other tests' pages read is no plan for this one's.
@@ -79,9 +98,8 @@ class override_experiences(ContextDecorator):
         self._stack.callback(route_memory.forget)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def disable(self) -> None:
+        """Bring back what was there before."""
         self._stack.close()
 
     @property

@@ -37,9 +37,9 @@ OFFERINGS = "offerings"
 _SALT = "moe_personalize.track.1"
 
 _ROBOT = re.compile(
-    r"bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
+    r"(?<!cu)bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
 )
-"""Self-declared robots; what hides is not caught by a header."""
+"""Self-declared robots (and no Cubot, which makes telephones); what hides is not caught by a header."""
 
 
 def is_counted(request: HttpRequest) -> bool:
@@ -134,9 +134,17 @@ class PageTracker:
         offering: Offering | None = None,
         host: str = "",
     ) -> str | None:
-        """Return the token of a link to ``destination``; ``None`` when there is nothing to count."""
+        """Return the token of a link to ``destination``; ``None`` when there is nothing to count.
+
+        An element is clicked once a page view, whether its link or its mark tells so, or both.
+        """
         event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)
-        return None if event is None else Token.build(event, destination=destination, host=host).sign()
+        impression = self.get_impression(experience)
+        if event is None or impression is None:
+            return None
+        if name := event.attributes.get("b_id"):
+            event = replace(event, event_uuid=derive_uuid(impression.event_uuid, name))
+        return Token.build(event, destination=destination, host=host).sign()
 
     def take(self, *, shown: bool) -> list[Event]:
         """Return the events to record, once: the clicks, and what was shown if the page was."""
@@ -148,14 +156,25 @@ class PageTracker:
 
 def record(events: Sequence[Event]) -> None:
     """Hand ``events`` to the delivery; never raises."""
-    if events:
-        get_delivery().record(events)
+    try:
+        if events:
+            get_delivery().record(events)
+    except Exception as error:
+        _report_loss(error)
 
 
 async def arecord(events: Sequence[Event]) -> None:
     """See record()."""
-    if events:
-        await get_delivery().arecord(events)
+    try:
+        if events:
+            await get_delivery().arecord(events)
+    except Exception as error:
+        _report_loss(error)
+
+
+def _report_loss(error: Exception) -> None:
+    """Say once that there is nobody to hand events to: the settings changed under a running site."""
+    log_once(("delivery", type(error)), "Events are lost: the delivery failed (%s).", type(error).__name__)
 
 
 def record_when_streamed(response: StreamingHttpResponse, collect: Callable[[], Sequence[Event]]) -> None:

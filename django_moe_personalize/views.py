@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import RequestDataTooBig
 from django.core.signing import BadSignature
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
@@ -24,6 +25,7 @@ MAX_BEACON_BYTES = 16 * 1024
 MAX_BEACON_REPORTS = 100
 
 
+@login_not_required
 @never_cache
 @require_safe
 def click(request: HttpRequest, token: str) -> HttpResponse:
@@ -43,6 +45,7 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     return HttpResponseRedirect(found.destination)
 
 
+@login_not_required
 @never_cache
 @csrf_exempt
 @require_POST

@@ -11,7 +11,7 @@ from django.core.cache import caches
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
 
-from django_moe_personalize import callables, connection, fetch, planning
+from django_moe_personalize import callables, connection, fetch, metadata, planning
 from django_moe_personalize.delivery.base import reset_delivery
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -25,7 +25,7 @@ from django_moe_personalize.sandbox.workspace import load_workspace
 def settle() -> None:
     """Wait until what pages left to the background is done."""
     until = time.monotonic() + 10
-    while fetch.get_pool().in_flight and time.monotonic() < until:
+    while (fetch.get_pool().in_flight or metadata.get_pool().in_flight) and time.monotonic() < until:
         time.sleep(0.001)
 
 
@@ -35,6 +35,7 @@ def forget() -> None:
     caches["default"].clear()
     callables._logged.clear()
     connection.reset()
+    metadata.forget()
     planning.route_memory.forget()
     fetch.get_breaker.cache_clear()
     fetch.get_pool.cache_clear()

@@ -115,6 +115,33 @@ def streaming_declared(request: HttpRequest) -> StreamingHttpResponse:
     return streaming(request)
 
 
+@personalize("hero-banner")
+def prefetching(request: HttpRequest) -> HttpResponse:
+    """Declare an experience, read none, and be for everybody."""
+    return HttpResponse("same", headers={"Cache-Control": "public, max-age=300"})
+
+
+@personalize("hero-banner")
+def session_lost(request: HttpRequest) -> HttpResponse:
+    """Lose the session while the page is made."""
+    type(request.session)().delete(request.session.session_key)
+    return HttpResponse("done")
+
+
+def cdn(request: HttpRequest) -> HttpResponse:
+    """Read an experience and tell a CDN to keep the page."""
+    request.personalization.get("hero-banner")
+    told = {"CDN-Cache-Control": "max-age=600", "Surrogate-Control": "max-age=600", "Expires": "soon"}
+    return HttpResponse("read", headers=told)
+
+
+@personalize("hero-banner")
+def panel(request: HttpRequest) -> HttpResponse:
+    """Show what was asked and by whom."""
+    source = "{{ p.identity.anonymous }}|{% for key in p.experience_keys %}{{ key }},{% endfor %}"
+    return show(request, source, p=request.personalization)
+
+
 class ClassBased(PersonalizeMixin, TemplateView):
     """Declare keys on a class."""
 
@@ -154,6 +181,10 @@ urlpatterns = [
     path("template-response/", template_response, name="template-response"),
     path("atemplate-response/", atemplate_response),
     path("one-by-one/", one_by_one, name="one-by-one"),
+    path("prefetching/", prefetching),
+    path("session-lost/", session_lost),
+    path("cdn/", cdn),
+    path("panel/", panel),
     path("missing/", missing, name="missing"),
     path("failing/", failing, name="failing"),
     path("streaming/", streaming, name="streaming"),

@@ -7,6 +7,7 @@ import pytest
 from django_moe_personalize import api
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, ServerError, TransportError
+from django_moe_personalize.fetch import get_breaker
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.moengage.types import (
     DataSource,
@@ -208,3 +209,33 @@ def test_experience_without_a_context_is_not_reported():
     with override_experiences({}) as seen:
         api.experience_clicked(Experience("hero", {}), customer_id="1")
     assert seen.engine.ledger.entries() == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"customer_id": 42}, "customer_id is a string, not int"),
+        ({"attributes": {"cart_value": 500}}, r"attributes\['cart_value'\] is a string, not int"),
+        ({"user_identifiers": {"u_em": None}}, r"user_identifiers\['u_em'\] is a string, not NoneType"),
+        ({"attributes": {1: "x"}}, r"attributes\[1\]"),
+        ({"attributes": {"identifiers": "x"}}, "attributes cannot be named identifiers"),
+    ],
+    ids=["id", "attribute", "identifier", "name", "reserved"],
+)
+def test_what_the_wire_cannot_carry(upstream, arguments, message):
+    """A caller's mistake is a ValueError that says what to write, and no failure of the vendor's."""
+    for _ in range(6):
+        with pytest.raises(ValueError, match=message):
+            api.fetch_experiences(["hero-banner"], **arguments)
+    assert get_breaker().state == "closed"
+    assert upstream.requests == []
+
+
+def test_experiences_and_offerings_read_like_mappings(upstream):
+    """Asking whether a variable is there, and going through them, works on both."""
+    result = api.fetch_experiences(["recommendations"], customer_id="1")
+    experience = result.experiences["recommendations"]
+    offering = experience.offerings[0]
+    assert ("Title" in experience, "offerings" in experience, "nope" in experience) == (True, True, False)
+    assert set(experience) == set(experience.payload)
+    assert ("title" in offering, "nope" in offering, set(offering)) == (True, False, set(offering.content))

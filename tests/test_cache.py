@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from django_moe_personalize import cache
 from django_moe_personalize.cache import ExperienceCache, build_digest
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetch import Visitor
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Visitor
 
 OFFERING = {"dp_offering_id": "1", "offering_content": {}, "offering_context": {"moe_offering_id": "1"}}
 HERO = Experience("hero", {"Title": "Hello", "list": [OFFERING]}, {"cid": "1"})

@@ -13,6 +13,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.middleware import PersonalizeMiddleware
+from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.testing import override_personalize
 
 KEYS = ("hero-banner", "promo-strip")
@@ -268,3 +269,25 @@ def test_sync_provider_that_reads_an_experience(request_, upstream):
     with override_personalize(ATTRIBUTES=["tests.test_context.reading_attributes"]):
         request_.personalization.get("promo-strip")
     assert upstream.fetches[-1]["has_hero"] == "False"
+
+
+def test_tracker_before_the_visitor_is_known(upstream):
+    """A tracker looked at too early counts nothing then, and what is known later all the same."""
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+
+    async def view():
+        personalization.tracker.show(Experience("early", {}, {"cid": "1"}))
+        await personalization.aprefetch("hero-banner")
+        personalization.track_impression("hero-banner")
+        return personalization.seal(HttpResponse())
+
+    events = async_to_sync(view)()
+    assert [event.attributes["experience"] for event in events] == ["Hero banner"]
+
+
+def test_disabled_gathers_nothing(request_):
+    """With ENABLED off not even the visitor is asked about."""
+    with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
+        assert request_.personalization.identity.customer_id is None
+        assert request_.personalization.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None

@@ -115,7 +115,7 @@ def list_hero_titles(audience=None):
     ("page", "parts"),
     [
         (ROOT / "README.md", []),
-        (DOCS / "quickstart.md", [r"<p>(?!Free returns).+</p>", r"(<li>.*){4}", 'data-beacon="/moe/beacon/"']),
+        (DOCS / "quickstart.md", [r"\A\s*<p>(?!Free returns)", r"(<li>.*){4}", 'data-beacon="/moe/beacon/"']),
     ],
     ids=["README", "quickstart"],
 )

@@ -6,9 +6,10 @@ import pytest
 
 from django_moe_personalize import fetch, signals
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
-from django_moe_personalize.fetch import Visitor, ask, get_breaker
+from django_moe_personalize.fetch import ask, get_breaker
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.visitor import Visitor
 
 KEYS = tuple(f"key-{number}" for number in range(60))
 VISITOR = Visitor(Identity("1"), {})

@@ -12,7 +12,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import get_user_model
 from django.contrib.auth.middleware import AuthenticationMiddleware
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import connection
 from django.http import HttpResponse
@@ -373,3 +373,28 @@ def test_anonymous_id_can_be_forgotten():
     delete_anonymous_cookie(response)
     assert {name: cookie["max-age"] for name, cookie in response.cookies.items()} == {"moe_id": 0, "__Host-moe_id": 0}
     assert response.cookies["__Host-moe_id"]["secure"]
+
+
+class Impersonation:
+    """Put another user on the request than the session's, as token authentication does."""
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        """Set the user."""
+        request.user = User(pk=2)
+        return self.get_response(request)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_user_that_another_middleware_chose(mode, settings):
+    """Who a middleware says is asking wins over the session, over WSGI and ASGI alike."""
+    from tests.conftest import Visit
+
+    settings.ROOT_URLCONF = "tests.site"
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE[:-1], f"{HERE}.Impersonation", settings.MIDDLEWARE[-1]]
+    visit = Visit(mode)
+    visit.log_in(User.objects.create(pk=1, username="ada"))
+    assert "Grace" in visit("/tags/").content.decode()

@@ -3,17 +3,23 @@
 import html
 import logging
 import re
+import time
 from pathlib import Path
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.contrib.auth.models import User
 from django.core.cache import cache
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.test import Client, RequestFactory
 
-from django_moe_personalize import fetch
+from django_moe_personalize import fetch, track
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.planning import MAX_READ_KEYS, route_memory
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
 
@@ -494,3 +500,105 @@ def test_log_is_clean(visit, upstream, caplog):
     with caplog.at_level(logging.INFO, logger="django_moe_personalize"):
         visit("/tags/")
     assert caplog.records == []
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        {"BACKEND": "shop.delivery.Nope"},
+        {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery", "OPTIONS": {"x": 1}},
+    ],
+    ids=["missing", "options"],
+)
+def test_delivery_that_cannot_be(caplog, delivery):
+    """A wrong DELIVERY stops a server that starts with it; under a running site it costs events, not pages."""
+    with override_personalize(DELIVERY=delivery):
+        with pytest.raises(ConfigurationError, match="DELIVERY"):
+            PersonalizeMiddleware(lambda request: HttpResponse())
+        track.record([object()])
+        async_to_sync(track.arecord)([object()])
+    assert caplog.text.count("Events are lost") == 1
+
+
+def test_async_view_under_a_sync_middleware(upstream, settings):
+    """Where an async view runs in a thread of its own, what is configured for it is there before it starts."""
+    slow = upstream._sandbox.send
+
+    def answer(request):
+        time.sleep(0.02)
+        return slow(request, deadline=Deadline(10))
+
+    upstream.answer = answer
+    with override_personalize(EXPERIENCES={"undeclared": ["hero-banner", "promo-strip"]}):
+        assert title(Client().get("/undeclared/")) != "Welcome"
+
+
+@pytest.mark.django_db
+def test_page_that_remembers_a_campaign_is_sealed(visit, upstream):
+    """A page that read nothing, but whose query went into the session, sets a cookie: no cache may share it."""
+    response = visit("/prefetching/?utm_source=x")
+    assert "sessionid" in response.cookies
+    assert response.headers["Cache-Control"] == "private, no-store"
+    visit.forget_cookies()
+    assert visit("/prefetching/").headers["Cache-Control"] == "public, max-age=300"
+
+
+@pytest.mark.django_db
+def test_session_that_is_gone_at_the_end_of_the_page(visit, upstream):
+    """A log-out in another tab does not make a campaign's page fail."""
+    visit("/prefetching/?utm_source=a")
+    assert visit("/session-lost/?utm_source=b").status_code == 200
+
+
+def test_sealed_page_tells_no_cdn_otherwise(visit, upstream):
+    """Headers that only a CDN reads do not outlive the seal."""
+    response = visit("/cdn/")
+    assert response.headers["Cache-Control"] == "private, no-store"
+    assert not {"CDN-Cache-Control", "Surrogate-Control", "Expires"} & set(response.headers)
+
+
+def test_attributes_of_the_mapping_are_no_keys(visit, upstream):
+    """A template that looks at what was sent asks nobody for an experience of that name."""
+    page = visit("/panel/").content.decode()
+    settle()
+    assert page == "True|hero-banner,"
+    assert [body["experience_key"] for body in upstream.fetches] == [["hero-banner"]]
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("path", ["/moe/click/x/", "/moe/beacon/"])
+def test_endpoints_need_no_login(visit, settings, path):
+    """A site behind LoginRequiredMiddleware still counts what its public pages show."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.auth.middleware.LoginRequiredMiddleware"]
+    method, status = ("get", 400) if "click" in path else ("post", 204)
+    assert visit(path, method=method).status_code == status
+
+
+def test_telephones_are_no_robots(visit, upstream):
+    """A brand of telephones has a name like a robot's."""
+    visit("/tags/", headers={"User-Agent": "Mozilla/5.0 (Linux; Android 9; CUBOT CHEETAH 2) AppleWebKit/537.36"})
+    assert upstream.count("hero-banner") == (1, 0)
+
+
+def test_keys_made_of_what_a_visitor_sends_stay_few(upstream):
+    """A view that asks for a key per product teaches its route no more than one call carries."""
+    for number in range(40):
+        route_memory.learn("product", f"product-{number}", limit=MAX_READ_KEYS)
+    assert len(route_memory.get("product")) == MAX_READ_KEYS
+
+
+def test_failing_metadata_costs_no_page(visit, upstream):
+    """Explaining an absent key has a thread of its own, and stops for a while when it fails."""
+    calls = []
+
+    def answer(request):
+        if "metadata" in request.path:
+            calls.append(request)
+            return Response(500, {}, b"")
+        return Response(200, {}, b'{"experiences": {}}')
+
+    upstream.answer = answer
+    for number in range(10):
+        assert visit(f"/tags/?utm_source={number}").status_code == 200
+        settle()
+    assert len(calls) == 1

@@ -1,4 +1,4 @@
-"""The breaker on a virtual clock, the pool with real threads and real forks."""
+"""Deadline, backoff and counts on a virtual clock, the pool with real threads and real forks."""
 
 import gc
 import os
@@ -11,18 +11,8 @@ from concurrent.futures import CancelledError, wait
 from contextlib import contextmanager
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from django_moe_personalize.resilience import (
-    MAX_GATE_SECONDS,
-    Backoff,
-    CircuitBreaker,
-    Deadline,
-    PoolBusy,
-    WorkerPool,
-)
+from django_moe_personalize.resilience import Backoff, Deadline, PoolBusy, SlidingCount, WorkerPool
 
 SOON = 10.0
 """Seconds after which a thing that should have happened at once is taken not to happen."""
@@ -38,9 +28,22 @@ class Clock:
         return self.now
 
 
-def whole():
-    """Draw no jitter at all for a breaker, and nothing for a backoff."""
-    return 0.0
+def together(number, call):
+    """Call ``call(index)`` in so many threads that start at the same moment; return what they returned."""
+    start = threading.Barrier(number)
+    answers = []
+
+    def run(index):
+        start.wait(SOON)
+        answers.append(call(index))
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON * 3)
+    assert len(answers) == number
+    return answers
 
 
 def in_child(check):
@@ -89,250 +92,37 @@ def test_backoff_doubles_up_to_the_maximum(attempt, ceiling):
     assert 0.0 <= Backoff().delay(attempt) <= ceiling
 
 
-# -- CircuitBreaker
+# -- SlidingCount
 
 
-def fail(breaker, times):
-    """Report failures of callers that were let through."""
-    for _ in range(times):
-        assert breaker.allow()
-        breaker.failure()
+def test_sliding_count_holds_the_last_seconds_and_a_slot_more():
+    """What happened counts for the whole time, and for no more than one slot longer."""
+    count = SlidingCount(10.0, slots=5)
+    count.add(1.9)
+    count.add(2.0, 5)
+    assert count.total(11.9) == 6
+    assert count.total(12.0) == 5
+    assert count.total(13.9) == 5
+    assert count.total(14.0) == 0
 
 
-def test_breaker_opens_after_failures_in_a_row():
-    """A success in between starts the count again; the threshold in a row opens."""
-    changes = []
-    breaker = CircuitBreaker(failure_threshold=3, on_change=lambda old, new: changes.append((old, new)))
-    fail(breaker, 2)
-    breaker.success()
-    fail(breaker, 2)
-    assert breaker.state == "closed"
-    fail(breaker, 1)
-    assert breaker.state == "open"
-    assert not breaker.allow()
-    assert changes == [("closed", "open")]
+def test_sliding_count_takes_no_more_memory_for_more_events():
+    """However much is counted, there is one number a slot; after silence they are all dropped at once."""
+    count = SlidingCount(10.0)
+    for moment in range(10_000):
+        count.add(moment / 100)
+    assert count.total(100.0) == 1000
+    assert len(count._counts) == 10
+    count.add(10_000.0)
+    assert (count.total(10_000.0), len(count._counts)) == (1, 1)
 
 
-def test_breaker_lets_one_probe_through_and_closes_on_its_success():
-    """After the open time one caller is let through; all others wait for its report."""
-    clock = Clock()
-    changes = []
-    breaker = CircuitBreaker(
-        failure_threshold=1,
-        open_seconds=5,
-        clock=clock,
-        draw=whole,
-        on_change=lambda old, new: changes.append(f"{old} to {new}"),
-    )
-    fail(breaker, 1)
-    clock.now += 4.9
-    assert not breaker.allow()
-    clock.now += 0.1
-    assert [breaker.allow() for _ in range(3)] == [True, False, False]
-    assert breaker.state == "half-open"
-    breaker.success()
-    assert breaker.allow()
-    assert changes == ["closed to open", "open to half-open", "half-open to closed"]
-
-
-def test_breaker_stays_open_twice_as_long_after_each_failed_probe():
-    """The open time doubles up to the maximum, and starts small again after a recovery."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=5, max_open_seconds=12, clock=clock, draw=whole)
-    for seconds in (5, 10, 12, 12):
-        fail(breaker, 1)
-        clock.now += seconds - 0.1
-        assert not breaker.allow()
-        clock.now += 0.1
-    assert breaker.allow()
-    breaker.success()
-    fail(breaker, 1)
-    clock.now += 5
-    assert breaker.allow()
-
-
-def test_breaker_jitter_halves_the_open_time_at_most():
-    """With the largest draw the breaker is open for half the time, never longer than the whole."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=4, clock=clock, draw=lambda: 1.0)
-    fail(breaker, 1)
-    clock.now += 1.9
-    assert not breaker.allow()
-    clock.now += 0.1
-    assert breaker.allow()
-
-
-def test_breaker_ignores_reports_of_callers_from_before_it_opened():
-    """A late success does not close an open breaker, a late failure does not prolong it."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=5, clock=clock, draw=whole)
-    fail(breaker, 1)
-    breaker.success()
-    assert breaker.state == "open"
-    clock.now += 4
-    breaker.failure()
-    clock.now += 1
-    assert breaker.allow()
-
-
-def test_breaker_gives_up_a_probe_that_never_reports():
-    """A lost probe does not keep the breaker half-open for ever: another is let through."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=5, max_open_seconds=60, clock=clock, draw=whole)
-    fail(breaker, 1)
-    clock.now += 5
-    assert breaker.allow()
-    clock.now += 59
-    assert not breaker.allow()
-    clock.now += 1
-    assert [breaker.allow(), breaker.allow()] == [True, False]
-
-
-def test_gate_holds_until_the_rate_limit_is_over():
-    """A rate limit lets nobody through for its time, capped; a shorter one does not shorten it."""
-    clock = Clock()
-    breaker = CircuitBreaker(clock=clock)
-    breaker.close_gate(30)
-    breaker.close_gate(1)
-    clock.now += 29
-    assert not breaker.allow()
-    clock.now += 1
-    assert breaker.allow()
-    breaker.close_gate(86_400)
-    clock.now += MAX_GATE_SECONDS
-    assert breaker.allow()
-
-
-def test_gate_answers_a_probe():
-    """A rate-limited probe shows that the vendor lives: the breaker closes, the gate holds."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=5, clock=clock, draw=whole)
-    fail(breaker, 1)
-    clock.now += 5
-    assert breaker.allow()
-    breaker.close_gate(10)
-    assert breaker.state == "closed"
-    assert not breaker.allow()
-
-
-def test_breaker_admits_one_probe_among_many_threads():
-    """Threads that ask at the same moment get one probe between them."""
-    clock = Clock()
-    breaker = CircuitBreaker(failure_threshold=1, clock=clock, draw=whole)
-    fail(breaker, 1)
-    clock.now += 5
-    together = threading.Barrier(8)
-    answers = []
-
-    def ask():
-        together.wait(SOON)
-        answers.append(breaker.allow())
-
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(SOON)
-    assert sorted(answers) == [False] * 7 + [True]
-
-
-def test_forked_breaker_starts_closed_behind_the_same_gate():
-    """A child works though the lock was held at the fork; failures are forgotten, the rate limit is not."""
-    broken = CircuitBreaker(failure_threshold=1)
-    fail(broken, 1)
-    limited = CircuitBreaker()
-    limited.close_gate(60)
-    with broken._lock:
-        assert in_child(lambda: broken.state == "closed" and broken.allow() and not limited.allow())
-    assert broken.state == "open"
-
-
-class BreakerMachine(RuleBasedStateMachine):
-    """The breaker against a model of what its callers may see."""
-
-    def __init__(self):
-        super().__init__()
-        self.clock = Clock()
-        self.changes = []
-        self.breaker = CircuitBreaker(
-            failure_threshold=3,
-            open_seconds=4,
-            max_open_seconds=20,
-            clock=self.clock,
-            on_change=lambda old, new: self.changes.append((old, new)),
-        )
-        self.calls = 0
-        self.failures_in_a_row = 0
-        self.opened_at = None
-        self.gate_until = 0.0
-
-    @rule(seconds=st.floats(0.01, 25))
-    def time_passes(self, seconds):
-        self.clock.now += seconds
-
-    @rule()
-    def ask(self):
-        before = self.breaker.state
-        if self.breaker.allow():
-            self.calls += 1
-            assert self.clock.now >= self.gate_until
-            assert (before == "closed") == (self.breaker.state == "closed")
-            if before != "closed":
-                assert self.clock.now - self.opened_at >= 2
-                assert not self.breaker.allow()
-        elif before != "half-open" and self.clock.now >= self.gate_until:
-            assert before == "open"
-            assert self.clock.now - self.opened_at < 20
-
-    @precondition(lambda self: self.calls)
-    @rule()
-    def succeed(self):
-        self.calls -= 1
-        before = self.breaker.state
-        self.breaker.success()
-        assert self.breaker.state == ("open" if before == "open" else "closed")
-        if before != "open":
-            self.failures_in_a_row = 0
-
-    @precondition(lambda self: self.calls)
-    @rule()
-    def fail(self):
-        self.calls -= 1
-        before = self.breaker.state
-        self.failures_in_a_row += 1
-        self.breaker.failure()
-        opens = before != "closed" or self.failures_in_a_row >= 3
-        assert self.breaker.state == ("open" if opens else "closed")
-        if opens and before != "open":
-            self.opened_at = self.clock.now
-
-    @precondition(lambda self: self.calls)
-    @rule(seconds=st.floats(0, 1000))
-    def limit(self, seconds):
-        self.calls -= 1
-        before = self.breaker.state
-        self.breaker.close_gate(seconds)
-        self.gate_until = max(self.gate_until, self.clock.now + min(seconds, MAX_GATE_SECONDS))
-        if before != "open":
-            self.failures_in_a_row = 0
-
-    @invariant()
-    def changes_form_a_chain(self):
-        states = ["closed", *(new for _, new in self.changes)]
-        assert [old for old, _ in self.changes] == states[:-1]
-        assert self.breaker.state == states[-1]
-        assert not {("closed", "half-open"), ("open", "closed")} & set(self.changes)
-
-    def teardown(self):
-        """Whatever happened, a vendor that is well again is asked again."""
-        self.clock.now += MAX_GATE_SECONDS + 60
-        assert self.breaker.allow()
-        self.breaker.success()
-        assert self.breaker.state == "closed"
-
-
-TestBreakerMachine = BreakerMachine.TestCase
-TestBreakerMachine.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+def test_sliding_count_can_start_again():
+    """Cleared, it holds nothing."""
+    count = SlidingCount(10.0)
+    count.add(1.0)
+    count.clear()
+    assert count.total(1.0) == 0
 
 
 # -- WorkerPool

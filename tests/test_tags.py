@@ -1,15 +1,18 @@
 """The tag library in real templates."""
 
 import html
+import json
 import re
+from decimal import Decimal
 from types import ModuleType
 
 import pytest
 from django.http import HttpResponse
-from django.template import Context, Engine, TemplateSyntaxError
+from django.template import Context, Engine, TemplateSyntaxError, engines
 from django.template.loader import render_to_string
-from django.test import RequestFactory
+from django.test import Client, RequestFactory
 from django.urls import include, path
+from django.utils.translation import gettext_lazy
 
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -248,7 +251,6 @@ def test_click_url(render, shown, visit, source, element, offering):
         ("'javascript:alert(1)'", "#"),
         ("'//evil.example'", "#"),
         ("evil", "#"),
-        ("''", "#"),
     ],
 )
 def test_destinations(render, shown, visit, destination, link):
@@ -265,6 +267,71 @@ def test_destinations(render, shown, visit, destination, link):
             assert page == "#"
         else:
             assert visit(html.unescape(page)).headers["Location"] == link
+
+
+@pytest.mark.parametrize(
+    ("destination", "location"),
+    [("'?page=2'", "/page/?page=2"), ("'sale/'", "/page/sale/"), ("'../up/'", "/up/"), ("''", "/page/")],
+)
+def test_relative_destinations_are_relative_to_the_page(render, visit, destination, location):
+    """A link goes where it would go as a plain one, not to a place under the endpoint it passes through."""
+    page = render("{% experience 'hero' as h %}{% click_url h " + destination + " %}{% endexperience %}")
+    assert visit(html.unescape(page)).headers["Location"] == location
+
+
+def test_place_on_the_page_itself_is_no_journey(render):
+    """A fragment is followed by the browser alone, so the link stays what it is."""
+    assert render("{% experience 'hero' as h %}{% click_url h '#buy' %}{% endexperience %}") == "#buy"
+
+
+@pytest.mark.parametrize("option", ["element=lazy", "element=number", "offering=undefined", "element=nothing"])
+def test_odd_options_never_break_the_page(render, visit, option):
+    """A translated label, a number or a variable that is not there make a link like any other."""
+    source = "{% experience 'hero' as h %}{% click_url h '/a/' " + option + " %}{% endexperience %}"
+    page = render(source, lazy=gettext_lazy("cta"), number=Decimal("7"), nothing=None)
+    assert visit(html.unescape(page)).headers["Location"] == "/a/"
+
+
+def test_host_that_is_not_allowed(shown, settings):
+    """A site that lets any Host header in renders its links all the same."""
+    settings.ROOT_URLCONF = "tests.site"
+    assert Client(headers={"host": "evil.example"}).get("/tags/").status_code == 200
+    with override_experiences({"hero-banner": {"Title": "x"}}):
+        assert b"/moe/click/" in Client(headers={"host": "evil.example"}).get("/tags/").content
+
+
+@pytest.mark.parametrize("tag", ["experience 'a' %}{% endexperience", "experience_value 'a' 'b'", "click_url a '/b/'"])
+def test_tags_inside_a_fragment_cache_are_refused(tag):
+    """What {% cache %} would show to everybody does not compile; beside it and around it is fine."""
+    engine = engines["django"]
+    opening, closing = "{% load cache moe_personalize %}{% cache 60 x %}{% if y %}", "{% endif %}{% endcache %}"
+    with pytest.raises(TemplateSyntaxError, match="one visitor's content to everybody"):
+        engine.from_string(opening + "{% " + tag + " %}" + closing)
+    assert engine.from_string(opening + closing + "{% experience 'a' %}" + opening + closing + "{% endexperience %}")
+
+
+def test_element_name_with_entities(render, shown, visit):
+    """The browser reports an attribute as it reads it, and that is what was signed."""
+    page = render(
+        ('{% experience "hero" %}<b data-moe-click="{{ name }}">x</b>{% endexperience %}'), name="Tom & Jerry's"
+    )
+    token = re.search(r'data-moe-experience="([^"]+)"', page)[1]
+    report = json.dumps({"events": [["click", token, "Tom & Jerry's"]]})
+    visit("/moe/beacon/", method="post", data=report, content_type="text/plain")
+    assert shown.clicks == {"hero": 1}
+
+
+def test_link_with_a_mark_counts_once(render, shown, visit):
+    """A tracked link that is a data-moe-click element too tells of one click twice; it counts once."""
+    page = render(
+        "{% experience 'hero' as h %}<a href=\"{% click_url h "
+        "'/a/' element='cta' %}\" data-moe-click=\"cta\">x</a>{% endexperience %}"
+    )
+    token = re.search(r'data-moe-experience="([^"]+)"', page)[1]
+    report = json.dumps({"events": [["click", token, "cta"]]})
+    visit("/moe/beacon/", method="post", data=report, content_type="text/plain")
+    visit(html.unescape(re.search(r'href="([^"]+)"', page)[1]))
+    assert shown.clicks == {"hero": 1}
 
 
 def test_value_counts_where_the_response_does(shown, render):

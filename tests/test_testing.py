@@ -3,8 +3,9 @@
 import unittest
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.test import Client, SimpleTestCase
+from django.test import AsyncClient, Client, SimpleTestCase
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -70,3 +71,36 @@ def test_settings_on_another_class():
     """What is no test case is refused, as Django does."""
     with pytest.raises(ValueError, match="subclasses of Django"):
         override_personalize(DEADLINE=2.5)(type("Other", (), {}))
+
+
+def test_experiences_on_an_async_function():
+    """An async test is decorated for as long as it runs."""
+
+    @override_experiences({"hero-banner": {"Title": "async"}}, kwarg_name="seen")
+    async def test(seen):
+        response = await AsyncClient().get("/read/")
+        return response.content, seen.impressions
+
+    assert async_to_sync(test)() == (b"async", {})
+
+
+def test_experiences_on_a_test_case():
+    """Every method of a decorated class has the experiences, with nothing counted yet."""
+
+    @override_experiences({"hero-banner": {"Title": "class"}}, attr_name="seen")
+    class Case(SimpleTestCase):
+        def test_one(self):
+            assert self.client.get("/tags/").status_code == 200
+            assert self.seen.impressions == {"hero-banner": 1}
+
+        test_two = test_one
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
+    assert (result.testsRun, result.errors, result.failures) == (2, [], [])
+
+
+def test_experiences_where_personalization_is_off():
+    """A site whose tests run with ENABLED off turns it on for one."""
+    with override_personalize(ENABLED=False), override_experiences({"hero-banner": {"Title": "on"}}):
+        assert Client().get("/read/").content == b"on"

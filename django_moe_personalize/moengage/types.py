@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,6 +82,12 @@ class Offering:
     def __getitem__(self, name: str) -> Any:
         return self.content[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.content
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
 
 @dataclass(frozen=True, slots=True)
 class Experience:
@@ -104,6 +110,12 @@ class Experience:
         if name == "offerings":
             return self.offerings
         return self.payload[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name == "offerings" or name in self.payload
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.payload)
 
 
 @dataclass(frozen=True, slots=True)

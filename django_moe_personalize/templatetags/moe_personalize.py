@@ -14,7 +14,7 @@ from django.utils.safestring import SafeString
 
 from django_moe_personalize import planning, render
 from django_moe_personalize.callables import log_once
-from django_moe_personalize.moengage.types import Experience
+from django_moe_personalize.moengage.types import Experience, Offering
 
 register = template.Library()
 
@@ -77,9 +77,19 @@ class ExperienceNode(Node):
         return render.render_experience(page.tracker, experience, body)
 
 
+def refuse_fragment_cache(parser: Parser, tag: str) -> None:
+    """Refuse a tag inside ``{% cache %}``, which would show one visitor's content and links to all."""
+    if any(command == "cache" for command, _ in parser.command_stack):
+        raise TemplateSyntaxError(
+            f"{{% {tag} %}} stands inside {{% cache %}}, which would show one visitor's content to everybody. "
+            f"Put {{% cache %}} around what is the same for all, inside or beside {{% {tag} %}}."
+        )
+
+
 @register.tag
 def experience(parser: Parser, token: Token) -> ExperienceNode:
     """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``; NAME is ``experience``."""
+    refuse_fragment_cache(parser, "experience")
     match token.split_contents():
         case [_, key]:
             name = "experience"
@@ -137,6 +147,7 @@ class ExperienceValueNode(Node):
 @register.tag
 def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
     """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
+    refuse_fragment_cache(parser, "experience_value")
     _, *bits = token.split_contents()
     name = None
     if bits[-2:-1] == ["as"] and bits[-1].isidentifier():
@@ -163,6 +174,7 @@ class ClickURLNode(Node):
         target = self.target.resolve(context, ignore_failures=True)
         destination = self.destination.resolve(context)
         options = {name: value.resolve(context) for name, value in self.options.items()}
+        offering = options.get("offering")
         page = find_page(context)
         url = render.build_click_url(
             find_request(context),
@@ -171,7 +183,8 @@ class ClickURLNode(Node):
             str(destination),
             # A literal was written by the template's author, anything else may be content.
             trusted=isinstance(self.destination.var, str),
-            **options,
+            element=str(options.get("element") or ""),
+            offering=offering if isinstance(offering, Offering) else None,
         )
         return conditional_escape(url)
 
@@ -179,6 +192,7 @@ class ClickURLNode(Node):
 @register.tag
 def click_url(parser: Parser, token: Token) -> ClickURLNode:
     """Parse ``{% click_url EXPERIENCE DESTINATION [element=…] [offering=…] %}``."""
+    refuse_fragment_cache(parser, "click_url")
     _, *bits = token.split_contents()
     options = token_kwargs(bits[2:], parser)
     if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"element", "offering"}:

@@ -1,0 +1,64 @@
+"""Attributes, gathered: who asks, with what, and what they allow; only when a fetch is due."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.http import HttpRequest
+
+from django_moe_personalize.attributes import acollect_attributes, collect_attributes
+from django_moe_personalize.cache import build_digest
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.consent import DENIED, GRANTED, Consent, aget_consent, get_consent
+from django_moe_personalize.identity import Identity, aget_identity, get_identity
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """Who asks and with which in-session attributes; not in the repr."""
+
+    identity: Identity = field(repr=False)
+    attributes: Mapping[str, str] = field(repr=False)
+    consent: Consent = GRANTED
+
+    def build_digest(self) -> str:
+        """Return what tells this visitor's answers from another's: identity, and attributes by VARY_CACHE_ON.
+
+        An identified and an anonymous visitor never share one, whatever their ids look like.
+        """
+        vary = get_settings().vary_cache_on
+        varying = sorted((n, v) for n, v in self.attributes.items() if vary is None or n in vary)
+        identifiers = sorted(self.identity.user_identifiers.items())
+        return build_digest(
+            [
+                "anonymous" if self.identity.anonymous else "identified",
+                "none" if self.identity.customer_id is None else "id:" + self.identity.customer_id,
+                str(len(identifiers)),
+                *(text for pair in identifiers for text in pair),
+                *(text for pair in varying for text in pair),
+            ]
+        )
+
+
+NOBODY = Visitor(Identity(), {}, DENIED)
+"""The visitor of a page for whom nothing may be asked: no consent, or who it is cannot be told."""
+
+
+def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
+    """Return the request's visitor at the moment ``now``; NOBODY when nothing may be asked. Never raises."""
+    consent = get_consent(request)
+    identity = get_identity(request, consent) if consent.fetch else None
+    if identity is None:
+        return NOBODY
+    return Visitor(identity, collect_attributes(request, now=now, consent=consent), consent)
+
+
+async def agather_visitor(request: HttpRequest, now: datetime) -> Visitor:
+    """See gather_visitor()."""
+    consent = await aget_consent(request)
+    identity = await aget_identity(request, consent) if consent.fetch else None
+    if identity is None:
+        return NOBODY
+    return Visitor(identity, await acollect_attributes(request, now=now, consent=consent), consent)
