@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from django_moe_personalize import metadata, track
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.fetch import Answer, ask, remember
+from django_moe_personalize.fetch import Answer, ask
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.moengage.client import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
@@ -91,7 +91,6 @@ def fetch_experiences(
         return ExperiencesResult({}, (ExperienceFailure(FailureReason.PERSONALIZATION_FAILED, keys),))
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
     answer = ask(visitor, keys, deadline=Deadline(API_DEADLINE))
-    remember(visitor, answer)
     if answer.unanswered:
         raise answer.errors[0]
     return ExperiencesResult(answer.experiences, tuple(_explain(answer, keys)))

@@ -23,7 +23,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.consent import Consent
 from django_moe_personalize.fetch import Fetch, start_fetch
 from django_moe_personalize.identity import Identity, set_anonymous_cookie
-from django_moe_personalize.moengage.types import Event, Experience, Offering
+from django_moe_personalize.moengage.types import DataSource, Event, Experience, Offering
 from django_moe_personalize.track import PageTracker
 from django_moe_personalize.visitor import NOBODY, Visitor, agather_visitor, gather_visitor
 
@@ -223,12 +223,20 @@ class Personalization(Mapping[str, Experience]):
         if request is None or not (self.is_read or remembered or (streams and self._fetches)):
             self._closed = True
             return ()
-        headers.seal_response(response, get_settings())
+        settings = get_settings()
+        headers.seal_response(response, settings)
+        waited = settings.deadline - self._get_budget()
+        headers.add_server_timing(request, response, description=self._describe(), waited=waited)
         set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             track.record_when_streamed(response, lambda: self._take_events(request, response))
             return ()
         return self._take_events(request, response)
+
+    def _describe(self) -> str:
+        came = [experience for experience in self._answers.values() if experience is not None]
+        cached = sum(experience.source is DataSource.CACHE for experience in came)
+        return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
     def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
         if self._tracker is None or response.status_code >= 400 or not track.is_counted(request):

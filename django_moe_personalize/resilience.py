@@ -1,4 +1,4 @@
-"""Time, failure and threads: deadline, backoff, circuit breaker, abandonable pool. No Django."""
+"""Time, forks and threads: deadline, backoff, sliding count, abandonable pool. No Django."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import random
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-BreakerState = Literal["closed", "open", "half-open"]
 
 MAX_GATE_SECONDS = 300.0
 """The longest a rate limit may silence this process, whatever its Retry-After says."""
@@ -86,98 +85,44 @@ class Backoff:
         return self._draw() * min(self._maximum, self._base * 2.0 ** min(attempt, 32))
 
 
-class CircuitBreaker:
-    """Stop asking an upstream that keeps failing, and find out cheaply when it is back.
+class SlidingCount:
+    """How much happened in the last ``seconds``, in constant memory. Not thread-safe: its owner has the lock.
 
-    ``closed`` until ``failure_threshold`` failures in a row; then ``open``, asking nothing, for
-    between a half and the whole of ``open_seconds``; then ``half-open``: one caller is let through
-    as the probe. Its success closes the breaker, its failure opens it for twice as long, up to
-    ``max_open_seconds``. A probe that is never reported on is given up after ``max_open_seconds``.
-    ``on_change(old, new)`` is called outside the lock, in the thread that caused the change.
+    Time is cut into slots of ``seconds / slots``. The total is of the current slot and the ``slots``
+    before it, so it never misses anything of the last ``seconds``, and holds up to one slot more.
     """
 
-    def __init__(
-        self,
-        *,
-        failure_threshold: int = 5,
-        open_seconds: float = 5.0,
-        max_open_seconds: float = 60.0,
-        clock: Callable[[], float] = time.monotonic,
-        draw: Callable[[], float] = random.random,
-        on_change: Callable[[str, str], None] | None = None,
-    ) -> None:
-        self._threshold = failure_threshold
-        self._open_seconds = open_seconds
-        self._max_open_seconds = max_open_seconds
-        self._clock = clock
-        self._draw = draw
-        self._on_change = on_change
-        self._gate_until = float("-inf")
-        self.after_fork()
-        renew_after_fork(self)
+    __slots__ = ("_counts", "_slots", "_total", "_width")
 
-    def after_fork(self) -> None:
-        """Start closed: a child has seen no failure itself; a rate limit is of the workspace and stays."""
-        self._lock = threading.Lock()
-        self._state: BreakerState = "closed"
-        self._failures = 0
-        self._openings = 0
-        self._until = float("-inf")
+    def __init__(self, seconds: float, *, slots: int = 10) -> None:
+        self._width = seconds / slots
+        self._slots = slots
+        self.clear()
 
-    @property
-    def state(self) -> BreakerState:
-        """The state as of the last call: ``closed``, ``open`` or ``half-open``."""
-        return self._state
+    def clear(self) -> None:
+        """Count from 0 again."""
+        self._counts: deque[list[int]] = deque()
+        self._total = 0
 
-    def allow(self) -> bool:
-        """Return whether the caller may ask now; in ``half-open`` a True makes the caller the probe.
+    def add(self, now: float, amount: int = 1) -> None:
+        """Count ``amount`` at ``now``, seconds on a clock that never goes back."""
+        slot = int(now // self._width)
+        counts = self._counts
+        if not counts or counts[-1][0] != slot:
+            self._expire(slot)
+            counts.append([slot, 0])
+        counts[-1][1] += amount
+        self._total += amount
 
-        Whoever was let through reports with ``success``, ``failure`` or ``close_gate``.
-        """
-        with self._lock:
-            now = self._clock()
-            old = self._state
-            if now < self._gate_until or (old != "closed" and now < self._until):
-                return False
-            if old != "closed":
-                self._state = "half-open"
-                self._until = now + self._max_open_seconds
-        self._announce(old, self._state)
-        return True
+    def total(self, now: float) -> int:
+        """Return how much was counted in the last ``seconds`` before ``now``."""
+        self._expire(int(now // self._width))
+        return self._total
 
-    def success(self) -> None:
-        """Report an answer. One that comes late, from before the breaker opened, changes nothing."""
-        with self._lock:
-            old = new = self._state
-            if old != "open":
-                self._failures = self._openings = 0
-                self._state = new = "closed"
-        self._announce(old, new)
-
-    def failure(self) -> None:
-        """Report that no usable answer came."""
-        with self._lock:
-            old = new = self._state
-            self._failures += 1
-            if old == "half-open" or (old == "closed" and self._failures >= self._threshold):
-                seconds = min(self._max_open_seconds, self._open_seconds * 2.0 ** min(self._openings, 32))
-                self._openings += 1
-                self._until = self._clock() + seconds * (1.0 - self._draw() / 2)
-                self._state = new = "open"
-        self._announce(old, new)
-
-    def close_gate(self, seconds: float) -> None:
-        """Let nobody through for ``seconds``, at most MAX_GATE_SECONDS: the vendor's rate limit (contract §1).
-
-        A rate limit is an answer of a living upstream, so it counts as a success besides.
-        """
-        with self._lock:
-            self._gate_until = max(self._gate_until, self._clock() + min(seconds, MAX_GATE_SECONDS))
-        self.success()
-
-    def _announce(self, old: BreakerState, new: BreakerState) -> None:
-        if old != new and self._on_change is not None:
-            self._on_change(old, new)
+    def _expire(self, slot: int) -> None:
+        counts = self._counts
+        while counts and counts[0][0] < slot - self._slots:
+            self._total -= counts.popleft()[1]
 
 
 class PoolBusy(RuntimeError):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from django.dispatch import Signal
 
 fetch_failed = Signal()
-"""A page's fetch gave nothing. Arguments: ``error`` (an APIError), ``experience_keys``."""
+"""MoEngage did not answer a page. Arguments: ``error`` (an APIError), ``experience_keys``: those that show
+their defaults, none where stale content stood in."""
 
 events_delivered = Signal()
 """MoEngage took events. Arguments: ``count``."""

@@ -11,7 +11,7 @@ from django.core.cache import caches
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
 
-from django_moe_personalize import callables, connection, fetch, metadata, planning
+from django_moe_personalize import cache, callables, connection, fetch, metadata, planning
 from django_moe_personalize.delivery.base import reset_delivery
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -33,12 +33,12 @@ def forget() -> None:
     """Bring what a process learns back to how it starts."""
     settle()
     caches["default"].clear()
+    cache.forget()
     callables._logged.clear()
     connection.reset()
     metadata.forget()
     planning.route_memory.forget()
-    fetch.get_breaker.cache_clear()
-    fetch.get_pool.cache_clear()
+    fetch.forget()
     reset_delivery()
 
 

@@ -131,7 +131,8 @@ def session_lost(request: HttpRequest) -> HttpResponse:
 def cdn(request: HttpRequest) -> HttpResponse:
     """Read an experience and tell a CDN to keep the page."""
     request.personalization.get("hero-banner")
-    told = {"CDN-Cache-Control": "max-age=600", "Surrogate-Control": "max-age=600", "Expires": "soon"}
+    timing = {"Server-Timing": "db;dur=1"} if "timing" in request.GET else {}
+    told = timing | {"CDN-Cache-Control": "max-age=600", "Surrogate-Control": "max-age=600", "Expires": "soon"}
     return HttpResponse("read", headers=told)
 
 

@@ -15,6 +15,7 @@ from django_moe_personalize.context import Personalization
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.testing import override_personalize
+from tests.conftest import settle
 
 KEYS = ("hero-banner", "promo-strip")
 
@@ -175,7 +176,8 @@ def test_async_deadline(upstream):
     personalization = request.personalization = Personalization(request)
     with override_personalize(DEADLINE=0.05):
         assert async_to_sync(personalization.aget)("hero-banner") is None
-    released.set()
+        released.set()
+        settle()
 
 
 def test_waiting_is_bounded_for_the_page(request_, upstream):
@@ -190,7 +192,8 @@ def test_waiting_is_bounded_for_the_page(request_, upstream):
         for number in range(10):
             assert request_.personalization.get(f"key-{number}") is None
         waited = time.monotonic() - started
-    released.set()
+        released.set()
+        settle()
     assert waited < 10 * 0.2
 
 

@@ -1,15 +1,22 @@
 """Batches, the breaker and the signal of a fetch."""
 
+import functools
 import threading
+import time
 
 import pytest
+from asgiref.sync import async_to_sync
 
-from django_moe_personalize import fetch, signals
+from django_moe_personalize import cache, fetch, signals
+from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
 from django_moe_personalize.fetch import ask, get_breaker
+from django_moe_personalize.governor import Governor
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Visitor
+from tests.conftest import settle
 
 KEYS = tuple(f"key-{number}" for number in range(60))
 VISITOR = Visitor(Identity("1"), {})
@@ -71,7 +78,7 @@ def test_batch_that_fails(upstream):
 
 @pytest.mark.parametrize(
     ("status", "state"),
-    [(500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "closed")],
+    [(500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "open")],
 )
 def test_what_opens_the_breaker(upstream, status, state):
     """Failures of the vendor and of the credentials open it; a question it does not like does not."""
@@ -115,8 +122,6 @@ def test_signal_tells_every_failure(upstream):
         upstream.respond(400)
         for _ in range(2):
             fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
-            from tests.conftest import settle
-
             settle()
     finally:
         signals.fetch_failed.disconnect(listen)
@@ -126,3 +131,136 @@ def test_signal_tells_every_failure(upstream):
 def test_repr_tells_nothing_of_the_visitor():
     """Neither identity nor attributes are in the repr."""
     assert "4711" not in repr(Visitor(Identity("customer-4711"), {"USER_AGENT": "4711"}))
+
+
+def test_thousand_identical_misses_are_one_call(upstream):
+    """Whoever asks the same at the same time shares one question, however many they are."""
+    released = threading.Event()
+    sandbox = upstream._sandbox
+
+    def answer(request):
+        released.wait(10)
+        return sandbox.send(request, deadline=Deadline(10))
+
+    upstream.answer = answer
+    questions = [fetch.start_fetch(VISITOR, ["hero-banner"]) for _ in range(1000)]
+    assert not any(question.done for question in questions)
+    released.set()
+    answers = [question.result(10) for question in questions]
+    assert all(answer.keys() == {"hero-banner"} for answer in answers)
+    assert len(upstream.fetches) == 1
+
+
+def test_memory_answers_at_once(upstream, monkeypatch):
+    """What this process knows needs no thread, no cache and no waiting."""
+    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    settle()
+    monkeypatch.setattr(fetch.get_pool(), "submit", None)
+    question = fetch.start_fetch(VISITOR, ["hero-banner"])
+    assert question.done
+    assert question.result(0.0).keys() == {"hero-banner"}
+    assert async_to_sync(question.aresult)(0.0) == question.result(0.0)
+
+
+def test_stale_answers_show_while_they_are_refreshed(upstream):
+    """After CACHE_TTL a page shows what is known, at once, and the next one what the vendor says now."""
+    with override_personalize(CACHE_TTL=0):
+        fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+        settle()
+        question = fetch.start_fetch(VISITOR, ["hero-banner"])
+        assert question.done
+        assert question.result(0.0).keys() == {"hero-banner"}
+        settle()
+    assert len(upstream.fetches) == 2
+
+
+def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
+    """What the cache had when the vendor was asked is shown at the deadline, though the page gives up first."""
+    released = threading.Event()
+    with override_personalize(CACHE_TTL=0):
+        fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+        settle()
+        # Another process has it in the cache they share, not in its memory.
+        cache.forget()
+        upstream.answer = lambda request: released.wait(20)
+        question = fetch.start_fetch(VISITOR, ["hero-banner"])
+        until = time.monotonic() + 10
+        while question._flight.partial is None and time.monotonic() < until:
+            time.sleep(0.001)
+        assert question.result(0.01).keys() == {"hero-banner"}
+        assert async_to_sync(question.aresult)(0.01).keys() == {"hero-banner"}
+        released.set()
+        settle()
+
+
+def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
+    """Past the bulkhead a page shows stale content, or its default, at once."""
+    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    settle()
+
+    def busy(*args):
+        raise PoolBusy("busy")
+
+    monkeypatch.setattr(fetch.get_pool(), "submit", busy)
+    assert fetch.start_fetch(VISITOR, ["hero-banner", "promo-strip"]).result(0.0).keys() == {"hero-banner"}
+    assert fetch.start_fetch(Visitor(Identity("2"), {}), ["hero-banner"]).result(0.0) == {}
+
+
+def open_breaker(clock):
+    """Open the process's breaker, on a clock that the test moves."""
+    breaker = CircuitBreaker(clock=clock, draw=lambda: 0.0)
+    for _ in range(5):
+        breaker.failure()
+    return breaker
+
+
+def test_page_is_never_the_probe(upstream, monkeypatch):
+    """When the time in the open breaker is over, a page shows its default and the vendor is asked beside it, once."""
+    now = [0.0]
+    breaker = open_breaker(lambda: now[0])
+    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10) == {}
+    settle()
+    assert upstream.fetches == []
+    now[0] = 6.0
+    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10) == {}
+    settle()
+    assert len(upstream.fetches) == 1
+    assert breaker.state == "closed"
+    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10).keys() == {"hero-banner"}
+
+
+def test_failed_probe_opens_again(upstream, monkeypatch):
+    """A vendor that is not back is left alone for longer."""
+    now = [0.0]
+    breaker = open_breaker(lambda: now[0])
+    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    upstream.respond(500)
+    now[0] = 6.0
+    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    settle()
+    assert (len(upstream.fetches), breaker.state) == (1, "open")
+
+
+def test_task_may_be_the_probe(upstream, monkeypatch):
+    """Where no page comes by, a task's own question finds out whether the vendor is back."""
+    now = [0.0]
+    breaker = open_breaker(lambda: now[0])
+    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).unanswered == ("hero-banner",)
+    now[0] = 6.0
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences.keys() == {"hero-banner"}
+    assert breaker.state == "closed"
+
+
+def test_budget_of_the_workspace(upstream, monkeypatch):
+    """Past the vendor's requests a minute nothing is asked, and the error says why."""
+    governor = Governor(13)
+    monkeypatch.setattr(fetch, "get_governor", functools.cache(lambda: governor))
+    errors = []
+    for number in range(15):
+        errors += ask(Visitor(Identity(str(number)), {}), ["hero-banner"], deadline=Deadline(10)).errors
+    assert len(upstream.fetches) == 13
+    assert [str(error) for error in errors] == [
+        "not asked: the workspace has made its 10000 requests of this minute"
+    ] * 2

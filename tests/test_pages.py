@@ -14,6 +14,7 @@ from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 from django.test import Client, RequestFactory
 
+from django_moe_personalize import cache as experience_cache
 from django_moe_personalize import fetch, track
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.middleware import PersonalizeMiddleware
@@ -179,6 +180,7 @@ def test_anonymous_visitor_stays_the_same(visit, upstream):
     assert cookie["httponly"]
     assert cookie["samesite"] == "Lax"
     cache.clear()
+    experience_cache.forget()
     assert "moe_id" not in visit("/tags/").cookies
     first, second = (body["identifiers"]["customer_id"] for body in upstream.fetches)
     assert first == second
@@ -292,15 +294,18 @@ def test_hanging_vendor_costs_one_deadline(visit, upstream):
     with override_personalize(DEADLINE=0.05):
         assert title(visit("/tags/")) == "Welcome"
         assert "Free returns" in text(visit("/tags/"))
-    released.set()
+        released.set()
+        settle()
 
 
 def test_stale_answers_serve_when_the_vendor_fails(visit, upstream, monkeypatch):
     """After CACHE_TTL the vendor is asked again; when it fails, what is known serves until CACHE_STALE_TTL."""
     with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=600):
         fresh = title(visit("/tags/"))
+        settle()
         upstream.refuse()
         assert title(visit("/tags/")) == fresh
+        settle()
         assert len(upstream.fetches) == 2
 
 
@@ -602,3 +607,23 @@ def test_failing_metadata_costs_no_page(visit, upstream):
         assert visit(f"/tags/?utm_source={number}").status_code == 200
         settle()
     assert len(calls) == 1
+
+
+def test_server_timing_is_for_developers(visit, upstream, settings):
+    """With DEBUG on a page says what it asked, what came and how long it waited; beside what others say."""
+    assert "Server-Timing" not in visit("/tags/").headers
+    settings.DEBUG = True
+    assert re.fullmatch(
+        r'moe;desc="2 asked, 2 came, 2 from the cache";dur=\d+\.\d', visit("/tags/").headers["Server-Timing"]
+    )
+    assert visit("/cdn/?timing=db").headers["Server-Timing"].startswith("db;dur=1, moe;desc=")
+    assert "Server-Timing" not in visit("/plain/").headers
+
+
+@pytest.mark.django_db
+def test_server_timing_is_for_staff(visit, upstream):
+    """A signed-in member of the staff sees it on the live site, a customer does not."""
+    visit.log_in(User.objects.create(pk=1, username="ada"))
+    assert "Server-Timing" not in visit("/tags/").headers
+    visit.log_in(User.objects.create(pk=7, username="grace", is_staff=True))
+    assert "2 asked" in visit("/tags/").headers["Server-Timing"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from django_moe_personalize.breaker import MAX_GATE_SECONDS, CircuitBreaker
+from django_moe_personalize.breaker import CircuitBreaker
+from django_moe_personalize.resilience import MAX_GATE_SECONDS
 from tests.test_resilience import Clock, in_child, together
 
 
@@ -74,6 +75,15 @@ def test_opens_when_too_many_of_many_calls_fail(build, clock):
     assert (breaker.state, breaker.reason) == ("open", "52 % of 21 calls failed")
 
 
+def test_opens_at_exactly_the_rate(build):
+    """Half of the calls is enough when the rate is a half."""
+    breaker = build()
+    for _ in range(10):
+        breaker.success()
+        fail(breaker, 1)
+    assert breaker.reason == "50 % of 20 calls failed"
+
+
 def test_stays_closed_below_the_rate(build, clock):
     """A few failures among many answers are the way of networks."""
     breaker = build()
@@ -95,7 +105,7 @@ def test_old_calls_count_for_no_rate(build, clock):
     assert breaker.state == "closed"
     fail(breaker, 1)
     assert breaker.reason == "100 % of 20 calls failed"
-    patient = build(failure_threshold=100)
+    patient = build(failure_threshold=1000)
     for _ in range(100):
         fail(patient, 1)
         clock.now += 2
@@ -190,7 +200,7 @@ def test_ignores_reports_of_callers_from_before_it_opened(build, clock):
 
 
 def test_forgets_the_failures_of_an_outage(build, clock):
-    """After a recovery the rate is of new calls alone."""
+    """After a recovery the rate is of new calls alone: neither old failures nor old answers weigh."""
     breaker = build(open_seconds=5)
     for _ in range(14):
         breaker.success()
@@ -199,6 +209,13 @@ def test_forgets_the_failures_of_an_outage(build, clock):
     probe(breaker, breaker.success)
     fail(breaker, 4)
     assert breaker.state == "closed"
+    for _ in range(5):
+        breaker.success()
+        breaker.success()
+        fail(breaker, 1)
+    breaker.success()
+    fail(breaker, 2)
+    assert breaker.reason == "50 % of 22 calls failed"
 
 
 def test_gives_up_a_probe_that_never_reports(build, clock):
@@ -227,9 +244,26 @@ def test_takes_a_ticket_back(build, clock, changes):
     clock.now += 5
     breaker.return_probe(breaker.claim_probe())
     assert (breaker.state, breaker.retry_in) == ("open", 0.0)
+    breaker.success(1)
+    breaker.return_probe(1)
+    assert (breaker.state, len(changes)) == ("open", 3)
     probe(breaker, breaker.failure)
     assert breaker.retry_in == 10.0
     assert changes[2] == "half-open to open: 1 failure in a row"
+
+
+def test_no_ticket_is_nothing_to_take_back(build, clock):
+    """Who gives back the 0 of a caller that was no probe changes nothing, whatever the state."""
+    breaker = build(failure_threshold=1, open_seconds=5)
+    breaker.return_probe(0)
+    assert breaker.allow()
+    fail(breaker, 1)
+    breaker.return_probe(0)
+    assert (breaker.state, breaker.retry_in) == ("open", 5.0)
+    clock.now += 5
+    breaker.claim_probe()
+    breaker.return_probe(0)
+    assert (breaker.state, breaker.claim_probe()) == ("half-open", 0)
 
 
 def test_gate_holds_until_the_rate_limit_is_over(build, clock, changes):
@@ -339,7 +373,9 @@ def test_forked_breaker_starts_closed_behind_the_same_gate():
     limited.close_gate(60)
     with broken._lock, limited._lock:
         assert in_child(
-            lambda: (broken.state, broken.allow(), limited.allow(), limited.reason)
-            == ("closed", True, False, "rate limited for 60 s")
+            lambda: (
+                (broken.state, broken.allow(), limited.allow(), limited.reason)
+                == ("closed", True, False, "rate limited for 60 s")
+            )
         )
     assert broken.state == "open"

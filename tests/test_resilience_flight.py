@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections import Counter
 
@@ -56,18 +57,28 @@ def test_a_thousand_at_once_have_one_leader():
 
 def test_flights_that_end_and_start_under_many_threads_have_one_leader_each():
     """While flights of a key come and go, no two leaders are ever at work."""
+
+    class Slow:
+        """A key that lets other threads run whenever it is looked up."""
+
+        def __hash__(self):
+            time.sleep(0)
+            return 1
+
     flights = SingleFlight()
+    key = Slow()
     at_work, most, calls = 0, 0, 0
 
     def ask(index):
         nonlocal at_work, most, calls
         for _ in range(300):
-            flight, leads = flights.join("key")
+            flight, leads = flights.join(key)
             if leads:
                 at_work += 1
                 most, calls = max(most, at_work), calls + 1
+                time.sleep(0)
                 at_work -= 1
-                flights.finish("key", flight, calls)
+                flights.finish(key, flight, calls)
             assert 0 < flight.result(SOON) <= calls
 
     together(4, ask)

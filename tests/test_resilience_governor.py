@@ -226,9 +226,7 @@ def test_forked_child_has_nothing_of_its_parents_lease(build, shared):
     assert governor._lease.left > 0
     borrowed = sum(shared.numbers.values())
     with governor._lock:
-        assert in_child(
-            lambda: governor.used == 0 and governor.take() and sum(shared.numbers.values()) == borrowed + 1
-        )
+        assert in_child(lambda: governor.used == 0 and governor.take() and sum(shared.numbers.values()) == borrowed + 1)
     assert governor.used == 100
 
 
@@ -259,9 +257,7 @@ def test_processes_share_the_limit(tmp_path):
     count = tmp_path / "count"
     count.touch()
     command = [sys.executable, "-c", PROCESS, str(count)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)
-    ]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:

@@ -3,25 +3,24 @@
 // no layout, may stand in tables and lists, and hold the signed token to report.
 (() => {
   // A page that loads the script twice reports once.
-  if (document.moe) return;
-  document.moe = true;
-
+  if (document.moeSent) return;
+  const reported = (document.moeSent = {});
   const url = document.currentScript.dataset.beacon;
-  const reported = new Set();
   const pending = [];
 
   // Each event once; what happens within a second travels in one beacon.
   function report(...event) {
     const text = JSON.stringify(event);
-    if (reported.has(text)) return;
-    reported.add(text);
+    if (reported[text]) return;
+    reported[text] = true;
     // The server reads at most 16 KiB, and 100 events: with their tokens, those are always more.
     if ((pending + text).length > 15000) send();
-    if (pending.push(text) === 1) setTimeout(send, 1000);
+    if (!pending[0]) setTimeout(send, 1000);
+    pending.push(text);
   }
 
   function send() {
-    if (!pending.length) return;
+    if (!pending[0]) return;
     const body = `{"events":[${pending.splice(0)}]}`;
     // Not every browser has sendBeacon, and it refuses when too much is on its way.
     navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: true }).catch(() => {});
@@ -41,9 +40,9 @@
   }
 
   // IMPRESSIONS = "web_sdk": the vendor's own script counts, if it is there.
-  function tell(method, mark, details) {
+  function tell(method, context, details) {
     const sdk = window.MoEngage?.personalize;
-    sdk?.[method](JSON.parse(mark.dataset.moeContext), details);
+    sdk?.[method](JSON.parse(context), details);
     return sdk;
   }
 
@@ -55,8 +54,9 @@
       const mark = element && listMarks(element).pop();
       if (!mark) return;
       const name = element.dataset.moeClick;
-      if (mark.dataset.moeContext) tell("trackClick", mark, { button_id: name });
-      else report("click", mark.dataset.moeExperience, name);
+      const { moeContext: context, moeExperience: token } = mark.dataset;
+      if (context) tell("trackClick", context, { button_id: name });
+      else report("click", token, name);
       // The click may leave the page.
       send();
     },
@@ -72,36 +72,40 @@
 
   // IMPRESSIONS = "visible": half of the experience in view for one second without a break.
   function watch(mark) {
-    let elements, timer;
-    let since = 0;
+    let elements, since, timer;
 
     // Observed anew, all its elements tell where they are now, clipped by whatever clips them.
     function measure() {
-      if (!mark.isConnected) return;
-      elements = [...mark.parentElement.children].filter((element) => listMarks(element).includes(mark));
-      // Bare text, with nothing but the end mark, is seen with the element that holds it.
+      elements = [];
+      for (let next = mark; (next = next.nextElementSibling) && listMarks(next).includes(mark); ) elements.push(next);
+      // At least the end mark is there, unless all was taken out of the page.
+      if (!elements[0]) return;
+      // Bare text is seen with the element that holds it.
       if (!elements[1]) elements = [mark.parentElement];
       observer.disconnect();
-      for (const element of elements) observer.observe(element);
+      elements.forEach((element) => observer.observe(element));
     }
 
     const observer = new IntersectionObserver((entries) => {
       clearTimeout(timer);
       if (entries.length < elements.length) return measure();
-      const time = entries[0].time;
+      const now = entries[0].time;
       let area = 0, seen = 0, left = Infinity, right = 0;
       for (const { target, boundingClientRect: box, intersectionRect: part } of entries) {
         if (target.checkVisibility?.({ opacityProperty: true, visibilityProperty: true }) !== false) {
           area += box.width * box.height;
           seen += part.width * part.height;
-          left = Math.min(left, box.left);
+          left = Math.min(left, box.x);
           right = Math.max(right, box.right);
         }
       }
       // What is taller than the window has to fill half of its height.
-      const enough = seen && 2 * seen >= Math.min(area, (right - left) * innerHeight);
-      since = enough && !document.hidden && (since > interrupted ? since : time);
-      if (since && time - since >= 1000) {
+      since =
+        !document.hidden &&
+        seen &&
+        2 * seen >= Math.min(area, (right - left) * innerHeight) &&
+        (since > interrupted ? since : now);
+      if (since && now - since >= 1000) {
         observer.disconnect();
         report("impression", mark.dataset.moeExperience);
       } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(measure, 100);
@@ -118,7 +122,7 @@
       // Libraries that morph a page keep the mark and change its token.
       if (mark.moe !== token) {
         // The vendor's script may still be on its way.
-        if (context && !tell("trackImpression", mark)) schedule();
+        if (context && !tell("trackImpression", context)) schedule();
         else {
           mark.moe = token;
           if (!context) watch(mark);
@@ -128,7 +132,7 @@
   }
 
   function schedule() {
-    timer = timer || setTimeout(scan, 200);
+    timer ||= setTimeout(scan, 200);
   }
 
   scan();

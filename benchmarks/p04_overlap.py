@@ -1,0 +1,77 @@
+"""P4: a page with a view of 30 ms and an upstream of 40 ms, against the longer of the two alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks.goal import Figure, Options, run
+from benchmarks.load import Client, Outcome, connect
+from benchmarks.pages import DEFAULT, PERSONAL
+from benchmarks.serving import build_peer, build_site, profile, start_gunicorn
+from benchmarks.timing import describe
+from benchmarks.upstream import start_upstream
+
+VIEW, UPSTREAM = 0.03, 0.04
+CONNECTIONS = 8
+"""Half of the threads: a page waits for its view and the upstream, not for a thread."""
+
+MARKED = 0.99
+"""The share of pages that have to be personal; the others met a deadline on a busy machine."""
+
+
+def measure(options: Options) -> Iterator[Figure]:
+    """Load three sites by turns; every page is of a visitor who is new."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(start_upstream())
+        url = upstream.url(f"delay-{UPSTREAM:.3f}")
+        alone, ours, posts = (
+            stack.enter_context(connect(stack.enter_context(start_gunicorn(described)), CONNECTIONS))
+            for described in (
+                build_site(view=VIEW, upstream=UPSTREAM),
+                build_site(base_url=url, view=VIEW, upstream=UPSTREAM),
+                build_peer(url, view=VIEW),
+            )
+        )
+        loads: dict[str, tuple[Client, str, str]] = {
+            "alone": (alone, "/io_longest/", DEFAULT),
+            "ours": (ours, "/io_ours/", PERSONAL),
+            "posts": (posts, "/io_posts/", PERSONAL),
+        }
+        seconds, blocks = options.pick((5.0, 5), (1.5, 3))
+        for client, address, _ in loads.values():
+            client.run(address, 1.0)
+        found: dict[str, list[Outcome]] = {name: [] for name in loads}
+        for _ in range(blocks):
+            for name, (client, address, mark) in loads.items():
+                found[name].append(client.run(address, seconds, mark=mark).check(marked=MARKED))
+        figure = build_figure(found)
+        figure.profile = profile(build_site(base_url=url, view=VIEW, upstream=UPSTREAM), "/io_ours/", pages=100)
+        yield figure
+
+
+def build_figure(found: dict[str, list[Outcome]]) -> Figure:
+    """Return the ratio of the medians of pages, and what the vendor's samples would give."""
+    halves = {name: [outcome.quantile(0.5) * 1000 for outcome in outcomes] for name, outcomes in found.items()}
+    ratios = [ours / alone for ours, alone in zip(halves["ours"], halves["alone"], strict=True)]
+    missing = sum(outcome.count - outcome.marked for outcome in found["ours"])
+    return Figure(
+        what="p50 of a page, view 30 ms and upstream 40 ms / the longer of them alone",
+        baseline=median(halves["alone"]),
+        ours=median(halves["ours"]),
+        ratio=median(ratios),
+        limit="<= 1.05",
+        unit="ms",
+        notes=[describe(ratios), f"{missing} of {sum(o.count for o in found['ours'])} pages showed the default"],
+        context={
+            "three requests.post, p50 ms": median(halves["posts"]),
+            "three requests.post, ratio to ours": median(halves["posts"]) / median(halves["ours"]),
+            "p99 alone, ms": median(outcome.quantile(0.99) * 1000 for outcome in found["alone"]),
+            "p99 ours, ms": median(outcome.quantile(0.99) * 1000 for outcome in found["ours"]),
+        },
+    )
+
+
+if __name__ == "__main__":
+    run("P4", measure)

@@ -1,0 +1,236 @@
+"""P11: memory a cached visitor, 3 experiences each out of 30 variations of 2 KB: in the process and in Redis.
+
+The key, a hash of the visitor that every cache needs, does not count in the process; in Redis
+everything but the shared bodies does.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import shutil
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from benchmarks import site
+from benchmarks.goal import Figure, Options, expect, run
+from benchmarks.p06_single_flight import start_redis
+from benchmarks.timing import alternate
+
+KEYS = ("hero-banner", "promo-strip", "exit-offer")
+VARIATIONS = 10
+BODY_BYTES = 2_000
+LIMIT = "<= 300 bytes"
+VISITORS = 100_000
+ONCE = 1_000_000
+ACTIVE = 1_000
+
+
+def build_variations() -> dict[str, list[Any]]:
+    """Return ten experiences for each key, some 2 KB of JSON each."""
+    from django_moe_personalize.moengage.types import Experience
+
+    names = ("Title", "Subtitle", "Text", "ImageUrl", "CtaLabel", "CtaUrl", "Color", "Terms")
+    found: dict[str, list[Any]] = {}
+    for key in KEYS:
+        found[key] = []
+        for number in range(VARIATIONS):
+            payload = {name: f"{name} {number} ".ljust(BODY_BYTES // len(names) - 35, ".") for name in names}
+            context = {"cid": f"{key}_{number}".ljust(40, "0"), "experience": key, "moe_locale_id": "0"}
+            context |= {"moe_variation_id": str(number), "audience_name": "Everybody", "audience_id": "7" * 24}
+            found[key].append(Experience(key, payload, context))
+    return found
+
+
+def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
+    """Return what the visitor of this number is shown; all combinations occur."""
+    return {key: variations[key][number // VARIATIONS**place % VARIATIONS] for place, key in enumerate(KEYS)}
+
+
+def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
+    """Return the hashes of visitors."""
+    from django_moe_personalize.cache import build_digest
+
+    return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
+
+
+def weigh(build: Callable[[], object], number: int) -> float:
+    """Return how many bytes the process holds more for each of ``number`` after ``build()``, whose value is kept."""
+    gc.collect()
+    before = tracemalloc.get_traced_memory()[0]
+    kept = build()
+    gc.collect()
+    taken = tracemalloc.get_traced_memory()[0] - before
+    del kept
+    return taken / number
+
+
+def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
+    """Return the bytes a visitor in the process, beside a copy of each answer's parsed JSON."""
+    from django_moe_personalize.cache import ExperienceCache, local_cache
+    from django_moe_personalize.conf import get_settings
+
+    visitors, settings = name_visitors(VISITORS), get_settings()
+
+    def store() -> None:
+        for number, visitor in enumerate(visitors):
+            ExperienceCache(visitor, settings).set(pick(variations, number))
+
+    def copy_all() -> list[Any]:
+        entries = (pick(variations, number) for number in range(1_000))
+        return [
+            {key: (e.payload, e.experience_context) for key, e in copy.deepcopy(entry).items()} for entry in entries
+        ]
+
+    tracemalloc.start()
+    try:
+        copies = weigh(copy_all, 1_000)
+        ours = weigh(store, VISITORS)
+        keys = weigh(lambda: name_visitors(10_000, "another"), 10_000)
+    finally:
+        tracemalloc.stop()
+    counts = local_cache.counts
+    expect((counts.visitors, counts.bodies) == (VISITORS, len(KEYS) * VARIATIONS), f"held are {counts}")
+    for number in (0, VISITORS - 1):
+        found = ExperienceCache(visitors[number], settings).get_local(KEYS)
+        shown = {key: found[key].experience.payload for key in KEYS}
+        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
+    return Figure(
+        what=f"a visitor of {VISITORS:,} in the process, beyond the key, against a copy of the parsed answers",
+        baseline=copies,
+        ours=ours,
+        difference=ours,
+        limit=LIMIT,
+        unit="bytes",
+        notes=[
+            f"the key takes {keys:.0f} bytes more",
+            f"the cache's own estimate, key included: {counts.bytes:,} bytes",
+        ],
+        context=time_calls(visitors, variations, options),
+    )
+
+
+def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
+    """Return the microseconds of the calls that a page makes, with all visitors in memory."""
+    from django_moe_personalize.cache import ExperienceCache
+    from django_moe_personalize.conf import get_settings
+
+    settings, turns = get_settings(), iter(range(10**12))
+
+    def visit() -> ExperienceCache:
+        return ExperienceCache(visitors[next(turns) * 7919 % len(visitors)], settings)
+
+    answers = pick(variations, 0)
+    calls = {
+        "get_local() of 3 keys, another visitor each time, µs": lambda: visit().get_local(KEYS),
+        "get_local() of 3 keys, the same visitor, µs": lambda: ExperienceCache(visitors[0], settings).get_local(KEYS),
+        "set() of 3 known bodies without the site's cache, µs": lambda: visit().set(answers),
+    }
+    found = alternate(calls, rounds=options.pick(15, 5))
+    return {name: found.median(name) * 1e6 for name in calls}
+
+
+def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
+    """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
+    from django_moe_personalize.cache import ExperienceCache, local_cache
+    from django_moe_personalize.conf import get_settings
+
+    settings, now = get_settings(), time.time()
+    active, once = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5)
+    for visitor in active:
+        ExperienceCache(visitor, settings, clock=lambda: now).set(pick(variations, 0))
+        ExperienceCache(visitor, settings, clock=lambda: now + 2).get_local(KEYS)
+    most = 0
+    answers = pick(variations, 1)
+    for number in range(once):
+        ExperienceCache(f"{number:032x}", settings, clock=lambda: now).set(answers)
+        most = max(most, local_cache.counts.visitors)
+    there = sum(len(ExperienceCache(v, settings, clock=lambda: now).get_local(KEYS)) == len(KEYS) for v in active)
+    return Figure(
+        what=f"active visitors still in memory after {once:,} who came once",
+        baseline=ACTIVE,
+        ours=there,
+        limit=">= 1",
+        unit="visitors",
+        notes=[f"never more than {most:,} in memory"],
+    )
+
+
+def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, options: Options) -> Figure:
+    """Return the bytes a visitor in Redis beyond the bodies, beside a pickle of the answers each."""
+    import redis
+    from django.core.cache import cache as site_cache
+
+    from django_moe_personalize.cache import ExperienceCache, local_cache
+    from django_moe_personalize.conf import get_settings
+
+    server, settings = redis.Redis.from_url(redis_url), get_settings()
+    number = options.pick(VISITORS, VISITORS // 5)
+    visitors = name_visitors(number, "redis")
+
+    def used() -> int:
+        return int(server.info("memory")["used_memory"])
+
+    # The connection and its buffers, and then all bodies.
+    site_cache.set("warm", 1)
+    empty = used()
+    for index in range(VARIATIONS):
+        ExperienceCache(f"first-{index}", settings).set({key: variations[key][index] for key in KEYS})
+    bodies, keys = used(), server.dbsize()
+    for index, visitor in enumerate(visitors):
+        ExperienceCache(visitor, settings).set(pick(variations, index))
+    ours = (used() - bodies) / number
+    expect(server.dbsize() - keys == number, "a visitor is not one entry")
+    local_cache.clear()
+    found = ExperienceCache(visitors[-1], settings).get(KEYS)
+    expect(all(found[key].fresh for key in KEYS), "what is in Redis cannot be read")
+    before = used()
+    for index in range(1_000):
+        entries = {key: (e.payload, e.experience_context) for key, e in pick(variations, index).items()}
+        site_cache.set(f"moe_personalize:copy:{visitors[index]}", (0.0, entries), timeout=600)
+    return Figure(
+        what=f"a visitor of {number:,} in Redis, key included, against a pickle of the answers each",
+        baseline=(used() - before) / 1_000,
+        ours=ours,
+        difference=ours,
+        limit=LIMIT,
+        unit="bytes",
+        notes=[
+            f"MEMORY USAGE of one: {weigh_entry(server, visitors[0])} bytes",
+            f"all bodies: {bodies - empty:,} bytes",
+        ],
+    )
+
+
+def weigh_entry(server: Any, visitor: str) -> int:
+    """Return what Redis says one visitor's key and value take."""
+    from django.core.cache import cache as site_cache
+
+    from django_moe_personalize.cache import build_key
+
+    return int(server.memory_usage(site_cache.make_key(build_key("visitor", visitor))))
+
+
+def measure(options: Options) -> Iterator[Figure]:
+    """Weigh the process, flood it, and weigh Redis where there is one."""
+    from django.test import override_settings
+
+    dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+    site.configure(moe=site.build_moe("http://127.0.0.1:9/v1"), CACHES=dummy)
+    variations = build_variations()
+    yield measure_process(variations, options)
+    yield measure_scan(variations, options)
+    if shutil.which("redis-server") is None:
+        what, notes = "a visitor in Redis", ["not measured: there is no redis-server in PATH"]
+        yield Figure(what=what, baseline=1, ours=float("nan"), limit=LIMIT, unit="bytes", notes=notes)
+        return
+    with start_redis() as url:
+        redis = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": url}}
+        with override_settings(CACHES=redis):
+            yield measure_redis(variations, url, options)
+
+
+if __name__ == "__main__":
+    run("P11", measure)

@@ -1,0 +1,53 @@
+"""P17: what a page takes longer for 25 experiences, against what it takes longer for one, warm."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from statistics import median
+
+from benchmarks import pages, site
+from benchmarks.goal import Figure, Options, expect, run
+from benchmarks.timing import alternate, describe
+from benchmarks.upstream import start_upstream
+
+VISITOR = {"HTTP_X_VISITOR": "regular"}
+
+
+def measure(options: Options) -> Iterator[Figure]:
+    """Time the pages; nothing is counted as shown, which costs an event an experience (P9)."""
+    with start_upstream() as upstream:
+        site.configure(moe=site.build_moe(upstream.url("at-once"), CACHE_TTL=3600, CACHE_STALE_TTL=3600))
+        plain, ours = site.Site([site.NO_OP]), site.Site([site.OURS])
+        for address, content in (("/read_one/", "key-00"), ("/read_many/", "key-24")):
+            for _ in range(10):
+                ours.check(address, f"Title of {content}", **VISITOR)
+                time.sleep(0.01)
+        asked = upstream.get_counts("at-once")["fetches"]
+        rounds = alternate(
+            {
+                "plain": lambda: plain.get("/plain/", **VISITOR),
+                "1": lambda: ours.get("/read_one/", **VISITOR),
+                "25": lambda: ours.get("/read_many/", **VISITOR),
+            },
+            rounds=options.pick(201, 61),
+        )
+        expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not answered from the cache")
+        ratios = rounds.compute(lambda of: (of["25"] - of["plain"]) / (of["1"] - of["plain"]))
+        yield Figure(
+            what="25 cached experiences / 1, added to a page",
+            baseline=median(rounds.compute(lambda of: of["1"] - of["plain"])) * 1e6,
+            ours=median(rounds.compute(lambda of: of["25"] - of["plain"])) * 1e6,
+            ratio=median(ratios),
+            limit="<= 2",
+            unit="µs",
+            notes=[describe(ratios), f"the plain page takes {rounds.median('plain') * 1e6:.1f} µs"],
+            profile=lambda: [ours.get("/read_many/", **VISITOR) for _ in range(3000)],
+        )
+        # Checked last as well: a page that lost its experiences half-way would have raised, one that
+        # reads fewer would be a lie.
+        expect(pages.MANY[-1].encode() in ours.get("/read_many/", **VISITOR), "the page is not whole")
+
+
+if __name__ == "__main__":
+    run("P17", measure)

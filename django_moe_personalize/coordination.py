@@ -1,0 +1,54 @@
+"""What the processes of a site agree on through its cache, where that is one they share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from django.core.cache import BaseCache, caches
+from django.core.cache.backends.dummy import DummyCache
+from django.core.cache.backends.locmem import LocMemCache
+
+from django_moe_personalize.cache import build_key
+from django_moe_personalize.callables import log_once
+from django_moe_personalize.conf import get_settings
+
+
+def claim(visitor_digest: str, experience_keys: Sequence[str], seconds: float) -> bool:
+    """Return whether this process is to ask for ``experience_keys``, and no other does at this moment.
+
+    A claim is over after ``seconds``, whatever became of who made it. Without a shared cache, or
+    with one that fails, everyone asks.
+    """
+    cache = _get_shared_cache()
+    if cache is None:
+        return True
+    try:
+        return cache.add(build_key("claim", visitor_digest, *experience_keys), 1, timeout=max(1, math.ceil(seconds)))
+    except Exception as error:  # whatever a cache backend raises, the page goes on
+        _log_failure(error)
+        return True
+
+
+def add_to_count(name: str, amount: int, seconds: float) -> int | None:
+    """Add to a number that all processes share and return it; ``None`` where they share none. See Governor."""
+    cache = _get_shared_cache()
+    if cache is None:
+        return None
+    key = build_key("count", name)
+    try:
+        cache.add(key, 0, timeout=2 * seconds)
+        return cache.incr(key, amount)
+    except Exception as error:  # see claim()
+        _log_failure(error)
+        return None
+
+
+def _get_shared_cache() -> BaseCache | None:
+    cache = caches[get_settings().cache]
+    return None if isinstance(cache, LocMemCache | DummyCache) else cache
+
+
+def _log_failure(error: Exception) -> None:
+    kind = type(error).__name__
+    log_once(("coordination", kind), "The cache failed (%s), so each process asks MoEngage by itself.", kind)

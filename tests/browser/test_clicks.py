@@ -1,0 +1,203 @@
+"""Clicks in a real browser."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+
+pytestmark = pytest.mark.urls("tests.browser.site")
+
+BUTTON = (
+    '{% experience "hero" %}<button data-moe-click="buy"><svg width="30" height="30"><rect width="30" height="30"/>'
+    "</svg> <span>Buy</span></button>{% endexperience %}"
+)
+
+
+def test_click_on_a_button(visitor):
+    """One beacon, one click with the button's name, and the page stays; the impression was counted with the page."""
+    visitor.open(BUTTON)
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks)
+    assert visitor.clicks == [("hero", "buy")]
+    assert visitor.beacons == [["click"]]
+    assert visitor.impressions == {"hero": 1}
+    assert visitor.driver.title == "page"
+
+
+def test_second_click_counts_nothing(visitor):
+    """A click again on the same button of the same page view reports nothing; after a reload it counts."""
+    visitor.open(BUTTON)
+    visitor.click("button")
+    visitor.click("button")
+    visitor.click("span")
+    visitor.wait_until(lambda: visitor.clicks)
+    time.sleep(0.3)
+    assert visitor.beacons == [["click"]]
+    visitor.driver.refresh()
+    visitor.click("button")
+    visitor.wait_until(lambda: len(visitor.clicks) == 2)
+
+
+@pytest.mark.parametrize("child", ["span", "svg", "rect"])
+def test_click_on_a_child(visitor, child):
+    """What lies inside the button is the button, pictures too."""
+    visitor.open(BUTTON)
+    visitor.click(child)
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
+
+
+def test_key_on_a_button(visitor):
+    """A button pressed with the keyboard is clicked."""
+    visitor.open(BUTTON)
+    visitor.driver.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
+
+
+def test_buttons_have_names(visitor):
+    """Two buttons of one experience are two clicks; one without a name is the experience's; none outside counts."""
+    visitor.open(
+        '<button id="out" data-moe-click="out">o</button>{% experience "hero" %}<button id="a" data-moe-click="größe">a'
+        '</button><button id="b" data-moe-click>b</button><i>plain</i>{% endexperience %}'
+    )
+    for selector in ("#out", "i", "#a", "#b"):
+        visitor.click(selector)
+    visitor.wait_until(lambda: len(visitor.clicks) == 2)
+    assert visitor.clicks == [("hero", "größe"), ("hero", "")]
+
+
+@pytest.mark.parametrize(
+    ("button", "experience"), [("#before", "hero"), ("#inner", "promo"), ("#after", "hero"), ("#next", "offer")]
+)
+def test_nested_experiences(visitor, button, experience):
+    """The innermost experience around the button gets the click."""
+    visitor.open(
+        '{% experience "hero" %}<button id="before" data-moe-click="go">1</button>'
+        '<div>{% experience "promo" %}<p><button id="inner" data-moe-click="go">2</button></p>{% endexperience %}</div>'
+        '<button id="after" data-moe-click="go">3</button>{% endexperience %}'
+        '{% experience "offer" %}<button id="next" data-moe-click="go">4</button>{% endexperience %}'
+    )
+    visitor.click(button)
+    visitor.wait_until(lambda: visitor.clicks)
+    assert visitor.clicks == [(experience, "go")]
+
+
+def test_link_that_redirects(visitor):
+    """A click_url link counts one click without a beacon and arrives."""
+    visitor.site.put("sale", "sale")
+    visitor.open(
+        "{% experience 'hero' as hero %}<a href=\"{% click_url hero '/sale' element='cta' %}\">x</a>{% endexperience %}"
+    )
+    visitor.click("a")
+    visitor.wait_until(lambda: visitor.driver.title == "sale")
+    assert visitor.clicks == [("hero", "cta")]
+    assert visitor.beacons == []
+
+
+def test_beacon_of_a_click_that_leaves(visitor):
+    """A plain link with data-moe-click is reported although the page goes."""
+    visitor.site.put("sale", "sale")
+    visitor.open('{% experience "hero" %}<a href="/sale" data-moe-click="cta">x</a>{% endexperience %}')
+    visitor.click("a")
+    visitor.wait_until(lambda: visitor.driver.title == "sale" and visitor.clicks)
+    assert visitor.clicks == [("hero", "cta")]
+
+
+def test_page_that_stops_the_event(visitor):
+    """A page whose own handlers stop the event, and take the button out, still counts it."""
+    visitor.site.put_file(
+        "stop.js",
+        "addEventListener('DOMContentLoaded', () => document.querySelector('button').addEventListener('click',"
+        "(event) => { event.stopImmediatePropagation(); event.target.remove(); }))",
+    )
+    visitor.open(BUTTON, head='<script src="/stop.js"></script>')
+    visitor.driver.find_element(By.TAG_NAME, "button")
+    ActionChains(visitor.driver).click(visitor.driver.find_element(By.TAG_NAME, "button")).perform()
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
+
+
+@pytest.mark.parametrize(
+    "broken", ["delete Navigator.prototype.sendBeacon", "Navigator.prototype.sendBeacon = () => false"]
+)
+def test_without_beacons(visitor, broken):
+    """A browser without sendBeacon, or whose queue is full, reports with fetch."""
+    visitor.site.put_file("broken.js", broken)
+    visitor.open(BUTTON, head='<script src="/broken.js"></script>')
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
+
+
+def test_nothing_can_be_reported(visitor):
+    """Where fetch fails too, the page works on and its console stays empty."""
+    visitor.site.put_file(
+        "broken.js",
+        "delete Navigator.prototype.sendBeacon;"
+        "window.fetch = () => { window.tried = true; return Promise.reject(new TypeError('no')) }",
+    )
+    visitor.open(BUTTON, head='<script src="/broken.js"></script>')
+    visitor.click("button")
+    assert visitor.run("return tried") is True
+    assert visitor.beacons == []
+
+
+def test_script_loaded_twice(visitor):
+    """A page that has the script twice counts once."""
+    visitor.open("{% personalize_scripts %}" + BUTTON)
+    assert visitor.run("return document.querySelectorAll('script[data-beacon]').length") == 2
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks)
+    time.sleep(0.3)
+    assert visitor.beacons == [["click"]]
+
+
+def test_button_inserted_later(visitor):
+    """A button that came with a piece of HTML, as HTMX swaps it in, counts."""
+    visitor.open("<main></main>")
+    visitor.site.put_file("piece", "{% load moe_personalize %}" + BUTTON, "text/html")
+    visitor.run(
+        "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
+    )
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
+
+
+def test_nothing_is_inline(visitor):
+    """Everything works under script-src 'self': no inline script, no handler, no style attribute."""
+    visitor.open(BUTTON)
+    assert visitor.run("return [...document.scripts].filter((s) => s.text || !s.src).length") == 0
+    names = visitor.run("return [...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())")
+    assert [name for name in names if name.startswith("on") or name == "style"] == []
+
+
+ROW = "<p>a</p>{}<p><button data-moe-click='x'>b</button></p>{}<p>z</p>"
+LAYOUTS = {
+    "table": "<table><tr><td>a</td></tr>{}<tr><td>wide cell</td><td><button data-moe-click='x'>b</button></td></tr>{}"
+    "<tr><td>z</td></tr></table>",
+    "row": "<table><tr><td>a</td>{}<td><button data-moe-click='x'>b</button></td>{}<td>z</td></tr></table>",
+    "list": "<ul><li>a</li>{}<li><button data-moe-click='x'>b</button></li>{}<li>z</li></ul>",
+    "flex": f"<div style='display:flex;gap:9px;justify-content:space-between'>{ROW}</div>",
+    "grid": f"<div style='display:grid;grid-template-columns:1fr 2fr;gap:5px'>{ROW}</div>",
+    "text": "<p>some {}<button data-moe-click='x'>b</button> and{} text</p>",
+    "margins": f"<section>{ROW}</section>",
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_marks_take_no_room(visitor, layout):
+    """With the marks every box stands where it stands without them, and the click counts."""
+    visitor.site.put("plain", LAYOUTS[layout].format("", ""))
+    visitor.open(LAYOUTS[layout].format("{% experience 'hero' %}", "{% endexperience %}"), impressions="visible")
+    boxes = (
+        "return [...document.body.querySelectorAll(':not(template,script)')].map((element) => "
+        "{ const b = element.getBoundingClientRect(); return [element.tagName, b.x, b.y, b.width, b.height] })"
+    )
+    marked = visitor.run(boxes)
+    assert visitor.run("return document.querySelectorAll('template').length") == 2
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "x")])
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    visitor.driver.get(f"{visitor.site.url}/plain")
+    assert visitor.run(boxes) == marked

@@ -1,0 +1,285 @@
+"""IMPRESSIONS = "visible" in a real browser: half of an experience in view for one continuous second."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytestmark = pytest.mark.urls("tests.browser.site")
+
+GAP = "<div style='height:2000px'>gap</div>"
+
+
+def experience(key: str, style: str = "height:200px", text: str = "x") -> str:
+    """Return an experience whose one element looks like that."""
+    return f'{{% experience "{key}" %}}<div id="{key}" style="{style}">{text}</div>{{% endexperience %}}'
+
+
+def test_in_view(visitor):
+    """What is in view counts after a second, not before, and once however long it stays."""
+    visitor.open(experience("hero"), impressions="visible")
+    time.sleep(0.7)
+    assert visitor.beacons == []
+    visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(1.5)
+    assert visitor.beacons == [["impression"]]
+    assert visitor.impressions == {"hero": 1}
+
+
+def test_below_the_fold(visitor):
+    """An element below the fold counts only once it is scrolled to and stays for a second."""
+    visitor.open(GAP + experience("hero"), impressions="visible")
+    time.sleep(2.5)
+    assert visitor.beacons == []
+    visitor.scroll(1800)
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+def test_scrolled_past(visitor):
+    """Seen for 200 ms is not seen; nor do several such moments add up."""
+    visitor.open(GAP + experience("hero") + GAP, impressions="visible")
+    for _ in range(7):
+        visitor.scroll(1800)
+        time.sleep(0.2)
+        visitor.scroll(0)
+        time.sleep(0.2)
+    time.sleep(2)
+    assert visitor.beacons == []
+    visitor.scroll(1800)
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+@pytest.mark.parametrize(("shown", "counts"), [(80, False), (120, True)])
+def test_half_of_the_element(visitor, shown, counts):
+    """40 % of an element in view is not enough, 60 % is."""
+    visitor.open(GAP + experience("hero") + GAP, impressions="visible")
+    visitor.scroll(2000 - 600 + shown)
+    if counts:
+        visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(2.5)
+    assert visitor.impressions == ({"hero": 1} if counts else {})
+
+
+@pytest.mark.parametrize("height", [1500, 40_000])
+@pytest.mark.parametrize(("shown", "counts"), [(240, False), (360, True)])
+@pytest.mark.parametrize("width", ["auto", "150px"])
+def test_taller_than_the_window(visitor, height, shown, counts, width):
+    """What is taller than the window counts when it fills half of its height, however narrow it is."""
+    visitor.open(GAP + experience("hero", f"height:{height}px;width:{width}") + GAP, impressions="visible")
+    visitor.scroll(2000 - 600 + 20)
+    time.sleep(0.3)
+    visitor.scroll(2000 - 600 + shown)
+    if counts:
+        visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(2.2)
+    assert visitor.impressions == ({"hero": 1} if counts else {})
+
+
+@pytest.mark.parametrize(("shown", "counts"), [(80, False), (120, True)])
+def test_several_elements(visitor, shown, counts):
+    """An experience of several elements is seen when half of all of them is."""
+    rows = "<p style='height:50px;margin:0'>row</p>" * 4
+    visitor.open(f"{GAP}{{% experience 'hero' %}}{rows}{{% endexperience %}}{GAP}", impressions="visible")
+    visitor.scroll(2000 - 600 + shown)
+    if counts:
+        visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(2.2)
+    assert visitor.impressions == ({"hero": 1} if counts else {})
+
+
+def test_long_list(visitor):
+    """Rows that fill half of the window are enough, if there are more than fit."""
+    rows = "<li style='height:50px'>row</li>" * 60
+    visitor.open(f"<ul>{{% experience 'hero' %}}{rows}{{% endexperience %}}</ul>", impressions="visible")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+def test_bare_text(visitor):
+    """Text without an element is seen with the element that holds it."""
+    visitor.open(
+        f"{GAP}<h1>{{% experience 'hero' as hero %}}{{{{ hero.Title }}}}{{% endexperience %}}</h1>",
+        impressions="visible",
+    )
+    time.sleep(2.2)
+    assert visitor.beacons == []
+    visitor.scroll(2000)
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+def test_table_and_list(visitor):
+    """Rows of a table and items of a list count."""
+    visitor.open(
+        "<table>{% experience 'hero' %}<tr><td>row</td></tr>{% endexperience %}</table>"
+        "<ul>{% experience 'promo' %}<li>item</li>{% endexperience %}</ul>",
+        impressions="visible",
+    )
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
+
+
+def test_nested(visitor):
+    """The outer and the inner experience are each seen for themselves."""
+    visitor.open(
+        f"{{% experience 'hero' %}}{experience('promo')}<div style='height:3000px'>x</div>{GAP}"
+        f"{experience('offer')}{{% endexperience %}}",
+        impressions="visible",
+    )
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
+    visitor.scroll(99_999)
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1, "offer": 1})
+
+
+@pytest.mark.parametrize("style", ["opacity:0", "visibility:hidden", "display:none"])
+def test_hidden_by_style(visitor, style):
+    """What a style hides is not seen, until the style goes: the other pictures of a carousel."""
+    visitor.open(f"<main style='{style}'>{experience('hero')}</main>", impressions="visible")
+    time.sleep(2.2)
+    assert visitor.beacons == []
+    visitor.run("document.querySelector('main').style = ''")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+def test_clipped(visitor):
+    """What its container cuts off is not seen, though it lies within the window."""
+    visitor.open(
+        "<main style='width:300px;height:200px;overflow:hidden'><div style='display:flex;width:600px'>"
+        + experience("hero", "width:300px;height:200px")
+        + experience("promo", "width:300px;height:200px")
+        + "</div></main>",
+        impressions="visible",
+    )
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    time.sleep(1.2)
+    visitor.run("document.querySelector('main').scrollLeft = 300")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
+
+
+def test_seen_together(visitor):
+    """What is seen together travels in one beacon."""
+    visitor.open("".join(experience(f"e{n}", "height:20px") for n in range(8)), impressions="visible")
+    visitor.wait_until(lambda: len(visitor.impressions) == 8)
+    assert visitor.beacons == [["impression"] * 8]
+
+
+def test_more_than_a_beacon_takes(visitor):
+    """What the server would cut off goes in another beacon: 120 experiences, each counted."""
+    visitor.open("".join(experience(f"e{n}", "height:4px", "") for n in range(120)), impressions="visible")
+    visitor.wait_until(lambda: len(visitor.impressions) == 120)
+    assert sum(map(len, visitor.beacons)) == 120
+    assert max(map(len, visitor.beacons)) <= 100
+    assert max(visitor.site.beacon_sizes) <= 16 * 1024
+
+
+def test_left_before_the_beacon(visitor):
+    """What was seen but not yet reported is reported when the page is left; what was not seen is not."""
+    visitor.site.put("next", "next")
+    visitor.open(experience("hero") + GAP + experience("promo"), impressions="visible")
+    # Seen after 1 s, and with 1 s of waiting for others before the beacon goes.
+    visitor.wait_until(lambda: visitor.run("return Object.keys(document.moeSent).length"))
+    assert visitor.beacons == []
+    visitor.driver.get(f"{visitor.site.url}/next")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    assert visitor.beacons == [["impression"]]
+
+
+def test_inserted_later(visitor):
+    """A piece of HTML put into the page later counts when it is seen, and its clicks count."""
+    visitor.open("<main></main>", impressions="visible")
+    piece = "{% load moe_personalize %}" + experience("hero", text="<button data-moe-click='go'>x</button>")
+    visitor.site.put_file("piece", piece, "text/html")
+    visitor.run(
+        "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
+    )
+    visitor.click("button")
+    visitor.wait_until(lambda: visitor.clicks == [("hero", "go")])
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+def test_taken_out(visitor):
+    """What is taken out of the page before its second is over does not count, and breaks nothing."""
+    visitor.open(f"<main>{experience('hero')}</main>{experience('promo')}", impressions="visible")
+    time.sleep(0.5)
+    visitor.run("document.querySelector('main').innerHTML = ''")
+    visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(0.5)
+    assert visitor.impressions == {"promo": 1}
+
+
+def test_morphed(visitor):
+    """A library that keeps the mark and changes its token has shown another page view: both count."""
+    visitor.open(f"<main>{experience('hero')}</main>", impressions="visible")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    visitor.site.put_file("piece", "{% load moe_personalize %}" + experience("hero"), "text/html")
+    visitor.run(
+        "return fetch('/piece').then((r) => r.text()).then((t) => {"
+        "const main = document.querySelector('main'), other = document.createElement('main'); other.innerHTML = t;"
+        "main.firstChild.dataset.moeExperience = other.querySelector('template').dataset.moeExperience;"
+        "main.append('changed') })"
+    )
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 2})
+
+
+def test_script_loaded_twice(visitor):
+    """A page that has the script twice counts once."""
+    visitor.open("{% personalize_scripts %}" + experience("hero"), impressions="visible")
+    visitor.wait_until(lambda: visitor.impressions)
+    time.sleep(1)
+    assert visitor.beacons == [["impression"]]
+
+
+def test_hidden_tab(visitor):
+    """A tab in the background sees nothing; shown again, it starts its second anew."""
+    visitor.open(experience("hero"), impressions="visible")
+    page = visitor.driver.current_window_handle
+    time.sleep(0.6)
+    visitor.driver.switch_to.new_window("tab")
+    other = visitor.driver.current_window_handle
+    time.sleep(2.5)
+    assert visitor.beacons == []
+    visitor.driver.switch_to.window(page)
+    assert visitor.run("return document.hidden") is False
+    time.sleep(0.6)
+    assert visitor.beacons == []
+    assert visitor.run("return Object.keys(document.moeSent)") == []
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    visitor.driver.switch_to.window(other)
+    visitor.driver.close()
+    visitor.driver.switch_to.window(page)
+
+
+def test_hidden_document(visitor):
+    """A browser that still measures while the page is hidden counts nothing."""
+    visitor.site.put_file(
+        "hide.js",
+        "let hidden = true; Object.defineProperty(document, 'hidden', { get: () => hidden });"
+        "window.reveal = () => { hidden = false;"
+        "document.dispatchEvent(new Event('visibilitychange', { bubbles: true })) }",
+    )
+    visitor.open(experience("hero"), impressions="visible", head='<script src="/hide.js"></script>')
+    time.sleep(2.5)
+    assert visitor.beacons == []
+    visitor.run("reveal()")
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.5])
+def test_back_forward_cache(visitor, seconds):
+    """A page that comes back as it was left counts once in all, and goes on working."""
+    visitor.site.put("next", "next")
+    visitor.use("visible", CACHE_CONTROL="private, no-cache")
+    button = "<button data-moe-click='go'>x</button>"
+    visitor.driver.get(visitor.site.put("page", experience("hero", text=button) + GAP + experience("promo")))
+    visitor.run("addEventListener('pageshow', (event) => { window.cameBack = event.persisted })")
+    time.sleep(seconds)
+    visitor.driver.get(f"{visitor.site.url}/next")
+    time.sleep(1.5)
+    visitor.driver.back()
+    visitor.wait_until(lambda: visitor.run("return window.cameBack") is True)
+    if seconds < 1:
+        assert visitor.impressions == {}
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    visitor.click("button")
+    visitor.scroll(99_999)
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
+    assert visitor.clicks == [("hero", "go")]
+    assert sorted(kind for beacon in visitor.beacons for kind in beacon) == ["click", "impression", "impression"]

@@ -1,0 +1,65 @@
+"""IMPRESSIONS = "web_sdk" in a real browser: the vendor's own script counts, and the server hears nothing."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytestmark = pytest.mark.urls("tests.browser.site")
+
+SDK = """window.told = [];
+window.MoEngage = { personalize: {
+  trackImpression: (...details) => told.push(["impression", ...details]),
+  trackClick: (...details) => told.push(["click", ...details]),
+} };"""
+
+BODY = (
+    '{% experience "hero" as hero %}<button data-moe-click="buy">b</button>'
+    "<a href=\"{% click_url hero '/page' %}\">x</a>{% endexperience %}"
+)
+
+
+def test_sdk_counts(visitor):
+    """It is told the context of what is shown and of what is clicked; our server is told nothing."""
+    visitor.site.put_file("sdk.js", SDK)
+    visitor.open(BODY, impressions="web_sdk", head='<script src="/sdk.js"></script>')
+    visitor.click("button")
+    context = visitor.run("return JSON.parse(document.querySelector('template').dataset.moeContext)")
+    assert context["experience"]
+    told = visitor.run("return told")
+    assert [(name, first) for name, first, *_ in told] == [("impression", context), ("click", context)]
+    assert told[1][2] == {"button_id": "buy"}
+    assert visitor.run("return document.querySelector('a').getAttribute('href')") == "/page"
+    time.sleep(1.2)
+    assert visitor.beacons == []
+    assert visitor.impressions == {}
+    assert visitor.clicks == []
+
+
+def test_sdk_comes_later(visitor):
+    """A script of the vendor's that loads after ours is told too, once; clicks before it are lost, not thrown."""
+    visitor.site.put_file("sdk.js", SDK)
+    visitor.open(BODY, impressions="web_sdk")
+    visitor.click("button")
+    time.sleep(0.5)
+    visitor.run("const script = document.createElement('script'); script.src = '/sdk.js'; document.head.append(script)")
+    visitor.wait_until(lambda: visitor.run("return window.told && told.length"))
+    visitor.run("document.body.append('changed')")
+    time.sleep(0.5)
+    assert [name for name, *_ in visitor.run("return told")] == ["impression"]
+
+
+def test_inserted_later(visitor):
+    """What is put into the page later is told too; what was told is not told again."""
+    visitor.site.put_file("sdk.js", SDK)
+    visitor.open(BODY + "<main></main>", impressions="web_sdk", head='<script src="/sdk.js"></script>')
+    visitor.site.put_file(
+        "piece", "{% load moe_personalize %}{% experience 'promo' %}<b>x</b>{% endexperience %}", "text/html"
+    )
+    visitor.run(
+        "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
+    )
+    visitor.wait_until(lambda: visitor.run("return told.length") == 2)
+    time.sleep(0.5)
+    assert [name for name, *_ in visitor.run("return told")] == ["impression", "impression"]

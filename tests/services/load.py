@@ -1,0 +1,179 @@
+"""Visitors of a running site: connections to each of its processes, and pages with how long they took."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from tests.services.serving import Server
+from tests.services.site import WITHOUT
+
+T = TypeVar("T")
+
+ANSWER_SECONDS = 30.0
+PACE = 0.01
+
+_visitors = itertools.count()
+
+
+def name_visitor() -> str:
+    """Return the name of a visitor that no page has seen."""
+    return f"visitor-{next(_visitors)}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One answer; ``due`` is when it was to be asked for, on the monotonic clock."""
+
+    status: int
+    body: str
+    worker: str
+    due: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it took."""
+        return self.end - self.due
+
+
+class Line:
+    """One kept connection to the site; one page at a time."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
+        self.worker = ""
+
+    def get(self, path: str, visitor: str = "", *, due: float | None = None) -> Page:
+        """Return a page."""
+        due = time.monotonic() if due is None else due
+        self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
+        answer = self._connection.getresponse()
+        body = answer.read().decode()
+        page = Page(answer.status, body, answer.headers["X-Worker"], due, time.monotonic())
+        assert self.worker in ("", page.worker), "a connection went from one process to another"
+        self.worker = page.worker
+        return page
+
+    def read_state(self) -> dict[str, Any]:
+        """Return what the process at the other end says of itself."""
+        return json.loads(self.get("/state/").body)
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+@contextmanager
+def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
+    """Give as many lines to each process of the site, by turns.
+
+    The kernel may give one process all connections: some are opened until each has its share.
+    """
+    shares: dict[str, list[Line]] = {}
+    opened: list[Line] = []
+    end = time.monotonic() + ANSWER_SECONDS
+    try:
+        while len(shares) < server.workers or min(map(len, shares.values())) < lines_a_worker:
+            assert time.monotonic() < end, f"connections go to {list(shares)} alone"
+            batch = [Line(server.port) for _ in range(8)]
+            opened += batch
+            # All at once, so that a process that is busy accepting leaves some to the others.
+            together([lambda line=line: line.get("/unrelated/") for line in batch])
+            for line in batch:
+                share = shares.setdefault(line.worker, [])
+                (share.append if len(share) < lines_a_worker else lambda line: line.close())(line)
+        yield [line for turn in zip(*shares.values(), strict=True) for line in turn]
+    finally:
+        for line in opened:
+            line.close()
+
+
+def together(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make the calls at once, a thread each, and return what they return."""
+    barrier = threading.Barrier(len(calls))
+
+    def call(function: Callable[[], T]) -> T:
+        barrier.wait(ANSWER_SECONDS)
+        return function()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(call, calls))
+
+
+def visit(lines: Sequence[Line], count: int, ask: Callable[[Line, int], T]) -> list[T]:
+    """Call ``ask(line, number)`` for each number below ``count``, on all lines at a time."""
+    numbers = iter(range(count))
+    lock = threading.Lock()
+
+    def work(line: Line) -> list[T]:
+        answers = []
+        while True:
+            with lock:
+                number = next(numbers, None)
+            if number is None:
+                return answers
+            answers.append(ask(line, number))
+
+    return list(itertools.chain(*together([lambda line=line: work(line) for line in lines])))
+
+
+class Companion:
+    """The same page without us, read all the time beside others: how late this machine is at any moment."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self.pages: list[Page] = []
+
+    def __enter__(self) -> Companion:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join(ANSWER_SECONDS)
+
+    def _work(self) -> None:
+        due = time.monotonic()
+        while not self._over.wait(max(0.0, due - time.monotonic())):
+            # From when it was due: what keeps this thread from asking keeps others too.
+            page = self._line.get(WITHOUT + "/page/", due=due)
+            self.pages.append(page)
+            due = max(due + PACE, page.end)
+
+    def find_lateness(self, page: Page) -> float:
+        """Return the seconds by which pages without us were late while ``page`` was made, in its process."""
+        best = min((own.seconds for own in self.pages), default=0.0)
+        met = [own for own in self.pages if own.end > page.due and own.due < page.end]
+        # A page at the edge was late for both; what is counted is at most the time they have in common.
+        return sum(min(own.seconds - best, min(own.end, page.end) - max(own.due, page.due)) for own in met)
+
+
+@contextmanager
+def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
+    """Read beside, one line for each process; give what says how late a page's process was while it was made."""
+    by_worker = {line.worker: Companion(line) for line in lines}
+    started: list[Companion] = []
+    try:
+        for companion in by_worker.values():
+            started.append(companion.__enter__())
+        yield lambda page: by_worker[page.worker].find_lateness(page)
+    finally:
+        for companion in started:
+            companion.__exit__()
+
+
+def count_statuses(pages: Sequence[Page]) -> Counter[int]:
+    """Return how many pages had each status."""
+    return Counter(page.status for page in pages)

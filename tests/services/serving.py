@@ -1,0 +1,203 @@
+"""Real processes on free ports of the loopback interface, each for as long as a context lasts."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+START_SECONDS = 60.0
+STOP_SECONDS = 15.0
+
+LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+
+SHORT_INTERVALS = {"open": 0.5, "longest": 1.0, "gate": 0.7}
+"""The breaker's and the gate's, where a test has no time for a site's own."""
+
+WORKSPACE = {
+    "workspace_id": "SERVICES",
+    "api_key": "services-key",
+    "experiences": [
+        {"key": "hero", "name": "Hero", "content": [{"payload": {"Title": "From the sandbox"}}]},
+        {"key": "strip", "name": "Strip", "content": [{"payload": {"Text": "Sandbox delivers"}}]},
+    ],
+}
+CREDENTIALS = {"WORKSPACE_ID": "SERVICES", "API_KEY": "services-key"}
+
+
+@dataclass
+class Server:
+    """A running site."""
+
+    kind: str
+    port: int
+    workers: int
+    process: subprocess.Popen[bytes]
+    names_hang: Path
+    log: Path
+
+    def read_log(self) -> str:
+        """Return what all its processes have written so far."""
+        return self.log.read_text()
+
+
+@contextmanager
+def start_gunicorn(base_url: str, folder: Path, *, workers: int = 2, **site: Any) -> Iterator[Server]:
+    """Serve the site with gunicorn's threads, loaded before it forks."""
+    with _listen() as listener:
+        command = [sys.executable, "-m", "gunicorn", "tests.services.site:wsgi()", "--preload", "--worker-class"]
+        command += ["gthread", "--workers", str(workers), "--threads", "16", "--keep-alive", "300", "--no-control-socket"]
+        command += ["--log-level", "warning", "--graceful-timeout", "3", "--bind", f"fd://{listener.fileno()}"]
+        with _serve("gunicorn", command, listener, base_url, folder, workers=workers, **site) as server:
+            yield server
+
+
+@contextmanager
+def start_uvicorn(base_url: str, folder: Path, **site: Any) -> Iterator[Server]:
+    """Serve the site with uvicorn, in one process."""
+    with _listen() as listener:
+        command = [sys.executable, "-m", "tests.services.site", str(listener.fileno())]
+        with _serve("uvicorn", command, listener, base_url, folder, workers=1, **site) as server:
+            yield server
+
+
+def _listen() -> socket.socket:
+    # Bound here and inherited: no port is free and then taken.
+    return socket.create_server(("127.0.0.1", 0), backlog=256)
+
+
+@contextmanager
+def _serve(
+    kind: str,
+    command: Sequence[str],
+    listener: socket.socket,
+    base_url: str,
+    folder: Path,
+    *,
+    workers: int,
+    caches: Mapping[str, Any] = LOCAL_MEMORY,
+    intervals: Mapping[str, float] = SHORT_INTERVALS,
+    warm: int = 0,
+    **moe: Any,
+) -> Iterator[Server]:
+    port = listener.getsockname()[1]
+    names_hang, log = folder / f"{kind}-{port}-names-hang", folder / f"{kind}-{port}.log"
+    told = {
+        "moe": {**CREDENTIALS, "BASE_URL": base_url, **moe},
+        "caches": caches,
+        "intervals": intervals,
+        "warm": warm,
+        "names_hang": str(names_hang),
+    }
+    # No development mode, in which asyncio is another: a site's own figures count here.
+    environment = {**os.environ, "SERVICES_SITE": json.dumps(told), "PYTHONDEVMODE": "", "PYTHONUNBUFFERED": "1"}
+    with (
+        log.open("wb") as errors,
+        running(command, env=environment, pass_fds=[listener.fileno()], stderr=errors) as process,
+    ):
+        _wait_until(process, lambda: _answers(port), log.read_text)
+        yield Server(kind, port, workers, process, names_hang, log)
+
+
+def _answers(port: int) -> bool:
+    urllib.request.urlopen(f"http://127.0.0.1:{port}/unrelated/", timeout=START_SECONDS).close()
+    return True
+
+
+@contextmanager
+def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program; end it, and kill it when it does not go."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, **options)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+
+
+def _wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any = lambda: "") -> None:
+    end = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            if is_ready():
+                return
+        except OSError:
+            pass
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError(f"{process.args[:4]} does not serve; it says {read_errors()[-2000:]}")
+        time.sleep(0.05)
+
+
+@contextmanager
+def start_sandbox(folder: Path) -> Iterator[int]:
+    """Run the sandbox as a site does, in a process of its own, and give its port."""
+    workspace = folder / "workspace.json"
+    workspace.write_text(json.dumps(WORKSPACE))
+    out = folder / "sandbox.log"
+    command = [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0", "--workspace", str(workspace)]
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)}
+    with out.open("wb") as file, running(command, env=environment, stdout=file, stderr=file) as process:
+        _wait_until(process, lambda: "Ctrl-C" in out.read_text(), out.read_text)
+        yield int(re.search(r"answers at http://\S+:(\d+)/v1", out.read_text())[1])
+
+
+def find_free_port() -> int:
+    """Return a port that nobody listens on; for programs that cannot be given a socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Redis that keeps nothing on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        with running([*command, "--dir", folder], stdout=subprocess.DEVNULL) as process:
+            _wait_until(process, lambda: _is_open(port))
+            yield process
+
+
+@contextmanager
+def start_memcached(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a Memcached."""
+    command = ["memcached", "-p", str(port), "-l", "127.0.0.1", "-m", "16", "-t", "1"]
+    # It refuses to be root, as which a container runs everything.
+    command += ["-u", "root"] if os.geteuid() == 0 else []
+    with running(command) as process:
+        _wait_until(process, lambda: _is_open(port))
+        yield process
+
+
+def _is_open(port: int) -> bool:
+    socket.create_connection(("127.0.0.1", port), timeout=1).close()
+    return True
+
+
+def build_redis_cache(port: int) -> dict[str, Any]:
+    """Return CACHES for a Redis."""
+    return {
+        "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": f"redis://127.0.0.1:{port}"}
+    }
+
+
+def build_memcached_cache(port: int) -> dict[str, Any]:
+    """Return CACHES for a Memcached."""
+    return {
+        "default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": f"127.0.0.1:{port}"}
+    }

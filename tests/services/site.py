@@ -1,0 +1,199 @@
+"""The site that gunicorn and uvicorn serve: personalised pages, and the same pages without the package.
+
+What it is configured with comes in SERVICES_SITE; see serving.py. ``python -m tests.services.site FD``
+is uvicorn's process, ``tests.services.site:wsgi()`` what gunicorn runs. Below ``/without`` the same
+URLs are served by the same process with no middleware of ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template import engines
+from django.urls import path
+
+from django_moe_personalize.decorators import personalize
+from django_moe_personalize.identity import Identity
+
+OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
+WITHOUT = "/without"
+WARMING_VISITOR = "the master's"
+
+PAGE = """{% load moe_personalize %}<!doctype html><title>Shop</title>
+{% experience "hero" as hero %}<h1>{{ hero.Title }}</h1>{% fallback %}<h1>Welcome</h1>{% endexperience %}
+<p>{% experience_value "strip" "Text" default="Free returns" %}</p>"""
+
+
+def identify(request: HttpRequest) -> Identity:
+    """Take the visitor at their word."""
+    return Identity(customer_id=request.META["HTTP_X_VISITOR"])
+
+
+def _show(request: HttpRequest) -> HttpResponse:
+    page = engines["django"].from_string(PAGE).render({}, request)
+    # Which process answered, on a connection that this client may keep.
+    headers = {"X-Worker": os.getpid(), "Content-Length": len(page.encode())}
+    return HttpResponse(page, status=int(request.GET.get("status", 200)), headers=headers)
+
+
+@personalize("hero", "strip")
+def page(request: HttpRequest) -> HttpResponse:
+    """Render the personalised page; ``?status=`` gives it another status than 200."""
+    return _show(request)
+
+
+@personalize("hero", "strip")
+async def apage(request: HttpRequest) -> HttpResponse:
+    """Render it in the event loop."""
+    return _show(request)
+
+
+async def unrelated(request: HttpRequest) -> HttpResponse:
+    """Answer at once, as a view does that has nothing to do with any of this."""
+    return HttpResponse("ok", headers={"X-Worker": os.getpid(), "Content-Length": 2})
+
+
+def state(request: HttpRequest) -> HttpResponse:
+    """Tell of this process what no page shows."""
+    from django_moe_personalize import fetch
+
+    breaker = fetch.get_breaker()
+    said = {"state": breaker.state, "reason": breaker.reason, "retry_in": breaker.retry_in}
+    response = JsonResponse(said | {"in_flight": fetch.get_pool().in_flight})
+    response["X-Worker"] = str(os.getpid())
+    response["Content-Length"] = str(len(response.content))
+    return response
+
+
+urlpatterns = [
+    path("page/", page),
+    path("apage/", apage),
+    path("unrelated/", unrelated),
+    path("state/", state),
+]
+
+
+def _configure() -> dict[str, Any]:
+    import django
+
+    told: dict[str, Any] = json.loads(os.environ["SERVICES_SITE"])
+    settings.configure(
+        SECRET_KEY="services",
+        ALLOWED_HOSTS=["*"],
+        ROOT_URLCONF="tests.services.site",
+        INSTALLED_APPS=["django_moe_personalize"],
+        MIDDLEWARE=[OURS],
+        # Any use of the database is an error.
+        DATABASES={},
+        CACHES=told["caches"],
+        TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
+        LOGGING={
+            "version": 1,
+            "disable_existing_loggers": False,
+            "formatters": {"line": {"format": "[%(process)d] %(name)s %(levelname)s: %(message)s"}},
+            "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+            "root": {"handlers": ["stderr"], "level": "WARNING"},
+            # Pages that are meant to be a 404 are no news.
+            "loggers": {"django.request": {"level": "CRITICAL"}},
+        },
+        MOE_PERSONALIZE={"IDENTIFY": "tests.services.site.identify", **told["moe"]},
+    )
+    django.setup()
+    _shorten(told["intervals"])
+    _hang_names(Path(told["names_hang"]))
+    return told
+
+
+def _shorten(intervals: dict[str, float]) -> None:
+    """Open the breaker and close the gate for other times than a site's, when there is no time for those."""
+    from django_moe_personalize import breaker, fetch
+
+    if intervals:
+        defaults = breaker.CircuitBreaker.__init__.__kwdefaults__
+        defaults.update(open_seconds=intervals["open"], max_open_seconds=intervals["longest"])
+        fetch.GATE_SECONDS = intervals["gate"]
+
+
+def _hang_names(flag: Path) -> None:
+    """Let the system's name lookup hang while the file ``flag`` is there."""
+    look_up = socket.getaddrinfo
+
+    def hang(*args: Any, **kwargs: Any) -> Any:
+        while flag.exists():
+            time.sleep(0.02)
+        return look_up(*args, **kwargs)
+
+    socket.getaddrinfo = hang
+
+
+def wsgi() -> Any:
+    """Return the WSGI application; with ``warm`` it has asked the upstream before anyone forks."""
+    from django.core.handlers.wsgi import WSGIHandler
+    from django.test import override_settings
+
+    told = _configure()
+    ours = WSGIHandler()
+    with override_settings(MIDDLEWARE=[]):
+        without = WSGIHandler()
+
+    def application(environ: dict[str, Any], start_response: Any) -> Any:
+        if not environ["PATH_INFO"].startswith(WITHOUT):
+            return ours(environ, start_response)
+        return without({**environ, "PATH_INFO": environ["PATH_INFO"].removeprefix(WITHOUT)}, start_response)
+
+    if told["warm"]:
+        _warm(told["warm"])
+    return application
+
+
+def _warm(connections: int) -> None:
+    """Leave the process with this many idle connections to the upstream, a thread for each, and a cached visitor."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from django.test import Client
+
+    def ask(number: int) -> bytes:
+        return Client().get("/page/", headers={"X-Visitor": f"{WARMING_VISITOR}-{number}"}).content
+
+    with ThreadPoolExecutor(connections) as pool:
+        assert all(WARMING_VISITOR in page.decode() for page in pool.map(ask, range(connections)))
+
+
+def asgi() -> Any:
+    """Return the ASGI application."""
+    from django.core.handlers.asgi import ASGIHandler
+    from django.test import override_settings
+
+    _configure()
+    ours = ASGIHandler()
+    with override_settings(MIDDLEWARE=[]):
+        without = ASGIHandler()
+
+    async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if not scope["path"].startswith(WITHOUT):
+            await ours(scope, receive, send)
+        else:
+            await without({**scope, "path": scope["path"].removeprefix(WITHOUT)}, receive, send)
+
+    return application
+
+
+def _run_uvicorn(descriptor: int) -> None:
+    import uvicorn
+
+    config = uvicorn.Config(asgi(), log_level="warning", log_config=None, lifespan="off", access_log=False)
+    server = uvicorn.Server(config)
+    asyncio.run(server.serve(sockets=[socket.socket(fileno=descriptor)]))
+
+
+if __name__ == "__main__":
+    _run_uvicorn(int(sys.argv[1]))

@@ -1,0 +1,123 @@
+"""Whatever MoEngage does, pages have their status, come in time, show their defaults, and then recover."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TypeVar
+
+import pytest
+
+from tests.services.conftest import DEADLINE, Extent, FaultySite
+from tests.services.fault_proxy import FAULTS, Fault, describe
+from tests.services.load import Line, Page, companions, connect, name_visitor, together, visit
+from tests.services.site import WITHOUT
+
+T = TypeVar("T")
+
+LINES_A_SITE = 8
+STATUSES = (200, 404, 201, 200)
+PATHS = {"gunicorn": ("/page/",), "uvicorn": ("/page/", "/apage/")}
+SETTLE_SECONDS = 8.0
+PROBE_SECONDS = DEADLINE + 1.0
+"""What a probe and the page after it may take on a machine that is busy."""
+
+PERSONAL = ("From the sandbox", "Sandbox delivers")
+
+
+@pytest.fixture(
+    params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("gunicorn", "uvicorn")],
+)
+def site(request: pytest.FixtureRequest, sites: dict[str, FaultySite]) -> FaultySite:
+    """Give a site, over WSGI and over ASGI."""
+    return sites[request.param]
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=str)
+def test_no_page_suffers_and_content_is_back_afterwards(site: FaultySite, fault: Fault, extent: Extent) -> None:
+    """Status and body are those of the page without us, no page is late, and content returns after one interval."""
+    lines_a_worker = LINES_A_SITE // site.server.workers
+    with connect(site.server, lines_a_worker + 1) as lines:
+        beside, lines = lines[: site.server.workers], lines[site.server.workers :]
+        for line in beside:
+            assert wait_for_content(line, SETTLE_SECONDS), f"not well before: {line.read_state()}"
+        logged = len(site.server.read_log())
+        with companions(beside) as find_lateness:
+            with failing(site, fault):
+                pages = visit(lines, extent.pages, partial(ask, site.server.kind))
+            ended = time.monotonic()
+            expected = {status: ask_without(lines[0], status) for status in STATUSES}
+        waited = together([partial(recover, line, ended) for line in lines[: site.server.workers]])
+
+    late = [page.seconds - DEADLINE - extent.allowance - find_lateness(page) for _, page in pages]
+    slowest = max(page.seconds for _, page in pages)
+    print(describe(fault, pages=len(pages), slowest=f"{slowest:.3f} s", back=f"{max(waited):.2f} s"))
+    assert [(status, page.status) for status, page in pages if page.status != status] == []
+    assert {page.body for status, page in pages} == {page.body for page in expected.values()}
+    assert all(page.status == status for status, page in expected.items())
+    assert max(late) <= 0.0, f"{max(late):.3f} s beyond the deadline and what the machine was late itself"
+    said = site.server.read_log()[logged:]
+    assert "Traceback" not in said
+    assert "visitor-" not in said
+
+
+def ask(kind: str, line: Line, number: int) -> tuple[int, Page]:
+    """Ask for a page of a new visitor, and say which status it has to have."""
+    status = STATUSES[number % len(STATUSES)]
+    path = PATHS[kind][number // 2 % len(PATHS[kind])]
+    return status, line.get(f"{path}?status={status}")
+
+
+def ask_without(line: Line, status: int) -> Page:
+    """Ask for the page as it is without us."""
+    return line.get(f"{WITHOUT}/page/?status={status}")
+
+
+@contextlib.contextmanager
+def failing(site: FaultySite, fault: Fault) -> Iterator[None]:
+    """Let the upstream fail, and make sure that somebody met it."""
+    with site.proxy.failing(fault):
+        if fault.listener == "hung names":
+            site.server.names_hang.touch()
+        try:
+            yield
+        finally:
+            site.server.names_hang.unlink(missing_ok=True)
+        assert site.proxy.met or fault.listener in ("refuse", "never accept", "hung names")
+
+
+def recover(line: Line, ended: float) -> float:
+    """Return the seconds from the fault's end to content in a process; fail when it takes longer than it may.
+
+    What was asked during the fault ends by its deadline; then it takes what is left of the open
+    interval and a probe.
+    """
+    state = poll(line.read_state, lambda state: state["in_flight"] == 0, SETTLE_SECONDS)
+    assert state["in_flight"] == 0, f"still asking: {state}"
+    assert wait_for_content(line, state["retry_in"] + PROBE_SECONDS), f"{state}, and now {line.read_state()}"
+    return time.monotonic() - ended
+
+
+def wait_for_content(line: Line, seconds: float) -> bool:
+    """Read pages of new visitors until one has its content; return whether one came in time."""
+    page = poll(lambda: line.get("/page/", name_visitor()), is_personal, seconds)
+    return is_personal(page)
+
+
+def is_personal(page: Page) -> bool:
+    """Return whether a page has all its content."""
+    return all(text in page.body for text in PERSONAL)
+
+
+def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -> T:
+    """Read until it is right or the time is over; return what was read last."""
+    end = time.monotonic() + seconds
+    while True:
+        found = read()
+        if is_right(found) or time.monotonic() > end:
+            return found
+        time.sleep(0.02)
+
+
