@@ -24,7 +24,7 @@ ANSWER_SECONDS = 30.0
 
 @dataclass
 class Outcome:
-    """What a load met: seconds a page with when each was asked for, statuses, and which marks bodies had."""
+    """What a load met: seconds a page with when each was asked for, statuses, and how many had the mark."""
 
     pages: list[tuple[float, float]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -91,12 +91,12 @@ class _Connection(asyncio.Protocol):
             self.waiting.set_result((head, body))
 
     async def get(self, path: str, visitor: str) -> tuple[int, str, bytes]:
-        """Return status, worker and body."""
+        """Return status, worker and the whole answer."""
         self.waiting = asyncio.get_running_loop().create_future()
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: {USER_AGENT}\r\nX-Visitor: {visitor}\r\n\r\n"
         self.transport.write(head.encode())
         answer, body = await self.waiting
-        return int(answer[9:12]), _read_header(answer, b"x-worker"), body
+        return int(answer[9:12]), _read_header(answer, b"x-worker"), answer + body
 
 
 def _read_header(head: bytes, name: bytes) -> str:
@@ -113,7 +113,7 @@ class Client:
         self._connections = connections
 
     def run(self, path: str, seconds: float, *, mark: str = "", visitor: Callable[[], str] = name_visitor) -> Outcome:
-        """Ask for a page on every connection, again and again, for ``seconds``; ``mark`` is counted in bodies."""
+        """Ask for a page on every connection, again and again, for ``seconds``; ``mark`` is counted in answers."""
 
         async def work(connection: _Connection, outcome: Outcome, end: float) -> None:
             while time.perf_counter() < end:
@@ -167,10 +167,10 @@ async def _ask(
     connection: _Connection, path: str, visitor: str, mark: bytes, outcome: Outcome, *, since: float | None = None
 ) -> None:
     asked = time.perf_counter() if since is None else since
-    status, _, body = await connection.get(path, visitor)
+    status, _, answer = await connection.get(path, visitor)
     outcome.pages.append((asked, time.perf_counter() - asked))
     outcome.statuses[status] += 1
-    if mark and mark in body:
+    if mark and mark in answer:
         outcome.marked += 1
 
 

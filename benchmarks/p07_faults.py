@@ -11,6 +11,7 @@ from typing import Any
 from benchmarks.goal import Figure, Options, run
 from benchmarks.load import Client, Outcome, connect, pool
 from benchmarks.serving import build_site, profile, start_gunicorn
+from benchmarks.site import READ
 from benchmarks.timing import describe
 from benchmarks.upstream import KEYS, Upstream, never_accept, refuse, start_upstream
 
@@ -90,11 +91,11 @@ def meet(upstream: Upstream, plain: Client, fault: str, seconds: float, blocks: 
         url = stack.enter_context(start_fault(upstream, fault))
         site = build_faulty(url)
         ours = stack.enter_context(connect(stack.enter_context(start_gunicorn(site)), CONNECTIONS))
-        found = Met(ours.run("/io_ours/", BEFORE_SECONDS).check())
+        found = Met(ours.run("/io_ours/", BEFORE_SECONDS, mark=READ).check(marked=1))
         ours.run("/io_ours/", SETTLE_SECONDS).check()
         for _ in range(blocks):
             found.plain.append(plain.run("/io_plain/", seconds).check())
-            found.ours.append(ours.run("/io_ours/", seconds).check())
+            found.ours.append(ours.run("/io_ours/", seconds, mark=READ).check(marked=1))
         return found
 
 

@@ -136,16 +136,19 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
     """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
     from django_moe_personalize.cache import ExperienceCache, local_cache
     from django_moe_personalize.conf import get_settings
+    from django_moe_personalize.interning import Span, unfold
 
     settings, now = get_settings(), time.time()
     active, once = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5)
     for visitor in active:
         ExperienceCache(visitor, settings, clock=lambda: now).set(pick(variations, 0))
         ExperienceCache(visitor, settings, clock=lambda: now + 2).get_local(KEYS)
-    most = 0
-    answers = pick(variations, 1)
+    # What set() does last, without building the same bodies a million times.
+    record = local_cache.find(active[0], 0)
+    answers = {body.name: (at, body) for at, body in unfold(record)}
+    span, most = Span(record[0], record[0]), 0
     for number in range(once):
-        ExperienceCache(f"{number:032x}", settings, clock=lambda: now).set(answers)
+        local_cache.merge(f"{number:032x}", answers, span, overwrite=True)
         most = max(most, local_cache.counts.visitors)
     there = sum(len(ExperienceCache(v, settings, clock=lambda: now).get_local(KEYS)) == len(KEYS) for v in active)
     return Figure(

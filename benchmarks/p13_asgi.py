@@ -11,6 +11,7 @@ from benchmarks.goal import Figure, Options, run
 from benchmarks.load import Client, Outcome, connect, pool
 from benchmarks.pages import DEFAULT, PERSONAL
 from benchmarks.serving import build_site, profile_async, start_uvicorn
+from benchmarks.site import READ
 from benchmarks.timing import describe
 from benchmarks.upstream import Upstream, start_upstream
 
@@ -89,13 +90,13 @@ def measure_unrelated(upstream: Upstream, seconds: float, blocks: int) -> Figure
 
 
 def load_together(pages: Client, unrelated: Client, seconds: float) -> Outcome:
-    """Return what the unrelated view met; all pages have to be 200."""
+    """Return what the unrelated view met; all pages have to be 200 and to have asked for experiences."""
     personal, outcome = pages.run_together(
-        pages.plan_rate("/async_ours/", PERSONAL_RATE),
+        pages.plan_rate("/async_ours/", PERSONAL_RATE, READ),
         unrelated.plan_rate("/async_worker/", UNRELATED_RATE),
         seconds=seconds,
     )
-    personal.check()
+    personal.check(marked=1)
     return outcome.check()
 
 

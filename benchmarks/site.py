@@ -22,6 +22,9 @@ from benchmarks.goal import expect
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 NO_OP = "benchmarks.site.NoOpMiddleware"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+READ = "Cache-Control: private"
+"""What the head of a page has that read an experience, or tried to."""
+
 CREDENTIALS = {"WORKSPACE_ID": "BENCH_DEBUG", "API_KEY": "bench-key"}
 
 

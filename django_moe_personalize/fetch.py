@@ -217,7 +217,7 @@ def log_error(error: APIError) -> None:
 
 
 def report(error: APIError, keys: Sequence[str]) -> None:
-    """Say that the vendor failed: once a kind in the log, each time in the signal, with the keys that have no answer."""
+    """Say that the vendor failed: once a kind in the log, each time in the signal; ``keys`` have no answer."""
     # What opened the breaker was said already, and so was that it opened.
     if not isinstance(error, CircuitOpenError):
         log_error(error)

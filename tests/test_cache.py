@@ -12,7 +12,7 @@ from django_moe_personalize import cache
 from django_moe_personalize.cache import CachedExperience, ExperienceCache, build_digest
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.identity import Identity
-from django_moe_personalize.interning import LocalCache
+from django_moe_personalize.interning import NAME_BYTES, LocalCache
 from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Visitor
@@ -244,6 +244,8 @@ def test_content_is_told_apart():
         assert repr((cached.payload, cached.experience_context)) == repr(
             (experience.payload, experience.experience_context)
         )
+    bodies = {cache._build_reference(key, "{}")[NAME_BYTES:] for key in ("hero", "promo")}
+    assert len(bodies) == 2
 
 
 def test_other_answers_of_a_visitor_stay(virtual):
@@ -254,11 +256,38 @@ def test_other_answers_of_a_visitor_stay(virtual):
     virtual.now += 10
     assert store.get(["hero"]).keys() == {"hero"}
     assert store.get_local(["promo"]) == {}
+    virtual.calls.clear()
     store.set({"exit": None})
+    assert virtual.calls == [("set", 1)]
     cache.forget()
     virtual.now += 50
     found = store.get(["hero", "promo", "exit"])
     assert {key: cached.fresh for key, cached in found.items()} == {"hero": False, "promo": False, "exit": True}
+
+
+def test_what_nobody_can_use_any_more_is_not_written_again(virtual):
+    """An answer past its hard age, or of the future, leaves both levels at the next write."""
+    store = ExperienceCache("visitor", get_settings(), clock=virtual.time)
+    store.set({"hero": HERO})
+    for step in (600.5, -600):
+        virtual.now += step
+        store.set({"exit": None})
+        assert cache.local_cache.counts.bodies == 1
+        (visitor,) = {text for _, text in virtual.entries.values() if not text.startswith(r'"[\"')}
+        assert len(json.loads(visitor)) == 32
+        store.set({"hero": HERO})
+
+
+def test_clock_that_was_set_back_a_little_loses_no_answer(virtual):
+    """What is stored last is what is known, though it seems to have been stored earlier."""
+    store = ExperienceCache("visitor", get_settings(), clock=virtual.time)
+    store.set({"hero": HERO, "promo": PROMO})
+    virtual.now -= 3
+    store.set({"hero": None})
+    cache.forget()
+    found = store.get(["hero", "promo"])
+    assert found["hero"] == CachedExperience(None, fresh=True)
+    assert found["promo"].experience.payload == PROMO.payload
 
 
 def test_newest_of_both_levels_is_taken(virtual):
@@ -293,6 +322,19 @@ def test_what_is_not_ours_is_a_miss(virtual, value):
     store.set({"hero": HERO})
     cache.forget()
     assert store.get(["hero", "promo"]).keys() == {"hero"}
+
+
+def test_visitor_cut_short_is_a_miss(virtual):
+    """Half a visitor is nobody: no part of it is taken over and written again."""
+    store = ExperienceCache("visitor", get_settings())
+    store.set({"hero": None, "promo": None})
+    ((name, (until, text)),) = virtual.entries.items()
+    virtual.entries[name] = (until, json.dumps(json.loads(text)[:-4]))
+    cache.forget()
+    assert store.get(["hero", "promo"]) == {}
+    store.set({"exit": None})
+    cache.forget()
+    assert store.get(["hero", "promo", "exit"]).keys() == {"exit"}
 
 
 def test_body_that_is_gone_is_a_miss_of_its_key(virtual):

@@ -16,13 +16,13 @@ from django_moe_personalize.moengage.types import DataSource, Experience
 from tests.virtual_cache import GARBAGE, VIRTUAL, server
 
 TTL, HARD, SKEW = 60_000, 600_000, 5_000
-VISITORS = ("ann", "ben", "eve")
-KEYS = ("hero", "promo", "exit")
+VISITORS = ("ann", "ben")
+KEYS = ("hero", "promo")
 
 processes = st.sampled_from([0, 1])
 visitors = st.sampled_from(VISITORS)
 keys_asked = st.lists(st.sampled_from(KEYS), min_size=1, unique=True)
-contents = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 3), min_size=1)
+contents = st.dictionaries(st.sampled_from(KEYS), st.integers(0, 2), min_size=1)
 # By number: some of it is too long to be printed.
 garbage = st.integers(0, len(GARBAGE) - 1)
 
@@ -154,7 +154,7 @@ class CacheMachine(RuleBasedStateMachine):
             server.put(name, GARBAGE[value])
         self.stored[visitor] = {}
 
-    @rule(key=st.sampled_from(KEYS), content=st.integers(1, 3), value=garbage, fate=st.sampled_from("abc"))
+    @rule(key=st.sampled_from(KEYS), content=st.integers(1, 2), value=garbage, fate=st.sampled_from("abc"))
     def spoil_body(self, key, content, value, fate):
         """Lose a body in the server, or find another body or something else in the place."""
         experience = build(key, content)

@@ -166,7 +166,7 @@ def test_consent_withdrawn_counts_nothing(shown, visit, token):
     """Consent is asked again when a report comes in."""
     text = token.sign()
     send(visit, ["impression", text], headers={"Sec-GPC": "1"})
-    with override_personalize(CONSENT="tests.test_pages.deny_everything"):
+    with override_personalize(CONSENT="tests.test_pages_failures.deny_everything"):
         send(visit, ["impression", text])
     assert count(shown) == (0, 0)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ class Extent:
 
     pages: int
     allowance: float
-    intervals: dict[str, float]
+    intervals: dict[str, Any]
 
 
 SHORT = Extent(pages=24, allowance=0.1, intervals=SHORT_INTERVALS)

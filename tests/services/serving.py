@@ -23,7 +23,7 @@ STOP_SECONDS = 15.0
 
 LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
-SHORT_INTERVALS = {"open": 0.5, "longest": 1.0, "gate": 0.7}
+SHORT_INTERVALS = {"breaker": {"open_seconds": 0.5, "max_open_seconds": 1.0}, "gate": 0.7}
 """The breaker's and the gate's, where a test has no time for a site's own."""
 
 WORKSPACE = {
@@ -88,7 +88,7 @@ def _serve(
     *,
     workers: int,
     caches: Mapping[str, Any] = LOCAL_MEMORY,
-    intervals: Mapping[str, float] = SHORT_INTERVALS,
+    intervals: Mapping[str, Any] = SHORT_INTERVALS,
     warm: int = 0,
     **moe: Any,
 ) -> Iterator[Server]:

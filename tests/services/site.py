@@ -26,7 +26,7 @@ from django_moe_personalize.identity import Identity
 
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 WITHOUT = "/without"
-WARMING_VISITOR = "the master's"
+WARMING_VISITOR = "master"
 
 PAGE = """{% load moe_personalize %}<!doctype html><title>Shop</title>
 {% experience "hero" as hero %}<h1>{{ hero.Title }}</h1>{% fallback %}<h1>Welcome</h1>{% endexperience %}
@@ -113,13 +113,12 @@ def _configure() -> dict[str, Any]:
     return told
 
 
-def _shorten(intervals: dict[str, float]) -> None:
-    """Open the breaker and close the gate for other times than a site's, when there is no time for those."""
+def _shorten(intervals: dict[str, Any]) -> None:
+    """Let the breaker and the gate have other figures than a site's, which a test has no time for."""
     from django_moe_personalize import breaker, fetch
 
     if intervals:
-        defaults = breaker.CircuitBreaker.__init__.__kwdefaults__
-        defaults.update(open_seconds=intervals["open"], max_open_seconds=intervals["longest"])
+        breaker.CircuitBreaker.__init__.__kwdefaults__.update(intervals["breaker"])
         fetch.GATE_SECONDS = intervals["gate"]
 
 
@@ -161,11 +160,11 @@ def _warm(connections: int) -> None:
 
     from django.test import Client
 
-    def ask(number: int) -> bytes:
-        return Client().get("/page/", headers={"X-Visitor": f"{WARMING_VISITOR}-{number}"}).content
+    def ask(number: int) -> str:
+        return Client().get("/page/", headers={"X-Visitor": f"{WARMING_VISITOR}-{number}"}).content.decode()
 
     with ThreadPoolExecutor(connections) as pool:
-        assert all(WARMING_VISITOR in page.decode() for page in pool.map(ask, range(connections)))
+        assert all(WARMING_VISITOR in page for page in pool.map(ask, range(connections)))
 
 
 def asgi() -> Any:

@@ -59,8 +59,15 @@ def test_no_page_suffers_and_content_is_back_afterwards(site: FaultySite, fault:
     assert all(page.status == status for status, page in expected.items())
     assert max(late) <= 0.0, f"{max(late):.3f} s beyond the deadline and what the machine was late itself"
     said = site.server.read_log()[logged:]
-    assert "Traceback" not in said
+    assert find_tracebacks(said) == []
     assert "visitor-" not in said
+
+
+def find_tracebacks(log: str) -> list[str]:
+    """Return the line before each traceback; urllib3 writes one of its own where headers end too early."""
+    lines = log.splitlines()
+    before = [lines[place - 1] for place, line in enumerate(lines) if line.startswith("Traceback")]
+    return [line for line in before if "urllib3.connection WARNING: Failed to parse headers" not in line]
 
 
 def ask(kind: str, line: Line, number: int) -> tuple[int, Page]:

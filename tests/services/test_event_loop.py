@@ -1,0 +1,92 @@
+"""An upstream that hangs holds up no view that has nothing to do with it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+import time
+from pathlib import Path
+
+from tests.services.fault_proxy import FAULTS, FaultProxy
+from tests.services.load import Line, Page, connect, visit
+from tests.services.serving import start_uvicorn
+
+DEADLINE = 0.6
+RATE = 40
+SECONDS = 1.5
+LINES = 32
+NEVER_OPEN = {"breaker": {"failure_threshold": 10**9, "rate_calls": 10**9}, "gate": 0.7}
+"""With the breaker open nothing would hang any more."""
+
+
+def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
+    """Read personalised pages, RATE a second, by sync and async views alike."""
+    start = time.monotonic()
+
+    def ask(line: Line, number: int) -> Page:
+        time.sleep(max(0.0, start + number / RATE - time.monotonic()))
+        return line.get("/apage/" if number % 2 else "/page/")
+
+    return visit(lines, int(RATE * seconds), ask)
+
+
+def read_beside(line: Line, over: threading.Event) -> list[float]:
+    """Read the unrelated view every 10 ms; return the seconds of each, from when it was due."""
+    seconds = []
+    due = time.monotonic()
+    while not over.wait(max(0.0, due - time.monotonic())):
+        page = line.get("/unrelated/", due=due)
+        seconds.append(page.seconds)
+        # On from when it was due: after a stall there is much to catch up, all of it late.
+        due += 0.01
+    return seconds
+
+
+def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
+    """Return the seconds of the unrelated view beside personalised pages, and those."""
+    over, found = threading.Event(), []
+    reader = threading.Thread(target=lambda: found.extend(read_beside(lines[0], over)))
+    reader.start()
+    try:
+        pages = visit_at_rate(lines[1:], SECONDS)
+    finally:
+        over.set()
+        reader.join(60)
+    return found, pages
+
+
+def find_p99(seconds: list[float]) -> float:
+    """Return what 99 of 100 took at most."""
+    return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
+
+
+def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder: Path, sandbox: int) -> None:
+    """Every page waits for its deadline, and the event loop for none of them."""
+    options = {"DEADLINE": DEADLINE, "MAX_CONCURRENT_FETCHES": 64, "intervals": NEVER_OPEN}
+    live: list[float] = []
+    hanging: list[float] = []
+    waiting: list[Page] = []
+    with (
+        FaultProxy(sandbox) as proxy,
+        start_uvicorn(proxy.url, folder, **options) as server,
+        connect(server, LINES + 1) as lines,
+    ):
+        for fault in itertools.chain.from_iterable([("", "hang before headers")] * 2):
+            if not fault:
+                live += measure(lines)[0]
+                continue
+            with proxy.failing(FAULTS[fault]):
+                seconds, pages = measure(lines)
+            hanging += seconds
+            waiting += pages
+
+    ratio = find_p99(hanging) / find_p99(live)
+    print(
+        f"unrelated view: p99 {find_p99(live) * 1000:.1f} ms live, {find_p99(hanging) * 1000:.1f} ms hanging, "
+        f"ratio {ratio:.2f}; slowest hanging {max(hanging) * 1000:.0f} ms"
+    )
+    assert {page.status for page in waiting} == {200}
+    # They did wait: no breaker, no bulkhead and no cache answered in the upstream's place.
+    assert sum(page.seconds >= DEADLINE for page in waiting) > len(waiting) / 2
+    assert max(hanging) < DEADLINE
