@@ -155,7 +155,7 @@ def profile_async(described: Mapping[str, Any], address: str, *, pages: int) -> 
 
     async def visit(handler: Any) -> None:
         for _ in range(pages // 32):
-            request = AsyncRequestFactory(headers={"X-Visitor": site.name_visitor()}).get(address)
+            request = AsyncRequestFactory().get(address, headers={"X-Visitor": site.name_visitor()})
             await handler.get_response_async(request)
 
     async def visit_together() -> None:
@@ -176,7 +176,9 @@ def profile_async(described: Mapping[str, Any], address: str, *, pages: int) -> 
 def _run_uvicorn(descriptor: int) -> None:
     import uvicorn
 
-    config = uvicorn.Config(asgi(), log_level="warning", lifespan="off", access_log=False)
+    # A connection that waits for the other site's block has to be there still.
+    quiet = {"log_level": "warning", "access_log": False}
+    config = uvicorn.Config(asgi(), lifespan="off", timeout_keep_alive=300, **quiet)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
 
 

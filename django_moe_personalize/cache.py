@@ -162,12 +162,20 @@ class ExperienceCache:
         if not self._lifetime:
             return
         now = int(self._clock() * 1000)
-        bodies = [_intern(key, experience) for key, experience in answers.items()]
-        given = {body.name: (now, body) for body in bodies}
-        record = local_cache.merge(self.visitor, given, self._span(now), overwrite=True)
+        given, record = self._merge(answers, now)
         # First the bodies, so that no other process finds a reference to nothing.
         self._write_bodies([body for _, body in unfold(record) if body.name in given], now)
         set_many({self._name: _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
+
+    def set_local(self, answers: Mapping[str, Experience | None]) -> None:
+        """Put answers into the memory of this process alone, without any I/O; see set()."""
+        if self._lifetime:
+            self._merge(answers, int(self._clock() * 1000))
+
+    def _merge(self, answers: Mapping[str, Experience | None], now: int) -> tuple[Collection[bytes], Record]:
+        bodies = [_intern(key, experience) for key, experience in answers.items()]
+        given = {body.name: (now, body) for body in bodies}
+        return given, local_cache.merge(self.visitor, given, self._span(now), overwrite=True)
 
     @property
     def _name(self) -> str:

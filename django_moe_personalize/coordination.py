@@ -37,8 +37,11 @@ def add_to_count(name: str, amount: int, seconds: float) -> int | None:
         return None
     key = build_key("count", name)
     try:
-        cache.add(key, 0, timeout=2 * seconds)
-        return cache.incr(key, amount)
+        try:
+            return cache.incr(key, amount)
+        except ValueError:
+            # Not there yet: the first of a slot makes it, and whoever comes second adds to that.
+            return amount if cache.add(key, amount, timeout=2 * seconds) else cache.incr(key, amount)
     except Exception as error:  # see claim()
         _log_failure(error)
         return None

@@ -176,6 +176,8 @@ def _run(question: _Question, flight: Flight[Experiences]) -> None:
     answer = Answer()
     try:
         answer = _answer(question, publish=functools.partial(setattr, flight, "partial"))
+        # Before the flight is over: who comes between would ask again for what is known.
+        question.cache.set_local(answer.learned)
     except ConfigurationError as error:
         log_once(("configuration", str(error)), "MoEngage is not asked: %s", error)
     except Exception as error:

@@ -426,3 +426,16 @@ def test_another_alias(settings):
         cache.set_many({"a": 1}, timeout=60)
         assert cache.get_many(["a"]) == {"a": 1}
     assert django_cache.get("a") is None
+
+
+def test_memory_alone():
+    """What is put into memory is there at once, and in no other process."""
+    store = ExperienceCache("visitor", get_settings())
+    store.set_local({"hero": HERO, "nope": None})
+    assert store.get_local(["hero", "nope"]).keys() == {"hero", "nope"}
+    cache.forget()
+    assert store.get(["hero", "nope"]) == {}
+    with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=0):
+        nothing = ExperienceCache("visitor", get_settings())
+        nothing.set_local({"hero": HERO})
+        assert nothing.get_local(["hero"]) == {}

@@ -151,6 +151,19 @@ def test_thousand_identical_misses_are_one_call(upstream):
     assert len(upstream.fetches) == 1
 
 
+def test_nobody_asks_again_while_the_cache_is_written(upstream, monkeypatch):
+    """Between the answer and the site's cache, a page finds it in memory."""
+    seen = []
+
+    def remember(store, answer):
+        seen.append(fetch.start_fetch(VISITOR, ["hero-banner"]).done)
+
+    monkeypatch.setattr(fetch, "remember", remember)
+    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    settle()
+    assert seen == [True]
+
+
 def test_memory_answers_at_once(upstream, monkeypatch):
     """What this process knows needs no thread, no cache and no waiting."""
     fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)

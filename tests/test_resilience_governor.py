@@ -204,11 +204,42 @@ def test_slow_count_holds_up_its_caller_alone(clock):
     assert governor.used == 2
 
 
-def test_late_answer_of_the_shared_count_is_taken_as_it_was_meant(clock):
-    """Answers that overtake each other grant no request twice and bring back none that are spent."""
-    totals = iter([9, 4, 11])
-    governor = Governor(130, add=lambda key, amount, timeout: next(totals), clock=clock, wall_clock=clock)
-    assert [governor.take() for _ in range(4)] == [True, True, False, False]
+def test_answers_that_overtake_each_other_bring_nothing_back(clock):
+    """When an older answer of the shared count comes last, what is spent stays spent: nobody asks again."""
+    asked, answer = threading.Event(), threading.Event()
+    totals = []
+
+    def add(key, amount, timeout):
+        if threading.current_thread() is threading.main_thread():
+            totals.append(10)
+            return 10
+        totals.append(9)
+        asked.set()
+        answer.wait(10)
+        return 9
+
+    governor = Governor(130, add=add, clock=clock, wall_clock=clock)
+    slow = threading.Thread(target=governor.take)
+    slow.start()
+    assert asked.wait(10)
+    assert governor.take()
+    answer.set()
+    slow.join(10)
+    assert not governor.take()
+    assert (governor.used, totals) == (2, [9, 10])
+
+
+def test_what_others_overdrew_takes_nothing_from_a_lease(build, shared):
+    """However far the shared count is past the limit, what was granted stays granted."""
+    governor = build(13_000)
+    for _ in range(100):
+        governor.take()
+    left = governor._lease.left
+    assert left > 0
+    (key,) = shared.numbers
+    shared.numbers[key] = 5000
+    assert not governor.take(left + 1)
+    assert governor.take(left)
 
 
 def test_threads_share_a_governor(build):

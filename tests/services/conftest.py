@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,21 @@ LONG = Extent(pages=200, allowance=0.015, intervals={})
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option for the long form."""
     parser.addoption("--long", action="store_true", help="200 pages a fault, a site's own intervals, 15 ms allowance")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what was measured; also what other processes of this run have."""
+    reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
+    lines = [f"{report.nodeid.rpartition('::')[2]}: {line}" for report in reports for _, line in report.user_properties]
+    if lines:
+        terminalreporter.section("figures")
+        terminalreporter.write_line("\n".join(sorted(set(lines))))
+
+
+@pytest.fixture
+def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+    """Give what puts a line of figures into the run's output."""
+    return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")

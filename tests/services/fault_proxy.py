@@ -1,7 +1,7 @@
 """A proxy on loopback between a site and the sandbox's process that fails to order, one way at a time.
 
-    with FaultProxy(sandbox_port) as proxy, proxy.failing(FAULTS["reset before headers"]):
-        ...
+with FaultProxy(sandbox_port) as proxy, proxy.failing(FAULTS["reset before headers"]):
+    ...
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from tests.loopback import Exchange, Loopback, Received, build_head
 
@@ -267,8 +267,3 @@ FAULTS: dict[str, Fault] = {name: Fault(name, behave) for name, behave in _BEHAV
     "accept and never read": Fault("accept and never read", listener="never read"),
     "hung DNS": Fault("hung DNS", listener="hung names"),
 }
-
-
-def describe(fault: Fault, **figures: Any) -> str:
-    """Return one line of figures."""
-    return f"{fault.name}: " + ", ".join(f"{name} {figure}" for name, figure in figures.items())

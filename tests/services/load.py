@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -164,14 +164,20 @@ class Companion:
 def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
     """Read beside, one line for each process; give what says how late a page's process was while it was made."""
     by_worker = {line.worker: Companion(line) for line in lines}
-    started: list[Companion] = []
-    try:
+    with ExitStack() as stack:
         for companion in by_worker.values():
-            started.append(companion.__enter__())
+            stack.enter_context(companion)
         yield lambda page: by_worker[page.worker].find_lateness(page)
-    finally:
-        for companion in started:
-            companion.__exit__()
+
+
+def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -> T:
+    """Read until it is right or the time is over; return what was read last."""
+    end = time.monotonic() + seconds
+    while True:
+        found = read()
+        if is_right(found) or time.monotonic() > end:
+            return found
+        time.sleep(0.02)
 
 
 def count_statuses(pages: Sequence[Page]) -> Counter[int]:

@@ -58,7 +58,16 @@ def start_gunicorn(base_url: str, folder: Path, *, workers: int = 2, **site: Any
     """Serve the site with gunicorn's threads, loaded before it forks."""
     with _listen() as listener:
         command = [sys.executable, "-m", "gunicorn", "tests.services.site:wsgi()", "--preload", "--worker-class"]
-        command += ["gthread", "--workers", str(workers), "--threads", "16", "--keep-alive", "300", "--no-control-socket"]
+        command += [
+            "gthread",
+            "--workers",
+            str(workers),
+            "--threads",
+            "16",
+            "--keep-alive",
+            "300",
+            "--no-control-socket",
+        ]
         command += ["--log-level", "warning", "--graceful-timeout", "3", "--bind", f"fd://{listener.fileno()}"]
         with _serve("gunicorn", command, listener, base_url, folder, workers=workers, **site) as server:
             yield server

@@ -6,16 +6,13 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TypeVar
 
 import pytest
 
 from tests.services.conftest import DEADLINE, Extent, FaultySite
-from tests.services.fault_proxy import FAULTS, Fault, describe
-from tests.services.load import Line, Page, companions, connect, name_visitor, together, visit
+from tests.services.fault_proxy import FAULTS, Fault
+from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
 from tests.services.site import WITHOUT
-
-T = TypeVar("T")
 
 LINES_A_SITE = 8
 STATUSES = (200, 404, 201, 200)
@@ -36,7 +33,9 @@ def site(request: pytest.FixtureRequest, sites: dict[str, FaultySite]) -> Faulty
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=str)
-def test_no_page_suffers_and_content_is_back_afterwards(site: FaultySite, fault: Fault, extent: Extent) -> None:
+def test_no_page_suffers_and_content_is_back_afterwards(
+    site: FaultySite, fault: Fault, extent: Extent, tell: Callable[[str], None]
+) -> None:
     """Status and body are those of the page without us, no page is late, and content returns after one interval."""
     lines_a_worker = LINES_A_SITE // site.server.workers
     with connect(site.server, lines_a_worker + 1) as lines:
@@ -53,7 +52,7 @@ def test_no_page_suffers_and_content_is_back_afterwards(site: FaultySite, fault:
 
     late = [page.seconds - DEADLINE - extent.allowance - find_lateness(page) for _, page in pages]
     slowest = max(page.seconds for _, page in pages)
-    print(describe(fault, pages=len(pages), slowest=f"{slowest:.3f} s", back=f"{max(waited):.2f} s"))
+    tell(f"{len(pages)} pages, slowest {slowest:.3f} s, content back after {max(waited):.2f} s")
     assert [(status, page.status) for status, page in pages if page.status != status] == []
     assert {page.body for status, page in pages} == {page.body for page in expected.values()}
     assert all(page.status == status for status, page in expected.items())
@@ -116,15 +115,3 @@ def wait_for_content(line: Line, seconds: float) -> bool:
 def is_personal(page: Page) -> bool:
     """Return whether a page has all its content."""
     return all(text in page.body for text in PERSONAL)
-
-
-def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -> T:
-    """Read until it is right or the time is over; return what was read last."""
-    end = time.monotonic() + seconds
-    while True:
-        found = read()
-        if is_right(found) or time.monotonic() > end:
-            return found
-        time.sleep(0.02)
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +26,9 @@ def ask(prefix: str, line: Line, number: int) -> tuple[bool, bool, str]:
     return crossed, whole, page.worker
 
 
-def test_sessions_warmed_before_the_fork_give_no_visitor_anothers_content(folder: Path) -> None:
+def test_sessions_warmed_before_the_fork_give_no_visitor_anothers_content(
+    folder: Path, tell: Callable[[str], None]
+) -> None:
     """1,200 visitors of 4 workers, forked from a master with 8 open connections, each get what names them."""
     with (
         Echo(jitter=0.01) as upstream,
@@ -38,7 +41,7 @@ def test_sessions_warmed_before_the_fork_give_no_visitor_anothers_content(folder
         opened = upstream.connections - warmed
         said = server.read_log()
 
-    print(f"{len(answers)} answers, {warmed} connections before the fork, {opened} after it")
+    tell(f"{len(answers)} answers, {warmed} connections before the fork, {opened} after it")
     assert warmed > 1
     assert sum(crossed for crossed, _, _ in answers + masters) == 0
     assert all(whole for _, whole, _ in answers + masters)
