@@ -88,8 +88,10 @@ def test_keys_tell_nothing(settings):
     key = cache.build_key("experience", visitor.build_digest(), "hero")
     assert "4711" not in key
     assert "hero" not in key
+    name = cache._build_reference("hero", "")[:NAME_BYTES]
     settings.SECRET_KEY = "another"
     assert cache.build_key("experience", visitor.build_digest(), "hero") != key
+    assert cache._build_reference("hero", "")[:NAME_BYTES] != name
 
 
 def test_workspaces_share_nothing():
@@ -297,12 +299,22 @@ def test_newest_of_both_levels_is_taken(virtual):
     mine, cache.local_cache = cache.local_cache, LocalCache()
     try:
         virtual.now += 70
-        store.set({"hero": None})
+        store.get(["nope"])
+        store.set({"hero": None, "exit": None})
     finally:
         cache.local_cache = mine
     assert store.get_local(["hero"])["hero"].experience.payload == HERO.payload
     found = store.get(["hero", "nope"])
     assert found == {"hero": CachedExperience(None, fresh=True), "nope": CachedExperience(None, fresh=False)}
+
+
+def test_what_memory_lacks_is_asked_for(virtual):
+    """One key fresh in memory does not keep the others from being looked up."""
+    store = ExperienceCache("visitor", get_settings())
+    store.set({"hero": HERO, "promo": PROMO})
+    cache.forget()
+    assert store.get(["hero"]).keys() == {"hero"}
+    assert store.get(["hero", "promo"]).keys() == {"hero", "promo"}
 
 
 @pytest.mark.parametrize("value", GARBAGE, ids=range(len(GARBAGE)))

@@ -7,6 +7,7 @@ import pickle
 import signal
 import threading
 import warnings
+from collections import OrderedDict
 
 import pytest
 from hypothesis import given
@@ -137,21 +138,31 @@ def test_who_comes_back_outlasts_any_number_who_come_once():
 
 
 def test_reading_on_in_one_page_is_not_coming_back():
-    """What one page reads twice is no reason to keep its visitor; a visitor read lately still stays longer."""
+    """What one page reads twice is no reason to keep its visitor; what is read a second later is."""
     cache = LocalCache(max_visitors=10)
     put(cache, "once", body(1))
     put(cache, "again", body(1))
     cache.find("once", 999)
     cache.find("again", 1_000)
-    for number in range(9):
+    for number in range(10):
         put(cache, str(number), body(1))
-    assert cache.find("again", 1_000)
-    assert not cache.find("once", 1_000)
-    put(cache, "9", body(1))
-    cache.find("1", 0)
-    put(cache, "10", body(1))
-    assert cache.find("1", 0)
-    assert not cache.find("2", 0)
+    assert cache.find("again", 0)
+    assert not cache.find("once", 0)
+
+
+def test_visitor_read_lately_stays_longer():
+    """Among those who did not come back yet, the one read longest ago goes first."""
+    cache = LocalCache(max_visitors=3)
+    for visitor in ("first", "second", "third"):
+        put(cache, visitor, body(1))
+    cache.find("first", 0)
+    put(cache, "fourth", body(1))
+    assert cache.find("first", 0)
+    assert not cache.find("second", 0)
+    put(cache, "third", body(2))
+    put(cache, "fifth", body(1))
+    assert cache.find("third", 0)
+    assert not cache.find("fourth", 0)
 
 
 def test_those_who_came_back_leave_room_for_newcomers():
@@ -160,14 +171,31 @@ def test_those_who_came_back_leave_room_for_newcomers():
     for number in range(10):
         put(cache, str(number), body(1))
         cache.find(str(number), MINUTE)
-    cache.find("2", MINUTE)
-    put(cache, "new", body(1))
-    assert [n for n in range(10) if not cache.find(str(n), 0)] == [0]
-    for number in range(9):
+    assert all(cache.find(str(number), 0) for number in range(10))
+    cache.find("2", 0)
+    for visitor in ("newcomer", "returning"):
+        put(cache, visitor, body(1))
+    cache.find("returning", MINUTE)
+    for number in range(10):
         put(cache, f"new-{number}", body(1))
+    assert [n for n in range(10) if cache.find(str(n), 0)] == [2, 4, 5, 6, 7, 8, 9]
+    assert cache.find("returning", 0)
+    assert not cache.find("newcomer", 0)
     assert cache.counts.visitors == 10
-    assert sum(bool(cache.find(str(n), 0)) for n in range(10)) == 8
-    assert cache.find("2", 0)
+
+
+def test_visitor_who_is_just_moved_is_found():
+    """A visitor whom another thread moves from one segment to the other while a page looks is found."""
+    cache = LocalCache()
+    put(cache, "ann", body(1))
+
+    class Moving(OrderedDict):
+        def move_to_end(self, visitor):
+            cache._protected[visitor] = self.pop(visitor)
+            super().move_to_end(visitor)
+
+    cache._first = Moving(cache._first)
+    assert read(cache, "ann", MINUTE) == {"key-1": 0}
 
 
 def test_answer_stored_again_keeps_the_place():

@@ -59,7 +59,7 @@ class Line:
         self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
         answer = self._connection.getresponse()
         body = answer.read().decode()
-        page = Page(answer.status, body, answer.headers["X-Worker"], due, time.monotonic())
+        page = Page(answer.status, body, answer.headers.get("X-Worker", self.worker), due, time.monotonic())
         assert self.worker in ("", page.worker), "a connection went from one process to another"
         self.worker = page.worker
         return page
