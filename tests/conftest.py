@@ -1,6 +1,7 @@
 """Fixtures shared by the suite."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,6 +11,7 @@ from asgiref.sync import async_to_sync
 from django.core.cache import caches
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
+from hypothesis import settings as hypothesis_settings
 
 from django_moe_personalize import cache, callables, connection, fetch, metadata, planning
 from django_moe_personalize.delivery.base import reset_delivery
@@ -20,6 +22,10 @@ from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
+
+# One environment of the matrix tries a hundred examples of everything, the others thirty.
+hypothesis_settings.register_profile("matrix", max_examples=30)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 def settle() -> None:

@@ -356,7 +356,9 @@ def test_close_gives_up_in_time_and_counts_the_rest(build, vendor, caplog, heard
     delivery.close()
     assert time.monotonic() - begun < SOON / 2
     assert delivery.counts() == DeliveryCounts(accepted=25, dropped={"exit": 25})
-    assert messages(caplog) == [("ERROR", "25 events were not delivered before the exit and are dropped")]
+    # The late answer may be warned of before or after.
+    errors = [message for level, message in messages(caplog) if level == "ERROR"]
+    assert errors == ["25 events were not delivered before the exit and are dropped"]
     assert heard == [("exit", 25)]
     thread = delivery._thread
     vendor.hang.set()
