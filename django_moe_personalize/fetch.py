@@ -36,6 +36,7 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.flight import Flight, SingleFlight
 from django_moe_personalize.governor import Governor
+from django_moe_personalize.interning import build_experience
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.visitor import Visitor
@@ -261,12 +262,20 @@ def _answer(question: _Question, *, publish: Callable[[Experiences], None] | Non
             answer.errors.append(outcome)
             continue
         batch, result = outcome
-        answer.learned.update((key, result.experiences.get(key)) for key in batch)
+        answer.learned.update((key, _freeze(result.experiences.get(key))) for key in batch)
         answer.failures.extend(result.failures)
     known = {key: entry.experience for key, entry in cached.items()} | answer.learned | dict.fromkeys(unavailable)
     answer.unanswered = tuple(key for key in keys if key not in known)
     answer.experiences = {key: e for key in keys if (e := known.get(key)) is not None}
     return answer
+
+
+def _freeze(experience: Experience | None) -> Experience | None:
+    """Return an answer as unchangeable as it comes from the cache: a view that changes it fails at once, not later."""
+    if experience is None:
+        return None
+    frozen = build_experience(experience.experience_key, experience.payload, experience.experience_context)
+    return replace(frozen, source=experience.source)
 
 
 def _wait_for_another_process(question: _Question, missing: Sequence[str]) -> dict[str, CachedExperience]:
@@ -338,8 +347,8 @@ def _call(question: _Question, keys: Sequence[str], ticket: int = 0) -> Experien
         breaker.close_gate(GATE_SECONDS if error.retry_after is None else error.retry_after, ticket)
         raise
     except ResponseError as error:
-        # A 400 is about this question; the vendor is well.
-        healthy = not error.retryable and not isinstance(error, AuthenticationError)
+        # A 400 is about this question; the vendor is well. A redirect is no answer of the vendor's.
+        healthy = 400 <= error.status < 500 and not isinstance(error, AuthenticationError)
         (breaker.success if healthy else breaker.failure)(ticket)
         raise
     except Exception:

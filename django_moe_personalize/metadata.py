@@ -75,17 +75,25 @@ def get_metadata(*, deadline: Deadline) -> ExperiencesMetadata:
     Raises APIError when they are not cached and the vendor does not give them.
     """
     settings, name = get_settings(), cache.build_key("metadata")
-    rows = cache.get_many([name]).get(name)
-    if rows is not None:
-        experiences = tuple(ExperienceMeta(key, title, ExperienceStatus(status)) for key, title, status in rows)
-        metadata = ExperiencesMetadata(DataSource.CACHE, experiences)
-    else:
+    metadata = _read_rows(cache.get_many([name]).get(name))
+    if metadata is None:
         metadata = get_client().fetch_metadata(deadline=deadline)
         rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
         cache.set_many({name: rows}, timeout=settings.metadata_ttl)
     statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
     _state.known = _Known(get_client(), statuses, time.monotonic() + settings.metadata_ttl)
     return metadata
+
+
+def _read_rows(rows: object) -> ExperiencesMetadata | None:
+    """Return what get_metadata() stored; what is not ours is a miss."""
+    if not isinstance(rows, list):
+        return None
+    try:
+        experiences = tuple(ExperienceMeta(key, title, ExperienceStatus(status)) for key, title, status in rows)
+    except (TypeError, ValueError):
+        return None
+    return ExperiencesMetadata(DataSource.CACHE, experiences)
 
 
 def find_reason(metadata: ExperiencesMetadata, experience_key: str) -> FailureReason:

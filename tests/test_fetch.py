@@ -78,7 +78,7 @@ def test_batch_that_fails(upstream):
 
 @pytest.mark.parametrize(
     ("status", "state"),
-    [(500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "open")],
+    [(307, "open"), (500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "open")],
 )
 def test_what_opens_the_breaker(upstream, status, state):
     """Failures of the vendor and of the credentials open it; a question it does not like does not."""
@@ -277,3 +277,12 @@ def test_budget_of_the_workspace(upstream, monkeypatch):
     assert [str(error) for error in errors] == [
         "not asked: the workspace has made its 10000 requests of this minute"
     ] * 2
+
+
+def test_answers_cannot_be_changed(upstream):
+    """A page that would change what others are shown fails the first time, not when it comes from memory."""
+    for _ in range(2):
+        experience = fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)["hero-banner"]
+        settle()
+        with pytest.raises(TypeError):
+            experience.payload["Title"] = "mine"

@@ -2,7 +2,9 @@
 
 import threading
 
-from django_moe_personalize import metadata
+import pytest
+
+from django_moe_personalize import cache, metadata
 from django_moe_personalize.connection import override_client
 from django_moe_personalize.metadata import explain, find_unavailable, get_metadata, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -73,3 +75,11 @@ def test_metadata_that_cannot_be_had(upstream, caplog, monkeypatch):
     monkeypatch.undo()
     settle()
     assert "'nope' is not in the workspace" in caplog.text
+
+
+@pytest.mark.parametrize("garbage", ["text", 7, [1], [("a", "b")], {"a": 1}], ids=repr)
+def test_garbage_in_the_cache_is_a_miss(upstream, garbage):
+    """What is not ours under our name is asked for again."""
+    cache.set_many({cache.build_key("metadata"): garbage}, timeout=60)
+    assert len(get_metadata(deadline=Deadline(10)).experiences) > 3
+    assert len(upstream.requests) == 1

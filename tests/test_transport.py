@@ -844,3 +844,17 @@ def test_a_base_url_that_is_not_safe_is_refused(url, problem):
     assert not re.search("hunter2|evil", str(caught.value))
     with pytest.raises(ValueError, match=problem):
         RequestsTransport(url)
+
+
+def test_headers_that_are_cut_short_are_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Half a header is no answer, and nothing of what the vendor wrote is in the site's log."""
+
+    def cut(exchange: Exchange) -> None:
+        exchange.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\nada@example.com is")
+        exchange.close()
+
+    with caplog.at_level(logging.DEBUG, logger="urllib3"), Loopback(cut) as server:
+        transport = RequestsTransport(server.url)
+        with pytest.raises(TransportError, match="no whole answer"):
+            transport.send(Request("POST", "/experiences/fetch", body=b"{}"), deadline=Deadline(10.0))
+    assert "ada@example.com" not in caplog.text

@@ -64,6 +64,16 @@ class TimedResponse(http.client.HTTPResponse):
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(cast(socket.socket, TimedReader(sock)), *args, **kwargs)
 
+    def begin(self) -> None:
+        """Read status and headers. Raises HTTPException for headers that are cut short or garbled.
+
+        urllib3 would go on with what it understood, and put the rest, in the vendor's words, into
+        the site's log.
+        """
+        super().begin()
+        if self.headers.defects:
+            raise http.client.HTTPException("the headers of the answer cannot be read")
+
 
 class TimedHTTPConnection(HTTPConnection):
     """A connection whose answers end on time and which knows whether it has answered before."""
