@@ -39,6 +39,8 @@ def end(way):
     elif way == "error":
         raise RuntimeError("unhandled")
     elif way == "interrupt":
+        # A shell makes what it starts in the background ignore Ctrl-C.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
     elif way == "thread":
         threading.Thread(target=record, args=(1,)).start()
