@@ -1,6 +1,7 @@
 """Fixtures shared by the suite."""
 
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,9 @@ from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
+
+# A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
+logging.getLogger("asyncio").setLevel(logging.ERROR)
 
 # One environment of the matrix tries a hundred examples of everything, the others thirty.
 hypothesis_settings.register_profile("matrix", max_examples=30)
