@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from django.views.decorators.debug import sensitive_variables
+
 from django_moe_personalize import metadata, track
+from django_moe_personalize.answering import Answer, ask
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.fetch import Answer, ask
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.moengage.client import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
@@ -28,6 +31,7 @@ from django_moe_personalize.moengage.types import (
 )
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.withdrawal import mark_withdrawal
 
 API_DEADLINE = 10.0
 """Seconds a call may take; no page waits for it."""
@@ -54,6 +58,8 @@ def _read_status(status: str | ExperienceStatus) -> ExperienceStatus:
     return found
 
 
+# Django's error reports do not show what it is called with.
+@sensitive_variables()
 def fetch_experience(
     experience_key: str,
     *,
@@ -67,6 +73,7 @@ def fetch_experience(
     )
 
 
+@sensitive_variables()
 def fetch_experiences(
     experience_keys: Sequence[str],
     *,
@@ -147,6 +154,17 @@ def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
     """Report a click on an offering; it is its experience's click too, so report nothing besides."""
     _record([track.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
+
+
+def erase(*, customer_id: str) -> int:
+    """Let nothing be sent that was recorded of ``customer_id`` until now, and return how many events were erased.
+
+    For whoever takes a consent back or asks to be forgotten. What this process or the outbox holds
+    is erased at once; the rest, in the memory of other processes or in a queue, is dropped when it
+    would be sent, where the site's cache is shared. A call under way cannot be taken back.
+    """
+    mark_withdrawal(_check(customer_id))
+    return get_delivery().erase(customer_id)
 
 
 def _check(customer_id: str) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import math
 import time
+from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import groupby
 from operator import itemgetter
@@ -37,6 +38,7 @@ from django_moe_personalize.interning import (
     build_experience,
     unfold,
 )
+from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.types import Experience
 
 __all__ = ["CachedExperience", "ExperienceCache", "build_digest", "build_key", "get_many", "set_many"]
@@ -74,18 +76,15 @@ def _derive_hash_key(secret: str | bytes) -> bytes:
     return hashlib.blake2b(force_bytes(secret), digest_size=32, person=b"moe.cache.key").digest()
 
 
-def build_digest(parts: Iterable[str]) -> str:
+def build_digest(parts: Collection[str]) -> str:
     """Return 32 hexadecimal characters for ``parts``, injective up to the hash.
 
-    Every part is prefixed by its length, so that ``("ab", "c")`` and ``("a", "bc")`` differ, and
+    Their number and lengths come first, so that ``("ab", "c")`` and ``("a", "bc")`` differ, and
     the hash is keyed with the site's secret, so that no one can guess an identifier from a key.
     """
-    digest = hashlib.blake2b(key=_derive_hash_key(django_settings.SECRET_KEY), digest_size=16)
-    for part in parts:
-        data = part.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return digest.hexdigest()
+    lengths = array("Q", [len(parts), *map(len, parts)])
+    data = lengths.tobytes() + "".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, key=_derive_hash_key(django_settings.SECRET_KEY), digest_size=16).hexdigest()
 
 
 def build_key(*parts: str) -> str:
@@ -240,7 +239,34 @@ def _intern(key: str, experience: Experience | None) -> Body:
     """Return the body of an answer: the one that is shared, if there is one."""
     if experience is None:
         return Body(_build_reference(key, ""), key)
-    return _build_body(key, dict(experience.payload), dict(experience.experience_context))
+    payload, context = experience.payload, experience.experience_context
+    if freeze(payload) is payload:
+        # What nobody can change has the reference it had: the reader hands out the same object again.
+        known = local_cache.get_body(_find_reference(key, _Same(payload, context), django_settings.SECRET_KEY))
+        if known is not None and known.key is not None:
+            return known
+    return _build_body(key, dict(payload), dict(context))
+
+
+class _Same:
+    """What an experience says, told from another by which objects they are."""
+
+    __slots__ = ("context", "payload")
+
+    def __init__(self, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+        self.payload = payload
+        self.context = context
+
+    def __hash__(self) -> int:
+        return id(self.payload)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.payload is other.payload and self.context is other.context
+
+
+@functools.lru_cache(maxsize=512)
+def _find_reference(key: str, content: _Same, secret: str | bytes) -> bytes:
+    return _build_reference(key, _encode_sorted([content.payload, content.context]))
 
 
 def _build_body(key: str, payload: dict[str, Any], context: dict[str, Any], *, expected: bytes | None = None) -> Body:

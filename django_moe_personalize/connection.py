@@ -6,7 +6,7 @@ import inspect
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
@@ -15,12 +15,17 @@ from django.utils.module_loading import import_string
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError, Settings, get_settings
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.transport import Transport
+from django_moe_personalize.moengage.messages import Transport
 from django_moe_personalize.resilience import renew_after_fork
 
 if TYPE_CHECKING:
     from django_moe_personalize.sandbox.engine import Engine
     from django_moe_personalize.sandbox.workspace import Workspace
+
+EXTRAS: Final = {"celery": "celery", "django_tasks": "tasks"}
+"""The library that a delivery of ours needs, and the extra of this package that brings it."""
+
+MEND: Final = "Correct the path, or install what it needs."
 
 
 class _Shared:
@@ -132,7 +137,9 @@ def load_object(name: str, path: str) -> Any:
     except Exception as error:
         # A module of the site may raise anything while it is imported.
         message = f"{place} names {path!r}, which cannot be imported: {type(error).__name__}: {error}."
-        raise ConfigurationError(message, hint="Correct the path, or install what it needs.") from error
+        extra = EXTRAS.get(getattr(error, "name", None) or "")
+        hint = f'Type: pip install "django-moe-personalize[{extra}]".' if extra else MEND
+        raise ConfigurationError(message, hint=hint) from error
     if not callable(found):
         raise ConfigurationError(f"{place} names {path!r}, which is not callable.", hint="Name a function or a class.")
     return found

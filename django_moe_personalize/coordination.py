@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
 from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 from django_moe_personalize.cache import build_key
 from django_moe_personalize.callables import log_once
@@ -47,9 +50,26 @@ def add_to_count(name: str, amount: int, seconds: float) -> int | None:
         return None
 
 
+def has_shared_cache() -> bool:
+    """Return whether the site's cache knows more than this process does, so that asking it may take its time."""
+    return _is_shared(get_settings().cache)
+
+
 def _get_shared_cache() -> BaseCache | None:
-    cache = caches[get_settings().cache]
-    return None if isinstance(cache, LocMemCache | DummyCache) else cache
+    alias = get_settings().cache
+    return caches[alias] if _is_shared(alias) else None
+
+
+@functools.lru_cache(maxsize=8)
+def _is_shared(alias: str) -> bool:
+    return not isinstance(caches[alias], LocMemCache | DummyCache)
+
+
+@receiver(setting_changed, dispatch_uid=f"{__name__}.forget")
+def forget(*, setting: str, **kwargs: object) -> None:
+    """Look again."""
+    if setting == "CACHES":
+        _is_shared.cache_clear()
 
 
 def _log_failure(error: Exception) -> None:

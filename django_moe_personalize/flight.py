@@ -6,12 +6,28 @@ import threading
 import time
 from collections.abc import Callable, Hashable
 from concurrent.futures import Future
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from django_moe_personalize.resilience import renew_after_fork
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
+
+
+class Reader(Protocol):
+    """Brings the outcome of a flight about in the thread or task of one who waits for it."""
+
+    def read(self, seconds: float) -> None:
+        """Work on it for at most ``seconds``, unless somebody else does."""
+        ...
+
+    async def aread(self) -> None:
+        """See read(). Never blocks the event loop; lasts until the outcome is there."""
+        ...
+
+    def release(self) -> None:
+        """Leave it to others, so that the outcome comes though nobody here waits for it."""
+        ...
 
 
 class Flight(Future[T]):
@@ -22,6 +38,8 @@ class Flight(Future[T]):
         self.until = until
         self.partial: T | None = None
         """What the leader knows so far, for those who cannot wait for the outcome."""
+        self.reader: Reader | None = None
+        """Whom those who wait may help, where no thread works on the outcome."""
 
     def cancel(self) -> bool:
         """Return False: it cannot be cancelled, not even by an event loop that cancels who waits for it."""

@@ -6,16 +6,15 @@ moment, then the bodies stored at that moment, then an earlier moment, and so on
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.reader import find_offerings
-from django_moe_personalize.moengage.types import DataSource, Experience, Offering
+from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.resilience import renew_after_fork
 
 MAX_VISITORS: Final = 100_000
@@ -48,8 +47,7 @@ Record = tuple[Any, ...]
 """A visitor: ``(milliseconds, Body, …, milliseconds, Body, …)``, newest first, Unix time; never only a moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class CachedExperience:
+class CachedExperience(NamedTuple):
     """An answer from the cache: ``experience`` is ``None`` when the vendor had none for the visitor."""
 
     experience: Experience | None
@@ -88,8 +86,7 @@ class Body:
         self.key = other.key
 
 
-@dataclass(frozen=True, slots=True)
-class LocalCounts:
+class LocalCounts(NamedTuple):
     """What a process holds; ``bytes`` is the estimate that MAX_BYTES bounds."""
 
     visitors: int
@@ -97,12 +94,14 @@ class LocalCounts:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
 class Span:
     """The moments, in milliseconds, between which an answer must have been stored to be of use."""
 
-    oldest: int
-    newest: int
+    __slots__ = ("newest", "oldest")
+
+    def __init__(self, oldest: int, newest: int) -> None:
+        self.oldest = oldest
+        self.newest = newest
 
     def __contains__(self, moment: int) -> bool:
         return self.oldest <= moment <= self.newest
@@ -258,46 +257,7 @@ def _weigh(record: Record | list[int | Body]) -> int:
     return _VISITOR_BYTES + _ANSWER_BYTES * len(record) if record else 0
 
 
-def _refuse(self: object, *args: object, **kwargs: object) -> Any:
-    raise TypeError("This experience is shared by all visitors who have it: copy what you want to change.")
-
-
-def _thaw(self: Any) -> tuple[type, tuple[Any]]:
-    """Let copy and pickle give the plain thing."""
-    plain = dict if isinstance(self, dict) else list
-    return plain, (plain(self),)
-
-
-def _build_frozen(base: type, *changing: str) -> type[Any]:
-    """Build a subclass, so that JSON, templates and ``isinstance`` see what it is, that does not change."""
-    return type(f"Frozen{base.__name__.title()}", (base,), dict.fromkeys(changing, _refuse) | {"__reduce__": _thaw})
-
-
-_BOTH = ("__setitem__", "__delitem__", "clear", "pop")
-_FrozenDict = _build_frozen(dict, *_BOTH, "__ior__", "popitem", "setdefault", "update")
-_FrozenList = _build_frozen(
-    list, *_BOTH, "__iadd__", "__imul__", "append", "extend", "insert", "remove", "reverse", "sort"
-)
-
-
-def freeze(value: Any) -> Any:
-    """Return a copy of a JSON value in which no page can change what another shows."""
-    if isinstance(value, Mapping):
-        return _FrozenDict({name: freeze(part) for name, part in value.items()})
-    if isinstance(value, list):
-        return _FrozenList([freeze(part) for part in value])
-    return value
-
-
 def build_experience(key: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> Experience:
     """Build the one object that all visitors with this body are given."""
     payload = freeze(payload)
-    offerings = tuple(_freeze_offering(offering) for offering in find_offerings(payload))
-    return Experience(key, payload, freeze(context), DataSource.CACHE, offerings)
-
-
-def _freeze_offering(offering: Offering) -> Offering:
-    # Its parts may come from a JSON text inside the payload.
-    return dataclasses.replace(
-        offering, content=freeze(offering.content), context=freeze(offering.context), raw=freeze(offering.raw)
-    )
+    return Experience(key, payload, freeze(context), DataSource.CACHE, tuple(find_offerings(payload)))

@@ -14,15 +14,17 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client
 from hypothesis import settings as hypothesis_settings
 
-from django_moe_personalize import cache, callables, connection, fetch, metadata, planning
+from django_moe_personalize import cache, callables, calls, connection, fetch, metadata, planning
 from django_moe_personalize.delivery.base import reset_delivery
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
+from tests.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.wire import build_wire, tls_ends  # noqa: F401 - fixtures
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -35,7 +37,7 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def settle() -> None:
     """Wait until what pages left to the background is done."""
     until = time.monotonic() + 10
-    while (fetch.get_pool().in_flight or metadata.get_pool().in_flight) and time.monotonic() < until:
+    while (calls.get_pool().in_flight or metadata.get_pool().in_flight) and time.monotonic() < until:
         time.sleep(0.001)
 
 
@@ -49,6 +51,7 @@ def forget() -> None:
     metadata.forget()
     planning.route_memory.forget()
     fetch.forget()
+    calls.forget()
     reset_delivery()
 
 

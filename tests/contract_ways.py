@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from django_moe_personalize.moengage.transport import Request, RequestsTransport, Response
+from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.server import SandboxServer

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import SandboxServer, build_server

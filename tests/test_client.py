@@ -25,11 +25,11 @@ from django_moe_personalize.moengage.client import (
     FETCH_FIELDS,
     SYSTEM_FIELDS,
     PersonalizeClient,
-    build_elements,
     build_error,
     read_retry_after,
+    write_elements,
 )
-from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -286,7 +286,7 @@ def test_a_200_that_accepts_nothing_is_refused(body, deadline):
 def test_elements_keep_every_event_once_and_in_order(customers):
     """Grouping loses, repeats and reorders no event of a customer, and names each customer once."""
     events = [build_event(customer) for customer in customers]
-    elements = build_elements(events)
+    elements = [json.loads(text) for text in write_elements(events)]
     assert [element["customer_id"] for element in elements] == list(dict.fromkeys(customers))
     for element in elements:
         sent = [action["moe_event_uuid"] for action in element["actions"]]

@@ -11,7 +11,8 @@ from django_moe_personalize import connection
 from django_moe_personalize.conf import Backend, ConfigurationError, get_settings
 from django_moe_personalize.connection import get_client, get_engine, override_client, reset
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.transport import RequestsTransport, Response
+from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.workspace import load_workspace
 

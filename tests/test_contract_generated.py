@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from django_moe_personalize.moengage.transport import Request
+from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.rules import DAYS
 from django_moe_personalize.sandbox.server import SandboxServer

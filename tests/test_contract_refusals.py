@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from django_moe_personalize.moengage.transport import Request
+from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.validation import MAX_BODY
 from tests import contract_ways

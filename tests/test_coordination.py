@@ -4,9 +4,9 @@ import time
 
 import pytest
 
-from django_moe_personalize import cache, fetch
+from django_moe_personalize import answering, cache
+from django_moe_personalize.answering import ask
 from django_moe_personalize.coordination import add_to_count, claim
-from django_moe_personalize.fetch import ask
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
@@ -55,7 +55,7 @@ def test_cache_that_fails_keeps_nobody_from_asking(settings, caplog):
 def test_another_process_has_the_answer(shared, upstream, monkeypatch):
     """Who does not get the claim takes the answer of who did, as soon as it is there."""
     ask(VISITOR, ["hero-banner"], deadline=Deadline(10))
-    stored = cache.get_many([cache.ExperienceCache(VISITOR.build_digest(), fetch.get_settings())._name])
+    stored = cache.get_many([cache.ExperienceCache(VISITOR.build_digest(), answering.get_settings())._name])
     from django.core.cache import cache as site_cache
 
     site_cache.delete_many(stored)
@@ -68,7 +68,7 @@ def test_another_process_has_the_answer(shared, upstream, monkeypatch):
         if len(pauses) == 3:
             cache.set_many(stored, timeout=60)
 
-    monkeypatch.setattr(fetch.time, "sleep", sleep)
+    monkeypatch.setattr(answering.time, "sleep", sleep)
     answer = ask(VISITOR, ["hero-banner"], deadline=Deadline(10))
     assert answer.experiences.keys() == {"hero-banner"}
     assert len(pauses) == 3

@@ -7,10 +7,11 @@ import time
 import pytest
 from asgiref.sync import async_to_sync
 
-from django_moe_personalize import cache, fetch, signals
+from django_moe_personalize import answering, cache, calls, fetch, signals
+from django_moe_personalize.answering import ask
 from django_moe_personalize.breaker import CircuitBreaker
+from django_moe_personalize.calls import get_breaker
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
-from django_moe_personalize.fetch import ask, get_breaker
 from django_moe_personalize.governor import Governor
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.resilience import Deadline, PoolBusy
@@ -42,7 +43,7 @@ def test_batches_without_a_free_thread(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(fetch.get_pool(), "submit", busy)
+    monkeypatch.setattr(calls.get_pool(), "submit", busy)
     assert ask(VISITOR, KEYS, deadline=Deadline(10)).errors == []
     assert len(upstream.fetches) == 3
 
@@ -158,7 +159,7 @@ def test_nobody_asks_again_while_the_cache_is_written(upstream, monkeypatch):
     def remember(store, answer):
         seen.append(fetch.start_fetch(VISITOR, ["hero-banner"]).done)
 
-    monkeypatch.setattr(fetch, "remember", remember)
+    monkeypatch.setattr(answering, "_remember", remember)
     fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
     settle()
     assert seen == [True]
@@ -168,7 +169,7 @@ def test_memory_answers_at_once(upstream, monkeypatch):
     """What this process knows needs no thread, no cache and no waiting."""
     fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
     settle()
-    monkeypatch.setattr(fetch.get_pool(), "submit", None)
+    monkeypatch.setattr(calls.get_pool(), "submit", None)
     question = fetch.start_fetch(VISITOR, ["hero-banner"])
     assert question.done
     assert question.result(0.0).keys() == {"hero-banner"}
@@ -214,7 +215,7 @@ def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(fetch.get_pool(), "submit", busy)
+    monkeypatch.setattr(calls.get_pool(), "submit", busy)
     assert fetch.start_fetch(VISITOR, ["hero-banner", "promo-strip"]).result(0.0).keys() == {"hero-banner"}
     assert fetch.start_fetch(Visitor(Identity("2"), {}), ["hero-banner"]).result(0.0) == {}
 
@@ -231,7 +232,7 @@ def test_page_is_never_the_probe(upstream, monkeypatch):
     """When the time in the open breaker is over, a page shows its default and the vendor is asked beside it, once."""
     now = [0.0]
     breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
     assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10) == {}
     settle()
     assert upstream.fetches == []
@@ -247,7 +248,7 @@ def test_failed_probe_opens_again(upstream, monkeypatch):
     """A vendor that is not back is left alone for longer."""
     now = [0.0]
     breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
     upstream.respond(500)
     now[0] = 6.0
     fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
@@ -259,7 +260,7 @@ def test_task_may_be_the_probe(upstream, monkeypatch):
     """Where no page comes by, a task's own question finds out whether the vendor is back."""
     now = [0.0]
     breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(fetch, "get_breaker", functools.cache(lambda: breaker))
+    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
     assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).unanswered == ("hero-banner",)
     now[0] = 6.0
     assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences.keys() == {"hero-banner"}
@@ -269,7 +270,7 @@ def test_task_may_be_the_probe(upstream, monkeypatch):
 def test_budget_of_the_workspace(upstream, monkeypatch):
     """Past the vendor's requests a minute nothing is asked, and the error says why."""
     governor = Governor(13)
-    monkeypatch.setattr(fetch, "get_governor", functools.cache(lambda: governor))
+    monkeypatch.setattr(calls, "get_governor", functools.cache(lambda: governor))
     errors = []
     for number in range(15):
         errors += ask(Visitor(Identity(str(number)), {}), ["hero-banner"], deadline=Deadline(10)).errors

@@ -21,9 +21,9 @@ from django_moe_personalize.interning import (
     LocalCounts,
     Span,
     build_experience,
-    freeze,
     unfold,
 )
+from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.types import Experience
 
 ALWAYS = Span(0, 10**12)

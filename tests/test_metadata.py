@@ -8,7 +8,7 @@ from django_moe_personalize import cache, metadata
 from django_moe_personalize.connection import override_client
 from django_moe_personalize.metadata import explain, find_unavailable, get_metadata, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.resilience import Deadline
 from tests.conftest import settle
 

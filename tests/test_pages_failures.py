@@ -8,10 +8,11 @@ from asgiref.sync import async_to_sync
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 
-from django_moe_personalize import fetch, track
+from django_moe_personalize import calls, track
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.middleware import PersonalizeMiddleware
-from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.pages import text, title
@@ -125,9 +126,9 @@ def test_full_bulkhead_shows_defaults_at_once(visit, upstream, monkeypatch, capl
     """When every fetching thread is busy the page does not queue."""
 
     def busy(*args):
-        raise fetch.PoolBusy("busy")
+        raise PoolBusy("busy")
 
-    monkeypatch.setattr(fetch.get_pool(), "submit", busy)
+    monkeypatch.setattr(calls.get_pool(), "submit", busy)
     assert title(visit("/tags/")) == "Welcome"
     assert "threads are busy" in caplog.text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import sys
 import threading
@@ -94,8 +95,8 @@ near_answers = st.fixed_dictionaries(
 
 
 def read_value(variable: object) -> object:
-    """Return what a payload variable becomes."""
-    return read_experience("hero", {"payload": {"it": variable}})["it"]
+    """Return what a payload variable becomes, as the plain value that a copy of it is."""
+    return copy.deepcopy(read_experience("hero", {"payload": {"it": variable}})["it"])
 
 
 def same(left: object, right: object) -> bool:

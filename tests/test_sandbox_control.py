@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from django_moe_personalize.moengage.transport import Request
+from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.control import is_control_allowed
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.server import SandboxServer

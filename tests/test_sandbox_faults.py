@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults, parse_faults
 from django_moe_personalize.sandbox.transport import SandboxTransport

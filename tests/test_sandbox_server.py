@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from django_moe_personalize.moengage.transport import Request
+from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import MAX_READ, SandboxServer, build_server

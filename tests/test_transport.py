@@ -23,14 +23,10 @@ import pytest
 import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.moengage.answers import MAX_BYTES
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.pools import TimedReader
-from django_moe_personalize.moengage.transport import (
-    MAX_BYTES,
-    Request,
-    RequestsTransport,
-    Response,
-    validate_base_url,
-)
+from django_moe_personalize.moengage.transport import RequestsTransport, validate_base_url
 from django_moe_personalize.resilience import Deadline
 from tests.error_reports import describe_report
 from tests.loopback import Exchange, Loopback, build_head
@@ -692,7 +688,8 @@ def test_a_proxy_of_another_kind_is_a_mistake(proxy):
 
 FORKING = """
     import os, sys
-    from django_moe_personalize.moengage.transport import Request, RequestsTransport
+    from django_moe_personalize.moengage.messages import Request
+    from django_moe_personalize.moengage.transport import RequestsTransport
     from django_moe_personalize.resilience import Deadline
 
     url, ca_file = sys.argv[1], sys.argv[2]

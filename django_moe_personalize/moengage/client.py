@@ -19,8 +19,9 @@ from django_moe_personalize.exceptions import (
     ResponseError,
     ServerError,
 )
-from django_moe_personalize.moengage.reader import parse_json, read_experiences, read_metadata
-from django_moe_personalize.moengage.transport import Request, Response, Transport
+from django_moe_personalize.moengage.frozen import encode
+from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
+from django_moe_personalize.moengage.reader import parse_json, read_fetch, read_metadata
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -30,6 +31,8 @@ from django_moe_personalize.moengage.types import (
     ExperienceStatus,
 )
 from django_moe_personalize.resilience import Deadline
+
+FETCH_PATH = "/experiences/fetch"
 
 FETCH_FIELDS = frozenset({"identifiers", "experience_key"})
 """Fields of a fetch that say who asks for what; never the name of an attribute (contract §2)."""
@@ -59,6 +62,8 @@ class PersonalizeClient:
         if not api_key:
             raise ValueError("api_key must not be empty")
         self._transport = transport
+        # What a site or a test has written itself may know one step only.
+        self._reserve: Callable[[], Exchange | None] = getattr(transport, "reserve", _reserve_nothing)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -66,6 +71,7 @@ class PersonalizeClient:
             "Accept": "application/json",
             "User-Agent": f"django-moe-personalize/{__version__}",
         }
+        self._post_headers = self._headers | {"Content-Type": "application/json"}
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} over {self._transport!r}>"
@@ -88,10 +94,35 @@ class PersonalizeClient:
         if keys is not None and not keys:
             return ExperiencesResult()
         body = build_fetch(keys, customer_id=customer_id, user_identifiers=user_identifiers, attributes=attributes)
-        request = self._post("/experiences/fetch", body)
+        request = self._post(FETCH_PATH, encode(body))
         # An error report prints the locals of every frame.
         del body, customer_id, user_identifiers, attributes
-        return read_experiences(self._call(request, deadline))
+        return read_fetch(_check(self._transport.send(request, deadline=deadline)))
+
+    def reserve(self) -> Exchange | None:
+        """Return a connection to fetch on in two steps, or ``None`` when there is none at this moment.
+
+        The steps are ``send_fetch`` and ``receive_fetch``, which waits as long as it is told.
+        """
+        return self._reserve()
+
+    def send_fetch(
+        self,
+        exchange: Exchange,
+        keys: Sequence[str],
+        *,
+        customer_id: str | None = None,
+        user_identifiers: Mapping[str, str] | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Ask as ``fetch_experiences`` does and return at once; False when the connection turned out to be dead."""
+        body = build_fetch(keys, customer_id=customer_id, user_identifiers=user_identifiers, attributes=attributes)
+        return exchange.send(self._post(FETCH_PATH, encode(body)))
+
+    def receive_fetch(self, exchange: Exchange, seconds: float) -> ExperiencesResult | None:
+        """Return the answer, waiting at most ``seconds``; ``None`` when it is not there by then."""
+        response = exchange.receive(seconds)
+        return None if response is None else read_fetch(_check(response))
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return which experiences exist, all or those with one of the statuses (contract §3).
@@ -114,10 +145,10 @@ class PersonalizeClient:
         """
         if not events:
             return ""
-        elements = build_elements(events)
+        elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
-        request = self._post("/experiences/events", {"elements": elements})
+        request = self._post("/experiences/events", f'{{"elements":[{",".join(elements)}]}}')
         del elements
         data = self._call(request, deadline)
         if not isinstance(data, dict) or data.get("status", "success") != "success":
@@ -129,15 +160,22 @@ class PersonalizeClient:
         """Release connections; the client may be used again."""
         self._transport.close()
 
-    def _post(self, path: str, body: Mapping[str, Any]) -> Request:
-        content = json.dumps(body, separators=(",", ":"), allow_nan=False).encode("ascii")
-        return Request("POST", path, headers=self._headers | {"Content-Type": "application/json"}, body=content)
+    def _post(self, path: str, body: str) -> Request:
+        return Request("POST", path, headers=self._post_headers, body=body.encode("ascii"))
 
     def _call(self, request: Request, deadline: Deadline) -> object:
-        response = self._transport.send(request, deadline=deadline)
-        if response.status != 200:
-            raise build_error(response)
-        return parse_json(response.body)
+        return parse_json(_check(self._transport.send(request, deadline=deadline)))
+
+
+def _check(response: Response) -> bytes:
+    """Return the body of an answer; raises what its status says."""
+    if response.status != 200:
+        raise build_error(response)
+    return response.body
+
+
+def _reserve_nothing() -> None:
+    return None
 
 
 def build_fetch(
@@ -163,21 +201,27 @@ def build_fetch(
     return {name: value for name, value in fields.items() if value} | dict(attributes or {})
 
 
-def build_elements(events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Return the elements of an events body: one a customer, in order of appearance (contract §4)."""
-    elements: dict[str, dict[str, Any]] = {}
+_write_text = json.encoder.encode_basestring_ascii
+
+
+def write_elements(events: Sequence[Event]) -> list[str]:
+    """Return the elements of an events body as JSON: one a customer, in order of appearance (contract §4)."""
+    actions: dict[str, list[str]] = {}
     for event in events:
-        element = elements.setdefault(event.customer_id, {"customer_id": event.customer_id, "actions": []})
-        element["actions"].append(
-            {
-                "action": event.action.value,
-                "moe_event_uuid": event.event_uuid,
-                "event_time": event.event_time,
-                "platform": event.platform,
-                "attributes": dict(event.attributes),
-            }
-        )
-    return list(elements.values())
+        actions.setdefault(event.customer_id, []).append(_write_action(event))
+    return [
+        f'{{"customer_id":{_write_text(customer_id)},"actions":[{",".join(texts)}]}}'
+        for customer_id, texts in actions.items()
+    ]
+
+
+def _write_action(event: Event) -> str:
+    # By hand, because most of it is the context, whose text is known already.
+    return (
+        f'{{"action":"{event.action.value}","moe_event_uuid":{_write_text(event.event_uuid)},'
+        f'"event_time":{event.event_time:d},"platform":{_write_text(event.platform)},'
+        f'"attributes":{encode(event.attributes)}}}'
+    )
 
 
 def build_error(response: Response, *, clock: Callable[[], float] = time.time) -> ResponseError:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import http.client
 import io
+import queue
 import socket
 import time
 from typing import Any, cast
 
 from urllib3 import HTTPConnectionPool, HTTPResponse, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connection import HTTPConnection, HTTPSConnection, port_by_scheme
+from urllib3.util.connection import is_connection_dropped
 
 
 class DiedIdleError(ConnectionResetError):
@@ -58,11 +60,8 @@ class TimedReader(io.RawIOBase):
         return io.BufferedReader(self)
 
 
-class TimedResponse(http.client.HTTPResponse):
-    """An answer read through a TimedReader."""
-
-    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-        super().__init__(cast(socket.socket, TimedReader(sock)), *args, **kwargs)
+class CheckedResponse(http.client.HTTPResponse):
+    """An answer whose headers are whole."""
 
     def begin(self) -> None:
         """Read status and headers. Raises HTTPException for headers that are cut short or garbled.
@@ -71,8 +70,19 @@ class TimedResponse(http.client.HTTPResponse):
         the site's log.
         """
         super().begin()
+        # http.client passes over 100 alone: the answer would be left for the connection's next visitor.
+        while self.status < 200:
+            self.headers = cast(http.client.HTTPMessage, None)
+            super().begin()
         if self.headers.defects:
             raise http.client.HTTPException("the headers of the answer cannot be read")
+
+
+class TimedResponse(CheckedResponse):
+    """An answer read through a TimedReader."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+        super().__init__(cast(socket.socket, TimedReader(sock)), *args, **kwargs)
 
 
 class TimedHTTPConnection(HTTPConnection):
@@ -107,8 +117,44 @@ class TimedHTTPPool(HTTPConnectionPool):
 
     ConnectionCls = TimedHTTPConnection
 
+    def take_warm(self) -> TimedHTTPConnection | None:
+        """Return a kept connection that is alive; ``None`` when one would have to be made, which may block."""
+        # Once: another thread may close the pool meanwhile.
+        kept = self.pool
+        try:
+            # The one put back last; below it are places for connections that were never made.
+            connection = kept.get_nowait() if kept is not None else None
+        except queue.Empty:
+            return None
+        if connection is not None and not is_connection_dropped(connection):
+            return cast(TimedHTTPConnection, connection)
+        self.give_back(connection)
+        return None
 
-class TimedHTTPSPool(HTTPSConnectionPool):
+    def give_back(self, connection: TimedHTTPConnection | None) -> None:
+        """Keep a connection, or the place of one, for who comes next."""
+        self._put_conn(connection)
+
+    def _put_conn(self, conn: Any) -> None:
+        """See urllib3, which warns of a connection that is one too many; after a rush of pages that is no news."""
+        kept = self.pool
+        try:
+            if kept is not None:
+                kept.put(conn, block=False)
+                return
+        except queue.Full:
+            pass
+        if conn is not None:
+            conn.close()
+
+    @property
+    def authority(self) -> str:
+        """The ``Host`` header of its requests."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port in (None, port_by_scheme[self.scheme]) else f"{host}:{self.port}"
+
+
+class TimedHTTPSPool(TimedHTTPPool, HTTPSConnectionPool):
     """A pool of TimedHTTPSConnection."""
 
     ConnectionCls = TimedHTTPSConnection

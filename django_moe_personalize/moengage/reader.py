@@ -6,6 +6,7 @@ understood is passed through as it came or skipped, never guessed at.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from django_moe_personalize.exceptions import InvalidResponseError
+from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.types import (
     DataSource,
     Experience,
@@ -63,6 +65,30 @@ def parse_json(body: bytes) -> object:
     raise InvalidResponseError(f"MoEngage's answer cannot be read: {problem}")
 
 
+def read_fetch(body: bytes) -> ExperiencesResult:
+    """Return the experiences in the body of an answer to a fetch (contract §2); raises InvalidResponseError.
+
+    Everything in it is unchangeable. What a body says depends on the body alone, and visitors share
+    variations, so what was read lately is not read again.
+    """
+    try:
+        return _read_known(body) if len(body) <= _MAX_KNOWN_BYTES else read_experiences(parse_json(body))
+    except InvalidResponseError as error:
+        problem = str(error)
+    # See parse_json().
+    del body
+    raise InvalidResponseError(problem)
+
+
+_MAX_KNOWN_BYTES = 16 * 1024
+
+
+# Some ten megabytes at most: a parsed body takes about four times its text.
+@functools.lru_cache(maxsize=128)
+def _read_known(body: bytes) -> ExperiencesResult:
+    return read_experiences(parse_json(body))
+
+
 def read_experiences(data: object) -> ExperiencesResult:
     """Return the experiences in the parsed answer to a fetch (contract §2).
 
@@ -75,7 +101,9 @@ def read_experiences(data: object) -> ExperiencesResult:
         del data
         raise InvalidResponseError("MoEngage's answer has no object «experiences»")
     return ExperiencesResult(
-        experiences={key: read_experience(key, entry) for key, entry in experiences.items() if isinstance(entry, dict)},
+        experiences=freeze(
+            {key: read_experience(key, entry) for key, entry in experiences.items() if isinstance(entry, dict)}
+        ),
         failures=tuple(_read_failures(data)),
     )
 
@@ -85,11 +113,11 @@ def read_experience(key: str, entry: Mapping[str, Any], *, source: DataSource = 
 
     A payload or a context that is no object counts as empty; the context is kept whole.
     """
-    payload = {name: _read_variable(variable) for name, variable in _object(entry.get("payload")).items()}
+    payload = freeze({name: _read_variable(variable) for name, variable in _object(entry.get("payload")).items()})
     return Experience(
         experience_key=key,
         payload=payload,
-        experience_context=_object(entry.get("experience_context")),
+        experience_context=freeze(_object(entry.get("experience_context"))),
         source=source,
         offerings=tuple(find_offerings(payload)),
     )
@@ -232,9 +260,9 @@ def _read_offering(entry: dict[str, Any], context: dict[str, Any]) -> Offering:
         content = _container(content["payload"])
     return Offering(
         offering_id=_text(entry.get("dp_offering_id")) or _text(context.get("moe_offering_id")),
-        content=_object(content),
-        context=context,
-        raw=entry,
+        content=freeze(_object(content)),
+        context=freeze(context),
+        raw=freeze(entry),
     )
 
 

@@ -1,4 +1,4 @@
-"""How a request reaches MoEngage: the ``Transport`` seam, and the one over ``requests``."""
+"""How a request reaches MoEngage: the transport over ``requests`` and, in two steps, over its connections."""
 
 from __future__ import annotations
 
@@ -6,65 +6,34 @@ import functools
 import http.client
 import os
 import ssl
-import zlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
-from urllib3.exceptions import HTTPError, ReadTimeoutError
+from urllib3.exceptions import HTTPError
 
-from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError
+from django_moe_personalize.moengage.answers import MAX_BYTES, build_failure, build_response, refuse_size
 from django_moe_personalize.moengage.base_url import validate_base_url
-from django_moe_personalize.moengage.pools import TIMED_POOLS, DiedIdleError
+from django_moe_personalize.moengage.exchange import WarmExchange
+from django_moe_personalize.moengage.messages import NotTakenError, Request, Response
+from django_moe_personalize.moengage.pools import TIMED_POOLS, TimedHTTPPool
 from django_moe_personalize.resilience import Deadline
-
-MAX_BYTES = 1024 * 1024
-"""Bytes of an answer's body, decompressed; a larger one is refused unread."""
 
 _CHUNK = 64 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
-    """One call: ``path`` is below the base URL and starts with ``/``, ``query`` is encoded.
+class _Owned(NamedTuple):
+    """The connections of one process."""
 
-    Headers and body hold the key and the visitor, so they are not in the repr.
-    """
-
-    method: str
-    path: str
-    query: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One whole answer. Header names are lower-case; the body is decompressed and capped."""
-
-    status: int
-    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    body: bytes = field(default=b"", repr=False)
-
-
-class Transport(Protocol):
-    """Carries a request to MoEngage and back."""
-
-    def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """Return the answer, whatever its status.
-
-        Raises TransportError when there is none, DeadlineExceeded when it does not come in time.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release connections; the transport may be used again."""
-        ...
+    pid: int
+    adapter: _Adapter
+    pool: TimedHTTPPool
 
 
 class RequestsTransport:
@@ -92,7 +61,7 @@ class RequestsTransport:
         *,
         connect_timeout: float = 3.0,
         timeout: float = 30.0,
-        pool_maxsize: int = 16,
+        pool_maxsize: int = 128,
         proxies: Mapping[str, str] | None = None,
         trust_env: bool = False,
         verify: bool | str = True,
@@ -103,7 +72,8 @@ class RequestsTransport:
         self._pool_maxsize = pool_maxsize
         self._proxies = _choose_proxy(self.base_url, proxies, trust_env=trust_env)
         self._context = _get_tls_context(_choose_verify(verify, trust_env=trust_env))
-        self._owned: tuple[int, _Adapter] | None = None
+        self._base_path = urlsplit(self.base_url).path
+        self._owned: _Owned | None = None
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
@@ -116,19 +86,30 @@ class RequestsTransport:
         once, when a kept connection turns out to have died while it was idle.
         """
         outcome = self._attempt(request, deadline)
-        if isinstance(outcome, _NotTakenError):
+        if isinstance(outcome, NotTakenError):
             # The pool hands out the connection put back last: the one just closed, which connects anew.
             outcome = self._attempt(request, deadline)
         if isinstance(outcome, APIError):
             raise outcome
         return outcome
 
+    def reserve(self) -> WarmExchange | None:
+        """Return a kept connection on which a request can be sent at once; ``None`` when one would have to be made.
+
+        Whoever takes it sends and receives on it, or releases it. Through a proxy there is none.
+        """
+        if self._proxies:
+            return None
+        pool = self._get_owned().pool
+        connection = pool.take_warm()
+        return None if connection is None else WarmExchange(pool, connection, self._base_path)
+
     def close(self) -> None:
         """Close the idle connections; the transport may be used again."""
         owned, self._owned = self._owned, None
         # Closing in a forked child closes its copies only; the parent's connections live on.
         if owned is not None:
-            owned[1].close()
+            owned.adapter.close()
 
     def _attempt(self, request: Request, deadline: Deadline) -> Response | APIError:
         # A failure is returned and raised anew by send(): the frames below hold headers and body
@@ -138,7 +119,7 @@ class RequestsTransport:
             return DeadlineExceeded("no time was left to ask MoEngage")
         total = self._timeout if left is None else min(left, self._timeout)
         try:
-            answer = self._get_adapter().send(
+            answer = self._get_owned().adapter.send(
                 self._prepare(request),
                 stream=True,
                 timeout=cast(Any, urllib3.Timeout(total=total, connect=min(total, self._connect_timeout))),
@@ -148,16 +129,17 @@ class RequestsTransport:
         except InvalidResponseError as error:
             return InvalidResponseError(str(error))
         except (requests.RequestException, HTTPError, http.client.HTTPException, OSError) as error:
-            return _build_failure(error)
+            return build_failure(error, wrapper=requests.RequestException)
 
-    def _get_adapter(self) -> _Adapter:
+    def _get_owned(self) -> _Owned:
         # By process: a connection shared across a fork hands one visitor's answer to another. No
         # lock, since one held at the fork would be held for ever in the child; two threads that
         # both build cost one connection too many.
         owned = self._owned
-        if owned is None or owned[0] != os.getpid():
-            owned = self._owned = (os.getpid(), _Adapter(self._context, self._pool_maxsize))
-        return owned[1]
+        if owned is None or owned.pid != os.getpid():
+            adapter = _Adapter(self._context, self._pool_maxsize)
+            owned = self._owned = _Owned(os.getpid(), adapter, adapter.get_pool(self.base_url))
+        return owned
 
     def _prepare(self, request: Request) -> requests.PreparedRequest:
         # By hand: prepare() costs as much as sending, to normalise what is normal already.
@@ -216,6 +198,12 @@ class _Adapter(HTTPAdapter):
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = TIMED_POOLS
 
+    def get_pool(self, base_url: str) -> TimedHTTPPool:
+        """Return the pool that requests to ``base_url`` use."""
+        request = requests.PreparedRequest()
+        request.url = base_url
+        return cast(TimedHTTPPool, self.get_connection_with_tls_context(request, verify=True))
+
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         manager = super().proxy_manager_for(proxy, **kwargs)
         manager.pool_classes_by_scheme = TIMED_POOLS
@@ -247,68 +235,15 @@ class _Body(bytes):
         return "<body>"
 
 
-class _NotTakenError(TransportError):
-    """Nothing was answered on a connection that had been idle."""
-
-
 def _read(raw: urllib3.HTTPResponse) -> Response:
     """Return the whole answer; a connection with anything left on it is closed, not kept."""
     try:
-        headers = {name.lower(): value for name, value in raw.headers.items()}
         # Not decoded by urllib3: before 2.6 it inflates whatever a chunk holds.
         body = b""
         while chunk := raw.read(min(_CHUNK, MAX_BYTES + 1 - len(body)), decode_content=False):
             body += chunk
             if len(body) > MAX_BYTES:
-                raise InvalidResponseError(f"MoEngage's answer is larger than {MAX_BYTES} bytes")
-        return Response(raw.status, headers, _decompress(body, headers.get("content-encoding", "identity")))
+                raise refuse_size()
+        return build_response(raw.status, raw.headers.items(), body)
     finally:
         raw.close()
-
-
-def _decompress(body: bytes, encoding: str) -> bytes:
-    encoding = encoding.strip().lower()
-    if not body or encoding in ("", "identity"):
-        return body
-    if encoding not in ("gzip", "x-gzip"):
-        raise InvalidResponseError("MoEngage's answer is compressed in a way that was not asked for")
-    inflater = zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
-    try:
-        plain = inflater.decompress(body, MAX_BYTES + 1)
-    except zlib.error:
-        plain = b""
-    if len(plain) > MAX_BYTES:
-        raise InvalidResponseError(f"MoEngage's answer is larger than {MAX_BYTES} bytes")
-    if not inflater.eof or inflater.unused_data:
-        raise InvalidResponseError("MoEngage's answer is not one whole gzip stream")
-    return plain
-
-
-def _build_failure(error: BaseException) -> TransportError:
-    """Return the failure to raise for an error of the layers below, without its secrets.
-
-    The cause is the operating system's or OpenSSL's own error alone, stripped of the frames and
-    of the requests that carried it here.
-    """
-    chain = list(_unchain(error))
-    if any(isinstance(link, DiedIdleError) for link in chain):
-        return _NotTakenError("MoEngage closed an idle connection")
-    causes = [link for link in chain if isinstance(link, OSError) and not isinstance(link, requests.RequestException)]
-    cause = causes[-1] if causes else None
-    name = type(cause or error).__name__
-    if isinstance(cause, TimeoutError) or any(isinstance(link, requests.Timeout | ReadTimeoutError) for link in chain):
-        failure: TransportError = DeadlineExceeded("MoEngage did not answer in time")
-    elif isinstance(cause, ssl.SSLCertVerificationError):
-        failure = TransportError(f"MoEngage's certificate was refused: {cause.verify_message}")
-    else:
-        failure = TransportError(f"no whole answer from MoEngage ({name})")
-    if cause is not None:
-        cause.__context__ = cause.__cause__ = None
-        failure.__cause__ = cause.with_traceback(None)
-    return failure
-
-
-def _unchain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.sandbox.decisions import Decision
 from django_moe_personalize.sandbox.engine import Engine, not_allowed, not_found
 from django_moe_personalize.sandbox.errors import RefusedError, json_response

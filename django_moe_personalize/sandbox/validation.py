@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeGuard
 
-from django_moe_personalize.moengage.transport import Request
+from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Action
 from django_moe_personalize.sandbox.errors import RefusedError, invalid, malformed
 from django_moe_personalize.sandbox.rules import DAYS

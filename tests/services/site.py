@@ -64,11 +64,11 @@ async def unrelated(request: HttpRequest) -> HttpResponse:
 
 def state(request: HttpRequest) -> HttpResponse:
     """Tell of this process what no page shows."""
-    from django_moe_personalize import fetch
+    from django_moe_personalize import calls
 
-    breaker = fetch.get_breaker()
+    breaker = calls.get_breaker()
     said = {"state": breaker.state, "reason": breaker.reason, "retry_in": breaker.retry_in}
-    response = JsonResponse(said | {"in_flight": fetch.get_pool().in_flight})
+    response = JsonResponse(said | {"in_flight": calls.get_pool().in_flight})
     response["X-Worker"] = str(os.getpid())
     response["Content-Length"] = str(len(response.content))
     return response
@@ -115,11 +115,11 @@ def _configure() -> dict[str, Any]:
 
 def _shorten(intervals: dict[str, Any]) -> None:
     """Let the breaker and the gate have other figures than a site's, which a test has no time for."""
-    from django_moe_personalize import breaker, fetch
+    from django_moe_personalize import breaker, calls
 
     if intervals:
         breaker.CircuitBreaker.__init__.__kwdefaults__.update(intervals["breaker"])
-        fetch.GATE_SECONDS = intervals["gate"]
+        calls.GATE_SECONDS = intervals["gate"]
 
 
 def _hang_names(flag: Path) -> None:

@@ -1,0 +1,398 @@
+"""Questions in two steps that go wrong, and event loops: on time, told once, and nothing left behind."""
+
+import asyncio
+import itertools
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from django_moe_personalize import calls, signals
+from django_moe_personalize.fetch import start_fetch
+from django_moe_personalize.moengage import client
+from django_moe_personalize.resilience import PoolBusy
+from django_moe_personalize.testing import override_personalize
+from tests.conftest import settle
+from tests.loopback import Exchange, Loopback, build_head
+from tests.warm_vendor import build_visitor
+from tests.wire import LONG, break_off, wait_readable, wait_until
+
+REPOSITORY = Path(__file__).parent.parent
+KEYS = ("hero-banner",)
+VISITOR = build_visitor()
+SOON = 0.2
+MARGIN = 0.75
+
+
+def aresult(question, seconds=LONG):
+    """Read a question in an event loop of its own."""
+
+    async def read():
+        return await question.aresult(seconds)
+
+    return asyncio.run(read())
+
+
+def result(question, seconds=LONG):
+    """Read a question in a thread."""
+    return question.result(seconds)
+
+
+both_ways = pytest.mark.parametrize("read", [result, aresult], ids=["thread", "task"])
+
+
+# -- on time
+
+
+def test_answer_that_came_in_time_is_shown_however_late_it_is_read(vendor, heard):
+    """The deadline is the vendor's, not the view's."""
+    with override_personalize(DEADLINE=SOON):
+        vendor.warm()
+        question = start_fetch(VISITOR, KEYS)
+        vendor.wait_for_answers(1)
+        time.sleep(SOON)
+        assert question.result(SOON).keys() == {"hero-banner"}
+
+
+def test_vendor_that_hangs_costs_the_deadline_once(vendor, heard, submitted):
+    """At the deadline the default shows, and the breaker learns of one failure."""
+    with override_personalize(DEADLINE=SOON), vendor.hold():
+        vendor.warm()
+        start = time.monotonic()
+        questions = [start_fetch(VISITOR, KEYS) for _ in range(2)]
+        assert [question.result(SOON) for question in questions] == [{}, {}]
+        assert SOON <= time.monotonic() - start < SOON + MARGIN
+        settle()
+        assert heard == ["failure"]
+        assert not vendor.is_kept()
+
+
+@both_ways
+def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
+    """A vendor that has not answered by the deadline is given up the moment a late page reads."""
+    with override_personalize(DEADLINE=SOON), vendor.hold():
+        vendor.warm()
+        question = start_fetch(VISITOR, KEYS)
+        time.sleep(SOON)
+        start = time.monotonic()
+        question.release()
+        assert read(question) == {}
+        assert time.monotonic() - start < MARGIN
+    assert heard == ["failure"]
+
+
+# -- failures
+
+
+@both_ways
+def test_connection_that_died_idle(vendor, heard, read, submitted):
+    """Asked again in one step, and shown; the breaker learns of the answer alone."""
+    vendor.behave = lambda exchange: exchange.close() if exchange.turn > 1 else vendor.reply(exchange)
+    question = start_fetch(VISITOR, KEYS)
+    wait_until(lambda: len(vendor.fetches) == 1)
+    assert read(question).keys() == {"hero-banner"}
+    assert (len(vendor.fetches), vendor.server.connections) == (2, 2)
+    assert (heard, submitted) == (["success"], ["_run"])
+
+
+def test_connection_that_died_idle_and_the_pool_is_busy(vendor, heard, monkeypatch):
+    """Without a thread nobody asks again, and the default shows at once."""
+    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    vendor.behave = Exchange.close
+    assert start_fetch(VISITOR, KEYS).result(LONG) == {}
+    assert (len(vendor.fetches), heard) == (1, [])
+
+
+@pytest.mark.parametrize("is_busy", [False, True], ids=["hangs", "died-idle"])
+def test_what_was_known_shows_when_no_answer_comes(vendor, heard, monkeypatch, is_busy):
+    """One key's stale experience is better than the default; the other's default shows."""
+    with override_personalize(CACHE_TTL=0, DEADLINE=1.0):
+        vendor.warm()
+        start_fetch(VISITOR, KEYS).result(LONG)
+        settle()
+        if is_busy:
+            monkeypatch.setattr(calls.get_pool(), "submit", busy)
+        vendor.behave = Exchange.close if is_busy else Exchange.hang
+        assert start_fetch(VISITOR, (*KEYS, "promo-strip")).result(LONG).keys() == {"hero-banner"}
+    assert heard == (["success"] if is_busy else ["success", "failure"])
+
+
+def test_connection_that_died_idle_is_found_out_too_late(vendor, heard, submitted):
+    """Past the deadline nobody waits for a second try, and nothing was learned of the vendor."""
+    vendor.behave = Exchange.close
+    with override_personalize(DEADLINE=SOON):
+        vendor.warm()
+        question = start_fetch(VISITOR, KEYS)
+        time.sleep(SOON)
+        assert question.result(LONG) == {}
+    assert (len(vendor.fetches), heard, submitted) == (1, [], [])
+
+
+def busy(*args):
+    """Refuse as a pool does whose threads are all busy."""
+    raise PoolBusy("busy")
+
+
+def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
+    """What was read meanwhile is not given up."""
+    with vendor.hold():
+        leaving, reading = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+
+    def submit(*args):
+        assert reading.result(LONG)
+        raise PoolBusy("busy")
+
+    monkeypatch.setattr(calls.get_pool(), "submit", submit)
+    leaving.release()
+    assert leaving.result(0.0).keys() == {"hero-banner"}
+    assert vendor.is_kept()
+
+
+@both_ways
+@pytest.mark.parametrize("is_busy", [False, True], ids=["thread-tells", "page-tells"])
+@pytest.mark.parametrize(
+    ("behave", "told", "kind"),
+    [
+        (lambda exchange: exchange.reply(b"{}", status="400 Bad"), "success", "ResponseError"),
+        (lambda exchange: exchange.reply(status="401 No"), "failure", "AuthenticationError"),
+        (lambda exchange: exchange.reply(status="429 Slow", headers={"Retry-After": "9"}), "close_gate", "RateLimited"),
+        (lambda exchange: exchange.reply(b"oops", status="500 Oops"), "failure", "ServerError"),
+        (lambda exchange: exchange.reply(b"<html>"), "failure", "InvalidResponseError"),
+        (break_off(build_head("200 OK", {"Content-Length": "9"}) + b"{}", Exchange.close), "failure", "TransportError"),
+        (break_off(b"SSH-2.0\r\n\r\n", Exchange.hang), "failure", "TransportError"),
+    ],
+    ids=["400", "401", "429", "500", "html", "half", "ssh"],
+)
+def test_bad_answer_is_told_once(vendor, heard, monkeypatch, behave, told, kind, is_busy, read):
+    """The default shows; breaker, signal and log learn of it once, however many pages share it."""
+    errors = []
+
+    def listen(sender, error, experience_keys, **kwargs):
+        errors.append((type(error).__name__.startswith(kind), experience_keys))
+
+    vendor.behave = behave
+    if is_busy:
+        monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    signals.fetch_failed.connect(listen)
+    try:
+        questions = [start_fetch(VISITOR, KEYS) for _ in range(3)]
+        assert [read(question) for question in questions] == [{}] * 3
+        settle()
+    finally:
+        signals.fetch_failed.disconnect(listen)
+    assert heard == [told]
+    assert errors == [(True, KEYS)]
+    assert len(vendor.fetches) == 1
+
+
+@both_ways
+@pytest.mark.parametrize("place", ["read_fetch", "receive"])
+def test_bug_in_reading(vendor, heard, monkeypatch, caplog, read, place):
+    """Whatever nobody foresaw ends with the default, for all who wait, and the connection is not left open."""
+
+    def fail(*args):
+        raise KeyError("ada@example.com")
+
+    if place == "receive":
+        monkeypatch.setattr(client.PersonalizeClient, "receive_fetch", fail)
+    else:
+        monkeypatch.setattr(client, "read_fetch", fail)
+    questions = [start_fetch(VISITOR, KEYS) for _ in range(2)]
+    assert [read(question) for question in questions] == [{}, {}]
+    assert "failed unexpectedly (KeyError)" in caplog.text
+    assert "ada@example.com" not in caplog.text
+    assert heard == ["failure"]
+    assert vendor.is_kept() == (place == "read_fetch")
+
+
+# -- event loops
+
+
+def test_event_loop_goes_on(vendor, submitted):
+    """While a vendor takes a second everything else of the process runs, and no thread waits."""
+
+    async def beat(beats):
+        while True:
+            await asyncio.sleep(0.005)
+            beats.append(time.monotonic())
+
+    async def read():
+        beats = [time.monotonic()]
+        heart = asyncio.create_task(beat(beats))
+        answer = await start_fetch(VISITOR, KEYS).aresult(LONG)
+        heart.cancel()
+        return answer, beats
+
+    vendor.behave = lambda exchange: (time.sleep(1.0), vendor.reply(exchange))
+    answer, beats = asyncio.run(read())
+    assert answer.keys() == {"hero-banner"}
+    assert beats[-1] - beats[0] > MARGIN
+    assert max(after - before for before, after in itertools.pairwise(beats)) < MARGIN
+    assert submitted == []
+
+
+@pytest.mark.parametrize("way", ["cancelled", "timeout"])
+def test_task_that_is_cancelled(vendor, heard, submitted, way):
+    """The loop no longer watches the connection, and a thread reads the answer for whoever comes."""
+
+    async def read():
+        question = start_fetch(VISITOR, KEYS)
+        fileno = question._flight.reader._call.fileno()
+        task = asyncio.create_task(question.aresult(LONG if way == "cancelled" else SOON / 4))
+        await asyncio.sleep(SOON / 2)
+        if way == "cancelled":
+            task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled() == (way == "cancelled")
+        assert not asyncio.get_running_loop().remove_reader(fileno)
+
+    with vendor.hold():
+        asyncio.run(read())
+    settle()
+    assert start_fetch(VISITOR, KEYS).done
+    assert vendor.is_kept()
+    assert (heard, submitted) == (["success"], ["_read_on"])
+
+
+def test_one_task_of_several_is_cancelled(vendor):
+    """The others get the answer all the same."""
+
+    async def read():
+        tasks = [asyncio.create_task(start_fetch(VISITOR, KEYS).aresult(LONG)) for _ in range(3)]
+        await asyncio.sleep(SOON / 4)
+        tasks[0].cancel()
+        await asyncio.wait([tasks[0]])
+        vendor._go_on.set()
+        return await asyncio.gather(*tasks[1:])
+
+    with vendor.hold():
+        assert [answer.keys() for answer in asyncio.run(read())] == [{"hero-banner"}] * 2
+    assert len(vendor.fetches) == 1
+
+
+def test_answer_that_comes_as_the_task_is_cancelled(vendor):
+    """Both at once is no error of the loop."""
+
+    async def read():
+        loop = asyncio.get_running_loop()
+        errors = []
+        loop.set_exception_handler(lambda loop, context: errors.append(context))
+        with vendor.hold():
+            question = start_fetch(VISITOR, KEYS)
+            task = asyncio.create_task(question.aresult(LONG))
+            await asyncio.sleep(SOON / 4)
+        # The loop stands still until the answer is there, so that it finds both in one go.
+        wait_readable(question._flight.reader._call)
+        loop.call_soon(task.cancel)
+        await asyncio.wait([task])
+        await asyncio.sleep(SOON / 4)
+        return task.cancelled(), errors
+
+    assert asyncio.run(read()) == (True, [])
+
+
+def test_event_loop_that_stands_still_keeps_no_thread(vendor, submitted):
+    """A loop that nobody runs any more holds the answer up until the deadline, and no thread any longer."""
+    loop = asyncio.new_event_loop()
+    with override_personalize(DEADLINE=1.0), vendor.hold():
+        vendor.warm()
+        question, other = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+        task = loop.create_task(question.aresult(LONG))
+        loop.run_until_complete(asyncio.sleep(SOON / 4))
+        start = time.monotonic()
+        assert other.result(SOON / 4) == {}
+        settle()
+        assert time.monotonic() - start < 1.0 + MARGIN
+        task.cancel()
+        loop.run_until_complete(asyncio.wait([task]))
+        settle()
+    loop.close()
+    assert submitted[0] == "_read_on"
+    assert question.done
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, ValueError], ids=lambda error: error.__name__)
+def test_event_loop_that_cannot_watch_sockets(vendor, submitted, caplog, error):
+    """A thread reads instead, and the log says so once."""
+
+    class Loop(asyncio.SelectorEventLoop):
+        def add_reader(self, *args):
+            raise error
+
+    async def read():
+        return [await start_fetch(build_visitor(number), KEYS).aresult(LONG) for number in range(2)]
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        answers = runner.run(read())
+    assert [answer.keys() for answer in answers] == [{"hero-banner"}] * 2
+    assert submitted == ["_read_on"] * 2
+    assert caplog.text.count("cannot watch sockets") == 1
+
+
+def test_poll_takes_in_what_has_come(vendor, submitted):
+    """It says whether the answer is there, waits for nothing, and does nothing once it is."""
+    with vendor.hold():
+        question = start_fetch(VISITOR, KEYS)
+        assert not question.poll()
+    vendor.wait_for_answers(1)
+    wait_until(question.poll)
+    assert question.poll()
+    assert question.result(0.0).keys() == {"hero-banner"}
+    assert start_fetch(VISITOR, KEYS).poll()
+    assert submitted == []
+
+
+# -- forks
+
+
+FORKING = """
+    import os, sys
+    import django
+    django.setup()
+    from django_moe_personalize import calls, connection
+    from django_moe_personalize.fetch import start_fetch
+    from django_moe_personalize.moengage.client import PersonalizeClient
+    from django_moe_personalize.moengage.transport import RequestsTransport
+    from tests.warm_vendor import build_visitor
+
+    def ask(number):
+        answer = start_fetch(build_visitor(number), ["hero"]).result(20.0)
+        return not answer or answer["hero"]["Title"] != f"visitor-{number}"
+
+    transport = RequestsTransport(sys.argv[1])
+    with connection.override_client(PersonalizeClient(workspace_id="W", api_key="k", transport=transport)):
+        failed = ask(0)
+        # Before the fork a page has asked and not read.
+        pending = start_fetch(build_visitor(1), ["hero"])
+        children = []
+        for child in range(1, 4):
+            pid = os.fork()
+            if not pid:
+                os._exit(any([ask(child * 1000 + number) for number in range(20)]))
+            children.append(pid)
+        failed |= pending.result(20.0)["hero"]["Title"] != "visitor-1"
+        failed |= any([ask(100 + number) for number in range(20)])
+        failed |= any([os.waitpid(pid, 0)[1] != 0 for pid in children])
+    sys.exit(failed)
+"""
+
+
+def test_fork_with_a_kept_connection(tmp_path):
+    """Parent and children of a warm process get 82 answers, each visitor their own, over a connection each."""
+
+    def name(exchange):
+        customer = exchange.received.body.split(b'"customer_id":"')[1].split(b'"')[0]
+        exchange.reply(b'{"experiences": {"hero": {"payload": {"Title": "%b"}}}}' % customer)
+
+    with Loopback(name) as server:
+        program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORKING), server.url]
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+        options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(program, check=False, **options)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert len(server.received) == 82
+        assert server.connections == 4
