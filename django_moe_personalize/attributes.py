@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from itertools import islice
 from typing import Any, Final, Protocol
 from urllib.parse import unquote_plus
@@ -133,8 +134,18 @@ def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
 def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Return the wanted query parameters, clean, in the order of ``names``."""
     raw = meta.get("QUERY_STRING", "")
-    found = split_query(raw, names) if raw and names else {}
-    return {name: text for name in names if (text := clean_text(found.get(name, ""), MAX_VALUE_LENGTH))}
+    if not raw or not names:
+        return {}
+    # The links of one mail are alike. Longer queries are nobody's: they would only fill the memory.
+    is_remembered = len(raw) <= MAX_VALUE_LENGTH
+    return dict((_read_pairs if is_remembered else _read_pairs.__wrapped__)(raw, tuple(names)))
+
+
+@lru_cache(maxsize=1024)
+def _read_pairs(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    found = split_query(raw, names)
+    cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
+    return tuple((name, text) for name, text in cleaned if text)
 
 
 def split_query(raw: str, names: Iterable[str]) -> dict[str, str]:
@@ -151,7 +162,8 @@ def split_query(raw: str, names: Iterable[str]) -> dict[str, str]:
             name = unquote_plus(name)
         if value and name in names:
             # A character is at most four bytes, a byte at most three characters.
-            found[name] = unquote_plus(value[: 12 * MAX_VALUE_LENGTH])
+            value = value[: 12 * MAX_VALUE_LENGTH]
+            found[name] = unquote_plus(value) if "%" in value or "+" in value else value
     return found
 
 
@@ -300,6 +312,10 @@ def clean_text(text: str, limit: int) -> str:
 
 def apply_limits(attributes: dict[str, str]) -> dict[str, str]:
     """Return the attributes up to the first that is one too many or one too long for all together."""
+    # Far from both limits, as nearly always; a character is at most four bytes.
+    length = sum(map(len, attributes)) + sum(map(len, attributes.values()))
+    if len(attributes) <= MAX_CUSTOM_ATTRIBUTES and 4 * length <= MAX_BYTES:
+        return attributes
     custom = size = 0
     for place, (name, value) in enumerate(attributes.items()):
         custom += name not in RESERVED_NAMES

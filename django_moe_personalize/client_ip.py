@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,17 +26,27 @@ def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precisi
     """
     if precision == "off":
         return ""
-    address = parse_address(meta.get("REMOTE_ADDR") or "")
-    if proxies and address is not None and _is_in(address, proxies):
-        address = _read_forwarded(meta, proxies)
+    peer = meta.get("REMOTE_ADDR") or ""
+    if proxies and (address := parse_address(peer)) is not None and _is_in(address, proxies):
+        return _show(_read_forwarded(meta, proxies), precision)
+    return _show_peer(peer, precision)
+
+
+@functools.lru_cache(maxsize=1024)
+def _show_peer(peer: str, precision: str) -> str:
+    """Return what is sent of the peer's address; remembered, because a visitor's pages come from one."""
+    return _show(parse_address(peer), precision)
+
+
+def _show(address: IPAddress | None, precision: str) -> str:
     if address is None or not is_public(address):
         return ""
     return str(truncate(address) if precision == "truncated" else address)
 
 
-def parse_address(node: str) -> IPAddress | None:
-    """Return the address of a node: IPv4 or IPv6, in brackets, with a port, mapped; ``None`` if it is none."""
-    match = _NODE.fullmatch(node) if len(node) <= _MAX_NODE_LENGTH else None
+@functools.lru_cache(maxsize=1024)
+def _parse_node(node: str) -> IPAddress | None:
+    match = _NODE.fullmatch(node)
     if match is None:
         return None
     try:
@@ -44,6 +55,11 @@ def parse_address(node: str) -> IPAddress | None:
         return None
     # A dual-stack socket shows IPv4 peers as ::ffff:192.0.2.1.
     return getattr(address, "ipv4_mapped", None) or address
+
+
+def parse_address(node: str) -> IPAddress | None:
+    """Return the address of a node: IPv4 or IPv6, in brackets, with a port, mapped; ``None`` if it is none."""
+    return _parse_node(node) if len(node) <= _MAX_NODE_LENGTH else None
 
 
 def is_public(address: IPAddress) -> bool:

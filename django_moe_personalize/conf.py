@@ -9,19 +9,19 @@ read at import.
 from __future__ import annotations
 
 import dataclasses
+import os
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.dispatch import receiver
-from environ import Env
 
 from django_moe_personalize import values
 from django_moe_personalize.values import Backend, Mistake, Reader
@@ -51,7 +51,7 @@ def setting(default: Any, reader: Reader, *, secret: bool = False) -> Any:
     return dataclasses.field(default_factory=lambda: default, repr=not secret, metadata=metadata)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Settings:
     """The settings of a site, checked and typed; durations are in seconds.
 
@@ -93,8 +93,7 @@ class Settings:
     content_hosts: tuple[str, ...] = setting((), values.sequence_of(values.host_item, of="host names"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Problem(NamedTuple):
     """One mistake: ``name`` is the setting's, ``message`` says what and where, ``hint`` the mend."""
 
     kind: Literal["value", "unknown", "environment"]
@@ -132,14 +131,13 @@ def _resolve() -> tuple[dict[str, Any], list[Problem]]:
         return {}, [Problem(kind="value", name=SETTING, message=f"{SETTING} is not a dict.", hint=hint)]
     found: dict[str, Any] = {}
     problems = [*_unknown_keys(given), *_unknown_variables()]
-    env = Env()
     for name, field in FIELDS.items():
         try:
             # None is what os.environ.get() gives for a variable that is not there: not given.
             if given.get(name) is not None:
                 found[field.name] = _read(field, f'{SETTING}["{name}"]', given[name])
-            elif f"{SETTING}_{name}" in env:
-                found.update(_read_variable(field, f"{SETTING}_{name}", env))
+            elif f"{SETTING}_{name}" in os.environ:
+                found.update(_read_variable(field, f"{SETTING}_{name}"))
         except ConfigurationError as error:
             problems.append(Problem(kind="value", name=name, message=error.message, hint=error.hint))
     problems += _settle(found)
@@ -158,15 +156,19 @@ def _read(field: dataclasses.Field[Any], place: str, value: object, *, is_text: 
         raise ConfigurationError(message, hint=mistake.hint) from None
 
 
-def _read_variable(field: dataclasses.Field[Any], variable: str, env: Env) -> dict[str, Any]:
+def _read_variable(field: dataclasses.Field[Any], variable: str) -> dict[str, Any]:
     """Return the field by name, or nothing for an empty variable, which is an unset one."""
+    # Imported here: it takes a tenth of the whole package, and many sites set everything in the dict.
+    from environ import Env
+
+    env = Env()
     try:
         value = env.str(variable, default=None)
     except RecursionError:
         value = None
     if value is not None:
         return {field.name: _read(field, variable, value, is_text=True)}
-    if not env.ENVIRON[variable]:
+    if not os.environ[variable]:
         return {}
     # The value itself may be a key that begins with a dollar: it is not repeated.
     message = f"{variable} begins with $, so it names another variable, which is not set."
@@ -182,7 +184,7 @@ def _unknown_keys(given: Mapping[Any, Any]) -> Iterator[Problem]:
 
 
 def _unknown_variables() -> Iterator[Problem]:
-    for variable in Env.ENVIRON:
+    for variable in os.environ:
         name = variable.removeprefix(f"{SETTING}_")
         if name != variable and name not in FIELDS:
             found = values.nearest(name, FIELDS)

@@ -14,7 +14,7 @@ from django.template.response import SimpleTemplateResponse
 
 from django_moe_personalize import track
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.context import Personalization
+from django_moe_personalize.context import Personalization, release_unread
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.planning import find_template_keys
 
@@ -46,14 +46,26 @@ class PersonalizeMiddleware:
         if self.is_async:
             return self.__acall__(request)
         personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
-        response = self.get_response(request)
-        track.record(personalization.seal(response))
+        try:
+            response = self.get_response(request)
+        except BaseException:
+            # The server ends this worker: there is no page to seal.
+            release_unread(personalization)
+            raise
+        if events := personalization.seal(response):
+            track.record(events)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
-        response: HttpResponseBase = await self.get_response(request)
-        await track.arecord(personalization.seal(response))
+        try:
+            response: HttpResponseBase = await self.get_response(request)
+        except BaseException:
+            # The visitor has gone, which cancels the page.
+            release_unread(personalization)
+            raise
+        if events := personalization.seal(response):
+            await track.arecord(events)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -35,6 +36,8 @@ NOWHERE = "#"
 """Where a link goes whose destination is not safe."""
 
 _CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
+
+_MAX_REMEMBERED_TEXT = 2048
 
 _MARK_END = mark_safe("<template data-moe-end></template>")
 
@@ -82,7 +85,16 @@ def render_value(tracker: Tracker, experience: Experience, value: Any) -> str:
     """
     if get_settings().impressions == "render":
         tracker.show(experience)
+    # An exact str: what knows by itself how to be HTML must be asked, and equals one that does not.
+    if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
+        return _escape(value)
     return conditional_escape(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _escape(text: str) -> SafeString:
+    """Escape a text of an experience, which pages show again and again."""
+    return escape(text)
 
 
 def _build_mark(tracker: Tracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
@@ -118,8 +130,10 @@ def build_click_url(
     if destination.startswith("#"):
         return destination
     if request is not None:
-        # Relative to this page, not to the endpoint that a click passes through.
-        destination = urljoin(request.get_full_path(), destination)
+        # Relative to this page, not to the endpoint that a click passes through. What is no URL at all
+        # ("https://[x") raises; it stays what it is, and is not safe.
+        with suppress(ValueError):
+            destination = urljoin(request.get_full_path(), destination)
     host = find_host(destination) if trusted else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         log_once("destination", "A link's destination is not of this site nor of CONTENT_HOSTS; it goes nowhere.")

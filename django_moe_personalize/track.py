@@ -7,13 +7,14 @@ it comes back, so that a replay counts nothing.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from django.conf import settings as django_settings
 from django.core import signing
@@ -41,14 +42,25 @@ _ROBOT = re.compile(
 )
 """Self-declared robots (and no Cubot, which makes telephones); what hides is not caught by a header."""
 
+_MAX_REMEMBERED_USER_AGENT = 512
+
 
 def is_counted(request: HttpRequest) -> bool:
     """Return whether a person asked for this page to see it now: no HEAD, no prefetch, no declared robot."""
-    headers = request.headers
-    purpose = headers.get("Sec-Purpose") or headers.get("Purpose") or headers.get("X-Moz") or ""
+    # Not request.headers, which is made of all headers, and costs more than everything here.
+    meta = request.META
+    purpose = meta.get("HTTP_SEC_PURPOSE") or meta.get("HTTP_PURPOSE") or meta.get("HTTP_X_MOZ") or ""
     if request.method == "HEAD" or "prefetch" in purpose.lower():
         return False
-    return _ROBOT.search(headers.get("User-Agent", "")) is None
+    user_agent: str = meta.get("HTTP_USER_AGENT", "")
+    # Longer ones are nobody's: they would only fill the memory.
+    is_remembered = len(user_agent) <= _MAX_REMEMBERED_USER_AGENT
+    return not (_is_robot if is_remembered else _is_robot.__wrapped__)(user_agent)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_robot(user_agent: str) -> bool:
+    return _ROBOT.search(user_agent) is not None
 
 
 def build_event(
@@ -67,17 +79,17 @@ def build_event(
     """
     if not customer_id or not experience.experience_context:
         return None
-    attributes = dict(experience.experience_context)
+    context, more = experience.experience_context, dict[str, Any]()
     if action is Action.SHOWN and experience.offerings and not get_settings().offering_events:
-        attributes[OFFERINGS] = [dict(shown.context) for shown in experience.offerings]
+        more[OFFERINGS] = [dict(shown.context) for shown in experience.offerings]
     if offering is not None:
         element = element or offering.offering_id
         if get_settings().offering_events:
-            action, attributes = Action.OFFERING_CLICKED, {}
-        attributes.update(offering.context)
+            action, context = Action.OFFERING_CLICKED, {}
+        more.update(offering.context)
     if element:
-        attributes["b_id"] = element
-    return Event(action, customer_id, attributes, int(time.time()))
+        more["b_id"] = element
+    return Event(action, customer_id, {**context, **more} if more else context, int(time.time()))
 
 
 def build_offering_impressions(offerings: Iterable[Offering], customer_id: str | None) -> list[Event]:
@@ -192,8 +204,7 @@ def record_when_streamed(response: StreamingHttpResponse, collect: Callable[[], 
     response.streaming_content = (astream if response.is_async else stream)(response.streaming_content)
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(NamedTuple):
     """What a page hands out to be told about later: one event, bound to its visitor.
 
     A link's token stands for its click and has a ``destination`` (on ``host``, where the template's
@@ -203,12 +214,15 @@ class Token:
 
     event_uuid: str
     action: str
-    attributes: Mapping[str, Any] = field(repr=False)
-    binding: str = field(repr=False)
+    attributes: Mapping[str, Any]
+    binding: str
     destination: str = ""
     host: str = ""
     elements: Sequence[str] = ()
     expired: bool = False
+
+    def __repr__(self) -> str:
+        return f"<Token {self.action} {self.event_uuid}>"
 
     @classmethod
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
@@ -218,7 +232,7 @@ class Token:
 
     def sign(self) -> str | None:
         """Return the token as URL-safe text, compressed when that helps; ``None`` when it is too long."""
-        text = signing.dumps([getattr(self, name) for name in _SIGNED], salt=_SALT, compress=True)
+        text = signing.dumps(self[:-1], salt=_SALT, compress=True)
         if len(text) > MAX_TOKEN_LENGTH:
             log_once("token", "An experience's context is too long for a token; its clicks are not tracked.")
             return None
@@ -242,9 +256,6 @@ class Token:
         return Event(Action.CLICKED, customer_id, attributes, int(time.time()), event_uuid)
 
 
-_SIGNED = ("event_uuid", "action", "attributes", "binding", "destination", "host", "elements")
-
-
 def read_token(text: str) -> Token:
     """Return the token that ``sign`` made. Raises ``signing.BadSignature`` for anything else."""
     if not text.isascii():
@@ -252,7 +263,7 @@ def read_token(text: str) -> Token:
     try:
         return Token(*signing.loads(text, salt=_SALT, max_age=TOKEN_MAX_AGE))
     except signing.SignatureExpired:
-        return replace(Token(*signing.loads(text, salt=_SALT)), expired=True)
+        return Token(*signing.loads(text, salt=_SALT))._replace(expired=True)
 
 
 def bind_visitor(customer_id: str, secret: str | bytes | None = None) -> str:

@@ -17,9 +17,7 @@ import zoneinfo
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Final
-
-from environ import Env
+from typing import Any, Final, NamedTuple
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -31,9 +29,11 @@ RESERVED_NAMES: Final = frozenset(
 MISSING: Final = object()
 """Stands for «the value itself», where a mistake is not in a part of it."""
 
+# Those of environ.Env, and their opposites.
+_TRUE_STRINGS = ("true", "on", "ok", "y", "yes", "1")
 _FALSE_STRINGS = ("false", "off", "n", "no", "0")
-_DOTTED_PATH = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
-_HOST = re.compile(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?")
+_DOTTED_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
+_HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?"
 
 
 class Mistake(ValueError):
@@ -50,8 +50,7 @@ class Mistake(ValueError):
         self.found = found
 
 
-@dataclass(frozen=True, slots=True)
-class Reader:
+class Reader(NamedTuple):
     """Reads one kind of value: ``parse`` makes one of an environment variable's text, ``read`` checks it."""
 
     read: Callable[[object], Any]
@@ -90,9 +89,9 @@ def _read_boolean(value: object) -> bool:
 def _parse_boolean(text: str) -> bool:
     # Env's own cast takes every other word, a mistyped «ture» as well, for False.
     word = text.strip().lower()
-    if word not in (*Env.BOOLEAN_TRUE_STRINGS, *_FALSE_STRINGS):
+    if word not in (*_TRUE_STRINGS, *_FALSE_STRINGS):
         raise Mistake("true or false")
-    return word in Env.BOOLEAN_TRUE_STRINGS
+    return word in _TRUE_STRINGS
 
 
 def number(*, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf, unit: str = "") -> Reader:
@@ -208,7 +207,7 @@ def dotted_path() -> Reader:
 
 
 def _read_dotted_path(value: object) -> str:
-    if not isinstance(value, str) or not _DOTTED_PATH.fullmatch(value.strip()):
+    if not isinstance(value, str) or not re.fullmatch(_DOTTED_PATH, value.strip()):
         hint = ""
         if callable(value):
             module, name = getattr(value, "__module__", "module"), getattr(value, "__qualname__", "name")
@@ -281,9 +280,10 @@ def network_item(value: object) -> IPNetwork:
 def host_item(value: object) -> str:
     """Read a host name, with a port where it is not the scheme's own, in lower case."""
     host = value.strip().lower() if isinstance(value, str) else ""
-    if not _HOST.fullmatch(host):
+    if not re.fullmatch(_HOST, host):
         bare = re.sub(r"^([a-z]+:)?//|^(\*?\.)|[/?#].*$", "", host)
-        raise Mistake('a host name such as "cdn.example.com"', hint=f'Write "{bare}".' if _HOST.fullmatch(bare) else "")
+        hint = f'Write "{bare}".' if re.fullmatch(_HOST, bare) else ""
+        raise Mistake('a host name such as "cdn.example.com"', hint=hint)
     return host
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from django.http import HttpRequest
@@ -15,31 +14,32 @@ from django_moe_personalize.consent import DENIED, GRANTED, Consent, aget_consen
 from django_moe_personalize.identity import Identity, aget_identity, get_identity
 
 
-@dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who asks and with which in-session attributes; not in the repr."""
+    """Who asks, with which in-session attributes, and what they allow; none of it is in the repr."""
 
-    identity: Identity = field(repr=False)
-    attributes: Mapping[str, str] = field(repr=False)
-    consent: Consent = GRANTED
+    __slots__ = ("attributes", "consent", "identity")
+
+    def __init__(self, identity: Identity, attributes: Mapping[str, str], consent: Consent = GRANTED) -> None:
+        self.identity = identity
+        self.attributes = attributes
+        self.consent = consent
 
     def build_digest(self) -> str:
         """Return what tells this visitor's answers from another's: identity, and attributes by VARY_CACHE_ON.
 
         An identified and an anonymous visitor never share one, whatever their ids look like.
         """
-        vary = get_settings().vary_cache_on
-        varying = sorted((n, v) for n, v in self.attributes.items() if vary is None or n in vary)
-        identifiers = sorted(self.identity.user_identifiers.items())
-        return build_digest(
-            [
-                "anonymous" if self.identity.anonymous else "identified",
-                "none" if self.identity.customer_id is None else "id:" + self.identity.customer_id,
-                str(len(identifiers)),
-                *(text for pair in identifiers for text in pair),
-                *(text for pair in varying for text in pair),
-            ]
-        )
+        identity, varying, vary = self.identity, sorted(self.attributes.items()), get_settings().vary_cache_on
+        if vary is not None:
+            varying = [(name, value) for name, value in varying if name in vary]
+        parts = [
+            "anonymous" if identity.anonymous else "identified",
+            "none" if identity.customer_id is None else "id:" + identity.customer_id,
+            str(len(identity.user_identifiers)),
+        ]
+        for pair in (*sorted(identity.user_identifiers.items()), *varying):
+            parts += pair
+        return build_digest(parts)
 
 
 NOBODY = Visitor(Identity(), {}, DENIED)

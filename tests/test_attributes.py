@@ -518,6 +518,16 @@ def test_8_kib_are_sent(visit, configure):
     assert list(collected) == [f"a{number}" for number in range(15)]
 
 
+def test_limits_are_reached_and_not_exceeded():
+    """As many as are allowed, besides MoEngage's own, and bytes that nearly fill the room, all go."""
+    most = {"USER_AGENT": "a", "USER_IP_ADDRESS": "b", **{f"a{n}": "c" for n in range(32)}}
+    assert apply_limits(most) == most
+    assert apply_limits({**most, "z": "d"}) == most
+    largest = {f"a{n}": "d" * 254 for n in range(32)}
+    assert apply_limits(largest) == dict(list(largest.items())[:31])
+    assert len(apply_limits({name: value[:250] for name, value in largest.items()})) == 32
+
+
 @given(st.dictionaries(st.sampled_from([f"a{n}" for n in range(50)]), st.text().map(lambda t: clean_text(t, 256))))
 def test_limits_hold(asked):
     """What is sent is the beginning of what was there, and never more than allowed."""

@@ -69,7 +69,7 @@ class ExperienceNode(Node):
 
     def render(self, context: Context) -> SafeString:
         """Render the body and count it as shown; a fallback counts nothing."""
-        page, experience = find_experience(context, self.key.resolve(context))
+        page, experience = find_experience(context, self.experience_key or self.key.resolve(context))
         if experience is None:
             return self.fallback.render(context)
         with context.push({self.name: experience}):
@@ -120,6 +120,7 @@ class ExperienceValueNode(Node):
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.variable = variable
+        self.variable_name = planning.get_literal(variable)
         self.default = default
         self.name = name
 
@@ -133,7 +134,8 @@ class ExperienceValueNode(Node):
 
     def build_text(self, context: Context) -> str:
         """Return the value, else the default, escaped."""
-        key, variable = self.key.resolve(context), self.variable.resolve(context)
+        key: Any = self.experience_key or self.key.resolve(context)
+        variable = self.variable_name or self.variable.resolve(context)
         page, experience = find_experience(context, key)
         if experience is not None:
             value = experience.payload.get(variable)
