@@ -116,7 +116,7 @@ def _serve(
         log.open("wb") as errors,
         running(command, env=environment, pass_fds=[listener.fileno()], stderr=errors) as process,
     ):
-        _wait_until(process, lambda: _answers(port), log.read_text)
+        wait_until(process, lambda: _answers(port), log.read_text)
         yield Server(kind, port, workers, process, names_hang, log)
 
 
@@ -140,7 +140,7 @@ def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen
             process.wait(5)
 
 
-def _wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any = lambda: "") -> None:
+def wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any = lambda: "") -> None:
     end = time.monotonic() + START_SECONDS
     while True:
         try:
@@ -162,7 +162,7 @@ def start_sandbox(folder: Path) -> Iterator[int]:
     command = [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0", "--workspace", str(workspace)]
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)}
     with out.open("wb") as file, running(command, env=environment, stdout=file, stderr=file) as process:
-        _wait_until(process, lambda: "Ctrl-C" in out.read_text(), out.read_text)
+        wait_until(process, lambda: "Ctrl-C" in out.read_text(), out.read_text)
         yield int(re.search(r"answers at http://\S+:(\d+)/v1", out.read_text())[1])
 
 
@@ -178,7 +178,7 @@ def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with running([*command, "--dir", folder], stdout=subprocess.DEVNULL) as process:
-            _wait_until(process, lambda: _is_open(port))
+            wait_until(process, lambda: _is_open(port))
             yield process
 
 
@@ -189,7 +189,7 @@ def start_memcached(port: int) -> Iterator[subprocess.Popen[bytes]]:
     # It refuses to be root, as which a container runs everything.
     command += ["-u", "root"] if os.geteuid() == 0 else []
     with running(command) as process:
-        _wait_until(process, lambda: _is_open(port))
+        wait_until(process, lambda: _is_open(port))
         yield process
 
 

@@ -1,0 +1,53 @@
+"""The tables of the outbox, which only ``DatabaseDelivery`` uses."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    """Create them."""
+
+    initial = True
+
+    dependencies = []
+
+    operations = [
+        migrations.CreateModel(
+            name="OutboxTally",
+            fields=[
+                ("outcome", models.CharField(max_length=20, primary_key=True, serialize=False)),
+                ("count", models.PositiveBigIntegerField(default=0)),
+            ],
+            options={"verbose_name": "tally of the outbox", "verbose_name_plural": "tallies of the outbox"},
+        ),
+        migrations.CreateModel(
+            name="OutboxEvent",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("event_uuid", models.UUIDField(unique=True)),
+                ("customer_hash", models.CharField(max_length=32)),
+                ("body", models.TextField()),
+                (
+                    "state",
+                    models.CharField(
+                        choices=[
+                            ("pending", "pending"),
+                            ("refused", "refused by MoEngage"),
+                            ("attempts", "given up after too many attempts"),
+                        ],
+                        default="pending",
+                        max_length=8,
+                    ),
+                ),
+                ("attempts", models.PositiveIntegerField(default=0)),
+                ("due_at", models.DateTimeField()),
+                ("lease", models.UUIDField(null=True)),
+                ("reason", models.TextField(blank=True)),
+                ("created_at", models.DateTimeField()),
+            ],
+            options={
+                "verbose_name": "event in the outbox",
+                "verbose_name_plural": "events in the outbox",
+                "indexes": [models.Index(fields=["state", "due_at"], name="moe_outbox_due")],
+            },
+        ),
+    ]

@@ -1,0 +1,315 @@
+"""Web processes that fill an outbox, deliverers that empty it, visitors, and somebody who kills both kinds."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.services.databases import Database
+from tests.services.outbox_site import EVENTS
+from tests.services.serving import CREDENTIALS, ROOT, running, wait_until
+
+MODULE = "tests.services.outbox_site"
+QUICK = {"lease": 2.0, "timeout": 1.0, "backoff": 0.05, "max_backoff": 0.5, "pause": 0.5}
+
+COUNT = """
+import dataclasses, json
+from django_moe_personalize.delivery.base import get_delivery
+print(json.dumps(dataclasses.asdict(get_delivery().counts())))
+"""
+RECORD = """
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.moengage.types import Action, Event
+context = {{"cid": "65ea_F_T_WP_AB_2_P_0_AU_42D", "experience": "Hero", "moe_locale_id": "0", "moe_variation_id": "2"}}
+for start in range(0, {count}, 100):
+    numbers = range(start, min(start + 100, {count}))
+    get_delivery().record([Event(Action.SHOWN, str(number), context, 1_760_000_000) for number in numbers])
+"""
+
+
+@dataclass
+class Site:
+    """A site with its own database and an outbox in it; ``folder`` is for what its processes write."""
+
+    database: Database
+    folder: Path
+    base_url: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def environ(self, **moe: Any) -> dict[str, str]:
+        """Return the environment of its processes."""
+        backend = "django_moe_personalize.delivery.database.DatabaseDelivery"
+        delivery = {"BACKEND": backend, "OPTIONS": QUICK | self.options}
+        settings = {**CREDENTIALS, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery, **moe}
+        told = {"database": self.database, "moe": settings}
+        return {**os.environ, "OUTBOX_SITE": json.dumps(told), "PYTHONDEVMODE": ""}
+
+    def manage(self, *arguments: str) -> str:
+        """Run manage.py and return what it printed."""
+        command = [sys.executable, "-m", MODULE, *arguments]
+        done = subprocess.run(command, cwd=ROOT, env=self.environ(), capture_output=True, text=True, timeout=100)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def count(self) -> dict[str, Any]:
+        """Return the books."""
+        return json.loads(self.manage("-c", COUNT))
+
+    def start_deliverer(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start ``moe_deliver`` in a process of its own."""
+        command = [sys.executable, "-m", MODULE, "moe_deliver", *arguments]
+        out = subprocess.PIPE
+        return subprocess.Popen(command, cwd=ROOT, env=self.environ(), stdout=out, stderr=subprocess.DEVNULL, text=True)
+
+    @contextmanager
+    def serve(self, pages_from: str, *, workers: int, threads: int = 4) -> Iterator[WebServer]:
+        """Serve its pages, whose experiences come from elsewhere, with gunicorn."""
+        log = self.folder / "gunicorn.log"
+        with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, log.open("wb") as errors:
+            command = [sys.executable, "-m", "gunicorn", f"{MODULE}:wsgi()", "--worker-class", "gthread"]
+            command += ["--workers", str(workers), "--threads", str(threads), "--no-control-socket"]
+            command += ["--log-level", "warning", "--bind", f"fd://{listener.fileno()}", "--graceful-timeout", "2"]
+            environ = self.environ(BASE_URL=pages_from)
+            with running(command, env=environ, pass_fds=[listener.fileno()], stderr=errors) as process:
+                server = WebServer(listener.getsockname()[1], process)
+                wait_until(process, server.answers, log.read_text)
+                yield server
+
+
+@dataclass
+class WebServer:
+    """The site's pages."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def answers(self) -> bool:
+        """Return whether it answers, with a page on which nothing happens."""
+        with contextlib.closing(self.connect()) as visitor:
+            return visitor.get("/missing/", "first").status == 404
+
+    def connect(self) -> Visitor:
+        """Give a visitor."""
+        return Visitor(self.port)
+
+    def find_workers(self) -> list[int]:
+        """Return the process ids of its workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A page, and the UUIDs of the events that were in the outbox when it was answered."""
+
+    status: int
+    body: str
+    events: list[str]
+
+
+class Visitor:
+    """One visitor's browser; it opens a new connection when the old one breaks."""
+
+    def __init__(self, port: int) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+
+    def get(self, path: str, name: str) -> Answer:
+        """Return a page; raises OSError or HTTPException when none comes."""
+        try:
+            self._connection.request("GET", path, headers={"X-Visitor": name})
+            answer = self._connection.getresponse()
+            events = answer.headers.get(EVENTS, "").split(",")
+            return Answer(answer.status, answer.read().decode(), [event for event in events if event])
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """Hang up."""
+        self._connection.close()
+
+
+class Crowd:
+    """Visitors who read pages until as many events as wanted were recorded by pages that answered 200."""
+
+    def __init__(self, server: WebServer, wanted: int, *, visitors: int = 6) -> None:
+        self.events: list[str] = []
+        self.pages = self.unanswered = 0
+        self._server = server
+        self._wanted = wanted
+        self._lock = threading.Lock()
+        self._threads = [threading.Thread(target=self._read, args=(number,)) for number in range(visitors)]
+
+    def run(self) -> None:
+        """Read."""
+        for thread in self._threads:
+            thread.start()
+        for thread in self._threads:
+            thread.join()
+
+    def _read(self, number: int) -> None:
+        with contextlib.closing(self._server.connect()) as visitor:
+            while len(self.events) < self._wanted:
+                try:
+                    answer = visitor.get("/page/", f"visitor-{number}")
+                except (OSError, http.client.HTTPException):
+                    with self._lock:
+                        self.unanswered += 1
+                    continue
+                assert answer.status == 200, answer.body
+                with self._lock:
+                    self.pages += 1
+                    self.events += answer.events
+
+
+class Killer:
+    """Kill a random web worker or deliverer with ``kill -9``, again and again, and start another deliverer."""
+
+    def __init__(self, site: Site, server: WebServer, *, deliverers: int, every: tuple[float, float]) -> None:
+        self.killed_workers = self.killed_deliverers = 0
+        self._site = site
+        self._server = server
+        self._every = every
+        self._deliverers = [site.start_deliverer("--watch", "0.05") for _ in range(deliverers)]
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Killer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+        for process in self._deliverers:
+            self._kill(process)
+
+    def _work(self) -> None:
+        while not self._over.wait(random.uniform(*self._every)):
+            if random.random() < 0.5:
+                place = random.randrange(len(self._deliverers))
+                self._kill(self._deliverers[place])
+                self._deliverers[place] = self._site.start_deliverer("--watch", "0.05")
+                self.killed_deliverers += 1
+            elif workers := self._server.find_workers():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(random.choice(workers), signal.SIGKILL)
+                    self.killed_workers += 1
+
+    def _kill(self, process: subprocess.Popen[str]) -> None:
+        process.kill()
+        process.communicate()
+
+
+class BadWeather:
+    """The sandbox's faults, changed all the time: errors, resets after the events were taken, and timeouts."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/_sandbox"
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> BadWeather:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._order({})
+
+    def _work(self) -> None:
+        common = {"error_rate": 0.3, "reset": 0.1, "malformed": 0.05}
+        while not self._over.is_set():
+            for faults, seconds in ((common, 2.5), ({**common, "latency": QUICK["timeout"] + 0.5}, 0.5)):
+                self._order(faults)
+                self._over.wait(seconds)
+
+    def _order(self, faults: dict[str, Any]) -> None:
+        body = json.dumps(faults).encode()
+        request = urllib.request.Request(
+            f"{self._url}/faults", body, {"Content-Type": "application/json"}, method="PUT"
+        )
+        urllib.request.urlopen(request, timeout=30).close()
+
+    def read_ledger(self) -> tuple[int, set[str]]:
+        """Return how many events were counted, and the UUIDs of the last 100,000."""
+        with urllib.request.urlopen(f"{self._url}/ledger", timeout=60) as answer:
+            ledger = json.load(answer)
+        counted = sum(each["impressions"] for each in ledger["counts"].values())
+        return counted, {entry["event_uuid"] for entry in ledger["entries"]}
+
+
+def drain(site: Site, seconds: float) -> dict[str, Any]:
+    """Deliver until nothing is pending, as leases of the dead run out, and return the books."""
+    end = time.monotonic() + seconds
+    while True:
+        site.manage("moe_deliver")
+        counts = site.count()
+        if not counts["pending"] or time.monotonic() > end:
+            return counts
+        time.sleep(0.2)
+
+
+@dataclass
+class Result:
+    """What became of the events of an experiment; ``counted`` and ``arrived`` are MoEngage's side of it."""
+
+    recorded: list[str] = field(default_factory=list)
+    arrived: set[str] = field(default_factory=set)
+    counted: int = 0
+    during: int = 0
+    unanswered: int = 0
+    killed_workers: int = 0
+    killed_deliverers: int = 0
+    seconds: float = 0.0
+    books: dict[str, Any] = field(default_factory=dict)
+
+    def describe(self) -> str:
+        """Return figures."""
+        return (
+            f"{len(self.recorded)} events in {self.seconds:.0f} s, {self.during} counted while {self.killed_workers} "
+            f"workers and {self.killed_deliverers} deliverers were killed; {self.counted - len(self.recorded)} more, "
+            f"of {self.unanswered} pages cut off"
+        )
+
+
+def run_experiment(
+    site: Site, weather: BadWeather, pages_from: str, wanted: int, *, kills: tuple[float, float]
+) -> Result:
+    """Record, deliver, fail and kill at the same time until enough was recorded; then deliver the rest in peace."""
+    result = Result()
+    start = time.monotonic()
+    with (
+        site.serve(pages_from, workers=3) as server,
+        weather,
+        Killer(site, server, deliverers=2, every=kills) as killer,
+    ):
+        # In halves, since the ledger names only so many of the events that it counts.
+        for crowd in (Crowd(server, wanted // 2), Crowd(server, wanted // 2)):
+            crowd.run()
+            result.recorded += crowd.events
+            result.unanswered += crowd.unanswered
+            result.during, uuids = weather.read_ledger()
+            result.arrived |= uuids
+    result.books = drain(site, 120)
+    result.seconds = time.monotonic() - start
+    result.counted, uuids = weather.read_ledger()
+    result.arrived |= uuids
+    result.killed_workers, result.killed_deliverers = killer.killed_workers, killer.killed_deliverers
+    return result

@@ -1,0 +1,140 @@
+"""The outbox on real databases: what was committed arrives once, whatever is killed."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.delivery_vendor import Vendor
+from tests.services.databases import STARTS, Database
+from tests.services.outbox import RECORD, BadWeather, Site, run_experiment
+from tests.services.serving import start_sandbox
+
+EVENTS = 5_000
+LONG_EVENTS = 100_000
+DELIVERERS = 4
+
+# They hold on to the machine for a while: one database after the other, in one of pytest's processes.
+pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
+
+
+@pytest.fixture(scope="module", params=STARTS)
+def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """Run each of the databases."""
+    with STARTS[request.param]() as database:
+        yield database
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    """Run a MoEngage that records each call."""
+    with Vendor() as vendor:
+        yield vendor
+
+
+@pytest.fixture
+def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
+    """Give a site with an empty outbox."""
+    site = Site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
+    site.manage("migrate", "--verbosity", "0")
+    site.manage("flush", "--no-input", "--verbosity", "0")
+    return site
+
+
+def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor, tell: Callable[[str], None]) -> None:
+    """4 processes that start together share the work; nobody sends what another has leased."""
+    site.manage("-c", RECORD.format(count=2000))
+    vendor.delay = 0.02
+    start = time.monotonic()
+    deliverers = [site.start_deliverer() for _ in range(DELIVERERS)]
+    said = [process.communicate()[0] for process in deliverers]
+    seconds = time.monotonic() - start
+    shares = [int(re.search(r"(\d+) events delivered", each)[1]) for each in said]
+    tell(f"{site.database['ENGINE'].rpartition('.')[2]}: 2,000 events in {seconds:.1f} s, shares {sorted(shares)}")
+    assert [process.returncode for process in deliverers] == [0] * DELIVERERS
+    assert sum(shares) == 2000
+    assert Counter(vendor.taken.values()) == {1: 2000}
+    assert sum(share > 0 for share in shares) > 1
+    counts = site.count()
+    assert (counts["accepted"], counts["delivered"], counts["pending"]) == (2000, 2000, 0)
+
+
+def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) -> None:
+    """99 are delivered; one is parked with the vendor's reason, and sent again when somebody says so."""
+    site.manage("-c", RECORD.format(count=100))
+    find = "from django_moe_personalize.models import OutboxEvent as E; "
+    vendor.poison = {site.manage("-c", find + "print(E.objects.order_by('pk')[37].event_uuid)").strip()}
+    assert "99 events delivered, 1 refused and parked, 0 pending." in site.manage("moe_deliver")
+    parked = site.manage("-c", find + "print(*[f'{e.event_uuid} {e.reason}' for e in E.objects.all()], sep=chr(10))")
+    assert parked.strip() == f"{min(vendor.poison)} ResponseError: MoEngage answered 400: Invalid Field Value no"
+    assert site.count()["dropped"] == {"refused": 1}
+    vendor.poison = set()
+    assert "1 parked events are due again.\n1 events delivered" in site.manage("moe_deliver", "--replay")
+    assert site.count() == {"accepted": 100, "delivered": 100, "dropped": {}, "pending": 0, "handed_over": 0}
+
+
+def test_erasing_finds_the_customer_alone(site: Site) -> None:
+    """However the database compares text."""
+    erase = "from django_moe_personalize.delivery.base import get_delivery; print(get_delivery().erase({!r}))"
+    site.manage("-c", RECORD.format(count=20).replace("str(number)", "'aA ßs'[number % 5] * 2"))
+    assert [site.manage("-c", erase.format(name)).strip() for name in ("aa", "ss", "ßß", "nobody")] == [
+        "4",
+        "4",
+        "4",
+        "0",
+    ]
+    counts = site.count()
+    assert (counts["accepted"], counts["dropped"], counts["pending"]) == (20, {"erased": 12}, 8)
+
+
+def test_failing_insert_costs_the_page_nothing_but_its_events(site: Site, sandbox: int) -> None:
+    """With ATOMIC_REQUESTS the page is a 200, its own row is there, and the loss is booked with the next event."""
+    rename = "from django.db import connection as c; c.cursor().execute('ALTER TABLE {} RENAME TO {}')"
+    table = "moe_personalize_outboxevent"
+    with (
+        site.serve(f"http://127.0.0.1:{sandbox}/v1", workers=1, threads=1) as server,
+        closing(server.connect()) as visitor,
+    ):
+        site.manage("-c", rename.format(table, "away"))
+        pages = [visitor.get(path, "ann") for path in ("/in-transaction/?name=first", "/page/")]
+        site.manage("-c", rename.format("away", table))
+        pages.append(visitor.get("/in-transaction/?name=second", "ann"))
+    assert [(page.status, page.body) for page in pages if len(page.body) == 1] == [(200, "1"), (200, "2")]
+    assert (pages[1].status, "From the sandbox" in pages[1].body) == (200, True)
+    counts = site.count()
+    assert (counts["accepted"], counts["dropped"], counts["pending"]) == (4, {"error": 3}, 1)
+
+
+def test_nothing_is_missing_and_nothing_counted_twice(
+    database: Database,
+    folder: Path,
+    sandbox: int,
+    tmp_path: Path,
+    tell: Callable[[str], None],
+    pytestconfig: pytest.Config,
+) -> None:
+    """Web workers and deliverers are killed at random and MoEngage fails: each event of a 200 arrives once."""
+    long = pytestconfig.getoption("--long")
+    wanted, kills = (LONG_EVENTS, (1.0, 3.0)) if long else (EVENTS, (0.5, 2.0))
+    vendor_folder = tmp_path / "vendor"
+    vendor_folder.mkdir()
+    with start_sandbox(vendor_folder) as port:
+        site = Site(database, tmp_path, f"http://127.0.0.1:{port}/v1")
+        weather = BadWeather(port)
+        site.manage("migrate", "--verbosity", "0")
+        site.manage("flush", "--no-input", "--verbosity", "0")
+        result = run_experiment(site, weather, f"http://127.0.0.1:{sandbox}/v1", wanted, kills=kills)
+    missing, twice = set(result.recorded) - result.arrived, result.counted - len(result.arrived)
+    tell(f"{database['ENGINE'].rpartition('.')[2]}: {result.describe()}; {len(missing)} missing, {twice} counted twice")
+    counts = result.books
+    assert len(result.recorded) == len(set(result.recorded)) >= wanted
+    assert (len(missing), twice) == (0, 0)
+    assert min(result.killed_workers, result.killed_deliverers) > 0
+    assert (counts["pending"], counts["dropped"]) == (0, {})
+    assert counts["accepted"] == counts["delivered"] == result.counted
