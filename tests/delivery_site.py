@@ -1,4 +1,4 @@
-"""A site whose only view records one event, and a script that records some and ends; run by test_delivery_exit.py."""
+"""A site whose only view records an event, and a script that records some and ends; for test_delivery_exit.py."""
 
 import json
 import os
@@ -9,6 +9,7 @@ import time
 
 import django
 from django.conf import settings
+from django.core.asgi import get_asgi_application
 from django.core.wsgi import get_wsgi_application
 from django.http import HttpResponse
 from django.urls import path
@@ -22,7 +23,14 @@ def view(request):
     return HttpResponse(record(1)[0])
 
 
-urlpatterns = [path("", view)]
+async def aview(request):
+    """Do so in the event loop."""
+    event = Event(Action.SHOWN, "async", {"cid": "c"}, 1_760_000_000)
+    await get_delivery().arecord([event])
+    return HttpResponse(event.event_uuid)
+
+
+urlpatterns = [path("", view), path("async/", aview)]
 
 
 def record(count):
@@ -54,6 +62,7 @@ settings.configure(
 )
 django.setup()
 application = get_wsgi_application()
+asgi = get_asgi_application()
 # With gunicorn --preload this is the master's own event, recorded before it forks.
 at_import = record(1)
 

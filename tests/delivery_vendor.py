@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -17,7 +18,7 @@ class Vendor:
     ``arrived`` counts calls, ``calls`` has (status, uuids) of every one answered, ``taken`` counts each UUID
     answered 200.
     ``failures`` are statuses for the next calls, ``status`` is for all others; a call with a UUID
-    in ``poison`` is answered 400; while ``hang`` is clear, calls wait for it.
+    in ``poison`` is answered 400; while ``hang`` is clear, calls wait for it; each takes ``delay`` seconds.
     """
 
     def __init__(self):
@@ -25,6 +26,8 @@ class Vendor:
         self.failures = []
         self.poison = set()
         self.title = None
+        self.description = "no"
+        self.delay = 0.0
         self.headers = {}
         self.arrived = 0
         self.calls = []
@@ -58,6 +61,7 @@ class Vendor:
             self.arrived += 1
             self.changed.notify_all()
         self.hang.wait(SOON)
+        time.sleep(self.delay)
 
     def answer(self, uuids, body):
         """Record a call and return the status it gets."""
@@ -98,7 +102,11 @@ class _Handler(BaseHTTPRequestHandler):
         vendor.arrive()
         status = vendor.answer([action["moe_event_uuid"] for action in actions], body)
         title = vendor.title or TITLES.get(status, "Error")
-        answer = {"status": "success", "req_id": "r"} if status == 200 else {"title": title, "description": "no"}
+        answer = (
+            {"status": "success", "req_id": "r"}
+            if status == 200
+            else {"title": title, "description": vendor.description}
+        )
         content = json.dumps(answer).encode()
         self.send_response(status)
         for name, value in vendor.headers.items():

@@ -187,6 +187,7 @@ def test_base_class_is_an_interface():
     delivery = BaseDelivery()
     delivery.record(make_events(2))
     assert delivery.flush() == DeliveryCounts(accepted=2, dropped={"error": 2})
+    assert delivery.erase("0") == 0
     delivery.close()
     with pytest.raises(NotImplementedError):
         delivery.take([])

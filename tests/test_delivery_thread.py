@@ -98,6 +98,13 @@ def test_batches_are_of_customers(build, vendor):  # noqa: F811
     assert len(vendor.calls) <= 4
 
 
+def test_async_pages_record_without_a_thread_to_wait_for(build, vendor):  # noqa: F811
+    """Under ASGI events are taken over in the event loop itself, and leave as all others do."""
+    delivery = build()
+    asyncio.run(delivery.arecord(make_events(3)))
+    assert delivery.flush(SOON).delivered == 3
+
+
 def test_flushing_nothing_returns_at_once(build):
     """A flush without events starts no thread and waits for nothing."""
     before = len(senders())
@@ -330,6 +337,35 @@ def test_flush_gives_up_in_time(build, vendor):  # noqa: F811
     vendor.hang.clear()
     delivery.record(make_events(3))
     assert delivery.flush(0.05) == DeliveryCounts(accepted=3, pending=3)
+
+
+def test_erased_events_are_not_sent(build, vendor, heard):  # noqa: F811
+    """What waits of one customer is dropped, with its memory; others are delivered, and a flush does not hang."""
+    delivery = build()
+    ann, bob = make_event("ann"), make_event("bob")
+    delivery.record([ann, bob, make_event("ann")])
+    assert delivery.erase("ann") == 2
+    assert delivery.erase("nobody") == 0
+    assert delivery._bytes == estimate_size(bob)
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=1, dropped={"erased": 2})
+    assert vendor.taken == {bob.event_uuid: 1}
+    assert sorted(heard) == [("delivered", 1), ("erased", 2)]
+
+
+def test_erased_events_on_their_way_are_not_tried_again(build, vendor):  # noqa: F811
+    """What is being sent cannot be called back; if it fails it is dropped, and what is recorded later is not."""
+    delivery = build(batch_size=2)
+    vendor.failures = [500]
+    vendor.hang.clear()
+    ann, bob = make_event("ann"), make_event("bob")
+    delivery.record([ann, bob])
+    assert vendor.wait_for(lambda vendor: vendor.arrived == 1)
+    assert delivery.erase("ann") == 0
+    vendor.hang.set()
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=2, delivered=1, dropped={"erased": 1})
+    delivery.record([make_event("ann")])
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=2, dropped={"erased": 1})
+    assert ann.event_uuid not in vendor.taken
 
 
 def test_close_delivers_what_is_left(build, vendor):  # noqa: F811

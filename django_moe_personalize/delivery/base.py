@@ -13,13 +13,14 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.core.signals import setting_changed
 
-from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
+from django_moe_personalize.conf import SETTING, Backend, ConfigurationError, get_settings
 from django_moe_personalize.connection import load_backend
 from django_moe_personalize.delivery.sending import Outcome, send
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline, renew_after_fork
 from django_moe_personalize.signals import events_delivered, events_dropped
+from django_moe_personalize.withdrawal import split_withdrawn
 
 logger = logging.getLogger("django_moe_personalize")
 
@@ -28,16 +29,20 @@ logger = logging.getLogger("django_moe_personalize")
 class DeliveryCounts:
     """How many events this process took over, and what became of them.
 
-    ``accepted == delivered + sum(dropped.values()) + pending`` at every moment. The reasons:
+    ``accepted == delivered + handed_over + sum(dropped.values()) + pending`` at every moment. What
+    was handed over to a queue is counted again, as accepted, by the process that takes it out: over
+    all processes, what is in the queue is ``handed_over`` less what workers accepted. The reasons:
     ``overflow`` (the memory bound), ``refused`` (by MoEngage), ``attempts`` (too many),
     ``exit`` (not delivered in time when the process ended), ``failed`` (a way that does not
-    retry), ``error`` (could not be taken over).
+    retry), ``broker`` (the queue took nothing), ``error`` (could not be taken over),
+    ``erased`` (at the customer's wish).
     """
 
     accepted: int = 0
     delivered: int = 0
     dropped: Mapping[str, int] = field(default_factory=dict)
     pending: int = 0
+    handed_over: int = 0
 
 
 class Books:
@@ -48,6 +53,7 @@ class Books:
         self._lock = threading.RLock()
         self._accepted = 0
         self._delivered = 0
+        self._handed_over = 0
         self._dropped: Counter[str] = Counter()
 
     def accept(self, count: int) -> None:
@@ -60,6 +66,16 @@ class Books:
         with self._lock:
             self._delivered += count
 
+    def hand_over(self, count: int) -> None:
+        """Count events that a queue took: another process has them in its books from there on."""
+        with self._lock:
+            self._handed_over += count
+
+    def pass_on(self, count: int) -> None:
+        """Strike events that another delivery of this process takes over, and counts."""
+        with self._lock:
+            self._accepted -= count
+
     def drop(self, count: int, reason: str) -> None:
         """Count events given up."""
         with self._lock:
@@ -69,8 +85,8 @@ class Books:
         """Return all counts as of one moment."""
         with self._lock:
             dropped = dict(self._dropped)
-            pending = self._accepted - self._delivered - sum(dropped.values())
-            return DeliveryCounts(self._accepted, self._delivered, dropped, pending)
+            pending = self._accepted - self._delivered - self._handed_over - sum(dropped.values())
+            return DeliveryCounts(self._accepted, self._delivered, dropped, pending, self._handed_over)
 
 
 class BaseDelivery:
@@ -79,6 +95,9 @@ class BaseDelivery:
     Wrong options raise TypeError or ValueError. Instances are shared by all threads, and start
     empty in a forked child: what the parent took over stays the parent's.
     """
+
+    asks_again = True
+    """Whether events are looked at once more when they are sent, since ``erase`` cannot reach them all."""
 
     def __init__(self) -> None:
         self.after_fork()
@@ -104,7 +123,7 @@ class BaseDelivery:
         try:
             self.take(events)
         except Exception as error:
-            logger.error("Events could not be taken over for delivery and are dropped: %s", _describe(error))
+            logger.error("Events could not be taken over for delivery and are dropped: %s", describe(error))
             self.drop(len(events), "error")
 
     async def arecord(self, events: Sequence[Event]) -> None:
@@ -124,18 +143,27 @@ class BaseDelivery:
         self.enter_process()
         return self._books.counts()
 
+    def erase(self, customer_id: str) -> int:
+        """Drop the customer's events that are held here, as ``erased``, and return how many.
+
+        An event on its way to MoEngage at this moment may still arrive there.
+        """
+        return 0
+
     def close(self) -> None:
         """Flush and stop; what cannot be delivered in time is dropped."""
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
         """Make one attempt to deliver events, log when that begins or ceases to work; never raises. See send()."""
+        events, withdrawn = split_withdrawn(events) if self.asks_again else (events, ())
         outcome = send(events, timeout=timeout, until=until)
+        outcome.withdrawn = list(withdrawn)
         if outcome.refused:
             logger.warning(
                 "MoEngage refused %d of %d events: %s",
                 len(outcome.refused),
                 len(events),
-                _describe(outcome.refused[0][1]),
+                describe(outcome.refused[0][1]),
             )
         health = "working"
         if outcome.error is not None:
@@ -150,6 +178,8 @@ class BaseDelivery:
             self.deliver(len(outcome.delivered))
         if outcome.refused:
             self.drop(len(outcome.refused), "refused")
+        if outcome.withdrawn:
+            self.drop(len(outcome.withdrawn), "erased")
 
     def deliver(self, count: int) -> None:
         """Enter events as delivered and send the signal."""
@@ -169,13 +199,13 @@ class BaseDelivery:
         elif new == "paused":
             logger.error(
                 "MoEngage takes no events with these settings (%s): check WORKSPACE_ID, API_KEY and DATA_CENTER",
-                _describe(error),
+                describe(error),
             )
         else:
-            logger.warning("Events cannot be delivered for now: %s", _describe(error))
+            logger.warning("Events cannot be delivered for now: %s", describe(error))
 
 
-def _describe(error: Exception) -> str:
+def describe(error: Exception) -> str:
     """Say what happened without what was sent: only our own messages are known to hold nothing personal."""
     name = type(error).__name__
     return f"{name}: {error}" if isinstance(error, (MoePersonalizeError, ConfigurationError)) else name
@@ -201,7 +231,7 @@ def get_delivery() -> BaseDelivery:
     delivery = _shared.delivery
     if delivery is None:
         with _shared.lock:
-            delivery = _shared.delivery = _shared.delivery or _build(get_settings())
+            delivery = _shared.delivery = _shared.delivery or build_delivery(get_settings().delivery)
     return delivery
 
 
@@ -213,13 +243,14 @@ def reset_delivery() -> None:
         delivery.close()
 
 
-def _build(settings: Settings) -> BaseDelivery:
-    backend = load_backend("DELIVERY", settings.delivery)
-    place = f'{SETTING}["DELIVERY"]'
+def build_delivery(told: Backend, name: str = "DELIVERY") -> BaseDelivery:
+    """Return a new delivery as the setting ``name`` tells; raises ConfigurationError."""
+    backend = load_backend(name, told)
+    place = f'{SETTING}["{name}"]'
     if not (isinstance(backend, type) and issubclass(backend, BaseDelivery)):
-        raise ConfigurationError(f"{place} names {settings.delivery.backend!r}, which is no subclass of BaseDelivery.")
+        raise ConfigurationError(f"{place} names {told.backend!r}, which is no subclass of BaseDelivery.")
     try:
-        return backend(**settings.delivery.options)
+        return backend(**told.options)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f'{place}["OPTIONS"]: {error}.') from error
 

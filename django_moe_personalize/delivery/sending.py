@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.connection import get_client
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
+from django_moe_personalize.moengage.frozen import encode
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
 
@@ -15,7 +16,6 @@ MAX_BODY_BYTES = 90_000
 """Estimated size of one call; the vendor's limit is 100 to 128 KB (contract §7)."""
 
 _ENVELOPE_BYTES = 220
-_NAME_BYTES = 24
 _REFUSALS = frozenset({400, 413, 422})
 _UNKNOWN_WORKSPACE = "Request Error"
 
@@ -26,11 +26,13 @@ class Outcome:
 
     ``refused`` events can never be delivered, each with the error that says why; ``kept`` ones
     may be sent again, with the same UUID, and ``error`` says why they were not delivered.
+    ``withdrawn`` ones were not sent, as their visitor does not want it any more.
     """
 
     delivered: list[Event] = field(default_factory=list)
     refused: list[tuple[Event, Exception]] = field(default_factory=list)
     kept: list[Event] = field(default_factory=list)
+    withdrawn: list[Event] = field(default_factory=list)
     error: Exception | None = None
 
     @property
@@ -48,11 +50,11 @@ def estimate_size(event: Event) -> int:
     """Return about how many bytes an event takes, in memory and on the wire."""
     attributes = event.attributes
     try:
-        # The contract says strings (contract §4), and joining them is the quickest way to measure.
-        content = len("".join(attributes.values()))
-    except TypeError:
+        # Most often it is an experience's context, whose text is remembered, and written again when it is sent.
+        content = len(encode(attributes))
+    except (TypeError, ValueError):
         content = len(repr(attributes))
-    return _ENVELOPE_BYTES + len(event.customer_id) + _NAME_BYTES * len(attributes) + content
+    return _ENVELOPE_BYTES + len(event.customer_id) + content
 
 
 def count_fitting(sized: Iterable[tuple[Event, int]], *, max_customers: int = MAX_ELEMENTS) -> int:

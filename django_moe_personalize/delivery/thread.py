@@ -3,7 +3,7 @@
 Recording is a lock and an append. One daemon thread, started by the first event, sends batches;
 what fails stays in memory, within bounds, and is sent again with the same UUID. Every process
 delivers what it recorded itself: after a fork the child starts empty. When the process ends by
-``sys.exit`` or by itself, as gunicorn's workers do on SIGTERM, what is left is sent within
+``sys.exit`` or by itself, as servers do on SIGTERM, what is left is sent within
 ``exit_timeout``. A process killed outright loses what it held: that is what an outbox is for.
 """
 
@@ -14,13 +14,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from importlib import import_module
 
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.connection import get_client
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, logger
+from django_moe_personalize.delivery.exits import close_before_sigterm
 from django_moe_personalize.delivery.sending import Outcome, count_fitting, estimate_size
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
 
 SizedEvent = tuple[Event, int]
+
+NO_THREADS = "uWSGI runs this process without threads, so that events are sent when it ends, at best"
+THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 MAX_PAUSE_SECONDS = 3600.0
 """The longest pause after an authentication error."""
@@ -65,7 +73,13 @@ class ThreadDelivery(BaseDelivery):
         self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._exit_timeout = exit_timeout
         super().__init__()
+        # Now, while nobody waits: the end of the process, which may send the first batch, is no time to import.
+        with suppress(ConfigurationError):
+            get_client()
         atexit.register(self.close)
+        close_before_sigterm(self.close)
+        if runs_without_threads():
+            logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
 
     def after_fork(self) -> None:
         """Start with no events, no thread and a lock that nobody holds."""
@@ -79,6 +93,7 @@ class ThreadDelivery(BaseDelivery):
         self._queued = 0
         self._settled = 0
         self._attempts: dict[str, int] = {}
+        self._erased: set[str] = set()
         self._failures = 0
         self._paused = False
         self._full = False
@@ -125,6 +140,9 @@ class ThreadDelivery(BaseDelivery):
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(), which does not block."""
+        if self._thread is None:
+            # Made before a fork, it did not meet the server that runs this process.
+            close_before_sigterm(self.close)
         self.record(events)
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
@@ -142,6 +160,23 @@ class ThreadDelivery(BaseDelivery):
             finally:
                 self._flushing -= 1
         return self.counts()
+
+    def erase(self, customer_id: str) -> int:
+        """Drop the customer's events that are not on their way, and return how many; the others are tried once."""
+        self.enter_process()
+        with self._changed:
+            if self._in_flight:
+                self._erased.add(customer_id)
+            gone = [pair for pair in self._queue if pair[0].customer_id == customer_id]
+            self._queue = deque(pair for pair in self._queue if pair[0].customer_id != customer_id)
+            self._bytes -= sum(size for _, size in gone)
+            for event, _ in gone:
+                self._attempts.pop(event.event_uuid, None)
+            self._settled += len(gone)
+            self._changed.notify_all()
+        if gone:
+            self.drop(len(gone), "erased")
+        return len(gone)
 
     def close(self) -> None:
         """Send what is pending within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread."""
@@ -210,7 +245,9 @@ class ThreadDelivery(BaseDelivery):
             if not batch:
                 # The process is exiting and has counted these events as dropped already.
                 return
-            again, given_up = self._sort_kept(outcome.kept)
+            kept = [event for event in outcome.kept if event.customer_id not in self._erased]
+            self._erased.clear()
+            again, given_up = self._sort_kept(kept)
             for event, _ in batch:
                 self._attempts.pop(event.event_uuid, None)
             self._attempts.update((event.event_uuid, attempts) for event, attempts in again)
@@ -221,8 +258,9 @@ class ThreadDelivery(BaseDelivery):
             self._full = self._full and half_full
             self._schedule(outcome)
         self.settle(outcome)
-        if given_up:
-            self.drop(given_up, "attempts")
+        for count, reason in ((len(outcome.kept) - len(kept), "erased"), (given_up, "attempts")):
+            if count:
+                self.drop(count, reason)
         with self._changed:
             self._settled += len(batch) - len(again)
             self._changed.notify_all()
@@ -248,3 +286,13 @@ class ThreadDelivery(BaseDelivery):
         wait = (self._pause if self._paused else self._backoff).delay(self._failures)
         self._failures += 1
         self._not_before = time.monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
+
+
+def runs_without_threads() -> bool:
+    """Whether this process is one of uWSGI's in which only requests run, as is its default."""
+    try:
+        options = import_module("uwsgi").opt
+    except ImportError:
+        return False
+    said = options.get("enable-threads", b"false")
+    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.delivery_vendor import SOON, Vendor
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture
@@ -24,11 +24,11 @@ def vendor():
         yield vendor
 
 
-def start(vendor, *command):
+def start(vendor, *command, **options):
     """Start a program of this Python that only delivers when a batch is full or the process ends."""
     delivery = {
         "BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery",
-        "OPTIONS": {"interval": 600.0, "backoff": 0.05},
+        "OPTIONS": {"interval": 600.0, "backoff": 0.05, **options},
     }
     environment = {**os.environ, "SITE_MOE_PERSONALIZE": json.dumps(vendor.settings(DELIVERY=delivery))}
     return subprocess.Popen(
@@ -112,16 +112,53 @@ def gunicorn(vendor, *options):
 @pytest.mark.parametrize("options", [(), ("--worker-class", "gthread", "--threads", "4")], ids=["sync", "gthread"])
 def test_gunicorn_delivers_everything_after_sigterm(vendor, options):
     """Forked from a master that has recorded already, two workers deliver each event once before they end."""
-    recorded = []
     with gunicorn(vendor, *options) as address:
-        for _ in range(260):
-            connection = http.client.HTTPConnection(address, timeout=SOON)
-            connection.request("GET", "/")
-            recorded.append(connection.getresponse().read().decode())
-            connection.close()
+        recorded = [read(address, "/") for _ in range(260)]
         before = vendor.taken.total()
     assert before < 260
     assert set(recorded) <= set(vendor.taken)
     assert set(vendor.taken.values()) == {1}
     # One more: the master's own.
     assert len(vendor.taken) == len(set(recorded)) + 1 == 261
+
+
+UVICORN = ("-m", "uvicorn", "--port", "0", "--lifespan", "off", "tests.delivery_site:asgi")
+"""It loads the site, then takes the signal over."""
+
+SERVE = 'import uvicorn; uvicorn.Server(uvicorn.Config("tests.delivery_site:asgi", port=0, lifespan="off")).run()'
+
+UVICORN_SERVER = ("-c", SERVE)
+"""It takes the signal over, then loads the site, as it does with --workers and in gunicorn's workers."""
+
+
+@pytest.mark.parametrize("path", ["/", "/async/"])
+@pytest.mark.parametrize("command", [UVICORN, UVICORN_SERVER], ids=["command", "server"])
+def test_uvicorn_delivers_everything_after_sigterm_and_ends_by_it(vendor, command, path, monkeypatch):
+    """Its requests over, it raises the signal again: what is held is sent first, then the process dies of it."""
+    if command is UVICORN:
+        # Measured it would have a handler of coverage's, and so none that is the default.
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+        monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
+    process = start(vendor, *command, exit_timeout=SOON)
+    try:
+        line = next(line for line in process.stderr if "running on" in line)
+        address = re.search(r"http://([0-9.:]+)", line)[1]
+        recorded = [read(address, path) for _ in range(20)]
+        before = vendor.taken.total()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+        process.wait(SOON)
+    assert (before, process.returncode) == (0, -signal.SIGTERM)
+    assert set(recorded) < set(vendor.taken)
+    assert set(vendor.taken.values()) == {1}
+
+
+def read(address, path):
+    """Return a page, over a connection of its own."""
+    connection = http.client.HTTPConnection(address, timeout=SOON)
+    connection.request("GET", path)
+    page = connection.getresponse().read().decode()
+    connection.close()
+    return page

@@ -1,0 +1,139 @@
+"""A RabbitMQ of a test's own, a site with Celery, and workers of it that may be killed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tests.services.serving import ROOT, START_SECONDS, STOP_SECONDS, find_free_port, running
+
+SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
+"""Debian's own. Its wrapper in the path insists on the user rabbitmq and on /var/lib."""
+
+
+@contextmanager
+def start_rabbitmq(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a RabbitMQ with its own name server; nothing of it remains."""
+    names = find_free_port()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running(["epmd", "-port", str(names), "-address", "127.0.0.1"]),
+        (Path(folder) / "out").open("wb") as out,
+    ):
+        told = {
+            "HOME": folder,
+            "ERL_EPMD_PORT": str(names),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"tests-{port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_DIST_PORT": str(find_free_port()),
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+        }
+        with running_group([SERVER], env={**os.environ, **told}, stdout=out, stderr=out) as process:
+            _wait_until(process, lambda: "Server startup complete" in Path(out.name).read_text())
+            yield process
+
+
+@contextmanager
+def running_group(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program with all that it starts; end them, and kill those that do not go."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **options)
+    try:
+        yield process
+    finally:
+        signal_group(process, signal.SIGCONT)
+        signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        signal_group(process, signal.SIGKILL)
+        process.wait(5)
+
+
+def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Send a signal to a program and all that it has started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _wait_until(process: subprocess.Popen[bytes], is_ready: Any) -> None:
+    end = time.monotonic() + START_SECONDS
+    while not is_ready():
+        assert process.poll() is None, f"{process.args} ended"
+        assert time.monotonic() < end, f"{process.args} does not start"
+        time.sleep(0.1)
+
+
+class Site:
+    """A site whose pages and workers are processes of their own."""
+
+    def __init__(self, moe: Mapping[str, Any], broker: str, log: Path) -> None:
+        told = {"moe": moe, "broker": broker}
+        self._environment = {**os.environ, "CELERY_SITE": json.dumps(told), "PYTHONDEVMODE": ""}
+        self._log = log
+
+    @contextmanager
+    def record(self, pages: int, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
+        """Record two events a page, spread over the time; the process then prints a report as JSON."""
+        command = [sys.executable, "-m", "tests.services.celery_site", str(pages), str(seconds)]
+        with running(command, env=self._environment, stdout=subprocess.PIPE) as process:
+            yield process
+
+    @contextmanager
+    def work(self) -> Iterator[Worker]:
+        """Run a worker with two processes."""
+        with self._log.open("ab") as log:
+            worker = Worker(self._environment, log)
+            try:
+                yield worker
+            finally:
+                worker.kill()
+
+    def read_log(self) -> str:
+        """Return what the workers have written."""
+        return self._log.read_text()
+
+
+class Worker:
+    """A Celery worker that is killed and comes back."""
+
+    def __init__(self, environment: dict[str, str], log: Any) -> None:
+        self._options = {"env": environment, "stdout": log, "stderr": log}
+        self.start()
+
+    def start(self) -> None:
+        """Start it."""
+        command = [sys.executable, "-m", "celery", "--app", "tests.services.celery_site", "worker"]
+        command += ["--concurrency", "2", "--loglevel", "WARNING"]
+        command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+        self._process = subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **self._options
+        )
+
+    def kill(self) -> None:
+        """Kill it and its processes outright."""
+        signal_group(self._process, signal.SIGKILL)
+        self._process.wait(5)
+
+    def kill_one(self) -> None:
+        """Kill one of the processes that run tasks, if there is one."""
+        found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False)
+        if children := found.stdout.split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(random.choice(children)), signal.SIGKILL)

@@ -1,0 +1,67 @@
+"""The site that Celery's workers load; ``python -m tests.services.celery_site PAGES SECONDS`` is its web process.
+
+What it is configured with comes in CELERY_SITE; see brokers.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import django
+from celery import Celery
+from django.conf import settings
+
+CONTEXT = {
+    "cid": "c_F_T_WP_AB_1_P_0_AU_1",
+    "experience": "Hero",
+    "moe_locale_id": "0",
+    "moe_variation_id": "1",
+    "audience_name": "Everyone",
+    "audience_id": "1",
+}
+
+told: dict[str, Any] = json.loads(os.environ["CELERY_SITE"])
+settings.configure(SECRET_KEY="site", INSTALLED_APPS=["django_moe_personalize"], MOE_PERSONALIZE=told["moe"])
+django.setup()
+
+app = Celery("site", broker=told["broker"])
+app.set_default()
+app.conf.broker_connection_retry_on_startup = True
+app.conf.broker_transport_options = {
+    # For Redis: a killed worker's messages are another's after this time, and not after an hour.
+    "visibility_timeout": 3,
+    "unacked_restore_interval": 1,
+    "unacked_restore_throttle": 1,
+}
+app.autodiscover_tasks(["django_moe_personalize"])
+
+
+def record(pages: int, seconds: float) -> dict[str, Any]:
+    """Record two events a page and report their UUIDs, the counts, and how long each page was held."""
+    from django_moe_personalize.delivery.base import get_delivery
+    from django_moe_personalize.moengage.types import Action, Event
+
+    delivery, uuids, held = get_delivery(), [], []
+    start, handed_over = time.monotonic(), 0
+    for page in range(pages):
+        events = [Event(Action.SHOWN, f"visitor-{page}", CONTEXT, int(time.time())) for _ in range(2)]
+        before = time.monotonic()
+        delivery.record(events)
+        held.append(time.monotonic() - before)
+        uuids += [event.event_uuid for event in events]
+        if delivery.counts().handed_over >= 100 > handed_over:
+            print("The broker takes events.", flush=True)
+        handed_over = delivery.counts().handed_over
+        time.sleep(max(0.0, start + (page + 1) * seconds / pages - time.monotonic()))
+    counts = delivery.flush(10)
+    delivery.close()
+    return {"uuids": uuids, "counts": dataclasses.asdict(counts), "held": held}
+
+
+if __name__ == "__main__":
+    print(json.dumps(record(int(sys.argv[1]), float(sys.argv[2]))), flush=True)
