@@ -11,12 +11,16 @@ from typing import Any, Final
 
 from django.apps import AppConfig
 from django.conf import settings as django_settings
-from django.core.checks import CheckMessage, Error, Warning, register
+from django.core.checks import CheckMessage, Error, Warning
+from django.template import engines
+from django.template.backends.django import DjangoTemplates
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import connection
-from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, find_problems, get_settings
+from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
+from django_moe_personalize.delivery import thread
+from django_moe_personalize.fragments import find_leaks
 from django_moe_personalize.values import nearest
 
 TAG: Final = "moe_personalize"
@@ -34,12 +38,6 @@ DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
 
 Check = Callable[..., list[CheckMessage]]
-
-
-def register_checks() -> None:
-    """Register every check under the tag ``moe_personalize``."""
-    for check in CHECKS:
-        register(check, TAG)
 
 
 def check_values(app_configs: Sequence[AppConfig] | None = None, **kwargs: Any) -> list[CheckMessage]:
@@ -250,6 +248,30 @@ def check_proxies(settings: Settings) -> Iterator[CheckMessage]:
             yield Warning(f'{SETTING}["TRUSTED_PROXIES"] trusts everybody: {network}.', hint=hint, id=f"{TAG}.W010")
 
 
+@_of_settings
+def check_fragments(settings: Settings) -> Iterator[CheckMessage]:
+    """Return E014 for a ``{% cache %}`` that would show one visitor's content to everybody.
+
+    On every run, not for a deployment alone: it is a mistake of the template, to be seen by who writes it.
+    """
+    try:
+        backends = [backend for backend in engines.all() if isinstance(backend, DjangoTemplates)]
+    except Exception:
+        # Django's own checks report TEMPLATES that cannot be made.
+        return
+    for leak in [leak for backend in backends for leak in find_leaks(backend.engine)]:
+        message = f"{{% cache %}} keeps one visitor's content for everybody: {leak.found} in {leak.found_at}."
+        hint = f"It begins in {leak.place}. Put it around what is the same for all, inside or beside."
+        yield Error(message, hint=hint, id=f"{TAG}.E014")
+
+
+@_of_settings
+def check_threads(settings: Settings) -> Iterator[CheckMessage]:
+    """Return W011 inside a uWSGI without threads, where ThreadDelivery cannot send beside pages."""
+    if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
+        yield Warning(f"{thread.NO_THREADS}.", hint=thread.THREADS_HINT, id=f"{TAG}.W011")
+
+
 CHECKS: Final[tuple[Check, ...]] = (
     check_values,
     check_credentials,
@@ -260,5 +282,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     check_sandbox,
     check_urls,
     check_proxies,
+    check_fragments,
+    check_threads,
 )
 """Every check, in the order of their reports."""

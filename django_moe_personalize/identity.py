@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import NoneType
+from functools import lru_cache
+from types import MappingProxyType, NoneType
 from typing import Any, Final, Protocol
 
 from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.core import signing
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.functional import SimpleLazyObject
@@ -23,9 +27,11 @@ ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds that an anonymous id lasts, in the browser and by its signature."""
 
 _MAX_COOKIE_LENGTH: Final = 256
+_VERIFIED_SECONDS: Final = 60 * 60
 _COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 _SALT: Final = "django_moe_personalize.identity"
 _MINTED: Final = "_moe_personalize_minted_id"
+_FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
 
 class Permission(Protocol):
@@ -46,6 +52,9 @@ class Identity:
     customer_id: str | None = field(default=None, repr=False)
     user_identifiers: Mapping[str, str] = field(default_factory=dict, repr=False)
     anonymous: bool = False
+
+
+_NOBODY: Final = Identity(user_identifiers=MappingProxyType({}))
 
 
 def get_identity(request: HttpRequest, consent: Permission) -> Identity | None:
@@ -81,7 +90,7 @@ async def aget_identity(request: HttpRequest, consent: Permission) -> Identity |
 
 
 def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Set the cookie of the anonymous id that was minted for this request, if one was.
+    """Set the cookie of the anonymous id that was minted for this request, if one was; take away a forgotten one.
 
     The response must already be closed to shared caches: they would hand one visitor's id to all.
     """
@@ -97,6 +106,19 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
             httponly=True,
             samesite="Lax",
         )
+    elif hasattr(request, _FORGOTTEN):
+        delete_anonymous_cookie(response)
+
+
+def forget_anonymous_id(request: HttpRequest) -> bool:
+    """Let whoever asks from here on be another visitor, and the response take the cookie away.
+
+    Returns whether there is a cookie to take away; see set_anonymous_cookie(), which does it.
+    """
+    request.__dict__.pop(_MINTED, None)
+    if any(name in request.COOKIES for name in _COOKIE_NAMES):
+        setattr(request, _FORGOTTEN, True)
+    return hasattr(request, _FORGOTTEN)
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
@@ -124,14 +146,14 @@ async def _aread_user(request: HttpRequest) -> Identity:
 
 def _build_from_user(user: Any) -> Identity:
     if user is None or not user.is_authenticated or user.pk is None:
-        return Identity()
+        return _NOBODY
     return Identity(customer_id=str(user.pk))
 
 
 def _clean(identity: Identity | None) -> Identity:
     """Return the identity with what the wire can carry; raises CallableError for an unusable customer id."""
-    if identity is None:
-        return Identity()
+    if identity is None or identity is _NOBODY:
+        return _NOBODY
     customer_id: Any = identity.customer_id
     if isinstance(customer_id, int | uuid.UUID) and not isinstance(customer_id, bool):
         customer_id = str(customer_id)
@@ -160,7 +182,9 @@ def _complete(request: HttpRequest, identity: Identity) -> Identity:
 
 def _get_anonymous_id(request: HttpRequest) -> str:
     """Return the id of the browser: minted for this request, from its cookie, or new."""
-    known: str | None = getattr(request, _MINTED, None) or _read_cookie(request)
+    known: str | None = getattr(request, _MINTED, None)
+    if known is None and not hasattr(request, _FORGOTTEN):
+        known = _read_cookie(request)
     if known is None:
         known = f"anon-{uuid.uuid4().hex}"
         setattr(request, _MINTED, known)
@@ -170,9 +194,27 @@ def _get_anonymous_id(request: HttpRequest) -> str:
 def _read_cookie(request: HttpRequest) -> str | None:
     name = _get_cookie_name(request)
     raw = request.COOKIES.get(name, "")
-    if len(raw) > _MAX_COOKIE_LENGTH or not raw.isascii():
+    if not raw or len(raw) > _MAX_COOKIE_LENGTH or not raw.isascii():
         return None
-    return request.get_signed_cookie(name, default=None, salt=_SALT, max_age=ANONYMOUS_COOKIE_AGE)
+    secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)
+    try:
+        return _verify_cookie(name, raw, secrets, int(time.time()) // _VERIFIED_SECONDS)
+    except signing.BadSignature:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _verify_cookie(name: str, raw: str, secrets: tuple[str | bytes, ...], period: int) -> str | None:
+    """Return the id in a signed cookie; raises BadSignature.
+
+    Remembered, since each page of a visitor brings it and verifying costs more than the rest of who it
+    is; only what is genuine, as what raises is not kept. A secret that goes takes its cookies along,
+    and age is looked at anew in each ``period``.
+    """
+    # A request of its own, so that nothing else of the visitor's is part of the answer.
+    request = HttpRequest()
+    request.COOKIES[name] = raw
+    return request.get_signed_cookie(name, salt=_SALT, max_age=ANONYMOUS_COOKIE_AGE)
 
 
 def _get_cookie_name(request: HttpRequest) -> str:

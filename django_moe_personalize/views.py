@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from django.contrib.auth.decorators import login_not_required
-from django.core.exceptions import RequestDataTooBig
+from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.core.signing import BadSignature
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http.multipartparser import MultiPartParserError
 from django.http.request import UnreadablePostError
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
@@ -17,12 +19,19 @@ from django.views.decorators.http import require_POST, require_safe
 from django_moe_personalize import render, track
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.consent import get_consent
+from django_moe_personalize.coordination import add_to_count
 from django_moe_personalize.identity import get_identity
 from django_moe_personalize.moengage.types import Event
 
 MAX_BEACON_BYTES = 16 * 1024
 
 MAX_BEACON_REPORTS = 100
+
+MAX_BEACONS_A_MINUTE = 120
+"""Of one visitor, counted by all processes that share a cache. The script sends one a second, and one a click."""
+
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+_UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, MultiPartParserError, UnreadablePostError)
 
 
 @login_not_required
@@ -52,12 +61,14 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 def beacon(request: HttpRequest) -> HttpResponse:
     """Count what a page reports: ``{"events": [[kind, token, element], …]}``. Answers 204 whatever comes.
 
-    ``kind`` is ``"impression"`` or ``"click"``. The token in the body stands for the CSRF token:
-    it is signed and bound to the visitor.
+    ``kind`` is ``"impression"`` or ``"click"``. The body is JSON of whatever type, or a form whose
+    field ``events`` is the list. The token in it stands for the CSRF token: it is signed and bound
+    to the visitor.
     """
     if request.headers.get("Sec-Fetch-Site") != "cross-site" and track.is_counted(request):
         events = [event for report in _read_reports(request) if (event := _build_event(request, report))]
-        track.record(list({event.event_uuid: event for event in events}.values()))
+        if events and _is_within_limit(events[0].customer_id):
+            track.record(list({event.event_uuid: event for event in events}.values()))
     return HttpResponse(status=204)
 
 
@@ -66,11 +77,24 @@ def _read_reports(request: HttpRequest) -> list[Any]:
         # The length is checked before the body is read; without one there is nothing to read.
         if not 0 < int(request.headers.get("Content-Length") or 0) <= MAX_BEACON_BYTES:
             return []
-        body = json.loads(request.body)
-    except (ValueError, RecursionError, RequestDataTooBig, UnreadablePostError):
+        if request.content_type in _FORMS:
+            reports = json.loads(request.POST.get("events", ""))
+        else:
+            body = json.loads(request.body)
+            reports = body.get("events") if isinstance(body, dict) else None
+    except _UNREADABLE:
         return []
-    reports = body.get("events") if isinstance(body, dict) else None
     return reports[:MAX_BEACON_REPORTS] if isinstance(reports, list) else []
+
+
+def _is_within_limit(customer_id: str) -> bool:
+    """Return whether a visitor has sent no more beacons in this minute than a person does.
+
+    Without a cache that processes share, or with one that fails, there is no limit.
+    """
+    minute = int(time.time()) // 60
+    sent = add_to_count(f"beacons/{minute}/{customer_id}", 1, 60.0)
+    return sent is None or sent <= MAX_BEACONS_A_MINUTE
 
 
 def _build_event(request: HttpRequest, report: object) -> Event | None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from django.apps import apps
@@ -14,6 +15,7 @@ from django.urls import include, path
 
 from django_moe_personalize import checks
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.middleware import PersonalizeMiddleware
 
 SECRET = "key-nobody-may-read"
@@ -346,11 +348,13 @@ def test_other_checks_wait_for_values():
 
 
 def test_checks_are_registered_by_the_app():
-    """The app registers every check under its label, however often it is made ready."""
+    """The app registers one check under its label, however often it is made ready, which runs them all."""
     apps.get_app_config("moe_personalize").ready()
-    registered = [check for check in registry.get_checks() if "moe_personalize" in check.tags]
-    assert set(registered) == set(checks.CHECKS)
-    assert all(check.__doc__ and check.__name__.startswith("check_") for check in registered)
+    (registered,) = [check for check in registry.get_checks() if "moe_personalize" in check.tags]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checks, "CHECKS", [lambda number=number, **kwargs: [number] for number in range(3)])
+        assert registered(app_configs=None) == [0, 1, 2]
+    assert all(check.__doc__ and check.__name__.startswith("check_") for check in checks.CHECKS)
 
 
 def test_checks_ask_neither_database_nor_network(monkeypatch):
@@ -372,3 +376,24 @@ def test_check_command_fails_with_the_hint():
     assert done.returncode == 1
     assert "moe_personalize.E005" in done.stderr
     assert 'HINT: Write "03".' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"enable-threads": b"false"}, True),
+        ({"enable-threads": True}, False),
+        ({"enable-threads": b"true"}, False),
+        ({"threads": b"4"}, False),
+    ],
+)
+def test_uwsgi_without_threads_is_told(monkeypatch, caplog, options, warned):
+    """Inside uWSGI, whose module says how it was started, the check and the log name the option that is missing."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    found = check_site({})
+    assert [message.id for message in found] == ["moe_personalize.W011"] * warned
+    assert all("enable-threads" in message.hint for message in found)
+    assert check_site({"DELIVERY": {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}}) == []
+    ThreadDelivery().close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned

@@ -3,13 +3,15 @@
 import json
 import re
 import time
+import uuid
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth.models import User
 from django.core import signing
 from django.test import Client, RequestFactory
 
-from django_moe_personalize import track
+from django_moe_personalize import track, views
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 
@@ -243,3 +245,76 @@ def test_click_after_login_belongs_to_the_customer(shown, visit):
     page = visit("/tags/").content.decode()
     assert visit(re.search(r'href="([^"]+)"', page)[1]).status_code == 302
     assert {entry.customer_id for entry in shown.engine.ledger.entries()} == {"1"}
+
+
+@pytest.fixture
+def shared(settings, tmp_path):
+    """Use a cache that processes share."""
+    settings.CACHES = {
+        "default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": str(tmp_path)}
+    }
+
+
+def test_more_beacons_than_a_person_sends(shared, shown, visit, token, monkeypatch):
+    """Past the limit of a minute nothing of this visitor is counted, and the answer is the same."""
+    monkeypatch.setattr(views, "MAX_BEACONS_A_MINUTE", 2)
+    now = time.time() // 60 * 60 - 120
+    monkeypatch.setattr(time, "time", lambda: now)
+    texts = [token._replace(event_uuid=str(uuid.uuid4())).sign() for _ in range(4)]
+    assert [send(visit, ["impression", text]).status_code for text in texts] == [204] * 4
+    assert count(shown) == (2, 0)
+    monkeypatch.setattr(time, "time", lambda: now + 60)
+    send(visit, ["impression", texts[3]])
+    assert count(shown) == (3, 0)
+
+
+def test_forged_beacons_use_up_nobody_s_limit(shared, shown, visit, token, monkeypatch):
+    """What counts nothing is not counted against the visitor either."""
+    monkeypatch.setattr(views, "MAX_BEACONS_A_MINUTE", 1)
+    for _ in range(3):
+        send(visit, ["impression", token.sign() + "x"])
+    send(visit, ["impression", token.sign()])
+    assert count(shown) == (1, 0)
+
+
+def test_limit_without_a_cache(shown, visit, token, settings):
+    """A cache that fails lets beacons through."""
+    settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
+    send(visit, ["impression", token.sign()])
+    assert count(shown) == (1, 0)
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/json", "application/octet-stream", ""])
+def test_type_of_the_body(shown, visit, token, kind):
+    """JSON is read whatever it is said to be."""
+    body = json.dumps({"events": [["impression", token.sign()]]})
+    visit("/moe/beacon/", method="post", data=body, content_type=kind)
+    assert count(shown) == (1, 0)
+
+
+@pytest.mark.parametrize("multipart", [False, True])
+def test_form(shown, visit, token, multipart):
+    """A form has the reports as JSON in its field ``events``."""
+    data = {"events": json.dumps([["impression", token.sign()], ["click", token.sign(), "buy"]])}
+    options = {} if multipart else {"content_type": "application/x-www-form-urlencoded"}
+    response = visit("/moe/beacon/", method="post", data=data if multipart else urlencode(data), **options)
+    assert (response.status_code, response.content) == (204, b"")
+    assert count(shown) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"events=7"),
+        ("application/x-www-form-urlencoded", b"events=%FF"),
+        ("application/x-www-form-urlencoded", b"other=1"),
+        ("application/x-www-form-urlencoded", b"&a=1" * 2000),
+        ("application/x-www-form-urlencoded; charset=latin-1", b"events=[]"),
+        ("multipart/form-data", b"events=[]"),
+        ("multipart/form-data; boundary=x", b"--x\r\n\xff"),
+    ],
+)
+def test_form_that_is_none(shown, visit, kind, body):
+    """A broken form is answered like any other."""
+    response = visit("/moe/beacon/", method="post", data=body, content_type=kind)
+    assert (response.status_code, response.content) == (204, b"")

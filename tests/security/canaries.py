@@ -1,0 +1,210 @@
+"""Visitors whose every trait is a canary, and a site whose pages say all that MoEngage was asked of them.
+
+Whatever of one visitor is in an answer to another was leaked on the way: by a page cache, a fragment,
+the package's own caches, a connection, a thread or the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+from asgiref.sync import async_to_sync
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.test import AsyncClient, Client
+from django.urls import include, path
+from django.views.decorators.cache import cache_page
+
+from django_moe_personalize.decorators import personalize
+from django_moe_personalize.moengage.transport import Request, Response
+
+OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
+UPDATE = "django.middleware.cache.UpdateCacheMiddleware"
+FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
+CONDITIONAL = "django.middleware.http.ConditionalGetMiddleware"
+SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+USERS = "tests.security.canaries.take_users"
+
+STACKS = {
+    "no site cache": [CONDITIONAL, SESSIONS, USERS, OURS],
+    "site cache outside": [CONDITIONAL, UPDATE, SESSIONS, USERS, OURS, FETCH],
+    "site cache inside": [CONDITIONAL, SESSIONS, USERS, OURS, UPDATE, FETCH],
+    "ours innermost": [UPDATE, CONDITIONAL, SESSIONS, USERS, FETCH, OURS],
+}
+
+SETTINGS = {
+    "ROOT_URLCONF": "tests.security.canaries",
+    # No database: threads share none in memory.
+    "SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies",
+}
+
+PERSONALIZE = {"TRUSTED_PROXIES": ["127.0.0.0/8"], "CACHE_TTL": 1, "CACHE_STALE_TTL": 2}
+"""Answers that go stale while visitors browse, and the test client as a proxy that says who is behind it."""
+
+SOURCE = "{% load moe_personalize %}{% experience 'hero-banner' as hero %}{{ hero.Asked }}{% endexperience %}"
+
+
+def take_users(get_response: Any) -> Any:
+    """Take who signs in from a header, which stands for a site's authentication."""
+
+    def middleware(request: HttpRequest) -> HttpResponse:
+        name = request.headers.get("X-User")
+        request.user = SimpleNamespace(is_authenticated=bool(name), pk=name)  # type: ignore[assignment]
+        return get_response(request)
+
+    return middleware
+
+
+def echo(request: Request) -> Response:
+    """Answer as MoEngage, with content that says what was asked."""
+    asked = json.loads(request.body or b"{}")
+    context = dict.fromkeys(("cid", "experience", "moe_locale_id", "moe_variation_id"), "x")
+    context |= {"audience_name": json.dumps(asked.get("identifiers")), "audience_id": "x"}
+    payload = {"Asked": {"value": json.dumps(asked), "data_type": "string"}}
+    answer = {"payload": payload, "experience_context": context}
+    experiences = dict.fromkeys(asked.get("experience_key", []), answer)
+    return Response(200, {}, json.dumps({"experiences": experiences}).encode())
+
+
+def read(request: HttpRequest) -> HttpResponse:
+    """Show what was asked."""
+    hero = request.personalization.get("hero-banner")  # type: ignore[attr-defined]
+    return HttpResponse(hero["Asked"] if hero else "default")
+
+
+async def aread(request: HttpRequest) -> HttpResponse:
+    """Show it from the event loop."""
+    hero = await request.personalization.aget("hero-banner")  # type: ignore[attr-defined]
+    return HttpResponse(hero["Asked"] if hero else "default")
+
+
+def stream(request: HttpRequest) -> StreamingHttpResponse:
+    """Show it while the response is sent."""
+
+    def parts() -> Iterator[bytes]:
+        yield b"<html>"
+        yield read(request).content
+
+    async def aparts() -> Any:
+        for part in parts():
+            yield part
+
+    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+
+
+def respond(request: HttpRequest) -> TemplateResponse:
+    """Show it in a response that is rendered after the view."""
+    return TemplateResponse(request, engines["django"].from_string(SOURCE))
+
+
+def fail(request: HttpRequest) -> HttpResponse:
+    """Show it on an error page."""
+    return HttpResponse(read(request).content, status=404)
+
+
+declared = personalize("hero-banner")
+urlpatterns = [
+    path("moe/", include("django_moe_personalize.urls")),
+    path("read/", read),
+    path("aread/", declared(aread)),
+    path("respond/", declared(respond)),
+    path("stream/", declared(stream)),
+    path("fail/", fail),
+    path("inner/", declared(cache_page(60)(read))),
+    path("outer/", cache_page(60)(declared(read))),
+]
+PAGES = [f"/{pattern.pattern}" for pattern in urlpatterns[1:]]
+
+
+class Visitor:
+    """One browser: customer, or without ``user`` somebody anonymous; it keeps all that it was ever sent."""
+
+    def __init__(self, name: str, number: int, *, user: bool, mode: str) -> None:
+        address = f"9.9.{number}.{number}"
+        self.traits = {f"{name}-agent", f"{name}-campaign", address}
+        self.headers = {"User-Agent": f"Mozilla/5.0 {name}-agent", "X-Forwarded-For": address}
+        if user:
+            self.headers["X-User"] = f"{name}-user"
+            self.traits.add(f"{name}-user")
+        self.client: Any = (Client if mode == "sync" else AsyncClient)(raise_request_exception=False)
+        self.name = name
+        self.received: list[str] = []
+        self.own = 0
+        self.etag = ""
+
+    def choose(self, chance: random.Random, number: int) -> tuple[str, str, dict[str, Any]]:
+        """Return method, path and options of the next request; the first one comes from a campaign."""
+        method = "head" if chance.random() < 0.1 else "get"
+        headers = self.headers | ({"If-None-Match": self.etag} if self.etag and chance.random() < 0.3 else {})
+        page = "/read/?utm_source=" + f"{self.name}-campaign" if number == 0 else chance.choice(PAGES)
+        return method, page, {"headers": headers}
+
+    def take(self, response: Any, body: bytes) -> None:
+        """Keep what came."""
+        assert response.status_code in (200, 304, 404), response.status_code
+        self.etag = response.headers.get("ETag", self.etag)
+        text = body.decode()
+        self.own += f"{self.name}-agent" in text
+        self.received.append(f"{response.headers}{response.cookies.output()}{text}")
+
+
+def browse(visitors: Sequence[Visitor], requests: int, *, mode: str, seed: int) -> None:
+    """Let all visitors ask at the same time, ``requests`` in all."""
+    share = requests // len(visitors)
+    if mode == "sync":
+        with ThreadPoolExecutor(len(visitors)) as pool:
+            list(pool.map(lambda visitor: _browse(visitor, share, seed), visitors))
+    else:
+        async_to_sync(_gather)(visitors, share, seed)
+
+
+async def _gather(visitors: Sequence[Visitor], share: int, seed: int) -> None:
+    await asyncio.gather(*(_abrowse(visitor, share, seed) for visitor in visitors))
+
+
+def _browse(visitor: Visitor, share: int, seed: int) -> None:
+    chance = random.Random(f"{seed}{visitor.name}")
+    for number in range(share):
+        method, page, options = visitor.choose(chance, number)
+        response = getattr(visitor.client, method)(page, **options)
+        visitor.take(response, b"".join(response) if response.streaming else response.content)
+
+
+async def _abrowse(visitor: Visitor, share: int, seed: int) -> None:
+    chance = random.Random(f"{seed}{visitor.name}")
+    for number in range(share):
+        method, page, options = visitor.choose(chance, number)
+        response = await getattr(visitor.client, method)(page, **options)
+        if not response.streaming:
+            body = response.content
+        else:
+            # The test client puts an empty list, which is no async stream, in place of what HEAD does not get.
+            body = b"" if method == "head" else b"".join([part async for part in response])
+        visitor.take(response, body)
+
+
+def count_foreign(visitors: Sequence[Visitor]) -> int:
+    """Return how many answers hold a trait of another visitor, the id in the other's cookie included."""
+    found = 0
+    for visitor in visitors:
+        others = {trait for other in visitors if other is not visitor for trait in _collect_traits(other)}
+        found += sum(any(trait in text for trait in others) for text in visitor.received)
+    return found
+
+
+def _collect_traits(visitor: Visitor) -> set[str]:
+    cookie = visitor.client.cookies.get("moe_id")
+    return visitor.traits | ({cookie.value.partition(":")[0]} if cookie and cookie.value else set())
+
+
+def build_visitors(mode: str) -> list[Visitor]:
+    """Return two customers and two who are anonymous."""
+    names = [("ada", True), ("grace", True), ("alan", False), ("edsger", False)]
+    return [Visitor(name, number, user=user, mode=mode) for number, (name, user) in enumerate(names, start=11)]

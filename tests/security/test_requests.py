@@ -1,0 +1,142 @@
+"""Whatever is sent to the site, it answers, and what goes on to MoEngage is what the contract says."""
+
+import json
+import logging
+import re
+
+import jsonschema
+import pytest
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
+
+from django_moe_personalize.moengage.types import Action
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.transport import SandboxTransport
+from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.testing import override_personalize
+from tests.security.requests import PATHS, Generator, ask_asgi, ask_wsgi
+
+TEXT = {"type": "string"}
+LINE = {"type": "string", "minLength": 1, "pattern": "^[^\\x00-\\x1f\\x7f\\ud800-\\udfff]*$"}
+FETCH = {
+    "type": "object",
+    "properties": {
+        "identifiers": {
+            "type": "object",
+            "properties": {"customer_id": LINE | {"maxLength": 256}},
+            "required": ["customer_id"],
+            "additionalProperties": False,
+        },
+        "experience_key": {"type": "array", "items": LINE, "minItems": 1, "maxItems": 25, "uniqueItems": True},
+        "DAY_OF_THE_WEEK": {"type": "string", "pattern": "^(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day$"},
+        "TIME_OF_THE_DAY": {"type": "string", "pattern": "^([01][0-9]|2[0-3])$"},
+        "USER_IP_ADDRESS": {"type": "string", "pattern": "^[0-9a-f.:]+$"},
+        "USER_AGENT": LINE | {"maxLength": 512},
+    },
+    "patternProperties": {"^utm_(source|medium|campaign|term|content)$": LINE | {"maxLength": 256}},
+    "required": ["experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"],
+    "additionalProperties": False,
+}
+UUID4 = "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
+ACTION = {
+    "type": "object",
+    "properties": {
+        "action": {"enum": [Action.SHOWN.value, Action.CLICKED.value]},
+        "moe_event_uuid": {"type": "string", "pattern": UUID4},
+        "event_time": {"type": "integer"},
+        "platform": {"const": "web"},
+        "attributes": {
+            "type": "object",
+            "required": ["cid", "experience", "moe_locale_id", "moe_variation_id", "audience_name", "audience_id"],
+        },
+    },
+    "required": ["action", "moe_event_uuid", "event_time", "platform", "attributes"],
+    "additionalProperties": False,
+}
+EVENTS = {
+    "type": "object",
+    "properties": {
+        "elements": {
+            "type": "array",
+            "minItems": 1,
+            "maxItems": 100,
+            "items": {
+                "type": "object",
+                "properties": {"customer_id": LINE, "actions": {"type": "array", "items": ACTION, "minItems": 1}},
+                "required": ["customer_id", "actions"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["elements"],
+    "additionalProperties": False,
+}
+SCHEMAS = {"/experiences/fetch": FETCH, "/experiences/events": EVENTS}
+
+
+@pytest.fixture
+def site(upstream, settings, monkeypatch):
+    """Serve the test site without a database."""
+    settings.ROOT_URLCONF = "tests.site"
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    monkeypatch.setattr(logging.getLogger("django.request"), "disabled", True)
+    upstream.statuses = []
+
+    def answer(request):
+        response = upstream._sandbox.send(request, deadline=Deadline(10))
+        upstream.statuses.append(response.status)
+        return response
+
+    upstream.answer = answer
+    # As the test client does: what another test left open is not this one's to close.
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    with override_personalize(TRUSTED_PROXIES=["9.9.9.0/24"]):
+        yield upstream
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)
+
+
+def learn(generator, answers):
+    """Take along the cookies and tokens that the site hands out."""
+    for _, headers, body in answers:
+        text = "".join(f"{name}: {value}\n" for name, value in headers)
+        generator.cookies += re.findall(r"moe_id=([\w:.-]+)", text)
+        generator.tokens += re.findall(r"/moe/click/([\w:.-]+)/", body.decode("utf-8", "replace"))
+    generator.cookies, generator.tokens = generator.cookies[-50:], generator.tokens[-50:]
+
+
+@pytest.mark.parametrize("server", ["wsgi", "asgi"])
+def test_no_request_breaks_the_site_or_the_contract(site, server, extent, tell):
+    """No request is a 500, no redirect leaves the site, and every body that goes on is as the contract says."""
+    generator = Generator(2026)
+    wsgi, asgi = WSGIHandler(), ASGIHandler()
+    total, statuses = 0, {}
+    wanted = extent({"wsgi": 800, "asgi": 400}[server], 50_000)
+    good = [("GET", path, "utm_source=x", {"Host": "testserver"}, b"") for path in PATHS]
+    while total < wanted:
+        requests = [*good, *(generator.build() for _ in range(200))]
+        answers = [ask_wsgi(wsgi, r) for r in requests] if server == "wsgi" else ask_asgi(asgi, requests)
+        learn(generator, answers)
+        for request, (status, headers, _) in zip(requests, answers, strict=True):
+            statuses[status] = statuses.get(status, 0) + 1
+            assert status < 500, request
+            assert all(v.startswith("/") and not v.startswith("//") for n, v in headers if n == "Location"), request
+        total += len(requests)
+        check_upstream(site)
+    tell(f"{server}: {total} requests, {dict(sorted(statuses.items()))}")
+    assert {200, 204, 302, 400, 405} <= statuses.keys()
+
+
+def check_upstream(upstream):
+    """Check every body that went to MoEngage since the last time, by the contract and by the sandbox."""
+    # A new sandbox each time: it knows every visitor of its own, and looks through them.
+    upstream._sandbox = SandboxTransport(Engine(load_workspace()))
+    bodies = [(request.path, json.loads(request.body)) for request in upstream.requests if request.body]
+    upstream.requests.clear()
+    for path, body in bodies:
+        jsonschema.Draft202012Validator(SCHEMAS[path]).validate(body)
+    assert set(upstream.statuses) == {200}

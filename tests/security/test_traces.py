@@ -1,0 +1,245 @@
+"""Secrets and personal data are where they are needed and nowhere else: not in logs, reports, keys, caches or reprs."""
+
+import json
+import logging
+import pickle
+from types import SimpleNamespace
+
+import pytest
+from django.core.cache import cache as site_cache
+from django.test import Client, RequestFactory
+from django.views.debug import ExceptionReporter
+
+from django_moe_personalize import api, cache, signals
+from django_moe_personalize.consent import Consent
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.exceptions import TransportError
+from django_moe_personalize.identity import Identity
+from django_moe_personalize.models import OutboxEvent, OutboxTally
+from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.testing import override_personalize
+from tests.error_reports import describe_report
+
+HERE = "tests.security.test_traces"
+SECRET = "canary-key-4711"
+CUSTOMER = "canary-customer-4711"
+MAIL = "canary-4711@mail.example"
+CART = "canary-cart-4711"
+AGENT = "canary-agent-4711"
+CAMPAIGN = "canary-campaign-4711"
+ADDRESS = "9.9.47.11"
+PERSONAL = (CUSTOMER, MAIL, CART, AGENT, CAMPAIGN, ADDRESS)
+
+
+def identify(request):
+    """Know everything of the visitor."""
+    return Identity(CUSTOMER, {"u_em": MAIL})
+
+
+def identify_wrongly(request):
+    """Fail, and quote the visitor."""
+    raise LookupError(f"{CUSTOMER} {MAIL} {ADDRESS}")
+
+
+def describe_cart(request):
+    """Give an attribute."""
+    return {"cart": CART}
+
+
+def describe_wrongly(request):
+    """Fail, and quote the attribute."""
+    raise ValueError(CART)
+
+
+def deny(request):
+    """Allow nothing."""
+    return Consent(fetch=False, identify=False, track=False)
+
+
+def only_fetch(request):
+    """Allow content, but not to know whose it is."""
+    return Consent(fetch=True, identify=False, track=False)
+
+
+class Log(logging.Handler):
+    """Keep every line, arguments and tracebacks included, of every logger and level."""
+
+    def __init__(self):
+        super().__init__(level=0)
+        self.lines = []
+
+    def emit(self, record):
+        """Keep it."""
+        self.lines.append(f"{record.getMessage()} {record.args!r} {record.exc_info!r} {vars(record)!r}")
+
+
+@pytest.fixture
+def log(monkeypatch):
+    """Collect what our loggers say at any level."""
+    handler, logger = Log(), logging.getLogger("django_moe_personalize")
+    logger.addHandler(handler)
+    monkeypatch.setattr(logger, "level", logging.DEBUG)
+    logger.setLevel(logging.DEBUG)
+    yield handler.lines
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def site(upstream, settings):
+    """Serve the test site to a visitor of whom everything is known."""
+    settings.ROOT_URLCONF = "tests.site"
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    with override_personalize(IDENTIFY=f"{HERE}.identify", ATTRIBUTES=[f"{HERE}.describe_cart"], API_KEY=SECRET):
+        yield upstream
+
+
+def browse(client=None):
+    """Read pages, report what was seen, and fail here and there; return the answers."""
+    client = client or Client(raise_request_exception=False)
+    options = {"headers": {"User-Agent": AGENT}, "REMOTE_ADDR": ADDRESS}
+    paths = ("/tags/", "/read/", "/panel/", "/streaming/", "/missing/", "/failing/", "/one-by-one/", "/method/")
+    answers = [client.get(f"{path}?utm_source={CAMPAIGN}", **options) for path in paths]
+    answers += [client.post("/method/", **options), client.post("/moe/beacon/", "{", "text/plain", **options)]
+    answers.append(client.get("/moe/click/nonsense/", **options))
+    return answers
+
+
+def find(places, canaries=PERSONAL):
+    """Return which canary stands in which place."""
+    return [(place, canary) for place, text in places.items() for canary in canaries if canary in text]
+
+
+def read_cache():
+    """Return the keys and the values of the site's cache, unpickled."""
+    return {key: repr(pickle.loads(value)) for key, value in site_cache._cache.items()}
+
+
+@pytest.mark.parametrize(
+    "upstream_fails",
+    [None, "refuse", 400, 401, 429, 500, "garbage"],
+    ids=str,
+)
+def test_logs_and_caches_name_nobody(site, log, upstream_fails):
+    """Whatever MoEngage answers, echoes of the question included, no log and no cache entry tells whose it was."""
+    said = json.dumps({"title": "Error", "description": " ".join((*PERSONAL, SECRET))}).encode()
+    if upstream_fails == "refuse":
+        site.refuse()
+    elif upstream_fails == "garbage":
+        site.respond(200, said)
+    elif upstream_fails:
+        site.respond(upstream_fails, said)
+    browse()
+    assert CUSTOMER in str(site.requests[-1].body), "the visitor's data went where it is needed"
+    everything = read_cache()
+    session = {key: everything.pop(key) for key in list(everything) if "sessions" in key}
+    assert find({f"log {n}": line for n, line in enumerate(log)}, (*PERSONAL, SECRET)) == []
+    assert find({f"cache {key}": f"{key} {value}" for key, value in everything.items()}, (*PERSONAL, SECRET)) == []
+    # The session remembers the campaign, as the privacy page says, and nothing else.
+    assert {canary for _, canary in find(session, (*PERSONAL, SECRET))} <= {CAMPAIGN}
+    local = repr([(name, vars(cache.local_cache)) for name in ("memory",)])
+    assert find({"memory": local}, (*PERSONAL, SECRET)) == []
+
+
+@pytest.mark.parametrize("broken", ["IDENTIFY", "ATTRIBUTES"])
+def test_errors_of_the_sites_own_functions_are_not_quoted(site, log, broken):
+    """What a site's function says of the visitor when it fails stays out of the log."""
+    wrong = {"IDENTIFY": f"{HERE}.identify_wrongly", "ATTRIBUTES": [f"{HERE}.describe_wrongly"]}
+    with override_personalize(**{broken: wrong[broken]}):
+        browse()
+    assert log
+    assert find({f"log {n}": line for n, line in enumerate(log)}, (*PERSONAL, SECRET)) == []
+
+
+def test_error_reports_show_nothing_of_ours(site):
+    """A report of an error, as mailed with include_html, has nothing that only our frames and settings hold."""
+    errors = []
+    signals.fetch_failed.connect(lambda sender, error, **kwargs: errors.append(error), weak=False, dispatch_uid="t")
+    try:
+        site.refuse()
+        with pytest.raises(TransportError) as raised:
+            api.fetch_experiences(["hero-banner"], customer_id=CUSTOMER, attributes={"cart": CART})
+        errors.append(raised.value)
+        browse()
+    finally:
+        signals.fetch_failed.disconnect(dispatch_uid="t")
+    assert errors
+    # Of the request itself Django shows address, agent and cookies; what our frames know besides is the rest.
+    ours = (CUSTOMER, MAIL, CART, SECRET)
+    for error in errors:
+        reporter = ExceptionReporter(RequestFactory().get("/"), type(error), error, error.__traceback__)
+        frames = {
+            f"{frame['filename']}:{frame['function']} {name}": str(value)
+            for frame in reporter.get_traceback_data()["frames"]
+            if is_ours(frame)
+            for name, value in frame["vars"]
+        }
+        assert find(frames, ours) == []
+        assert find({"report": describe_report(error)}, (SECRET, MAIL)) == []
+
+
+def is_ours(frame):
+    """Return whether a frame of a report is the package's."""
+    return "django_moe_personalize" in frame["filename"]
+
+
+def test_reprs_name_nobody(site):
+    """Whatever of ours stands in a traceback or a debugger shows nothing of the visitor."""
+    client = Client()
+    response = client.get("/tags/", headers={"User-Agent": AGENT}, REMOTE_ADDR=ADDRESS)
+    page = response.wsgi_request.personalization
+    shown = [page, page.identity, page.tracker, page._visitor, page["hero-banner"], get_delivery(), *site.requests]
+    assert find({type(value).__name__: repr(value) for value in shown}, (*PERSONAL, SECRET)) == []
+
+
+@pytest.mark.parametrize("consent", ["deny", "only_fetch", "gpc"])
+@pytest.mark.parametrize("signed_in", [True, False])
+def test_without_consent_no_identifier_goes_anywhere(site, log, consent, signed_in, django_assert_num_queries):
+    """Denied, nothing that tells who it is goes on the wire, into a cookie, the session, the cache or the log."""
+    client = Client(raise_request_exception=False, headers={"Sec-GPC": "1"} if consent == "gpc" else {})
+    told = {} if consent == "gpc" else {"CONSENT": f"{HERE}.{consent}"}
+    told |= {"ATTRIBUTES": []} | ({} if signed_in else {"IDENTIFY": ""})
+    with override_personalize(**told):
+        answers = browse(client)
+    wire = "".join(str(request.body) for request in site.requests)
+    headers = "".join(f"{answer.headers}{answer.cookies.output()}" for answer in answers)
+    # The page's own address and the browser are no identifiers; without fetch not even these are sent.
+    identifiers = (CUSTOMER, MAIL, ADDRESS, "anon-", "moe_id")
+    identifiers += (CAMPAIGN, AGENT) if consent == "deny" else ()
+    assert find({"wire": wire, "headers": headers, "cache": repr(read_cache())}, identifiers) == []
+    assert find({"log": "".join(log)}, (*PERSONAL, "anon-")) == []
+    assert "identifiers" not in wire
+    assert "/experiences/events" not in {request.path for request in site.requests}
+    assert not client.cookies
+    assert (wire == "") == (consent == "deny")
+
+
+def test_events_on_their_way_are_in_memory_alone(site, log):
+    """A delivery that fails says so without saying whose events it holds."""
+    delivery = {"BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery", "OPTIONS": {"exit_timeout": 0.05}}
+    site.answer = lambda request: Response(500, {}, CUSTOMER.encode())
+    with override_personalize(DELIVERY=delivery):
+        hero = SimpleNamespace(experience_context={"cid": "x"}, offerings=(), experience_key="hero")
+        api.experience_clicked(hero, customer_id=CUSTOMER)
+        get_delivery().flush(timeout=0.2)
+    assert log
+    assert find({"log": "".join(log)}, (*PERSONAL, SECRET)) == []
+
+
+@pytest.mark.django_db
+def test_outbox_holds_what_is_sent_and_nothing_else(site, log):
+    """A row has the customer's id, which has to go on the wire, in its body alone; erased, nothing is left of it."""
+    delivery = {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"}
+    with override_personalize(DELIVERY=delivery):
+        browse()
+        said = json.dumps({"title": "Error", "description": f"{CUSTOMER} is unknown"}).encode()
+        site.respond(400, said)
+        get_delivery().flush(timeout=10)
+        rows = [vars(row) for row in OutboxEvent.objects.all()]
+        assert rows
+        assert all(CUSTOMER in row.pop("body") for row in rows)
+        assert find({"rows": repr(rows), "log": "".join(log)}, (*PERSONAL, SECRET)) == []
+        assert find({"books": repr(list(OutboxTally.objects.values()))}, PERSONAL) == []
+        bodies = "".join(row.body for row in OutboxEvent.objects.all())
+        assert {canary for _, canary in find({"bodies": bodies}, (*PERSONAL, SECRET))} == {CUSTOMER}
+        assert api.erase(customer_id=CUSTOMER) == len(rows)
+        assert not OutboxEvent.objects.exists()
