@@ -20,6 +20,7 @@ CONNECTIONS = 96
 
 PERSONAL_RATE, UNRELATED_RATE = 50.0, 200.0
 MARKED = 0.99
+IDENTIFY = "benchmarks.site.aidentify"
 
 
 def measure(options: Options) -> Iterator[Figure]:
@@ -33,7 +34,8 @@ def measure_throughput(upstream: Upstream, seconds: float, blocks: int) -> Figur
     """Return pages a second of the overlapped async page, every page cold, against the plain one's."""
     with ExitStack() as stack:
         # As many fetches as pages: with the default bulkhead pages would go without.
-        site = build_site(base_url=upstream.url("delay-0.040"), MAX_CONCURRENT_FETCHES=CONNECTIONS + 32, DEADLINE=2.0)
+        raised = {"MAX_CONCURRENT_FETCHES": CONNECTIONS + 32, "DEADLINE": 2.0}
+        site = build_site(base_url=upstream.url("delay-0.040"), IDENTIFY=IDENTIFY, **raised)
         plain, ours = (
             stack.enter_context(connect(stack.enter_context(start_uvicorn(described)), CONNECTIONS))
             for described in (build_site(), site)
@@ -65,7 +67,7 @@ def measure_unrelated(upstream: Upstream, seconds: float, blocks: int) -> Figure
         runner = stack.enter_context(asyncio.Runner())
         clients: dict[str, tuple[Client, Client]] = {}
         for behaviour in met:
-            server = stack.enter_context(start_uvicorn(build_site(base_url=upstream.url(behaviour))))
+            server = stack.enter_context(start_uvicorn(build_site(base_url=upstream.url(behaviour), IDENTIFY=IDENTIFY)))
             clients[behaviour] = (
                 stack.enter_context(connect(server, 20, runner=runner)),
                 stack.enter_context(connect(server, 20, runner=runner)),

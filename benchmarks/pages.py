@@ -156,6 +156,15 @@ def cpu_ours(request: HttpRequest) -> HttpResponse:
     return _respond([_compute(), *_read(request)])
 
 
+def cpu_ours_tracked(request: HttpRequest) -> HttpResponse:
+    """Render a list, then read three experiences and count them as shown."""
+    text = _compute()
+    titles = _read(request)
+    for key in KEYS:
+        request.personalization.track_impression(key)
+    return _respond([text, *titles])
+
+
 @functools.cache
 def _get_threads() -> tuple[ThreadPoolExecutor, requests.Session]:
     session = requests.Session()
@@ -212,6 +221,7 @@ urlpatterns = [
         io_posts,
         cpu_plain,
         cpu_ours,
+        cpu_ours_tracked,
         cpu_threads,
         async_plain,
         async_ours,

@@ -115,7 +115,7 @@ class Connection(asyncio.Protocol):
     def _answer(self, target: str, body: bytes) -> None:
         path = target.partition("?")[0]
         if path.startswith("/sink"):
-            self._write(b"{}", "202 Accepted")
+            self._write(b"{}")
         elif path == "/stats":
             self._write(json.dumps(self.books.counts).encode())
         else:

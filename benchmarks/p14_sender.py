@@ -1,0 +1,54 @@
+"""P14: pages a second of one process with the event sender running, against the same without events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from statistics import median
+
+from benchmarks.goal import Figure, Options, expect, run
+from benchmarks.load import connect
+from benchmarks.pages import PERSONAL
+from benchmarks.serving import build_site, start_gunicorn
+from benchmarks.timing import describe
+from benchmarks.upstream import KEYS, start_upstream
+
+CONNECTIONS = 8
+
+
+def regular() -> str:
+    """Return the one visitor of all pages, who is in the cache."""
+    return "regular"
+
+
+def measure(options: Options) -> Iterator[Figure]:
+    """Load one worker by turns with a page that computes, its experiences counted or not."""
+    with ExitStack() as stack:
+        upstream = stack.enter_context(start_upstream())
+        described = build_site(base_url=upstream.url("at-once"), CACHE_TTL=3600, CACHE_STALE_TTL=3600)
+        server = stack.enter_context(start_gunicorn(described, workers=1))
+        client = stack.enter_context(connect(server, CONNECTIONS))
+        rates: dict[str, list[float]] = {"/cpu_ours/": [], "/cpu_ours_tracked/": []}
+        seconds, blocks = options.pick((6.0, 7), (3.0, 3))
+        for address in rates:
+            client.run(address, 2.0, visitor=regular)
+        for _ in range(blocks):
+            for address, found in rates.items():
+                outcome = client.run(address, seconds, mark=PERSONAL, visitor=regular).check(marked=0.99)
+                found.append(outcome.throughput)
+        plain, tracked = rates.values()
+        expect(upstream.get_counts("at-once")["actions"] > sum(tracked) * len(KEYS), "the sender did not run")
+        ratios = [of_tracked / of_plain for of_tracked, of_plain in zip(tracked, plain, strict=True)]
+        yield Figure(
+            what="pages/s of one process with three impressions a page on their way / without",
+            baseline=median(plain),
+            ours=median(tracked),
+            ratio=median(ratios),
+            limit=">= 0.95",
+            unit="pages/s",
+            notes=[describe(ratios), "ThreadDelivery as it is by default, upstream at once"],
+        )
+
+
+if __name__ == "__main__":
+    run("P14", measure)
