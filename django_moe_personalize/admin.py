@@ -10,8 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.timesince import timesince
 
-from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.delivery.database import DatabaseDelivery
+from django_moe_personalize.delivery.base import DeliveryCounts
+from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
 from django_moe_personalize.models import OutboxEvent
 
 
@@ -19,7 +19,7 @@ from django_moe_personalize.models import OutboxEvent
 class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the stubs alone
     """Show events without whose they are; who may change them may have parked ones sent again."""
 
-    list_display = ("event_uuid", "state", "action", "experience", "age", "attempts", "reason")
+    list_display = ("experience", "action", "state", "age", "attempts", "reason", "event_uuid")
     list_filter = ("state",)
     fields = (*list_display, "created_at", "due_at")
     readonly_fields = fields
@@ -30,7 +30,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = _find_delivery()
+        delivery = find_outbox_delivery()
         return rows if delivery is None else rows.using(delivery.outbox.alias)
 
     def has_add_permission(self, request: HttpRequest) -> bool:
@@ -51,8 +51,8 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     @admin.display(description="action")
     def action(self, row: OutboxEvent) -> str:
-        """Return what happened, as the wire says it."""
-        return str(_read(row).get("action", ""))
+        """Return what happened, in short: ``shown`` or ``clicked``."""
+        return str(_read(row).get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
 
     @admin.display(description="experience")
     def experience(self, row: OutboxEvent) -> str:
@@ -68,7 +68,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description="Send again what is parked", permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the parked ones of the chosen events due again."""
-        delivery = _find_delivery()
+        delivery = find_outbox_delivery()
         count = 0
         if delivery is not None:
             count = delivery.outbox.replay(list(queryset.values_list("event_uuid", flat=True)))
@@ -77,15 +77,9 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Put the books on top of the list."""
-        delivery = _find_delivery()
+        delivery = find_outbox_delivery()
         books = [] if delivery is None else _describe_books(delivery)
         return super().changelist_view(request, {"books": books, **(extra_context or {})})
-
-
-def _find_delivery() -> DatabaseDelivery | None:
-    """Return the delivery if it is one with an outbox."""
-    delivery = get_delivery()
-    return delivery if isinstance(delivery, DatabaseDelivery) else None
 
 
 def _read(row: OutboxEvent) -> dict[str, Any]:

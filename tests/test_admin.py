@@ -62,7 +62,7 @@ def test_list_shows_events_and_no_person(staff, vendor):  # noqa: F811
     response = client.get(LIST)
     for shown in (
         "refused by MoEngage",
-        "MOE_PERSONALIZATION_MESSAGE_SHOWN",
+        "shown",
         "Home hero",
         "0\xa0minutes",
         "answered 400",

@@ -237,7 +237,7 @@ def test_nobody_reads_and_the_pool_is_busy(vendor, heard, monkeypatch, who):
     assert not vendor.is_kept()
 
 
-def test_thread_that_takes_over_too_late(vendor, submitted):
+def test_thread_that_takes_over_too_late(vendor, heard, submitted):
     """When whoever was at it got the answer after all, there is nothing left to do."""
     with vendor.hold():
         reading, leaving = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
@@ -249,7 +249,7 @@ def test_thread_that_takes_over_too_late(vendor, submitted):
             vendor._go_on.set()
             assert waiting.result().keys() == {"hero-banner"}
     settle()
-    assert submitted == ["_read_on"]
+    assert (heard, submitted) == (["success"], ["_read_on"])
 
 
 def test_pool_that_was_busy_for_a_moment(vendor, submitted, monkeypatch):

@@ -158,6 +158,9 @@ class BaseDelivery:
         events, withdrawn = split_withdrawn(events) if self.asks_again else (events, ())
         outcome = send(events, timeout=timeout, until=until)
         outcome.withdrawn = list(withdrawn)
+        if not events:
+            # Nothing was asked, so nothing was learned of the vendor.
+            return outcome
         if outcome.refused:
             logger.warning(
                 "MoEngage refused %d of %d events: %s",

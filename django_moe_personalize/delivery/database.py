@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from asgiref.sync import sync_to_async
 from django.db import connections
 
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, get_delivery
 from django_moe_personalize.delivery.deliverer import Deliverer
 from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
@@ -180,6 +180,13 @@ class DatabaseDelivery(BaseDelivery):
                 self.deliver(count)
             else:
                 self.drop(count, State(outcome).value)
+
+
+def find_outbox_delivery() -> DatabaseDelivery | None:
+    """Return the site's delivery if it has an outbox, or a queue's for what its broker does not take."""
+    delivery = get_delivery()
+    delivery = getattr(delivery, "fallback", None) or delivery
+    return delivery if isinstance(delivery, DatabaseDelivery) else None
 
 
 def _explain(error: Exception, event: Event) -> str:

@@ -45,9 +45,11 @@ class Profiles:
     def _find(self, identifiers: Mapping[str, str] | str) -> str | None:
         for name in self._identifiers:
             wanted = identifiers if isinstance(identifiers, str) else identifiers.get(name)
+            if not wanted:
+                continue
             for profiles in (self._added, self._stored):
                 for customer_id, attributes in profiles.items():
-                    if wanted and name in attributes and as_text(attributes[name]) == wanted:
+                    if name in attributes and as_text(attributes[name]) == wanted:
                         return customer_id
         return None
 

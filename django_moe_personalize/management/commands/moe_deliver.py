@@ -14,8 +14,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, get_settings
-from django_moe_personalize.delivery.base import describe, get_delivery
-from django_moe_personalize.delivery.database import DatabaseDelivery
+from django_moe_personalize.delivery.base import describe
+from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
 from django_moe_personalize.delivery.deliverer import Deliverer
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.models import OutboxEvent
@@ -74,12 +74,10 @@ class Command(BaseCommand):
 def _find_delivery() -> DatabaseDelivery:
     """Return the delivery if it has an outbox with its tables; raises CommandError."""
     try:
-        delivery = get_delivery()
-        # A queue's, for what its broker does not take.
-        delivery = getattr(delivery, "fallback", None) or delivery
+        delivery = find_outbox_delivery()
     except ConfigurationError as error:
         raise CommandError(str(error)) from error
-    if not isinstance(delivery, DatabaseDelivery):
+    if delivery is None:
         name = f"{DatabaseDelivery.__module__}.{DatabaseDelivery.__qualname__}"
         message = f'{SETTING}["DELIVERY"] is {get_settings().delivery.backend}, which has no outbox: set it to {name}.'
         raise CommandError(message)
