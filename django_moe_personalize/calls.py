@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
 
+from django_moe_personalize import metadata
 from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.cache import ExperienceCache
 from django_moe_personalize.callables import logger
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.connection import get_client
-from django_moe_personalize.coordination import add_to_count
+from django_moe_personalize.coordination import add_to_count, put_up_notice
 from django_moe_personalize.exceptions import (
     AuthenticationError,
     CircuitOpenError,
@@ -27,11 +29,15 @@ from django_moe_personalize.governor import Governor
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Exchange, NotTakenError
 from django_moe_personalize.moengage.types import ExperiencesResult
-from django_moe_personalize.resilience import Deadline, WorkerPool
+from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
+from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
 GATE_SECONDS = 5.0
 """How long nothing is asked after a 429 that does not say how long."""
+
+BREAKER_TOPIC = "breaker"
+"""Under which a process tells the others of its site what its breaker does."""
 
 REQUESTS_A_MINUTE = 10_000
 """The vendor's limit for a workspace (contract §1)."""
@@ -57,11 +63,24 @@ def get_pool() -> WorkerPool:
 @functools.cache
 def get_breaker() -> CircuitBreaker:
     """Return the process's circuit breaker around fetches; every change of state is one line in the log."""
-    return CircuitBreaker(on_change=_log_breaker)
+    return CircuitBreaker(on_change=_tell_change)
 
 
-def _log_breaker(old: str, new: str, reason: str) -> None:
+def _tell_change(old: str, new: str, reason: str) -> None:
+    """Say it in the log at once, and beside the page to the signal's receivers and to the other processes."""
     logger.warning("MoEngage: the circuit breaker went from %s to %s (%s).", old, new, reason)
+    for pool in (metadata.get_pool(), get_pool()):
+        with suppress(PoolBusy):
+            pool.submit(_announce_change, old, new, reason)
+            return
+    # Nobody is free. An async receiver cannot be reached from an event loop.
+    with suppress(RuntimeError):
+        breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
+
+
+def _announce_change(old: str, new: str, reason: str) -> None:
+    breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
+    put_up_notice(BREAKER_TOPIC, state=new, reason=reason)
 
 
 @functools.cache
@@ -135,6 +154,11 @@ class SplitCall:
         error = DeadlineExceeded("MoEngage did not answer in time")
         _tell_breaker(error)
         return error
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the answer was received."""
+        return self._exchange.has_begun
 
     def fileno(self) -> int:
         """Return what an event loop watches for the answer."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -54,7 +54,7 @@ def get_client() -> PersonalizeClient:
     if client is None:
         with _shared.lock:
             if (client := _shared.client) is None:
-                client = _shared.client = _build_client(get_settings())
+                client = _shared.client = build_client(get_settings())
     return client
 
 
@@ -187,7 +187,10 @@ def build_transport(settings: Settings) -> Transport:
     return transport
 
 
-def _build_client(settings: Settings) -> PersonalizeClient:
+def build_client(
+    settings: Settings, *, wrap: Callable[[Transport], Transport] = lambda transport: transport
+) -> PersonalizeClient:
+    """Return a new client over ``wrap(transport)``; raises ConfigurationError when the settings allow none."""
     engine = get_engine()
     if engine is not None:
         from django_moe_personalize.sandbox.transport import SandboxTransport
@@ -195,7 +198,7 @@ def _build_client(settings: Settings) -> PersonalizeClient:
         workspace = engine.workspace
         # The workspace's own pair, whatever the settings hold: the site's key has no business here.
         return PersonalizeClient(
-            workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=SandboxTransport(engine)
+            workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=wrap(SandboxTransport(engine))
         )
     if missing := find_missing(settings):
         raise ConfigurationError(
@@ -203,7 +206,7 @@ def _build_client(settings: Settings) -> PersonalizeClient:
             hint=f"Set {', '.join(f'{SETTING}_{name}' for name in missing)} in the environment, "
             f'or {SETTING}["SANDBOX"] = True to work without MoEngage.',
         )
-    return PersonalizeClient(**_credentials(settings), transport=build_transport(settings))
+    return PersonalizeClient(**_credentials(settings), transport=wrap(build_transport(settings)))
 
 
 def _credentials(settings: Settings) -> Mapping[str, str]:

@@ -48,7 +48,7 @@ def find_leaks(engine: Engine) -> list[Leak]:
     or use our tags, and where a block stands in a fragment those that could fill it.
     """
     sources: dict[str, str] = {}
-    for name, source in _read_sources(engine):
+    for name, source in read_sources(engine):
         sources.setdefault(name, source)
     if not any(map(_CACHE.search, sources.values())):
         return []
@@ -62,7 +62,7 @@ def find_leaks(engine: Engine) -> list[Leak]:
     return list(search.found)
 
 
-def _read_sources(engine: Engine) -> Iterator[tuple[str, str]]:
+def read_sources(engine: Engine) -> Iterator[tuple[str, str]]:
     """Yield the name and the source of every template; of two that share a name the one it means comes first."""
     loaders: list[Any] = list(engine.template_loaders)
     for loader in loaders:

@@ -19,6 +19,11 @@ SLOTS = int(MINUTE / SLOT_SECONDS) + 1
 SharedCount = Callable[[str, int, float], int | None]
 
 
+def name_slot(slot: int) -> str:
+    """Return the name under which all processes count a slot; ``slot`` is Unix time in SLOT_SECONDS."""
+    return f"governor:{slot}"
+
+
 class _Lease:
     """What the shared count has granted this process in one slot."""
 
@@ -111,7 +116,7 @@ class Governor:
             if not amount:
                 return self._spend(lease, count)
         # Without the lock: a cache that is slow holds up this caller alone.
-        total = add(f"governor:{lease.slot}", amount, MINUTE)
+        total = add(name_slot(lease.slot), amount, MINUTE)
         with self._lock:
             lease.receive(amount, total, self._slot_limit)
             return self._spend(lease, count)

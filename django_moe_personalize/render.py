@@ -48,6 +48,9 @@ class Tracker(Protocol):
     def show(self, experience: Experience) -> None:
         """Count the impression."""
 
+    def notice(self, experience: Experience) -> None:
+        """Remember that the browser is to count one."""
+
     def get_impression(self, experience: Experience) -> object | None:
         """Return the impression of this page view, ``None`` when nothing may be counted."""
 
@@ -70,6 +73,8 @@ def render_experience(tracker: Tracker, experience: Experience, body: SafeString
     mode = get_settings().impressions
     if mode == "render":
         tracker.show(experience)
+    elif mode == "visible":
+        tracker.notice(experience)
     # As the browser reads an attribute's value, so that what it reports is what was signed.
     elements = tuple({unescape("".join(match)): None for match in _CLICK_MARK.findall(body)})
     if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
@@ -83,8 +88,11 @@ def render_value(tracker: Tracker, experience: Experience, value: Any) -> str:
     It may stand inside an attribute, where no mark can: in the modes in which the browser counts,
     a value on its own counts nothing.
     """
-    if get_settings().impressions == "render":
+    mode = get_settings().impressions
+    if mode == "render":
         tracker.show(experience)
+    elif mode == "visible":
+        tracker.notice(experience)
     # An exact str: what knows by itself how to be HTML must be asked, and equals one that does not.
     if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
         return _escape(value)

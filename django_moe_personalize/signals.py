@@ -13,3 +13,11 @@ events_delivered = Signal()
 
 events_dropped = Signal()
 """Events were given up. Arguments: ``count``, ``reason`` (a short snake_case word)."""
+
+breaker_changed = Signal()
+"""The circuit breaker of this process changed its state. Arguments: ``old`` and ``new`` (``closed``, ``open`` or
+``half-open``), ``reason``."""
+
+impressions_missing = Signal()
+"""An experience was rendered on many pages and none of them was counted, or none of its events is delivered.
+Arguments: ``experience_key``, ``rendered``: on how many pages of this process."""

@@ -21,6 +21,7 @@ from django.core import signing
 from django.http import HttpRequest, StreamingHttpResponse
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from django_moe_personalize.alarm import alarm
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
@@ -106,11 +107,12 @@ class PageTracker:
     An experience is shown once a page view, however often it is rendered, under one UUID.
     """
 
-    __slots__ = ("_clicks", "_customer_id", "_impressions", "_shown")
+    __slots__ = ("_clicks", "_customer_id", "_impressions", "_rendered", "_shown")
 
     def __init__(self, customer_id: str | None) -> None:
         self._customer_id = customer_id
         self._impressions: dict[str, Event | None] = {}
+        self._rendered: dict[str, Experience] = {}
         self._shown: dict[str, list[Event]] = {}
         self._clicks: list[Event] = []
 
@@ -121,8 +123,13 @@ class PageTracker:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]
 
+    def notice(self, experience: Experience) -> None:
+        """Remember that the page shows ``experience``, whoever is to count it: if nobody does, the alarm says so."""
+        self._rendered[experience.experience_key] = experience
+
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience``, once, if the page itself comes to count."""
+        self.notice(experience)
         key = experience.experience_key
         if key not in self._shown and (event := self.get_impression(experience)) is not None:
             self._shown[key] = [event, *build_offering_impressions(experience.offerings, self._customer_id)]
@@ -162,6 +169,8 @@ class PageTracker:
         """Return the events to record, once: the clicks, and what was shown if the page was."""
         events, self._clicks = self._clicks, []
         if shown:
+            if self._customer_id:
+                alarm.add_page(self._rendered.values())
             events += [event for group in self._shown.values() for event in group]
         return events
 
@@ -171,6 +180,7 @@ def record(events: Sequence[Event]) -> None:
     try:
         if events:
             get_delivery().record(events)
+            alarm.add_events(events)
     except Exception as error:
         _report_loss(error)
 
@@ -180,6 +190,7 @@ async def arecord(events: Sequence[Event]) -> None:
     try:
         if events:
             await get_delivery().arecord(events)
+            alarm.add_events(events)
     except Exception as error:
         _report_loss(error)
 

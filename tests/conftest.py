@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client
 from hypothesis import settings as hypothesis_settings
 
-from django_moe_personalize import cache, callables, calls, connection, fetch, metadata, planning
+from django_moe_personalize import alarm, cache, callables, calls, connection, fetch, metadata, planning
 from django_moe_personalize.delivery.base import reset_delivery
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -46,6 +46,7 @@ def forget() -> None:
     settle()
     caches["default"].clear()
     cache.forget()
+    alarm.forget()
     callables._logged.clear()
     connection.reset()
     metadata.forget()
