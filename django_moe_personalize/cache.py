@@ -242,31 +242,21 @@ def _intern(key: str, experience: Experience | None) -> Body:
     payload, context = experience.payload, experience.experience_context
     if freeze(payload) is payload:
         # What nobody can change has the reference it had: the reader hands out the same object again.
-        known = local_cache.get_body(_find_reference(key, _Same(payload, context), django_settings.SECRET_KEY))
+        known = local_cache.get_body(_find_reference(key, payload, context))
         if known is not None and known.key is not None:
             return known
     return _build_body(key, dict(payload), dict(context))
 
 
-class _Same:
-    """What an experience says, told from another by which objects they are."""
-
-    __slots__ = ("context", "payload")
-
-    def __init__(self, payload: Mapping[str, Any], context: Mapping[str, Any]) -> None:
-        self.payload = payload
-        self.context = context
-
-    def __hash__(self) -> int:
-        return id(self.payload)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.payload is other.payload and self.context is other.context
-
-
-@functools.lru_cache(maxsize=512)
-def _find_reference(key: str, content: _Same, secret: str | bytes) -> bytes:
-    return _build_reference(key, _encode_sorted([content.payload, content.context]))
+def _find_reference(key: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> bytes:
+    """Return the reference of a body, remembered by the frozen ``payload`` itself: what is gone holds no memory."""
+    # Underscored, since templates show what attributes they find.
+    of, reference = vars(payload).get("_reference", (None, b""))
+    # The context by which object it is: to compare contents takes as long as to write them.
+    if of is not context or reference[:NAME_BYTES] != _build_name(key, django_settings.SECRET_KEY):
+        reference = _build_reference(key, _encode_sorted([payload, context]))
+        vars(payload)["_reference"] = context, reference
+    return bytes(reference)
 
 
 def _build_body(key: str, payload: dict[str, Any], context: dict[str, Any], *, expected: bytes | None = None) -> Body:

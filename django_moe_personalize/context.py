@@ -43,12 +43,14 @@ class Personalization(Mapping[str, Experience]):
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
+    _charged_until = 0.0
     _closed = False
     _expected: tuple[str, ...] = ()
     _gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _visitor: Visitor | None = None
+    _waiting = 0
 
     def __init__(self, request: HttpRequest) -> None:
         # A strong reference back would make a cycle, and every request wait for the collector.
@@ -127,9 +129,12 @@ class Personalization(Mapping[str, Experience]):
         """
         await self.astart(*experience_keys)
         for fetch in [fetch for fetch in self._fetches if not set(experience_keys).isdisjoint(fetch.keys)]:
-            started = time.monotonic()
-            answers = await fetch.aresult(self._get_budget())
-            self._settle(fetch, answers, time.monotonic() - started)
+            self._charge(+1)
+            try:
+                answers = await fetch.aresult(self._get_budget())
+            finally:
+                self._charge(-1)
+            self._settle(fetch, answers)
 
     def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys worth asking for before ``view`` runs."""
@@ -251,7 +256,7 @@ class Personalization(Mapping[str, Experience]):
         fetch = self._find_fetch(key)
         in_event_loop = _is_in_event_loop()
         if fetch is not None and (fetch.done or (in_event_loop and fetch.poll())):
-            self._settle(fetch, fetch.result(0.0), 0.0)
+            self._settle(fetch, fetch.result(0.0))
             return
         if in_event_loop:
             self._learn(request, key, limit=planning.MAX_READ_KEYS)
@@ -264,9 +269,12 @@ class Personalization(Mapping[str, Experience]):
             self._wait(fetch)
 
     def _wait(self, fetch: Fetch) -> None:
-        started = time.monotonic()
-        answers = fetch.result(self._get_budget())
-        self._settle(fetch, answers, time.monotonic() - started)
+        self._charge(+1)
+        try:
+            answers = fetch.result(self._get_budget())
+        finally:
+            self._charge(-1)
+        self._settle(fetch, answers)
 
     def _learn(self, request: HttpRequest, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         route = planning.get_route(request)
@@ -288,8 +296,7 @@ class Personalization(Mapping[str, Experience]):
         else:
             self._fetches.append(start_fetch(visitor, keys))
 
-    def _settle(self, fetch: Fetch, answers: Mapping[str, Experience], waited: float) -> None:
-        self._budget = max(0.0, self._get_budget() - waited)
+    def _settle(self, fetch: Fetch, answers: Mapping[str, Experience]) -> None:
         for key in fetch.keys:
             self._answers.setdefault(key, answers.get(key))
         if answers and (request := self._request()) is not None:
@@ -299,6 +306,14 @@ class Personalization(Mapping[str, Experience]):
     def _get_budget(self) -> float:
         """Return the seconds that this page may still wait."""
         return get_settings().deadline if self._budget is None else self._budget
+
+    def _charge(self, change: int) -> None:
+        """Let one more wait, or one less; what several tasks wait for at the same time is taken off once."""
+        now = time.monotonic()
+        if self._waiting:
+            self._budget = max(0.0, self._get_budget() - (now - self._charged_until))
+        self._charged_until = now
+        self._waiting += change
 
     def _list_keys(self) -> tuple[str, ...]:
         request = self._request()
@@ -330,15 +345,19 @@ class Personalization(Mapping[str, Experience]):
         """See _get_visitor(). Tasks of one request that ask at once wait for the first."""
         request = self._request()
         if self._visitor is None and self._gathering is None and request is not None:
-            self._gathering = asyncio.current_task(), asyncio.Event()
+            _, gathered = self._gathering = asyncio.current_task(), asyncio.Event()
             try:
                 self._visitor = await agather_visitor(request, self.now or timezone.now())
             finally:
-                self._gathering[1].set()
+                if self._visitor is None:
+                    # Cancelled, which says nothing of the visitor: who asks next gathers anew.
+                    self._gathering = None
+                gathered.set()
         elif self._visitor is None and self._gathering is not None:
             owner, gathered = self._gathering
             if owner is not asyncio.current_task():
                 await gathered.wait()
+                return await self._aget_visitor()
         return self._visitor or NOBODY
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -44,6 +43,10 @@ from django_moe_personalize.moengage.messages import NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.visitor import Visitor
+
+REST_SECONDS = 0.1
+"""What is left of an answer may take, where the whole deadline was over before anyone began to read it: a system
+takes in some 64 KB by itself, and the vendor is not to blame for a page that had other things to do."""
 
 
 @functools.cache
@@ -154,7 +157,10 @@ def _send(question: Question, flight: Flight[Experiences]) -> bool:
         return False
     if call is not None:
         flight.partial = pick(local, question.keys)
-        flight.reader = _Reader(question, flight, known, missing, call)
+        reader = flight.reader = _Reader(question, flight, known, missing, call)
+        if flight.followed:
+            # Who came while this was sent found no reader, and waits for a thread's.
+            reader.start_thread()
     elif not missing:
         _finish(question, flight, conclude(question, known, ()))
     return call is not None or not missing
@@ -209,7 +215,7 @@ class _Reader:
     far to the next, and to a thread of the pool when there may be no next.
     """
 
-    __slots__ = ("_call", "_flight", "_has_thread", "_known", "_missing", "_question", "_turn")
+    __slots__ = ("_call", "_deadline", "_flight", "_has_thread", "_is_new", "_known", "_missing", "_question", "_turn")
 
     def __init__(
         self,
@@ -224,14 +230,17 @@ class _Reader:
         self._known = known
         self._missing = missing
         self._call = call
+        self._deadline = question.deadline
         self._turn = threading.Lock()
         self._has_thread = False
+        self._is_new = True
 
     def read(self, seconds: float) -> None:
-        """Read the answer, waiting at most ``seconds``, unless somebody else is at it."""
-        if self._turn.acquire(blocking=False):
+        """Read the answer, after whoever is at it, waiting at most ``seconds``."""
+        until = time.monotonic() + seconds
+        if self._turn.acquire(timeout=seconds):
             try:
-                self._advance(seconds)
+                self._advance(max(0.0, until - time.monotonic()))
             finally:
                 self._turn.release()
 
@@ -252,26 +261,27 @@ class _Reader:
 
     def release(self) -> None:
         """Have a thread read on, if there is anything left to wait for."""
-        if self._flight.reader is not self:
-            return
-        if self._question.deadline.expired:
+        if self._flight.reader is self and self._deadline.expired:
             self.read(0.0)
-        elif not self._has_thread:
+        if self._flight.reader is self and not self.start_thread():
+            self._give_up()
+
+    def start_thread(self) -> bool:
+        """Have a thread of the pool read the answer, after whoever is at it; return False when all are busy."""
+        if not self._has_thread:
             # One is enough, however many pages share the question and leave.
             self._has_thread = True
             try:
                 get_pool().submit(self._read_on)
             except PoolBusy:
                 self._has_thread = False
-                self._give_up()
+        return self._has_thread
 
     def _read_on(self) -> None:
-        """Read the answer in a thread of the pool, after whoever is at it."""
-        if self._turn.acquire(timeout=self._question.deadline.remaining() or 0.0):
-            try:
-                self._advance(math.inf)
-            finally:
-                self._turn.release()
+        try:
+            self.read(self._deadline.remaining() or 0.0)
+        finally:
+            self._has_thread = False
 
     def _advance(self, seconds: float) -> None:
         """Read, and answer the question if that brought an outcome."""
@@ -290,16 +300,20 @@ class _Reader:
             self._conclude([outcome])
 
     def _receive(self, seconds: float) -> Outcome | None:
-        deadline = self._question.deadline
+        until = time.monotonic() + seconds
+        is_late, self._is_new = self._is_new and self._deadline.expired, False
         try:
-            result = self._call.receive(min(seconds, deadline.remaining() or 0.0))
+            result = self._call.receive(min(seconds, self._deadline.remaining() or 0.0))
+            if result is None and is_late and self._call.has_begun:
+                self._deadline = Deadline(REST_SECONDS)
+                result = self._call.receive(max(0.0, min(until - time.monotonic(), REST_SECONDS)))
         except NotTakenError:
             raise
         except APIError as error:
             return error
         if result is not None:
             return self._missing, result
-        return self._call.give_up() if deadline.expired else None
+        return self._call.give_up() if self._deadline.expired else None
 
     def _ask_again(self) -> None:
         """Ask on a new connection: this one had died while it was idle. Past the deadline nobody waits for that."""

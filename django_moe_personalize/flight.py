@@ -18,7 +18,7 @@ class Reader(Protocol):
     """Brings the outcome of a flight about in the thread or task of one who waits for it."""
 
     def read(self, seconds: float) -> None:
-        """Work on it for at most ``seconds``, unless somebody else does."""
+        """Work on it, after whoever else does, for at most ``seconds`` in all."""
         ...
 
     async def aread(self) -> None:
@@ -38,6 +38,8 @@ class Flight(Future[T]):
         self.until = until
         self.partial: T | None = None
         """What the leader knows so far, for those who cannot wait for the outcome."""
+        self.followed = False
+        """Whether anybody has joined its leader."""
         self.reader: Reader | None = None
         """Whom those who wait may help, where no thread works on the outcome."""
 
@@ -85,6 +87,7 @@ class SingleFlight(Generic[K, T]):
             now = self._clock()
             flight = self._flights.get(key)
             if flight is not None and now < flight.until:
+                flight.followed = True
                 return flight, False
             flight = Flight(now + self._max_seconds)
             self._drop_abandoned(now)

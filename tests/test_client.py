@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import traceback
 import uuid
 from collections import Counter
 from urllib.parse import parse_qs
@@ -463,3 +464,18 @@ def test_an_error_report_shows_no_secret_and_nobody(answer, deadline):
         shown = describe_report(error)
         assert "request = Request(method='POST'" in shown
         assert not [secret for secret in (KEY, token, "Wanda") if secret in shown]
+
+
+def test_a_question_that_is_cut_off_shows_nobody():
+    """A server that ends its worker while a question is sent may print the locals of every frame."""
+
+    def send(self, request):
+        raise SystemExit(1)
+
+    client, _ = build_client(b"")
+    told = {"customer_id": "Wanda", "user_identifiers": {"u_em": "Wanda"}, "attributes": {"USER_AGENT": "Wanda"}}
+    with pytest.raises(SystemExit) as ended:
+        client.send_fetch(type("Broken", (), {"send": send})(), ["hero"], **told)
+    frames = [frame.f_locals for frame, _ in traceback.walk_tb(ended.value.__traceback__)][1:]
+    assert len(frames) == 2
+    assert "Wanda" not in repr(frames)

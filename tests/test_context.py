@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import time
 import weakref
 
 import pytest
@@ -14,6 +15,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.moengage.types import Experience
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 
@@ -294,3 +296,44 @@ def test_disabled_gathers_nothing(request_):
     with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
         assert request_.personalization.identity.customer_id is None
         assert request_.personalization.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
+
+
+def test_what_tasks_wait_for_at_the_same_time_is_waited_for_once(upstream):
+    """Four reads beside one another that last a quarter of the deadline leave three quarters of it."""
+    sandbox = upstream._sandbox
+
+    def answer_late(sent):
+        time.sleep(0.5)
+        return sandbox.send(sent, deadline=Deadline(None))
+
+    upstream.answer = answer_late
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+
+    async def view():
+        found = await asyncio.gather(*(personalization.aget(key) for key in (*KEYS, "a", "b")))
+        return found[:2], await personalization.aget("flash-sale")
+
+    with override_personalize(DEADLINE=2.0):
+        (hero, promo), _ = async_to_sync(view)()
+    assert (hero.experience_key, promo.experience_key) == KEYS
+    assert 0.5 < personalization._get_budget() < 1.2
+
+
+@pytest.mark.parametrize("how", ["alone", "beside"])
+def test_reading_after_a_read_that_was_cancelled(upstream, how):
+    """Who it is was not found out by then, so it is found out again: for who asks later, and for who waited."""
+    request = AsyncRequestFactory().get("/")
+    personalization = request.personalization = Personalization(request)
+
+    async def view():
+        first = asyncio.create_task(personalization.aget(KEYS[0]))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(personalization.aget(KEYS[1]))
+        if how == "beside":
+            await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
+        assert async_to_sync(view)().experience_key == KEYS[1]

@@ -1,5 +1,6 @@
 """The outbox on SQLite: what is recorded, leased, settled, parked, erased, and how the books stay right."""
 
+import contextlib
 import threading
 from datetime import timedelta
 from types import MappingProxyType
@@ -140,6 +141,7 @@ def test_failing_insert_costs_the_page_nothing_but_its_events(settings, heard, c
     assert "4711" not in line[1]
 
 
+@pytest.mark.django_db(transaction=True)
 def test_losses_reach_the_books_of_all_with_the_next_event(delivery, monkeypatch):
     """What one process could not store, the others learn when the database works again, if only at a second try."""
     break_outbox()
@@ -154,6 +156,18 @@ def test_losses_reach_the_books_of_all_with_the_next_event(delivery, monkeypatch
     delivery.record(make_events(1))
     for each in (delivery, DatabaseDelivery()):
         assert each.counts() == DeliveryCounts(accepted=5, dropped={"error": 3}, pending=2)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_losses_are_not_undone_with_somebody_elses_transaction(delivery):
+    """They wait for an event that is recorded outside of any."""
+    delivery.record([make_event(b_id=object())])
+    with contextlib.suppress(KeyError), transaction.atomic():
+        delivery.record(make_events(1))
+        raise KeyError
+    assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
+    delivery.record(make_events(1))
+    assert DatabaseDelivery().counts() == DeliveryCounts(accepted=2, dropped={"error": 1}, pending=1)
 
 
 def test_an_event_that_is_no_json_is_counted(delivery):
@@ -222,12 +236,13 @@ def test_one_poison_event_among_100_is_parked_alone(delivery, vendor, heard):  #
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        ("customer ann@example.com is no customer", "customer … is no customer"),
+        ("customer ann@example.com is no customer", "customer ... is no customer"),
+        ("\x00 in «Hero ☃😀»", r"\x00 in \xabHero \u2603\U0001f600\xbb"),
         ("ann@example.community", "ann@example.community"),
     ],
 )
 def test_reason_does_not_name_the_customer(delivery, vendor, said, kept):  # noqa: F811
-    """The vendor may quote the id; what is kept does not."""
+    """The vendor may quote the id; what is kept does not, and is text that every database takes."""
     event = make_event("ann@example.com")
     vendor.poison, vendor.description = {event.event_uuid}, said
     delivery.record([event])

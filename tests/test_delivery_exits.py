@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 
+from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.exits import close_before_sigterm
 from tests.delivery_vendor import SOON
 
@@ -39,6 +40,16 @@ def test_signals_of_other_servers_and_threads_are_left_alone(monkeypatch):
     assert signal.signal(signal.SIGTERM, handler) is ignore
 
 
+def test_windows_has_no_signal_to_wait_for(monkeypatch):
+    """Where signals cannot be put off, uvicorn's handler is left as it is."""
+    monkeypatch.setitem(sys.modules, "uvicorn", sys)
+    monkeypatch.delattr(signal, "pthread_sigmask")
+    monkeypatch.setattr(exits, "_find_kinds", lambda handler: (type("Server", (), {"__module__": "uvicorn"}),))
+    handler = signal.signal(signal.SIGTERM, ignore)
+    close_before_sigterm(print)
+    assert signal.signal(signal.SIGTERM, handler) is ignore
+
+
 CAPTURED = """
 import signal, sys
 import uvicorn
@@ -59,3 +70,32 @@ def test_signal_that_uvicorn_has_taken_waits_until_all_is_closed():
     """Where uvicorn's own handler is there already, it still stops the server; then all is closed, then the end."""
     process = subprocess.run([sys.executable, "-c", CAPTURED], capture_output=True, text=True, timeout=60, check=False)
     assert (process.stdout, process.returncode) == ("the end\nclosed True\n", -signal.SIGTERM), process.stderr
+
+
+class Server:
+    """What uvicorn's handler is a method of."""
+
+    __module__ = "uvicorn.server"
+
+    def __init__(self):
+        self.seen = []
+
+    def handle_exit(self, number, frame):
+        """Note that the signal came."""
+        self.seen.append("stopped")
+
+
+def test_signal_is_put_off_before_uvicorn_is_told(monkeypatch):
+    """The signal is blocked first; at the end all is closed first, and only then may the signal end the process."""
+    server, last = Server(), []
+    monkeypatch.setitem(sys.modules, "uvicorn", sys)
+    monkeypatch.setattr(signal, "pthread_sigmask", lambda how, which: server.seen.append((how, which)))
+    monkeypatch.setattr(exits.atexit, "register", lambda *call: last.insert(0, call))
+    handler = signal.signal(signal.SIGTERM, server.handle_exit)
+    try:
+        close_before_sigterm(ignore)
+        signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert server.seen == [(signal.SIG_BLOCK, {signal.SIGTERM}), "stopped"]
+    assert last == [(ignore,), (signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})]

@@ -2,12 +2,13 @@
 
 import asyncio
 import functools
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from django_moe_personalize import calls, metadata
+from django_moe_personalize import calls, fetch, metadata
 from django_moe_personalize.fetch import get_flights, start_fetch
 from django_moe_personalize.governor import Governor
 from django_moe_personalize.moengage import client
@@ -135,6 +136,46 @@ def test_those_who_ask_the_same_share_one_exchange(vendor, submitted):
             vendor._go_on.set()
             assert [answer.result().keys() for answer in answers] == [{"hero-banner"}] * 8
     assert (len(vendor.fetches), submitted) == (1, [])
+
+
+@pytest.mark.parametrize("who", ["thread", "task"])
+def test_who_comes_while_it_is_sent(vendor, monkeypatch, submitted, who):
+    """Found without a reader, the answer is read by a thread: who asked first may be long in wanting it."""
+    start_call = calls.start_call
+    followers = []
+
+    def start_late(question, keys):
+        call = start_call(question, keys)
+        followers.append(start_fetch(VISITOR, KEYS))
+        pool.submit(take, followers[0])
+        wait_until(waiting.is_set)
+        return call
+
+    def take(follower):
+        waiting.set()
+        read = follower.result if who == "thread" else lambda seconds: asyncio.run(follower.aresult(seconds))
+        answers.append(read(LONG))
+
+    monkeypatch.setattr(fetch, "start_call", start_late)
+    waiting, answers = threading.Event(), []
+    with ThreadPoolExecutor(1) as pool:
+        leader = start_fetch(VISITOR, KEYS)
+        wait_until(lambda: answers)
+    assert leader.done
+    assert answers[0].keys() == {"hero-banner"}
+    assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
+
+
+def test_who_finds_another_at_it_for_a_moment_reads_afterwards(vendor, submitted):
+    """A page that only looks whether the answer is there keeps nobody from waiting for it."""
+    with ThreadPoolExecutor(1) as pool:
+        with vendor.hold():
+            question = start_fetch(VISITOR, KEYS)
+            with question._flight.reader._turn:
+                waiting = pool.submit(question.result, LONG)
+                time.sleep(SOON / 4)
+        assert waiting.result().keys() == {"hero-banner"}
+    assert submitted == []
 
 
 @pytest.mark.parametrize("first", ["thread", "task"])

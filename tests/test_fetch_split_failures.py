@@ -2,7 +2,9 @@
 
 import asyncio
 import itertools
+import json
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -83,6 +85,47 @@ def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
         assert read(question) == {}
         assert time.monotonic() - start < MARGIN
     assert heard == ["failure"]
+
+
+@pytest.mark.parametrize("who", ["thread", "task", "nobody"])
+def test_long_answer_that_nobody_reads_in_time(vendor, heard, who):
+    """A system takes in only the beginning of it by itself; the rest comes when a late page reads, or has left."""
+    variable = {"value": "x" * 900_000, "data_type": "string"}
+    entry = {"payload": {"Title": variable}, "experience_context": {}}
+    body = json.dumps({"experiences": {"hero-banner": entry}}).encode()
+
+    def behave(exchange):
+        exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
+        exchange.reply(body)
+
+    vendor.behave = behave
+    with override_personalize(DEADLINE=SOON):
+        vendor.warm()
+        question = start_fetch(VISITOR, KEYS)
+        time.sleep(SOON * 1.5)
+        if who == "nobody":
+            question.release()
+            settle()
+            assert question.done
+        answer = aresult(question, SOON) if who == "task" else question.result(SOON)
+    assert answer.keys() == {"hero-banner"}
+    assert heard == ["success"]
+    assert vendor.is_kept()
+
+
+def test_long_answer_that_stops_in_the_middle(vendor, heard):
+    """The rest is waited for a moment, not for ever, and then the vendor has failed."""
+    vendor.behave = lambda exchange: (exchange.send(build_head("200 OK", {"Content-Length": "9"})), exchange.hang())
+    with override_personalize(DEADLINE=SOON):
+        vendor.warm()
+        question = start_fetch(VISITOR, KEYS)
+        time.sleep(SOON * 1.5)
+        start = time.monotonic()
+        assert question.result(LONG) == {}
+        assert time.monotonic() - start < MARGIN
+    settle()
+    assert heard == ["failure"]
+    assert not vendor.is_kept()
 
 
 # -- failures

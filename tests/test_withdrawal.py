@@ -5,12 +5,14 @@ from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
 
 from django_moe_personalize import api
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.moengage.types import Action, Event
+from django_moe_personalize.signals import events_delivered
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.withdrawal import MAX_SKEW, mark_withdrawal, split_withdrawn
 
@@ -129,6 +131,32 @@ def test_command_wants_an_id(customer_id):
     """Without an id nothing is erased."""
     with pytest.raises(CommandError, match="it is empty"):
         call_command("moe_erase", customer_id)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_database_that_was_restarted_hides_no_withdrawal(upstream):
+    """The delivering thread, whose cache or receivers may use the database, gets a new connection."""
+    tried = []
+
+    def receive(**kwargs):
+        tried.append("failed")
+        # Django never closes a database in memory.
+        connection.is_in_memory_db = lambda: False
+        connection.cursor().execute("SELECT 1").close()
+        # As a restart does to the connections that are there.
+        connection.connection.close()
+        tried[-1] = "worked"
+
+    delivery = ThreadDelivery(interval=0.01)
+    events_delivered.connect(receive)
+    try:
+        for _ in range(3):
+            delivery.record([build_event("ada")])
+            delivery.flush(timeout=10)
+    finally:
+        delivery.close()
+        events_delivered.disconnect(receive)
+    assert tried == ["worked"] * 3
 
 
 class CountingDelivery(ImmediateDelivery):

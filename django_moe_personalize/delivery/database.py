@@ -84,6 +84,9 @@ class DatabaseDelivery(BaseDelivery):
     def take(self, events: Sequence[Event]) -> None:
         """Add the events to the outbox, with one INSERT; in a transaction of the caller they share its fate."""
         self.outbox.insert(events)
+        if connections[self.outbox.alias].in_atomic_block:
+            # Losses are no part of the caller's transaction, whose failure would undo that they were entered.
+            return
         with self._lock:
             lost, self._lost = self._lost, 0
         if lost:
@@ -193,4 +196,4 @@ def _explain(error: Exception, event: Event) -> str:
     """Say why an event was refused, in the vendor's words where there are some, without whose it was."""
     said = error.description if isinstance(error, ResponseError) else ""
     whole_word = rf"(?<!\w){re.escape(event.customer_id)}(?!\w)"
-    return f"{describe(error)} {re.sub(whole_word, '…', said)}".rstrip()
+    return f"{describe(error)} {re.sub(whole_word, '...', said)}".rstrip()

@@ -24,6 +24,9 @@ def close_before_sigterm(close: Callable[[], None]) -> None:
     """
     if "uvicorn" not in sys.modules or threading.current_thread() is not threading.main_thread():
         return
+    if not hasattr(signal, "pthread_sigmask"):
+        # Windows, where nothing sends the signal either.
+        return
     handler = signal.getsignal(signal.SIGTERM)
     if handler is signal.SIG_DFL:
         _close_when_raised(close)

@@ -117,7 +117,7 @@ class Outbox:
         for pk, (state, reason) in settlement.parked.items():
             row = self._only([pk]).filter(lease=token)
             counts[state] += row.update(
-                state=state, reason=reason, due_at=now, lease=None, attempts=models.F("attempts") + 1
+                state=state, reason=_escape(reason), due_at=now, lease=None, attempts=models.F("attempts") + 1
             )
         if settlement.released:
             self._only(settlement.released).filter(lease=token).update(
@@ -189,6 +189,11 @@ class Outbox:
                 time.sleep(wait)
         with transaction.atomic(using=self.alias):
             return work()
+
+
+def _escape(reason: str) -> str:
+    """Return it in ASCII: one word of the vendor's that the database cannot hold would undo the whole settlement."""
+    return reason.encode("unicode_escape").decode("ascii")
 
 
 def _choose_due(now: datetime, seconds: Mapping[int, float]) -> models.Case:

@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 
+from django.db import close_old_connections
+
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.connection import get_client
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, logger
@@ -73,9 +75,6 @@ class ThreadDelivery(BaseDelivery):
         self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._exit_timeout = exit_timeout
         super().__init__()
-        # Now, while nobody waits: the end of the process, which may send the first batch, is no time to import.
-        with suppress(ConfigurationError):
-            get_client()
         atexit.register(self.close)
         close_before_sigterm(self.close)
         if runs_without_threads():
@@ -209,6 +208,10 @@ class ThreadDelivery(BaseDelivery):
     def _start(self) -> None:
         if not self._queue:
             return
+        # A page that has an event has it already. The first batch may leave at the end of the process, which is no
+        # time to import anything.
+        with suppress(ConfigurationError):
+            get_client()
         thread = threading.Thread(target=self._run, name="moe-personalize-delivery", daemon=True)
         try:
             thread.start()
@@ -220,6 +223,10 @@ class ThreadDelivery(BaseDelivery):
     def _run(self) -> None:
         while batch := self._next_batch():
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
+            # The site's cache may be its database, whose connections no request of this thread closes: one
+            # that has died would hide for ever who has withdrawn.
+            with suppress(Exception):
+                close_old_connections()
 
     def _next_batch(self) -> list[Event]:
         """Wait until a batch is due, put it in flight and return it; an empty one is the end."""

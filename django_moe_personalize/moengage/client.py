@@ -117,7 +117,10 @@ class PersonalizeClient:
     ) -> bool:
         """Ask as ``fetch_experiences`` does and return at once; False when the connection turned out to be dead."""
         body = build_fetch(keys, customer_id=customer_id, user_identifiers=user_identifiers, attributes=attributes)
-        return exchange.send(self._post(FETCH_PATH, encode(body)))
+        request = self._post(FETCH_PATH, encode(body))
+        # See fetch_experiences().
+        del body, customer_id, user_identifiers, attributes
+        return exchange.send(request)
 
     def receive_fetch(self, exchange: Exchange, seconds: float) -> ExperiencesResult | None:
         """Return the answer, waiting at most ``seconds``; ``None`` when it is not there by then."""

@@ -54,6 +54,11 @@ class WarmExchange:
         self._answer: http.client.HTTPResponse | None = None
         self._body = bytearray()
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the answer was received."""
+        return self._arrived.size > 0
+
     def fileno(self) -> int:
         """Return what an event loop watches for the answer."""
         return self._sock.fileno()

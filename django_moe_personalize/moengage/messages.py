@@ -70,6 +70,11 @@ class Exchange(Protocol):
         """
         ...
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the answer was received."""
+        ...
+
     def fileno(self) -> int:
         """Return what an event loop watches for the answer."""
         ...

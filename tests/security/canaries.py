@@ -166,7 +166,10 @@ def browse(visitors: Sequence[Visitor], requests: int, *, mode: str, seed: int) 
 
 
 async def _gather(visitors: Sequence[Visitor], share: int, seed: int) -> None:
-    await asyncio.gather(*(_abrowse(visitor, share, seed) for visitor in visitors))
+    # All are let finish: asgiref waits for ever for a sync middleware whose inner half is cancelled before it begins.
+    outcomes = await asyncio.gather(*(_abrowse(visitor, share, seed) for visitor in visitors), return_exceptions=True)
+    for failure in filter(None, outcomes):
+        raise failure
 
 
 def _browse(visitor: Visitor, share: int, seed: int) -> None:
