@@ -14,6 +14,7 @@ from functools import partial
 import pytest
 from django.core.management import CommandError, call_command
 from django.db import connection
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.test import override_settings
 
 from django_moe_personalize.delivery.base import get_delivery
@@ -163,7 +164,8 @@ def deliver_nothing():
     try:
         return deliver()
     finally:
-        connection.close()
+        # The connection's own close() keeps a database that is in memory.
+        BaseDatabaseWrapper.close(connection)
 
 
 def test_a_process_watches_until_it_is_terminated(tmp_path, vendor):  # noqa: F811
