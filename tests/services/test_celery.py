@@ -26,7 +26,7 @@ FAULTS = {"error_rate": 0.3, "reset": 0.1}
 PAGES = 400
 PUBLISH_SECONDS = 0.5
 SLACK = 0.3
-QUIET_SECONDS = 15.0
+QUIET_SECONDS = 8.0
 MAX_HELD = 6
 """Pages that may wait for a broker that hangs: two in a row, and then one now and then that asks whether it is back."""
 
