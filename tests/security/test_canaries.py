@@ -24,7 +24,7 @@ def test_no_foreign_canary(site, extent, tell, stack, mode):
     """Four visitors who ask at the same time get their own content and nobody else's."""
     site.MIDDLEWARE = STACKS[stack]
     visitors = build_visitors(mode)
-    requests = extent(80, 2600)
+    requests = extent(40, 2600)
     with override_personalize(**PERSONALIZE):
         browse(visitors, requests, mode=mode, seed=7)
     assert count_foreign(visitors) == 0
