@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from django.core.signals import setting_changed
@@ -21,7 +20,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.coordination import NOTICE_SECONDS, put_up_notice
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
 from django_moe_personalize.moengage.types import Action, Event, Experience
-from django_moe_personalize.resilience import PoolBusy, renew_after_fork
+from django_moe_personalize.resilience import renew_after_fork
 from django_moe_personalize.signals import impressions_missing
 
 TOPIC: Final = "alarm"
@@ -190,10 +189,7 @@ def _share(names: Iterable[str]) -> None:
 
 def _run_beside(function: Callable[..., object], *args: object) -> bool:
     """Return whether somebody was free. What is missing now is missing on the next hundred pages too."""
-    with suppress(PoolBusy):
-        metadata.get_pool().submit(function, *args)
-        return True
-    return False
+    return metadata.get_pool().offer(function, *args)
 
 
 alarm: Final = Alarm()

@@ -29,7 +29,7 @@ from django_moe_personalize.governor import Governor
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Exchange, NotTakenError
 from django_moe_personalize.moengage.types import ExperiencesResult
-from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
+from django_moe_personalize.resilience import Deadline, WorkerPool
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
@@ -69,10 +69,8 @@ def get_breaker() -> CircuitBreaker:
 def _tell_change(old: str, new: str, reason: str) -> None:
     """Say it in the log at once, and beside the page to the signal's receivers and to the other processes."""
     logger.warning("MoEngage: the circuit breaker went from %s to %s (%s).", old, new, reason)
-    for pool in (metadata.get_pool(), get_pool()):
-        with suppress(PoolBusy):
-            pool.submit(_announce_change, old, new, reason)
-            return
+    if any(pool.offer(_announce_change, old, new, reason) for pool in (metadata.get_pool(), get_pool())):
+        return
     # Nobody is free. An async receiver cannot be reached from an event loop.
     with suppress(RuntimeError):
         breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)

@@ -271,9 +271,7 @@ class _Reader:
         if not self._has_thread:
             # One is enough, however many pages share the question and leave.
             self._has_thread = True
-            try:
-                get_pool().submit(self._read_on)
-            except PoolBusy:
+            if not get_pool().offer(self._read_on):
                 self._has_thread = False
         return self._has_thread
 
@@ -330,10 +328,8 @@ class _Reader:
         if not found.errors:
             explain(found)
             return
-        try:
-            # Who listens to the signal has nothing to do with this page.
-            get_pool().submit(_follow_up, self._question, found)
-        except PoolBusy:
+        # Who listens to the signal has nothing to do with this page.
+        if not get_pool().offer(_follow_up, self._question, found):
             follow_up(self._question, found)
 
     def _give_up(self) -> None:

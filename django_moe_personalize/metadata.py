@@ -29,7 +29,7 @@ from django_moe_personalize.moengage.types import (
     ExperienceStatus,
     FailureReason,
 )
-from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
+from django_moe_personalize.resilience import Deadline, WorkerPool
 
 METADATA_DEADLINE = 10.0
 """Seconds."""
@@ -127,11 +127,8 @@ def find_unavailable(experience_keys: Iterable[str]) -> frozenset[str]:
 def explain(experience_keys: Iterable[str]) -> None:
     """Say in the log, once a key, why nobody can get it; in the background, never raises."""
     if time.monotonic() >= _state.not_before:
-        try:
-            get_pool().submit(_explain, tuple(experience_keys))
-        except PoolBusy:
-            # One question is under way; what it does not explain, the next page's will.
-            return
+        # If one question is under way: what it does not explain, the next page's will.
+        get_pool().offer(_explain, tuple(experience_keys))
 
 
 def _explain(experience_keys: Iterable[str]) -> None:

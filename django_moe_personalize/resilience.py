@@ -215,6 +215,14 @@ class WorkerPool:
         crew.jobs.put((future, partial(fn, *args, **kwargs)))
         return future
 
+    def offer(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Run ``fn(*args, **kwargs)`` beside the caller if a worker is free; return whether one was. See submit()."""
+        try:
+            self.submit(fn, *args, **kwargs)
+        except PoolBusy:
+            return False
+        return True
+
     def _hire(self, crew: _Crew) -> None:
         try:
             threading.Thread(target=crew.work, args=(self._idle_seconds,), name=self._name, daemon=True).start()

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from django_moe_personalize.resilience import Backoff, Deadline, PoolBusy, SlidingCount, WorkerPool
+from tests.wire import wait_until
 
 SOON = 10.0
 """Seconds after which a thing that should have happened at once is taken not to happen."""
@@ -165,6 +166,17 @@ def test_pool_refuses_at_once_when_all_workers_are_busy(gate):
     assert not wait(futures, SOON).not_done
     assert pool.in_flight == 0
     assert pool.submit(int).result(SOON) == 0
+
+
+def test_an_offer_is_taken_by_a_free_worker_or_by_nobody(gate):
+    """What may be left undone is offered: the answer says whether it is done, and nothing is raised."""
+    pool, done = WorkerPool(1, name="offered"), []
+    assert pool.offer(gate.wait, SOON) is True
+    assert pool.offer(done.append, 1) is False
+    gate.set()
+    wait_until(lambda: pool.in_flight == 0)
+    assert pool.offer(done.append, 2) is True
+    wait_until(lambda: done == [2])
 
 
 def test_pool_keeps_the_place_of_abandoned_work(gate):
