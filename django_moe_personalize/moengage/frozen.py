@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -47,28 +46,15 @@ _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def encode(value: Any) -> str:
-    """Return compact JSON in ASCII; remembered for an object that nobody can change.
+    """Return compact JSON in ASCII; an object that nobody can change remembers it, for as long as there is one.
 
     Raises TypeError or ValueError for what JSON does not have.
     """
-    return _encode_known(_Known(value)) if value.__class__ is _FrozenDict else _encode(value)
-
-
-class _Known:
-    """A frozen value, told from another by which object it is: to compare contents takes as long as to write them."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Known) and self.value is other.value
-
-
-@functools.lru_cache(maxsize=512)
-def _encode_known(known: _Known) -> str:
-    return _encode(known.value)
+    if value.__class__ is not _FrozenDict:
+        return _encode(value)
+    known = vars(value)
+    if "_json" not in known:
+        # Underscored, since templates show what attributes they find.
+        known["_json"] = _encode(value)
+    text: str = known["_json"]
+    return text
