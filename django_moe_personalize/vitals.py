@@ -16,7 +16,6 @@ from typing import Any, Final, Literal, NamedTuple
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
-from django.db import connections
 from django.utils import timezone
 from django.utils.timesince import timesince
 
@@ -138,7 +137,7 @@ def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:
 
 def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
     outbox, deliverer = delivery.outbox, "Let `manage.py moe_deliver --watch` run."
-    if OutboxEvent._meta.db_table not in connections[outbox.alias].introspection.table_names():
+    if not outbox.is_migrated:
         told = f"The database {outbox.alias!r} has no outbox, so every event is lost."
         yield Finding("problem", told, f"Run `manage.py migrate --database {outbox.alias}`.")
         return

@@ -7,6 +7,7 @@ import time
 from importlib.util import find_spec
 
 import pytest
+from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import Backend, ConfigurationError
 from django_moe_personalize.connection import load_backend
@@ -71,7 +72,7 @@ def test_async_pages_enqueue_in_the_thread_of_sync_code(configure):
 
     async def page():
         await delivery.arecord(make_events(1))
-        return await tasks.sync_to_async(threading.current_thread)()
+        return await sync_to_async(threading.current_thread)()
 
     assert asyncio.run(page()) is threads[0]
 

@@ -99,6 +99,9 @@ class BaseDelivery:
     asks_again = True
     """Whether events are looked at once more when they are sent, since ``erase`` cannot reach them all."""
 
+    uses_database = False
+    """Whether events are taken over on the connections of the thread where the site's sync code runs."""
+
     def __init__(self) -> None:
         self.after_fork()
         renew_after_fork(self)
@@ -128,7 +131,7 @@ class BaseDelivery:
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""
-        await sync_to_async(self.record, thread_sensitive=False)(events)
+        await sync_to_async(self.record, thread_sensitive=self.uses_database)(events)
 
     def take(self, events: Sequence[Event]) -> None:
         """Take over all of the events, which are counted as accepted, or raise having taken none."""

@@ -12,7 +12,6 @@ import re
 import threading
 from collections.abc import Sequence
 
-from asgiref.sync import sync_to_async
 from django.db import connections
 
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, get_delivery
@@ -43,6 +42,10 @@ class DatabaseDelivery(BaseDelivery):
     ``max_attempts`` failures, if given, an event is parked. Wrong credentials pause a deliverer for
     ``pause`` seconds, doubling. Parked events are kept for ``retention`` seconds.
     """
+
+    # Every event is here, for erase() to find.
+    asks_again = False
+    uses_database = True
 
     def __init__(
         self,
@@ -92,10 +95,6 @@ class DatabaseDelivery(BaseDelivery):
         if lost:
             self._enter_loss(lost)
 
-    async def arecord(self, events: Sequence[Event]) -> None:
-        """See record(). In the thread where the request's other queries run, on its connection."""
-        await sync_to_async(self.record, thread_sensitive=True)(events)
-
     def drop(self, count: int, reason: str) -> None:
         """Enter events as dropped and send the signal; what the database did not take it learns later."""
         super().drop(count, reason)
@@ -126,9 +125,6 @@ class DatabaseDelivery(BaseDelivery):
         """
         Deliverer(self).drain(deadline=Deadline(timeout))
         return self.counts()
-
-    # Every event is here, for erase() to find.
-    asks_again = False
 
     def erase(self, customer_id: str) -> int:
         """Delete the customer's events, parked ones too, and return how many. See BaseDelivery.erase()."""

@@ -63,6 +63,11 @@ class Outbox:
         return self._using or router.db_for_write(OutboxEvent)
 
     @property
+    def is_migrated(self) -> bool:
+        """Whether the database has the outbox's table."""
+        return OutboxEvent._meta.db_table in connections[self.alias].introspection.table_names()
+
+    @property
     def rows(self) -> models.QuerySet[OutboxEvent]:
         """All rows."""
         return OutboxEvent.objects.using(self.alias)

@@ -251,6 +251,8 @@ def get_worker(kind: type[Kind]) -> Kind:
         delivery = None
     if isinstance(delivery, kind):
         return delivery
-    build: Any = kind
-    stand_in: Kind = _stand_ins.setdefault(kind, build())
+    if kind not in _stand_ins:
+        build: Any = kind
+        _stand_ins[kind] = build()
+    stand_in: Kind = _stand_ins[kind]
     return stand_in

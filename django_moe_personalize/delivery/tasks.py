@@ -6,18 +6,16 @@ How safe events are between the page and the worker is up to the backend that th
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
 from django_moe_personalize.delivery.queued import QueuedDelivery, get_worker
-from django_moe_personalize.moengage.types import Event
 
 _task: Any = import_module("django.tasks" if find_spec("django.tasks") else "django_tasks").task
 
@@ -34,6 +32,9 @@ class TasksDelivery(QueuedDelivery):
     ``fallback``, another delivery's ``{"BACKEND": …, "OPTIONS": …}``, or is dropped as ``broker``.
     With a backend that runs tasks at once nothing is retried: what fails is dropped as ``failed``.
     """
+
+    # As many backends have their queue there.
+    uses_database = True
 
     def __init__(
         self,
@@ -69,10 +70,6 @@ class TasksDelivery(QueuedDelivery):
             # In a worker of a backend that knows no later.
             time.sleep(min(wait, _MAX_SLEEP_SECONDS))
         task.enqueue(message)
-
-    async def arecord(self, events: Sequence[Event]) -> None:
-        """See record(). Runs where the site's sync code runs, whose database connections Django looks after."""
-        await sync_to_async(self.record, thread_sensitive=True)(events)
 
 
 @_task  # type: ignore[untyped-decorator]

@@ -11,14 +11,12 @@ from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from django.db import connections
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, get_settings
 from django_moe_personalize.delivery.base import describe
 from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
 from django_moe_personalize.delivery.deliverer import Deliverer
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.models import OutboxEvent
 
 POLL_SECONDS = 1.0
 BAR_WIDTH = 30
@@ -81,8 +79,8 @@ def _find_delivery() -> DatabaseDelivery:
         name = f"{DatabaseDelivery.__module__}.{DatabaseDelivery.__qualname__}"
         message = f'{SETTING}["DELIVERY"] is {get_settings().delivery.backend}, which has no outbox: set it to {name}.'
         raise CommandError(message)
-    alias = delivery.outbox.alias
-    if OutboxEvent._meta.db_table not in connections[alias].introspection.table_names():
+    if not delivery.outbox.is_migrated:
+        alias = delivery.outbox.alias
         raise CommandError(f"The database {alias!r} has no outbox: run `manage.py migrate --database {alias}` first.")
     return delivery
 
