@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
 
 from django_moe_personalize import calls, metadata, signals
 from django_moe_personalize.cache import CachedExperience, ExperienceCache
@@ -24,15 +23,17 @@ Outcome = tuple[Sequence[str], ExperiencesResult] | APIError
 """What came of one call: the keys it asked for and what they got, or why nothing came."""
 
 
-@dataclass(slots=True)
 class Answer:
     """What is known of the keys asked for; ``errors`` tell why some are ``unanswered``."""
 
-    experiences: dict[str, Experience] = field(default_factory=dict)
-    failures: list[ExperienceFailure] = field(default_factory=list)
-    errors: list[APIError] = field(default_factory=list)
-    learned: dict[str, Experience | None] = field(default_factory=dict)
-    unanswered: tuple[str, ...] = ()
+    __slots__ = ("errors", "experiences", "failures", "learned", "unanswered")
+
+    def __init__(self) -> None:
+        self.experiences: dict[str, Experience] = {}
+        self.failures: list[ExperienceFailure] = []
+        self.errors: list[APIError] = []
+        self.learned: dict[str, Experience | None] = {}
+        self.unanswered: tuple[str, ...] = ()
 
 
 def pick(entries: Mapping[str, CachedExperience], keys: Iterable[str]) -> dict[str, Experience]:
@@ -158,7 +159,7 @@ def _probe(question: Question) -> None:
     if ticket := calls.get_breaker().claim_probe():
         keys, deadline = question.keys[:MAX_KEYS], Deadline(get_settings().deadline)
         try:
-            result = calls.call(replace(question, deadline=deadline), keys, ticket)
+            result = calls.call(question._replace(deadline=deadline), keys, ticket)
         except APIError:
             return
         question.cache.set({key: result.experiences.get(key) for key in keys})

@@ -5,8 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
@@ -43,11 +42,10 @@ REQUESTS_A_MINUTE = 10_000
 """The vendor's limit for a workspace (contract §1)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """What a visitor is asked for, and until when."""
 
-    visitor: Visitor = field(repr=False)
+    visitor: Visitor
     keys: tuple[str, ...]
     cache: ExperienceCache
     deadline: Deadline

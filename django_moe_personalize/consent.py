@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from django.http import HttpRequest
 
@@ -10,8 +10,7 @@ from django_moe_personalize.callables import CallableError, acall, call, log_onc
 from django_moe_personalize.conf import get_settings
 
 
-@dataclass(frozen=True, slots=True)
-class Consent:
+class Consent(NamedTuple):
     """The purposes a visitor has agreed to.
 
     ``fetch``: experiences may be asked for. ``identify``: the customer's id, identifiers, the

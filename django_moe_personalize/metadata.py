@@ -9,9 +9,8 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.signals import setting_changed
 from django.dispatch import receiver
@@ -38,8 +37,7 @@ RETRY_SECONDS = 60.0
 """How long nothing is explained after metadata could not be had: a failing vendor has enough to do."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Known:
+class _Known(NamedTuple):
     """What this process knows of the workspace of ``client``, until a moment of the monotonic clock."""
 
     client: PersonalizeClient
@@ -47,10 +45,9 @@ class _Known:
     until: float
 
 
-@dataclass(slots=True)
 class _State:
     known: _Known | None = None
-    not_before: float = float("-inf")
+    not_before = float("-inf")
 
 
 _state = _State()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import os
 import socket
@@ -69,7 +68,7 @@ class SandboxServer(ThreadingHTTPServer):
     def answer(self, request: Request, client_host: str, host_header: str) -> Answer:
         """Return the answer to a request whose path is as it came."""
         if request.path.startswith(f"{BASE_PATH}/"):
-            below = dataclasses.replace(request, path=request.path.removeprefix(BASE_PATH))
+            below = request._replace(path=request.path.removeprefix(BASE_PATH))
             return self.injector.answer(self.engine.handle, below)
         if not request.path.startswith(f"{CONTROL_PATH}/"):
             return Answer(not_found().response())
