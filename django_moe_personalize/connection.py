@@ -58,6 +58,11 @@ def get_client() -> PersonalizeClient:
     return client
 
 
+def has_client() -> bool:
+    """Whether get_client() has its answer ready: to make it loads the CA bundle, or the sandbox's workspace."""
+    return bool(_overrides) or _shared.client is not None
+
+
 def get_engine() -> Engine | None:
     """Return the embedded sandbox, or ``None`` where the site talks HTTP; raises ConfigurationError."""
     settings = get_settings()

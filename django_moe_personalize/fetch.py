@@ -36,6 +36,7 @@ from django_moe_personalize.cache import ExperienceCache
 from django_moe_personalize.callables import log_once
 from django_moe_personalize.calls import Question, SplitCall, get_pool, start_call
 from django_moe_personalize.conf import ConfigurationError, get_settings
+from django_moe_personalize.connection import has_client
 from django_moe_personalize.coordination import has_shared_cache
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
 from django_moe_personalize.flight import Flight, SingleFlight
@@ -144,7 +145,7 @@ def start_fetch(visitor: Visitor, keys: Sequence[str]) -> Fetch:
 def _send(question: Question, flight: Flight[Experiences]) -> bool:
     """Send the question here and now, without waiting for anything; return False where that cannot be."""
     try:
-        if has_shared_cache():
+        if has_shared_cache() or not has_client():
             return False
         # Again: the flight that this one just missed may have filled it.
         local = question.cache.get_local(question.keys)

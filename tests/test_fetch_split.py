@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from django_moe_personalize import calls, fetch, metadata
+from django_moe_personalize import calls, connection, fetch, metadata
 from django_moe_personalize.fetch import get_flights, start_fetch
 from django_moe_personalize.governor import Governor
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
+from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.warm_vendor import build_visitor
 from tests.wire import LONG, wait_until
@@ -99,6 +100,22 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
         monkeypatch.setattr(client.PersonalizeClient, "send_fetch", lambda self, exchange, *a, **kw: exchange.release())
     assert start_fetch(VISITOR, keys).result(LONG).keys() == {"hero-banner"}
     assert submitted[0] == "_run"
+
+
+def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
+    """To load the CA bundle takes a page's whole processor for a while, and an event loop's."""
+    makers = []
+    real = connection.build_client
+    monkeypatch.setattr(connection, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
+    workspace = vendor.engine.workspace
+    credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
+    with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
+        alone.setattr(connection, "_overrides", [])
+        for number in range(2):
+            assert start_fetch(build_visitor(number), KEYS).result(LONG).keys() == {"hero-banner"}
+        settle()
+    assert ["fetch" in thread.name for thread in makers] == [True]
+    assert submitted == ["_run"]
 
 
 def test_governor_that_refuses(vendor, monkeypatch, heard):

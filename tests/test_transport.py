@@ -604,6 +604,26 @@ def test_the_authorities_are_loaded_once(tls, ca_file, serve, connect):
     assert server.connections == 3
 
 
+@pytest.mark.parametrize(
+    ("url", "proxies", "loads"),
+    [
+        ("http://127.0.0.1:1/v1", {}, False),
+        ("https://localhost:1/v1", {}, True),
+        ("http://127.0.0.1:1/v1", {"http": "https://127.0.0.1:1"}, True),
+    ],
+    ids=["plain", "tls", "plain-through-tls-proxy"],
+)
+def test_authorities_are_loaded_where_there_is_tls(url, proxies, loads, tmp_path, ca_file):
+    """It takes a site on loopback, which has none, no time; one with a proxy may need them on the way."""
+    bundle = tmp_path / f"{loads}-{len(proxies)}.pem"
+    bundle.write_bytes(ca_file.read_bytes())
+    called: set[str] = set()
+    sys.setprofile(lambda _frame, event, argument: called.add(argument.__name__) if event == "c_call" else None)
+    RequestsTransport(url, proxies=proxies, verify=str(bundle))
+    sys.setprofile(None)
+    assert ("load_verify_locations" in called) is loads
+
+
 def test_a_dripping_answer_over_tls_ends_on_time(tls, ca_file, serve, connect):
     """The deadline holds inside TLS as well."""
     server = serve(lambda exchange: exchange.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.02), tls=tls)

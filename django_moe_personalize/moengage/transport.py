@@ -71,7 +71,10 @@ class RequestsTransport:
         self._timeout = timeout
         self._pool_maxsize = pool_maxsize
         self._proxies = _choose_proxy(self.base_url, proxies, trust_env=trust_env)
-        self._context = _get_tls_context(_choose_verify(verify, trust_env=trust_env))
+        verify = _choose_verify(verify, trust_env=trust_env)
+        # Without TLS there is nothing to verify, but perhaps on the way to a proxy.
+        is_plain = self.base_url.startswith("http:") and not self._proxies
+        self._context = None if is_plain else _get_tls_context(verify)
         self._base_path = urlsplit(self.base_url).path
         self._owned: _Owned | None = None
 
@@ -190,7 +193,7 @@ def _get_tls_context(verify: bool | str) -> ssl.SSLContext:
 class _Adapter(HTTPAdapter):
     """``requests``' adapter on our pools and one TLS context."""
 
-    def __init__(self, context: ssl.SSLContext, pool_maxsize: int) -> None:
+    def __init__(self, context: ssl.SSLContext | None, pool_maxsize: int) -> None:
         self._context = context
         super().__init__(pool_connections=1, pool_maxsize=pool_maxsize)
 
