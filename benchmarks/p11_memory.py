@@ -78,26 +78,13 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
         for number, visitor in enumerate(visitors):
             ExperienceCache(visitor, settings).set(pick(variations, number))
 
-    def copy_all() -> list[Any]:
-        entries = (pick(variations, number) for number in range(1_000))
-        return [
-            json.loads(json.dumps({key: [e.payload, e.experience_context] for key, e in entry.items()}))
-            for entry in entries
-        ]
-
     tracemalloc.start()
-    try:
-        copies = weigh(copy_all, 1_000)
-        ours = weigh(store, VISITORS)
-        keys = weigh(lambda: name_visitors(10_000, "another"), 10_000)
-    finally:
-        tracemalloc.stop()
+    copies = weigh(lambda: copy_answers(variations, 1_000), 1_000)
+    ours = weigh(store, VISITORS)
+    keys = weigh(lambda: name_visitors(10_000, "another"), 10_000)
+    tracemalloc.stop()
     counts = local_cache.counts
-    expect((counts.visitors, counts.bodies) == (VISITORS, len(KEYS) * VARIATIONS), f"held are {counts}")
-    for number in (0, VISITORS - 1):
-        found = ExperienceCache(visitors[number], settings).get_local(KEYS)
-        shown = {key: found[key].experience.payload for key in KEYS}
-        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
+    check_process(visitors, variations)
     return Figure(
         what=f"a visitor of {VISITORS:,} in the process, beyond the key, against a copy of the parsed answers",
         baseline=copies,
@@ -111,6 +98,28 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
         ],
         context=time_calls(visitors, variations, options),
     )
+
+
+def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[Any]:
+    """Return the parsed JSON of so many visitors' answers, each of its own."""
+    entries = (pick(variations, visitor) for visitor in range(number))
+    return [
+        json.loads(json.dumps({key: [e.payload, e.experience_context] for key, e in entry.items()}))
+        for entry in entries
+    ]
+
+
+def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
+    """Raise WrongMeasurement unless all visitors are held, the first and the last with what is theirs."""
+    from django_moe_personalize.cache import ExperienceCache, local_cache
+    from django_moe_personalize.conf import get_settings
+
+    counts = local_cache.counts
+    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"held are {counts}")
+    for number in (0, len(visitors) - 1):
+        found = ExperienceCache(visitors[number], get_settings()).get_local(KEYS)
+        shown = {key: found[key].experience.payload for key in KEYS}
+        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
 
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
@@ -166,38 +175,15 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
 def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, options: Options) -> Figure:
     """Return the bytes a visitor in Redis beyond the bodies, beside a pickle of the answers each."""
     import redis
-    from django.core.cache import cache as site_cache
 
-    from django_moe_personalize.cache import ExperienceCache, local_cache
-    from django_moe_personalize.conf import get_settings
-
-    server, settings = redis.Redis.from_url(redis_url), get_settings()
-    number = options.pick(VISITORS, VISITORS // 5)
-    visitors = name_visitors(number, "redis")
-
-    def used() -> int:
-        return int(server.info("memory")["used_memory"])
-
-    # The connection and its buffers, and then all bodies.
-    site_cache.set("warm", 1)
-    empty = used()
-    for index in range(VARIATIONS):
-        ExperienceCache(f"first-{index}", settings).set({key: variations[key][index] for key in KEYS})
-    bodies, keys = used(), server.dbsize()
-    for index, visitor in enumerate(visitors):
-        ExperienceCache(visitor, settings).set(pick(variations, index))
-    ours = (used() - bodies) / number
-    expect(server.dbsize() - keys == number, "a visitor is not one entry")
-    local_cache.clear()
-    found = ExperienceCache(visitors[-1], settings).get(KEYS)
-    expect(all(found[key].fresh for key in KEYS), "what is in Redis cannot be read")
-    before = used()
-    for index in range(1_000):
-        entries = {key: (e.payload, e.experience_context) for key, e in pick(variations, index).items()}
-        site_cache.set(f"moe_personalize:copy:{visitors[index]}", (0.0, entries), timeout=600)
+    server = redis.Redis.from_url(redis_url)
+    visitors = name_visitors(options.pick(VISITORS, VISITORS // 5), "redis")
+    empty, bodies, full = fill_redis(server, visitors, variations)
+    ours = (full - bodies) / len(visitors)
+    copy_to_site_cache(visitors[:1_000], variations)
     return Figure(
-        what=f"a visitor of {number:,} in Redis, key included, against a pickle of the answers each",
-        baseline=(used() - before) / 1_000,
+        what=f"a visitor of {len(visitors):,} in Redis, key included, against a pickle of the answers each",
+        baseline=(read_used(server) - full) / 1_000,
         ours=ours,
         difference=ours,
         limit=LIMIT,
@@ -207,6 +193,43 @@ def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, optio
             f"all bodies: {bodies - empty:,} bytes",
         ],
     )
+
+
+def read_used(server: Any) -> int:
+    """Return the bytes that Redis has in use."""
+    return int(server.info("memory")["used_memory"])
+
+
+def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> tuple[int, int, int]:
+    """Store all bodies, then all visitors; return the bytes in use before, between and after."""
+    from django.core.cache import cache as site_cache
+
+    from django_moe_personalize.cache import ExperienceCache, local_cache
+    from django_moe_personalize.conf import get_settings
+
+    settings = get_settings()
+    # The connection and its buffers.
+    site_cache.set("warm", 1)
+    empty = read_used(server)
+    for index in range(VARIATIONS):
+        ExperienceCache(f"first-{index}", settings).set({key: variations[key][index] for key in KEYS})
+    bodies, keys = read_used(server), server.dbsize()
+    for index, visitor in enumerate(visitors):
+        ExperienceCache(visitor, settings).set(pick(variations, index))
+    expect(server.dbsize() - keys == len(visitors), "a visitor is not one entry")
+    local_cache.clear()
+    found = ExperienceCache(visitors[-1], settings).get(KEYS)
+    expect(all(found[key].fresh for key in KEYS), "what is in Redis cannot be read")
+    return empty, bodies, read_used(server)
+
+
+def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
+    """Store each visitor's answers whole, as a cache that knows no shared bodies does."""
+    from django.core.cache import cache as site_cache
+
+    for index, visitor in enumerate(visitors):
+        entries = {key: (e.payload, e.experience_context) for key, e in pick(variations, index).items()}
+        site_cache.set(f"moe_personalize:copy:{visitor}", (0.0, entries), timeout=600)
 
 
 def weigh_entry(server: Any, visitor: str) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 
 from benchmarks import pages, site
 from benchmarks.goal import Figure, Options, expect, run
-from benchmarks.timing import alternate, describe
+from benchmarks.timing import Rounds, alternate, describe
 from benchmarks.upstream import start_upstream
 
 VISITOR = {"HTTP_X_VISITOR": "regular"}
@@ -24,29 +24,33 @@ def measure(options: Options) -> Iterator[Figure]:
                 ours.check(address, f"Title of {content}", **VISITOR)
                 time.sleep(0.01)
         asked = upstream.get_counts("at-once")["fetches"]
-        rounds = alternate(
-            {
-                "plain": lambda: plain.get("/plain/", **VISITOR),
-                "1": lambda: ours.get("/read_one/", **VISITOR),
-                "25": lambda: ours.get("/read_many/", **VISITOR),
-            },
-            rounds=options.pick(201, 61),
-        )
+        get = {
+            "plain": lambda: plain.get("/plain/", **VISITOR),
+            "1": lambda: ours.get("/read_one/", **VISITOR),
+            "25": lambda: ours.get("/read_many/", **VISITOR),
+        }
+        rounds = alternate(get, rounds=options.pick(201, 61))
         expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not answered from the cache")
-        ratios = rounds.compute(lambda of: (of["25"] - of["plain"]) / (of["1"] - of["plain"]))
-        yield Figure(
-            what="25 cached experiences / 1, added to a page",
-            baseline=median(rounds.compute(lambda of: of["1"] - of["plain"])) * 1e6,
-            ours=median(rounds.compute(lambda of: of["25"] - of["plain"])) * 1e6,
-            ratio=median(ratios),
-            limit="<= 2",
-            unit="µs",
-            notes=[describe(ratios), f"the plain page takes {rounds.median('plain') * 1e6:.1f} µs"],
-            profile=lambda: [ours.get("/read_many/", **VISITOR) for _ in range(3000)],
-        )
+        yield build_figure(rounds, lambda: [get["25"]() for _ in range(3000)])
         # Checked last as well: a page that lost its experiences half-way would have raised, one that
         # reads fewer would be a lie.
-        expect(pages.MANY[-1].encode() in ours.get("/read_many/", **VISITOR), "the page is not whole")
+        expect(pages.MANY[-1].encode() in get["25"](), "the page is not whole")
+
+
+def build_figure(rounds: Rounds, profile: Callable[[], object]) -> Figure:
+    """Return the ratio of what 25 experiences and one add to the plain page."""
+    one, many = (rounds.compute(lambda of, name=name: of[name] - of["plain"]) for name in ("1", "25"))
+    ratios = [each / first for each, first in zip(many, one, strict=True)]
+    return Figure(
+        what="25 cached experiences / 1, added to a page",
+        baseline=median(one) * 1e6,
+        ours=median(many) * 1e6,
+        ratio=median(ratios),
+        limit="<= 2",
+        unit="µs",
+        notes=[describe(ratios), f"the plain page takes {rounds.median('plain') * 1e6:.1f} µs"],
+        profile=profile,
+    )
 
 
 if __name__ == "__main__":
