@@ -2,36 +2,26 @@
 
 import logging
 import os
-import tempfile
 from dataclasses import replace
 
 import pytest
 from django.core.cache import cache
-from django.core.cache.backends.filebased import FileBasedCache
 from django.test import Client
 
 from django_moe_personalize import alarm as alarm_module
-from django_moe_personalize import calls, coordination, metadata, track
+from django_moe_personalize import coordination, metadata, track
 from django_moe_personalize.alarm import MAX_EXPERIENCES, Alarm
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
 from django_moe_personalize.moengage.types import Action, Event, Experience
-from django_moe_personalize.resilience import PoolBusy
-from django_moe_personalize.signals import breaker_changed, impressions_missing
+from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
+from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
+from tests.test_resilience import Clock
 
 PERSON = {"HTTP_USER_AGENT": "Mozilla/5.0"}
 HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 SEEN = Event(Action.SHOWN, "42", HERO.experience_context, 1)
-
-
-class Clock:
-    """A clock that the test moves."""
-
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -51,28 +41,6 @@ def missing():
     impressions_missing.connect(hear)
     yield told
     impressions_missing.disconnect(hear)
-
-
-@pytest.fixture
-def shared(settings, tmp_path):
-    """Use a cache that processes share."""
-    backend = "django.core.cache.backends.filebased.FileBasedCache"
-    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path)}}
-
-
-@pytest.fixture
-def fill_pools():
-    """Return a function that lets no pool take any work."""
-    filled = []
-
-    def fill(*pools):
-        for pool in pools:
-            pool._crew.in_flight += 1000
-            filled.append(pool)
-
-    yield fill
-    for pool in filled:
-        pool._crew.in_flight -= 1000
 
 
 def show(alarm, clock, pages=100, seconds=61.0):
@@ -160,18 +128,16 @@ def test_what_is_remembered_is_bounded(clock):
     assert len(alarm._shown) == MAX_EXPERIENCES
 
 
-def test_busy_thread_costs_a_look(clock, caplog, fill_pools):
+def test_busy_thread_costs_a_look(clock, caplog):
     """Where nobody is free to look, the next hundred pages ask again."""
     with override_personalize(IMPRESSIONS="visible"):
         alarm = Alarm(clock=clock)
-        fill_pools(metadata.get_pool())
-        for _ in range(100):
-            clock.now += 1
-            alarm.add_page([HERO])
-        metadata.get_pool()._crew.in_flight -= 1000
+        with filled(metadata.get_pool()):
+            for _ in range(100):
+                clock.now += 1
+                alarm.add_page([HERO])
         assert errors(caplog) == []
         show(alarm, clock)
-        metadata.get_pool()._crew.in_flight += 1000
     assert len(errors(caplog)) == 1
 
 
@@ -358,128 +324,12 @@ def test_stall_is_put_up(shared, clock):
         assert read_notice() == ({}, False)
 
 
-def test_busy_thread_keeps_no_count_from_others(shared, clock, fill_pools):
+def test_busy_thread_keeps_no_count_from_others(shared, clock):
     """A process that could not tell others that it counts tells them with its next event."""
     alarm = Alarm(clock=clock)
-    metadata.get_pool()._crew.in_flight += 1
-    alarm.add_events([SEEN])
-    metadata.get_pool()._crew.in_flight -= 1
+    with filled(metadata.get_pool()):
+        alarm.add_events([SEEN])
+    assert alarm._counted["The hero"] == clock.now
     alarm.add_events([SEEN])
     settle()
     assert alarm._counted["The hero"] > clock.now
-
-
-# The breaker
-
-
-@pytest.fixture
-def changes():
-    """Collect what the signal ``breaker_changed`` says."""
-    told = []
-
-    def hear(sender, old, new, reason, **kwargs):
-        told.append((old, new, reason))
-
-    breaker_changed.connect(hear)
-    yield told
-    breaker_changed.disconnect(hear)
-
-
-def trip():
-    """Fail until the breaker opens."""
-    for _ in range(5):
-        calls.get_breaker().failure()
-    settle()
-
-
-def test_breaker_is_told_of(shared, changes, caplog):
-    """The log, the signal and the notice say what changed and why."""
-    trip()
-    assert changes == [("closed", "open", "5 failures in a row")]
-    (notice,) = coordination.read_notices(calls.BREAKER_TOPIC)
-    assert (notice["state"], notice["reason"]) == ("open", "5 failures in a row")
-    assert notice["process"].endswith(f":{os.getpid()}")
-    assert "closed to open (5 failures in a row)" in caplog.text
-
-
-def test_breaker_without_a_shared_cache(changes):
-    """There is nobody to tell but the receivers."""
-    trip()
-    assert len(changes) == 1
-    assert coordination.read_notices(calls.BREAKER_TOPIC) == []
-
-
-def test_busy_threads_keep_nobody_from_hearing(changes, fill_pools):
-    """The metadata's thread, then the pages', then the caller's own tell the receivers."""
-    fill_pools(metadata.get_pool())
-    trip()
-    calls.forget()
-    fill_pools(calls.get_pool())
-    for _ in range(5):
-        calls.get_breaker().failure()
-    assert len(changes) == 2
-    with pytest.raises(PoolBusy):
-        calls.get_pool().submit(int)
-    fill_pools()
-
-
-def test_receiver_that_fails_harms_nothing(shared, changes):
-    """A receiver's mistake is its own."""
-
-    def fail(**kwargs):
-        raise ValueError("the receiver's")
-
-    breaker_changed.connect(fail)
-    try:
-        trip()
-    finally:
-        breaker_changed.disconnect(fail)
-    assert len(changes) == 1
-    assert len(coordination.read_notices(calls.BREAKER_TOPIC)) == 1
-
-
-# Notices
-
-
-def test_last_notice_of_each_process_counts(shared, monkeypatch):
-    """A process that speaks again takes back what it said; the latest comes last, and only so many are read."""
-    for pid, state in ((1, "open"), (2, "open"), (1, "closed")):
-        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        coordination.put_up_notice("breaker", state=state)
-    notices = coordination.read_notices("breaker")
-    assert [(notice["process"].rpartition(":")[2], notice["state"]) for notice in notices] == [
-        ("2", "open"),
-        ("1", "closed"),
-    ]
-    monkeypatch.setattr(coordination, "MAX_NOTICES", 1)
-    assert [notice["state"] for notice in coordination.read_notices("breaker")] == ["closed"]
-    assert coordination.read_notices("another") == []
-
-
-def test_notice_that_the_cache_does_not_take(settings, caplog):
-    """Nothing is raised into whoever has something to say, whichever step fails."""
-    settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
-    coordination.put_up_notice("breaker", state="open")
-    settings.CACHES = {"default": {"BACKEND": "tests.test_alarm.Forgetful"}}
-    coordination.put_up_notice("breaker", state="open")
-    assert len(caplog.records) == 2
-
-
-def test_foreign_values_in_our_place_are_no_notices(shared):
-    """What another program left in the cache is passed over."""
-    coordination.put_up_notice("breaker", state="open")
-    cache.set(coordination.build_key("notice", "breaker", "1"), "not ours")
-    assert coordination.read_notices("breaker") == []
-
-
-class Forgetful(FileBasedCache):
-    """A cache that counts, and takes nothing else."""
-
-    def __init__(self, location, params):
-        super().__init__(tempfile.mkdtemp(), params)
-
-    def set(self, key, value, *args, **kwargs):
-        """Fail for all but numbers."""
-        if not isinstance(value, int):
-            raise OSError("full")
-        super().set(key, value, *args, **kwargs)

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 from django.core.cache.backends.base import BaseCache, memcache_key_warnings
+
+from django_moe_personalize.moengage.types import Experience
 
 VIRTUAL = {"default": {"BACKEND": "tests.virtual_cache.VirtualCache"}}
 
@@ -11,6 +14,11 @@ GARBAGE = (
     *(17, 1.5, None, True, [], [1, 2, 3], {}, {"a": 1}),
 )
 """What another program, or another release, may have left in our place."""
+
+OFFERING = {"dp_offering_id": "1", "offering_content": {}, "offering_context": {"moe_offering_id": "1"}}
+HERO = Experience("hero", {"Title": "Hello", "list": [OFFERING], "Button": "Go"}, {"cid": "1"})
+PROMO = Experience("promo", {"Text": "Free returns"}, {"cid": "2"})
+"""Answers to store."""
 
 
 class VirtualServer:
@@ -32,6 +40,14 @@ class VirtualServer:
 
 
 server = VirtualServer()
+
+
+@pytest.fixture(name="virtual")
+def use_virtual_cache(settings):
+    """Give a cache server on a virtual clock as the site's cache."""
+    settings.CACHES = VIRTUAL
+    server.__init__()
+    return server
 
 
 class VirtualCache(BaseCache):
