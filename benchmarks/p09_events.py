@@ -88,7 +88,7 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
 
 def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     """Return the events a second that leave in batches, against one by one."""
-    from django_moe_personalize.delivery.sending import send
+    from django_moe_personalize.delivery.sending import estimate_size, send
     from django_moe_personalize.moengage.reader import read_experience
     from django_moe_personalize.moengage.types import Action, Event
 
@@ -96,7 +96,10 @@ def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     context = read_experience(KEYS[0], build_experience(KEYS[0])).experience_context
 
     def build(number: int) -> list[Event]:
-        return [Event(Action.SHOWN, f"visitor-{place}", context, 1_700_000_000) for place in range(number)]
+        events = [Event(Action.SHOWN, f"visitor-{place}", context, 1_700_000_000) for place in range(number)]
+        # As a delivery takes them over, which writes each: the page pays for that, and the figures above have it.
+        expect(all(estimate_size(event) == len(event.element) for event in events), "an event cannot be written")
+        return events
 
     def deliver(events: list[Event]) -> None:
         outcome = send(events, timeout=5.0)

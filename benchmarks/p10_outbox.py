@@ -8,12 +8,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import pages, site
 from benchmarks.goal import Figure, Options, expect, run
 from benchmarks.pages import PERSONAL
-from benchmarks.upstream import KEYS, Upstream, build_experience, start_upstream
+from benchmarks.upstream import KEYS, Upstream, build_experience, start_upstream, stop
+
+if TYPE_CHECKING:
+    from django_moe_personalize.delivery.database import DatabaseDelivery
 
 DELIVERY = {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"}
 DELIVERERS = 2
@@ -67,35 +71,14 @@ def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Fi
     """Return the events a second that two processes hand over, from the first lease to the last row."""
     from django_moe_personalize.delivery.base import get_delivery
     from django_moe_personalize.delivery.database import DatabaseDelivery
-    from django_moe_personalize.moengage.types import Action, Event
 
     delivery = get_delivery()
-    expect(isinstance(delivery, DatabaseDelivery), "the outbox is not in use")
     assert isinstance(delivery, DatabaseDelivery)
     delivery.flush(60.0)
-    context = build_experience(KEYS[0])["experience_context"]
-    for start in range(0, events, 1000):
-        delivery.record(
-            [Event(Action.SHOWN, f"visitor-{start + place}", context, 1_700_000_000) for place in range(1000)]
-        )
+    record(delivery, events)
+    expect(delivery.counts().pending == events, "not every event is in the outbox")
     before = upstream.get_counts("at-once")["actions"]
-    told = {**os.environ, "BENCH_OUTBOX": json.dumps([upstream.url("at-once"), database])}
-    command = [sys.executable, "-m", "benchmarks.p10_outbox", "--deliver"]
-    deliverers = [
-        subprocess.Popen(command, env=told, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(DELIVERERS)
-    ]
-    try:
-        for process in deliverers:
-            assert process.stdout is not None
-            expect(process.stdout.readline() == b"ready\n", "a deliverer did not start")
-        started = time.perf_counter()
-        for process in deliverers:
-            process.communicate(b"go\n", timeout=200)
-        seconds = time.perf_counter() - started
-    finally:
-        for process in deliverers:
-            process.kill()
-            process.wait()
+    seconds = time_deliverers(json.dumps([upstream.url("at-once"), database]))
     arrived = upstream.get_counts("at-once")["actions"] - before
     expect(arrived == events, f"{arrived} of {events} events arrived")
     expect(not delivery.counts().pending, "events are left in the outbox")
@@ -108,6 +91,39 @@ def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Fi
         unit="events/s",
         notes=[f"{events} events in {seconds:.1f} s, every one arrived once"],
     )
+
+
+def record(delivery: DatabaseDelivery, events: int) -> None:
+    """Record impressions of as many customers."""
+    from django_moe_personalize.moengage.types import Action, Event
+
+    context = build_experience(KEYS[0])["experience_context"]
+    for start in range(0, events, 1000):
+        numbers = range(start, start + 1000)
+        delivery.record([Event(Action.SHOWN, f"visitor-{number}", context, 1_700_000_000) for number in numbers])
+
+
+def time_deliverers(told: str) -> float:
+    """Return the seconds that two processes, ready to go, take until both have ended."""
+    command = [sys.executable, "-m", "benchmarks.p10_outbox", "--deliver"]
+    environ = {**os.environ, "BENCH_OUTBOX": told}
+    with ExitStack() as stack:
+        deliverers = []
+        for _ in range(DELIVERERS):
+            process = subprocess.Popen(command, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            stack.callback(stop, process)
+            deliverers.append(process)
+        for process in deliverers:
+            assert process.stdout is not None
+            expect(process.stdout.readline() == b"ready\n", "a deliverer did not start")
+        started = time.perf_counter()
+        for process in deliverers:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        for process in deliverers:
+            expect(process.wait(200) == 0, "a deliverer failed")
+        return time.perf_counter() - started
 
 
 def deliver() -> None:

@@ -25,6 +25,9 @@ KEYS = ("hero-banner", "promo-strip", "loyalty-card")
 
 DRIP_SECONDS = 0.2
 
+READ_EVERY = 50
+"""Of so many calls with events, one is read whole; parsing each would take longer than sending it."""
+
 
 def build_experience(key: str) -> dict[str, Any]:
     """Return an experience as the wire has it, about 900 bytes (contract §2)."""
@@ -49,6 +52,14 @@ def build_experience(key: str) -> dict[str, Any]:
     }
 
 
+def count_actions(body: bytes, *, whole: bool) -> int:
+    """Return the number of events in a body, by their UUIDs; one read ``whole`` has to be what it looks like."""
+    number = body.count(b'"moe_event_uuid":')
+    if whole and number != sum(len(element["actions"]) for element in json.loads(body)["elements"]):
+        raise ValueError("events that cannot be counted by their UUIDs")
+    return number
+
+
 class Books:
     """What was asked, by the prefix it was asked under."""
 
@@ -70,8 +81,8 @@ class Books:
             counts["keys"] += len(keys)
             return f'{{"experiences":{{{",".join([self._get_text(key) for key in keys])}}}}}'.encode()
         if path == "/experiences/events":
+            counts["actions"] += count_actions(body, whole=counts["events"] % READ_EVERY == 0)
             counts["events"] += 1
-            counts["actions"] += sum(len(element["actions"]) for element in json.loads(body)["elements"])
             return b'{"status":"success","message":"Your request has been accepted.","req_id":"SKuSLFnX"}'
         counts["metadata"] += 1
         return b'{"metadata":{"count":0,"experiences":[]}}'

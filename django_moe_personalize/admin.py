@@ -84,7 +84,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
 def _read(row: OutboxEvent) -> dict[str, Any]:
     try:
-        return dict(row.read_body())
+        return dict(row.read_action())
     except ValueError:
         return {}
 

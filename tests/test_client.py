@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import traceback
-import uuid
-from collections import Counter
 from urllib.parse import parse_qs
 
 import pytest
@@ -28,7 +26,6 @@ from django_moe_personalize.moengage.client import (
     PersonalizeClient,
     build_error,
     read_retry_after,
-    write_elements,
 )
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.types import (
@@ -280,21 +277,6 @@ def test_a_200_that_accepts_nothing_is_refused(body, deadline):
     client, _ = build_client(body)
     with pytest.raises(InvalidResponseError):
         client.send_events([build_event()], deadline=deadline)
-
-
-@patiently
-@given(customers=st.lists(st.sampled_from("abcde")))
-def test_elements_keep_every_event_once_and_in_order(customers):
-    """Grouping loses, repeats and reorders no event of a customer, and names each customer once."""
-    events = [build_event(customer) for customer in customers]
-    elements = [json.loads(text) for text in write_elements(events)]
-    assert [element["customer_id"] for element in elements] == list(dict.fromkeys(customers))
-    for element in elements:
-        sent = [action["moe_event_uuid"] for action in element["actions"]]
-        assert sent == [event.event_uuid for event in events if event.customer_id == element["customer_id"]]
-    sent = Counter(action["moe_event_uuid"] for element in elements for action in element["actions"])
-    assert sent == Counter(event.event_uuid for event in events)
-    assert all(uuid.UUID(event_uuid).version == 4 for event_uuid in sent)
 
 
 # -- errors

@@ -13,6 +13,7 @@ from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.deliverer import PATIENCE, Deliverer
 from django_moe_personalize.delivery.outbox import Outbox, Settlement, State
 from django_moe_personalize.models import OutboxEvent, OutboxTally
+from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
 from tests.delivery_vendor import SOON
 from tests.test_delivery import heard, make_event, make_events, messages, vendor  # noqa: F401 - fixtures among them
@@ -46,7 +47,23 @@ def test_the_longest_due_are_first():
     events = make_events(3)
     for event, age in zip(events, (1, 3, 2), strict=True):
         OutboxEvent.build(event, now - timedelta(seconds=age)).save()
-    assert [row.read() for row in Outbox().lease(2, 60.0).rows] == [events[1], events[2]]
+    assert [Event.read(row.body) for row in Outbox().lease(2, 60.0).rows] == [events[1], events[2]]
+
+
+def test_the_due_are_found_by_the_index(delivery):
+    """However many wait: they are neither sorted nor looked through."""
+    delivery.record(make_events(5))
+    plan = delivery.outbox.due.order_by("due_at")[:2].explain()
+    assert "USING INDEX moe_outbox_due" in plan
+    assert "TEMP" not in plan
+
+
+def test_a_lease_does_not_show_whose_events_it_holds(delivery):
+    """An error report prints the locals of a deliverer."""
+    delivery.record([make_event("customer-4711")])
+    lease = Outbox().lease(1, 60.0)
+    assert "customer-4711" in lease.rows[0].body
+    assert "4711" not in repr(lease)
 
 
 def test_who_lost_the_lease_settles_nothing(delivery, vendor, heard):  # noqa: F811

@@ -16,10 +16,9 @@ from django.db import connections
 
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, get_delivery
 from django_moe_personalize.delivery.deliverer import Deliverer
-from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, Outbox, Settlement, State
+from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
-from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
 
@@ -147,16 +146,18 @@ class DatabaseDelivery(BaseDelivery):
         events = []
         for row in lease.rows:
             try:
-                events.append(row.read())
-            except (KeyError, TypeError, ValueError):
+                event = Event.read(row.body)
+            except (LookupError, TypeError, ValueError):
                 settlement.parked[row.pk] = State.REFUSED, _NOT_READABLE
-            rows[str(row.event_uuid)] = row
+            else:
+                events.append(event)
+                rows[event.event_uuid] = row
         outcome = self.send(events, timeout=self._timeout, until=until)
         self._judge(outcome, rows, settlement)
         self._announce(lease, settlement)
         return outcome
 
-    def _judge(self, outcome: Outcome, rows: dict[str, OutboxEvent], settlement: Settlement) -> None:
+    def _judge(self, outcome: Outcome, rows: dict[str, LeasedRow], settlement: Settlement) -> None:
         """Say what is to become of each row."""
         settlement.delivered = [rows[event.event_uuid].pk for event in outcome.delivered]
         for event, error in outcome.refused:

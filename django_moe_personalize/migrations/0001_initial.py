@@ -38,6 +38,14 @@ class Migration(migrations.Migration):
                         max_length=8,
                     ),
                 ),
+                (
+                    "is_pending",
+                    models.GeneratedField(
+                        db_persist=True,
+                        expression=models.Case(models.When(state="pending", then=True), default=False),
+                        output_field=models.BooleanField(),
+                    ),
+                ),
                 ("attempts", models.PositiveIntegerField(default=0)),
                 ("due_at", models.DateTimeField()),
                 ("lease", models.UUIDField(null=True)),
@@ -47,7 +55,7 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "event in the outbox",
                 "verbose_name_plural": "events in the outbox",
-                "indexes": [models.Index(fields=["state", "due_at"], name="moe_outbox_due")],
+                "indexes": [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")],
             },
         ),
     ]

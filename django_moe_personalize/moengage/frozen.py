@@ -41,8 +41,15 @@ def freeze(value: Any) -> Any:
     return value
 
 
+def _open(value: object) -> dict[Any, Any]:
+    """Let any mapping be written as the dictionary that it shows."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is no JSON")
+
+
 # json.dumps() builds an encoder for every call that wants another than the default.
-_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_open).encode
 
 
 def encode(value: Any) -> str:

@@ -6,11 +6,14 @@ Named tuples where nothing speaks against it: a frozen dataclass takes five time
 from __future__ import annotations
 
 import enum
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from django_moe_personalize.moengage.frozen import encode
 
 MAX_KEYS = 25
 """Experience keys in one fetch (contract §2)."""
@@ -159,9 +162,18 @@ def draw_uuid() -> str:
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[data[8] >> 6]}{text[17:20]}-{text[20:]}"
 
 
+_write_text = json.encoder.encode_basestring_ascii
+_write_integer = int.__repr__
+
+
+class _Remembering:
+    # No field, and so no part of what an event is: not compared, not shown, not copied into a message.
+    _element = ""
+
+
 # Not frozen, though nobody changes one: a page makes several, and freezing takes three times as long.
 @dataclass(slots=True)
-class Event:
+class Event(_Remembering):
     """One impression or click, fixed at the moment it happened (contract §4).
 
     ``event_time`` is Unix time in whole seconds; ``event_uuid`` stays the same on a retry;
@@ -175,3 +187,34 @@ class Event:
     event_time: int
     event_uuid: str = field(default_factory=draw_uuid)
     platform: str = "web"
+
+    @property
+    def element(self) -> str:
+        """The event as an element of an events body (contract §4): compact JSON in ASCII, written when first asked for.
+
+        Raises TypeError or ValueError for what JSON does not have.
+        """
+        if not self._element:
+            # By hand, because most of it is the context, whose text is known already.
+            self._element = (
+                f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
+                f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{_write_integer(self.event_time)},'
+                f'"platform":{_write_text(self.platform)},"attributes":{encode(self.attributes)}}}]}}'
+            )
+        return self._element
+
+    @classmethod
+    def read(cls, element: str) -> Event:
+        """Return the event that was written as ``element``; raises LookupError, TypeError or ValueError if none was."""
+        content = json.loads(element)
+        (action,) = content["actions"]
+        event = cls(
+            Action(action["action"]),
+            content["customer_id"],
+            action["attributes"],
+            action["event_time"],
+            action["moe_event_uuid"],
+            action["platform"],
+        )
+        event._element = element
+        return event

@@ -20,6 +20,30 @@ EVENTS = 5_000
 LONG_EVENTS = 100_000
 DELIVERERS = 4
 
+# While one deliverer holds what it leases, how many rows another may lease.
+LOOK = """
+import threading
+from django.db import connection, transaction
+from django_moe_personalize.delivery.outbox import Outbox
+locks = connection.features.has_select_for_update
+def find():
+    due = Outbox().due.order_by("due_at").values_list("pk", "body", "attempts")
+    return due.select_for_update(skip_locked=locks)
+def look():
+    with transaction.atomic():
+        seen.append(len(find()))
+    connection.close()
+seen = []
+with transaction.atomic():
+    print(find()[:100].explain())
+    assert len(find()[:100]) == 100
+    if locks:
+        thread = threading.Thread(target=look)
+        thread.start()
+        thread.join()
+print(*seen)
+"""
+
 # They hold on to the machine for a while: one database after the other, in one of pytest's processes.
 pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
 
@@ -77,6 +101,18 @@ def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) 
     vendor.poison = set()
     assert "1 parked events are due again.\n1 events delivered" in site.manage("moe_deliver", "--replay")
     assert site.count() == {"accepted": 100, "delivered": 100, "dropped": {}, "pending": 0, "handed_over": 0}
+
+
+@pytest.mark.parametrize("count", [2000, 20_000])
+def test_a_lease_follows_the_index(site: Site, count: int) -> None:
+    """Many are neither sorted nor locked for a batch, though the database has not counted them yet."""
+    site.manage("-c", RECORD.format(count=count))
+    *lines, others = site.manage("-c", LOOK).split("\n")[:-1]
+    plan = " ".join(lines)
+    assert "moe_outbox_due" in plan
+    assert not re.search(r"\bsort|filesort|temp b-tree", plan, re.IGNORECASE), plan
+    # SQLite has no locks on rows.
+    assert others in ("", str(count - 100))
 
 
 def test_erasing_finds_the_customer_alone(site: Site) -> None:
