@@ -14,6 +14,7 @@ from typing import Any, TypeVar, overload
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
+from django.template import Template
 from django.utils import timezone
 
 from django_moe_personalize import headers, planning, track
@@ -153,6 +154,12 @@ class Personalization(Mapping[str, Experience]):
     def is_asked(self, experience_key: str) -> bool:
         """Return whether an experience was asked for already."""
         return experience_key in self._answers or self._find_fetch(experience_key) is not None
+
+    def find(self, experience_key: str, template: Template | None) -> Experience | None:
+        """See get(); for a tag of ``template``, all of whose keys the first question carries."""
+        if experience_key not in self._answers and template is not None and not self.is_asked(experience_key):
+            self.expect(*planning.find_template_keys(template))
+        return self._read(experience_key)
 
     # What was asked, by whom
 

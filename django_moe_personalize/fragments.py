@@ -21,7 +21,12 @@ from django.template.loader_tags import BlockNode, ExtendsNode, IncludeNode
 from django.templatetags.cache import CacheNode
 
 from django_moe_personalize.planning import get_literal
-from django_moe_personalize.templatetags.moe_personalize import ClickURLNode, ExperienceNode, ExperienceValueNode
+from django_moe_personalize.templatetags.moe_personalize import (
+    ClickURLNode,
+    ExperienceNode,
+    ExperienceValueNode,
+    NamedValueNode,
+)
 
 _CACHE = re.compile(r"\{%\s*cache\b")
 _OURS = re.compile(r"\{%\s*load\b[^%]*\bmoe_personalize\b")
@@ -123,7 +128,7 @@ class _Search:
                 yield Leak(_describe(fragment), _quote(node), _describe(node))
             else:
                 yield from self._walk_below(node, names | _find_names(node, names), fragment, blocks)
-            if isinstance(node, ExperienceValueNode) and node.name:
+            if isinstance(node, NamedValueNode):
                 names |= {node.name}
 
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:

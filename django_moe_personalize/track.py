@@ -129,8 +129,8 @@ class PageTracker:
 
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience``, once, if the page itself comes to count."""
-        self.notice(experience)
         key = experience.experience_key
+        self._rendered[key] = experience
         if key not in self._shown and (event := self.get_impression(experience)) is not None:
             self._shown[key] = [event, *build_offering_impressions(experience.offerings, self._customer_id)]
 

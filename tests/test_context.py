@@ -10,6 +10,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import AnonymousUser
 from django.http import HttpResponse
+from django.template import Template
 from django.test import AsyncRequestFactory, RequestFactory
 
 from django_moe_personalize.context import Personalization
@@ -42,6 +43,7 @@ def test_outliving_the_request():
     personalization.prefetch(*KEYS)
     personalization.expect(*KEYS)
     assert not personalization.is_asked("hero-banner")
+    assert personalization.find("hero-banner", Template("")) is None
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []
     assert personalization.attributes == {}
