@@ -131,6 +131,7 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]
 
 
+@sensitive_variables()
 def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
     """Report that ``customer_id`` was shown these experiences: a result's mapping, or experiences."""
     shown = experiences.values() if isinstance(experiences, Mapping) else experiences
@@ -138,11 +139,13 @@ def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experienc
     _record(events)
 
 
+@sensitive_variables()
 def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
     _record([track.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
 
 
+@sensitive_variables()
 def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
     """Report that offerings were shown, where OFFERING_EVENTS is on; else there is nothing to report.
 
@@ -151,11 +154,13 @@ def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
     _record(track.build_offering_impressions(offerings, _check(customer_id)))
 
 
+@sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
     """Report a click on an offering; it is its experience's click too, so report nothing besides."""
     _record([track.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
+@sensitive_variables()
 def erase(*, customer_id: str) -> int:
     """Let nothing be sent that was recorded of ``customer_id`` until now, and return how many events were erased.
 

@@ -35,8 +35,17 @@ MAX_BYTES: Final = 8 * 1024
 MAX_QUERY_PAIRS: Final = 1000
 """Pairs of a query string that are looked at."""
 
+MAX_ENCODED_NAMES: Final = 100
+"""Names of parameters that are decoded; no link encodes those of campaigns."""
+
+MAX_QUERY_LENGTH: Final = 8 * 1024
+"""Characters of a query string that are looked at: some servers let through a multiple of it."""
+
 MAX_REMEMBERED_LENGTH: Final = 1024
 """Characters remembered in a session; one in a signed cookie has room for 4 KiB in all."""
+
+_SPARE: Final = 8
+"""How many times what is kept of a text is looked at, for what is taken out of it."""
 
 _STORED: Final = "_moe_personalize_stored"
 SESSION_KEY: Final = "_moe_personalize_query"
@@ -133,7 +142,7 @@ def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
 
 def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Return the wanted query parameters, clean, in the order of ``names``."""
-    raw = meta.get("QUERY_STRING", "")
+    raw = meta.get("QUERY_STRING", "")[:MAX_QUERY_LENGTH]
     if not raw or not names:
         return {}
     # The links of one mail are alike. Longer queries are nobody's: they would only fill the memory.
@@ -156,15 +165,16 @@ def split_query(raw: str, names: Iterable[str]) -> dict[str, str]:
     if not raw.isascii():
         raw = _decode_query(raw)
     found: dict[str, str] = {}
+    decodable = MAX_ENCODED_NAMES
     for pair in raw.split("&", MAX_QUERY_PAIRS)[:MAX_QUERY_PAIRS]:
         name, _, value = pair.partition("=")
-        if ("%" in name or "+" in name) and len(name) < MAX_VALUE_LENGTH:
+        if decodable and ("%" in name or "+" in name) and len(name) < MAX_VALUE_LENGTH:
             name = unquote_plus(name)
+            decodable -= 1
         if value and name in names:
-            # A character is at most four bytes, a byte at most three characters.
-            value = value[: 12 * MAX_VALUE_LENGTH]
-            found[name] = unquote_plus(value) if "%" in value or "+" in value else value
-    return found
+            found[name] = value
+    # A character is at most four bytes, a byte at most three characters.
+    return {name: unquote_plus(value[: 12 * MAX_VALUE_LENGTH]) for name, value in found.items()}
 
 
 def _decode_query(raw: str) -> str:
@@ -305,6 +315,7 @@ def build_text(value: object) -> str | None:
 
 def clean_text(text: str, limit: int) -> str:
     """Return ``text`` on one line, encodable as UTF-8, stripped and cut to ``limit`` characters."""
+    text = text[: _SPARE * limit]
     if not (text.isascii() and text.isprintable()):
         text = _UNFIT.sub("", text)
     return text.strip()[:limit].rstrip()

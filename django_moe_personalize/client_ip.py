@@ -12,6 +12,8 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_NODE_LENGTH: Final = 64
+_MAX_NODES: Final = 64
+_MAX_ELEMENT_LENGTH: Final = 1024
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _NODE = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?|(?P<bare>[0-9A-Fa-f:.]+)")
 _FORWARDED_PAIR = re.compile(r"""(?P<name>[^\s"\\=]+)=(?:"(?P<quoted>[^"\\]*)"|(?P<token>[^\s"\\]+))|""")
@@ -82,10 +84,15 @@ def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[IPNetwork]) -> IP
     """
     found = set()
     if forwarded := meta.get("HTTP_FORWARDED"):
-        found.add(_walk((_read_element(element) for element in reversed(forwarded.split(","))), proxies))
+        found.add(_walk((_read_element(element) for element in _split(forwarded)), proxies))
     if forwarded_for := meta.get("HTTP_X_FORWARDED_FOR"):
-        found.add(_walk((node.strip() for node in reversed(forwarded_for.split(","))), proxies))
+        found.add(_walk((node.strip() for node in _split(forwarded_for)), proxies))
     return found.pop() if len(found) == 1 else None
+
+
+def _split(header: str) -> list[str]:
+    """Return the last elements of a header, the last one first; no site has as many proxies as that."""
+    return header.rsplit(",", _MAX_NODES)[: -_MAX_NODES - 1 : -1]
 
 
 def _walk(nodes: Iterable[str], proxies: Sequence[IPNetwork]) -> IPAddress | None:
@@ -106,6 +113,8 @@ def _read_element(element: str) -> str:
 
     Commas inside quotes are not honoured: what a visitor sent cannot quote what a proxy added.
     """
+    if len(element) > _MAX_ELEMENT_LENGTH:
+        return ""
     nodes = []
     for pair in element.split(";"):
         match = _FORWARDED_PAIR.fullmatch(pair.strip())

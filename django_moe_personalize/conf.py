@@ -111,6 +111,9 @@ def get_settings() -> Settings:
     """Return the settings; raises ConfigurationError, which names every mistake at once."""
     found, problems = _resolve()
     fatal = [problem for problem in problems if problem.kind != "environment"]
+    if fatal:
+        # An error report prints the locals of every frame, and this one has the key.
+        del found
     if len(fatal) == 1:
         raise ConfigurationError(fatal[0].message, hint=fatal[0].hint)
     if fatal:

@@ -228,6 +228,8 @@ class Personalization(Mapping[str, Experience]):
         if isinstance(response, StreamingHttpResponse):
             track.record_when_streamed(response, lambda: self._take_events(request, response))
             return ()
+        # Whoever puts another page in place of this one does not know that it would be one visitor's.
+        self._closed = True
         return self._take_events(request, response)
 
     def _is_concerned(self, request: HttpRequest, response: HttpResponseBase) -> bool:

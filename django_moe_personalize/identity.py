@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Mapping
@@ -194,6 +195,11 @@ def _get_anonymous_id(request: HttpRequest) -> str:
 def _read_cookie(request: HttpRequest) -> str | None:
     name = _get_cookie_name(request)
     raw = request.COOKIES.get(name, "")
+    header = request.META.get("HTTP_COOKIE", "")
+    if not header.isascii():
+        # Django takes every kind of space off a name; browsers keep other hosts from __Host-, but not from a name
+        # that begins with a no-break space and goes on like that.
+        raw = (["", *re.findall(f"(?:^|;) ?{name}=([^;]*)", header)])[-1].strip()
     if not raw or len(raw) > _MAX_COOKIE_LENGTH or not raw.isascii():
         return None
     secrets = (settings.SECRET_KEY, *settings.SECRET_KEY_FALLBACKS)

@@ -177,7 +177,12 @@ def get_allowed_hosts(request: HttpRequest | None, *more: str) -> set[str]:
 
 
 def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
-    """Return whether ``url`` is relative or http(s) to one of ``hosts``."""
+    """Return whether ``url`` is relative or http(s) to one of ``hosts``, and can be sent at all."""
+    try:
+        url.encode()
+    except UnicodeEncodeError:
+        # Half of a surrogate pair, with which a redirect would fail.
+        return False
     return url_has_allowed_host_and_scheme(url, allowed_hosts=set(hosts))
 
 

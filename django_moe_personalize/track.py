@@ -44,6 +44,7 @@ _ROBOT = re.compile(
 """Self-declared robots (and no Cubot, which makes telephones); what hides is not caught by a header."""
 
 _MAX_REMEMBERED_USER_AGENT = 512
+_MAX_USER_AGENT = 4096
 
 
 def is_counted(request: HttpRequest) -> bool:
@@ -53,7 +54,7 @@ def is_counted(request: HttpRequest) -> bool:
     purpose = meta.get("HTTP_SEC_PURPOSE") or meta.get("HTTP_PURPOSE") or meta.get("HTTP_X_MOZ") or ""
     if request.method == "HEAD" or "prefetch" in purpose.lower():
         return False
-    user_agent: str = meta.get("HTTP_USER_AGENT", "")
+    user_agent: str = meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT]
     # Longer ones are nobody's: they would only fill the memory.
     is_remembered = len(user_agent) <= _MAX_REMEMBERED_USER_AGENT
     return not (_is_robot if is_remembered else _is_robot.__wrapped__)(user_agent)

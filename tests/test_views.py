@@ -257,7 +257,7 @@ def shared(settings, tmp_path):
 
 def test_more_beacons_than_a_person_sends(shared, shown, visit, token, monkeypatch):
     """Past the limit of a minute nothing of this visitor is counted, and the answer is the same."""
-    monkeypatch.setattr(views, "MAX_BEACONS_A_MINUTE", 2)
+    monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 2)
     now = time.time() // 60 * 60 - 120
     monkeypatch.setattr(time, "time", lambda: now)
     texts = [token._replace(event_uuid=str(uuid.uuid4())).sign() for _ in range(4)]
@@ -270,7 +270,7 @@ def test_more_beacons_than_a_person_sends(shared, shown, visit, token, monkeypat
 
 def test_forged_beacons_use_up_nobody_s_limit(shared, shown, visit, token, monkeypatch):
     """What counts nothing is not counted against the visitor either."""
-    monkeypatch.setattr(views, "MAX_BEACONS_A_MINUTE", 1)
+    monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 1)
     for _ in range(3):
         send(visit, ["impression", token.sign() + "x"])
     send(visit, ["impression", token.sign()])

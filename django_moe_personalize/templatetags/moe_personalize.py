@@ -180,7 +180,8 @@ class ClickURLNode(Node):
     def render(self, context: Context) -> str:
         """Return the escaped URL; the plain destination where there is nothing to count."""
         target = self.target.resolve(context, ignore_failures=True)
-        destination = self.destination.resolve(context)
+        destination = str(self.destination.resolve(context))
+        literal = self.destination.var
         options = {name: value.resolve(context) for name, value in self.options.items()}
         offering = options.get("offering")
         page = find_page(context)
@@ -188,9 +189,9 @@ class ClickURLNode(Node):
             find_request(context),
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
-            str(destination),
-            # A literal was written by the template's author, anything else may be content.
-            trusted=isinstance(self.destination.var, str),
+            destination,
+            # The template's author wrote a literal; what a filter puts behind it may be content, but no other host.
+            trusted=isinstance(literal, str) and render.find_host(literal) == render.find_host(destination),
             element=str(options.get("element") or ""),
             offering=offering if isinstance(offering, Offering) else None,
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 import pytest
+from django.core.signals import request_finished, request_started
+from django.db import close_old_connections
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -31,3 +33,13 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
         print(line)
 
     return say
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Let requests go to a handler itself; as with the test client, what another test left open is not theirs."""
+    for signal in (request_started, request_finished):
+        signal.disconnect(close_old_connections)
+    yield
+    for signal in (request_started, request_finished):
+        signal.connect(close_old_connections)

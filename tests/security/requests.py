@@ -13,6 +13,9 @@ from urllib.parse import quote_from_bytes
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
 
+from tests.security.costs import Meter
+from tests.security.worst import WorstCases
+
 PATHS = ("/plain/", "/read/", "/tags/", "/panel/", "/cdn/", "/class/", "/method/", "/template-response/", "/missing/")
 METHODS = ("GET",) * 8 + ("HEAD", "POST", "OPTIONS", "PUT")
 PIECES = (
@@ -36,12 +39,17 @@ TYPES = (
 
 
 class Generator:
-    """Make requests; what the site hands out (cookies, tokens) is taken along, whole and altered."""
+    """Make requests; what the site hands out (cookies, tokens) is taken along, whole and altered.
+
+    ``own`` is the cookie of one visitor who comes back again and again.
+    """
 
     def __init__(self, seed: int) -> None:
         self._chance = random.Random(seed)
+        self.own = ""
         self.cookies: list[str] = []
         self.tokens: list[str] = []
+        self._worst = WorstCases(self._chance, self.tokens)
 
     def write(self, pieces: int = 4) -> str:
         """Return some text."""
@@ -68,6 +76,11 @@ class Generator:
     def build(self) -> tuple[str, str, str, dict[str, str], bytes]:
         """Return method, path, query string, headers and body."""
         chance = self._chance
+        if chance.random() < 0.1:
+            method, path, query, headers, body = self._worst.build()
+            # Of a visitor whom some of the tokens belong to.
+            headers.setdefault("Cookie", f"moe_id={self.own if chance.random() < 0.8 else 'x'}")
+            return method, path, query, headers, body
         headers = {chance.choice(HEADERS): self._clean(self.write()) for _ in range(chance.randrange(5))}
         headers["Host"] = "testserver"
         if chance.random() < 0.6:
@@ -117,7 +130,7 @@ class Generator:
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
-def ask_wsgi(handler: WSGIHandler, request: tuple[str, str, str, dict[str, str], bytes]) -> Answer:
+def ask_wsgi(handler: WSGIHandler, request: tuple[str, str, str, dict[str, str], bytes], meter: Meter) -> Answer:
     """Return status, headers and body of an answer over WSGI (PEP 3333)."""
     method, path, query, headers, body = request
     environ: dict[str, Any] = {
@@ -134,23 +147,26 @@ def ask_wsgi(handler: WSGIHandler, request: tuple[str, str, str, dict[str, str],
         key = name.upper().replace("-", "_")
         environ[key if key.startswith("CONTENT_") else f"HTTP_{key}"] = value
     started: list[Any] = []
-    response = handler(environ, lambda status, sent, *rest: started.extend((status, sent)))
-    try:
-        return int(started[0][:3]), started[1], b"".join(response)
-    finally:
-        response.close()
+    with meter.measure():
+        response = handler(environ, lambda status, sent, *rest: started.extend((status, sent)))
+        try:
+            return int(started[0][:3]), started[1], b"".join(response)
+        finally:
+            response.close()
 
 
-def ask_asgi(handler: ASGIHandler, requests: Sequence[tuple[str, str, str, dict[str, str], bytes]]) -> list[Answer]:
+def ask_asgi(
+    handler: ASGIHandler, requests: Sequence[tuple[str, str, str, dict[str, str], bytes]], meter: Meter
+) -> list[Answer]:
     """Return the same over ASGI, one after the other in one event loop."""
 
     async def ask_all() -> list[Answer]:
-        return [await _ask_asgi(handler, request) for request in requests]
+        return [await _ask_asgi(handler, request, meter) for request in requests]
 
     return asyncio.run(ask_all())
 
 
-async def _ask_asgi(handler: ASGIHandler, request: tuple[str, str, str, dict[str, str], bytes]) -> Answer:
+async def _ask_asgi(handler: ASGIHandler, request: tuple[str, str, str, dict[str, str], bytes], meter: Meter) -> Answer:
     method, path, query, headers, body = request
     scope = {
         "type": "http",
@@ -169,6 +185,7 @@ async def _ask_asgi(handler: ASGIHandler, request: tuple[str, str, str, dict[str
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    await handler(scope, incoming.get, send)
+    with meter.measure():
+        await handler(scope, incoming.get, send)
     found = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in sent[0]["headers"]]
     return sent[0]["status"], found, b"".join(message.get("body", b"") for message in sent[1:])

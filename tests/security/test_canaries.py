@@ -18,6 +18,7 @@ def site(upstream, settings):
     return settings
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_foreign_canary(site, extent, tell, stack, mode):

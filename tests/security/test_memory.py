@@ -3,6 +3,7 @@
 import resource
 from datetime import UTC, datetime
 
+import pytest
 from django.test import RequestFactory
 
 from django_moe_personalize import cache, interning
@@ -23,6 +24,7 @@ SEEN = {
 }
 
 
+@pytest.mark.timeout(1800)
 def test_made_up_campaigns_stay_within_their_bound(monkeypatch, extent, tell):
     """A flood of distinct UTM values fills its share of the memory; a visitor who comes back hits as ever."""
     values = extent(6_000, 1_000_000)

@@ -19,16 +19,9 @@ from django_moe_personalize.models import OutboxEvent, OutboxTally
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.testing import override_personalize
 from tests.error_reports import describe_report
+from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PERSONAL, SECRET
 
 HERE = "tests.security.test_traces"
-SECRET = "canary-key-4711"
-CUSTOMER = "canary-customer-4711"
-MAIL = "canary-4711@mail.example"
-CART = "canary-cart-4711"
-AGENT = "canary-agent-4711"
-CAMPAIGN = "canary-campaign-4711"
-ADDRESS = "9.9.47.11"
-PERSONAL = (CUSTOMER, MAIL, CART, AGENT, CAMPAIGN, ADDRESS)
 
 
 def identify(request):
@@ -187,7 +180,9 @@ def test_reprs_name_nobody(site):
     client = Client()
     response = client.get("/tags/", headers={"User-Agent": AGENT}, REMOTE_ADDR=ADDRESS)
     page = response.wsgi_request.personalization
-    shown = [page, page.identity, page.tracker, page._visitor, page["hero-banner"], get_delivery(), *site.requests]
+    answers = page._answers.values()
+    shown = [page, page.identity, page.tracker, page._visitor, *answers, get_delivery(), *site.requests]
+    assert None not in answers
     assert find({type(value).__name__: repr(value) for value in shown}, (*PERSONAL, SECRET)) == []
 
 

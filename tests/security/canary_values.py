@@ -1,0 +1,11 @@
+"""What must be found nowhere that it is not needed."""
+
+SECRET = "canary-key-4711"
+CUSTOMER = "canary-customer-4711"
+MAIL = "canary-4711@mail.example"
+CART = "canary-cart-4711"
+AGENT = "canary-agent-4711"
+CAMPAIGN = "canary-campaign-4711"
+ADDRESS = "9.9.47.11"
+PASSWORD = "canary-password-4711"
+PERSONAL = (CUSTOMER, MAIL, CART, AGENT, CAMPAIGN, ADDRESS)

@@ -1,0 +1,200 @@
+"""Django's own reports of errors, the page of DEBUG and the mail to ADMINS, show nothing that we put there."""
+
+import logging
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.db import OperationalError
+from django.test import AsyncClient, Client
+from django.utils.log import AdminEmailHandler
+from django.views.debug import ExceptionReporter
+
+from django_moe_personalize import conf, connection, context, track
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.testing import override_personalize
+from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PASSWORD, PERSONAL, SECRET
+from tests.security.failing import VIEWS
+from tests.security.test_counts import read_tokens
+from tests.security.test_traces import HERE, find, is_ours
+
+OURS_ALONE = (CUSTOMER, MAIL, CART, CAMPAIGN, SECRET)
+"""Of a page without a query: what Django does not print of the request by itself."""
+
+
+class Mails(AdminEmailHandler):
+    """Keep what would be mailed, and the error it is about."""
+
+    def __init__(self):
+        super().__init__(include_html=True)
+        self.sent = []
+        self.errors = []
+
+    def emit(self, record):
+        """Take the error of a 500 along."""
+        if not record.exc_info:
+            return
+        self.errors.append(record.exc_info[1])
+        super().emit(record)
+
+    def send_mail(self, subject, message, *args, html_message=None, **kwargs):
+        """Keep it."""
+        self.sent += [f"{subject} {message}", html_message]
+
+
+@pytest.fixture
+def mails():
+    """Mail the errors of pages."""
+    handler, logger = Mails(), logging.getLogger("django.request")
+    logger.addHandler(handler)
+    yield handler
+    logger.removeHandler(handler)
+
+
+@pytest.fixture
+def site(upstream, settings):
+    """Serve pages that fail to a visitor of whom everything is known."""
+    settings.ROOT_URLCONF = "tests.security.failing"
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    told = {"IDENTIFY": f"{HERE}.identify", "ATTRIBUTES": [f"{HERE}.describe_cart"], "WORKSPACE_ID": "W"}
+    with override_personalize(API_KEY=SECRET, **told):
+        yield upstream
+
+
+def enter(asks_async=False):
+    """Return a browser."""
+    options = {"headers": {"User-Agent": AGENT}, "REMOTE_ADDR": ADDRESS}
+    return (AsyncClient if asks_async else Client)(raise_request_exception=False, **options)
+
+
+def read_frames(error):
+    """Return the locals of our frames, as reports print them with DEBUG off."""
+    reporter = ExceptionReporter(None, type(error), error, error.__traceback__)
+    frames = [frame for frame in reporter.get_traceback_data()["frames"] if is_ours(frame)]
+    return {f"{f['function']} {name}": str(value) for f in frames for name, value in f["vars"]}
+
+
+def check(mails):
+    """Check the mails, text and HTML, and our frames in them."""
+    assert mails.sent
+    assert find(dict(enumerate(mails.sent)), OURS_ALONE) == []
+    for error in mails.errors:
+        assert find(read_frames(error), (*PERSONAL, SECRET)) == []
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_reports_of_a_failing_page(site, mails, settings, monkeypatch, name):
+    """Whatever of a page fails, in its view, in a tag of ours or in a call of ours, the report tells nothing more."""
+    client = enter()
+    client.get(f"/read/?utm_source={CAMPAIGN}")
+    assert CAMPAIGN in str(site.requests[-1].body), "the visitor's data goes where it is needed"
+    if name in ("in_api", "in_erasing"):
+        site.refuse()
+        monkeypatch.setattr(BaseDelivery, "erase", _refuse)
+    assert client.get(f"/{name}/").status_code == 500
+    check(mails)
+    settings.DEBUG = True
+    page = client.get(f"/{name}/").content.decode()
+    assert "Traceback" in page
+    # Of what it was called with, Django hides nothing from a developer.
+    canaries = (SECRET,) if name in ("in_api", "in_erasing") else OURS_ALONE
+    assert find({"page": page}, canaries) == []
+
+
+def _refuse(self, customer_id):
+    raise OperationalError("the database is gone")
+
+
+@pytest.mark.parametrize("name", ["after_reading_async", "in_experience"])
+def test_reports_of_a_failing_page_over_asgi(site, mails, name):
+    """The event loop's frames are as quiet."""
+    client = enter(asks_async=True)
+    async_to_sync(client.get)(f"/aread/?utm_source={CAMPAIGN}")
+    assert async_to_sync(client.get)(f"/{name}/").status_code == 500
+    check(mails)
+
+
+@pytest.mark.parametrize("part", ["seal_response", "add_server_timing"])
+def test_reports_of_our_own_failure(site, mails, monkeypatch, part):
+    """Were something of ours to fail after the view, its report would be as quiet."""
+    monkeypatch.setattr(context.headers, part, _break)
+    client = enter()
+    assert client.get("/tags/").status_code == 500
+    check(mails)
+
+
+@pytest.mark.parametrize("path", ["/moe/beacon/", "/moe/click/"])
+def test_reports_of_a_failing_endpoint(site, mails, monkeypatch, path):
+    """Were an endpoint to fail, the report would not say whose click it was."""
+    client = enter()
+    with override_personalize(IMPRESSIONS="visible"):
+        mark, link = read_tokens(client)
+    monkeypatch.setattr(track, "record", _break)
+    if path == "/moe/beacon/":
+        response = client.post(path, f'{{"events": [["impression", "{mark}"]]}}', "text/plain")
+    else:
+        response = client.get(f"{path}{link}/")
+    assert response.status_code == 500
+    check(mails)
+
+
+def _break(*args, **kwargs):
+    raise RuntimeError("ours")
+
+
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"DEADLINE": "soon"},
+        {"WORKSPACE_ID": "a:b"},
+        {"API_KEY": f"{SECRET} and more"},
+        {"API_KEY": [SECRET]},
+        {"TRANSPORT": {"OPTIONS": {"proxies": {"https": f"socks5://u:{PASSWORD}@proxy"}}}},
+        {"TRANSPORT": {"OPTIONS": {"proxy": f"http://u:{PASSWORD}@proxy"}}},
+        {"BASE_URL": f"https://u:{PASSWORD}@proxy.example/v1"},
+        {"DELIVERY": {"OPTIONS": {"broker": f"redis://:{PASSWORD}@redis"}}},
+        {"DELIVERY": {"OPTIONS": {"max_events": 0}}},
+    ],
+    ids=lambda told: next(iter(told)),
+)
+def test_reports_of_a_mistake_in_the_settings(settings, told, debug):
+    """Whatever is wrong with the settings, no frame or message of ours shows the key or a password."""
+    settings.DEBUG = debug
+    settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03", **told}
+    errors = []
+    for ask in (conf.get_settings, connection.get_client, get_delivery):
+        try:
+            ask()
+        except ConfigurationError as error:
+            errors.append(error)
+    assert errors
+    for error in errors:
+        shown = read_frames(error) | {"message": str(error)}
+        assert len(shown) > 1
+        assert find(shown, (SECRET, PASSWORD)) == []
+
+
+def test_settings_in_a_report(settings):
+    """Django hides the key in the settings that it prints, and shows the options of a transport."""
+    settings.MOE_PERSONALIZE = {
+        "API_KEY": SECRET,
+        "TRANSPORT": {"OPTIONS": {"proxies": {"https": f"http://u:{PASSWORD}@proxy"}}},
+    }
+    reporter = ExceptionReporter(None, RuntimeError, RuntimeError("x"), None)
+    for report in (reporter.get_traceback_html(), reporter.get_traceback_text()):
+        assert SECRET not in report
+        # docs/configuration.md tells how to keep it out.
+        assert PASSWORD in report
+
+
+def test_password_of_a_proxy_in_the_environment(settings, monkeypatch):
+    """An option that comes from the environment is in no settings that are printed."""
+    monkeypatch.setenv(
+        "MOE_PERSONALIZE_TRANSPORT", f'{{"OPTIONS": {{"proxies": {{"https": "http://u:{PASSWORD}@p"}}}}}}'
+    )
+    settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03"}
+    assert PASSWORD in str(conf.get_settings().transport.options)
+    reporter = ExceptionReporter(None, RuntimeError, RuntimeError("x"), None)
+    for report in (reporter.get_traceback_html(), reporter.get_traceback_text()):
+        assert find({"report": report}, (SECRET, PASSWORD)) == []
