@@ -23,6 +23,7 @@ from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
 from django_moe_personalize.delivery.celery import TASK, deliver
 from django_moe_personalize.delivery.dummy import DummyDelivery
+from django_moe_personalize.delivery.links import Link
 from django_moe_personalize.delivery.queued import Message
 from tests.delivery_vendor import SOON
 from tests.test_delivery import backend, heard, make_events, messages, vendor  # noqa: F401 - fixtures among them
@@ -106,6 +107,11 @@ def uuids(events):
     return [event.event_uuid for event in events]
 
 
+def find_idle(delivery):
+    """Return the connections that the delivery keeps."""
+    return [link.connection for link in delivery._links._idle]
+
+
 # -- the message
 
 
@@ -164,9 +170,9 @@ def test_connections_are_kept_and_closed(configure, site):
     delivery = configure()
     for _ in range(3):
         delivery.record(make_events(1))
-    (connection,) = delivery._idle
+    (connection,) = find_idle(delivery)
     delivery.close()
-    assert not delivery._idle
+    assert not find_idle(delivery)
     assert not connection.connected
     assert len(site.take_out()) == 3
 
@@ -175,8 +181,8 @@ def test_a_child_uses_no_connection_of_its_parent(configure, site):
     """After a fork there are no connections, and the parent's stay open."""
     delivery = configure()
     delivery.record(make_events(1))
-    assert in_child(lambda: not delivery._idle and delivery.counts() == DeliveryCounts())
-    assert delivery._idle[0].connected
+    assert in_child(lambda: not find_idle(delivery) and delivery.counts() == DeliveryCounts())
+    assert find_idle(delivery)[0].connected
 
 
 def test_events_that_are_no_json_cost_their_page_alone(configure, site):
@@ -400,18 +406,19 @@ def test_connection_that_died_idle_costs_nothing(configure, site, dead_broker):
     """A new one is tried in its place, once, and the other old ones are closed."""
     delivery = configure()
     for _ in range(2):
-        delivery._idle.append(Celery(broker=dead_broker, set_as_current=False).connection_for_write())
-        delivery._idle[-1].transport_options = {"max_retries": 0}
+        connection = Celery(broker=dead_broker, set_as_current=False).connection_for_write()
+        connection.transport_options = {"max_retries": 0}
+        delivery._links._idle.append(Link(connection))
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, handed_over=2)
-    assert len(delivery._idle) == 1
+    assert len(find_idle(delivery)) == 1
 
 
 def test_connection_that_took_the_time_is_not_replaced(configure, site, silent_broker):
     """A page that has waited for an old connection does not wait for a new one as well."""
     delivery = configure(publish_timeout=QUICK)
     site.app.conf.broker_url, well = silent_broker, site.app.conf.broker_url
-    delivery._idle.append(delivery._connect())
+    delivery._links._idle.append(Link(delivery._connect()))
     site.app.conf.broker_url = well
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"broker": 2})

@@ -253,6 +253,7 @@ def get_worker(kind: type[Kind]) -> Kind:
         return delivery
     if kind not in _stand_ins:
         build: Any = kind
-        _stand_ins[kind] = build()
+        # Threads that come to this at once have to keep the same books.
+        _stand_ins.setdefault(kind, build())
     stand_in: Kind = _stand_ins[kind]
     return stand_in

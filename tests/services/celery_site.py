@@ -32,12 +32,6 @@ django.setup()
 app = Celery("site", broker=told["broker"])
 app.set_default()
 app.conf.broker_connection_retry_on_startup = True
-app.conf.broker_transport_options = {
-    # For Redis: a killed worker's messages are another's after this time, and not after an hour.
-    "visibility_timeout": 3,
-    "unacked_restore_interval": 1,
-    "unacked_restore_throttle": 1,
-}
 app.autodiscover_tasks(["django_moe_personalize"])
 
 
