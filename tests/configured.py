@@ -10,8 +10,8 @@ from django_moe_personalize.conf import ConfigurationError, get_settings
 SECRET = "key-nobody-may-read"
 
 
-@pytest.fixture(autouse=True)
-def clean_environment(monkeypatch):
+@pytest.fixture(name="clean_environment", autouse=True)
+def _clean_environment(monkeypatch):
     """Start without variables of ours and without remembered settings."""
     for variable in list(os.environ):
         if variable.startswith("MOE_PERSONALIZE"):

@@ -14,9 +14,9 @@ from django.test import override_settings
 from django.urls import include, path
 
 from django_moe_personalize import checks
-from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.middleware import PersonalizeMiddleware
+from tests.configured import _clean_environment  # noqa: F401 - a fixture
 
 SECRET = "key-nobody-may-read"
 SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
@@ -66,19 +66,6 @@ class WithoutOurURLs:
     """A URLconf where nobody takes a click."""
 
     urlpatterns = [path("plain/", page, name="plain")]
-
-
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch):
-    """Start without variables of ours."""
-    for variable in list(os.environ):
-        if variable.startswith("MOE_PERSONALIZE"):
-            monkeypatch.delenv(variable)
-    get_settings.cache_clear()
-    yield
-    # Before any other fixture looks at the settings again.
-    monkeypatch.undo()
-    get_settings.cache_clear()
 
 
 def check_site(moe=None, **changes):

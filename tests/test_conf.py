@@ -13,7 +13,7 @@ import pytest
 from django_moe_personalize import conf, values
 from django_moe_personalize.conf import Backend, get_settings
 from django_moe_personalize.moengage.client import SYSTEM_FIELDS
-from tests.configured import SECRET, clean_environment, configure, from_environment, mistake  # noqa: F401 - a fixture
+from tests.configured import SECRET, _clean_environment, configure, from_environment, mistake  # noqa: F401 - a fixture
 
 
 def test_defaults_are_those_of_the_documents(settings):

@@ -5,7 +5,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_moe_personalize.conf import ConfigurationError, find_problems, get_settings
-from tests.configured import SECRET, clean_environment, configure, from_environment, mistake  # noqa: F401 - a fixture
+from tests.configured import SECRET, _clean_environment, configure, from_environment, mistake  # noqa: F401 - a fixture
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.workspace import load_workspace
+from tests.configured import _clean_environment  # noqa: F401 - a fixture
 
 SECRET = "key-nobody-may-read"
 CREDENTIALS = {"WORKSPACE_ID": "SITE", "API_KEY": SECRET, "DATA_CENTER": "03"}
@@ -48,18 +49,11 @@ def failing_transport(base_url, *, password="", error=RuntimeError):
 
 
 @pytest.fixture(autouse=True)
-def _clean_connection(monkeypatch):
-    """Start and end without variables of ours, clients and transports."""
-    for variable in list(os.environ):
-        if variable.startswith("MOE_PERSONALIZE"):
-            monkeypatch.delenv(variable)
-    get_settings.cache_clear()
+def _clean_connection(clean_environment):
+    """Start and end without clients and transports, and without variables of ours."""
     reset()
     RecordingTransport.made.clear()
     yield
-    # Before any other fixture looks at the settings again.
-    monkeypatch.undo()
-    get_settings.cache_clear()
     reset()
 
 
