@@ -4,6 +4,7 @@ import asyncio
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
@@ -13,7 +14,7 @@ from django_moe_personalize.conf import Backend, ConfigurationError
 from django_moe_personalize.connection import load_backend
 from django_moe_personalize.delivery import tasks
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.delivery.queued import Message
+from django_moe_personalize.delivery.queued import Message, get_worker
 from tests.test_delivery import backend, make_events, messages, vendor  # noqa: F401 - fixtures among them
 
 FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
@@ -154,3 +155,18 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r'pip install "django-moe-personalize\[tasks\]"'):
         load_backend("DELIVERY", Backend("django_moe_personalize.delivery.tasks.TasksDelivery"))
+
+
+def test_threads_that_begin_at_once_share_a_stand_in():
+    """A worker whose site has another delivery keeps one set of books, however many threads it has."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    class Meeting(tasks.TasksDelivery):
+        def __init__(self):
+            barrier.wait()
+            super().__init__()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(get_worker, [Meeting, Meeting])
+    assert first is second
+    assert get_worker(Meeting) is first

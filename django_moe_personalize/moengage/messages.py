@@ -4,34 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import NamedTuple, Protocol
+from typing import Final, Protocol
 
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.resilience import Deadline
 
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
-class Request(NamedTuple):
+
+class Request:
     """One call: ``path`` is below the base URL and starts with ``/``, ``query`` is encoded.
 
     Headers and body hold the key and the visitor, so they are not in the repr.
     """
 
-    method: str
-    path: str
-    query: str = ""
-    headers: Mapping[str, str] = MappingProxyType({})
-    body: bytes = b""
+    # No named tuple: many an error reporter writes out what is in a tuple, whatever its repr says.
+    __slots__ = ("body", "headers", "method", "path", "query")
+
+    def __init__(
+        self, method: str, path: str, query: str = "", headers: Mapping[str, str] = _NO_HEADERS, body: bytes = b""
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
 
     def __repr__(self) -> str:
         return f"Request(method={self.method!r}, path={self.path!r}, query={self.query!r})"
 
 
-class Response(NamedTuple):
+class Response:
     """One whole answer. Header names are lower-case; the body is decompressed and capped."""
 
-    status: int
-    headers: Mapping[str, str] = MappingProxyType({})
-    body: bytes = b""
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str] = _NO_HEADERS, body: bytes = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
 
     def __repr__(self) -> str:
         return f"Response(status={self.status!r})"

@@ -103,7 +103,7 @@ class FaultInjector:
         response = _failure(faults) if failed else handle(request)
         if cut:
             # Half of a JSON object is never JSON.
-            response = response._replace(body=response.body[: len(response.body) // 2])
+            response = Response(response.status, response.headers, response.body[: len(response.body) // 2])
         return Answer(response, faults.latency, faults.drip, reset)
 
 

@@ -68,7 +68,8 @@ class SandboxServer(ThreadingHTTPServer):
     def answer(self, request: Request, client_host: str, host_header: str) -> Answer:
         """Return the answer to a request whose path is as it came."""
         if request.path.startswith(f"{BASE_PATH}/"):
-            below = request._replace(path=request.path.removeprefix(BASE_PATH))
+            path = request.path.removeprefix(BASE_PATH)
+            below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
         if not request.path.startswith(f"{CONTROL_PATH}/"):
             return Answer(not_found().response())

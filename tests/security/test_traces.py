@@ -3,6 +3,8 @@
 import json
 import logging
 import pickle
+from collections.abc import Mapping, Sequence
+from traceback import walk_tb
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +13,14 @@ from django.test import Client, RequestFactory
 from django.views.debug import ExceptionReporter
 
 from django_moe_personalize import api, cache, signals
+from django_moe_personalize.connection import get_client
 from django_moe_personalize.consent import Consent
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.exceptions import TransportError
+from django_moe_personalize.exceptions import APIError, TransportError
 from django_moe_personalize.identity import Identity
 from django_moe_personalize.models import OutboxEvent, OutboxTally
 from django_moe_personalize.moengage.transport import Response
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.error_reports import describe_report
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PERSONAL, SECRET
@@ -168,6 +172,26 @@ def test_error_reports_show_nothing_of_ours(site):
         }
         assert find(frames, ours) == []
         assert find({"report": describe_report(error)}, (SECRET, MAIL)) == []
+
+
+@pytest.mark.parametrize("upstream_fails", ["refuse", 400], ids=str)
+def test_reporters_that_open_collections_find_nothing_of_ours(site, upstream_fails):
+    """Some write out what is in a tuple or a mapping of a frame, whatever its repr says."""
+    site.refuse() if upstream_fails == "refuse" else site.respond(400, CUSTOMER.encode())
+    with pytest.raises(APIError) as raised:
+        get_client().fetch_experiences(["hero-banner"], customer_id=CUSTOMER, deadline=Deadline(5.0))
+    assert CUSTOMER in str(site.requests[-1].body)
+    frames = [frame for frame, _line in walk_tb(raised.value.__traceback__)][1:]
+    assert find({frame.f_code.co_name: write_out(frame.f_locals) for frame in frames}, (CUSTOMER, "Basic")) == []
+
+
+def write_out(value):
+    """Return what a reporter writes that opens every collection."""
+    if isinstance(value, Mapping):
+        return "".join(f"{name!r}: {write_out(part)} " for name, part in value.items())
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return " ".join(write_out(part) for part in value)
+    return repr(value)
 
 
 def is_ours(frame):
