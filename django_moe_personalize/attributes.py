@@ -142,7 +142,10 @@ def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
 
 def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
     """Return the wanted query parameters, clean, in the order of ``names``."""
-    raw = meta.get("QUERY_STRING", "")[:MAX_QUERY_LENGTH]
+    raw = meta.get("QUERY_STRING", "")
+    if len(raw) > MAX_QUERY_LENGTH:
+        # Without the pair that the end falls into: half a value is another one.
+        raw = raw[:MAX_QUERY_LENGTH].rpartition("&")[0]
     if not raw or not names:
         return {}
     # The links of one mail are alike. Longer queries are nobody's: they would only fill the memory.

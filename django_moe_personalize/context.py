@@ -105,6 +105,9 @@ class Personalization(Mapping[str, Experience]):
     def __repr__(self) -> str:
         return f"<Personalization of {', '.join(self.experience_keys) or 'no experiences yet'}>"
 
+    # Sentry would look through the mapping, which asks the vendor, while it reports what failed.
+    __sentry_repr__ = __repr__
+
     # Asking
 
     def prefetch(self, *experience_keys: str) -> None:

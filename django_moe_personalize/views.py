@@ -111,10 +111,16 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
     if request.content_type == _MULTIPART:
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
-        fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
+        # A middleware of the site may have read the form before: then there is nothing left to read.
+        fields = request.POST if hasattr(request, "_post") else _parse_parts(request, body)
         return json.loads(fields.get("events", ""))
     data = json.loads(body)
     return data.get("events") if isinstance(data, dict) else None
+
+
+def _parse_parts(request: HttpRequest, body: bytes) -> QueryDict:
+    fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
+    return fields
 
 
 Report = tuple[track.Token, str | None]

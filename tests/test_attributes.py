@@ -252,6 +252,16 @@ def test_a_well_formed_query_is_read_as_the_standard_library_does(pairs):
     assert split_query(query, UTM) == expected
 
 
+def test_query_ends_with_a_whole_parameter():
+    """What is beyond the bound is left out; the value that the bound would cut is another's, not a shorter one."""
+    room = attributes.MAX_QUERY_LENGTH - len("utm_source=mail&x=&utm_campaign=spring")
+    query = f"utm_source=mail&x={'x' * room}&utm_campaign=spring-sale"
+    assert attributes.read_query({"QUERY_STRING": query}, UTM) == {"utm_source": "mail"}
+    assert attributes.read_query({"QUERY_STRING": query[:-5]}, UTM) == {"utm_source": "mail", "utm_campaign": "spring"}
+    assert attributes.read_query({"QUERY_STRING": "utm_source=" + "x" * 2 * room}, UTM) == {}
+
+
+
 @given(
     st.one_of(
         st.text(), st.text(alphabet="utm_source=&%+c3a9\xe9\udcff"), st.binary().map(lambda b: b.decode("latin-1"))

@@ -66,6 +66,15 @@ def test_requests_are_freed_at_once():
         gc.enable()
 
 
+def test_error_reporters_ask_nothing(request_, upstream):
+    """Who looks through the mappings in a failing page's frames is given names, and asks nobody for them."""
+    personalization = request_.personalization
+    personalization.prefetch()
+    assert personalization.__sentry_repr__() == repr(personalization)
+    assert not personalization.is_read
+    assert upstream.fetches == []
+
+
 def test_prefetch_asks_once(request_, upstream):
     """Keys that were asked for are not asked for again, however often and in whatever order."""
     personalization = request_.personalization

@@ -168,6 +168,17 @@ def test_claim_leaves_out_what_was_struck_meanwhile_and_loses_nothing(redis):
         assert len(journal) == 1
 
 
+def test_a_message_that_redis_lost_alone_is_looked_for_no_more(redis):
+    """Where a part of the journal is gone, the rest does not wait for it for ever."""
+    with Redis.from_url(redis.url) as client:
+        journal = Journal(client, "q")
+        for key in "ab":
+            journal.write(key, f"message {key}", due=1.0)
+        client.hdel("{moe_personalize.q}.messages", "a")
+        assert [message for _, message in journal.claim(journal.find_overdue(2.0, 10), 5.0)] == ["message b"]
+        assert len(journal) == 1
+
+
 # -- what is done with
 
 
@@ -436,6 +447,16 @@ def test_a_site_that_delivers_otherwise_is_swept_until_nothing_is_left(delivery,
     assert sweep(redis, worker)
     pop(redis)()
     assert not sweep(redis, worker)
+    worker.close()
+
+
+def test_a_fallback_is_looked_after_as_the_delivery_itself(redis, settings, vendor):  # noqa: F811
+    """A worker of the queue that another delivery falls back to sends with that one's options, and looks for good."""
+    fallback = backend("celery.CeleryDelivery", recovery=AT_ONCE)
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("tasks.TasksDelivery", fallback=fallback))
+    worker = ours.get_worker(ours.CeleryDelivery)
+    assert worker is get_delivery().fallback
+    assert sweep(redis, worker)
     worker.close()
 
 

@@ -292,9 +292,21 @@ def test_type_of_the_body(shown, visit, token, kind):
     assert count(shown) == (1, 0)
 
 
+def read_form_first(get_response):
+    """Be a middleware of the site that looks into every form."""
+
+    def middleware(request):
+        assert request.POST is not None
+        return get_response(request)
+
+    return middleware
+
+
+@pytest.mark.parametrize("before", [[], [f"{__name__}.read_form_first"]], ids=["unread", "read"])
 @pytest.mark.parametrize("multipart", [False, True])
-def test_form(shown, visit, token, multipart):
-    """A form has the reports as JSON in its field ``events``."""
+def test_form(shown, visit, token, settings, multipart, before):
+    """A form has the reports as JSON in its field ``events``, whoever has read it before."""
+    settings.MIDDLEWARE = [*before, *settings.MIDDLEWARE]
     data = {"events": json.dumps([["impression", token.sign()], ["click", token.sign(), "buy"]])}
     options = {} if multipart else {"content_type": "application/x-www-form-urlencoded"}
     response = visit("/moe/beacon/", method="post", data=data if multipart else urlencode(data), **options)

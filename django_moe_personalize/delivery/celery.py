@@ -245,7 +245,7 @@ def _holding(entry: Entry | None) -> Iterator[None]:
 
 def _is_the_sites(delivery: CeleryDelivery) -> bool:
     with suppress(ConfigurationError):
-        return get_delivery() is delivery
+        return delivery in (found := get_delivery(), getattr(found, "fallback", None))
     return False
 
 

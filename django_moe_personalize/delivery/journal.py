@@ -97,6 +97,9 @@ class Journal:
             pipe.zadd(self._due, dict.fromkeys(keys, due), xx=True)
             pipe.hmget(self._messages, [*keys, _NAME])
             *messages, name = pipe.execute()[-1]
+        if gone := [key for key, message in zip(keys, messages, strict=True) if message is None]:
+            # A Redis that has lost a part of what it had: nobody will be done with these.
+            self._client.zrem(self._due, *gone)
         return [
             (Entry(key.decode(), self._queue, name.decode()), message.decode())
             for key, message in zip(keys, messages, strict=True)

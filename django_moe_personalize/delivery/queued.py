@@ -241,7 +241,7 @@ def _read_backend(fallback: object) -> values.Backend:
 
 
 def get_worker(kind: type[Kind]) -> Kind:
-    """Return the delivery with which a worker sends: the site's, or where that is another, one with default options.
+    """Return the delivery with which a worker sends: the site's or its fallback, else one with default options.
 
     So a queue is emptied also after a site has changed its DELIVERY, and while its settings are wrong.
     """
@@ -249,8 +249,9 @@ def get_worker(kind: type[Kind]) -> Kind:
         delivery = get_delivery()
     except ConfigurationError:
         delivery = None
-    if isinstance(delivery, kind):
-        return delivery
+    for found in (delivery, getattr(delivery, "fallback", None)):
+        if isinstance(found, kind):
+            return found
     if kind not in _stand_ins:
         build: Any = kind
         # Threads that come to this at once have to keep the same books.

@@ -176,6 +176,7 @@ class _Remembering:
 class Event(_Remembering):
     """One impression or click, fixed at the moment it happened (contract §4).
 
+    Not to be changed once it is made: its JSON is remembered; ``dataclasses.replace()`` makes another.
     ``event_time`` is Unix time in whole seconds; ``event_uuid`` stays the same on a retry;
     ``attributes`` is the experience context, plus ``b_id`` in a click. Personal fields are not in
     the repr.
