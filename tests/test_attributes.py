@@ -261,7 +261,6 @@ def test_query_ends_with_a_whole_parameter():
     assert attributes.read_query({"QUERY_STRING": "utm_source=" + "x" * 2 * room}, UTM) == {}
 
 
-
 @given(
     st.one_of(
         st.text(), st.text(alphabet="utm_source=&%+c3a9\xe9\udcff"), st.binary().map(lambda b: b.decode("latin-1"))
