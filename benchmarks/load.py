@@ -21,6 +21,9 @@ from benchmarks.site import USER_AGENT, name_visitor
 
 ANSWER_SECONDS = 30.0
 
+ASKED_A_MINUTE = 9_000
+"""By cold pages at most: past 10,000 our governor, for the vendor's sake, lets no more through."""
+
 
 @dataclass
 class Outcome:
@@ -64,6 +67,24 @@ def pool(outcomes: Iterable[Outcome]) -> Outcome:
         together.marked += outcome.marked
         together.elapsed += outcome.elapsed
     return together
+
+
+class Pace:
+    """Keeps the blocks of a load whose every page asks within the vendor's requests a minute."""
+
+    def __init__(self) -> None:
+        self._asked = self._last = 0
+
+    def rest(self) -> None:
+        """Wait for the next minute where another block like the last would be too much for this one."""
+        if self._asked + 1.5 * self._last > ASKED_A_MINUTE:
+            time.sleep(60.0)
+            self._asked = 0
+
+    def add(self, outcome: Outcome) -> None:
+        """Take in a block that has asked."""
+        self._last = outcome.count
+        self._asked += outcome.count
 
 
 class _Connection(asyncio.Protocol):
