@@ -131,8 +131,10 @@ class PageTracker:
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience``, once, if the page itself comes to count."""
         key = experience.experience_key
-        self._rendered[key] = experience
-        if key not in self._shown and (event := self.get_impression(experience)) is not None:
+        if key in self._shown:
+            return
+        self.notice(experience)
+        if (event := self.get_impression(experience)) is not None:
             self._shown[key] = [event, *build_offering_impressions(experience.offerings, self._customer_id)]
 
     def click(self, experience: Experience, *, element: str = "", offering: Offering | None = None) -> None:
