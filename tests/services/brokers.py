@@ -126,6 +126,14 @@ class Worker:
             command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **self._options
         )
 
+    def revive(self) -> None:
+        """Start it again if it has ended by itself, as whatever watches over a site's workers does.
+
+        Celery's gives up when one of its processes is killed while it starts them.
+        """
+        if self._process.poll() is not None:
+            self.start()
+
     def kill(self) -> None:
         """Kill it and its processes outright."""
         signal_group(self._process, signal.SIGKILL)

@@ -112,6 +112,7 @@ def test_killed_workers_and_a_failing_vendor_lose_nothing_and_count_nothing_twic
         while web.poll() is None and kills < pages // 125:
             time.sleep(draw.uniform(*pauses))
             kills += 1
+            worker.revive()
             if draw.random() < share:
                 whole += 1
                 worker.kill()
@@ -119,6 +120,9 @@ def test_killed_workers_and_a_failing_vendor_lose_nothing_and_count_nothing_twic
             else:
                 worker.kill_one()
         report = json.loads(web.communicate(timeout=seconds + 30)[0])
+        # However the last kill has left it.
+        worker.kill()
+        worker.start()
         ended = time.monotonic()
         wait_for_rest(sandbox, 2 * pages)
         waited = time.monotonic() - ended
