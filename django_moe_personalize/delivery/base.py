@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.core.signals import setting_changed
@@ -23,6 +23,8 @@ from django_moe_personalize.signals import events_delivered, events_dropped
 from django_moe_personalize.withdrawal import split_withdrawn
 
 logger = logging.getLogger("django_moe_personalize")
+
+Kind = TypeVar("Kind", bound="BaseDelivery")
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +241,12 @@ def get_delivery() -> BaseDelivery:
         with _shared.lock:
             delivery = _shared.delivery = _shared.delivery or build_delivery(get_settings().delivery)
     return delivery
+
+
+def find_delivery(kind: type[Kind]) -> Kind | None:
+    """Return the site's delivery, or its fallback, if that is one of ``kind``; raises ConfigurationError."""
+    delivery = get_delivery()
+    return next((each for each in (delivery, getattr(delivery, "fallback", None)) if isinstance(each, kind)), None)
 
 
 def reset_delivery() -> None:

@@ -23,7 +23,7 @@ from celery.signals import worker_init
 
 from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.delivery.base import describe, get_delivery, logger
+from django_moe_personalize.delivery.base import describe, find_delivery, logger
 from django_moe_personalize.delivery.journal import Entry, Journal
 from django_moe_personalize.delivery.links import Link, Links
 from django_moe_personalize.delivery.queued import QueuedDelivery, get_worker
@@ -245,7 +245,7 @@ def _holding(entry: Entry | None) -> Iterator[None]:
 
 def _is_the_sites(delivery: CeleryDelivery) -> bool:
     with suppress(ConfigurationError):
-        return delivery in (found := get_delivery(), getattr(found, "fallback", None))
+        return find_delivery(CeleryDelivery) is delivery
     return False
 
 

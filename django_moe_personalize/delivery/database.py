@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from django.db import connections
 
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, get_delivery
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, find_delivery
 from django_moe_personalize.delivery.deliverer import Deliverer
 from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
@@ -184,9 +184,7 @@ class DatabaseDelivery(BaseDelivery):
 
 def find_outbox_delivery() -> DatabaseDelivery | None:
     """Return the site's delivery if it has an outbox, or a queue's for what its broker does not take."""
-    delivery = get_delivery()
-    delivery = getattr(delivery, "fallback", None) or delivery
-    return delivery if isinstance(delivery, DatabaseDelivery) else None
+    return find_delivery(DatabaseDelivery)
 
 
 def _explain(error: Exception, event: Event) -> str:

@@ -11,7 +11,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,7 +23,7 @@ from django_moe_personalize.delivery.base import (
     DeliveryCounts,
     build_delivery,
     describe,
-    get_delivery,
+    find_delivery,
     logger,
 )
 from django_moe_personalize.moengage.types import Action, Event
@@ -245,12 +245,8 @@ def get_worker(kind: type[Kind]) -> Kind:
 
     So a queue is emptied also after a site has changed its DELIVERY, and while its settings are wrong.
     """
-    try:
-        delivery = get_delivery()
-    except ConfigurationError:
-        delivery = None
-    for found in (delivery, getattr(delivery, "fallback", None)):
-        if isinstance(found, kind):
+    with suppress(ConfigurationError):
+        if (found := find_delivery(kind)) is not None:
             return found
     if kind not in _stand_ins:
         build: Any = kind
