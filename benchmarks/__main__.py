@@ -33,10 +33,17 @@ SAID = 3000
 def find_scripts(goals: list[str]) -> list[str]:
     """Return the modules of the goals, all by default; raises SystemExit for one that is not there."""
     found = {path.stem.partition("_")[0]: path.stem for path in sorted(FOLDER.glob("p[0-9][0-9]_*.py"))}
-    wanted = [f"p{int(goal.lower().removeprefix('p')):02d}" for goal in goals] or list(found)
+    if sys.version_info >= (3, 12):
+        found["steps"] = "steps"
+    wanted = [_normalize(goal) for goal in goals] or list(found)
     if missing := [goal for goal in wanted if goal not in found]:
         raise SystemExit(f"there is no {', '.join(missing)}; there are {', '.join(found)}")
     return [found[goal] for goal in wanted]
+
+
+def _normalize(goal: str) -> str:
+    digits = goal.lower().removeprefix("p")
+    return f"p{int(digits):02d}" if digits.isdigit() else goal.lower()
 
 
 def run_script(name: str, flags: list[str]) -> dict[str, Any]:

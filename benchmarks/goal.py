@@ -39,6 +39,7 @@ class Options:
 
     quick: bool = False
     profile: bool = False
+    functions: bool = False
 
     def pick(self, full: T, quick: T) -> T:
         """Return what is meant for this run."""
@@ -117,20 +118,24 @@ def _round(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
-def run(goal: str, measure: Callable[[Options], Iterator[Figure]]) -> None:
+def run(goal: str, measure: Callable[[Options], Iterator[Figure]], *, can_list: bool = False) -> None:
     """Run a script: measure, write, and profile what was not reached when asked to.
 
     ``measure`` yields its figures while its servers still run, so that they can be profiled.
+    ``can_list`` adds the flag ``--list``.
     """
     parser = argparse.ArgumentParser(description=f"Measure goal {goal} of docs/performance.md.")
     parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks: noisier, same figures")
     parser.add_argument("--profile", action="store_true", help="profile the measured block of what is not reached")
+    if can_list:
+        parser.add_argument("--list", action="store_true", help="list the functions that each page adds")
     arguments = parser.parse_args()
+    options = Options(arguments.quick, arguments.profile, can_list and arguments.list)
     # As pip does when it installs: a site's start, and its first pages, load bytecode and compile nothing.
     for folder in ("django_moe_personalize", "benchmarks"):
         compileall.compile_dir(Path(__file__).parent.parent / folder, quiet=1)
     figures: list[Figure] = []
-    for figure in measure(Options(quick=arguments.quick, profile=arguments.profile)):
+    for figure in measure(options):
         figures.append(figure)
         print(format_row([goal, *format_figure(figure.to_dict())]), file=sys.stderr, flush=True)
         if arguments.profile and not figure.reached and figure.profile is not None:
@@ -171,9 +176,11 @@ _WIDTHS = (5, 14, 14, 9, 13, 8, 0)
 def format_figure(figure: dict[str, Any]) -> list[str]:
     """Return the cells of a figure's row, after its goal."""
     unit = figure["unit"]
-    held = figure.get("difference", figure["ratio"])
     cells = [f"{_shorten(figure[name])} {unit}" for name in ("baseline", "ours")]
-    shown = "-" if held is None else f"{held:.2f}" + (f" {unit}" if "difference" in figure else "")
+    if "difference" in figure:
+        shown = f"{_shorten(figure['difference'])} {unit}"
+    else:
+        shown = "-" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
     return [*cells, shown, figure["limit"], "reached" if figure["reached"] else "NOT", figure["what"]]
 
 
