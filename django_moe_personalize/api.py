@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from django.views.decorators.debug import sensitive_variables
 
-from django_moe_personalize import metadata, track
-from django_moe_personalize.answering import Answer, ask
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.delivery.erasure import mark_withdrawal
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import metadata
+from django_moe_personalize.fetching.answering import Answer, ask
 from django_moe_personalize.moengage.client import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -30,8 +31,8 @@ from django_moe_personalize.moengage.types import (
     Offering,
 )
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.visitor import Visitor
-from django_moe_personalize.withdrawal import mark_withdrawal
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 
 API_DEADLINE = 10.0
 """Seconds a call may take; no page waits for it."""
@@ -135,14 +136,14 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
 def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
     """Report that ``customer_id`` was shown these experiences: a result's mapping, or experiences."""
     shown = experiences.values() if isinstance(experiences, Mapping) else experiences
-    events = [track.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown]
+    events = [tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown]
     _record(events)
 
 
 @sensitive_variables()
 def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
-    _record([track.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
+    _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
 
 
 @sensitive_variables()
@@ -151,13 +152,13 @@ def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
 
     By default an offering's impression rides on its experience's: ``experiences_shown`` (contract §5).
     """
-    _record(track.build_offering_impressions(offerings, _check(customer_id)))
+    _record(tracking.build_offering_impressions(offerings, _check(customer_id)))
 
 
 @sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
     """Report a click on an offering; it is its experience's click too, so report nothing besides."""
-    _record([track.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
+    _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
 @sensitive_variables()
@@ -180,4 +181,4 @@ def _check(customer_id: str) -> str:
 
 def _record(events: Iterable[Event | None]) -> None:
     if get_settings().enabled:
-        track.record([event for event in events if event is not None])
+        tracking.record([event for event in events if event is not None])

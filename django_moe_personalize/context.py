@@ -17,16 +17,17 @@ from django.http.response import HttpResponseBase
 from django.template import Template
 from django.utils import timezone
 
-from django_moe_personalize import headers, planning, track
-from django_moe_personalize.attributes import has_stored_parameters
-from django_moe_personalize.callables import log_once
+from django_moe_personalize import planning, tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.consent import Consent
-from django_moe_personalize.fetch import Fetch, start_fetch
-from django_moe_personalize.identity import Identity, set_anonymous_cookie
+from django_moe_personalize.fetching.fetch import Fetch, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience, Offering
-from django_moe_personalize.track import PageTracker
-from django_moe_personalize.visitor import NOBODY, Visitor, agather_visitor, gather_visitor
+from django_moe_personalize.rendering import headers
+from django_moe_personalize.runtime import log_once
+from django_moe_personalize.tracking.page import PageTracker
+from django_moe_personalize.visitor.attributes import has_stored_parameters
+from django_moe_personalize.visitor.consent import Consent
+from django_moe_personalize.visitor.gather import NOBODY, Visitor, agather_visitor, gather_visitor
+from django_moe_personalize.visitor.identity import Identity, set_anonymous_cookie
 
 T = TypeVar("T")
 
@@ -229,7 +230,7 @@ class Personalization(Mapping[str, Experience]):
         headers.add_server_timing(request, response, describe=self._describe, waited=waited)
         set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
-            track.record_when_streamed(response, lambda: self._take_events(request, response))
+            tracking.record_when_streamed(response, lambda: self._take_events(request, response))
             return ()
         # Whoever puts another page in place of this one does not know that it would be one visitor's.
         self._closed = True
@@ -247,7 +248,7 @@ class Personalization(Mapping[str, Experience]):
         return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
     def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
-        if self._tracker is None or response.status_code >= 400 or not track.is_counted(request):
+        if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
         return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
 
@@ -291,7 +292,7 @@ class Personalization(Mapping[str, Experience]):
     def _learn(self, request: HttpRequest, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         route = planning.get_route(request)
         if route is not None:
-            planning.route_memory.learn(route, *keys, limit=limit)
+            planning.get_route_memory().learn(route, *keys, limit=limit)
 
     def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
         if self._closed or self._request() is None or not get_settings().enabled:

@@ -12,7 +12,7 @@ from django.http.response import HttpResponseBase
 from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.response import SimpleTemplateResponse
 
-from django_moe_personalize import track
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization, release_unread
 from django_moe_personalize.delivery.base import get_delivery
@@ -53,7 +53,7 @@ class PersonalizeMiddleware:
             release_unread(personalization)
             raise
         if events := personalization.seal(response):
-            track.record(events)
+            tracking.record(events)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
@@ -65,7 +65,7 @@ class PersonalizeMiddleware:
             release_unread(personalization)
             raise
         if events := personalization.seal(response):
-            await track.arecord(events)
+            await tracking.arecord(events)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:

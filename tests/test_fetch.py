@@ -7,16 +7,18 @@ import time
 import pytest
 from asgiref.sync import async_to_sync
 
-from django_moe_personalize import answering, cache, calls, fetch, signals
-from django_moe_personalize.answering import ask
-from django_moe_personalize.breaker import CircuitBreaker
-from django_moe_personalize.calls import get_breaker
+from django_moe_personalize import signals
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
-from django_moe_personalize.governor import Governor
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import answering, fetch
+from django_moe_personalize.fetching.answering import ask
+from django_moe_personalize.fetching.cache import get_local_cache
+from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.resilience.breaker import CircuitBreaker
+from django_moe_personalize.resilience.governor import Governor
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 from tests.conftest import settle
 
 KEYS = tuple(f"key-{number}" for number in range(60))
@@ -43,7 +45,7 @@ def test_batches_without_a_free_thread(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     assert ask(VISITOR, KEYS, deadline=Deadline(10)).errors == []
     assert len(upstream.fetches) == 3
 
@@ -169,7 +171,7 @@ def test_memory_answers_at_once(upstream, monkeypatch):
     """What this process knows needs no thread, no cache and no waiting."""
     fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
     settle()
-    monkeypatch.setattr(calls.get_pool(), "submit", None)
+    monkeypatch.setattr(upstream.get_pool(), "submit", None)
     question = fetch.start_fetch(VISITOR, ["hero-banner"])
     assert question.done
     assert question.result(0.0).keys() == {"hero-banner"}
@@ -195,7 +197,7 @@ def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
         fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
         settle()
         # Another process has it in the cache they share, not in its memory.
-        cache.forget()
+        get_local_cache().clear()
         upstream.answer = lambda request: released.wait(20)
         question = fetch.start_fetch(VISITOR, ["hero-banner"])
         until = time.monotonic() + 10
@@ -215,7 +217,7 @@ def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     assert fetch.start_fetch(VISITOR, ["hero-banner", "promo-strip"]).result(0.0).keys() == {"hero-banner"}
     assert fetch.start_fetch(Visitor(Identity("2"), {}), ["hero-banner"]).result(0.0) == {}
 

@@ -8,11 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from django_moe_personalize import calls, connection, fetch, metadata
-from django_moe_personalize.fetch import get_flights, start_fetch
-from django_moe_personalize.governor import Governor
+from django_moe_personalize import client
+from django_moe_personalize.fetching import fetch, metadata, upstream
+from django_moe_personalize.fetching.fetch import get_flights, start_fetch
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
+from django_moe_personalize.resilience.governor import Governor
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.warm_vendor import build_visitor
@@ -105,7 +106,7 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
 def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
     """To load the CA bundle takes a page's whole processor for a while, and an event loop's."""
     makers = []
-    real = connection.build_client
+    real = client.build_client
     monkeypatch.setattr(connection, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
@@ -133,7 +134,7 @@ def test_governor_that_refuses(vendor, monkeypatch, heard):
 def test_open_breaker_sends_nothing(vendor):
     """While it is open the default shows, and the connection is kept."""
     for _ in range(5):
-        calls.get_breaker().failure()
+        upstream.get_breaker().failure()
     assert start_fetch(VISITOR, KEYS).result(LONG) == {}
     settle()
     assert vendor.fetches == []
@@ -158,7 +159,7 @@ def test_those_who_ask_the_same_share_one_exchange(vendor, submitted):
 @pytest.mark.parametrize("who", ["thread", "task"])
 def test_who_comes_while_it_is_sent(vendor, monkeypatch, submitted, who):
     """Found without a reader, the answer is read by a thread: who asked first may be long in wanting it."""
-    start_call = calls.start_call
+    start_call = upstream.start_call
     followers = []
 
     def start_late(question, keys):
@@ -276,7 +277,7 @@ def test_thread_reads_after_who_is_at_it(vendor, submitted):
 @pytest.mark.parametrize("who", ["released", "hurried", "task"])
 def test_nobody_reads_and_the_pool_is_busy(vendor, heard, monkeypatch, who):
     """The question ends without an answer, which says nothing of the vendor; the connection is not used again."""
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     with vendor.hold():
         question, other = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
         if who == "released":
@@ -318,7 +319,7 @@ def test_pool_that_was_busy_for_a_moment(vendor, submitted, monkeypatch):
             waiting = pool.submit(reading.result, SOON)
             wait_until(reading._flight.reader._turn.locked)
             with monkeypatch.context() as patch:
-                patch.setattr(calls.get_pool(), "submit", busy)
+                patch.setattr(upstream.get_pool(), "submit", busy)
                 leaving.release()
             assert waiting.result() == {}
     settle()
@@ -329,7 +330,7 @@ def test_pool_that_was_busy_for_a_moment(vendor, submitted, monkeypatch):
 
 def test_pool_is_busy_while_another_reads(vendor, monkeypatch):
     """Who reads goes on; leaving takes nothing from them."""
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     with vendor.hold():
         reading, leaving = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
         with ThreadPoolExecutor(1) as pool:

@@ -7,8 +7,9 @@ import time
 
 import pytest
 
-from django_moe_personalize import calls, fetch, signals
-from django_moe_personalize.fetch import start_fetch
+from django_moe_personalize import signals
+from django_moe_personalize.fetching import fetch, upstream
+from django_moe_personalize.fetching.fetch import start_fetch
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
@@ -139,7 +140,7 @@ def test_connection_that_died_idle(vendor, heard, read, submitted):
 
 def test_connection_that_died_idle_and_the_pool_is_busy(vendor, heard, monkeypatch):
     """Without a thread nobody asks again, and the default shows at once."""
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     vendor.behave = Exchange.close
     assert start_fetch(VISITOR, KEYS).result(LONG) == {}
     assert (len(vendor.fetches), heard) == (1, [])
@@ -153,7 +154,7 @@ def test_what_was_known_shows_when_no_answer_comes(vendor, heard, monkeypatch, i
         start_fetch(VISITOR, KEYS).result(LONG)
         settle()
         if is_busy:
-            monkeypatch.setattr(calls.get_pool(), "submit", busy)
+            monkeypatch.setattr(upstream.get_pool(), "submit", busy)
         vendor.behave = Exchange.close if is_busy else Exchange.hang
         assert start_fetch(VISITOR, (*KEYS, "promo-strip")).result(LONG).keys() == {"hero-banner"}
     assert heard == (["success"] if is_busy else ["success", "failure"])
@@ -184,7 +185,7 @@ def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
         assert reading.result(LONG)
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(calls.get_pool(), "submit", submit)
+    monkeypatch.setattr(upstream.get_pool(), "submit", submit)
     leaving.release()
     assert leaving.result(0.0).keys() == {"hero-banner"}
     assert vendor.is_kept()
@@ -214,7 +215,7 @@ def test_bad_answer_is_told_once(vendor, heard, monkeypatch, behave, told, kind,
 
     vendor.behave = behave
     if is_busy:
-        monkeypatch.setattr(calls.get_pool(), "submit", busy)
+        monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     signals.fetch_failed.connect(listen)
     try:
         questions = [start_fetch(VISITOR, KEYS) for _ in range(3)]

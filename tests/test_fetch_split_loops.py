@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from django_moe_personalize.fetch import start_fetch
+from django_moe_personalize.fetching.fetch import start_fetch
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.loopback import Loopback

@@ -11,8 +11,8 @@ from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from django.urls import path
 
-from django_moe_personalize import calls
 from django_moe_personalize.decorators import personalize
+from django_moe_personalize.fetching import upstream
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
@@ -161,7 +161,7 @@ def test_page_that_never_reads_and_the_pool_is_busy(visit, vendor, serve, monkey
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     serve(personalize("hero-banner")(lambda request: HttpResponse("ok")))
     with vendor.hold():
         assert visit("/page/").content == b"ok"

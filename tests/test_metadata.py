@@ -4,9 +4,9 @@ import threading
 
 import pytest
 
-from django_moe_personalize import cache, metadata
-from django_moe_personalize.connection import override_client
-from django_moe_personalize.metadata import explain, find_unavailable, get_metadata, get_pool
+from django_moe_personalize.client import override_client
+from django_moe_personalize.fetching import cache, metadata
+from django_moe_personalize.fetching.metadata import explain, find_unavailable, get_metadata, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.resilience import Deadline

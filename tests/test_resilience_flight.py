@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from django_moe_personalize.flight import SingleFlight
+from django_moe_personalize.fetching.flight import SingleFlight
 from tests.test_resilience import SOON, Clock, in_child, together
 
 

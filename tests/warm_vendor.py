@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from django_moe_personalize import calls, connection, fetch, metadata
-from django_moe_personalize.breaker import CircuitBreaker
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import fetch, metadata, upstream
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline, WorkerPool
+from django_moe_personalize.resilience.breaker import CircuitBreaker
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
-from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 from tests.loopback import Exchange, Loopback
 from tests.wire import LONG, wait_until
 
@@ -94,11 +94,11 @@ class Vendor:
 def vendor() -> Iterator[Vendor]:
     """Give a vendor with a kept connection to it."""
     end = Vendor()
-    with end.server, connection.override_client(end.client):
+    with end.server, get_client.override(end.client):
         end.warm()
         yield end
         end._go_on.set()
-        wait_until(lambda: not calls.get_pool().in_flight and not metadata.get_pool().in_flight)
+        wait_until(lambda: not upstream.get_pool().in_flight and not metadata.get_pool().in_flight)
         assert len(fetch.get_flights()) == 0
         end.client.close()
 
@@ -120,7 +120,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = WorkerPool.submit
 
     def submit(pool: WorkerPool, fn: Callable[..., Any], *args: Any) -> Any:
-        if pool is calls.get_pool():
+        if pool is upstream.get_pool():
             names.append(fn.__name__)
         return real(pool, fn, *args)
 

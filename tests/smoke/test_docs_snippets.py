@@ -17,7 +17,6 @@ from django.template import engines
 from django.template.engine import Engine
 from django.urls import include, path
 
-from django_moe_personalize import conf
 from django_moe_personalize.sandbox.workspace import WorkspaceError, load_workspace, parse_workspace
 from tests.documents import DOCS, PAGES, ROOT, read_blocks
 
@@ -148,7 +147,7 @@ def test_python_is_python(block):
 def test_settings_are_valid(block, settings):
     """A block of settings has no mistake."""
     settings.MOE_PERSONALIZE = execute(block)["MOE_PERSONALIZE"]
-    assert conf.find_problems() == []
+    assert settings.find_problems() == []
 
 
 @pytest.mark.parametrize("block", select("html+django"))

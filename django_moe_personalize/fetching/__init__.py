@@ -1,0 +1,1 @@
+"""Fetching: experiences from memory, from the site's cache, or from MoEngage in one call under one deadline."""
