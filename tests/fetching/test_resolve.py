@@ -124,7 +124,7 @@ def test_signal_tells_every_failure(upstream):
     try:
         upstream.respond(400)
         for _ in range(2):
-            fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+            Asked(VISITOR, ["hero-banner"]).join(10)
             settle()
     finally:
         signals.fetch_failed.disconnect(listen)
@@ -146,10 +146,10 @@ def test_thousand_identical_misses_are_one_call(upstream):
         return sandbox.send(request, deadline=Deadline(10))
 
     upstream.answer = answer
-    questions = [fetch.start_fetch(VISITOR, ["hero-banner"]) for _ in range(1000)]
+    questions = [Asked(VISITOR, ["hero-banner"]) for _ in range(1000)]
     assert not any(question.done for question in questions)
     released.set()
-    answers = [question.result(10) for question in questions]
+    answers = [question.join(10) for question in questions]
     assert all(answer.keys() == {"hero-banner"} for answer in answers)
     assert len(upstream.fetches) == 1
 
@@ -159,33 +159,33 @@ def test_nobody_asks_again_while_the_cache_is_written(upstream, monkeypatch):
     seen = []
 
     def remember(store, answer):
-        seen.append(fetch.start_fetch(VISITOR, ["hero-banner"]).done)
+        seen.append(Asked(VISITOR, ["hero-banner"]).done)
 
     monkeypatch.setattr(answering, "_remember", remember)
-    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
     assert seen == [True]
 
 
 def test_memory_answers_at_once(upstream, monkeypatch):
     """What this process knows needs no thread, no cache and no waiting."""
-    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
     monkeypatch.setattr(upstream.get_pool(), "submit", None)
-    question = fetch.start_fetch(VISITOR, ["hero-banner"])
+    question = Asked(VISITOR, ["hero-banner"])
     assert question.done
-    assert question.result(0.0).keys() == {"hero-banner"}
-    assert async_to_sync(question.aresult)(0.0) == question.result(0.0)
+    assert question.join(0.0).keys() == {"hero-banner"}
+    assert async_to_sync(question.ajoin)(0.0) == question.join(0.0)
 
 
 def test_stale_answers_show_while_they_are_refreshed(upstream):
     """After CACHE_TTL a page shows what is known, at once, and the next one what the vendor says now."""
     with override_personalize(CACHE_TTL=0):
-        fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+        Asked(VISITOR, ["hero-banner"]).join(10)
         settle()
-        question = fetch.start_fetch(VISITOR, ["hero-banner"])
+        question = Asked(VISITOR, ["hero-banner"])
         assert question.done
-        assert question.result(0.0).keys() == {"hero-banner"}
+        assert question.join(0.0).keys() == {"hero-banner"}
         settle()
     assert len(upstream.fetches) == 2
 
@@ -194,32 +194,32 @@ def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
     """What the cache had when the vendor was asked is shown at the deadline, though the page gives up first."""
     released = threading.Event()
     with override_personalize(CACHE_TTL=0):
-        fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+        Asked(VISITOR, ["hero-banner"]).join(10)
         settle()
         # Another process has it in the cache they share, not in its memory.
         get_local_cache().clear()
         upstream.answer = lambda request: released.wait(20)
-        question = fetch.start_fetch(VISITOR, ["hero-banner"])
+        question = Asked(VISITOR, ["hero-banner"])
         until = time.monotonic() + 10
-        while question._flight.partial is None and time.monotonic() < until:
+        while question.flight.known is None and time.monotonic() < until:
             time.sleep(0.001)
-        assert question.result(0.01).keys() == {"hero-banner"}
-        assert async_to_sync(question.aresult)(0.01).keys() == {"hero-banner"}
+        assert question.join(0.01).keys() == {"hero-banner"}
+        assert async_to_sync(question.ajoin)(0.01).keys() == {"hero-banner"}
         released.set()
         settle()
 
 
 def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
     """Past the bulkhead a page shows stale content, or its default, at once."""
-    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
 
     def busy(*args):
         raise PoolBusy("busy")
 
     monkeypatch.setattr(upstream.get_pool(), "submit", busy)
-    assert fetch.start_fetch(VISITOR, ["hero-banner", "promo-strip"]).result(0.0).keys() == {"hero-banner"}
-    assert fetch.start_fetch(Visitor(Identity("2"), {}), ["hero-banner"]).result(0.0) == {}
+    assert Asked(VISITOR, ["hero-banner", "promo-strip"]).join(0.0).keys() == {"hero-banner"}
+    assert Asked(Visitor(Identity("2"), {}), ["hero-banner"]).join(0.0) == {}
 
 
 def open_breaker(clock):
@@ -235,15 +235,15 @@ def test_page_is_never_the_probe(upstream, monkeypatch):
     now = [0.0]
     breaker = open_breaker(lambda: now[0])
     monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
-    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10) == {}
+    assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
     settle()
     assert upstream.fetches == []
     now[0] = 6.0
-    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10) == {}
+    assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
     settle()
     assert len(upstream.fetches) == 1
     assert breaker.state == "closed"
-    assert fetch.start_fetch(VISITOR, ["hero-banner"]).result(10).keys() == {"hero-banner"}
+    assert Asked(VISITOR, ["hero-banner"]).join(10).keys() == {"hero-banner"}
 
 
 def test_failed_probe_opens_again(upstream, monkeypatch):
@@ -253,7 +253,7 @@ def test_failed_probe_opens_again(upstream, monkeypatch):
     monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
     upstream.respond(500)
     now[0] = 6.0
-    fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
+    Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
     assert (len(upstream.fetches), breaker.state) == (1, "open")
 
@@ -285,7 +285,7 @@ def test_budget_of_the_workspace(upstream, monkeypatch):
 def test_answers_cannot_be_changed(upstream):
     """A page that would change what others are shown fails the first time, not when it comes from memory."""
     for _ in range(2):
-        experience = fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)["hero-banner"]
+        experience = Asked(VISITOR, ["hero-banner"]).join(10)["hero-banner"]
         settle()
         with pytest.raises(TypeError):
             experience.payload["Title"] = "mine"
