@@ -259,7 +259,7 @@ def test_child_of_a_fork_starts_empty_and_does_not_wait():
 
 
 def test_a_cached_experience_cannot_be_changed():
-    """A change at any depth raises TypeError, and a later change of the source reaches nobody."""
+    """A change at any depth raises TypeError, and a later change of the source has no effect."""
     payload, context = {"list": [1]}, {"cid": "1"}
     experience = build_experience("hero", payload, context)
     for change in (experience.payload["list"].clear, experience.experience_context.clear, experience.payload.clear):

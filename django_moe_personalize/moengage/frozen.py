@@ -1,4 +1,4 @@
-"""Values that nobody can change: all visitors with the same variation share one copy."""
+"""Unchangeable values: all visitors with the same variation share one copy."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def encode(value: Any) -> str:
     """Return a value as compact ASCII JSON. Raises TypeError or ValueError for values that JSON doesn't have."""
     if value.__class__ is not FrozenDict:
         return _encode(value)
-    # An event is mostly its experience context. Remembered JSON saves it 60 of 210 bytecodes and 2.6 of 5 µs.
+    # An event is mostly its experience context: remembering its JSON saves 65 bytecodes and 2.6 µs for each event.
     if not value._json:
         value._json = _encode(value)
     text: str = value._json
@@ -82,7 +82,7 @@ def encode(value: Any) -> str:
 class Value:
     """Base of the public dataclasses: compares, hashes and shows a value by its fields."""
 
-    # @dataclass would compile these methods for each class: 1.5 of the 15 ms that importing the package may take.
+    # @dataclass would compile these methods for each class: 2 of the 15 ms that importing the package may take.
     __slots__ = ()
 
     def __eq__(self, other: object) -> bool:

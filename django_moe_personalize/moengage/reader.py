@@ -31,7 +31,7 @@ _MAX_KNOWN_BYTES = 16 * 1024
 def read_fetch(body: bytes) -> ExperiencesResult:
     """Return the experiences in the body of a response to a fetch (contract §2). Raises InvalidResponseError.
 
-    Nobody can change the result, so calls share the results of recent bodies.
+    The result is unchangeable, so calls share the results of recent bodies.
     """
     try:
         return _read_known(body) if len(body) <= _MAX_KNOWN_BYTES else read_experiences(parse_json(body))

@@ -1,4 +1,4 @@
-"""All visitors of a variation share one copy of its content, so nobody can change it."""
+"""All visitors with the same variation share one copy of its content, which is unchangeable."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def test_frozen_values_equal_plain_ones(value):
         lambda e: e.offerings[1].raw.__delitem__("dp_offering_id"),
     ],
 )
-def test_nobody_can_change_an_experience(change):
-    """A change at any depth raises TypeError, and a later change of the source reaches nobody."""
+def test_an_experience_is_unchangeable(change):
+    """A change at any depth raises TypeError, and a later change of the source has no effect."""
     offering = {"dp_offering_id": "1", "offering_content": {"title": "a"}, "offering_context": {"cid": "1"}}
     entry = {
         "payload": {"Title": "Hello", "list": [offering], "text": json.dumps([offering])},
