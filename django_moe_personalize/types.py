@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.consent import Consent
 from django_moe_personalize.exceptions import (
     APIError,
     AuthenticationError,
@@ -17,7 +16,6 @@ from django_moe_personalize.exceptions import (
     ServerError,
     TransportError,
 )
-from django_moe_personalize.identity import Identity
 from django_moe_personalize.moengage.types import (
     Action,
     DataSource,
@@ -31,6 +29,7 @@ from django_moe_personalize.moengage.types import (
     FailureReason,
     Offering,
 )
+from django_moe_personalize.visitor import Consent, Identity
 
 __all__ = [
     "APIError",
