@@ -16,8 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from django_moe_personalize import values
-from django_moe_personalize.conf import DELIVERY, ConfigurationError
+from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
 from django_moe_personalize.delivery.base import (
     BaseDelivery,
     DeliveryCounts,
@@ -60,7 +59,7 @@ class Message:
         """Return what write() wrote, here or in another release; raises ValueError."""
         try:
             told = json.loads(text)
-            names = [name.name for name in dataclasses.fields(Event)]
+            names = [name.name for name in dataclasses.fields(Event) if name.init]
             events = [{name: event[name] for name in names if name in event} for event in told["events"]]
             made = [Event(**{**event, "action": Action(event["action"])}) for event in events]
             return cls(made, told["attempts"], told["pauses"])
@@ -69,7 +68,7 @@ class Message:
 
 
 def _read_fields(event: Event) -> dict[str, Any]:
-    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event)}
+    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event) if name.init}
 
 
 @dataclass(slots=True)
@@ -232,10 +231,10 @@ def _taking_turn() -> Iterator[_Turn]:
         _turn.reset(token)
 
 
-def _read_backend(fallback: object) -> values.Backend:
+def _read_backend(fallback: object) -> readers.Backend:
     try:
-        found: values.Backend = values.backend(DELIVERY).read(fallback)
-    except values.Mistake as mistake:
+        found: readers.Backend = readers.backend(DELIVERY).read(fallback)
+    except readers.Mistake as mistake:
         raise ValueError(f"fallback must be as DELIVERY is: {mistake.expected}") from None
     return found
 
