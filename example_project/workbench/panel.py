@@ -8,6 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
+from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import DataSource, Experience
 from shop.people import PEOPLE
 from workbench import sandbox
@@ -69,7 +70,7 @@ class Panel:
 def build_panel(request: HttpRequest) -> Panel:
     """Return the panel of a page; to be called at its end, when everything was asked."""
     personalization = request.personalization
-    keys = personalization.experience_keys
+    keys = get_page(request).experience_keys
     reasons: dict[str, sandbox.Why] = {}
     trouble = ""
     try:
