@@ -1,4 +1,4 @@
-"""The contract suite over generated requests: valid and mutated ones, in-process and over HTTP alike."""
+"""The contract suite with generated requests, valid and mutated, in the process and over HTTP."""
 
 from __future__ import annotations
 
@@ -9,31 +9,30 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.moengage.messages import Request
-from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.rules import DAYS
-from django_moe_personalize.sandbox.server import SandboxServer
-from tests import contract_schema, contract_ways
-from tests.contract_schema import assert_valid
-from tests.contract_ways import KEYS, PHONE, Way, assert_refused, read
-from tests.sandbox_ways import (
+from django_moe_personalize.sandbox import Engine, SandboxServer, load_workspace
+from django_moe_personalize.sandbox.audiences import DAYS
+from tests.sandbox import schema
+from tests.sandbox.schema import assert_valid
+from tests.sandbox.ways import (
     CONTEXT,
     EVENTS,
     FETCH,
     METADATA,
     NOW,
+    PHONE,
     HttpWay,
+    Way,
     action,
+    assert_refused,
     batch,
     credentials,
     element,
     get_metadata,
     post,
+    read,
 )
 
-engine = contract_ways.engine
-server = contract_ways.server
-way = contract_ways.way
-
+KEYS = list(load_workspace().definitions)
 few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=20)
 fetches = st.fixed_dictionaries(
@@ -83,13 +82,13 @@ batches = st.lists(
 
 @few
 @given(data=fetches)
-def test_every_valid_fetch_is_answered_by_the_schema(way: Way, data: Any) -> None:
-    """Whatever valid is asked, the answer is 200, valid, repeatable, and holds asked keys only."""
+def test_every_valid_fetch_gets_a_valid_response(way: Way, data: Any) -> None:
+    """The response is a 200 that matches the schema, is repeatable and has no other keys than the request."""
     response = way(post(FETCH, data))
 
     assert response.status == 200
     body = read(response)
-    assert_valid(body, contract_schema.FETCH)
+    assert_valid(body, schema.FETCH)
     assert way(post(FETCH, data)).body == response.body
     if data.get("experience_key"):
         assert set(body["experiences"]) <= set(data["experience_key"])
@@ -97,29 +96,29 @@ def test_every_valid_fetch_is_answered_by_the_schema(way: Way, data: Any) -> Non
 
 @few
 @given(data=batches)
-def test_every_valid_batch_is_accepted_and_counted_by_uuid(way: Way, engine: Engine, data: Any) -> None:
-    """As many entries as there are UUIDs, however often the batch is sent."""
-    engine.ledger.clear()
+def test_every_valid_batch_is_accepted_and_counted_by_uuid(way: Way, shipped: Engine, data: Any) -> None:
+    """The ledger has one entry for each UUID, also if the batch is sent twice."""
+    shipped.ledger.clear()
 
     for _ in range(2):
         response = way(post(EVENTS, data))
         assert response.status == 200
-        assert_valid(read(response), contract_schema.EVENTS)
+        assert_valid(read(response), schema.EVENTS)
 
     uuids = {entry["moe_event_uuid"] for each in data["elements"] for entry in each["actions"]}
-    assert {entry.event_uuid for entry in engine.ledger.entries()} == uuids
-    assert len(engine.ledger.entries()) == len(uuids)
+    assert {entry.event_uuid for entry in shipped.ledger.entries()} == uuids
+    assert len(shipped.ledger.entries()) == len(uuids)
 
 
 @few
 @given(statuses=st.lists(st.sampled_from(["Active", "Paused", "Scheduled", "active", "x"]), min_size=1))
 def test_every_status_filter_gives_a_valid_list(way: Way, statuses: list[str]) -> None:
-    """The metadata hold what was asked for and nothing else."""
+    """The metadata has the experiences with these statuses and no others."""
     response = way(get_metadata("status=" + ",".join(statuses)))
 
     data = read(response)
     assert response.status == 200
-    assert_valid(data, contract_schema.METADATA)
+    assert_valid(data, schema.METADATA)
     assert {row["status"] for row in data["metadata"]["experiences"]} == set(statuses) - {"active", "x"}
 
 
@@ -134,7 +133,7 @@ not_text = json_values.filter(lambda value: not isinstance(value, str))
 @few
 @given(data=fetches, name=st.sampled_from(["DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_AGENT", "own"]), value=not_text)
 def test_every_fetch_with_a_mutated_field_is_refused(way: Way, data: Any, name: str, value: Any) -> None:
-    """An attribute that is no string is never taken."""
+    """The sandbox refuses an attribute that is not a string."""
     assert_refused(way(post(FETCH, {**data, name: value})), 400, "Invalid Field Value")
 
 
@@ -145,14 +144,14 @@ def test_every_fetch_with_a_mutated_field_is_refused(way: Way, data: Any, name: 
     value=json_values.filter(lambda value: isinstance(value, bool) or not isinstance(value, int)),
 )
 def test_every_batch_with_a_mutated_action_is_refused(
-    way: Way, engine: Engine, data: Any, name: str, value: Any
+    way: Way, shipped: Engine, data: Any, name: str, value: Any
 ) -> None:
-    """The last action spoils the whole batch."""
-    engine.ledger.clear()
+    """The sandbox refuses the whole batch if its last action is invalid."""
+    shipped.ledger.clear()
     data["elements"][-1]["actions"][-1][name] = value
 
     assert_refused(way(post(EVENTS, data)), 400, "Invalid Field Value")
-    assert engine.ledger.entries() == []
+    assert shipped.ledger.entries() == []
 
 
 @few
@@ -162,15 +161,15 @@ def test_every_batch_with_a_mutated_action_is_refused(
     body=st.binary(max_size=60) | json_values.map(lambda value: json.dumps(value).encode()),
     signed=st.booleans(),
 )
-def test_both_ways_in_answer_alike(
-    engine: Engine, server: SandboxServer, method: str, path: str, body: bytes, signed: bool
+def test_the_process_and_the_server_answer_alike(
+    shipped_server: SandboxServer, method: str, path: str, body: bytes, signed: bool
 ) -> None:
-    """Status, body and headers are the same in-process and over HTTP."""
+    """Status, body and headers are the same in the process and over HTTP."""
     request = Request(method, path, headers=credentials() if signed else {}, body=body)
-    http = HttpWay(server)
 
-    ours, theirs = engine.handle(request), http(request)
+    in_process = shipped_server.engine.handle(request)
+    with HttpWay(shipped_server) as way:
+        over_http = way(request)
 
-    http.connection.close()
-    assert (ours.status, ours.body) == (theirs.status, theirs.body)
-    assert ours.headers.items() <= theirs.headers.items()
+    assert (in_process.status, in_process.body) == (over_http.status, over_http.body)
+    assert in_process.headers.items() <= over_http.headers.items()

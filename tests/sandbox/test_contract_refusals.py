@@ -1,4 +1,4 @@
-"""The contract suite: what is wrong gets its status and the envelope, in-process and over HTTP alike."""
+"""The contract suite: invalid requests get their status and the vendor's envelope, in the process and over HTTP."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.moengage.messages import Request
-from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox import Engine
 from django_moe_personalize.sandbox.validation import MAX_BODY
-from tests import contract_ways
-from tests.contract_ways import Way, assert_refused
-from tests.sandbox_ways import (
+from tests.sandbox.ways import (
     API_KEY,
     CONTEXT,
     EVENTS,
@@ -20,17 +18,15 @@ from tests.sandbox_ways import (
     METADATA,
     NOW,
     WORKSPACE_ID,
+    Way,
     action,
+    assert_refused,
     basic,
     batch,
     credentials,
     element,
     post,
 )
-
-engine = contract_ways.engine
-server = contract_ways.server
-way = contract_ways.way
 
 
 def _with(**changes: Any) -> dict[str, Any]:
@@ -84,14 +80,14 @@ BAD_EVENTS = {
 
 
 @pytest.mark.parametrize("name", BAD_EVENTS)
-def test_one_bad_element_fails_the_whole_batch(way: Way, engine: Engine, name: str) -> None:
-    """Nothing of a batch with a mistake is recorded, whatever stands before it."""
+def test_one_bad_element_fails_the_whole_batch(way: Way, shipped: Engine, name: str) -> None:
+    """The sandbox records nothing of a batch with a mistake, not even the valid elements before it."""
     bad = BAD_EVENTS[name]
     if isinstance(bad.get("elements"), list) and 0 < len(bad["elements"]) < 100:
         bad = batch(element(), *bad["elements"])
 
     assert_refused(way(post(EVENTS, bad)), 400, "Invalid Field Value")
-    assert engine.ledger.entries() == []
+    assert shipped.ledger.entries() == []
 
 
 @pytest.mark.parametrize(
@@ -105,12 +101,12 @@ def test_one_bad_element_fails_the_whole_batch(way: Way, engine: Engine, name: s
         *(_with(platform=platform) for platform in ("web", "android", "ios", "tv")),
     ],
 )
-def test_events_at_the_edges_are_accepted(way: Way, sent: Any) -> None:
-    """Every limit of the contract is itself allowed."""
+def test_events_at_the_limits_are_accepted(way: Way, sent: Any) -> None:
+    """A value that equals a limit of the contract is valid."""
     assert way(post(EVENTS, sent)).status == 200
 
 
-# -- what is refused everywhere
+# -- requests that all endpoints refuse
 
 
 @pytest.mark.parametrize("path", [FETCH, EVENTS])
@@ -133,8 +129,8 @@ def test_events_at_the_edges_are_accepted(way: Way, sent: Any) -> None:
         b'\xef\xbb\xbf{"a": "b"}',
     ],
 )
-def test_a_body_that_is_no_json_object_is_malformed(way: Way, path: str, body: bytes) -> None:
-    """Empty, cut, foreign, hostile or of another type: one answer."""
+def test_a_body_that_is_not_a_json_object_is_malformed(way: Way, path: str, body: bytes) -> None:
+    """An empty, cut, hostile or otherwise invalid body gets the same response."""
     assert_refused(way(post(path, body)), 400, "Malformed JSON")
 
 
@@ -163,8 +159,8 @@ def test_a_body_that_is_no_json_object_is_malformed(way: Way, path: str, body: b
         {"identifiers": {"user_identifiers": {"u_em": 1}}},
     ],
 )
-def test_a_field_of_the_wrong_kind_is_an_invalid_field_value(way: Way, fields: Any) -> None:
-    """Values outside the contract are told apart from broken JSON."""
+def test_a_field_of_the_wrong_type_is_an_invalid_field_value(way: Way, fields: Any) -> None:
+    """Invalid values have another title than invalid JSON."""
     assert_refused(way(post(FETCH, fields)), 400, "Invalid Field Value")
 
 
@@ -188,8 +184,8 @@ def _request(path: str, headers: dict[str, str], body: bytes = b"{}") -> Request
         f"Basic {WORKSPACE_ID}:{API_KEY}",
     ],
 )
-def test_wrong_credentials_are_401_whatever_the_body(way: Way, path: str, authorization: str | None) -> None:
-    """Authentication is checked before everything that follows it."""
+def test_wrong_credentials_are_401_for_any_body(way: Way, path: str, authorization: str | None) -> None:
+    """The sandbox checks the credentials before the body."""
     headers = {} if authorization is None else {"Authorization": authorization}
 
     response = way(_request(path, headers, b"{"))
@@ -201,12 +197,12 @@ def test_wrong_credentials_are_401_whatever_the_body(way: Way, path: str, author
 @pytest.mark.parametrize("path", [FETCH, METADATA, EVENTS])
 @pytest.mark.parametrize("appkey", [{}, {"MOE-APPKEY": "OTHER"}, {"MOE-APPKEY": ""}])
 def test_a_missing_or_unknown_app_key_is_a_request_error(way: Way, path: str, appkey: dict[str, str]) -> None:
-    """The header is needed on every call, and checked before the body."""
+    """Every call needs the header; the sandbox checks it before the body."""
     assert_refused(way(_request(path, {"Authorization": basic(), **appkey}, b"{")), 400, "Request Error")
 
 
 def test_header_names_and_the_scheme_are_case_insensitive(way: Way) -> None:
-    """As HTTP says they are."""
+    """HTTP requires both."""
     headers = {"authorization": basic().replace("Basic", "bAsIc"), "moe-appkey": WORKSPACE_ID}
 
     assert way(_request(FETCH, headers)).status == 200
@@ -214,7 +210,7 @@ def test_header_names_and_the_scheme_are_case_insensitive(way: Way) -> None:
 
 @pytest.mark.parametrize("path", [FETCH, EVENTS])
 def test_a_body_over_128_kib_is_too_large(way: Way, path: str) -> None:
-    """413, before the JSON is read; the limit itself is still read."""
+    """The sandbox answers 413 before it parses the JSON; it parses a body of exactly the limit."""
     assert_refused(way(post(path, b" " * (MAX_BODY + 1))), 413, "PayloadTooLarge")
     assert_refused(way(post(path, b" " * MAX_BODY)), 400, "Malformed JSON")
 
@@ -230,7 +226,7 @@ def test_a_body_over_128_kib_is_too_large(way: Way, path: str) -> None:
     ],
 )
 def test_another_method_is_not_allowed(way: Way, method: str, path: str, allowed: str) -> None:
-    """405 says which method the path takes, also to strangers."""
+    """The 405 names the allowed method, also without credentials."""
     response = way(Request(method, path))
 
     assert_refused(response, 405, "Method Not Allowed")
@@ -239,5 +235,5 @@ def test_another_method_is_not_allowed(way: Way, method: str, path: str, allowed
 
 @pytest.mark.parametrize("path", ["/", "/experiences", "/experiences/fetch/", "/Experiences/fetch"])
 def test_another_path_is_not_found(way: Way, path: str) -> None:
-    """404 carries the envelope too."""
+    """The 404 has the vendor's envelope too."""
     assert_refused(way(Request("POST", path, headers=credentials())), 404, "Not Found")

@@ -1,14 +1,15 @@
-"""Who is in an audience: conditions on a visitor, each of which can say why it held or not."""
+"""Audiences: named rules about a visitor. Each rule can say why a visitor matches it or not."""
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 Scalar = str | int | float | bool
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -23,7 +24,7 @@ _PHONE = re.compile(r"iphone|ipod|mobile|android|blackberry|opera mini|windows p
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """What rules see: the customer's stored attributes and this session's (contract §2)."""
+    """The data that rules see: stored attributes of the customer and attributes of this session (contract §2)."""
 
     customer: Mapping[str, Scalar] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
@@ -31,7 +32,7 @@ class Visitor:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Whether a rule held, and in words why."""
+    """Whether a visitor matches a rule, and a sentence that says why."""
 
     matched: bool
     sentence: str
@@ -41,17 +42,33 @@ class Rule(Protocol):
     """A condition on a visitor."""
 
     def check(self, visitor: Visitor) -> Finding:
-        """Return whether ``visitor`` meets the condition, and why."""
+        """Return whether ``visitor`` matches the rule, and why."""
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Audience:
+    """A rule with a name; an audience without a rule has every visitor in it."""
+
+    name: str
+    rule: Rule | None = None
+
+    @property
+    def audience_id(self) -> str:
+        """A short id, derived from the name."""
+        return hashlib.sha256(self.name.encode("utf-8", "replace")).hexdigest()[:6].upper()
+
+
+EVERYONE = Audience("All users")
+
+
 def as_text(value: Scalar) -> str:
-    """Return a scalar as the wire writes it in a string: ``true``, ``150``, ``email``."""
+    """Return a scalar as text, in its JSON form: ``true``, ``150``; a string stays as it is."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_number(value: Scalar) -> float:
-    """Return a number, or the number a string holds; NaN for anything else, which no range contains."""
+    """Return a number, or the number that a string contains, else NaN, which fails every comparison."""
     if isinstance(value, bool):
         return math.nan
     try:
@@ -61,7 +78,7 @@ def as_number(value: Scalar) -> float:
 
 
 def is_same(actual: Scalar, wanted: Scalar) -> bool:
-    """Whether two scalars are equal; as numbers when ``wanted`` is one, else as text."""
+    """Whether two scalars are equal: as numbers if ``wanted`` is a number, else as text."""
     if isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
         return as_number(actual) == as_number(wanted)
     return as_text(actual) == as_text(wanted)
@@ -69,10 +86,10 @@ def is_same(actual: Scalar, wanted: Scalar) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One comparison: its words in a sentence, its test, and its answer for an absent attribute."""
+    """A comparison of an attribute with a wanted value; ``absent`` is its result for an absent attribute."""
 
     words: str
-    test: Callable[[Scalar, Scalar], bool]
+    test: Callable[[Scalar, Any], bool]
     absent: bool = False
 
 
@@ -87,61 +104,43 @@ OPERATORS: Mapping[str, Operator] = {
     "lt": Operator("is below", lambda actual, wanted: as_number(actual) < as_number(wanted)),
     "lte": Operator("is at most", lambda actual, wanted: as_number(actual) <= as_number(wanted)),
 }
-"""Comparisons with one value. Ranges compare numbers, also those held in strings."""
+"""Comparisons with one value; the last four compare numbers, also those in strings."""
+
+LIST_OPERATORS: Mapping[str, Operator] = {
+    "in": Operator("is one of", lambda actual, wanted: any(is_same(actual, each) for each in wanted)),
+    "not_in": Operator(
+        "is none of", lambda actual, wanted: not any(is_same(actual, each) for each in wanted), absent=True
+    ),
+}
+"""Comparisons with a tuple of values."""
+
+EXISTS = Operator("exists", lambda actual, wanted: True)
+EXISTS_NOT = Operator("doesn't exist", lambda actual, wanted: False, absent=True)
 
 
 @dataclass(frozen=True, slots=True)
 class AttributeRule:
-    """Compare an attribute, of the customer or of the session, with a value."""
+    """Compare an attribute of the customer or of the session with a value; EXISTS needs no value."""
 
     source: str
     name: str
     operator: Operator
-    wanted: Scalar
+    wanted: Scalar | tuple[Scalar, ...] = ()
 
     def check(self, visitor: Visitor) -> Finding:
         """See Rule.check()."""
-        actual = _attribute(visitor, self.source, self.name)
+        is_customer = self.source == "customer"
+        actual = (visitor.customer if is_customer else visitor.session).get(self.name)
         matched = self.operator.absent if actual is None else self.operator.test(actual, self.wanted)
-        words = f"{_label(self.source, self.name)} {self.operator.words} {as_text(self.wanted)}"
-        return _finding(words, actual, matched=matched)
-
-
-@dataclass(frozen=True, slots=True)
-class MemberRule:
-    """Compare an attribute with a list of values; ``negated`` asks for none of them."""
-
-    source: str
-    name: str
-    wanted: tuple[Scalar, ...]
-    negated: bool = False
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        actual = _attribute(visitor, self.source, self.name)
-        found = actual is not None and any(is_same(actual, value) for value in self.wanted)
-        words = f"is {'none' if self.negated else 'one'} of {', '.join(map(as_text, self.wanted))}"
-        return _finding(f"{_label(self.source, self.name)} {words}", actual, matched=found is not self.negated)
-
-
-@dataclass(frozen=True, slots=True)
-class ExistsRule:
-    """Ask whether an attribute is there at all."""
-
-    source: str
-    name: str
-    wanted: bool
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        actual = _attribute(visitor, self.source, self.name)
-        words = f"{_label(self.source, self.name)} is {'there' if self.wanted else 'absent'}"
-        return _finding(words, actual, matched=(actual is not None) is self.wanted)
+        label = f"the customer's {self.name}" if is_customer else self.name
+        wanted = self.wanted if isinstance(self.wanted, tuple) else (self.wanted,)
+        words = f"{label} {self.operator.words} {', '.join(map(as_text, wanted))}".rstrip()
+        return _build_finding(words, actual, matched=matched)
 
 
 @dataclass(frozen=True, slots=True)
 class HourRule:
-    """Compare TIME_OF_THE_DAY with the hours wanted (0 … 23); an hour not sent meets nothing."""
+    """Match if TIME_OF_THE_DAY is one of ``hours`` (0 to 23); without that attribute nothing matches."""
 
     hours: frozenset[int]
 
@@ -149,24 +148,25 @@ class HourRule:
         """See Rule.check()."""
         hour = visitor.session.get("TIME_OF_THE_DAY")
         matched = hour is not None and int(hour) in self.hours
-        return _finding(f"the hour is one of {_hours(self.hours)}", hour, matched=matched)
+        hours = ", ".join(f"{each:02}" for each in sorted(self.hours))
+        return _build_finding(f"the hour is one of {hours}", hour, matched=matched)
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceRule:
-    """Compare the device type, read from USER_AGENT, with those wanted."""
+    """Match if USER_AGENT is that of one of ``devices``."""
 
     devices: tuple[str, ...]
 
     def check(self, visitor: Visitor) -> Finding:
         """See Rule.check()."""
-        device = device_type(visitor.session.get("USER_AGENT", ""))
-        return _finding(f"the device is a {' or '.join(self.devices)}", device, matched=device in self.devices)
+        device = find_device(visitor.session.get("USER_AGENT", ""))
+        return _build_finding(f"the device is a {' or '.join(self.devices)}", device, matched=device in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkRule:
-    """Look for USER_IP_ADDRESS in networks; an address that cannot be read is in none."""
+    """Match if USER_IP_ADDRESS is in one of ``networks``; an invalid address is in none of them."""
 
     networks: tuple[Network, ...]
 
@@ -179,12 +179,12 @@ class NetworkRule:
             matched = False
         else:
             matched = any(address in network for network in self.networks)
-        return _finding(f"the address is in {' or '.join(map(str, self.networks))}", text, matched=matched)
+        return _build_finding(f"the address is in {' or '.join(map(str, self.networks))}", text, matched=matched)
 
 
 @dataclass(frozen=True, slots=True)
 class AllRule:
-    """Ask for every one of ``rules``; without any it always holds."""
+    """Match if all ``rules`` match, also if there are no rules."""
 
     rules: tuple[Rule, ...]
 
@@ -197,7 +197,7 @@ class AllRule:
 
 @dataclass(frozen=True, slots=True)
 class AnyRule:
-    """Ask for at least one of ``rules``."""
+    """Match if at least one of ``rules`` matches."""
 
     rules: tuple[Rule, ...]
 
@@ -210,7 +210,7 @@ class AnyRule:
 
 @dataclass(frozen=True, slots=True)
 class NotRule:
-    """Ask that ``rule`` does not hold."""
+    """Match if ``rule`` does not match."""
 
     rule: Rule
 
@@ -220,8 +220,8 @@ class NotRule:
         return Finding(not finding.matched, f"not ({finding.sentence})")
 
 
-def device_type(user_agent: str) -> str | None:
-    """Return one of DEVICES from a User-Agent header; ``None`` when there is none."""
+def find_device(user_agent: str) -> str | None:
+    """Return the one of DEVICES that a User-Agent header names; ``None`` for an empty header."""
     if not user_agent:
         return None
     for device, pattern in (("bot", _BOT), ("tablet", _TABLET), ("phone", _PHONE)):
@@ -230,24 +230,12 @@ def device_type(user_agent: str) -> str | None:
     return "desktop"
 
 
-def hours_between(start: int, until: int) -> frozenset[int]:
-    """Return the hours from ``start`` to before ``until``, past midnight when ``until`` is not later."""
+def list_hours(start: int, until: int) -> frozenset[int]:
+    """Return the hours from ``start`` to before ``until``, past midnight if ``until`` is not later."""
     return frozenset((start + step) % 24 for step in range((until - start) % 24 or 24))
 
 
-def _attribute(visitor: Visitor, source: str, name: str) -> Scalar | None:
-    return visitor.customer.get(name) if source == "customer" else visitor.session.get(name)
-
-
-def _label(source: str, name: str) -> str:
-    return f"the customer's {name}" if source == "customer" else name
-
-
-def _hours(hours: frozenset[int]) -> str:
-    return ", ".join(f"{hour:02}" for hour in sorted(hours))
-
-
-def _finding(words: str, actual: Scalar | None, *, matched: bool) -> Finding:
+def _build_finding(words: str, actual: Scalar | None, *, matched: bool) -> Finding:
     if matched:
         return Finding(True, words)
     return Finding(False, f"{words} (it is {'absent' if actual is None else as_text(actual)})")

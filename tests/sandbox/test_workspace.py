@@ -1,22 +1,22 @@
-"""The workspace file: what it may say, and how its mistakes are told."""
+"""The workspace file: its forms, and the messages about its mistakes."""
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from django_moe_personalize.sandbox.workspace import State, WorkspaceError, load_workspace, parse_workspace
-from tests.sandbox_ways import build_engine, fetch
+from django_moe_personalize.sandbox import WorkspaceError, load_workspace, parse_workspace
+from django_moe_personalize.sandbox.workspace import SHIPPED, State
+from tests.sandbox.ways import build_engine, fetch
 
 MINIMAL = {"workspace_id": "W", "api_key": "k"}
 
 
 def problems(data: Any) -> list[str]:
-    """Return the mistakes in a workspace, without the name that begins each."""
+    """Return the mistakes in a workspace, without the file name that begins each of them."""
     with pytest.raises(WorkspaceError) as caught:
         parse_workspace(data)
     assert str(caught.value) == "\n".join(caught.value.problems)
@@ -24,12 +24,12 @@ def problems(data: Any) -> list[str]:
 
 
 def with_experience(**fields: Any) -> dict[str, Any]:
-    """Return a workspace of one experience."""
+    """Return a workspace with one experience."""
     return {**MINIMAL, "experiences": [{"key": "k", "payload": {}, **fields}]}
 
 
 def with_rule(rule: Any) -> dict[str, Any]:
-    """Return a workspace of one audience."""
+    """Return a workspace with one audience."""
     return {**MINIMAL, "audiences": {"A": rule}}
 
 
@@ -38,8 +38,8 @@ def served(payload: Any, **fields: Any) -> Any:
     return fetch(build_engine({"key": "k", "payload": payload}, **fields), {"experience_key": ["k"]})["k"]["payload"]
 
 
-def test_shipped_workspace_is_valid_and_full() -> None:
-    """It loads, and has the credentials, keys and products the example shop goes by."""
+def test_shipped_workspace_is_valid_and_complete() -> None:
+    """It loads, and has the credentials, keys and products that the example shop needs."""
     workspace = load_workspace()
     offered = {
         each["dp_offering_id"]
@@ -57,14 +57,13 @@ def test_shipped_workspace_is_valid_and_full() -> None:
     assert len(offered) == 12
 
 
-def test_a_file_is_named_in_its_problems(tmp_path: Path) -> None:
-    """The name of the file and the place begin every problem."""
+def test_every_problem_begins_with_the_file_and_the_place(tmp_path: Path) -> None:
+    """The same file without the mistake loads."""
     file = tmp_path / "mine.json"
-    shipped = json.loads((Path(load_workspace.__code__.co_filename).parent / "workspace.json").read_text("utf-8"))
-    file.write_text(json.dumps(shipped), "utf-8")
+    file.write_bytes(SHIPPED.read_bytes())
     assert load_workspace(file) == load_workspace(str(file)) == load_workspace()
 
-    broken = copy.deepcopy(shipped)
+    broken = json.loads(SHIPPED.read_bytes())
     broken["experiences"][0]["content"][8]["variations"][0]["weight"] = "a"
     file.write_text(json.dumps(broken), "utf-8")
     with pytest.raises(WorkspaceError) as caught:
@@ -77,14 +76,14 @@ def test_a_file_is_named_in_its_problems(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b'{\n  "a": nope\n}', "mine.json: line 2, column 8: not valid JSON: "),
-        (b'{"a": NaN}', "mine.json: not valid JSON: NaN is no JSON number"),
+        (b'{"a": NaN}', "mine.json: not valid JSON: NaN is not a JSON number"),
         (b"\xff\xfe\xfd", "mine.json: not valid JSON: "),
         (b"[" * 100_000, "mine.json: not valid JSON: "),
         (b"[]", "mine.json: must be an object, not []"),
     ],
 )
-def test_a_broken_file_is_told_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
-    """Broken JSON names line and column where there are any."""
+def test_broken_json_is_reported_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
+    """The message has the line and column if the JSON parser knows them."""
     file = tmp_path / "mine.json"
     file.write_bytes(content)
 
@@ -93,14 +92,14 @@ def test_a_broken_file_is_told_with_its_place(tmp_path: Path, content: bytes, me
     assert str(caught.value).startswith(message)
 
 
-def test_a_missing_file_is_told(tmp_path: Path) -> None:
-    """The message has the path and the system's reason."""
-    with pytest.raises(WorkspaceError, match=r"none\.json: cannot be read: No such file"):
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    """The message has the path, the reason of the operating system and advice."""
+    with pytest.raises(WorkspaceError, match=r"none\.json: cannot be read: No such file .*\. Check the path\."):
         load_workspace(tmp_path / "none.json")
 
 
-def test_all_mistakes_are_told_at_once() -> None:
-    """One reading finds every mistake of the file."""
+def test_all_mistakes_are_reported_together() -> None:
+    """The error has every mistake of the file."""
     data = {
         "workspace_id": "",
         "api_ky": "k",
@@ -111,9 +110,9 @@ def test_all_mistakes_are_told_at_once() -> None:
         'api_ky: unknown field, did you mean "api_key"?',
         'workspace_id: must be a string that is not empty, not ""',
         '"api_key" is missing',
-        "experiences[0].payload.T: must not be null: leave the variable out",
-        "experiences[0].control_group: must be a number from 0 to 100, not 101",
         'experiences[1]: must be an object, not "x"',
+        "experiences[0].payload.T: must not be null. Remove the variable.",
+        "experiences[0].control_group: must be a number from 0 to 100, not 101",
         'experiences[1]: "key" is missing',
         'experiences[1]: "payload" is missing',
     ]
@@ -137,17 +136,17 @@ def test_all_mistakes_are_told_at_once() -> None:
         (with_experience(status=1), "experiences[0].status: unknown value 1 (valid: Active, "),
         (with_experience(audience="X"), 'experiences[0].audience: unknown audience "X" (valid: All users)'),
         (with_experience(audience=1), "experiences[0].audience: must be the name of an audience or a rule, not 1"),
-        (with_experience(audience={}), "experiences[0].audience: must hold at least one condition"),
-        (with_experience(content=[]), 'experiences[0].payload: cannot stand beside "content": move it'),
-        (with_experience(variations=[]), 'experiences[0].payload: cannot stand beside "variations": move it'),
-        ({**MINIMAL, "experiences": [{"key": "k", "content": []}]}, "experiences[0].content: must hold at least one"),
+        (with_experience(audience={}), "experiences[0].audience: must have at least one condition"),
+        (with_experience(content=[]), 'experiences[0].payload: cannot be next to "content". Move it into an entry'),
+        (with_experience(variations=[]), 'experiences[0].payload: cannot be next to "variations". Move it into a'),
+        ({**MINIMAL, "experiences": [{"key": "k", "content": []}]}, "experiences[0].content: must have at least one"),
         (
             {**MINIMAL, "experiences": [{"key": "k", "variations": []}]},
-            "experiences[0].variations: must hold at least one entry",
+            "experiences[0].variations: must have at least one entry",
         ),
         (
             {**MINIMAL, "experiences": [{"key": "k", "payload": {}}] * 2},
-            'experiences[1].key: must be unique: an earlier experience has it, not "k"',
+            'experiences[1].key: an earlier experience has the key "k" too',
         ),
         (with_experience(start="soon"), 'experiences[0].start: must be an ISO 8601 time with a zone such as "2026-'),
         (with_experience(start=5), "experiences[0].start: must be an ISO 8601 time with a zone"),
@@ -156,7 +155,7 @@ def test_all_mistakes_are_told_at_once() -> None:
             with_experience(start="2026-12-02T00:00:00Z", end="2026-12-02T00:00:00Z"),
             'experiences[0].end: must be later than "start", not "2026-12-02T00:00:00Z"',
         ),
-        (with_experience(locales={"de": {}}), 'experiences[0].locales.de: not among the "locales" of the workspace'),
+        (with_experience(locales={"de": {}}), 'experiences[0].locales.de: not in the "locales" of the workspace'),
         (
             with_experience(payload={"T": {"value": 1, "datatype": "number"}}),
             'experiences[0].payload.T.datatype: unknown field, did you mean "data_type"?',
@@ -168,18 +167,18 @@ def test_all_mistakes_are_told_at_once() -> None:
         *(
             (
                 with_experience(payload={"T": {"value": value, "data_type": data_type}}),
-                f"experiences[0].payload.T.value: must be a {data_type}, or a string that holds one, not ",
+                f'experiences[0].payload.T.value: must be {valid} for the data_type "{data_type}", not ',
             )
-            for value, data_type in [
-                (1, "string"),
-                ("x", "number"),
-                ("nan", "float"),
-                (True, "number"),
-                ("yes", "boolean"),
-                (1, "boolean"),
-                ("{", "json"),
-                (1, "json"),
-                ("[" * 100_000, "json"),
+            for value, data_type, valid in [
+                (1, "string", "a string"),
+                ("x", "number", "a number or a string that contains one"),
+                ("nan", "float", "a number or a string that contains one"),
+                (True, "number", "a number or a string that contains one"),
+                ("yes", "boolean", 'true, false, "true" or "false"'),
+                (1, "boolean", 'true, false, "true" or "false"'),
+                ("{", "json", "an object, an array or a string that contains JSON"),
+                (1, "json", "an object, an array or a string that contains JSON"),
+                ("[" * 100_000, "json", "an object, an array or a string that contains JSON"),
             ]
         ),
         (
@@ -196,8 +195,8 @@ def test_all_mistakes_are_told_at_once() -> None:
         ),
     ],
 )
-def test_a_mistake_is_told_with_its_place(data: Any, problem: str) -> None:
-    """Each mistake names its place and what would be right."""
+def test_a_mistake_is_reported_with_its_place(data: Any, problem: str) -> None:
+    """The message has the place and the valid values."""
     found = problems(data)
 
     assert any(each.startswith(problem) for each in found), found
@@ -207,13 +206,16 @@ def test_a_mistake_is_told_with_its_place(data: Any, problem: str) -> None:
     ("rule", "problem"),
     [
         ([], "audiences.A: must be an object, not []"),
-        ({}, "audiences.A: must hold at least one condition"),
-        ({"//": "only a note"}, "audiences.A: must hold at least one condition"),
-        ({"Hour": 5}, 'audiences.A.Hour: did you mean "hour"? An attribute of that name is "session.Hour"'),
-        ({"custmer.x": 1}, 'audiences.A["custmer.x"]: before the dot, did you mean "customer"?'),
-        ({"customer.": 1}, 'audiences.A["customer."]: before the dot, did you mean "customer"?'),
+        ({}, "audiences.A: must have at least one condition"),
+        ({"//": "only a note"}, "audiences.A: must have at least one condition"),
+        ({"Hour": 5}, 'audiences.A.Hour: did you mean "hour"? For an attribute with this name write "session.Hour"'),
+        (
+            {"custmer.x": 1},
+            'audiences.A["custmer.x"]: unknown word "custmer" before the dot, did you mean "customer"?',
+        ),
+        ({"customer.": 1}, 'audiences.A["customer."]: must have the name of an attribute after the dot'),
         ({"a": None}, "audiences.A.a: must be a string, a number, true or false, not null"),
-        ({"a": {}}, "audiences.A.a: must hold at least one comparison (valid: is, is_not, "),
+        ({"a": {}}, "audiences.A.a: must have at least one comparison (valid: is, is_not, "),
         ({"a": {"equals": 1}}, "audiences.A.a.equals: unknown comparison"),
         ({"a": {"start_with": "x"}}, 'audiences.A.a.start_with: unknown comparison, did you mean "starts_with"?'),
         ({"a": {"gte": "many"}}, 'audiences.A.a.gte: must be a number, not "many"'),
@@ -229,31 +231,31 @@ def test_a_mistake_is_told_with_its_place(data: Any, problem: str) -> None:
         ({"day": "Sundays"}, 'audiences.A.day: unknown value "Sundays", did you mean "Sunday"?'),
         ({"day": []}, "audiences.A.day: unknown value [] (valid: Friday, "),
         ({"device": ["phone", "fridge"]}, 'audiences.A.device: unknown value "fridge" (valid: '),
-        ({"hour": 24}, "audiences.A.hour: must be an hour (0 to 23), an array of them, or {"),
+        ({"hour": 24}, "audiences.A.hour: must be an hour (0 to 23), an array of hours, or {"),
         ({"hour": True}, "audiences.A.hour: must be an hour"),
         ({"hour": []}, "audiences.A.hour: must be an hour"),
         ({"hour": {"from": 5}}, "audiences.A.hour: must be an hour"),
         ({"hour": {"from": 5, "until": "x"}}, "audiences.A.hour: must be an hour"),
-        ({"ip": "203.0.113.1/24"}, 'audiences.A.ip: must be a network such as "203.0.113.0/24" (no bits after'),
+        ({"ip": "203.0.113.1/24"}, 'audiences.A.ip: must be a network such as "203.0.113.0/24" (all bits'),
         ({"ip": ["::/0", 5]}, "audiences.A.ip: must be a network"),
     ],
 )
-def test_a_mistake_in_a_rule_is_told_with_its_place(rule: Any, problem: str) -> None:
-    """Rules are read as strictly as the rest of the file."""
+def test_a_mistake_in_a_rule_is_reported_with_its_place(rule: Any, problem: str) -> None:
+    """The reader of rules is as strict as that of the rest."""
     found = problems(with_rule(rule))
 
     assert any(each.startswith(problem) for each in found), found
 
 
 def test_long_values_are_shortened_in_a_message() -> None:
-    """A message stays readable whatever stands in the file."""
+    """A message stays readable for any content of the file."""
     (problem,) = problems(with_rule(["x" * 500]))
 
     assert len(problem) < 150
 
 
 def test_short_forms_get_their_data_type() -> None:
-    """A plain value says what it is; the long form keeps what it says."""
+    """The data type follows from a plain value; the long form keeps its own."""
     long_forms = {
         "S": {"value": "12", "data_type": "number"},
         "B": {"value": "true", "data_type": "boolean"},
@@ -276,8 +278,8 @@ def test_short_forms_get_their_data_type() -> None:
     }
 
 
-def test_offerings_take_each_shape_of_the_contract() -> None:
-    """An array, a string holding one, or an object around one."""
+def test_offerings_have_each_form_of_the_contract() -> None:
+    """The forms are an array, a string that contains the array, and an object with the array in it."""
     payload = {shape: {"$offerings": ["mug"], "as": shape} for shape in ("string", "array", "object")}
     found = served({**payload, "default": {"$offerings": ["mug"]}}, offerings={"mug": {"title": "Mug"}})
 
@@ -289,8 +291,8 @@ def test_offerings_take_each_shape_of_the_contract() -> None:
     assert found["object"]["value"] == {"offerings": array}
 
 
-def test_variations_of_an_experience_need_no_content() -> None:
-    """The shortest forms: variations, or a payload, in the experience itself."""
+def test_an_experience_needs_no_content_entries() -> None:
+    """The variations or the payload may be in the experience itself."""
     workspace = parse_workspace(
         {
             **MINIMAL,

@@ -1,4 +1,4 @@
-"""The contract suite: what is right gets its answer, in-process and over HTTP alike."""
+"""The contract suite: valid requests get the documented responses, in the process and over HTTP."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from django_moe_personalize.exceptions import AuthenticationError, ResponseError
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import Action, Event, ExperienceStatus
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.sandbox.engine import Engine
-from tests import contract_schema, contract_ways
-from tests.contract_schema import assert_valid
-from tests.contract_ways import KEYS, PHONE, Way, read
-from tests.sandbox_ways import (
+from django_moe_personalize.sandbox import Engine, load_workspace
+from tests.sandbox import schema
+from tests.sandbox.schema import assert_valid
+from tests.sandbox.ways import (
     API_KEY,
     EVENTS,
     FETCH,
     NOW,
+    PHONE,
     WORKSPACE_ID,
+    Way,
     action,
     batch,
+    count,
     element,
     get_metadata,
     post,
+    read,
 )
 
-engine = contract_ways.engine
-server = contract_ways.server
-transport = contract_ways.transport
-way = contract_ways.way
+KEYS = list(load_workspace().definitions)
 
 
 def experiences(way: Way, **fields: Any) -> dict[str, Any]:
-    """Return what a fetch gives, checked against the schema."""
+    """Return the experiences of a fetch, checked against the schema."""
     response = way(post(FETCH, fields))
     assert response.status == 200
     data = read(response)
-    assert_valid(data, contract_schema.FETCH)
+    assert_valid(data, schema.FETCH)
     return data["experiences"]
 
 
@@ -52,8 +52,8 @@ def title_of(way: Way, **fields: Any) -> str:
 # -- fetch
 
 
-def test_hero_banner_differs_by_who_asks_and_when(way: Way) -> None:
-    """The shipped hero has a content of its own for each kind of visitor."""
+def test_hero_banner_differs_by_visitor_and_hour(way: Way) -> None:
+    """The shipped hero banner has another title for each audience."""
     titles = [
         title_of(way, utm_medium="email"),
         title_of(way, USER_AGENT=PHONE),
@@ -67,8 +67,8 @@ def test_hero_banner_differs_by_who_asks_and_when(way: Way) -> None:
     assert len(set(titles)) == len(titles)
 
 
-def test_anybody_else_gets_both_variations_and_keeps_theirs(way: Way) -> None:
-    """The A/B split gives both contents, and one visitor the same every time."""
+def test_other_visitors_get_one_of_two_variations_each_time_the_same(way: Way) -> None:
+    """The A/B split serves both variations, and each visitor always gets the same one."""
     first = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
     again = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
 
@@ -77,7 +77,7 @@ def test_anybody_else_gets_both_variations_and_keeps_theirs(way: Way) -> None:
 
 
 def test_absent_experiences_are_a_success(way: Way) -> None:
-    """Unknown, paused, scheduled and unmatched keys are simply absent."""
+    """Unknown, paused, scheduled and unmatched keys are absent from a 200."""
     asked = ["no-such-key", "spring-sale", "winter-gala", "cart-upsell"]
 
     assert experiences(way, experience_key=asked) == {}
@@ -87,7 +87,7 @@ def test_absent_experiences_are_a_success(way: Way) -> None:
     ("cart_value", "product"), [("20", None), ("50", "dry-bag-20"), ("149.99", "dry-bag-20"), ("150", "titanium-mug")]
 )
 def test_cart_upsell_follows_the_cart(way: Way, cart_value: str, product: str | None) -> None:
-    """Numbers in strings are compared as numbers."""
+    """Rules compare numbers in strings as numbers."""
     found = experiences(way, experience_key=["cart-upsell"], cart_value=cart_value)
 
     payload = found.get("cart-upsell", {}).get("payload", {})
@@ -95,30 +95,28 @@ def test_cart_upsell_follows_the_cart(way: Way, cart_value: str, product: str | 
 
 
 @pytest.mark.parametrize(("category", "kind"), [("packs", list), ("camp", str), ("clothing", str)])
-def test_recommendations_carry_offerings_as_an_array_or_a_string_that_holds_one(
-    way: Way, category: str, kind: type
-) -> None:
-    """Both shapes of the contract are served, with four products or more."""
+def test_recommendations_have_offerings_as_an_array_or_as_a_string(way: Way, category: str, kind: type) -> None:
+    """The shipped workspace serves both forms of the contract, each with at least four products."""
     found = experiences(way, experience_key=["recommendations"], product_category=category)
 
     value = found["recommendations"]["payload"]["offerings"]["value"]
     offerings = json.loads(value) if isinstance(value, str) else value
-    assert_valid(offerings, contract_schema.OFFERINGS)
+    assert_valid(offerings, schema.OFFERINGS)
     assert isinstance(value, kind)
     assert len(offerings) >= 4
     wanted = {"title", "subtitle", "image_url", "cta_label", "deeplink", "price"}
     assert all(set(each["offering_content"]["payload"]) == wanted for each in offerings)
 
 
-def test_no_keys_gives_all_experiences_of_the_customer(way: Way) -> None:
-    """A customer without keys gets every experience they are in."""
+def test_a_fetch_without_keys_gives_all_experiences_of_the_customer(way: Way) -> None:
+    """A customer gets every experience that has an audience with the customer in it."""
     found = experiences(way, identifiers={"customer_id": "1"}, cart_value="200")
 
     assert set(found) == {"hero-banner", "promo-strip", "cart-upsell", "recommendations"}
 
 
-def test_no_keys_and_no_customer_gives_what_is_for_everybody(way: Way) -> None:
-    """Without a customer contents for an audience are left out, even where it would match."""
+def test_a_fetch_without_keys_and_customer_gives_only_content_for_all_users(way: Way) -> None:
+    """The sandbox skips content for an audience, even if the visitor is in the audience."""
     found = experiences(way, cart_value="200", utm_medium="email")
 
     names = {key: entry["experience_context"]["audience_name"] for key, entry in found.items()}
@@ -126,7 +124,7 @@ def test_no_keys_and_no_customer_gives_what_is_for_everybody(way: Way) -> None:
 
 
 def test_only_the_first_25_keys_are_answered(way: Way) -> None:
-    """Key 26 is as if it had not been asked for."""
+    """The sandbox ignores key 26."""
     fill = [f"unknown-{number}" for number in range(24)]
 
     assert set(experiences(way, experience_key=[*fill, "hero-banner"])) == {"hero-banner"}
@@ -145,13 +143,13 @@ def test_only_the_first_25_keys_are_answered(way: Way) -> None:
         {"customer_id": "1", "user_identifiers": {"u_em": "grace@example.com"}},
     ],
 )
-def test_identifiers_name_a_customer_when_the_id_does_not(way: Way, identifiers: Any) -> None:
-    """Every form of the contract finds Ada; a known customer id wins."""
+def test_identifiers_find_the_customer_if_the_customer_id_does_not(way: Way, identifiers: Any) -> None:
+    """All forms in the contract find Ada; a known customer id wins over the identifiers."""
     assert "Ada" in title_of(way, identifiers=identifiers)
 
 
 def test_a_locale_changes_the_content_and_its_id(way: Way) -> None:
-    """The content follows the locale, down to its language, and the context names it."""
+    """The sandbox falls back from the locale to its language, then to the default; the context has the locale's id."""
     german = experiences(way, experience_key=["promo-strip"], locale="de_AT")["promo-strip"]
     english = experiences(way, experience_key=["promo-strip"], locale="fr")["promo-strip"]
 
@@ -179,12 +177,12 @@ def test_a_locale_changes_the_content_and_its_id(way: Way) -> None:
     ],
 )
 def test_metadata_filters_by_status(way: Way, query: str, keys: list[str]) -> None:
-    """Statuses are case-sensitive, and an unknown one filters to nothing, silently."""
+    """Statuses are case-sensitive; an unknown status matches nothing and is not an error."""
     response = way(get_metadata(query))
 
     data = read(response)
     assert response.status == 200
-    assert_valid(data, contract_schema.METADATA)
+    assert_valid(data, schema.METADATA)
     assert [row["experience_key"] for row in data["metadata"]["experiences"]] == keys
     assert data["metadata"]["count"] == len(keys)
 
@@ -192,8 +190,8 @@ def test_metadata_filters_by_status(way: Way, query: str, keys: list[str]) -> No
 # -- events
 
 
-def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, engine: Engine) -> None:
-    """A retry with the same UUID gets 200 again and counts nothing."""
+def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, shipped: Engine) -> None:
+    """A retry with the same UUID gets a 200 and doesn't count again."""
     context = experiences(way, experience_key=["promo-strip"])["promo-strip"]["experience_context"]
     shown = action(attributes=context)
     clicked = action(
@@ -205,22 +203,21 @@ def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, engine: En
 
     for answer in answers:
         assert answer.status == 200
-        assert_valid(read(answer), contract_schema.EVENTS)
-    counts = engine.ledger.counts()["promo-strip"]
-    assert (counts.impressions, counts.clicks) == (1, 1)
-    entries = engine.ledger.entries()
+        assert_valid(read(answer), schema.EVENTS)
+    assert count(shipped, "promo-strip") == (1, 1)
+    entries = shipped.ledger.entries()
     assert [entry.element for entry in entries] == ["", "cta"]
     assert entries[1].attributes["moe_offering_id"] == "7"
 
 
-def test_b_id_beside_the_attributes_is_taken_too(way: Way, engine: Engine) -> None:
-    """The prose of the vendor's documents puts it there."""
+def test_b_id_next_to_the_attributes_is_accepted_too(way: Way, shipped: Engine) -> None:
+    """The text of the vendor's documents puts it there."""
     assert way(post(EVENTS, batch(element(action(b_id="Add to Cart"))))).status == 200
-    assert [entry.element for entry in engine.ledger.entries()] == ["Add to Cart"]
+    assert [entry.element for entry in shipped.ledger.entries()] == ["Add to Cart"]
 
 
-def test_user_attributes_make_and_change_profiles(way: Way) -> None:
-    """A customer whom an event made gold is gold in the next fetch."""
+def test_user_attributes_create_and_update_profiles(way: Way) -> None:
+    """An event changes the attributes of a customer for the next fetch."""
     customer = str(uuid.uuid4())
     assert "Ada" not in title_of(way, identifiers={"customer_id": customer})
 
@@ -233,12 +230,12 @@ def test_user_attributes_make_and_change_profiles(way: Way) -> None:
 
 
 def build_client(transport: Any, **changes: str) -> PersonalizeClient:
-    """Build a client with the sandbox's credentials."""
+    """Build a client with the credentials of the sandbox."""
     return PersonalizeClient(**{"workspace_id": WORKSPACE_ID, "api_key": API_KEY, "transport": transport, **changes})
 
 
-def test_client_fetches_reports_and_lists(transport: Any, engine: Engine) -> None:
-    """One round: metadata, fetch, an impression and a click."""
+def test_client_lists_fetches_and_sends_events(transport: Any, shipped: Engine) -> None:
+    """The client understands the responses to metadata, fetch and events."""
     client, deadline = build_client(transport), Deadline(10)
     active = client.fetch_metadata([ExperienceStatus.ACTIVE], deadline=deadline)
     keys = [each.experience_key for each in active.experiences]
@@ -255,12 +252,11 @@ def test_client_fetches_reports_and_lists(transport: Any, engine: Engine) -> Non
     assert hero["Theme"] == "gold"
     assert result.experiences["cart-upsell"]["Price"] == 24.0
     assert [offering.offering_id for offering in shelf.offerings][:1] == ["trail-pack-40"]
-    counts = engine.ledger.counts()["hero-banner"]
-    assert (counts.impressions, counts.clicks) == (1, 1)
+    assert count(shipped, "hero-banner") == (1, 1)
 
 
-def test_client_raises_the_tree(transport: Any) -> None:
-    """401 and 400 arrive as the client's own errors."""
+def test_client_raises_its_own_errors(transport: Any) -> None:
+    """A 401 is an AuthenticationError, a 400 a ResponseError with the vendor's title."""
     with pytest.raises(AuthenticationError):
         build_client(transport, api_key="data-key").fetch_metadata(deadline=Deadline(10))
     with pytest.raises(ResponseError) as caught:

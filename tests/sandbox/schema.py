@@ -1,4 +1,4 @@
-"""The answers of MoEngage Personalize as JSON Schema, written from the vendor's contract."""
+"""The responses of MoEngage Personalize as JSON Schema, written from the vendor's contract."""
 
 from __future__ import annotations
 
@@ -91,5 +91,5 @@ OFFERINGS = {
 
 
 def assert_valid(data: object, schema: dict[str, Any]) -> None:
-    """Assert that ``data`` is what ``schema`` says."""
+    """Assert that ``data`` matches ``schema``."""
     jsonschema.Draft202012Validator(schema).validate(data)

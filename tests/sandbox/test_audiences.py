@@ -1,4 +1,4 @@
-"""Rules: who is in an audience, and the sentence that says why."""
+"""Audiences: which visitors match a rule, and the sentence that says why."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_moe_personalize.sandbox.audiences import AllRule, Finding, Visitor, find_device, list_hours
 from django_moe_personalize.sandbox.reading import Problems
 from django_moe_personalize.sandbox.rule_reader import read_rule
-from django_moe_personalize.sandbox.rules import AllRule, Finding, Visitor, device_type, hours_between
 
 CUSTOMER = {"loyalty": "gold", "points": 2480, "vip": True, "score": "12.5"}
 SESSION = {
@@ -28,7 +28,7 @@ SESSION = {
 
 
 def check(rule: Any, visitor: Visitor | None = None) -> Finding:
-    """Read a rule and apply it."""
+    """Read a rule and check it."""
     problems = Problems("test")
     read = read_rule(rule, "", problems)
     problems.raise_any()
@@ -80,8 +80,8 @@ def check(rule: Any, visitor: Visitor | None = None) -> Finding:
         {"//": "a note", "utm_medium": {"//": "another", "is": "email"}},
     ],
 )
-def test_a_rule_that_holds(rule: Any) -> None:
-    """The condition is met by the visitor, and its opposite is not."""
+def test_a_rule_that_matches(rule: Any) -> None:
+    """The visitor matches the rule and doesn't match its opposite."""
     assert check(rule).matched
     assert not check({"not": rule}).matched
 
@@ -113,8 +113,8 @@ def test_a_rule_that_holds(rule: Any) -> None:
         {"ip": "198.51.100.0/24"},
     ],
 )
-def test_a_rule_that_does_not_hold(rule: Any) -> None:
-    """The condition is not met by the visitor, and its opposite is."""
+def test_a_rule_that_does_not_match(rule: Any) -> None:
+    """The visitor doesn't match the rule, but matches its opposite."""
     assert not check(rule).matched
     assert check({"not": rule}).matched
 
@@ -122,13 +122,13 @@ def test_a_rule_that_does_not_hold(rule: Any) -> None:
 @pytest.mark.parametrize(
     "rule", [{"day": "Sunday"}, {"hour": {"from": 0, "until": 0}}, {"device": "desktop"}, {"ip": "0.0.0.0/0"}]
 )
-def test_what_was_not_sent_meets_no_rule(rule: Any) -> None:
-    """Nothing is guessed: without the field the condition is not met."""
+def test_a_visitor_without_the_attribute_matches_no_rule(rule: Any) -> None:
+    """The sandbox doesn't guess an attribute that the request doesn't have."""
     assert not check(rule, Visitor()).matched
 
 
-def test_an_address_that_cannot_be_read_is_in_no_network() -> None:
-    """Text in USER_IP_ADDRESS is no mistake, just nowhere."""
+def test_an_invalid_address_is_in_no_network() -> None:
+    """Other text in USER_IP_ADDRESS is not an error."""
     assert not check({"ip": ["0.0.0.0/0", "::/0"]}, Visitor(session={"USER_IP_ADDRESS": "home"})).matched
 
 
@@ -139,8 +139,8 @@ def test_an_address_that_cannot_be_read_is_in_no_network() -> None:
         ({"customer.points": {"gte": 5000}}, "the customer's points is at least 5000 (it is 2480)"),
         ({"nothing": ["a", 1]}, "nothing is one of a, 1 (it is absent)"),
         ({"utm_medium": {"not_in": ["email"]}}, "utm_medium is none of email (it is email)"),
-        ({"nothing": {"exists": True}}, "nothing is there (it is absent)"),
-        ({"utm_medium": {"exists": False}}, "utm_medium is absent (it is email)"),
+        ({"nothing": {"exists": True}}, "nothing exists (it is absent)"),
+        ({"utm_medium": {"exists": False}}, "utm_medium doesn't exist (it is email)"),
         ({"hour": [9, 1]}, "the hour is one of 01, 09 (it is 23)"),
         ({"device": ["bot", "tablet"]}, "the device is a bot or tablet (it is phone)"),
         ({"ip": ["10.0.0.0/8", "::/0"]}, "the address is in 10.0.0.0/8 or ::/0 (it is 203.0.113.9)"),
@@ -152,12 +152,12 @@ def test_an_address_that_cannot_be_read_is_in_no_network() -> None:
     ],
 )
 def test_the_sentence_says_why(rule: Any, sentence: str) -> None:
-    """What held is named; what did not, with the actual value."""
+    """It names the conditions that decided, with the actual value of a condition that didn't match."""
     assert check(rule).sentence == sentence
 
 
-def test_no_conditions_hold_for_everybody() -> None:
-    """The empty conjunction is true."""
+def test_every_visitor_matches_a_rule_without_conditions() -> None:
+    """All of no conditions match."""
     assert AllRule(()).check(Visitor()) == Finding(True, "")
 
 
@@ -176,20 +176,20 @@ def test_no_conditions_hold_for_everybody() -> None:
         ("curl/8.5.0", "bot"),
     ],
 )
-def test_device_type_is_read_from_the_user_agent(user_agent: str, device: str | None) -> None:
-    """Bots that pose as phones are bots; tablets are no phones."""
-    assert device_type(user_agent) == device
+def test_the_user_agent_names_the_device(user_agent: str, device: str | None) -> None:
+    """A bot that claims to be a phone is a bot; a tablet is not a phone."""
+    assert find_device(user_agent) == device
 
 
 @given(st.integers(0, 23), st.integers(0, 23))
-def test_hours_go_from_one_to_before_the_other(start: int, until: int) -> None:
-    """A span and its rest make a day, whichever of them wraps midnight."""
-    span = hours_between(start, until)
+def test_hours_go_from_the_first_to_before_the_second(start: int, until: int) -> None:
+    """A span and the opposite span make a day, also past midnight."""
+    span = list_hours(start, until)
 
     assert start in span
     if start == until:
         assert span == frozenset(range(24))
     else:
         assert until not in span
-        assert span | hours_between(until, start) == frozenset(range(24))
-        assert not span & hours_between(until, start)
+        assert span | list_hours(until, start) == frozenset(range(24))
+        assert not span & list_hours(until, start)
