@@ -71,7 +71,7 @@ def read_seconds(
 ) -> float:
     """Read a finite number of at least ``minimum``, or more than ``above``, and at most ``maximum``."""
     lowest = f"at least {minimum:g}" if above is None else f"above {above:g}"
-    expected = f"a number of seconds {lowest}{'' if maximum == math.inf else f' and at most {maximum:g}'}"
+    expected = f"a number of seconds, {lowest}{'' if maximum == math.inf else f' and at most {maximum:g}'}"
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise InvalidValue(value, expected, _hint_at_quotes(value, NUMBER))
     if not minimum <= value <= maximum or (above is not None and value <= above):

@@ -199,12 +199,12 @@ def _find_unknown_names(given: Mapping[Any, Any]) -> Iterator[Problem]:
         if key not in FIELDS:
             hint = suggest(key, FIELDS, f"Use one of {', '.join(FIELDS)}.")
             yield Problem("unknown", str(key), f"{SETTING} has the key {key!r}, but there is no such setting.", hint)
-    variables = {f"{SETTING}_{name}" for name in FIELDS}
     for variable in os.environ:
-        if variable.startswith(f"{SETTING}_") and variable not in variables:
-            hint = suggest(variable, variables, "Remove it, or give it another prefix.")
-            message = f"The environment has the variable {variable}, but there is no such setting."
-            yield Problem("environment", variable, message, hint)
+        name = variable.removeprefix(f"{SETTING}_")
+        if name != variable and name not in FIELDS:
+            hint = suggest(name, FIELDS, "Remove it, or give it another prefix.")
+            message = f"The environment has the variable {variable}, but there is no setting {name!r}."
+            yield Problem("environment", name, message, hint)
 
 
 def _complete(values: dict[str, Any]) -> Iterator[Problem]:
