@@ -160,7 +160,8 @@ def _examine_fetch(calls: _TimedClient, keys: Sequence[str], settings: Settings)
     found = len(calls.run(fetch).experiences)
     what = (
         f"A fetch of {len(keys)} keys took {first * 1000:.0f} ms on a new connection and {calls.took * 1000:.0f} ms on "
-        f"an open one. A page waits up to {settings.deadline * 1000:.0f} ms. An unknown visitor gets {found} of them."
+        f"an open one. A page waits up to {settings.deadline * 1000:.0f} ms. "
+        f"An unknown visitor gets {found} of these experiences."
     )
     if calls.took > settings.deadline:
         fix = "Raise DEADLINE, or find out why MoEngage takes so long."
