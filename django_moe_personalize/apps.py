@@ -19,8 +19,7 @@ class MoePersonalizeConfig(AppConfig):
     def ready(self) -> None:
         """Connect the signal receivers and register the system checks."""
         # Imported here: some of these modules need models, which can't be imported earlier.
-        from django_moe_personalize import runtime  # noqa: F401 - connects its receiver
-        from django_moe_personalize.visitor import receivers  # noqa: F401 - connects its receivers
+        from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
 

@@ -114,14 +114,17 @@ class part(Generic[T]):
     def override(self, value: T) -> Iterator[T]:
         """Return ``value`` from every call in this process while the context lasts; for tests.
 
-        Contexts may be nested: the innermost wins. The built object stays as it is, and comes back at the end.
+        Contexts may be nested: the innermost wins. Every runtime starts again at both ends, because other parts may
+        have taken something from this one.
         """
         self._overrides.append(value)
+        reset_runtimes()
         try:
             yield value
         finally:
             # The last equal entry: contexts in several threads may end in any order.
             del self._overrides[max(index for index, other in enumerate(self._overrides) if other is value)]
+            reset_runtimes()
 
 
 class _Process:

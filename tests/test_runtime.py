@@ -133,10 +133,10 @@ def test_part_that_fails_is_built_again():
 
 
 def test_override_wins_in_every_thread_until_it_ends():
-    """The innermost override wins, even one that is there twice. Then the built part is back."""
-    mine, first, second = get_first(), object(), object()
+    """The innermost override wins, even one that is there twice. It is never closed, and the built parts are."""
+    mine, first, second = get_second(), Thing("override"), object()
 
-    def check_threads():
+    def call_in_thread():
         found = []
         thread = threading.Thread(target=lambda: found.append(get_first()))
         thread.start()
@@ -145,23 +145,24 @@ def test_override_wins_in_every_thread_until_it_ends():
 
     with get_first.override(first) as given:
         assert given is first
+        assert closed == ["second after first", "first"]
+        assert get_second().name == "second after override"
         with get_first.override(second), get_first.override(first):
             assert get_first() is first
         with get_first.override(second):
-            reset_runtimes()
-            assert check_threads() == [second]
+            assert call_in_thread() == [second]
             assert get_first.find() is second
         assert get_first() is first
-    assert closed == ["first"]
-    assert get_first() is not mine
+    assert "override" not in closed
+    assert get_second().name == "second after first"
+    assert get_second() is not mine
 
 
 def test_override_ends_with_an_error():
     """An error in a test leaves no override behind."""
-    mine = get_first()
     with pytest.raises(RuntimeError), get_first.override(object()):
         raise RuntimeError
-    assert get_first() is mine
+    assert get_first().name == "first"
 
 
 def test_overrides_end_in_any_order():

@@ -19,7 +19,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_moe_personalize.management.commands.moe_sandbox import parse_address
-from tests.sandbox_ways import METADATA, credentials
+from tests.sandbox.ways import METADATA, credentials
 
 
 class Output(io.StringIO):
@@ -155,7 +155,7 @@ def test_address_may_be_short(text: str, address: tuple[str, int]) -> None:
         (["127.0.0.1:-1"], "-1 is not a port"),
         (["203.0.113.1:0"], "The sandbox can't listen on 203.0.113.1:0: "),
         (["0", "--workspace", "/nonexistent.json"], "/nonexistent.json: cannot be read"),
-        (["0", "--latency-ms", "-1"], "latency must be seconds"),
+        (["0", "--latency-ms", "-1"], "latency must be a number of seconds"),
         (["0", "--error-rate", "2"], "error_rate must be a rate"),
     ],
 )

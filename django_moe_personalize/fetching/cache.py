@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from django.conf import settings as django_settings
 from django.core.cache import caches
@@ -95,7 +95,7 @@ def _log_failure(alias: str, error: Exception) -> None:
     log_once(("cache", alias, type(error)), message, alias, type(error).__name__)
 
 
-class ExperienceCache:
+class _OldCache:
     """The experiences of one visitor; ``clock`` gives Unix seconds, which all processes share.
 
     What it hands out is shared by all visitors and cannot be changed; ``copy.deepcopy()`` can.
@@ -299,3 +299,35 @@ def _unpack(value: object) -> list[tuple[int, bytes]]:
         start = first + data[start] * REFERENCE_BYTES
         found += [(at, data[place : place + REFERENCE_BYTES]) for place in range(first, start, REFERENCE_BYTES)]
     return found if start == len(data) else []
+
+
+class Known(NamedTuple):
+    answers: Mapping[str, Experience | None]
+    due: tuple[str, ...]
+
+
+class ExperienceCache:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def _known(self, found: Mapping[str, CachedExperience], keys: Iterable[str]) -> Known:
+        return Known(
+            {k: e.experience for k, e in found.items()}, tuple(k for k in keys if k not in found or not found[k].fresh)
+        )
+
+    def peek(self, visitor: str, keys: Collection[str]) -> Known:
+        return self._known(_OldCache(visitor, self._settings).get_local(keys), keys)
+
+    def read(self, visitor: str, keys: Collection[str]) -> Known:
+        return self._known(_OldCache(visitor, self._settings).get(keys), keys)
+
+    def keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+        _OldCache(visitor, self._settings).set_local(answers)
+
+    def write(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+        _OldCache(visitor, self._settings).set(answers)
+
+
+@part
+def get_cache(runtime: Runtime) -> ExperienceCache:
+    return ExperienceCache(runtime.settings)

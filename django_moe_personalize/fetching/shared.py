@@ -14,7 +14,9 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetching.cache import build_key
+from django_moe_personalize.fetching.cache import build_key as build_key
+from django_moe_personalize.fetching.cache import get_many as get_many
+from django_moe_personalize.fetching.cache import set_many as set_many
 from django_moe_personalize.runtime import Runtime, log_once, part
 
 NOTICE_SECONDS: Final = 60 * 60
@@ -97,17 +99,13 @@ def read_notices(topic: str) -> list[dict[str, Any]]:
     return sorted(by_process.values(), key=notices.index)
 
 
-def has_shared_cache() -> bool:
-    """Return whether the site's cache knows more than this process does, so that asking it may take its time."""
-    return _is_shared()
-
-
 def _get_shared_cache() -> BaseCache | None:
-    return caches[get_settings().cache] if _is_shared() else None
+    return caches[get_settings().cache] if has_shared_cache() else None
 
 
 @part
-def _is_shared(runtime: Runtime) -> bool:
+def has_shared_cache(runtime: Runtime) -> bool:
+    """Return whether processes share the site's cache, so that reading it takes a round trip."""
     return not isinstance(caches[runtime.settings.cache], LocMemCache | DummyCache)
 
 

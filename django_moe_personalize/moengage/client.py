@@ -20,7 +20,8 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.moengage.frozen import encode
 from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
-from django_moe_personalize.moengage.reader import parse_json, read_fetch, read_metadata
+from django_moe_personalize.moengage.reader import read_fetch, read_metadata
+from django_moe_personalize.moengage.strict_json import parse_json
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -125,6 +126,18 @@ class PersonalizeClient:
         """Return the answer, waiting at most ``seconds``; ``None`` when it is not there by then."""
         response = exchange.receive(seconds)
         return None if response is None else read_fetch(_check(response))
+
+    def start_fetch(self, keys: Sequence[str], **who: Any) -> Exchange | None:
+        exchange = self.reserve()
+        if exchange is None:
+            return None
+        try:
+            return exchange if self.send_fetch(exchange, keys, **who) else None
+        except BaseException:
+            exchange.release()
+            raise
+
+    finish_fetch = receive_fetch
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return which experiences exist, all or those with one of the statuses (contract §3).
