@@ -75,7 +75,7 @@ def test_default_is_that_of_the_code(name, settings):
     field = settings.FIELDS[name]
     default = field.default_factory()
     value = ast.literal_eval(match[1])
-    assert (value if value is None else field.metadata["reader"].read(value)) == default
+    assert (value if value is None else field.metadata["read"](value)) == default
 
 
 def test_data_centers_are_those_of_the_code():
