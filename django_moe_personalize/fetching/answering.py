@@ -10,7 +10,7 @@ from django_moe_personalize import signals
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded
 from django_moe_personalize.fetching import metadata, upstream
-from django_moe_personalize.fetching.cache import CachedExperience, ExperienceCache
+from django_moe_personalize.fetching.cache import Known, get_cache
 from django_moe_personalize.fetching.shared import claim
 from django_moe_personalize.fetching.upstream import Question
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
@@ -37,9 +37,9 @@ class Answer:
         self.unanswered: tuple[str, ...] = ()
 
 
-def pick(entries: Mapping[str, CachedExperience], keys: Iterable[str]) -> dict[str, Experience]:
-    """Return the experiences among what the cache has of ``keys``, fresh or stale."""
-    return {key: e for key in keys if key in entries and (e := entries[key].experience) is not None}
+def pick(answers: Mapping[str, Experience | None], keys: Iterable[str]) -> dict[str, Experience]:
+    """Return the experiences of ``keys`` among the answers, without the absent ones."""
+    return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
 def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
@@ -47,32 +47,28 @@ def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
 
     The vendor's failures are in ``Answer.errors``. Raises ConfigurationError without credentials.
     """
-    cache = ExperienceCache(visitor.build_digest(), get_settings())
-    found = answer(Question(visitor, tuple(keys), cache, deadline, is_page=False))
-    _remember(cache, found)
+    found = answer(Question(visitor, tuple(keys), deadline, is_page=False))
+    _remember(visitor, found)
     return found
 
 
 def answer(question: Question, *, publish: Callable[[Experiences], None] | None = None) -> Answer:
     """Answer a question; ``publish`` is given what the cache knows before the vendor is asked."""
-    cached = question.cache.get(question.keys)
+    cached = get_cache().read(question.visitor.build_digest(), question.keys)
     if publish is not None:
-        publish(pick(cached, question.keys))
-    known, missing = look_up(question, cached)
+        publish(pick(cached.answers, question.keys))
+    known, missing = look_up(cached)
     if missing and (elsewhere := _wait_for_another_process(question, missing)):
-        known |= {key: entry.experience for key, entry in elsewhere.items()}
+        known = {**known, **elsewhere}
         missing = [key for key in missing if key not in elsewhere]
     return conclude(question, known, _call_in_batches(question, missing))
 
 
-def look_up(
-    question: Question, cached: Mapping[str, CachedExperience]
-) -> tuple[dict[str, Experience | None], list[str]]:
-    """Return what is known of the keys, fresh or stale, and which of them the vendor is to be asked for."""
-    missing = [key for key in question.keys if key not in cached or not cached[key].fresh]
-    unavailable = metadata.find_unavailable(missing)
-    known = {key: entry.experience for key, entry in cached.items()} | dict.fromkeys(unavailable)
-    return known, [key for key in missing if key not in unavailable]
+def look_up(cached: Known) -> tuple[Mapping[str, Experience | None], list[str]]:
+    """Return the known answers and the keys to ask MoEngage for: those that are due and that somebody can get."""
+    unavailable = metadata.find_unavailable(cached.due)
+    known = {**cached.answers, **dict.fromkeys(unavailable)}
+    return known, [key for key in cached.due if key not in unavailable]
 
 
 def conclude(question: Question, known: Mapping[str, Experience | None], outcomes: Iterable[Outcome]) -> Answer:
@@ -91,7 +87,7 @@ def conclude(question: Question, known: Mapping[str, Experience | None], outcome
     return answer
 
 
-def _wait_for_another_process(question: Question, missing: Sequence[str]) -> dict[str, CachedExperience]:
+def _wait_for_another_process(question: Question, missing: Sequence[str]) -> Mapping[str, Experience | None]:
     """Return what another process that asks the same at this moment has found; nothing when we are to ask.
 
     Only where the site's cache is shared: who adds the claim asks, the others look for its answer
@@ -99,16 +95,16 @@ def _wait_for_another_process(question: Question, missing: Sequence[str]) -> dic
     """
     left = question.deadline.remaining() or 0.0
     # Without a TTL nothing is ever fresh that another has found.
-    if not get_settings().cache_ttl or claim(question.cache.visitor, missing, left):
+    if not get_settings().cache_ttl or claim(question.visitor.build_digest(), missing, left):
         return {}
     until = time.monotonic() + left / 2
     pause = 0.002
     while time.monotonic() < until:
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
-        found = question.cache.get(missing)
-        if all(key in found and found[key].fresh for key in missing):
-            return found
+        found = get_cache().read(question.visitor.build_digest(), missing)
+        if not found.due:
+            return {key: found.answers[key] for key in missing}
     return {}
 
 
@@ -135,7 +131,7 @@ def _call_in_batches(question: Question, keys: Sequence[str]) -> Iterator[Outcom
 
 def follow_up(question: Question, answer: Answer) -> None:
     """Remember, report and explain; and probe a vendor whose time in the open breaker is over."""
-    _remember(question.cache, answer)
+    _remember(question.visitor, answer)
     explain(answer)
     for problem in answer.errors:
         report(problem, answer.unanswered)
@@ -149,10 +145,10 @@ def explain(answer: Answer) -> None:
         metadata.explain(absent)
 
 
-def _remember(cache: ExperienceCache, answer: Answer) -> None:
+def _remember(visitor: Visitor, answer: Answer) -> None:
     """Cache what was learned; a failure overwrites nothing."""
     if answer.learned:
-        cache.set(answer.learned)
+        get_cache().write(visitor.build_digest(), answer.learned)
 
 
 def _probe(question: Question) -> None:
@@ -163,7 +159,7 @@ def _probe(question: Question) -> None:
             result = upstream.call(question._replace(deadline=deadline), keys, ticket)
         except APIError:
             return
-        question.cache.set({key: result.experiences.get(key) for key in keys})
+        get_cache().write(question.visitor.build_digest(), {key: result.experiences.get(key) for key in keys})
 
 
 def report(error: APIError, keys: Sequence[str]) -> None:

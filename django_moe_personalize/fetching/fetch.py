@@ -32,7 +32,7 @@ from django_moe_personalize.fetching.answering import (
     look_up,
     pick,
 )
-from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.flight import Flight, SingleFlight
 from django_moe_personalize.fetching.shared import has_shared_cache
 from django_moe_personalize.fetching.upstream import Question, SplitCall, get_pool, start_call
@@ -118,18 +118,19 @@ def start_fetch(visitor: Visitor, keys: Sequence[str]) -> Fetch:
     asks the same at the same time shares one question. Past the bulkhead the answer is what memory
     has, or nothing.
     """
-    cache = ExperienceCache(visitor.build_digest(), get_settings())
-    local = cache.get_local(keys)
-    known = pick(local, keys)
-    if len(local) == len(keys) and all(entry.fresh for entry in local.values()):
+    digest = visitor.build_digest()
+    answers, due = get_cache().peek(digest, keys)
+    known = pick(answers, keys)
+    if not due:
         return Fetch(keys, known)
-    flight, leads = get_flights().join((cache.visitor, tuple(keys)))
+    is_stale = all(key in answers for key in keys)
+    flight, leads = get_flights().join((digest, tuple(keys)))
     if leads:
-        question = Question(visitor, tuple(keys), cache, Deadline(get_settings().deadline))
+        question = Question(visitor, tuple(keys), Deadline(get_settings().deadline))
         # Nobody of this page waits for what is only refreshed, so a thread does.
-        if len(local) == len(keys) or not _send(question, flight):
+        if is_stale or not _send(question, flight):
             _submit(question, flight, known)
-    return Fetch(keys, known, None if len(local) == len(keys) else flight)
+    return Fetch(keys, known, None if is_stale else flight)
 
 
 def _send(question: Question, flight: Flight[Experiences]) -> bool:
@@ -138,8 +139,8 @@ def _send(question: Question, flight: Flight[Experiences]) -> bool:
         if has_shared_cache() or get_client.find() is None:
             return False
         # Again: the flight that this one just missed may have filled it.
-        local = question.cache.get_local(question.keys)
-        known, missing = look_up(question, local)
+        local = get_cache().peek(question.visitor.build_digest(), question.keys)
+        known, missing = look_up(local)
         if len(missing) > MAX_KEYS:
             return False
         call = start_call(question, missing) if missing else None
@@ -147,7 +148,7 @@ def _send(question: Question, flight: Flight[Experiences]) -> bool:
         # The thread meets the same, and tells.
         return False
     if call is not None:
-        flight.partial = pick(local, question.keys)
+        flight.partial = pick(local.answers, question.keys)
         reader = flight.reader = _Reader(question, flight, known, missing, call)
         if flight.followed:
             # Who came while this was sent found no reader, and waits for a thread's.
@@ -163,7 +164,7 @@ def _submit(question: Question, flight: Flight[Experiences], known: Experiences)
         get_pool().submit(_run, question, flight)
     except PoolBusy as error:
         log_once("busy", "All fetching threads are busy (%s); stale content or defaults are shown.", error)
-        get_flights().finish((question.cache.visitor, question.keys), flight, known)
+        get_flights().finish((question.visitor.build_digest(), question.keys), flight, known)
 
 
 def _run(question: Question, flight: Flight[Experiences]) -> None:
@@ -189,9 +190,9 @@ def _follow_up(question: Question, found: Answer) -> None:
 def _finish(question: Question, flight: Flight[Experiences], found: Answer) -> None:
     try:
         # Before the flight is over: who comes between would ask again for what is known.
-        question.cache.set_local(found.learned)
+        get_cache().keep(question.visitor.build_digest(), found.learned)
     finally:
-        get_flights().finish((question.cache.visitor, question.keys), flight, found.experiences)
+        get_flights().finish((question.visitor.build_digest(), question.keys), flight, found.experiences)
 
 
 def _log_bug(error: Exception) -> None:

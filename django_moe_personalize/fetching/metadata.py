@@ -14,7 +14,7 @@ from typing import NamedTuple
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.fetching import cache
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import (
     DataSource,
@@ -62,12 +62,12 @@ def get_metadata(*, deadline: Deadline) -> ExperiencesMetadata:
 
     Raises APIError when they are not cached and the vendor does not give them.
     """
-    settings, name = get_settings(), cache.build_key("metadata")
-    metadata = _read_rows(cache.get_many([name]).get(name))
+    settings, name = get_settings(), build_key("metadata")
+    metadata = _read_rows(get_many([name]).get(name))
     if metadata is None:
         metadata = get_client().fetch_metadata(deadline=deadline)
         rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
-        cache.set_many({name: rows}, timeout=settings.metadata_ttl)
+        set_many({name: rows}, timeout=settings.metadata_ttl)
     statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
     _get_state().known = _Known(get_client(), statuses, time.monotonic() + settings.metadata_ttl)
     return metadata

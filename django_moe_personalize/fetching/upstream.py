@@ -16,7 +16,6 @@ from django_moe_personalize.exceptions import (
     ResponseError,
 )
 from django_moe_personalize.fetching import metadata
-from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -40,7 +39,6 @@ class Question(NamedTuple):
 
     visitor: Visitor
     keys: tuple[str, ...]
-    cache: ExperienceCache
     deadline: Deadline
     is_page: bool = True
 
