@@ -11,7 +11,7 @@ from django_moe_personalize import signals
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
 from django_moe_personalize.fetching import answering, fetch
 from django_moe_personalize.fetching.answering import ask
-from django_moe_personalize.fetching.cache import get_local_cache
+from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.resilience.breaker import CircuitBreaker
@@ -197,7 +197,7 @@ def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
         fetch.start_fetch(VISITOR, ["hero-banner"]).result(10)
         settle()
         # Another process has it in the cache they share, not in its memory.
-        get_local_cache().clear()
+        get_cache._drop()
         upstream.answer = lambda request: released.wait(20)
         question = fetch.start_fetch(VISITOR, ["hero-banner"])
         until = time.monotonic() + 10
