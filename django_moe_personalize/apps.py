@@ -19,8 +19,7 @@ class MoePersonalizeConfig(AppConfig):
     def ready(self) -> None:
         """Register the system checks, and what happens when a visitor signs in or out."""
         # Imported here: a module that needs models cannot be imported before the apps are there.
-        from django_moe_personalize import runtime  # noqa: F401 - connects its receiver
-        from django_moe_personalize.visitor import receivers  # noqa: F401 - connects its receiver
+        from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
 

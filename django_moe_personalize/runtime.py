@@ -105,24 +105,25 @@ class part(Generic[T]):
 
     def find(self, runtime: Runtime | None = None) -> T | None:
         """Return the object if it is built already, else None."""
+        if self._overrides:
+            return self._overrides[-1]
         found: T | None = (runtime or get_runtime())._parts.get(self)
         return found
 
     @contextmanager
     def override(self, value: T) -> Iterator[T]:
-        """Use ``value`` in every runtime of this process while the context lasts; for tests. May be nested."""
+        """Use ``value`` in every runtime of this process while the context lasts; for tests. May be nested.
+
+        The runtimes start afresh at both ends, since other parts may have learned from this one.
+        """
         self._overrides.append(value)
-        self._drop()
+        reset_runtimes()
         try:
             yield value
         finally:
             # The innermost equal one: contexts of several threads may end in any order.
             del self._overrides[max(place for place, other in enumerate(self._overrides) if other is value)]
-            self._drop()
-
-    def _drop(self) -> None:
-        for runtime in list(_process.runtimes.values()):
-            runtime._parts.pop(self, None)
+            reset_runtimes()
 
 
 class _Process:

@@ -16,8 +16,7 @@ from hypothesis import settings as hypothesis_settings
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import TransportError
-from django_moe_personalize.fetching import metadata
-from django_moe_personalize.fetching.upstream import get_pool
+from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.resilience import Deadline
@@ -25,7 +24,7 @@ from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
-from tests.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.fetching.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
 from tests.wire import build_wire, tls_ends  # noqa: F401 - fixtures
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
@@ -39,7 +38,7 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def settle() -> None:
     """Wait until what pages left to the background is done."""
     until = time.monotonic() + 10
-    while (get_pool().in_flight or metadata.get_pool().in_flight) and time.monotonic() < until:
+    while (get_pool().in_flight or get_background().in_flight) and time.monotonic() < until:
         time.sleep(0.001)
 
 

@@ -1,42 +1,37 @@
-"""Calls: what breaker and governor let through to the vendor, in one step or in two, and what it says of them."""
+"""Call MoEngage as often as the circuit breaker allows, and tell the breaker how each call ended."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.conf import get_settings
 from django_moe_personalize.exceptions import (
     AuthenticationError,
     CircuitOpenError,
-    DeadlineExceeded,
     RateLimitedError,
     ResponseError,
 )
-from django_moe_personalize.fetching import metadata
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
-from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Exchange, NotTakenError
+from django_moe_personalize.moengage.messages import Exchange
 from django_moe_personalize.moengage.types import ExperiencesResult
-from django_moe_personalize.resilience import Deadline, WorkerPool
-from django_moe_personalize.resilience.breaker import CircuitBreaker
+from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import breaker_changed
-from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor import Visitor
 
 GATE_SECONDS = 5.0
-"""How long nothing is asked after a 429 that does not say how long."""
+"""How long no call is made after a 429 that names no time."""
 
 BREAKER_TOPIC = "breaker"
-"""Under which a process tells the others of its site what its breaker does."""
+"""The topic under which a process tells the site's other processes about its breaker. The doctor reads it."""
 
 
 class Question(NamedTuple):
-    """What a visitor is asked for, and until when."""
+    """Which experiences to fetch for whom, and until when. ``is_page`` says that a page waits for the answer."""
 
+    runtime: Runtime
     visitor: Visitor
     keys: tuple[str, ...]
     deadline: Deadline
@@ -45,132 +40,87 @@ class Question(NamedTuple):
 
 @part
 def get_pool(runtime: Runtime) -> WorkerPool:
-    """Return the process's pool of fetching threads, MAX_CONCURRENT_FETCHES wide."""
-    return WorkerPool(get_settings().max_concurrent_fetches, name="moe-personalize-fetch")
+    """Return the threads that fetch for pages: MAX_CONCURRENT_FETCHES of them at most."""
+    return WorkerPool(runtime.settings.max_concurrent_fetches, name="moe-personalize-fetch")
+
+
+@part
+def get_background(runtime: Runtime) -> WorkerPool:
+    """Return the one thread for work that no page waits for, such as reading the metadata."""
+    return WorkerPool(1, name="moe-personalize-background")
 
 
 @part
 def get_breaker(runtime: Runtime) -> CircuitBreaker:
-    """Return the process's circuit breaker around fetches; every change of state is one line in the log."""
-    return CircuitBreaker(on_change=_tell_change)
+    """Return the circuit breaker around fetches. Each change of its state is one log line."""
+
+    def tell(old: str, new: str, reason: str) -> None:
+        logger.warning("MoEngage: the circuit breaker went from %s to %s (%s).", old, new, reason)
+        if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
+            return
+        # All threads are busy. An async receiver can't be reached from an event loop.
+        with suppress(RuntimeError):
+            breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
+
+    return CircuitBreaker(on_change=tell)
 
 
-def _tell_change(old: str, new: str, reason: str) -> None:
-    """Say it in the log at once, and beside the page to the signal's receivers and to the other processes."""
-    logger.warning("MoEngage: the circuit breaker went from %s to %s (%s).", old, new, reason)
-    if any(pool.offer(_announce_change, old, new, reason) for pool in (metadata.get_pool(), get_pool())):
-        return
-    # Nobody is free. An async receiver cannot be reached from an event loop.
-    with suppress(RuntimeError):
-        breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
-
-
-def _announce_change(old: str, new: str, reason: str) -> None:
+def _announce(old: str, new: str, reason: str) -> None:
     breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
     put_up_notice(BREAKER_TOPIC, state=new, reason=reason)
 
 
-def call(question: Question, keys: Sequence[str], ticket: int = 0) -> ExperiencesResult:
-    """Ask the vendor for at most MAX_KEYS keys; raises the APIError tree.
+def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> ExperiencesResult:
+    """Fetch at most MAX_KEYS experiences and wait for them. Raises the APIError tree.
 
-    A page is never the probe of an open breaker; ``ticket`` is the probe's, and who is no page may be one.
+    A page is never the probe of an open breaker. Another caller may be, and ``ticket`` is the probe's.
     """
-    client, breaker = get_client(), get_breaker()
+    runtime, visitor = question.runtime, question.visitor
+    client, breaker = get_client(runtime), get_breaker(runtime)
     if not ticket and not breaker.allow():
         ticket = 0 if question.is_page else breaker.claim_probe()
         if not ticket:
-            raise CircuitOpenError("not asked: the circuit breaker is open")
+            raise CircuitOpenError("MoEngage was not asked: the circuit breaker is open")
     try:
         result = client.fetch_experiences(
             keys,
-            customer_id=question.visitor.identity.customer_id,
-            user_identifiers=question.visitor.identity.user_identifiers,
-            attributes=question.visitor.attributes,
+            customer_id=visitor.identity.customer_id,
+            user_identifiers=visitor.identity.user_identifiers,
+            attributes=visitor.attributes,
             deadline=question.deadline,
         )
     except Exception as error:
-        _tell_breaker(error, ticket)
+        tell_breaker(runtime, error, ticket)
         raise
-    _tell_breaker(None, ticket)
+    tell_breaker(runtime, None, ticket)
     return result
 
 
-class SplitCall:
-    """A call that is out on a warm connection, and whose answer is read when somebody wants it."""
-
-    __slots__ = ("_client", "_exchange")
-
-    def __init__(self, client: PersonalizeClient, exchange: Exchange) -> None:
-        self._client = client
-        self._exchange = exchange
-
-    def receive(self, seconds: float) -> ExperiencesResult | None:
-        """Return the answer, waiting at most ``seconds``; ``None`` when it is not there by then.
-
-        Raises the APIError tree; NotTakenError says that it is worth to be asked again, in one step.
-        """
-        try:
-            result = self._client.receive_fetch(self._exchange, seconds)
-        except NotTakenError:
-            raise
-        except Exception as error:
-            _tell_breaker(error)
-            raise
-        if result is not None:
-            _tell_breaker(None)
-        return result
-
-    def give_up(self) -> DeadlineExceeded:
-        """Take it that no answer will come, and return the error that says so."""
-        self._exchange.release()
-        error = DeadlineExceeded("MoEngage did not answer in time")
-        _tell_breaker(error)
-        return error
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether some of the answer was received."""
-        return self._exchange.has_begun
-
-    def fileno(self) -> int:
-        """Return what an event loop watches for the answer."""
-        return self._exchange.fileno()
-
-    def release(self) -> None:
-        """Let go of the connection; nobody wants the answer."""
-        self._exchange.release()
-
-
-def start_call(question: Question, keys: Sequence[str]) -> SplitCall | None:
-    """Send a question now and return at once; ``None`` where that could block, or nothing may be asked."""
-    client = get_client()
-    if not get_breaker().allow() or (exchange := client.reserve()) is None:
+def start_call(question: Question, keys: tuple[str, ...]) -> Exchange | None:
+    """Send the request now and return at once, or return ``None`` where sending could block or isn't allowed."""
+    client = get_client.find(question.runtime)
+    if client is None or not get_breaker(question.runtime).allow():
         return None
-    try:
-        sent = client.send_fetch(
-            exchange,
-            keys,
-            customer_id=question.visitor.identity.customer_id,
-            user_identifiers=question.visitor.identity.user_identifiers,
-            attributes=question.visitor.attributes,
-        )
-    except BaseException:
-        exchange.release()
-        raise
-    return SplitCall(client, exchange) if sent else None
+    visitor = question.visitor
+    return client.start_fetch(
+        keys,
+        customer_id=visitor.identity.customer_id,
+        user_identifiers=visitor.identity.user_identifiers,
+        attributes=visitor.attributes,
+    )
 
 
-def _tell_breaker(error: Exception | None, ticket: int = 0) -> None:
-    """Report what came of a call; ``None`` is an answer."""
-    breaker = get_breaker()
+def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> None:
+    """Report how a call ended: ``error`` is ``None`` after a response that can be used."""
+    breaker = get_breaker(runtime)
     if isinstance(error, RateLimitedError):
         breaker.close_gate(GATE_SECONDS if error.retry_after is None else error.retry_after, ticket)
-    elif error is None or _is_about_question(error):
+    elif error is None or _is_about_request(error):
         breaker.success(ticket)
     else:
         breaker.failure(ticket)
 
 
-def _is_about_question(error: Exception) -> bool:
-    """Whether the vendor is well and only did not like what it was asked. A redirect is no answer of the vendor's."""
+def _is_about_request(error: Exception) -> bool:
+    """Return whether MoEngage works and only refused this request. A redirect is not a response of MoEngage's."""
     return isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)

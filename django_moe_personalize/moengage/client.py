@@ -126,6 +126,18 @@ class PersonalizeClient:
         response = exchange.receive(seconds)
         return None if response is None else read_fetch(_check(response))
 
+    def start_fetch(self, keys: Sequence[str], **who: Any) -> Exchange | None:
+        exchange = self.reserve()
+        if exchange is None:
+            return None
+        try:
+            return exchange if self.send_fetch(exchange, keys, **who) else None
+        except BaseException:
+            exchange.release()
+            raise
+
+    finish_fetch = receive_fetch
+
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return which experiences exist, all or those with one of the statuses (contract §3).
 

@@ -14,7 +14,7 @@ from django.db import connections
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.fetching import metadata
+from django_moe_personalize.fetching import upstream
 from django_moe_personalize.fetching.shared import NOTICE_SECONDS, build_key, get_many, put_up_notice, set_many
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
@@ -182,7 +182,7 @@ def _share(names: Iterable[str]) -> None:
 
 def _run_beside(function: Callable[..., object], *args: object) -> bool:
     """Return whether somebody was free. What is missing now is missing on the next hundred pages too."""
-    return metadata.get_pool().offer(function, *args)
+    return upstream.get_background().offer(function, *args)
 
 
 @part

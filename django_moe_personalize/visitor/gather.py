@@ -15,20 +15,27 @@ from django_moe_personalize.visitor.identity import Identity, aget_identity, get
 
 
 class Visitor:
-    """Who asks, with which in-session attributes, and what they allow; none of it is in the repr."""
+    """Who asks, with which in-session attributes, and what the visitor allows. Nothing of it is in the repr."""
 
-    __slots__ = ("attributes", "consent", "identity")
+    __slots__ = ("_digest", "attributes", "consent", "identity")
 
     def __init__(self, identity: Identity, attributes: Mapping[str, str], consent: Consent = GRANTED) -> None:
         self.identity = identity
         self.attributes = attributes
         self.consent = consent
+        self._digest = ""
 
-    def build_digest(self) -> str:
-        """Return what tells this visitor's answers from another's: identity, and attributes by VARY_CACHE_ON.
+    @property
+    def digest(self) -> str:
+        """Names this visitor in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
 
-        An identified and an anonymous visitor never share one, whatever their ids look like.
+        An identified and an anonymous visitor never share a digest, whatever their ids look like.
         """
+        if not self._digest:
+            self._digest = build_digest(self._list_parts())
+        return self._digest
+
+    def _list_parts(self) -> list[str]:
         identity, varying, vary = self.identity, sorted(self.attributes.items()), get_settings().vary_cache_on
         if vary is not None:
             varying = [(name, value) for name, value in varying if name in vary]
@@ -39,7 +46,7 @@ class Visitor:
         ]
         for pair in (*sorted(identity.user_identifiers.items()), *varying):
             parts += pair
-        return build_digest(parts)
+        return parts
 
 
 NOBODY = Visitor(Identity(), {}, DENIED)

@@ -1,4 +1,4 @@
-"""The switches' target and the ledger. None of these pages is personalised."""
+"""The switches' target and the ledger. None of these pages is personalized."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The site that gunicorn and uvicorn serve: personalised pages, and the same pages without the package.
+"""The site that gunicorn and uvicorn serve: personalized pages, and the same pages without the package.
 
 What it is configured with comes in SERVICES_SITE; see serving.py. ``python -m tests.services.site FD``
 is uvicorn's process, ``tests.services.site:wsgi()`` what gunicorn runs. Below ``/without`` the same
@@ -47,7 +47,7 @@ def _show(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero", "strip")
 def page(request: HttpRequest) -> HttpResponse:
-    """Render the personalised page; ``?status=`` gives it another status than 200."""
+    """Render the personalized page; ``?status=`` gives it another status than 200."""
     return _show(request)
 
 

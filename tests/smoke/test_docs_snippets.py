@@ -118,7 +118,7 @@ def list_hero_titles(audience=None):
     ],
     ids=["README", "quickstart"],
 )
-def test_page_builds_a_personalised_site(page, parts, tmp_path):
+def test_page_builds_a_personalized_site(page, parts, tmp_path):
     """Who types what README or quickstart says has a page from the sandbox, which counts and remembers a letter."""
     blocks = [block for block in read_blocks(page) if block.file]
     assert {"settings.py", "urls.py", "shop/views.py"} < {block.file for block in blocks}

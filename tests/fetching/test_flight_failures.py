@@ -8,14 +8,14 @@ import time
 import pytest
 
 from django_moe_personalize import signals
-from django_moe_personalize.fetching import fetch, upstream
-from django_moe_personalize.fetching.fetch import start_fetch
+from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
+from tests.fetching.asking import Asked
+from tests.fetching.warm_vendor import build_visitor
 from tests.loopback import Exchange, build_head
-from tests.warm_vendor import build_visitor
 from tests.wire import LONG, break_off, wait_until
 
 KEYS = ("hero-banner",)
@@ -28,14 +28,14 @@ def aresult(question, seconds=LONG):
     """Read a question in an event loop of its own."""
 
     async def read():
-        return await question.aresult(seconds)
+        return await question.ajoin(seconds)
 
     return asyncio.run(read())
 
 
 def result(question, seconds=LONG):
     """Read a question in a thread."""
-    return question.result(seconds)
+    return question.join(seconds)
 
 
 both_ways = pytest.mark.parametrize("read", [result, aresult], ids=["thread", "task"])
@@ -48,10 +48,10 @@ def test_answer_that_came_in_time_is_shown_however_late_it_is_read(vendor, heard
     """The deadline is the vendor's, not the view's."""
     with override_personalize(DEADLINE=SOON):
         vendor.warm()
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         vendor.wait_for_answers(1)
         time.sleep(SOON)
-        assert question.result(SOON).keys() == {"hero-banner"}
+        assert question.join(SOON).keys() == {"hero-banner"}
 
 
 def test_vendor_that_hangs_costs_the_deadline_once(vendor, heard, submitted):
@@ -59,8 +59,8 @@ def test_vendor_that_hangs_costs_the_deadline_once(vendor, heard, submitted):
     with override_personalize(DEADLINE=SOON), vendor.hold():
         vendor.warm()
         start = time.monotonic()
-        questions = [start_fetch(VISITOR, KEYS) for _ in range(2)]
-        assert [question.result(SOON) for question in questions] == [{}, {}]
+        questions = [Asked(VISITOR, KEYS) for _ in range(2)]
+        assert [question.join(SOON) for question in questions] == [{}, {}]
         assert SOON <= time.monotonic() - start < SOON + MARGIN
         settle()
         assert heard == ["failure"]
@@ -72,7 +72,7 @@ def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
     """A vendor that has not answered by the deadline is given up the moment a late page reads."""
     with override_personalize(DEADLINE=SOON), vendor.hold():
         vendor.warm()
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         time.sleep(SOON)
         start = time.monotonic()
         question.release()
@@ -85,7 +85,7 @@ def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
 def test_long_answer_that_nobody_reads_in_time(vendor, heard, who, monkeypatch):
     """A system takes in only the beginning of it by itself; the rest comes when a late page reads, or has left."""
     # The vendor is a thread of this process, and may be slow.
-    monkeypatch.setattr(fetch, "REST_SECONDS", LONG)
+    monkeypatch.setattr(flight, "EXTRA_SECONDS", LONG)
     variable = {"value": "x" * 900_000, "data_type": "string"}
     entry = {"payload": {"Title": variable}, "experience_context": {}}
     body = json.dumps({"experiences": {"hero-banner": entry}}).encode()
@@ -97,13 +97,13 @@ def test_long_answer_that_nobody_reads_in_time(vendor, heard, who, monkeypatch):
     vendor.behave = behave
     with override_personalize(DEADLINE=SOON):
         vendor.warm()
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         time.sleep(SOON * 1.5)
         if who == "nobody":
             question.release()
             settle()
             assert question.done
-        answer = aresult(question, SOON) if who == "task" else question.result(SOON)
+        answer = aresult(question, SOON) if who == "task" else question.join(SOON)
     assert answer.keys() == {"hero-banner"}
     assert heard == ["success"]
     assert vendor.is_kept()
@@ -114,10 +114,10 @@ def test_long_answer_that_stops_in_the_middle(vendor, heard):
     vendor.behave = lambda exchange: (exchange.send(build_head("200 OK", {"Content-Length": "9"})), exchange.hang())
     with override_personalize(DEADLINE=SOON):
         vendor.warm()
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         time.sleep(SOON * 1.5)
         start = time.monotonic()
-        assert question.result(LONG) == {}
+        assert question.join(LONG) == {}
         assert time.monotonic() - start < MARGIN
     settle()
     assert heard == ["failure"]
@@ -131,7 +131,7 @@ def test_long_answer_that_stops_in_the_middle(vendor, heard):
 def test_connection_that_died_idle(vendor, heard, read, submitted):
     """Asked again in one step, and shown; the breaker learns of the answer alone."""
     vendor.behave = lambda exchange: exchange.close() if exchange.turn > 1 else vendor.reply(exchange)
-    question = start_fetch(VISITOR, KEYS)
+    question = Asked(VISITOR, KEYS)
     wait_until(lambda: len(vendor.fetches) == 1)
     assert read(question).keys() == {"hero-banner"}
     assert (len(vendor.fetches), vendor.server.connections) == (2, 2)
@@ -142,7 +142,7 @@ def test_connection_that_died_idle_and_the_pool_is_busy(vendor, heard, monkeypat
     """Without a thread nobody asks again, and the default shows at once."""
     monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     vendor.behave = Exchange.close
-    assert start_fetch(VISITOR, KEYS).result(LONG) == {}
+    assert Asked(VISITOR, KEYS).join(LONG) == {}
     assert (len(vendor.fetches), heard) == (1, [])
 
 
@@ -151,12 +151,12 @@ def test_what_was_known_shows_when_no_answer_comes(vendor, heard, monkeypatch, i
     """One key's stale experience is better than the default; the other's default shows."""
     with override_personalize(CACHE_TTL=0, DEADLINE=1.0):
         vendor.warm()
-        start_fetch(VISITOR, KEYS).result(LONG)
+        Asked(VISITOR, KEYS).join(LONG)
         settle()
         if is_busy:
             monkeypatch.setattr(upstream.get_pool(), "submit", busy)
         vendor.behave = Exchange.close if is_busy else Exchange.hang
-        assert start_fetch(VISITOR, (*KEYS, "promo-strip")).result(LONG).keys() == {"hero-banner"}
+        assert Asked(VISITOR, (*KEYS, "promo-strip")).join(LONG).keys() == {"hero-banner"}
     assert heard == (["success"] if is_busy else ["success", "failure"])
 
 
@@ -165,9 +165,9 @@ def test_connection_that_died_idle_is_found_out_too_late(vendor, heard, submitte
     vendor.behave = Exchange.close
     with override_personalize(DEADLINE=SOON):
         vendor.warm()
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         time.sleep(SOON)
-        assert question.result(LONG) == {}
+        assert question.join(LONG) == {}
     assert (len(vendor.fetches), heard, submitted) == (1, [], [])
 
 
@@ -179,15 +179,15 @@ def busy(*args):
 def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
     """What was read meanwhile is not given up."""
     with vendor.hold():
-        leaving, reading = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+        leaving, reading = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
 
     def submit(*args):
-        assert reading.result(LONG)
+        assert reading.join(LONG)
         raise PoolBusy("busy")
 
     monkeypatch.setattr(upstream.get_pool(), "submit", submit)
     leaving.release()
-    assert leaving.result(0.0).keys() == {"hero-banner"}
+    assert leaving.join(0.0).keys() == {"hero-banner"}
     assert vendor.is_kept()
 
 
@@ -218,7 +218,7 @@ def test_bad_answer_is_told_once(vendor, heard, monkeypatch, behave, told, kind,
         monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     signals.fetch_failed.connect(listen)
     try:
-        questions = [start_fetch(VISITOR, KEYS) for _ in range(3)]
+        questions = [Asked(VISITOR, KEYS) for _ in range(3)]
         assert [read(question) for question in questions] == [{}] * 3
         settle()
     finally:
@@ -237,10 +237,10 @@ def test_bug_in_reading(vendor, heard, monkeypatch, caplog, read, place):
         raise KeyError("ada@example.com")
 
     if place == "receive":
-        monkeypatch.setattr(client.PersonalizeClient, "receive_fetch", fail)
+        monkeypatch.setattr(client.PersonalizeClient, "finish_fetch", fail)
     else:
         monkeypatch.setattr(client, "read_fetch", fail)
-    questions = [start_fetch(VISITOR, KEYS) for _ in range(2)]
+    questions = [Asked(VISITOR, KEYS) for _ in range(2)]
     assert [read(question) for question in questions] == [{}, {}]
     assert "failed unexpectedly (KeyError)" in caplog.text
     assert "ada@example.com" not in caplog.text

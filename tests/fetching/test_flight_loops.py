@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from django_moe_personalize.fetching.fetch import start_fetch
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
+from tests.fetching.asking import Asked
+from tests.fetching.warm_vendor import build_visitor
 from tests.loopback import Loopback
-from tests.warm_vendor import build_visitor
 from tests.wire import LONG, wait_readable, wait_until
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 KEYS = ("hero-banner",)
 VISITOR = build_visitor()
 SOON = 0.2
@@ -39,7 +39,7 @@ def test_event_loop_goes_on(vendor, submitted):
     async def read():
         beats = [time.monotonic()]
         heart = asyncio.create_task(beat(beats))
-        answer = await start_fetch(VISITOR, KEYS).aresult(LONG)
+        answer = await Asked(VISITOR, KEYS).ajoin(LONG)
         heart.cancel()
         return answer, beats
 
@@ -56,9 +56,9 @@ def test_task_that_is_cancelled(vendor, heard, submitted, way):
     """The loop no longer watches the connection, and a thread reads the answer for whoever comes."""
 
     async def read():
-        question = start_fetch(VISITOR, KEYS)
-        fileno = question._flight.reader._call.fileno()
-        task = asyncio.create_task(question.aresult(LONG if way == "cancelled" else SOON / 4))
+        question = Asked(VISITOR, KEYS)
+        fileno = question.flight._exchange.fileno()
+        task = asyncio.create_task(question.ajoin(LONG if way == "cancelled" else SOON / 4))
         await asyncio.sleep(SOON / 2)
         if way == "cancelled":
             task.cancel()
@@ -69,7 +69,7 @@ def test_task_that_is_cancelled(vendor, heard, submitted, way):
     with vendor.hold():
         asyncio.run(read())
     settle()
-    assert start_fetch(VISITOR, KEYS).done
+    assert Asked(VISITOR, KEYS).done
     assert vendor.is_kept()
     assert (heard, submitted) == (["success"], ["_read_on"])
 
@@ -78,7 +78,7 @@ def test_one_task_of_several_is_cancelled(vendor):
     """The others get the answer all the same."""
 
     async def read():
-        tasks = [asyncio.create_task(start_fetch(VISITOR, KEYS).aresult(LONG)) for _ in range(3)]
+        tasks = [asyncio.create_task(Asked(VISITOR, KEYS).ajoin(LONG)) for _ in range(3)]
         await asyncio.sleep(SOON / 4)
         tasks[0].cancel()
         await asyncio.wait([tasks[0]])
@@ -98,11 +98,11 @@ def test_answer_that_comes_as_the_task_is_cancelled(vendor):
         errors = []
         loop.set_exception_handler(lambda loop, context: errors.append(context))
         with vendor.hold():
-            question = start_fetch(VISITOR, KEYS)
-            task = asyncio.create_task(question.aresult(LONG))
+            question = Asked(VISITOR, KEYS)
+            task = asyncio.create_task(question.ajoin(LONG))
             await asyncio.sleep(SOON / 4)
         # The loop stands still until the answer is there, so that it finds both in one go.
-        wait_readable(question._flight.reader._call)
+        wait_readable(question.flight._exchange)
         loop.call_soon(task.cancel)
         await asyncio.wait([task])
         await asyncio.sleep(SOON / 4)
@@ -116,11 +116,11 @@ def test_event_loop_that_stands_still_keeps_no_thread(vendor, submitted):
     loop = asyncio.new_event_loop()
     with override_personalize(DEADLINE=1.0), vendor.hold():
         vendor.warm()
-        question, other = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
-        task = loop.create_task(question.aresult(LONG))
+        question, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
+        task = loop.create_task(question.ajoin(LONG))
         loop.run_until_complete(asyncio.sleep(SOON / 4))
         start = time.monotonic()
-        assert other.result(SOON / 4) == {}
+        assert other.join(SOON / 4) == {}
         settle()
         assert time.monotonic() - start < 1.0 + MARGIN
         task.cancel()
@@ -140,25 +140,25 @@ def test_event_loop_that_cannot_watch_sockets(vendor, submitted, caplog, error):
             raise error
 
     async def read():
-        return [await start_fetch(build_visitor(number), KEYS).aresult(LONG) for number in range(2)]
+        return [await Asked(build_visitor(number), KEYS).ajoin(LONG) for number in range(2)]
 
     with asyncio.Runner(loop_factory=Loop) as runner:
         answers = runner.run(read())
     assert [answer.keys() for answer in answers] == [{"hero-banner"}] * 2
     assert submitted == ["_read_on"] * 2
-    assert caplog.text.count("cannot watch sockets") == 1
+    assert caplog.text.count("can't watch sockets") == 1
 
 
 def test_poll_takes_in_what_has_come(vendor, submitted):
     """It says whether the answer is there, waits for nothing, and does nothing once it is."""
     with vendor.hold():
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         assert not question.poll()
     vendor.wait_for_answers(1)
     wait_until(question.poll)
     assert question.poll()
-    assert question.result(0.0).keys() == {"hero-banner"}
-    assert start_fetch(VISITOR, KEYS).poll()
+    assert question.join(0.0).keys() == {"hero-banner"}
+    assert Asked(VISITOR, KEYS).poll()
     assert submitted == []
 
 
@@ -169,28 +169,28 @@ FORKING = """
     import os, sys
     import django
     django.setup()
-    from django_moe_personalize import calls, connection
-    from django_moe_personalize.fetch import start_fetch
+    from django_moe_personalize.client import get_client
     from django_moe_personalize.moengage.client import PersonalizeClient
     from django_moe_personalize.moengage.transport import RequestsTransport
-    from tests.warm_vendor import build_visitor
+    from tests.fetching.asking import Asked
+    from tests.fetching.warm_vendor import build_visitor
 
     def ask(number):
-        answer = start_fetch(build_visitor(number), ["hero"]).result(20.0)
+        answer = Asked(build_visitor(number), ["hero"]).join(20.0)
         return not answer or answer["hero"]["Title"] != f"visitor-{number}"
 
     transport = RequestsTransport(sys.argv[1])
-    with connection.override_client(PersonalizeClient(workspace_id="W", api_key="k", transport=transport)):
+    with get_client.override(PersonalizeClient(workspace_id="W", api_key="k", transport=transport)):
         failed = ask(0)
         # Before the fork a page has asked and not read.
-        pending = start_fetch(build_visitor(1), ["hero"])
+        pending = Asked(build_visitor(1), ["hero"])
         children = []
         for child in range(1, 4):
             pid = os.fork()
             if not pid:
                 os._exit(any([ask(child * 1000 + number) for number in range(20)]))
             children.append(pid)
-        failed |= pending.result(20.0)["hero"]["Title"] != "visitor-1"
+        failed |= pending.join(20.0)["hero"]["Title"] != "visitor-1"
         failed |= any([ask(100 + number) for number in range(20)])
         failed |= any([os.waitpid(pid, 0)[1] != 0 for pid in children])
     sys.exit(failed)

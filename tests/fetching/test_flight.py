@@ -1,7 +1,6 @@
 """Questions in two steps: sent at once on a kept connection, and read by whoever wants the answer first."""
 
 import asyncio
-import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,14 +8,15 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from django_moe_personalize import client
-from django_moe_personalize.fetching import fetch, metadata, upstream
-from django_moe_personalize.fetching.fetch import get_flights, start_fetch
-from django_moe_personalize.moengage import client
+from django_moe_personalize.fetching import flight, upstream
+from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.resilience import PoolBusy
-from django_moe_personalize.resilience.governor import Governor
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
-from tests.warm_vendor import build_visitor
+from tests.fetching.asking import Asked
+from tests.fetching.warm_vendor import build_visitor
 from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner",)
@@ -36,10 +36,10 @@ def busy(*args):
 def test_question_is_sent_at_once_and_read_by_who_asks(vendor, submitted, heard):
     """It is on the wire before anyone waits, no thread has to do with it, and the connection is used again."""
     for number in range(3):
-        question = start_fetch(build_visitor(number), KEYS)
+        question = Asked(build_visitor(number), KEYS)
         vendor.wait_for_answers(number + 1)
         assert not question.done
-        assert question.result(LONG).keys() == {"hero-banner"}
+        assert question.join(LONG).keys() == {"hero-banner"}
         assert question.done
     assert submitted == []
     assert heard == ["success"] * 3
@@ -48,22 +48,22 @@ def test_question_is_sent_at_once_and_read_by_who_asks(vendor, submitted, heard)
 
 def test_answer_is_remembered(vendor, submitted):
     """Who asks the same afterwards finds it in memory."""
-    start_fetch(VISITOR, KEYS).result(LONG)
-    question = start_fetch(VISITOR, KEYS)
+    Asked(VISITOR, KEYS).join(LONG)
+    question = Asked(VISITOR, KEYS)
     assert question.done
-    assert question.result(0.0).keys() == {"hero-banner"}
+    assert question.join(0.0).keys() == {"hero-banner"}
     assert (len(vendor.fetches), submitted) == (1, [])
 
 
 def test_keys_that_nobody_can_get_are_not_sent(vendor, submitted):
     """Once the workspace's experiences are known, a question about others alone is answered at once."""
-    assert start_fetch(VISITOR, ["no-such-key"]).result(LONG) == {}
+    assert Asked(VISITOR, ["no-such-key"]).join(LONG) == {}
     settle()
-    assert metadata.find_unavailable(["no-such-key"])
-    question = start_fetch(build_visitor(2), ["no-such-key"])
+    assert get_metadata_store().find_unavailable(["no-such-key"])
+    question = Asked(build_visitor(2), ["no-such-key"])
     assert question.done
-    assert question.result(0.0) == {}
-    assert start_fetch(build_visitor(3), ["no-such-key", *KEYS]).result(LONG).keys() == {"hero-banner"}
+    assert question.join(0.0) == {}
+    assert Asked(build_visitor(3), ["no-such-key", *KEYS]).join(LONG).keys() == {"hero-banner"}
     assert [body["experience_key"] for body in vendor.fetches] == [["no-such-key"], ["hero-banner"]]
     assert submitted == []
 
@@ -73,15 +73,15 @@ def test_flight_that_was_just_missed(vendor, monkeypatch, submitted):
     flights = get_flights()
     join = flights.join
 
-    def join_late(key):
+    def join_late(question, known):
         monkeypatch.setattr(flights, "join", join)
-        start_fetch(VISITOR, KEYS).result(LONG)
-        return join(key)
+        Asked(VISITOR, KEYS).join(LONG)
+        return join(question, known)
 
     monkeypatch.setattr(flights, "join", join_late)
-    question = start_fetch(VISITOR, KEYS)
+    question = Asked(VISITOR, KEYS)
     assert question.done
-    assert question.result(0.0).keys() == {"hero-banner"}
+    assert question.join(0.0).keys() == {"hero-banner"}
     assert len(vendor.fetches) == 1
 
 
@@ -96,10 +96,10 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
     elif why == "shared-cache":
         settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     elif why == "broken-reserve":
-        monkeypatch.setattr(vendor.client, "_reserve", {}.__getitem__)
+        monkeypatch.setattr(PersonalizeClient, "start_fetch", {}.__getitem__)
     else:
-        monkeypatch.setattr(client.PersonalizeClient, "send_fetch", lambda self, exchange, *a, **kw: exchange.release())
-    assert start_fetch(VISITOR, keys).result(LONG).keys() == {"hero-banner"}
+        monkeypatch.setattr(PersonalizeClient, "start_fetch", lambda self, *args, **kwargs: None)
+    assert Asked(VISITOR, keys).join(LONG).keys() == {"hero-banner"}
     assert submitted[0] == "_run"
 
 
@@ -107,35 +107,23 @@ def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
     """To load the CA bundle takes a page's whole processor for a while, and an event loop's."""
     makers = []
     real = client.build_client
-    monkeypatch.setattr(connection, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
+    monkeypatch.setattr(client, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
-        alone.setattr(connection, "_overrides", [])
+        alone.setattr(client.get_client, "_overrides", [])
         for number in range(2):
-            assert start_fetch(build_visitor(number), KEYS).result(LONG).keys() == {"hero-banner"}
+            assert Asked(build_visitor(number), KEYS).join(LONG).keys() == {"hero-banner"}
         settle()
     assert ["fetch" in thread.name for thread in makers] == [True]
     assert submitted == ["_run"]
-
-
-def test_governor_that_refuses(vendor, monkeypatch, heard):
-    """Past the vendor's requests a minute nothing is sent, and the connection is kept."""
-    governor = Governor(13)
-    monkeypatch.setattr(calls, "get_governor", functools.cache(lambda: governor))
-    answers = [start_fetch(build_visitor(number), KEYS).result(LONG) for number in range(15)]
-    settle()
-    assert [bool(answer) for answer in answers] == [True] * 13 + [False] * 2
-    assert len(vendor.fetches) == 13
-    assert vendor.is_kept()
-    assert heard == ["success"] * 13
 
 
 def test_open_breaker_sends_nothing(vendor):
     """While it is open the default shows, and the connection is kept."""
     for _ in range(5):
         upstream.get_breaker().failure()
-    assert start_fetch(VISITOR, KEYS).result(LONG) == {}
+    assert Asked(VISITOR, KEYS).join(LONG) == {}
     settle()
     assert vendor.fetches == []
     assert vendor.is_kept()
@@ -147,9 +135,9 @@ def test_open_breaker_sends_nothing(vendor):
 def test_those_who_ask_the_same_share_one_exchange(vendor, submitted):
     """Eight threads wait for one answer, whoever reads it."""
     with vendor.hold():
-        questions = [start_fetch(VISITOR, KEYS) for _ in range(8)]
+        questions = [Asked(VISITOR, KEYS) for _ in range(8)]
         with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(question.result, LONG) for question in questions]
+            answers = [pool.submit(question.join, LONG) for question in questions]
             time.sleep(SOON / 4)
             vendor._go_on.set()
             assert [answer.result().keys() for answer in answers] == [{"hero-banner"}] * 8
@@ -164,20 +152,20 @@ def test_who_comes_while_it_is_sent(vendor, monkeypatch, submitted, who):
 
     def start_late(question, keys):
         call = start_call(question, keys)
-        followers.append(start_fetch(VISITOR, KEYS))
+        followers.append(Asked(VISITOR, KEYS))
         pool.submit(take, followers[0])
         wait_until(waiting.is_set)
         return call
 
     def take(follower):
         waiting.set()
-        read = follower.result if who == "thread" else lambda seconds: asyncio.run(follower.aresult(seconds))
+        read = follower.join if who == "thread" else lambda seconds: asyncio.run(follower.ajoin(seconds))
         answers.append(read(LONG))
 
-    monkeypatch.setattr(fetch, "start_call", start_late)
+    monkeypatch.setattr(flight, "start_call", start_late)
     waiting, answers = threading.Event(), []
     with ThreadPoolExecutor(1) as pool:
-        leader = start_fetch(VISITOR, KEYS)
+        leader = Asked(VISITOR, KEYS)
         wait_until(lambda: answers)
     assert leader.done
     assert answers[0].keys() == {"hero-banner"}
@@ -188,9 +176,9 @@ def test_who_finds_another_at_it_for_a_moment_reads_afterwards(vendor, submitted
     """A page that only looks whether the answer is there keeps nobody from waiting for it."""
     with ThreadPoolExecutor(1) as pool:
         with vendor.hold():
-            question = start_fetch(VISITOR, KEYS)
-            with question._flight.reader._turn:
-                waiting = pool.submit(question.result, LONG)
+            question = Asked(VISITOR, KEYS)
+            with question.flight._turn:
+                waiting = pool.submit(question.join, LONG)
                 time.sleep(SOON / 4)
         assert waiting.result().keys() == {"hero-banner"}
     assert submitted == []
@@ -201,11 +189,11 @@ def test_thread_and_tasks_share_one_exchange(vendor, submitted, first):
     """Over WSGI and ASGI alike, and both at once."""
 
     async def wait():
-        questions = [start_fetch(VISITOR, KEYS) for _ in range(4)]
-        tasks = [asyncio.create_task(question.aresult(LONG)) for question in questions[1:]]
+        questions = [Asked(VISITOR, KEYS) for _ in range(4)]
+        tasks = [asyncio.create_task(question.ajoin(LONG)) for question in questions[1:]]
         if first == "task":
             await asyncio.sleep(SOON / 4)
-        thread = asyncio.create_task(asyncio.to_thread(questions[0].result, LONG))
+        thread = asyncio.create_task(asyncio.to_thread(questions[0].join, LONG))
         await asyncio.sleep(SOON / 4)
         vendor._go_on.set()
         return await asyncio.gather(thread, *tasks)
@@ -219,18 +207,18 @@ def test_thread_and_tasks_share_one_exchange(vendor, submitted, first):
 def test_who_is_in_a_hurry_leaves_the_answer_to_others(vendor, submitted):
     """One page's time is over before the answer comes; the other's is not."""
     with vendor.hold():
-        hurried, patient, late = (start_fetch(VISITOR, KEYS) for _ in range(3))
+        hurried, patient, late = (Asked(VISITOR, KEYS) for _ in range(3))
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(hurried.result, SOON)
+            waiting = pool.submit(hurried.join, SOON)
             time.sleep(SOON / 4)
             start = time.monotonic()
             with ThreadPoolExecutor(1) as other:
-                answer = other.submit(patient.result, LONG)
+                answer = other.submit(patient.join, LONG)
                 assert waiting.result() == {}
                 assert time.monotonic() - start < SOON + MARGIN
                 vendor._go_on.set()
                 assert answer.result().keys() == {"hero-banner"}
-    assert late.result(LONG).keys() == {"hero-banner"}
+    assert late.join(LONG).keys() == {"hero-banner"}
     assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
 
 
@@ -238,39 +226,39 @@ def test_task_in_a_hurry_leaves_the_answer_to_others(vendor, submitted):
     """A thread reads on for whoever comes later."""
 
     async def wait(question):
-        return await question.aresult(SOON / 4)
+        return await question.ajoin(SOON / 4)
 
     with vendor.hold():
-        questions = [start_fetch(VISITOR, KEYS) for _ in range(3)]
+        questions = [Asked(VISITOR, KEYS) for _ in range(3)]
         for question in questions[:2]:
             assert asyncio.run(wait(question)) == {}
-    assert questions[2].result(LONG).keys() == {"hero-banner"}
+    assert questions[2].join(LONG).keys() == {"hero-banner"}
     assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
 
 
 def test_nobody_reads_and_nobody_wants_to(vendor, heard, submitted):
     """Released, it is read by a thread: the connection comes back and the answer is remembered."""
     with vendor.hold():
-        question = start_fetch(VISITOR, KEYS)
+        question = Asked(VISITOR, KEYS)
         for _ in range(3):
             question.release()
     settle()
     question.release()
     assert vendor.is_kept()
-    assert start_fetch(VISITOR, KEYS).done
+    assert Asked(VISITOR, KEYS).done
     assert (heard, submitted) == (["success"], ["_read_on"])
 
 
 def test_thread_reads_after_who_is_at_it(vendor, submitted):
     """Whoever is released while another reads leaves it to them, and takes over when they give up."""
     with vendor.hold():
-        reading, leaving, later = (start_fetch(VISITOR, KEYS) for _ in range(3))
+        reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.result, SOON)
-            wait_until(reading._flight.reader._turn.locked)
+            waiting = pool.submit(reading.join, SOON)
+            wait_until(reading.flight._turn.locked)
             leaving.release()
             assert waiting.result() == {}
-    assert later.result(LONG).keys() == {"hero-banner"}
+    assert later.join(LONG).keys() == {"hero-banner"}
     assert submitted == ["_read_on"]
 
 
@@ -279,19 +267,19 @@ def test_nobody_reads_and_the_pool_is_busy(vendor, heard, monkeypatch, who):
     """The question ends without an answer, which says nothing of the vendor; the connection is not used again."""
     monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     with vendor.hold():
-        question, other = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+        question, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
         if who == "released":
             question.release()
         elif who == "hurried":
-            assert question.result(0.01) == {}
+            assert question.join(0.01) == {}
         else:
 
             async def wait():
-                return await question.aresult(0.01)
+                return await question.ajoin(0.01)
 
             assert asyncio.run(wait()) == {}
         assert other.done
-        assert other.result(0.0) == {}
+        assert other.join(0.0) == {}
     assert heard == []
     assert not vendor.is_kept()
 
@@ -299,10 +287,10 @@ def test_nobody_reads_and_the_pool_is_busy(vendor, heard, monkeypatch, who):
 def test_thread_that_takes_over_too_late(vendor, heard, submitted):
     """When whoever was at it got the answer after all, there is nothing left to do."""
     with vendor.hold():
-        reading, leaving = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+        reading, leaving = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.result, LONG)
-            wait_until(reading._flight.reader._turn.locked)
+            waiting = pool.submit(reading.join, LONG)
+            wait_until(reading.flight._turn.locked)
             leaving.release()
             time.sleep(SOON / 4)
             vendor._go_on.set()
@@ -314,17 +302,17 @@ def test_thread_that_takes_over_too_late(vendor, heard, submitted):
 def test_pool_that_was_busy_for_a_moment(vendor, submitted, monkeypatch):
     """Whoever leaves last finds a thread, though one who left before found none."""
     with vendor.hold():
-        reading, leaving, later = (start_fetch(VISITOR, KEYS) for _ in range(3))
+        reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.result, SOON)
-            wait_until(reading._flight.reader._turn.locked)
+            waiting = pool.submit(reading.join, SOON)
+            wait_until(reading.flight._turn.locked)
             with monkeypatch.context() as patch:
                 patch.setattr(upstream.get_pool(), "submit", busy)
                 leaving.release()
             assert waiting.result() == {}
     settle()
     assert later.done
-    assert later.result(0.0).keys() == {"hero-banner"}
+    assert later.join(0.0).keys() == {"hero-banner"}
     assert submitted == ["_read_on"]
 
 
@@ -332,10 +320,10 @@ def test_pool_is_busy_while_another_reads(vendor, monkeypatch):
     """Who reads goes on; leaving takes nothing from them."""
     monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     with vendor.hold():
-        reading, leaving = start_fetch(VISITOR, KEYS), start_fetch(VISITOR, KEYS)
+        reading, leaving = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
         with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.result, LONG)
-            wait_until(reading._flight.reader._turn.locked)
+            waiting = pool.submit(reading.join, LONG)
+            wait_until(reading.flight._turn.locked)
             leaving.release()
             vendor._go_on.set()
             assert waiting.result().keys() == {"hero-banner"}

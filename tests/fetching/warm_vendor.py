@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from django_moe_personalize.fetching import fetch, metadata, upstream
+from django_moe_personalize.client import get_client
+from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.moengage.transport import RequestsTransport
@@ -98,8 +100,8 @@ def vendor() -> Iterator[Vendor]:
         end.warm()
         yield end
         end._go_on.set()
-        wait_until(lambda: not upstream.get_pool().in_flight and not metadata.get_pool().in_flight)
-        assert len(fetch.get_flights()) == 0
+        wait_until(lambda: not get_pool().in_flight and not get_background().in_flight)
+        assert len(get_flights()) == 0
         end.client.close()
 
 
@@ -120,7 +122,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     real = WorkerPool.submit
 
     def submit(pool: WorkerPool, fn: Callable[..., Any], *args: Any) -> Any:
-        if pool is upstream.get_pool():
+        if pool is get_pool():
             names.append(fn.__name__)
         return real(pool, fn, *args)
 
