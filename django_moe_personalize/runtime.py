@@ -74,9 +74,11 @@ class Runtime:
     def close(self) -> None:
         """Close the parts that can be closed, the newest first."""
         with self._lock:
-            parts = list(self._parts.values())
-        for built in reversed(parts):
-            if (close := getattr(built, "close", None)) is not None:
+            parts = list(self._parts.items())
+        for declared, built in reversed(parts):
+            # An override belongs to the test that made it.
+            is_ours = not any(built is override for override in declared._overrides)
+            if is_ours and (close := getattr(built, "close", None)) is not None:
                 close()
 
 

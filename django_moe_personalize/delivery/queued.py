@@ -59,7 +59,7 @@ class Message:
         """Return what write() wrote, here or in another release; raises ValueError."""
         try:
             told = json.loads(text)
-            names = [name.name for name in dataclasses.fields(Event)]
+            names = [name.name for name in dataclasses.fields(Event) if name.init]
             events = [{name: event[name] for name in names if name in event} for event in told["events"]]
             made = [Event(**{**event, "action": Action(event["action"])}) for event in events]
             return cls(made, told["attempts"], told["pauses"])
@@ -68,7 +68,7 @@ class Message:
 
 
 def _read_fields(event: Event) -> dict[str, Any]:
-    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event)}
+    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event) if name.init}
 
 
 @dataclass(slots=True)

@@ -20,7 +20,8 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.moengage.frozen import encode
 from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
-from django_moe_personalize.moengage.reader import parse_json, read_fetch, read_metadata
+from django_moe_personalize.moengage.reader import read_fetch, read_metadata
+from django_moe_personalize.moengage.strict_json import parse_json
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,

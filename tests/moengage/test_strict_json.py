@@ -1,4 +1,4 @@
-"""The reader's first step, from bytes to JSON: strict, bounded, and silent about what it refuses."""
+"""JSON is parsed strictly and within bounds, and errors quote nothing of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.exceptions import InvalidResponseError
-from django_moe_personalize.moengage.reader import MAX_DEPTH, MAX_DIGITS, parse_json, read_experiences
+from django_moe_personalize.moengage.strict_json import MAX_DEPTH, MAX_DIGITS, parse_json
 from tests.anything import patiently, same
 
 
@@ -28,16 +28,16 @@ from tests.anything import patiently, same
         pytest.param('{"a": 1}'.encode("utf-16"), "it is not UTF-8", id="utf-16"),
         pytest.param(b'{"a": NaN}', "NaN or Infinity", id="nan"),
         pytest.param(b"[-Infinity]", "NaN or Infinity", id="infinity"),
-        pytest.param(b"1e999", "a number too large", id="overflow"),
-        pytest.param(b"9" * (MAX_DIGITS + 1), "a number too large", id="huge-integer"),
-        pytest.param(b'{"a": 1, "a": 1}', "gives a name twice", id="duplicate-name"),
+        pytest.param(b"1e999", "a number that is too large", id="overflow"),
+        pytest.param(b"9" * (MAX_DIGITS + 1), "a number that is too large", id="huge-integer"),
+        pytest.param(b'{"a": 1, "a": 1}', "repeats a name", id="duplicate-name"),
         pytest.param(b'"\x00"', "it is not JSON: Invalid control character", id="control-character"),
         pytest.param(b"[" * 100_000, f"nests deeper than {MAX_DEPTH}", id="deep-open"),
         pytest.param(b'{"a":' * 65 + b"1" + b"}" * 65, f"nests deeper than {MAX_DEPTH}", id="deep-objects"),
     ],
 )
-def test_a_body_that_is_not_plain_json_is_refused(body, problem):
-    """The message names the problem; nothing of the answer is chained to the error."""
+def test_a_bad_body_is_refused(body, problem):
+    """The message names the problem, and the error has no cause that holds the body."""
     with pytest.raises(InvalidResponseError, match=problem) as caught:
         parse_json(body)
     assert caught.value.__cause__ is None
@@ -58,13 +58,13 @@ def test_a_body_that_is_not_plain_json_is_refused(body, problem):
     ],
 )
 def test_unusual_but_valid_json_is_read(body, expected):
-    """Width, length and Unicode are no reason to refuse; a lone surrogate cannot reach a page."""
+    """Width, length and Unicode are fine, and a lone surrogate can't reach a page."""
     value = parse_json(body)
     assert expected is None or same(value, expected)
 
 
-def test_a_string_full_of_escaped_quotes_that_never_ends_is_refused_at_once():
-    """The scan for depth is linear, whatever the text."""
+def test_an_endless_string_of_escaped_quotes_is_refused_at_once():
+    """The scan for depth takes linear time for every text."""
     body = b'"' + rb"\"" * 400_000 + b"[" * 65
     worker = threading.Thread(target=pytest.raises, args=(InvalidResponseError, parse_json, body), daemon=True)
     worker.start()
@@ -73,7 +73,7 @@ def test_a_string_full_of_escaped_quotes_that_never_ends_is_refused_at_once():
 
 
 def test_deep_json_is_refused_with_little_stack_left():
-    """The depth is checked before the parser recurses: the answer is the same deep in a call stack."""
+    """The depth is checked before the parser recurses, so the caller's stack doesn't matter."""
 
     def descend(levels: int) -> None:
         if levels:
@@ -89,20 +89,19 @@ def test_deep_json_is_refused_with_little_stack_left():
     descend(sys.getrecursionlimit() - depth - 150)
 
 
-def test_a_refused_answer_is_not_among_the_locals_of_its_error():
-    """Error reports print locals: the frames of the reader hold nothing of a visitor's answer."""
-    for call in (lambda: parse_json(b'{"name": "Wanda",'), lambda: read_experiences({"name": "Wanda"})):
-        with pytest.raises(InvalidResponseError) as caught:
-            call()
-        frames = [entry.frame for entry in caught.traceback if entry.path.name == "reader.py"]
-        assert frames
-        assert all("Wanda" not in repr(frame.f_locals) for frame in frames)
+def test_the_locals_of_an_error_have_no_content():
+    """Error reports print locals, so the parser's frames hold nothing of a refused body."""
+    with pytest.raises(InvalidResponseError) as caught:
+        parse_json(b'{"name": "Wanda",')
+    frames = [entry.frame for entry in caught.traceback if entry.path.name == "strict_json.py"]
+    assert frames
+    assert all("Wanda" not in repr(frame.f_locals) for frame in frames)
 
 
 @patiently
 @given(body=st.binary() | st.text(alphabet='[]{}",:\\u0d8eE+-.1 tfn').map(str.encode))
-def test_any_bytes_are_read_or_refused(body):
-    """No body makes the parser raise anything but InvalidResponseError, and what it gives can be encoded."""
+def test_any_bytes_are_parsed_or_refused(body):
+    """No body makes the parser raise anything but InvalidResponseError, and every value can be encoded."""
     try:
         value = parse_json(body)
     except InvalidResponseError:
