@@ -219,7 +219,7 @@ def _pack(record: Record) -> str:
 def _unpack(value: object) -> list[tuple[int, list[bytes]]]:
     """Return the moments and references in a text of _pack(), nothing for any other value."""
     try:
-        data = base64.b64decode(value) if isinstance(value, str) else b""
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
     except ValueError:
         return []
     found, start, end = [], 0, min(len(data), _MAX_TEXT_BYTES)

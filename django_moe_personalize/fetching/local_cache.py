@@ -34,10 +34,10 @@ RETURN_MILLISECONDS: Final = 1_000
 """A visitor returns when a read comes this long after the last answer. An earlier read belongs to the same page."""
 
 # Measured on 64-bit CPython: the visitor's key and its place in the map; each moment; what surrounds the content.
-_VISITOR_BYTES: Final = 250
+_VISITOR_BYTES: Final = 210
 _MOMENT_BYTES: Final = 48
-_BUNDLE_BYTES: Final = 250
-_BODY_BYTES: Final = 600
+_BUNDLE_BYTES: Final = 200
+_BODY_BYTES: Final = 550
 
 Record = tuple[Any, ...]
 """A visitor: ``(milliseconds, Bundle[, milliseconds, Bundle …])``. No experience key is in two bundles."""
@@ -239,7 +239,7 @@ def _weigh(experience: Experience | None) -> int:
         return 0
     parts: list[object] = [experience.payload, experience.experience_context, encode(experience.experience_context)]
     for offering in experience.offerings:
-        parts += offering.offering_id, offering.content, offering.context, offering.raw
+        parts += offering, offering.offering_id, offering.content, offering.context, offering.raw
     counted: set[int] = set()
     size = 0
     while parts:
