@@ -14,8 +14,8 @@ from django.db import connections
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.fetching import cache, upstream
-from django_moe_personalize.fetching.shared import NOTICE_SECONDS, put_up_notice
+from django_moe_personalize.fetching import upstream
+from django_moe_personalize.fetching.shared import NOTICE_SECONDS, build_key, get_many, put_up_notice, set_many
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.runtime import Runtime, part
@@ -116,7 +116,7 @@ class Alarm:
 
     def _miss(self, shown: _Shown, pages: int) -> None:
         """Say that an experience is not counted, if no other process has counted it either."""
-        if cache.get_many([_build_name(shown.name)]):
+        if get_many([_build_name(shown.name)]):
             self._counted.setdefault(shown.name, 0.0)
             return
         message = "Experience %r was rendered on %d pages, and not one impression of it was recorded. %s."
@@ -173,11 +173,11 @@ def _read_name(context: Any) -> str:
 
 
 def _build_name(name: str) -> str:
-    return cache.build_key("counted", name)
+    return build_key("counted", name)
 
 
 def _share(names: Iterable[str]) -> None:
-    cache.set_many({_build_name(name): 1 for name in names}, timeout=COUNTED_SECONDS)
+    set_many({_build_name(name): 1 for name in names}, timeout=COUNTED_SECONDS)
 
 
 def _run_beside(function: Callable[..., object], *args: object) -> bool:
