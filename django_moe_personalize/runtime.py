@@ -37,10 +37,11 @@ _SETTINGS_READ: Final = frozenset({SETTING, "CACHES", "DEBUG", "SECRET_KEY", "ST
 class Runtime:
     """Everything this process holds for the workspace ``name``. Get it with get_runtime()."""
 
-    __slots__ = ("_lock", "_logged", "_parts", "name")
+    __slots__ = ("_lock", "_logged", "_parts", "_settings", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self._settings: Settings | None = None
         self._parts: dict[part[Any], Any] = {}
         # Reentrant, because building one part may build another.
         self._lock = threading.RLock()
@@ -52,7 +53,10 @@ class Runtime:
     @property
     def settings(self) -> Settings:
         """The settings that the parts are built from. Raises ConfigurationError for wrong settings."""
-        return get_settings()
+        # Kept, so that a runtime that is being closed never acts on the settings of its successor.
+        if self._settings is None:
+            self._settings = get_settings()
+        return self._settings
 
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
         """Log ``message % args``, unless this runtime has logged ``key`` before.
