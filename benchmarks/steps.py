@@ -11,6 +11,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import CodeType
 from typing import Any
@@ -45,35 +46,45 @@ def count_steps(page: Page, after: Callable[[], object]) -> Steps:
         after()
     bytecodes: Counter[CodeType] = Counter()
     calls: Counter[CodeType] = Counter()
+    with start_counting(bytecodes, calls) as switch:
+        for _ in range(ROUNDS):
+            switch(True)
+            page()
+            switch(False)
+            after()
+    for code in (count_steps.__code__, switch.__code__):
+        bytecodes.pop(code, None)
+        calls.pop(code, None)
+    return Steps(*({code: number / ROUNDS for code, number in counter.items()} for counter in (bytecodes, calls)))
+
+
+@contextmanager
+def start_counting(bytecodes: Counter[CodeType], calls: Counter[CodeType]) -> Iterator[Callable[[bool], None]]:
+    """Count the bytecodes and calls of this thread by function; yield the function that switches the counting."""
     monitoring, events, caller = sys.monitoring, sys.monitoring.events, threading.get_ident()
-
-    def count_bytecode(code: CodeType, offset: int) -> None:
-        if threading.get_ident() == caller:
-            bytecodes[code] += 1
-
-    def count_call(code: CodeType, offset: int) -> None:
-        if threading.get_ident() == caller:
-            calls[code] += 1
-
     tool = monitoring.PROFILER_ID
+
+    def register(event: int, counter: Counter[CodeType]) -> None:
+        def count(code: CodeType, offset: int) -> None:
+            if threading.get_ident() == caller:
+                counter[code] += 1
+
+        monitoring.register_callback(tool, event, count)
+
+    def switch(is_on: bool) -> None:
+        monitoring.set_events(tool, events.INSTRUCTION | events.PY_START if is_on else events.NO_EVENTS)
+
     monitoring.use_tool_id(tool, "benchmarks.steps")
-    monitoring.register_callback(tool, events.INSTRUCTION, count_bytecode)
-    monitoring.register_callback(tool, events.PY_START, count_call)
+    register(events.INSTRUCTION, bytecodes)
+    register(events.PY_START, calls)
     gc.collect()
     gc.disable()
     try:
-        for _ in range(ROUNDS):
-            monitoring.set_events(tool, events.INSTRUCTION | events.PY_START)
-            page()
-            monitoring.set_events(tool, events.NO_EVENTS)
-            after()
+        yield switch
     finally:
-        monitoring.set_events(tool, events.NO_EVENTS)
+        switch(False)
         monitoring.free_tool_id(tool)
         gc.enable()
-    # A few bytecodes of the loop above are counted too.
-    del bytecodes[count_steps.__code__]
-    return Steps(*({code: number / ROUNDS for code, number in counter.items()} for counter in (bytecodes, calls)))
 
 
 @dataclass(frozen=True, slots=True)

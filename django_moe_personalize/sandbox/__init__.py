@@ -1,7 +1,7 @@
 """The sandbox stands in for MoEngage in development and tests: its three endpoints, answered from one JSON file.
 
-It answers only as the vendor's contract says, and knows neither Django nor the site's settings. In the order
-of a request:
+Its modules import neither Django nor the site's settings, and its answers change only with the contract's tests
+(``tests/sandbox/test_contract*.py``). In the order of a request:
 
 - ``transport``: the sandbox in this process; ``server``: the sandbox over HTTP (``manage.py moe_sandbox``)
 - ``faults``: slow, failing and broken responses; ``control``: the server's own paths to see and set its state

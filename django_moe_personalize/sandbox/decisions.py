@@ -16,8 +16,8 @@ from django_moe_personalize.sandbox.workspace import Content, Definition, State,
 class Decision:
     """The decision on one experience key.
 
-    A served experience has its wire form in ``entry``, any other a ``reason``. ``checks`` has a sentence for
-    each audience that was checked.
+    A served experience has its wire form in ``entry``; any other decision has a ``reason``. ``checks`` has a
+    sentence for each audience that was checked.
     """
 
     experience_key: str

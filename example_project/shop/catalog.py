@@ -1,4 +1,4 @@
-"""What Fernweh sells. Plain data: the database holds sessions and users only."""
+"""The products of Fernweh, as plain data: the database has only sessions and users."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Category:
 
     @property
     def short(self) -> str:
-        """Return the name's first word."""
+        """Return the first word of the name."""
         return self.name.partition(" ")[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Product:
-    """One thing to buy; ``category`` is a slug, ``price`` in euros."""
+    """A product; ``category`` is a slug, ``price`` is in euros."""
 
     slug: str
     name: str
@@ -36,12 +36,12 @@ class Product:
 
     @property
     def image(self) -> str:
-        """Return the path of the illustration below the static files."""
+        """Return the path of the illustration in the static files."""
         return f"shop/{self.slug}.svg"
 
     @property
     def shelf(self) -> Category:
-        """Return the category itself."""
+        """Return the category of the product."""
         return CATEGORIES[self.category]
 
 
@@ -66,7 +66,7 @@ PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
                 name="Trail Pack 40",
                 category="packs",
                 price=Decimal("149.00"),
-                text="Forty liters is a long weekend: one tent, two jumpers, three books you will not read.",
+                text="Forty liters is a long weekend: one tent, two sweaters, three books you will not read.",
                 details=("40 liters, 1,180 grams", "Back length adjustable in ten seconds", "Rain cover in the lid"),
             ),
             Product(
@@ -83,7 +83,11 @@ PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
                 category="clothing",
                 price=Decimal("79.00"),
                 text="Warm when wet, quiet when worn for a week. The sheep were asked nicely.",
-                details=("190 g/m² merino from mulesing-free farms", "Flat seams under the straps", "Mended free"),
+                details=(
+                    "190 g/m² merino from mulesing-free farms",
+                    "Flat seams under the straps",
+                    "Repaired for free",
+                ),
             ),
             Product(
                 slug="down-jacket",
