@@ -189,18 +189,18 @@ def _storing(request: HttpRequest) -> Iterator[bool]:
     """Yield whether to save the session at once. If storing fails, leave the session as it was.
 
     Django saves a modified session after the view, and turns a failure into an error page. So a session that only
-    the package modified is saved here, where the failure can be undone. Django saves it again only if it is new,
-    because Django then sets its cookie.
+    the package modified is saved here, where the failure can be undone. Django saves it again only if its key is
+    new, because Django then sets the cookie. The key of a session in a signed cookie is its content.
     """
     session = request.session
-    was_modified, was_new = session.modified, session.session_key is None
+    was_modified, key = session.modified, session.session_key
     try:
         yield not was_modified
     except Exception:
         session.pop(SESSION_KEY, None)
         session.modified = was_modified
         raise
-    session.modified = was_modified or was_new
+    session.modified = was_modified or session.session_key != key
     setattr(request, _STORED, True)
 
 
@@ -227,7 +227,7 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
             message = "%s returned an attribute whose name doesn't match %s, so it is left out."
             log_once(("name", path), message, path, _NAME.pattern)
         elif name in RESERVED_NAMES:
-            message = "%s returned %s, which is left out: MoEngage uses this name. Choose another one."
+            message = "%s returned %s, which is left out: MoEngage uses this name. Choose another."
             log_once(("reserved", path, name), message, path, name)
         elif text is None:
             message = "%s returned an attribute of type %s, which is left out. Return a string or a number."
