@@ -9,10 +9,10 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import include, path
 
+from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.visitor.consent import Consent
 from django_moe_personalize.visitor.identity import Identity, get_identity, set_anonymous_cookie
-from django_moe_personalize.receivers import start_new_identity
 from tests import site
 from tests.pages import title
 
