@@ -26,7 +26,7 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.governor import Governor
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Exchange, NotTakenError
+from django_moe_personalize.moengage import Exchange, NotTakenError
 from django_moe_personalize.moengage.types import ExperiencesResult
 from django_moe_personalize.resilience import Deadline, WorkerPool
 from django_moe_personalize.signals import breaker_changed
@@ -134,7 +134,7 @@ class SplitCall:
         Raises the APIError tree; NotTakenError says that it is worth to be asked again, in one step.
         """
         try:
-            result = self._client.receive_fetch(self._exchange, seconds)
+            result = self._client.finish_fetch(self._exchange, seconds)
         except NotTakenError:
             raise
         except Exception as error:
@@ -168,21 +168,16 @@ class SplitCall:
 def start_call(question: Question, keys: Sequence[str]) -> SplitCall | None:
     """Send a question now and return at once; ``None`` where that could block, or nothing may be asked."""
     client = get_client()
-    if not get_breaker().allow() or (exchange := client.reserve()) is None:
+    if not get_breaker().allow():
         return None
-    try:
-        _take(0)
-        sent = client.send_fetch(
-            exchange,
-            keys,
-            customer_id=question.visitor.identity.customer_id,
-            user_identifiers=question.visitor.identity.user_identifiers,
-            attributes=question.visitor.attributes,
-        )
-    except BaseException:
-        exchange.release()
-        raise
-    return SplitCall(client, exchange) if sent else None
+    _take(0)
+    exchange = client.start_fetch(
+        keys,
+        customer_id=question.visitor.identity.customer_id,
+        user_identifiers=question.visitor.identity.user_identifiers,
+        attributes=question.visitor.attributes,
+    )
+    return None if exchange is None else SplitCall(client, exchange)
 
 
 def _take(ticket: int) -> None:

@@ -95,9 +95,9 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
     elif why == "shared-cache":
         settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     elif why == "broken-reserve":
-        monkeypatch.setattr(vendor.client, "_reserve", {}.__getitem__)
+        monkeypatch.setattr(vendor.client, "_start", {}.__getitem__)
     else:
-        monkeypatch.setattr(client.PersonalizeClient, "send_fetch", lambda self, exchange, *a, **kw: exchange.release())
+        monkeypatch.setattr(client.PersonalizeClient, "start_fetch", lambda self, *a, **kw: None)
     assert start_fetch(VISITOR, keys).result(LONG).keys() == {"hero-banner"}
     assert submitted[0] == "_run"
 

@@ -236,7 +236,7 @@ def test_bug_in_reading(vendor, heard, monkeypatch, caplog, read, place):
         raise KeyError("ada@example.com")
 
     if place == "receive":
-        monkeypatch.setattr(client.PersonalizeClient, "receive_fetch", fail)
+        monkeypatch.setattr(client.PersonalizeClient, "finish_fetch", fail)
     else:
         monkeypatch.setattr(client, "read_fetch", fail)
     questions = [start_fetch(VISITOR, KEYS) for _ in range(2)]

@@ -18,8 +18,8 @@ from typing import Protocol
 import pytest
 import trustme
 
-from django_moe_personalize.moengage.exchange import WarmExchange
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage import Exchange as ExchangeInFlight
+from django_moe_personalize.moengage import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.loopback import Exchange, Loopback
@@ -84,22 +84,17 @@ class Wire:
         """Ask in one step, which leaves a connection to be reserved."""
         return self.transport.send(WARM, deadline=Deadline(LONG))
 
-    def ask(self, request: Request = FETCH) -> WarmExchange:
+    def ask(self, request: Request = FETCH) -> ExchangeInFlight:
         """Send a request on a kept connection, made where there is none."""
-        exchange = self.transport.reserve()
-        if exchange is None:
+        if not self.is_kept():
             self.warm()
-            exchange = self.transport.reserve()
+        exchange = self.transport.start(request)
         assert exchange is not None
-        assert exchange.send(request)
         return exchange
 
     def is_kept(self) -> bool:
         """Return whether there is a connection to reserve."""
-        exchange = self.transport.reserve()
-        if exchange is not None:
-            exchange.release()
-        return exchange is not None
+        return has_idle(self.transport)
 
 
 @pytest.fixture(scope="session")
@@ -122,12 +117,21 @@ def build_wire(request: pytest.FixtureRequest, tls_ends: Tls) -> Iterator[Callab
         wire.__exit__()
 
 
+def has_idle(transport: RequestsTransport) -> bool:
+    """Return whether a request can be sent at once."""
+    idle = transport._get_idle()
+    connection = idle.take()
+    if connection is not None:
+        idle._take_back(connection, True)
+    return connection is not None
+
+
 def wait_readable(part: HasFileno) -> None:
     """Wait until something has come."""
     assert select.select([part], [], [], LONG)[0]
 
 
-def receive(exchange: WarmExchange) -> Response:
+def receive(exchange: ExchangeInFlight) -> Response:
     """Return the answer, which has to come."""
     response = exchange.receive(LONG)
     assert response is not None
