@@ -20,15 +20,15 @@ BATCH = 100
 
 def build_recorder() -> Callable[[], None]:
     """Return what a page does to count one experience as shown, from the experience to the delivery."""
-    from django_moe_personalize import track
+    from django_moe_personalize import tracking
     from django_moe_personalize.moengage.reader import read_experience
 
     experience = read_experience(KEYS[0], build_experience(KEYS[0]))
 
     def record() -> None:
-        tracker = track.PageTracker("visitor-1")
+        tracker = tracking.PageTracker("visitor-1")
         tracker.show(experience)
-        track.record(tracker.take(shown=True))
+        tracking.record(tracker.take(shown=True))
 
     return record
 

@@ -51,7 +51,7 @@ def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]
 
 def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
     """Return the hashes of visitors."""
-    from django_moe_personalize.cache import build_digest
+    from django_moe_personalize.digest import build_digest
 
     return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
 
@@ -69,8 +69,8 @@ def weigh(build: Callable[[], object], number: int) -> float:
 
 def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
     """Return the bytes a visitor in the process, beside a copy of each answer's parsed JSON."""
-    from django_moe_personalize.cache import ExperienceCache, local_cache
     from django_moe_personalize.conf import get_settings
+    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
     visitors, settings = name_visitors(VISITORS), get_settings()
 
@@ -111,8 +111,8 @@ def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[A
 
 def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
     """Raise WrongMeasurement unless all visitors are held, the first and the last with what is theirs."""
-    from django_moe_personalize.cache import ExperienceCache, local_cache
     from django_moe_personalize.conf import get_settings
+    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
     counts = local_cache.counts
     expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"held are {counts}")
@@ -124,8 +124,8 @@ def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
     """Return the microseconds of the calls that a page makes, with all visitors in memory."""
-    from django_moe_personalize.cache import ExperienceCache
     from django_moe_personalize.conf import get_settings
+    from django_moe_personalize.fetching.cache import ExperienceCache
 
     settings, turns = get_settings(), iter(range(10**12))
 
@@ -144,9 +144,9 @@ def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]],
 
 def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
     """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
-    from django_moe_personalize.cache import ExperienceCache, local_cache
     from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.interning import Span, unfold
+    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    from django_moe_personalize.fetching.local_cache import Span, unfold
 
     settings, now = get_settings(), time.time()
     active, once = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5)
@@ -204,8 +204,8 @@ def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Se
     """Store all bodies, then all visitors; return the bytes in use before, between and after."""
     from django.core.cache import cache as site_cache
 
-    from django_moe_personalize.cache import ExperienceCache, local_cache
     from django_moe_personalize.conf import get_settings
+    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
     settings = get_settings()
     # The connection and its buffers.
@@ -236,7 +236,7 @@ def weigh_entry(server: Any, visitor: str) -> int:
     """Return what Redis says one visitor's key and value take."""
     from django.core.cache import cache as site_cache
 
-    from django_moe_personalize.cache import build_key
+    from django_moe_personalize.fetching.cache import build_key
 
     return int(server.memory_usage(site_cache.make_key(build_key("visitor", visitor))))
 

@@ -54,7 +54,7 @@ class Witness(NoOpMiddleware):
 
 def identify(request: HttpRequest) -> Any:
     """Return the visitor that the load generator names: a new name is a cold page."""
-    from django_moe_personalize.identity import Identity
+    from django_moe_personalize.visitor.identity import Identity
 
     return Identity(customer_id=request.META["HTTP_X_VISITOR"])
 

@@ -1,21 +1,25 @@
-"""The calls of the vendor's SDKs without a request: for mails, tasks and shells (contract §6).
+"""The calls of MoEngage's SDKs without a request: for e-mails, tasks and shells (contract §6).
 
-What a visitor does not get is data, in ``failures``; what is wrong with the call to MoEngage is an
-exception of the tree in ``exceptions.py``.
+Each call has an async twin, such as ``afetch_experiences``. A key without an experience is data, in
+``failures``. A call to MoEngage that fails raises an APIError.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ParamSpec, TypeVar
 
+from asgiref.sync import sync_to_async
+from django.db import close_old_connections
 from django.views.decorators.debug import sensitive_variables
 
-from django_moe_personalize import metadata, track
-from django_moe_personalize.answering import Answer, ask
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize import tracking
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.delivery.erasure import mark_withdrawal
 from django_moe_personalize.exceptions import APIError
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import Answer, Question, resolve
+from django_moe_personalize.fetching.cache import get_cache
+from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
 from django_moe_personalize.moengage.client import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -30,35 +34,43 @@ from django_moe_personalize.moengage.types import (
     Offering,
 )
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.visitor import Visitor
-from django_moe_personalize.withdrawal import mark_withdrawal
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.visitor import Identity, Visitor
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 API_DEADLINE = 10.0
-"""Seconds a call may take; no page waits for it."""
+"""Seconds that a call may take. No page waits for it."""
 
 
 def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
-    """Return which experiences the workspace has, of ``statuses`` (``"active"``, …) or all.
+    """Return the experiences that the workspace has, of the given statuses (``"active"``, …) or all.
 
-    Cached for METADATA_TTL seconds. Raises ValueError for an unknown status and APIError when the
-    vendor does not answer.
+    Cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError when MoEngage
+    doesn't answer.
     """
     wanted = {_read_status(status) for status in statuses}
-    if not get_settings().enabled:
+    if not get_runtime().settings.enabled:
         return ExperiencesMetadata(DataSource.CACHE, ())
-    found = metadata.get_metadata(deadline=Deadline(API_DEADLINE))
+    found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
+
+
+async def afetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
+    """See fetch_experiences_meta()."""
+    return await _run(fetch_experiences_meta, tuple(statuses))
 
 
 def _read_status(status: str | ExperienceStatus) -> ExperienceStatus:
     found = ExperienceStatus(status)
     if found is ExperienceStatus.UNKNOWN:
         names = ", ".join(repr(s.value) for s in ExperienceStatus if s is not ExperienceStatus.UNKNOWN)
-        raise ValueError(f"{status!r} is no experience status; the statuses are {names}.")
+        raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
     return found
 
 
-# Django's error reports do not show what it is called with.
+# Django's error reports leave out the arguments.
 @sensitive_variables()
 def fetch_experience(
     experience_key: str,
@@ -66,10 +78,27 @@ def fetch_experience(
     customer_id: str | None = None,
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
-) -> ExperiencesResult:
-    """See fetch_experiences()."""
-    return fetch_experiences(
-        [experience_key], customer_id=customer_id, user_identifiers=user_identifiers, attributes=attributes
+) -> Experience | None:
+    """Return the customer's experience of this key, or ``None`` if there is none. See fetch_experiences()."""
+    answer = _fetch([experience_key], customer_id, user_identifiers, attributes)
+    return None if answer is None else answer.experiences.get(experience_key)
+
+
+@sensitive_variables()
+async def afetch_experience(
+    experience_key: str,
+    *,
+    customer_id: str | None = None,
+    user_identifiers: Mapping[str, str] | None = None,
+    attributes: Mapping[str, str] | None = None,
+) -> Experience | None:
+    """See fetch_experience()."""
+    return await _run(
+        fetch_experience,
+        experience_key,
+        customer_id=customer_id,
+        user_identifiers=user_identifiers,
+        attributes=attributes,
     )
 
 
@@ -81,103 +110,193 @@ def fetch_experiences(
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
 ) -> ExperiencesResult:
-    """Return the customer's experiences of these keys, and for the others the reason they are absent.
+    """Return the customer's experiences of these keys, and for each absent key the reason.
 
-    ``attributes`` are the in-session attributes, strings by name. Answers are cached as a page's
-    are. Raises APIError when the vendor gave no answer for some keys and none is cached, and
-    ValueError for keys that are not a list of non-empty strings, and for ids and attributes that
-    are no strings.
+    ``result.experiences`` is a mapping by key, in the order asked for. ``attributes`` are the in-session
+    attributes by name. Experiences are cached as a page's are. Raises APIError when MoEngage doesn't answer
+    and the cache lacks a key. Raises ValueError for keys that aren't a list of non-empty strings, and for ids
+    and attributes that aren't strings.
     """
-    if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
-        raise ValueError(f'experience_keys is a list of keys, as in ["hero-banner"], not {experience_keys!r}')
-    _check_visitor(customer_id, user_identifiers or {}, attributes or {})
+    answer = _fetch(experience_keys, customer_id, user_identifiers, attributes)
     keys = tuple(dict.fromkeys(experience_keys))
-    if not keys:
-        return ExperiencesResult()
-    if not get_settings().enabled:
-        return ExperiencesResult({}, (ExperienceFailure(FailureReason.PERSONALIZATION_FAILED, keys),))
-    visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
-    answer = ask(visitor, keys, deadline=Deadline(API_DEADLINE))
-    if answer.unanswered:
-        raise answer.errors[0]
+    if answer is None:
+        failures = (ExperienceFailure(FailureReason.PERSONALIZATION_FAILED, keys),) if keys else ()
+        return ExperiencesResult({}, failures)
     return ExperiencesResult(answer.experiences, tuple(_explain(answer, keys)))
 
 
+@sensitive_variables()
+async def afetch_experiences(
+    experience_keys: Sequence[str],
+    *,
+    customer_id: str | None = None,
+    user_identifiers: Mapping[str, str] | None = None,
+    attributes: Mapping[str, str] | None = None,
+) -> ExperiencesResult:
+    """See fetch_experiences()."""
+    return await _run(
+        fetch_experiences,
+        experience_keys,
+        customer_id=customer_id,
+        user_identifiers=user_identifiers,
+        attributes=attributes,
+    )
+
+
+@sensitive_variables()
+def _fetch(
+    experience_keys: Sequence[str],
+    customer_id: str | None,
+    user_identifiers: Mapping[str, str] | None,
+    attributes: Mapping[str, str] | None,
+) -> Answer | None:
+    """Return the answer for these keys, or ``None`` where nothing is asked: without keys, or with ENABLED off."""
+    if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
+        raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
+    _check_visitor(customer_id, user_identifiers or {}, attributes or {})
+    runtime, keys = get_runtime(), tuple(dict.fromkeys(experience_keys))
+    if not keys or not runtime.settings.enabled:
+        return None
+    visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
+    answer = resolve(Question(runtime, visitor, keys, Deadline(API_DEADLINE), is_page=False))
+    if answer.learned:
+        get_cache(runtime).write(visitor.digest, answer.learned)
+    if answer.unanswered:
+        raise answer.errors[0]
+    return answer
+
+
 def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attributes: Mapping[str, str]) -> None:
-    """Refuse what the wire cannot carry; the message names what is wrong and holds no value."""
+    """Refuse arguments that can't be sent. The message names the argument, never its value."""
     if customer_id is not None and not isinstance(customer_id, str):
-        raise ValueError(f"customer_id is a string, not {type(customer_id).__name__}: write str(…)")
+        raise ValueError(f"customer_id must be a string, not {type(customer_id).__name__}: write str(…).")
     for what, values in (("user_identifiers", identifiers), ("attributes", attributes)):
         for name, value in values.items():
             if not isinstance(name, str) or not isinstance(value, str):
-                raise ValueError(f"{what}[{name!r}] is a string, not {type(value).__name__}: write str(…)")
+                raise ValueError(f"{what}[{name!r}] must be a string, not {type(value).__name__}: write str(…).")
     if reserved := sorted(FETCH_FIELDS & attributes.keys()):
-        raise ValueError(f"attributes cannot be named {', '.join(reserved)}: the call itself has fields of that name")
+        raise ValueError(f"An attribute can't be named {' or '.join(reserved)}: that is a field of the call itself.")
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
-    """Return why keys are absent: the server's own reasons where it sends them, else from the metadata."""
+    """Return why keys are absent: the reasons that the server sent, else those that the metadata tells."""
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
     if absent:
         try:
-            known = metadata.get_metadata(deadline=Deadline(API_DEADLINE))
+            known = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
         except APIError:
             known = None
         for key in absent:
-            reason = FailureReason.PERSONALIZATION_FAILED if known is None else metadata.find_reason(known, key)
+            reason = FailureReason.PERSONALIZATION_FAILED if known is None else find_reason(known, key)
             reasons.setdefault(reason, []).append(key)
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]
 
 
 @sensitive_variables()
 def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
-    """Report that ``customer_id`` was shown these experiences: a result's mapping, or experiences."""
+    """Report that ``customer_id`` was shown these experiences: a result's mapping, or several experiences."""
+    tracking.record(_build_shown(experiences, customer_id))
+
+
+@sensitive_variables()
+async def aexperiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
+    """See experiences_shown()."""
+    await tracking.arecord(_build_shown(experiences, customer_id))
+
+
+def _build_shown(experiences: Mapping[str, Experience] | Iterable[Experience], customer_id: str) -> list[Event]:
+    # An Experience is a mapping too, of its payload.
+    if isinstance(experiences, Experience):
+        raise ValueError("experiences must be a mapping or a list of experiences: write [experience].")
     shown = experiences.values() if isinstance(experiences, Mapping) else experiences
-    events = [track.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown]
-    _record(events)
+    return _keep([tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown])
 
 
 @sensitive_variables()
 def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
-    _record([track.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
+    tracking.record(_build_click(experience, customer_id, element=element))
+
+
+@sensitive_variables()
+async def aexperience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
+    """See experience_clicked()."""
+    await tracking.arecord(_build_click(experience, customer_id, element=element))
 
 
 @sensitive_variables()
 def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
-    """Report that offerings were shown, where OFFERING_EVENTS is on; else there is nothing to report.
+    """Report that offerings were shown, where OFFERING_EVENTS is on; otherwise there is nothing to report.
 
-    By default an offering's impression rides on its experience's: ``experiences_shown`` (contract §5).
+    By default an offering's impression is part of its experience's: call experiences_shown() (contract §5).
     """
-    _record(track.build_offering_impressions(offerings, _check(customer_id)))
+    tracking.record(_keep(tracking.build_offering_impressions(offerings, _check(customer_id))))
+
+
+@sensitive_variables()
+async def aofferings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
+    """See offerings_shown()."""
+    await tracking.arecord(_keep(tracking.build_offering_impressions(offerings, _check(customer_id))))
 
 
 @sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
-    """Report a click on an offering; it is its experience's click too, so report nothing besides."""
-    _record([track.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
+    """Report a click on an offering. It counts as a click on its experience too: don't report that as well."""
+    tracking.record(_build_click(experience, customer_id, offering=offering))
+
+
+@sensitive_variables()
+async def aoffering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
+    """See offering_clicked()."""
+    await tracking.arecord(_build_click(experience, customer_id, offering=offering))
+
+
+def _build_click(
+    experience: Experience, customer_id: str, *, element: str = "", offering: Offering | None = None
+) -> list[Event]:
+    event = tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element, offering=offering)
+    return _keep([event])
 
 
 @sensitive_variables()
 def erase(*, customer_id: str) -> int:
-    """Let nothing be sent that was recorded of ``customer_id`` until now, and return how many events were erased.
+    """Make sure that no event of ``customer_id`` recorded until now is sent; return how many events were erased.
 
-    For whoever takes a consent back or asks to be forgotten. What this process or the outbox holds
-    is erased at once; the rest, in the memory of other processes or in a queue, is dropped when it
-    would be sent, where the site's cache is shared. A call under way cannot be taken back.
+    Call it when a customer withdraws consent or asks to be forgotten. Events that this process or the outbox
+    holds are erased at once. Events in the memory of other processes or in a queue are dropped when they would
+    be sent, if the processes share the site's cache. A call that is under way can't be taken back.
     """
     mark_withdrawal(_check(customer_id))
     return get_delivery().erase(customer_id)
 
 
+@sensitive_variables()
+async def aerase(*, customer_id: str) -> int:
+    """See erase()."""
+    return await _run(erase, customer_id=customer_id)
+
+
 def _check(customer_id: str) -> str:
     if not isinstance(customer_id, str) or not customer_id:
-        raise ValueError("customer_id is a non-empty string: events without a customer cannot be counted")
+        raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
     return customer_id
 
 
-def _record(events: Iterable[Event | None]) -> None:
-    if get_settings().enabled:
-        track.record([event for event in events if event is not None])
+def _keep(events: Sequence[Event | None]) -> list[Event]:
+    """Return the events to record: none while ENABLED is off."""
+    return [event for event in events if event is not None] if get_runtime().settings.enabled else []
+
+
+async def _run(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a blocking call in a thread, where it doesn't hold up the site's other synchronous code."""
+
+    def run() -> T:
+        try:
+            return call(*args, **kwargs)
+        finally:
+            # The site's cache may be its database. No request ends in this thread, so close its connections here.
+            close_old_connections()
+
+    return await sync_to_async(run, thread_sensitive=False)()

@@ -19,7 +19,7 @@ class MoePersonalizeConfig(AppConfig):
     def ready(self) -> None:
         """Register the system checks, and what happens when a visitor signs in or out."""
         # Imported here: a module that needs models cannot be imported before the apps are there.
-        from django_moe_personalize import rotation  # noqa: F401 - connects its receiver
+        from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
 
@@ -27,6 +27,6 @@ class MoePersonalizeConfig(AppConfig):
 def check_site(**kwargs: Any) -> list[CheckMessage]:
     """Run every check of checks.py."""
     # Imported here: a server runs no checks, and should not start later for them.
-    from django_moe_personalize.checks import CHECKS
+    from django_moe_personalize.checks.settings import CHECKS
 
     return [message for check in CHECKS for message in check(**kwargs)]

@@ -1,4 +1,4 @@
-"""``@personalize``: say which experiences a view needs, so that they travel in one call."""
+"""``@personalize``: declare which experiences a view needs, so that they travel in one call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Any, ParamSpec, TypeVar, cast
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest
 
+from django_moe_personalize.context import get_page
+from django_moe_personalize.page import Page
 from django_moe_personalize.planning import declare_keys
 
 P = ParamSpec("P")
@@ -18,9 +20,9 @@ R = TypeVar("R")
 def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for sync and async views that need ``experience_keys``.
 
-    The middleware reads the keys from the view and asks before the view runs. Where the view is
-    out of its sight (a method, a decorator that hides what it wraps), the wrapper itself asks.
-    Raises ValueError for keys that are none, as in ``@personalize`` without parentheses.
+    The middleware reads the keys from the view and starts the call before the view runs. Where it can't see
+    the decorated function (a method, a decorator that doesn't copy attributes), the wrapper starts the call.
+    Raises ValueError for keys that aren't non-empty strings, as in ``@personalize`` without parentheses.
     """
 
     def decorator(view: Callable[P, R]) -> Callable[P, R]:
@@ -28,8 +30,9 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             async def awrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                if (personalization := _find_personalization(args)) is not None:
-                    await personalization.aprefetch(*experience_keys)
+                page = _find_page(args)
+                if page is not None and not page.is_planned(experience_keys):
+                    await page.aload(*experience_keys)
                 return await cast(Callable[P, Any], view)(*args, **kwargs)
 
             wrapper = cast(Callable[P, R], awrapper)
@@ -37,8 +40,9 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-                if (personalization := _find_personalization(args)) is not None:
-                    personalization.prefetch(*experience_keys)
+                page = _find_page(args)
+                if page is not None and not page.is_planned(experience_keys):
+                    page.prefetch(*experience_keys)
                 return view(*args, **kwargs)
 
         declare_keys(wrapper, experience_keys)
@@ -47,7 +51,11 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
     return decorator
 
 
-def _find_personalization(args: tuple[Any, ...]) -> Any:
-    """Return what the middleware attached to the request among a view's or a method's first arguments."""
-    request = next((arg for arg in args[:2] if isinstance(arg, HttpRequest)), None)
-    return getattr(request, "personalization", None)
+def _find_page(args: tuple[Any, ...]) -> Page | None:
+    """Return the page of the request among the first two arguments of a view or a method."""
+    for arg in args[:2]:
+        # Django REST framework wraps Django's request.
+        request = getattr(arg, "_request", arg)
+        if isinstance(request, HttpRequest):
+            return get_page(request)
+    return None

@@ -12,10 +12,11 @@ from django.http.response import HttpResponseBase
 from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.response import SimpleTemplateResponse
 
-from django_moe_personalize import track
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.context import Personalization, release_unread
+from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.page import Page
 from django_moe_personalize.planning import find_template_keys
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
@@ -45,52 +46,60 @@ class PersonalizeMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self.is_async:
             return self.__acall__(request)
-        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        page = _attach(request)
         try:
             response = self.get_response(request)
         except BaseException:
-            # The server ends this worker: there is no page to seal.
-            release_unread(personalization)
+            # The server ends this worker, so there is no response.
+            page.release()
             raise
-        if events := personalization.seal(response):
-            track.record(events)
+        if events := page.seal(response):
+            tracking.record(events)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        page = _attach(request)
         try:
             response: HttpResponseBase = await self.get_response(request)
         except BaseException:
-            # The visitor has gone, which cancels the page.
-            release_unread(personalization)
+            # The visitor has closed the connection, which cancels the page.
+            page.release()
             raise
-        if events := personalization.seal(response):
-            await track.arecord(events)
+        if events := page.seal(response):
+            await tracking.arecord(events)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Start asking for what the page is known to need, beside its view; before it, if it is async."""
-        personalization: Personalization = request.personalization  # type: ignore[attr-defined]
-        if keys := personalization.plan(view):
-            personalization.prefetch(*keys)
-            if iscoroutinefunction(view):
-                personalization.join()
+        """Start fetching the experiences that the page is known to need, and let the view run meanwhile."""
+        page = _get(request)
+        if keys := page.plan(view):
+            # An async view under WSGI can't wait in its event loop later.
+            (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """See process_view(). An async view's template cannot wait, so its experiences come first."""
-        personalization: Personalization = request.personalization  # type: ignore[attr-defined]
-        if keys := personalization.plan(view):
-            await (personalization.aprefetch if iscoroutinefunction(view) else personalization.astart)(*keys)
+        """See process_view(). The template of an async view can't wait, so its experiences come first."""
+        page = _get(request)
+        if keys := page.plan(view):
+            await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
 
     async def aprocess_template_response(
         self, request: HttpRequest, response: SimpleTemplateResponse
     ) -> SimpleTemplateResponse:
-        """Ask for what the template needs before it is rendered where nothing can wait."""
-        # A template that is not there, or is broken, is the page's own failure, in its own time.
+        """Fetch what the template needs before it is rendered in an event loop, where its tags can't wait."""
+        # A template that is missing or broken fails when the page renders it.
         with suppress(TemplateDoesNotExist, TemplateSyntaxError):
             template = getattr(response.resolve_template(response.template_name), "template", None)
-            # Jinja2's has no nodes to look through.
-            if isinstance(template, Template):
-                personalization: Personalization = request.personalization  # type: ignore[attr-defined]
-                await personalization.aprefetch(*find_template_keys(template))
+            # A Jinja2 template has no nodes to search.
+            if isinstance(template, Template) and (keys := find_template_keys(template)):
+                await _get(request).aload(*keys)
         return response
+
+
+def _attach(request: HttpRequest) -> Page:
+    personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+    return personalization._page
+
+
+def _get(request: HttpRequest) -> Page:
+    personalization: Personalization = request.personalization  # type: ignore[attr-defined]
+    return personalization._page

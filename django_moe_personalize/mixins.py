@@ -10,7 +10,7 @@ from django.views import View
 
 from django_moe_personalize.planning import declare_keys
 
-# For a type checker the mixin is a view, so that as_view() agrees with the one it stands before.
+# For a type checker the mixin is a view, so that its as_view() agrees with the one of the next base class.
 if TYPE_CHECKING:
     Base = View
 else:
@@ -18,13 +18,13 @@ else:
 
 
 class PersonalizeMixin(Base):
-    """Declare a class-based view's experience keys in ``experiences``; stands before ``View``."""
+    """Declare a class-based view's experience keys in ``experiences``. List it before the view's base class."""
 
     experiences: Sequence[str] = ()
 
     @classmethod
-    def as_view(cls, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view, marked with its keys. Raises ValueError for keys that are none."""
-        view: Callable[..., HttpResponseBase] = super().as_view(**initkwargs)
+    def as_view(cls, *args: Any, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
+        """Return the view, marked with its keys. Raises ValueError for keys that aren't non-empty strings."""
+        view: Callable[..., HttpResponseBase] = super().as_view(*args, **initkwargs)
         declare_keys(view, initkwargs.get("experiences", cls.experiences))
         return view

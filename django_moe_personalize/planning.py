@@ -18,6 +18,7 @@ from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.runtime import Runtime, part
 
 KEYS_ATTRIBUTE = "moe_experience_keys"
 """Where ``@personalize`` writes its keys on the view; ``functools.wraps`` carries it outwards."""
@@ -75,7 +76,11 @@ class RouteMemory:
             self._routes.clear()
 
 
-route_memory = RouteMemory()
+@part
+def get_route_memory(runtime: Runtime) -> RouteMemory:
+    """Return the keys that each route was seen to read."""
+    return RouteMemory()
+
 
 MAX_TEMPLATES = 100
 """How many parents and includes are followed from one template; a recursive include ends there too."""
@@ -137,7 +142,7 @@ def get_planned_keys(request: HttpRequest, view: Callable[..., Any] | None = Non
     """Return the keys that ``request`` is known to need, each once, in the order of their sources."""
     route = get_route(request)
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    seen = () if route is None else route_memory.get(route)
+    seen = () if route is None else get_route_memory().get(route)
     experiences = get_settings().experiences
     if not experiences and not (declared and seen):
         # Every page of the site comes here, and most have nothing to merge.

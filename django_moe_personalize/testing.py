@@ -15,11 +15,10 @@ from django.conf import settings as django_settings
 from django.test import override_settings
 from django.test.utils import TestContextDecorator
 
+from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import SETTING
-from django_moe_personalize.connection import override_client
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import Action
-from django_moe_personalize.planning import route_memory
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import parse_workspace
@@ -92,10 +91,7 @@ class override_experiences(TestContextDecorator):
             api_key=self._workspace.api_key,
             transport=SandboxTransport(self.engine),
         )
-        self._stack.enter_context(override_client(client))
-        # What other tests' pages read is no plan for this one's.
-        route_memory.forget()
-        self._stack.callback(route_memory.forget)
+        self._stack.enter_context(get_client.override(client))
         return self
 
     def disable(self) -> None:

@@ -18,12 +18,13 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST, require_safe
 
-from django_moe_personalize import render, track
+from django_moe_personalize import rendering, tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.consent import get_consent
-from django_moe_personalize.coordination import add_to_count
-from django_moe_personalize.identity import get_identity
+from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
+from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor.consent import get_consent
+from django_moe_personalize.visitor.identity import get_identity
 
 MAX_BEACON_BYTES = 16 * 1024
 
@@ -53,16 +54,16 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     A token of an old page, of another visitor or without consent still redirects, and counts nothing.
     """
     try:
-        found = track.read_token(token)
+        found = tracking.read_token(token)
     except BadSignature:
         return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
-    hosts = render.get_allowed_hosts(request, found.host)
-    if not found.destination or not render.is_safe_url(found.destination, hosts):
+    hosts = rendering.get_allowed_hosts(request, found.host)
+    if not found.destination or not rendering.is_safe_url(found.destination, hosts):
         return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
-    if track.is_counted(request) and not found.expired:
+    if tracking.is_counted(request) and not found.expired:
         customer_id = _find_visitor(request)
         if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
-            track.record([found.build_event(customer_id)])
+            tracking.record([found.build_event(customer_id)])
     return HttpResponseRedirect(found.destination)
 
 
@@ -78,13 +79,13 @@ def beacon(request: HttpRequest) -> HttpResponse:
     field ``events`` is the list. The token in it stands for the CSRF token: it is signed and bound
     to the visitor.
     """
-    if request.headers.get("Sec-Fetch-Site") != "cross-site" and track.is_counted(request):
+    if request.headers.get("Sec-Fetch-Site") != "cross-site" and tracking.is_counted(request):
         reports = [found for report in _read_reports(request) if (found := _read_report(report))]
         # Asked once, however many reports: the answer may cost the site a query.
         customer_id = _find_visitor(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
         if customer_id and events and _is_within_limit("beacons", customer_id):
-            track.record(events)
+            tracking.record(events)
     return HttpResponse(status=204)
 
 
@@ -123,7 +124,7 @@ def _parse_parts(request: HttpRequest, body: bytes) -> QueryDict:
     return fields
 
 
-Report = tuple[track.Token, str | None]
+Report = tuple[tracking.Token, str | None]
 """A token, and which element was clicked; ``None`` for an impression."""
 
 
@@ -136,7 +137,7 @@ def _read_report(report: object) -> Report | None:
         case _:
             return None
     try:
-        token = track.read_token(text)
+        token = tracking.read_token(text)
     except BadSignature:
         return None
     return None if token.expired or (element is not None and element not in token.elements) else (token, element)
@@ -169,7 +170,7 @@ def _is_within_limit(kind: str, customer_id: str) -> bool:
     """
     minute = int(time.time()) // 60
     sent = add_to_count(f"{kind}/{minute}/{customer_id}", 1, 60.0)
-    return (_counter.add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
+    return (_get_counter().add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
 
 
 class _Counter:
@@ -187,4 +188,6 @@ class _Counter:
         return count
 
 
-_counter = _Counter()
+@part
+def _get_counter(runtime: Runtime) -> _Counter:
+    return _Counter()

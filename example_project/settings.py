@@ -67,7 +67,7 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
 
-# Personalization. Credentials, data centre and the like come from MOE_PERSONALIZE_* in the
+# Personalization. Credentials, data center and the like come from MOE_PERSONALIZE_* in the
 # environment; here is what belongs to the code. With no credentials and DEBUG on it is the sandbox.
 MOE_PERSONALIZE = {
     "EXPERIENCES": {

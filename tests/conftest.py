@@ -14,16 +14,17 @@ from django.http import HttpResponse
 from django.test import AsyncClient, Client
 from hypothesis import settings as hypothesis_settings
 
-from django_moe_personalize import alarm, cache, callables, calls, connection, fetch, metadata, planning
-from django_moe_personalize.delivery.base import reset_delivery
+from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import TransportError
+from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
-from tests.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.fetching.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
 from tests.wire import build_wire, tls_ends  # noqa: F401 - fixtures
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
@@ -37,31 +38,17 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 def settle() -> None:
     """Wait until what pages left to the background is done."""
     until = time.monotonic() + 10
-    while (calls.get_pool().in_flight or metadata.get_pool().in_flight) and time.monotonic() < until:
+    while (get_pool().in_flight or get_background().in_flight) and time.monotonic() < until:
         time.sleep(0.001)
-
-
-def forget() -> None:
-    """Bring what a process learns back to how it starts."""
-    settle()
-    caches["default"].clear()
-    cache.forget()
-    alarm.forget()
-    callables._logged.clear()
-    connection.reset()
-    metadata.forget()
-    planning.route_memory.forget()
-    fetch.forget()
-    calls.forget()
-    reset_delivery()
 
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """Let no test meet what another left in the process."""
-    forget()
+    """Start each test with a process and a site's cache that remember nothing."""
+    caches["default"].clear()
     yield
-    forget()
+    settle()
+    reset_runtimes()
 
 
 class Upstream:
@@ -112,7 +99,7 @@ def upstream() -> Iterator[Upstream]:
     end = Upstream()
     workspace = end.engine.workspace
     client = PersonalizeClient(workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=end)
-    with connection.override_client(client):
+    with get_client.override(client):
         yield end
         settle()
 

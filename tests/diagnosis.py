@@ -2,8 +2,8 @@
 
 import pytest
 
-from django_moe_personalize import doctor
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.doctor import report
 from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
@@ -17,7 +17,7 @@ SHORT = 0.3
 
 def diagnose(seconds=5.0):
     """Return the findings as (state, text)."""
-    return [(state, f"{what} {mend}".rstrip()) for state, what, mend in doctor.diagnose(seconds=seconds)]
+    return [(state, f"{what} {mend}".rstrip()) for state, what, mend in report.diagnose(seconds=seconds)]
 
 
 def find(words, found=None):

@@ -9,12 +9,13 @@ from django.core.cache import cache
 from django.test import Client
 
 from django_moe_personalize import alarm as alarm_module
-from django_moe_personalize import coordination, metadata, track
-from django_moe_personalize.alarm import MAX_EXPERIENCES, Alarm
+from django_moe_personalize import tracking
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.fetching import metadata, shared
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, Alarm
 from tests.conftest import settle
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
 from tests.test_resilience import Clock
@@ -253,7 +254,7 @@ def test_impressions_of_pages_are_counted(upstream, caplog, monkeypatch):
 def test_loss_is_no_count(monkeypatch):
     """What the delivery did not take was not counted."""
     with override_personalize(DELIVERY={"BACKEND": "tests.test_alarm.Refusing"}):
-        track.record([SEEN])
+        tracking.record([SEEN])
     assert alarm_module.alarm._counted == {}
 
 
@@ -291,7 +292,7 @@ def test_settings_that_change_start_anew(settings):
 
 def read_notice():
     """Return what this process has put up."""
-    (notice,) = coordination.read_notices(alarm_module.TOPIC)
+    (notice,) = shared.read_notices(alarm_module.TOPIC)
     return notice["missed"], notice["stalled"]
 
 
@@ -304,11 +305,11 @@ def test_what_is_missed_is_put_up(shared, clock):
         show(alarm, clock, pages=100, seconds=60.0)
         assert read_notice() == ({"hero": 100}, False)
         cache.clear()
-        show(alarm, clock, pages=100, seconds=coordination.NOTICE_SECONDS)
+        show(alarm, clock, pages=100, seconds=shared.NOTICE_SECONDS)
         assert read_notice() == ({"hero": 300}, False)
         alarm.add_events([SEEN])
         settle()
-        show(alarm, clock, pages=100, seconds=coordination.NOTICE_SECONDS)
+        show(alarm, clock, pages=100, seconds=shared.NOTICE_SECONDS)
         assert read_notice() == ({}, False)
 
 

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from django_moe_personalize import api
-from django_moe_personalize.calls import get_breaker
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, ServerError, TransportError
+from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.moengage.types import (
     DataSource,

@@ -21,8 +21,8 @@ from django.utils.safestring import mark_safe
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from django_moe_personalize import attributes
-from django_moe_personalize.attributes import (
+from django_moe_personalize.visitor import attributes
+from django_moe_personalize.visitor.attributes import (
     acollect_attributes,
     apply_limits,
     build_day_and_hour,
@@ -30,7 +30,7 @@ from django_moe_personalize.attributes import (
     collect_attributes,
     split_query,
 )
-from django_moe_personalize.consent import Consent
+from django_moe_personalize.visitor.consent import Consent
 
 HERE = "tests.test_attributes"
 NOW = datetime(2026, 11, 22, 23, 30, tzinfo=UTC)

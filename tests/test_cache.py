@@ -5,14 +5,15 @@ from django.core.cache import cache as django_cache
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize import cache
-from django_moe_personalize.cache import ExperienceCache, build_digest
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.identity import Identity
-from django_moe_personalize.interning import NAME_BYTES
+from django_moe_personalize.digest import build_digest
+from django_moe_personalize.fetching import cache
+from django_moe_personalize.fetching.cache import ExperienceCache, get_local_cache
+from django_moe_personalize.fetching.local_cache import NAME_BYTES
 from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 from tests.test_resilience import Clock
 from tests.virtual_cache import HERO, VIRTUAL, use_virtual_cache  # noqa: F401 - a fixture among them
 
@@ -95,7 +96,7 @@ def test_content_is_told_apart():
     ]
     for number, experience in enumerate(variations):
         ExperienceCache(str(number), get_settings()).set({experience.experience_key: experience})
-    cache.forget()
+    get_local_cache().clear()
     for number, experience in enumerate(variations):
         found = ExperienceCache(str(number), get_settings()).get(["hero", "promo"])
         assert found.keys() == {experience.experience_key}
@@ -145,7 +146,7 @@ def test_stored_moment_counts_and_not_the_moment_of_reading():
     store = ExperienceCache("visitor", get_settings(), clock=clock)
     store.set({"hero": HERO})
     clock.now += 59
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero"])["hero"].fresh
     clock.now += 1
     assert not store.get_local(["hero"])["hero"].fresh
@@ -200,7 +201,7 @@ def test_another_secret_shares_nothing(settings):
     """Entries made with another SECRET_KEY are not found."""
     store = ExperienceCache("visitor", get_settings())
     store.set({"hero": HERO})
-    cache.forget()
+    get_local_cache().clear()
     settings.SECRET_KEY = "another"
     assert store.get(["hero"]) == {}
 
@@ -232,7 +233,7 @@ def test_memory_alone():
     store = ExperienceCache("visitor", get_settings())
     store.set_local({"hero": HERO, "nope": None})
     assert store.get_local(["hero", "nope"]).keys() == {"hero", "nope"}
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero", "nope"]) == {}
     with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=0):
         nothing = ExperienceCache("visitor", get_settings())

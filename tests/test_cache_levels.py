@@ -5,10 +5,10 @@ import threading
 
 import pytest
 
-from django_moe_personalize import cache
-from django_moe_personalize.cache import CachedExperience, ExperienceCache
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.interning import LocalCache
+from django_moe_personalize.fetching import cache
+from django_moe_personalize.fetching.cache import CachedExperience, ExperienceCache, get_local_cache
+from django_moe_personalize.fetching.local_cache import LocalCache
 from django_moe_personalize.moengage.types import Experience
 from tests.virtual_cache import GARBAGE, HERO, PROMO, use_virtual_cache  # noqa: F401 - a fixture among them
 
@@ -19,7 +19,7 @@ def test_round_trips(virtual):
     store.set({"hero": HERO, "nope": None})
     assert store.get(["hero", "nope"]).keys() == store.get_local(["nope", "hero"]).keys() == {"hero", "nope"}
     assert virtual.calls == [("set", 1), ("set", 1)]
-    cache.forget()
+    get_local_cache().clear()
     store.get(["hero", "nope"])
     assert virtual.calls[2:] == [("get", 1), ("get", 1)]
     virtual.now += 60
@@ -41,7 +41,7 @@ def test_body_is_written_again_before_it_expires(virtual):
     virtual.now += 599
     ExperienceCache("other", get_settings(), clock=virtual.time).set({"hero": HERO})
     virtual.now += 599.5
-    cache.forget()
+    get_local_cache().clear()
     assert ExperienceCache("other", get_settings(), clock=virtual.time).get(["hero"])
 
 
@@ -64,7 +64,7 @@ def test_visitors_share_a_body(virtual):
         store.set({"hero": again if number % 2 else HERO})
     assert len(virtual.entries) == 11
     assert sum(len(text) for _, text in virtual.entries.values()) < 1_000
-    cache.forget()
+    get_local_cache().clear()
     experiences = {id(store.get(["hero"])["hero"].experience) for store in stores}
     assert len(experiences) == 1
 
@@ -73,14 +73,14 @@ def test_other_answers_of_a_visitor_stay(virtual):
     """What is stored for some keys leaves the others as they are, also where only their reference is known."""
     store = ExperienceCache("visitor", get_settings(), clock=virtual.time)
     store.set({"hero": HERO, "promo": PROMO})
-    cache.forget()
+    get_local_cache().clear()
     virtual.now += 10
     assert store.get(["hero"]).keys() == {"hero"}
     assert store.get_local(["promo"]) == {}
     virtual.calls.clear()
     store.set({"exit": None})
     assert virtual.calls == [("set", 1)]
-    cache.forget()
+    get_local_cache().clear()
     virtual.now += 50
     found = store.get(["hero", "promo", "exit"])
     assert {key: cached.fresh for key, cached in found.items()} == {"hero": False, "promo": False, "exit": True}
@@ -105,7 +105,7 @@ def test_clock_that_was_set_back_a_little_loses_no_answer(virtual):
     store.set({"hero": HERO, "promo": PROMO})
     virtual.now -= 3
     store.set({"hero": None})
-    cache.forget()
+    get_local_cache().clear()
     found = store.get(["hero", "promo"])
     assert found["hero"] == CachedExperience(None, fresh=True)
     assert found["promo"].experience.payload == PROMO.payload
@@ -131,7 +131,7 @@ def test_what_memory_lacks_is_asked_for(virtual):
     """One key fresh in memory does not keep the others from being looked up."""
     store = ExperienceCache("visitor", get_settings())
     store.set({"hero": HERO, "promo": PROMO})
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero"]).keys() == {"hero"}
     assert store.get(["hero", "promo"]).keys() == {"hero", "promo"}
 
@@ -143,15 +143,15 @@ def test_what_is_not_ours_is_a_miss(virtual, value):
     store.set({"hero": HERO, "promo": PROMO})
     visitor = next(name for name, (_, text) in virtual.entries.items() if not text.startswith(r'"[\"'))
     body = next(name for name, (_, text) in virtual.entries.items() if text.startswith(r'"[\"hero'))
-    cache.forget()
+    get_local_cache().clear()
     ours, virtual.entries[body] = virtual.entries[body], (float("inf"), json.dumps(value))
     assert store.get(["hero", "promo"]).keys() == {"promo"}
     virtual.entries[body] = ours
     virtual.entries[visitor] = (float("inf"), json.dumps(value))
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero", "promo"]) == {}
     store.set({"hero": HERO})
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero", "promo"]).keys() == {"hero"}
 
 
@@ -161,10 +161,10 @@ def test_visitor_cut_short_is_a_miss(virtual):
     store.set({"hero": None, "promo": None})
     ((name, (until, text)),) = virtual.entries.items()
     virtual.entries[name] = (until, json.dumps(json.loads(text)[:-4]))
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero", "promo"]) == {}
     store.set({"exit": None})
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero", "promo", "exit"]).keys() == {"exit"}
 
 
@@ -173,7 +173,7 @@ def test_body_that_is_gone_is_a_miss_of_its_key(virtual):
     store, other = (ExperienceCache(name, get_settings()) for name in ("visitor", "other"))
     for each in (store, other):
         each.set({"hero": HERO, "promo": PROMO})
-    cache.forget()
+    get_local_cache().clear()
     del virtual.entries[next(name for name, (_, text) in virtual.entries.items() if text.startswith(r'"[\"hero'))]
     assert store.get(["hero", "promo"]).keys() == {"promo"}
     store.set({"hero": HERO})
@@ -187,7 +187,7 @@ def test_forged_body_is_a_miss(virtual):
     virtual.entries = {
         name: (until, text.replace("Hello", "Hacked")) for name, (until, text) in virtual.entries.items()
     }
-    cache.forget()
+    get_local_cache().clear()
     assert store.get(["hero"]) == {}
 
 

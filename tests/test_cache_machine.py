@@ -8,10 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from django_moe_personalize import cache
-from django_moe_personalize.cache import ExperienceCache
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.interning import LocalCache
+from django_moe_personalize.fetching import cache
+from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.local_cache import LocalCache
 from django_moe_personalize.moengage.types import DataSource, Experience
 from tests.virtual_cache import GARBAGE, VIRTUAL, server
 

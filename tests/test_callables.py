@@ -10,8 +10,9 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.test import override_settings
 
-from django_moe_personalize import callables
-from django_moe_personalize.callables import CallableError, acall, call, log_once
+from django_moe_personalize.runtime import log_once
+from django_moe_personalize.visitor import hooks
+from django_moe_personalize.visitor.hooks import CallableError, acall, call
 
 
 def answer_sync(request):
@@ -51,7 +52,7 @@ def ask(request):
 @pytest.fixture(autouse=True)
 def nothing_said():
     """Start with nothing imported and nothing logged."""
-    callables.forget_callables(setting="MOE_PERSONALIZE")
+    hooks.forget_callables(setting="MOE_PERSONALIZE")
 
 
 @pytest.mark.parametrize(
@@ -119,10 +120,10 @@ def test_of_many_threads_one_speaks(caplog):
 
 def test_what_was_logged_is_bounded(caplog):
     """However many keys there are, the memory of them stays small."""
-    for number in range(3 * callables.MAX_LOGGED):
+    for number in range(3 * hooks.MAX_LOGGED):
         log_once(number, "failed")
-        assert len(callables._logged) <= callables.MAX_LOGGED
-    assert len(caplog.records) == 3 * callables.MAX_LOGGED
+        assert len(hooks._logged) <= hooks.MAX_LOGGED
+    assert len(caplog.records) == 3 * hooks.MAX_LOGGED
 
 
 def test_a_change_of_our_settings_forgets_what_was_said(caplog):

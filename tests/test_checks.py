@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import include, path
 
-from django_moe_personalize import checks
+from django_moe_personalize.checks import settings
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from tests.configured import _clean_environment  # noqa: F401 - a fixture
@@ -230,7 +230,7 @@ def test_middleware_out_of_place_is_told(middleware, expected):
     [
         pytest.param({"MIDDLEWARE": []}, [], id="no middleware"),
         pytest.param({"ROOT_URLCONF": WithoutOurURLs}, [], id="no urls"),
-        pytest.param({"CACHES": {"default": {"BACKEND": checks.DUMMY_CACHE}}}, [], id="no cache"),
+        pytest.param({"CACHES": {"default": {"BACKEND": settings.DUMMY_CACHE}}}, [], id="no cache"),
         pytest.param({"DEBUG": False}, [], id="no sandbox"),
     ],
 )
@@ -243,11 +243,11 @@ def test_site_that_is_off_is_left_alone(changes, expected):
 @pytest.mark.parametrize(
     ("backend", "debug", "moe", "expected"),
     [
-        pytest.param(checks.LOCAL_CACHE, False, {}, ["W004"], id="local"),
-        pytest.param(checks.LOCAL_CACHE, True, {}, [], id="local in DEBUG"),
-        pytest.param(checks.LOCAL_CACHE, False, {"SANDBOX": True}, ["W006"], id="local with the sandbox"),
-        pytest.param(checks.DUMMY_CACHE, False, {}, ["W005"], id="dummy"),
-        pytest.param(checks.DUMMY_CACHE, True, {}, ["W005"], id="dummy in DEBUG"),
+        pytest.param(settings.LOCAL_CACHE, False, {}, ["W004"], id="local"),
+        pytest.param(settings.LOCAL_CACHE, True, {}, [], id="local in DEBUG"),
+        pytest.param(settings.LOCAL_CACHE, False, {"SANDBOX": True}, ["W006"], id="local with the sandbox"),
+        pytest.param(settings.DUMMY_CACHE, False, {}, ["W005"], id="dummy"),
+        pytest.param(settings.DUMMY_CACHE, True, {}, ["W005"], id="dummy in DEBUG"),
     ],
 )
 def test_cache_that_keeps_too_little_is_told(backend, debug, moe, expected):
@@ -339,9 +339,9 @@ def test_checks_are_registered_by_the_app():
     apps.get_app_config("moe_personalize").ready()
     (registered,) = [check for check in registry.get_checks() if "moe_personalize" in check.tags]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checks, "CHECKS", [lambda number=number, **kwargs: [number] for number in range(3)])
+        patch.setattr(settings, "CHECKS", [lambda number=number, **kwargs: [number] for number in range(3)])
         assert registered(app_configs=None) == [0, 1, 2]
-    assert all(check.__doc__ and check.__name__.startswith("check_") for check in checks.CHECKS)
+    assert all(check.__doc__ and check.__name__.startswith("check_") for check in settings.CHECKS)
 
 
 def test_checks_ask_neither_database_nor_network(monkeypatch):

@@ -10,8 +10,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from django_moe_personalize import conf, values
-from django_moe_personalize.conf import Backend, get_settings
+from django_moe_personalize.conf import Backend, get_settings, readers, settings
 from django_moe_personalize.moengage.client import SYSTEM_FIELDS
 from tests.configured import SECRET, _clean_environment, configure, from_environment, mistake  # noqa: F401 - a fixture
 
@@ -89,7 +88,7 @@ def test_defaults_are_those_of_the_documents(settings):
         pytest.param("VARY_CACHE_ON", ("utm_source",), ("utm_source",), id="vary"),
         pytest.param("CACHE_CONTROL", "private", "private", id="header"),
         pytest.param("DELIVERY", {"BACKEND": "a.B", "OPTIONS": {"x": 1}}, Backend("a.B", {"x": 1}), id="backend"),
-        pytest.param("DELIVERY", {"OPTIONS": {"x": 1}}, Backend(conf.DELIVERY, {"x": 1}), id="options alone"),
+        pytest.param("DELIVERY", {"OPTIONS": {"x": 1}}, Backend(settings.DELIVERY, {"x": 1}), id="options alone"),
         pytest.param("CONTENT_HOSTS", ["CDN.example.com:8443"], ("cdn.example.com:8443",), id="hosts"),
     ],
 )
@@ -207,7 +206,7 @@ def test_settings_cannot_be_changed():
 
 def test_reserved_names_are_those_of_the_wire():
     """What a visitor's query may not fill is every field that the client writes itself."""
-    assert values.RESERVED_NAMES == SYSTEM_FIELDS
+    assert readers.RESERVED_NAMES == SYSTEM_FIELDS
 
 
 def test_import_reads_no_setting():

@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from django_moe_personalize import connection
+from django_moe_personalize import client
+from django_moe_personalize.client import get_client, get_engine, override_client, reset
 from django_moe_personalize.conf import Backend, ConfigurationError, get_settings
-from django_moe_personalize.connection import get_client, get_engine, override_client, reset
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.moengage.transport import RequestsTransport
@@ -118,7 +118,7 @@ def test_threads_that_race_share_one_engine(settings, monkeypatch):
     threads = 8
     barrier = threading.Barrier(threads)
     found, loaded = [], []
-    load = connection.load_workspace
+    load = client.load_workspace
 
     def load_once_all_wait(given):
         loaded.append(given)
@@ -157,12 +157,12 @@ class AnnouncingLock:
 def test_second_thread_finds_the_client_of_the_first(settings, monkeypatch):
     """A thread that waited while another made the client takes that one."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True}
-    lock = AnnouncingLock(connection._shared.lock)
+    lock = AnnouncingLock(client._shared.lock)
     found = []
     waiting = threading.Thread(target=lambda: found.append(get_client()))
     with lock.lock:
         with monkeypatch.context() as patch:
-            patch.setattr(connection._shared, "lock", lock)
+            patch.setattr(client._shared, "lock", lock)
             waiting.start()
             lock.asked.wait()
         made = get_client()
@@ -173,7 +173,7 @@ def test_second_thread_finds_the_client_of_the_first(settings, monkeypatch):
 def test_credentials_go_to_the_data_center(settings):
     """A site with credentials talks HTTPS to its data centre, through requests."""
     settings.MOE_PERSONALIZE = {**CREDENTIALS, "TRANSPORT": {"OPTIONS": {"pool_maxsize": 4}}}
-    transport = connection.build_transport(get_settings())
+    transport = client.build_transport(get_settings())
     assert isinstance(transport, RequestsTransport)
     assert transport.base_url == "https://sdk-03.moengage.com/v1"
     assert get_engine() is None
@@ -309,13 +309,13 @@ def test_transport_that_cannot_be_made_is_told(settings, transport, expected, hi
 
 def test_backend_that_hides_its_signature_is_taken():
     """What says nothing of its parameters cannot be refused for them."""
-    assert connection.load_backend("TRANSPORT", Backend("builtins.dict", {"x": 1}), "url") is dict
+    assert client.load_backend("TRANSPORT", Backend("builtins.dict", {"x": 1}), "url") is dict
 
 
 def test_backend_that_takes_no_options_says_so():
     """The hint of a refused option says that there is none to give."""
     with pytest.raises(ConfigurationError) as caught:
-        connection.load_backend("DELIVERY", Backend("tests.test_connection.fetch", {"y": 1}), "client")
+        client.load_backend("DELIVERY", Backend("tests.test_connection.fetch", {"y": 1}), "client")
     assert caught.value.hint == "It takes no options."
 
 
@@ -368,7 +368,7 @@ def test_child_of_a_fork_does_not_wait_for_a_thread_it_lost(settings):
     """A process forked while another thread made the client makes its own."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True}
     # A thread that is over without having let go holds the lock as one does that is not in the child.
-    holder = threading.Thread(target=connection._shared.lock.acquire)
+    holder = threading.Thread(target=client._shared.lock.acquire)
     holder.start()
     holder.join()
     child = os.fork()
@@ -376,5 +376,5 @@ def test_child_of_a_fork_does_not_wait_for_a_thread_it_lost(settings):
         # The alarm ends a child that waits for ever.
         signal.alarm(10)
         os._exit(0 if "hero-banner" in fetch(get_client()).experiences else 1)
-    connection._shared.after_fork()
+    client._shared.after_fork()
     assert os.waitpid(child, 0)[1] == 0

@@ -6,7 +6,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
-from django_moe_personalize.consent import DENIED, GPC, GRANTED, Consent, aget_consent, get_consent
+from django_moe_personalize.visitor.consent import DENIED, GPC, GRANTED, Consent, aget_consent, get_consent
 
 HERE = "tests.test_consent"
 

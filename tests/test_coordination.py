@@ -4,13 +4,14 @@ import time
 
 import pytest
 
-from django_moe_personalize import answering, cache
-from django_moe_personalize.answering import ask
-from django_moe_personalize.coordination import add_to_count, claim
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import answering, cache
+from django_moe_personalize.fetching.answering import ask
+from django_moe_personalize.fetching.cache import get_local_cache
+from django_moe_personalize.fetching.shared import add_to_count, claim
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 
 VISITOR = Visitor(Identity("1"), {})
 
@@ -59,7 +60,7 @@ def test_another_process_has_the_answer(shared, upstream, monkeypatch):
     from django.core.cache import cache as site_cache
 
     site_cache.delete_many(stored)
-    cache.forget()
+    get_local_cache().clear()
     assert claim(VISITOR.build_digest(), ["hero-banner"], 5.0) is False
     pauses = []
 

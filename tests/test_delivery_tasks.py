@@ -11,7 +11,7 @@ import pytest
 from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import Backend, ConfigurationError
-from django_moe_personalize.connection import load_backend
+from django_moe_personalize.conf.backends import load_backend
 from django_moe_personalize.delivery import tasks
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
 from django_moe_personalize.delivery.queued import Message, get_worker

@@ -7,13 +7,12 @@ import time
 
 import pytest
 
-from django_moe_personalize import resilience
-from django_moe_personalize.connection import get_client, reset
+from django_moe_personalize.client import get_client, reset
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.sending import estimate_size
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.moengage.types import Action, Event
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, pool
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import build_server
@@ -442,7 +441,7 @@ def test_a_fork_without_python_hooks_is_noticed(build, vendor, first):  # noqa: 
     """Some servers fork in C: the child notices by its process id, whatever it does first."""
     delivery = build()
     delivery.record(make_events(3))
-    resilience._forkables.discard(delivery)
+    pool._forkables.discard(delivery)
 
     def use_in_child():
         if first == "record":

@@ -16,7 +16,8 @@ from django.core.management import BaseCommand, get_commands, load_command_class
 from django.dispatch import Signal
 from django.template import engines
 
-from django_moe_personalize import api, conf, exceptions, render, signals, urls
+from django_moe_personalize import api, exceptions, rendering, signals, urls
+from django_moe_personalize.conf import settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
@@ -63,7 +64,7 @@ SETTINGS = {read_words(name)[0]: default for name, default, _ in SETTINGS_ROWS}
 
 def test_settings_are_those_of_the_code():
     """The reference has each setting once."""
-    assert sorted(SETTINGS) == sorted(conf.FIELDS)
+    assert sorted(SETTINGS) == sorted(settings.FIELDS)
     assert len(SETTINGS_ROWS) == len(SETTINGS)
 
 
@@ -73,7 +74,7 @@ def test_default_is_that_of_the_code(name, settings):
     if not (match := re.match(r"`([^`]+)`(?: or|,|$)", SETTINGS[name])):
         assert name in ("BASE_URL", "SANDBOX")
         return
-    field = conf.FIELDS[name]
+    field = settings.FIELDS[name]
     default = field.default_factory()
     value = ast.literal_eval(match[1])
     assert (value if value is None else field.metadata["reader"].read(value)) == default
@@ -82,14 +83,14 @@ def test_default_is_that_of_the_code(name, settings):
 def test_data_centers_are_those_of_the_code():
     """The reference has each data centre."""
     row = next(line for line in read("reference/settings.md").splitlines() if line.startswith("| `DATA_CENTER`"))
-    assert re.findall(r'`"(\d+)"`', row) == list(conf.DATA_CENTERS)
+    assert re.findall(r'`"(\d+)"`', row) == list(settings.DATA_CENTERS)
 
 
 def test_settings_named_in_the_environment_exist():
     """Every MOE_PERSONALIZE_… that a page names is a setting."""
     for page in PAGES:
         for name in re.findall(r"\bMOE_PERSONALIZE_([A-Z_]+)\b", page.read_text()):
-            assert name in conf.FIELDS, f"{page.name}: MOE_PERSONALIZE_{name}"
+            assert name in settings.FIELDS, f"{page.name}: MOE_PERSONALIZE_{name}"
 
 
 def test_checks_are_those_of_the_code():
@@ -113,7 +114,7 @@ def test_errors_are_those_of_the_code():
         )
     }
     assert listed == tree
-    assert issubclass(conf.ConfigurationError, ImproperlyConfigured)
+    assert issubclass(settings.ConfigurationError, ImproperlyConfigured)
 
 
 def test_signals_are_those_of_the_code():
@@ -142,7 +143,7 @@ def test_elements_of_content_are_those_of_the_code():
     """The reference has each element that HTML content may hold."""
     text = read_section(read("reference/templates.md"), "### `experience_html`")
     listed = text.partition("these elements:")[2].partition(";")[0]
-    assert set(read_words(listed)) == render.HTML_TAGS
+    assert set(read_words(listed)) == rendering.HTML_TAGS
 
 
 def test_commands_are_those_of_the_code():

@@ -11,11 +11,11 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 from django.urls import path
 
-from django_moe_personalize import doctor
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.doctor import report
+from django_moe_personalize.doctor.vendor import compare_keys
 from django_moe_personalize.moengage.types import Action, Event, ExperienceMeta, ExperiencesMetadata, ExperienceStatus
-from django_moe_personalize.reachability import compare_keys
 from django_moe_personalize.testing import override_personalize
 from tests import site
 from tests.diagnosis import KEY, ask_vendor, diagnose, find, of, use_outbox  # noqa: F401 - fixtures among them
@@ -121,8 +121,8 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
     ]
     settings.ROOT_URLCONF = "tests.site"
     with override_personalize(EXPERIENCES={"*": ["from-settings"]}):
-        templates = doctor.read_templates()
-        keys = doctor.find_keys(get_settings(), templates)
+        templates = report.read_templates()
+        keys = report.find_keys(get_settings(), templates)
     assert keys == {
         "from-settings": 'EXPERIENCES["*"]',
         "from-template": "the template page.html",
@@ -155,7 +155,7 @@ def test_views_of_all_kinds_declare_keys(settings, view, keys, name):
     """A decorated method, a class with the mixin and an object name keys as a function does."""
     settings.ROOT_URLCONF = types.ModuleType("urls")
     settings.ROOT_URLCONF.urlpatterns = [path("page/", view)]
-    assert doctor.find_keys(get_settings(), doctor.Templates()) == dict.fromkeys(keys, f"the view {name}")
+    assert report.find_keys(get_settings(), report.Templates()) == dict.fromkeys(keys, f"the view {name}")
 
 
 def test_a_site_that_does_not_load(settings):
@@ -186,7 +186,7 @@ def test_script_that_no_template_has(mode):
     """Where the browser counts, it needs the script."""
     with override_personalize(IMPRESSIONS=mode):
         assert find("no template has {% personalize_scripts %}: nothing is counted")[0] == "warning"
-        assert of(*doctor.examine_templates(get_settings(), doctor.Templates(have_scripts=True))) == []
+        assert of(*report.examine_templates(get_settings(), report.Templates(have_scripts=True))) == []
 
 
 # Secrets

@@ -10,7 +10,7 @@ import pytest
 from django.test import override_settings
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.reachability import describe_end
+from django_moe_personalize.doctor.vendor import describe_end
 from django_moe_personalize.testing import override_personalize
 from tests.diagnosis import KEY, SHORT, ask_vendor, diagnose, find  # noqa: F401 - a fixture among them
 from tests.loopback import Loopback

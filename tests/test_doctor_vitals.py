@@ -9,14 +9,15 @@ from django.core.cache.backends.base import BaseCache
 from django.db import connection as database
 from django.utils import timezone
 
-from django_moe_personalize import calls, coordination, vitals
-from django_moe_personalize.alarm import TOPIC
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.queued import QueuedDelivery
-from django_moe_personalize.governor import SLOT_SECONDS, name_slot
+from django_moe_personalize.doctor import site
+from django_moe_personalize.fetching import upstream
 from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.resilience.governor import SLOT_SECONDS, name_slot
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking.watchdog import TOPIC
 from tests.conftest import settle
 from tests.diagnosis import SHORT, diagnose, find, of, use_outbox  # noqa: F401 - a fixture among them
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
@@ -81,9 +82,9 @@ def test_caches_of_which_the_checks_speak(settings):
     """A dummy and an unknown alias are the checks' findings, and are not repeated."""
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
     assert len([text for _, text in diagnose() if "keeps nothing" in text]) == 1
-    assert of(*vitals.examine_cache(get_settings())) == []
+    assert of(*site.examine_cache(get_settings())) == []
     with override_personalize(CACHE="nowhere"):
-        assert of(*vitals.examine_cache(get_settings())) == []
+        assert of(*site.examine_cache(get_settings())) == []
 
 
 def test_processes_that_share_nothing():
@@ -93,8 +94,8 @@ def test_processes_that_share_nothing():
 
 def test_processes_that_are_well(shared):
     """A breaker that has closed again is no finding."""
-    coordination.put_up_notice(calls.BREAKER_TOPIC, state="closed", reason="the probe was answered")
-    coordination.put_up_notice(TOPIC, missed={}, stalled=False)
+    shared.put_up_notice(upstream.BREAKER_TOPIC, state="closed", reason="the probe was answered")
+    shared.put_up_notice(TOPIC, missed={}, stalled=False)
     found = diagnose()
     assert find("No process has reported", found)[0] == "ok"
     assert find("10,000 requests a minute at most 0 are taken", found)[0] == "ok"
@@ -103,9 +104,9 @@ def test_processes_that_are_well(shared):
 def test_processes_that_are_not(shared):
     """What breakers and alarms have put up is said, with the process and its age."""
     for _ in range(5):
-        calls.get_breaker().failure()
+        upstream.get_breaker().failure()
     settle()
-    coordination.put_up_notice(TOPIC, missed={"hero": 300}, stalled=True)
+    shared.put_up_notice(TOPIC, missed={"hero": 300}, stalled=True)
     found = diagnose()
     state, text = find("The breaker of ", found)
     assert state == "warning"
@@ -118,7 +119,7 @@ def test_requests_of_the_minute(shared):
     """What all processes have taken of the workspace's limit is said, and warned of near its end."""
     slot = int(time.time() // SLOT_SECONDS)
     for number in range(12):
-        coordination.add_to_count(name_slot(slot - number), 5000, 60.0)
+        shared.add_to_count(name_slot(slot - number), 5000, 60.0)
     state, text = find("requests a minute at most")
     assert state == "warning"
     assert f"{12 * (10_000 // 13):,} are taken" in text
@@ -227,7 +228,7 @@ def install(folder, name, version):
 
 def test_an_environment_that_is_well(monkeypatch):
     """Nothing is said of what is right."""
-    assert of(*vitals.examine_environment(shows_html=False)) == []
+    assert of(*site.examine_environment(shows_html=False)) == []
 
 
 def test_an_environment_that_breaks_things(tmp_path, monkeypatch):
@@ -236,7 +237,7 @@ def test_an_environment_that_breaks_things(tmp_path, monkeypatch):
     install(tmp_path, "urllib3", "1.26.20")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "nh3", None)
-    found = of(*vitals.examine_environment(shows_html=True))
+    found = of(*site.examine_environment(shows_html=True))
     assert [state for state, _ in found] == ["warning"] * 3
     assert [text.split()[0] for _, text in found] == ["niquests", "urllib3", "A"]
     assert "1.26.20" in found[1][1]

@@ -21,8 +21,8 @@ from django.core.management import CommandError, call_command
 from django.test import Client, override_settings
 from django.urls import Resolver404, clear_url_caches, resolve
 
-from django_moe_personalize.conf import FIELDS
-from django_moe_personalize.connection import get_engine
+from django_moe_personalize.client import get_engine
+from django_moe_personalize.conf.settings import FIELDS
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.server import build_server
 from django_moe_personalize.sandbox.workspace import load_workspace

@@ -6,8 +6,6 @@ from django.core.checks import run_checks
 from django.template import Engine, Library
 from django.template.backends.dummy import TemplateStrings
 
-from django_moe_personalize import checks
-
 register = Library()
 
 FILES = {
@@ -55,7 +53,7 @@ def find(settings, tmp_path):
             (tmp_path / name).write_text(text)
         library = {"libraries": {"fragments": "tests.test_fragments"}}
         settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path], "OPTIONS": library | (options or {})}]
-        found = [m for m in run_checks(tags=[checks.TAG]) if m.id == "moe_personalize.E014"]
+        found = [m for m in run_checks(tags=[settings.TAG]) if m.id == "moe_personalize.E014"]
         return [(m.msg.replace(f"{tmp_path}/", ""), m.hint.replace(f"{tmp_path}/", "")) for m in found]
 
     return find
@@ -174,6 +172,6 @@ def test_who_cannot_fill_a_fragment_is_not_compiled(find, monkeypatch):
 def test_engines_that_cannot_be_made(find, settings):
     """Django reports what is wrong with TEMPLATES itself; other languages have no {% cache %} of Django's."""
     settings.TEMPLATES = [{"BACKEND": "django.template.backends.nonsense.None"}]
-    assert checks.check_fragments() == []
+    assert settings.check_fragments() == []
     settings.TEMPLATES = [{"BACKEND": "tests.test_fragments.OtherTemplates", "DIRS": [], "APP_DIRS": False}]
-    assert checks.check_fragments() == []
+    assert settings.check_fragments() == []

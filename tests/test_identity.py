@@ -18,8 +18,8 @@ from django.db import connection
 from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 
-from django_moe_personalize.consent import Consent
-from django_moe_personalize.identity import (
+from django_moe_personalize.visitor.consent import Consent
+from django_moe_personalize.visitor.identity import (
     Identity,
     aget_identity,
     delete_anonymous_cookie,

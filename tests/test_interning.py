@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.interning import (
+from django_moe_personalize.fetching.local_cache import (
     MAX_ANSWERS,
     Body,
     CachedExperience,

@@ -8,7 +8,7 @@ import pytest
 from django.core.cache import cache
 from django.core.cache.backends.filebased import FileBasedCache
 
-from django_moe_personalize import calls, coordination, metadata
+from django_moe_personalize.fetching import metadata, shared, upstream
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.signals import breaker_changed
 from tests.conftest import settle
@@ -47,7 +47,7 @@ def tellers():
 def trip():
     """Fail until the breaker opens."""
     for _ in range(5):
-        calls.get_breaker().failure()
+        upstream.get_breaker().failure()
 
 
 def test_breaker_is_told_of(shared, changes, caplog):
@@ -55,7 +55,7 @@ def test_breaker_is_told_of(shared, changes, caplog):
     trip()
     settle()
     assert changes == [("closed", "open", "5 failures in a row")]
-    (notice,) = coordination.read_notices(calls.BREAKER_TOPIC)
+    (notice,) = shared.read_notices(upstream.BREAKER_TOPIC)
     assert (notice["state"], notice["reason"]) == ("open", "5 failures in a row")
     assert notice["process"].endswith(f":{os.getpid()}")
     assert "closed to open (5 failures in a row)" in caplog.text
@@ -66,22 +66,22 @@ def test_breaker_without_a_shared_cache(changes):
     trip()
     settle()
     assert len(changes) == 1
-    assert coordination.read_notices(calls.BREAKER_TOPIC) == []
+    assert shared.read_notices(upstream.BREAKER_TOPIC) == []
 
 
 def test_busy_threads_keep_nobody_from_hearing(tellers):
     """The metadata's thread, then the pages', then the caller's own tell the receivers."""
     trip()
     settle()
-    calls.forget()
+    upstream.forget()
     with filled(metadata.get_pool()):
         trip()
-        wait_until(lambda: not calls.get_pool().in_flight)
-        calls.forget()
-        with filled(calls.get_pool()):
+        wait_until(lambda: not upstream.get_pool().in_flight)
+        upstream.forget()
+        with filled(upstream.get_pool()):
             trip()
             with pytest.raises(PoolBusy):
-                calls.get_pool().submit(int)
+                upstream.get_pool().submit(int)
     assert tellers == ["moe-personalize-metadata", "moe-personalize-fetch", threading.current_thread().name]
 
 
@@ -98,7 +98,7 @@ def test_receiver_that_fails_harms_nothing(shared, changes):
     finally:
         breaker_changed.disconnect(fail)
     assert len(changes) == 1
-    assert len(coordination.read_notices(calls.BREAKER_TOPIC)) == 1
+    assert len(shared.read_notices(upstream.BREAKER_TOPIC)) == 1
 
 
 # Notices
@@ -108,31 +108,31 @@ def test_last_notice_of_each_process_counts(shared, monkeypatch):
     """A process that speaks again takes back what it said; the latest comes last, and only so many are read."""
     for pid, state in ((1, "open"), (2, "open"), (1, "closed")):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
-        coordination.put_up_notice("breaker", state=state)
-    notices = coordination.read_notices("breaker")
+        shared.put_up_notice("breaker", state=state)
+    notices = shared.read_notices("breaker")
     assert [(notice["process"].rpartition(":")[2], notice["state"]) for notice in notices] == [
         ("2", "open"),
         ("1", "closed"),
     ]
-    monkeypatch.setattr(coordination, "MAX_NOTICES", 1)
-    assert [notice["state"] for notice in coordination.read_notices("breaker")] == ["closed"]
-    assert coordination.read_notices("another") == []
+    monkeypatch.setattr(shared, "MAX_NOTICES", 1)
+    assert [notice["state"] for notice in shared.read_notices("breaker")] == ["closed"]
+    assert shared.read_notices("another") == []
 
 
 def test_notice_that_the_cache_does_not_take(settings, caplog):
     """Nothing is raised into whoever has something to say, whichever step fails."""
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
-    coordination.put_up_notice("breaker", state="open")
+    shared.put_up_notice("breaker", state="open")
     settings.CACHES = {"default": {"BACKEND": "tests.test_notices.Forgetful"}}
-    coordination.put_up_notice("breaker", state="open")
+    shared.put_up_notice("breaker", state="open")
     assert len(caplog.records) == 2
 
 
 def test_foreign_values_in_our_place_are_no_notices(shared):
     """What another program left in the cache is passed over."""
-    coordination.put_up_notice("breaker", state="open")
-    cache.set(coordination.build_key("notice", "breaker", "1"), "not ours")
-    assert coordination.read_notices("breaker") == []
+    shared.put_up_notice("breaker", state="open")
+    cache.set(shared.build_key("notice", "breaker", "1"), "not ours")
+    assert shared.read_notices("breaker") == []
 
 
 class Forgetful(FileBasedCache):

@@ -8,9 +8,9 @@ from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
-from django_moe_personalize import cache as experience_cache
+from django_moe_personalize.fetching.cache import get_local_cache
 from django_moe_personalize.middleware import PersonalizeMiddleware
-from django_moe_personalize.planning import MAX_READ_KEYS, route_memory
+from django_moe_personalize.planning import MAX_READ_KEYS, get_route_memory
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
@@ -131,7 +131,7 @@ def test_anonymous_visitor_stays_the_same(visit, upstream):
     assert cookie["httponly"]
     assert cookie["samesite"] == "Lax"
     cache.clear()
-    experience_cache.forget()
+    get_local_cache().clear()
     assert "moe_id" not in visit("/tags/").cookies
     first, second = (body["identifiers"]["customer_id"] for body in upstream.fetches)
     assert first == second
@@ -188,5 +188,5 @@ def test_attributes_of_the_mapping_are_no_keys(visit, upstream):
 def test_keys_made_of_what_a_visitor_sends_stay_few(upstream):
     """A view that asks for a key per product teaches its route no more than one call carries."""
     for number in range(40):
-        route_memory.learn("product", f"product-{number}", limit=MAX_READ_KEYS)
-    assert len(route_memory.get("product")) == MAX_READ_KEYS
+        get_route_memory().learn("product", f"product-{number}", limit=MAX_READ_KEYS)
+    assert len(get_route_memory().get("product")) == MAX_READ_KEYS

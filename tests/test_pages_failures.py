@@ -8,7 +8,7 @@ from asgiref.sync import async_to_sync
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, TemplateSyntaxError
 
-from django_moe_personalize import calls, track
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.moengage.messages import Response
@@ -128,7 +128,7 @@ def test_full_bulkhead_shows_defaults_at_once(visit, upstream, monkeypatch, capl
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(calls.get_pool(), "submit", busy)
+    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
     assert title(visit("/tags/")) == "Welcome"
     assert "threads are busy" in caplog.text
 
@@ -182,7 +182,7 @@ def test_disabled(visit, upstream):
 
 def deny_everything(request):
     """Give no consent."""
-    from django_moe_personalize.consent import Consent
+    from django_moe_personalize.visitor.consent import Consent
 
     return Consent(fetch=False, identify=False, track=False)
 
@@ -264,8 +264,8 @@ def test_delivery_that_cannot_be(caplog, delivery):
     with override_personalize(DELIVERY=delivery):
         with pytest.raises(ConfigurationError, match="DELIVERY"):
             PersonalizeMiddleware(lambda request: HttpResponse())
-        track.record([object()])
-        async_to_sync(track.arecord)([object()])
+        tracking.record([object()])
+        async_to_sync(tracking.arecord)([object()])
     assert caplog.text.count("Events are lost") == 1
 
 
@@ -282,7 +282,7 @@ def test_failing_metadata_costs_no_page(visit, upstream):
 
     def answer(request):
         if "metadata" in request.path:
-            calls.append(request)
+            upstream.append(request)
             return Response(500, {}, b"")
         return Response(200, {}, b'{"experiences": {}}')
 

@@ -19,7 +19,7 @@ from django_moe_personalize.planning import (
     get_early_keys,
     get_planned_keys,
     get_route,
-    route_memory,
+    get_route_memory,
 )
 from django_moe_personalize.testing import override_personalize
 
@@ -96,9 +96,9 @@ def test_own_endpoints_ask_nothing():
 
 def test_sources_add_up_without_repetition():
     """Decorator, settings and what was learned are one list, each key once."""
-    route_memory.learn("home", "c")
-    route_memory.learn("home", "a")
     with override_personalize(EXPERIENCES={"home": ["b", "a"]}):
+        get_route_memory().learn("home", "c")
+        get_route_memory().learn("home", "a")
         assert get_planned_keys(routed(), personalize("a", "a")(view)) == ("a", "b", "c")
 
 

@@ -13,11 +13,14 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.utils.safestring import mark_safe
 
-from django_moe_personalize import attributes, cache, client_ip, headers, identity, render, track
+from django_moe_personalize import rendering, tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.consent import GRANTED
+from django_moe_personalize.fetching import cache
 from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.types import Action, Event, Experience, draw_uuid
+from django_moe_personalize.rendering import headers
+from django_moe_personalize.visitor import attributes, client_ip, identity
+from django_moe_personalize.visitor.consent import GRANTED
 
 YEAR = identity.ANONYMOUS_COOKIE_AGE
 HOUR = 60 * 60
@@ -44,9 +47,9 @@ def mint(at=NOW):
 @pytest.fixture(autouse=True)
 def _forgetful():
     """Start each test with nothing remembered."""
-    for remembered in (identity._verify_cookie, client_ip._show_peer, client_ip._parse_node, track._is_robot):
+    for remembered in (identity._verify_cookie, client_ip._show_peer, client_ip._parse_node, tracking._is_robot):
         remembered.cache_clear()
-    for remembered in (attributes._read_pairs, render._escape):
+    for remembered in (attributes._read_pairs, rendering._escape):
         remembered.cache_clear()
 
 
@@ -97,25 +100,25 @@ def test_what_is_remembered_is_bounded():
     for number in range(1200):
         request = RequestFactory().get("/", headers={"User-Agent": f"Browser/{number}"})
         request.META["QUERY_STRING"] = f"utm_source=mail-{number}"
-        assert track.is_counted(request)
+        assert tracking.is_counted(request)
         assert attributes.read_query(request.META, ["utm_source"]) == {"utm_source": f"mail-{number}"}
         peer = f"198.41.{number // 256}.{number % 256}"
         assert client_ip.get_client_ip({"REMOTE_ADDR": peer}, (), "full") == peer
-        assert render._escape(f"{number}<") == f"{number}&lt;"
-    for remembered in (track._is_robot, attributes._read_pairs, client_ip._show_peer, render._escape):
+        assert rendering._escape(f"{number}<") == f"{number}&lt;"
+    for remembered in (tracking._is_robot, attributes._read_pairs, client_ip._show_peer, rendering._escape):
         assert remembered.cache_info().currsize == remembered.cache_info().maxsize == 1024
 
 
 def test_what_is_long_is_read_and_not_remembered():
     """A value that no browser sends is treated like any other, and leaves nothing behind."""
     robot = RequestFactory().get("/", headers={"User-Agent": "x" * 600 + " Googlebot/2.1"})
-    assert not track.is_counted(robot)
+    assert not tracking.is_counted(robot)
     query = {"QUERY_STRING": "a=" + "x" * 300 + "&utm_source=mail"}
     assert attributes.read_query(query, ["utm_source"]) == {"utm_source": "mail"}
     assert client_ip.parse_address("1" * 65) is None
-    tracker = track.PageTracker(None)
-    assert render.render_value(tracker, Experience("hero", {}), "<" * 3000) == "&lt;" * 3000
-    for remembered in (track._is_robot, attributes._read_pairs, client_ip._parse_node, render._escape):
+    tracker = tracking.PageTracker(None)
+    assert rendering.render_value(tracker, Experience("hero", {}), "<" * 3000) == "&lt;" * 3000
+    for remembered in (tracking._is_robot, attributes._read_pairs, client_ip._parse_node, rendering._escape):
         assert remembered.cache_info().currsize == 0
 
 
@@ -143,10 +146,10 @@ def test_a_remembered_query_is_each_requests_own():
 
 def test_a_safe_text_is_not_taken_for_an_equal_one():
     """What says that it is HTML stays HTML, and what does not is escaped, whichever comes first."""
-    tracker, experience = track.PageTracker(None), Experience("hero", {})
+    tracker, experience = tracking.PageTracker(None), Experience("hero", {})
     for _ in range(2):
-        assert render.render_value(tracker, experience, "<b>") == "&lt;b&gt;"
-        assert render.render_value(tracker, experience, mark_safe("<b>")) == "<b>"
+        assert rendering.render_value(tracker, experience, "<b>") == "&lt;b&gt;"
+        assert rendering.render_value(tracker, experience, mark_safe("<b>")) == "<b>"
 
 
 def test_a_vary_of_the_page_is_kept():
@@ -179,15 +182,15 @@ def test_a_forked_child_draws_other_uuids():
 
 def test_no_events_are_no_work():
     """Nothing to hand over is handed over to nobody, in either way."""
-    with mock.patch.object(track, "get_delivery") as asked:
-        track.record([])
-        async_to_sync(track.arecord)([])
+    with mock.patch.object(tracking.page, "get_delivery") as asked:
+        tracking.record([])
+        async_to_sync(tracking.arecord)([])
     assert not asked.called
 
 
 def test_a_token_tells_nobody_who_it_is_about():
     """Neither binding nor context is in the repr."""
-    token = track.Token.build(Event(Action.SHOWN, "customer-4711", {"cid": "secret"}, 0))
+    token = tracking.Token.build(Event(Action.SHOWN, "customer-4711", {"cid": "secret"}, 0))
     assert token.binding not in repr(token)
     assert "secret" not in repr(token)
     assert token.event_uuid in repr(token)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.resilience import MAX_GATE_SECONDS
+from django_moe_personalize.resilience.breaker import CircuitBreaker
 from tests.test_resilience import Clock, in_child, together
 
 

@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.resilience import MAX_GATE_SECONDS
+from django_moe_personalize.resilience.breaker import CircuitBreaker
 from tests.test_resilience import Clock
 from tests.virtual_time import MACHINE, quarters
 

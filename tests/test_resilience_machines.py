@@ -3,8 +3,8 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_moe_personalize.flight import SingleFlight
-from django_moe_personalize.governor import SLOT_SECONDS, SLOTS, Governor
+from django_moe_personalize.fetching.flight import SingleFlight
+from django_moe_personalize.resilience.governor import SLOT_SECONDS, SLOTS, Governor
 from tests.test_resilience import Clock
 from tests.virtual_time import MACHINE, quarters
 

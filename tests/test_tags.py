@@ -384,7 +384,7 @@ def test_click_url_without_the_urls(shown, visit, settings, caplog):
 
 def test_context_too_long_for_a_token(render, caplog, monkeypatch):
     """An experience whose context does not fit into a URL keeps its plain link."""
-    monkeypatch.setattr("django_moe_personalize.track.MAX_TOKEN_LENGTH", 50)
+    monkeypatch.setattr("django_moe_personalize.tracking.tokens.MAX_TOKEN_LENGTH", 50)
     source = (
         "{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience "
         "%}{% experience 'hero' %}<b data-moe-click>{% endexperience %}"
@@ -444,7 +444,7 @@ def test_no_marks_without_consent_to_track(shown, render, mode):
 
 def fetch_only(request):
     """Consent to be asked for, not to be counted."""
-    from django_moe_personalize.consent import Consent
+    from django_moe_personalize.visitor.consent import Consent
 
     return Consent(fetch=True, identify=True, track=False)
 
@@ -491,7 +491,7 @@ def test_html_without_nh3_is_escaped(render, monkeypatch, caplog):
 )
 def test_html_is_cleaned(given, expected):
     """Marketers' HTML keeps its text and emphasis, and links and images of allowed hosts alone."""
-    from django_moe_personalize.render import render_html
+    from django_moe_personalize.rendering.experience import render_html
 
     with override_personalize(CONTENT_HOSTS=["cdn.example"]):
         assert render_html(given) == expected

@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from django.core import signing
 from django.test import Client, RequestFactory
 
-from django_moe_personalize import track, views
+from django_moe_personalize import tracking, views
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 
@@ -46,12 +46,12 @@ def token(shown, visit):
     visit("/read/")
     customer_id = shown_customer(visit)
     event = Event(Action.SHOWN, customer_id, {**CONTEXT, "offerings": [{"moe_offering_id": "1"}]}, int(time.time()))
-    return track.Token.build(event, elements=("buy", ""))
+    return tracking.Token.build(event, elements=("buy", ""))
 
 
 def shown_customer(visit):
     """Return the anonymous id that this visitor's cookie holds."""
-    from django_moe_personalize.identity import _SALT
+    from django_moe_personalize.visitor.identity import _SALT
 
     request = RequestFactory().get("/")
     request.COOKIES["moe_id"] = visit.client.cookies["moe_id"].value
@@ -157,8 +157,8 @@ def test_beacon_needs_no_csrf_token(shown, visit, token):
 def test_expired_token_counts_nothing(shown, visit, token, monkeypatch):
     """After a day a beacon counts nothing, and a link only goes on."""
     text = token.sign()
-    link = track.Token.build(token.build_event("x"), destination="/a/").sign()
-    monkeypatch.setattr(track, "TOKEN_MAX_AGE", -1)
+    link = tracking.Token.build(token.build_event("x"), destination="/a/").sign()
+    monkeypatch.setattr(tracking.tokens, "TOKEN_MAX_AGE", -1)
     send(visit, ["impression", text])
     assert visit(f"/moe/click/{link}/").headers["Location"] == "/a/"
     assert count(shown) == (0, 0)
@@ -204,7 +204,7 @@ def test_destination_is_checked_again(shown, visit, token):
     """Even a signed destination is refused when it is none of the site's."""
     event = token.build_event("x")
     for destination in ("https://evil.example/", "//evil.example", "javascript:alert(1)"):
-        link = track.Token.build(event, destination=destination).sign()
+        link = tracking.Token.build(event, destination=destination).sign()
         assert visit(f"/moe/click/{link}/").status_code == 400
 
 
@@ -215,7 +215,7 @@ def test_destination_is_checked_again(shown, visit, token):
 )
 def test_click_that_is_none(shown, visit, token, options):
     """A HEAD and a prefetch of a link go on and count nothing."""
-    link = track.Token.build(Event(Action.CLICKED, shown_customer(visit), CONTEXT, 0), destination="/a/").sign()
+    link = tracking.Token.build(Event(Action.CLICKED, shown_customer(visit), CONTEXT, 0), destination="/a/").sign()
     assert visit(f"/moe/click/{link}/", **options).headers["Location"] == "/a/"
     assert count(shown) == (0, 0)
     assert visit(f"/moe/click/{link}/").status_code == 302
@@ -232,10 +232,10 @@ def test_tokens_tell_nothing_personal(token):
     """Who the visitor is cannot be read from a token."""
     customer_id = "customer-4711"
     event = Event(Action.SHOWN, customer_id, CONTEXT, 0)
-    text = track.Token.build(event).sign()
-    assert customer_id not in json.dumps(signing.loads(text, salt=track._SALT))
+    text = tracking.Token.build(event).sign()
+    assert customer_id not in json.dumps(signing.loads(text, salt=tracking._SALT))
     assert re.fullmatch(r"[\w.:-]+", text)
-    assert "42D" not in repr(track.read_token(text))
+    assert "42D" not in repr(tracking.read_token(text))
 
 
 @pytest.mark.django_db

@@ -9,12 +9,12 @@ from django.db import connection
 
 from django_moe_personalize import api
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.delivery.erasure import MAX_SKEW, mark_withdrawal, split_withdrawn
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.signals import events_delivered
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.withdrawal import MAX_SKEW, mark_withdrawal, split_withdrawn
 
 CONTEXT = {
     "cid": "65ea_F_T_WP_AB_2_P_0_AU_42D",
@@ -88,10 +88,9 @@ def test_cache_that_fails_or_lies_lets_events_go(upstream, settings, caplog):
 
 def test_mark_that_is_not_ours_is_none(monkeypatch):
     """What another program left in our place withdraws nothing."""
-    from django_moe_personalize import withdrawal
 
     event = build_event("ada")
-    monkeypatch.setattr(withdrawal, "get_many", lambda names: dict.fromkeys(names, "garbage"))
+    monkeypatch.setattr(erasure, "get_many", lambda names: dict.fromkeys(names, "garbage"))
     assert split_withdrawn([event]) == ([event], [])
 
 

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from asgiref.sync import sync_to_async
-from django.core.signals import setting_changed
 
-from django_moe_personalize.conf import SETTING, Backend, ConfigurationError, get_settings
-from django_moe_personalize.connection import load_backend
+from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
+from django_moe_personalize.conf.backends import load_backend
+from django_moe_personalize.delivery.erasure import split_withdrawn
 from django_moe_personalize.delivery.sending import Outcome, send
 from django_moe_personalize.exceptions import MoePersonalizeError
+from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
-from django_moe_personalize.resilience import Deadline, renew_after_fork
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import events_delivered, events_dropped
-from django_moe_personalize.withdrawal import split_withdrawn
-
-logger = logging.getLogger("django_moe_personalize")
 
 Kind = TypeVar("Kind", bound="BaseDelivery")
 
@@ -106,7 +104,6 @@ class BaseDelivery:
 
     def __init__(self) -> None:
         self.after_fork()
-        renew_after_fork(self)
 
     def after_fork(self) -> None:
         """Start with empty books."""
@@ -219,42 +216,16 @@ def describe(error: Exception) -> str:
     return f"{name}: {error}" if isinstance(error, (MoePersonalizeError, ConfigurationError)) else name
 
 
-class _Shared:
-    """The one delivery of this process."""
-
-    def __init__(self) -> None:
-        self.delivery: BaseDelivery | None = None
-        self.after_fork()
-        renew_after_fork(self)
-
-    def after_fork(self) -> None:
-        self.lock = threading.RLock()
-
-
-_shared = _Shared()
-
-
-def get_delivery() -> BaseDelivery:
-    """Return the delivery that the setting DELIVERY names, one a process; raises ConfigurationError."""
-    delivery = _shared.delivery
-    if delivery is None:
-        with _shared.lock:
-            delivery = _shared.delivery = _shared.delivery or build_delivery(get_settings().delivery)
-    return delivery
+@part
+def get_delivery(runtime: Runtime) -> BaseDelivery:
+    """Return the delivery that the setting DELIVERY names. Raises ConfigurationError."""
+    return build_delivery(runtime.settings.delivery)
 
 
 def find_delivery(kind: type[Kind]) -> Kind | None:
     """Return the site's delivery, or its fallback, if that is one of ``kind``; raises ConfigurationError."""
     delivery = get_delivery()
     return next((each for each in (delivery, getattr(delivery, "fallback", None)) if isinstance(each, kind)), None)
-
-
-def reset_delivery() -> None:
-    """Close the shared delivery, if there is one; the next get_delivery() builds another."""
-    with _shared.lock:
-        delivery, _shared.delivery = _shared.delivery, None
-    if delivery is not None:
-        delivery.close()
 
 
 def build_delivery(told: Backend, name: str = "DELIVERY") -> BaseDelivery:
@@ -267,11 +238,3 @@ def build_delivery(told: Backend, name: str = "DELIVERY") -> BaseDelivery:
         return backend(**told.options)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f'{place}["OPTIONS"]: {error}.') from error
-
-
-def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    if setting == SETTING:
-        reset_delivery()
-
-
-setting_changed.connect(_on_setting_changed, dispatch_uid="django_moe_personalize.delivery")

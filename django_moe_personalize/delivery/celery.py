@@ -21,7 +21,6 @@ from celery import bootsteps, current_app, shared_task
 from celery.exceptions import Reject
 from celery.signals import worker_init
 
-from django_moe_personalize.breaker import CircuitBreaker
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import describe, find_delivery, logger
 from django_moe_personalize.delivery.journal import Entry, Journal
@@ -30,6 +29,7 @@ from django_moe_personalize.delivery.queued import QueuedDelivery, get_worker
 from django_moe_personalize.exceptions import DeliveryError
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience.breaker import CircuitBreaker
 
 TASK = "django_moe_personalize.deliver"
 """The name of the task, for ``task_routes``."""

@@ -16,8 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from django_moe_personalize import values
-from django_moe_personalize.conf import DELIVERY, ConfigurationError
+from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
 from django_moe_personalize.delivery.base import (
     BaseDelivery,
     DeliveryCounts,
@@ -232,10 +231,10 @@ def _taking_turn() -> Iterator[_Turn]:
         _turn.reset(token)
 
 
-def _read_backend(fallback: object) -> values.Backend:
+def _read_backend(fallback: object) -> readers.Backend:
     try:
-        found: values.Backend = values.backend(DELIVERY).read(fallback)
-    except values.Mistake as mistake:
+        found: readers.Backend = readers.backend(DELIVERY).read(fallback)
+    except readers.Mistake as mistake:
         raise ValueError(f"fallback must be as DELIVERY is: {mistake.expected}") from None
     return found
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.connection import get_client
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline

@@ -19,8 +19,8 @@ from importlib import import_module
 
 from django.db import close_old_connections
 
+from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.connection import get_client
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, logger
 from django_moe_personalize.delivery.exits import close_before_sigterm
 from django_moe_personalize.delivery.sending import Outcome, count_fitting, estimate_size

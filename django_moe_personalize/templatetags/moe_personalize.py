@@ -1,4 +1,4 @@
-"""The tag library ``{% load moe_personalize %}``: thin tags over ``render.py``."""
+"""The tag library ``{% load moe_personalize %}``: thin tags over ``rendering.py``."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from django.template.base import FilterExpression, Parser, Token, token_kwargs
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
-from django_moe_personalize import planning, render
-from django_moe_personalize.callables import log_once
+from django_moe_personalize import planning, rendering
+from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import Experience, Offering
+from django_moe_personalize.page import Page
+from django_moe_personalize.runtime import log_once
 
 register = template.Library()
 
@@ -34,16 +36,15 @@ def find_request(context: Context) -> HttpRequest | None:
     return request
 
 
-def find_page(context: Context) -> Any:
-    """Return the ``request.personalization`` of a template's request; ``None`` when there is none."""
-    # As find_request() does: the step between is a tenth of what a tag costs.
-    page = getattr(getattr(context, "request", None) or context.get("request"), "personalization", None)
+def find_page(context: Context) -> Page | None:
+    """Return the page that a template is rendered for; ``None`` when its request didn't pass the middleware."""
+    page = get_page(find_request(context))
     if page is None:
         log_once("request", _NO_REQUEST)
     return page
 
 
-def find_experience(context: Context, key: object) -> tuple[Any, Experience | None]:
+def find_experience(context: Context, key: object) -> tuple[Page | None, Experience | None]:
     """Return the page and its experience; the first one asked for brings all that the template needs."""
     page = find_page(context)
     if page is None or not isinstance(key, str):
@@ -69,11 +70,11 @@ class ExperienceNode(Node):
     def render(self, context: Context) -> SafeString:
         """Render the body and count it as shown; a fallback counts nothing."""
         page, experience = find_experience(context, self.experience_key or self.key.resolve(context))
-        if experience is None:
+        if page is None or experience is None:
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
-        return render.render_experience(page.tracker, experience, body)
+        return rendering.render_experience(page.tracker, experience, body)
 
 
 def refuse_fragment_cache(parser: Parser, tag: str) -> None:
@@ -125,10 +126,10 @@ class ExperienceValueNode(Node):
         key: Any = self.experience_key or self.key.resolve(context)
         variable = self.variable_name or self.variable.resolve(context)
         page, experience = find_experience(context, key)
-        if experience is not None:
+        if page is not None and experience is not None:
             value = experience.payload.get(variable)
             if value is not None:
-                return render.render_value(page.tracker, experience, value)
+                return rendering.render_value(page.tracker, experience, value)
             message = "Experience %r has no variable %r; its default is shown."
             log_once(("variable", key, variable), message, key, variable)
         return "" if self.default is None else conditional_escape(self.default.resolve(context))
@@ -185,13 +186,13 @@ class ClickURLNode(Node):
         options = {name: value.resolve(context) for name, value in self.options.items()}
         offering = options.get("offering")
         page = find_page(context)
-        url = render.build_click_url(
+        url = rendering.build_click_url(
             find_request(context),
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
             destination,
             # The template's author wrote a literal; what a filter puts behind it may be content, but no other host.
-            trusted=isinstance(literal, str) and render.find_host(literal) == render.find_host(destination),
+            trusted=isinstance(literal, str) and rendering.find_host(literal) == rendering.find_host(destination),
             element=str(options.get("element") or ""),
             offering=offering if isinstance(offering, Offering) else None,
         )
@@ -212,17 +213,17 @@ def click_url(parser: Parser, token: Token) -> ClickURLNode:
 @register.simple_tag(takes_context=True)
 def personalize_scripts(context: Context) -> SafeString:
     """Put the script that reports ``data-moe-click`` clicks and views; once, at the end of the page."""
-    return render.render_scripts(find_request(context))
+    return rendering.render_scripts(find_request(context))
 
 
 @register.filter
 def experience_html(value: object) -> SafeString:
     """Show marketers' HTML through nh3's allow-list; escaped when nh3 is not installed."""
-    return render.render_html(value)
+    return rendering.render_html(value)
 
 
 @register.filter
 def experience_url(value: object) -> str:
     """Return a content's URL if it is relative or http(s) to CONTENT_HOSTS, else ``#``."""
     url = str(value)
-    return url if render.is_safe_url(url, render.get_allowed_hosts(None)) else render.NOWHERE
+    return url if rendering.is_safe_url(url, rendering.get_allowed_hosts(None)) else rendering.NOWHERE

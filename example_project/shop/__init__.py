@@ -1,1 +1,1 @@
-"""Fernweh, a small shop: what a site writes to be personalised stands in this app."""
+"""Fernweh, a small shop: what a site writes to be personalized stands in this app."""

@@ -66,8 +66,8 @@ PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
                 name="Trail Pack 40",
                 category="packs",
                 price=Decimal("149.00"),
-                text="Forty litres is a long weekend: one tent, two jumpers, three books you will not read.",
-                details=("40 litres, 1,180 grams", "Back length adjustable in ten seconds", "Rain cover in the lid"),
+                text="Forty liters is a long weekend: one tent, two jumpers, three books you will not read.",
+                details=("40 liters, 1,180 grams", "Back length adjustable in ten seconds", "Rain cover in the lid"),
             ),
             Product(
                 slug="dry-bag-20",
@@ -75,7 +75,7 @@ PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
                 category="packs",
                 price=Decimal("24.00"),
                 text="Three folds and a click, and the river may have the rest.",
-                details=("20 litres, 96 grams", "Welded seams", "Floats when it has to"),
+                details=("20 liters, 96 grams", "Welded seams", "Floats when it has to"),
             ),
             Product(
                 slug="merino-base-layer",
@@ -106,7 +106,7 @@ PRODUCTS: Final[Mapping[str, Product]] = MappingProxyType(
                 name="Camp Stove",
                 category="camp",
                 price=Decimal("64.00"),
-                text="Boils half a litre before you have found the spoon.",
+                text="Boils half a liter before you have found the spoon.",
                 details=("2.6 kW, 85 grams without the can", "Simmers, honestly", "Lights in the wind"),
             ),
             Product(

@@ -63,8 +63,8 @@ class ProductView(PersonalizeMixin, TemplateView):
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
         """Add the product and, for visitors without a recommendation, what else is on its shelf."""
         product = get_product(kwargs["slug"])
-        neighbours = [other for other in PRODUCTS.values() if other.category == product.category and other != product]
-        return super().get_context_data(product=product, neighbours=neighbours, **kwargs)
+        neighbors = [other for other in PRODUCTS.values() if other.category == product.category and other != product]
+        return super().get_context_data(product=product, neighbors=neighbors, **kwargs)
 
 
 @personalize("cart-upsell")

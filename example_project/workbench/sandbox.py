@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import requests
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.connection import get_engine
+from django_moe_personalize.client import get_engine
 
 TIMEOUT = 2.0
 

@@ -11,7 +11,7 @@ from django import forms
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
-from django_moe_personalize.attributes import DAYS
+from django_moe_personalize.visitor.attributes import DAYS
 from django_moe_personalize.conf import get_settings
 from shop.people import PEOPLE
 

@@ -1,4 +1,4 @@
-"""The switches' target and the ledger. None of these pages is personalised."""
+"""The switches' target and the ledger. None of these pages is personalized."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from django.template.loader import render_to_string
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from django_moe_personalize.attributes import SESSION_KEY
+from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.identity import delete_anonymous_cookie
+from django_moe_personalize.visitor.identity import delete_anonymous_cookie
 from shop.people import PEOPLE, get_user
 from shop.views import get_next
 from workbench import sandbox

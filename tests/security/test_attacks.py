@@ -17,13 +17,14 @@ from django.views.decorators.cache import cache_control, cache_page
 from django.views.decorators.gzip import gzip_page
 from django.views.decorators.http import condition
 
-from django_moe_personalize import attributes, track, views
-from django_moe_personalize.client_ip import get_client_ip
-from django_moe_personalize.consent import GRANTED
+from django_moe_personalize import tracking, views
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.identity import Identity, get_identity
 from django_moe_personalize.testing import override_experiences, override_personalize
+from django_moe_personalize.visitor import attributes
+from django_moe_personalize.visitor.client_ip import get_client_ip
+from django_moe_personalize.visitor.consent import GRANTED
+from django_moe_personalize.visitor.identity import Identity, get_identity
 from tests import site
 from tests.security.costs import Meter
 from tests.security.requests import ask_asgi, ask_wsgi
@@ -198,8 +199,8 @@ def test_destination_is_one_header(shown, client, end):
     """Whatever is in a destination, the redirect is one line, and within the site."""
     client.get("/read/")
     customer_id = client.cookies["moe_id"].value.partition(":")[0]
-    event = track.Event(track.Action.CLICKED, customer_id, {"cid": "x"}, int(time.time()))
-    response = client.get(f"/moe/click/{track.Token.build(event, destination=f'/a{end}').sign()}/")
+    event = tracking.Event(tracking.Action.CLICKED, customer_id, {"cid": "x"}, int(time.time()))
+    response = client.get(f"/moe/click/{tracking.Token.build(event, destination=f'/a{end}').sign()}/")
     assert response.status_code in (302, 400)
     assert "a" not in response.cookies
     assert response.headers.get("Location", "/").isprintable()
@@ -319,7 +320,7 @@ def test_nothing_is_unpacked_before_its_signature(shown, client, monkeypatch):
     """A small token that unpacks to megabytes costs nothing without our signature."""
     unpacked = []
     monkeypatch.setattr(signing.zlib, "decompress", unpacked.append)
-    for signed in (f".{BOMB}:1abcde:x", signing.TimestampSigner(key="guessed", salt=track._SALT).sign(f".{BOMB}")):
+    for signed in (f".{BOMB}:1abcde:x", signing.TimestampSigner(key="guessed", salt=tracking._SALT).sign(f".{BOMB}")):
         assert client.get(f"/moe/click/{signed}/").status_code == 400
         send(client, [["impression", signed]])
     assert unpacked == []
@@ -327,8 +328,13 @@ def test_nothing_is_unpacked_before_its_signature(shown, client, monkeypatch):
 
 def test_token_of_another_part_of_the_site(shown, client):
     """What the site has signed for something else, with the same key, is no token, of whichever form."""
-    fields = [str(uuid.uuid4()), track.Action.CLICKED.value, {"cid": "x"}, "x", "//evil.example", "evil.example", []]
-    for salt in ("django.core.signing", "django_moe_personalize.identity", f"{track._SALT}.visitor", "moe_id"):
+    fields = [str(uuid.uuid4()), tracking.Action.CLICKED.value, {"cid": "x"}, "x", "//evil.example", "evil.example", []]
+    for salt in (
+        "django.core.signing",
+        "django_moe_personalize.visitor.gather.identity",
+        f"{tracking._SALT}.visitor",
+        "moe_id",
+    ):
         assert client.get(f"/moe/click/{signing.dumps(fields, salt=salt)}/").status_code == 400
 
 
@@ -369,4 +375,4 @@ def test_text_that_is_long():
     assert attributes.clean_text("\x01" * 200 + "a" * 20, 20) == ""
     for length, is_counted in ((4_000, False), (5_000, True)):
         request = RequestFactory().get("/", headers={"User-Agent": "x" * length + " Googlebot/2.1"})
-        assert track.is_counted(request) == is_counted
+        assert tracking.is_counted(request) == is_counted

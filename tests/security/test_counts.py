@@ -11,7 +11,7 @@ import pytest
 from django.core import signing
 from django.test import Client
 
-from django_moe_personalize import track, views
+from django_moe_personalize import tracking, views
 from django_moe_personalize.testing import override_experiences
 
 ALPHABET = string.ascii_letters + string.digits + "-_:."
@@ -49,7 +49,7 @@ def forge(chance, token):
         case 4:
             return signing.dumps([str(uuid.uuid4())] * 7, salt="guessed", compress=True)
         case 5:
-            return signing.dumps([str(uuid.uuid4())] * 7, key="guessed", salt=track._SALT, compress=True)
+            return signing.dumps([str(uuid.uuid4())] * 7, key="guessed", salt=tracking._SALT, compress=True)
         case 6:
             return token.swapcase()
         case _:
@@ -116,7 +116,7 @@ def test_foreign_and_old_reports_count_nothing(shown, extent, tell, monkeypatch)
     send(client, reports, **{"User-Agent": "Googlebot/2.1"})
     send(client, reports, **{"Sec-Purpose": "prefetch"})
     send(client, reports, **{"Sec-GPC": "1"})
-    yesterday = time.time() - track.TOKEN_MAX_AGE - 60
+    yesterday = time.time() - tracking.TOKEN_MAX_AGE - 60
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: yesterday)
         old = [read_tokens(client)[0] for _ in tokens]

@@ -6,15 +6,15 @@ from datetime import UTC, datetime
 import pytest
 from django.test import RequestFactory
 
-from django_moe_personalize import cache, interning
-from django_moe_personalize.attributes import collect_attributes
-from django_moe_personalize.cache import ExperienceCache
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.consent import GRANTED
-from django_moe_personalize.identity import Identity
-from django_moe_personalize.interning import LocalCache
+from django_moe_personalize.fetching import cache, local_cache
+from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.local_cache import LocalCache
 from django_moe_personalize.moengage.types import DataSource, Experience
-from django_moe_personalize.visitor import Visitor
+from django_moe_personalize.visitor.attributes import collect_attributes
+from django_moe_personalize.visitor.consent import GRANTED
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
 from tests.conftest import settle
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
@@ -28,7 +28,7 @@ SEEN = {
 def test_made_up_campaigns_stay_within_their_bound(monkeypatch, extent, tell):
     """A flood of distinct UTM values fills its share of the memory; a visitor who comes back hits as ever."""
     values = extent(6_000, 1_000_000)
-    places = extent(600, interning.MAX_VISITORS)
+    places = extent(600, local_cache.MAX_VISITORS)
     memory = LocalCache(max_visitors=places)
     monkeypatch.setattr(cache, "local_cache", memory)
     now, settings = [1_800_000_000.0], get_settings()
@@ -51,7 +51,7 @@ def test_made_up_campaigns_stay_within_their_bound(monkeypatch, extent, tell):
     (before, rss_before), (after, rss_after) = held
     tell(f"{values} values: {after}, {rss_after} KiB at most, the regular visitor hit {sum(hits)} of {len(hits)}")
     assert after.visitors <= places
-    assert after.bytes <= before.bytes * 1.05 <= interning.MAX_BYTES
+    assert after.bytes <= before.bytes * 1.05 <= local_cache.MAX_BYTES
     assert rss_after <= rss_before * 1.05
     assert all(hits)
 

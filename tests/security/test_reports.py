@@ -9,7 +9,7 @@ from django.test import AsyncClient, Client
 from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
-from django_moe_personalize import conf, connection, context, track
+from django_moe_personalize import client, context
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
 from django_moe_personalize.testing import override_personalize
@@ -129,7 +129,7 @@ def test_reports_of_a_failing_endpoint(site, mails, monkeypatch, path):
     client = enter()
     with override_personalize(IMPRESSIONS="visible"):
         mark, link = read_tokens(client)
-    monkeypatch.setattr(track, "record", _break)
+    monkeypatch.setattr(tracking.page, "record", _break)
     if path == "/moe/beacon/":
         response = client.post(path, f'{{"events": [["impression", "{mark}"]]}}', "text/plain")
     else:
@@ -163,7 +163,7 @@ def test_reports_of_a_mistake_in_the_settings(settings, told, debug):
     settings.DEBUG = debug
     settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03", **told}
     errors = []
-    for ask in (conf.get_settings, connection.get_client, get_delivery):
+    for ask in (settings.get_settings, client.get_client, get_delivery):
         try:
             ask()
         except ConfigurationError as error:
@@ -194,7 +194,7 @@ def test_password_of_a_proxy_in_the_environment(settings, monkeypatch):
         "MOE_PERSONALIZE_TRANSPORT", f'{{"OPTIONS": {{"proxies": {{"https": "http://u:{PASSWORD}@p"}}}}}}'
     )
     settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03"}
-    assert PASSWORD in str(conf.get_settings().transport.options)
+    assert PASSWORD in str(settings.get_settings().transport.options)
     reporter = ExceptionReporter(None, RuntimeError, RuntimeError("x"), None)
     for report in (reporter.get_traceback_html(), reporter.get_traceback_text()):
         assert find({"report": report}, (SECRET, PASSWORD)) == []

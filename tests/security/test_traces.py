@@ -12,16 +12,17 @@ from django.core.cache import cache as site_cache
 from django.test import Client, RequestFactory
 from django.views.debug import ExceptionReporter
 
-from django_moe_personalize import api, cache, signals
-from django_moe_personalize.connection import get_client
-from django_moe_personalize.consent import Consent
+from django_moe_personalize import api, signals
+from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError, TransportError
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.fetching import cache
 from django_moe_personalize.models import OutboxEvent, OutboxTally
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor.consent import Consent
+from django_moe_personalize.visitor.identity import Identity
 from tests.error_reports import describe_report
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PERSONAL, SECRET
 

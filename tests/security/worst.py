@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from django.core import signing
 
-from django_moe_personalize import track
+from django_moe_personalize import tracking
 
 Built = tuple[str, str, str, dict[str, str], bytes]
 
@@ -69,7 +69,7 @@ class WorstCases:
     def _click(self) -> Built:
         chance = self._chance
         token = chance.choice(self._tokens) if self._tokens else "x"
-        bomb = signing.TimestampSigner(key="guessed", salt=track._SALT).sign(f".{BOMB}")
+        bomb = signing.TimestampSigner(key="guessed", salt=tracking._SALT).sign(f".{BOMB}")
         token = chance.choice((token * 100, ":" * HEADER, "." * HEADER, bomb, f".{BOMB}:" + token.partition(":")[2]))
         return "GET", f"/moe/click/{token}/", "", {"Host": "testserver"}, b""
 

@@ -24,8 +24,8 @@ def start_postgresql() -> Iterator[Database]:
     programs = _find_postgresql()
     with _folder("postgres") as (folder, owner):
         data = folder / "data"
-        initialise = [programs / "initdb", "--auth=trust", "--username=tests", "--no-sync", "--encoding=UTF8"]
-        _run([*initialise, "--locale=C", f"--pgdata={data}"], owner)
+        initialize = [programs / "initdb", "--auth=trust", "--username=tests", "--no-sync", "--encoding=UTF8"]
+        _run([*initialize, "--locale=C", f"--pgdata={data}"], owner)
         # Nothing here survives the machine: what is tried is the death of the database's clients.
         command = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
         log = folder / "log"

@@ -22,7 +22,7 @@ BIG = 2 * 1024 * 1024
 SLOW = 3.0
 """Seconds of a latency that no page has; less than a test waits, so that the late answer comes too."""
 
-Behaviour = Callable[[Exchange, Received], None]
+Behavior = Callable[[Exchange, Received], None]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Fault:
     """One way to fail: by what is answered, or by what becomes of connections before anything is read."""
 
     name: str
-    behave: Behaviour | None = None
+    behave: Behavior | None = None
     listener: Literal["", "refuse", "never accept", "never read", "hung names"] = ""
 
     def __str__(self) -> str:
@@ -167,7 +167,7 @@ def _fill_backlog(port: int) -> Iterator[None]:
         yield
 
 
-# What a vendor does on a bad day. Each behaviour gets the exchange and the request.
+# What a vendor does on a bad day. Each behavior gets the exchange and the request.
 
 
 def _build_answer(body: bytes = b"", *, status: str = "200 OK", length: int | None = None, **headers: str) -> bytes:
@@ -175,11 +175,11 @@ def _build_answer(body: bytes = b"", *, status: str = "200 OK", length: int | No
     return build_head(status, {**WELL, "Content-Length": str(len(body) if length is None else length), **given}) + body
 
 
-def _reply(body: bytes = b"{}", *, status: str = "200 OK", **headers: str) -> Behaviour:
+def _reply(body: bytes = b"{}", *, status: str = "200 OK", **headers: str) -> Behavior:
     return lambda exchange, _: exchange.send(_build_answer(body, status=status, **headers))
 
 
-def _then(end: Callable[[Exchange], None], data: bytes = b"") -> Behaviour:
+def _then(end: Callable[[Exchange], None], data: bytes = b"") -> Behavior:
     def behave(exchange: Exchange, _: Received) -> None:
         exchange.send(data)
         end(exchange)
@@ -187,7 +187,7 @@ def _then(end: Callable[[Exchange], None], data: bytes = b"") -> Behaviour:
     return behave
 
 
-def _drip(data: bytes, *, every: float = 0.02) -> Behaviour:
+def _drip(data: bytes, *, every: float = 0.02) -> Behavior:
     """Send the start of ``data`` at once and the rest byte by byte."""
     return lambda exchange, _: exchange.drip(data, every=every)
 
@@ -197,7 +197,7 @@ def _drip_body(exchange: Exchange, _: Received) -> None:
     exchange.drip(b" " * BIG, every=0.02)
 
 
-def _endless(part: bytes, head: bytes = b"") -> Behaviour:
+def _endless(part: bytes, head: bytes = b"") -> Behavior:
     """Send ``part`` for as long as somebody takes it."""
 
     def behave(exchange: Exchange, _: Received) -> None:
@@ -224,7 +224,7 @@ _CHUNK = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
 _BOMB = gzip.compress(b" " * (64 * 1024 * 1024))
 _ANSWER = _build_answer(b'{"experiences": {}}')
 
-_BEHAVIOURS: dict[str, Behaviour] = {
+_BEHAVIORS: dict[str, Behavior] = {
     "latency above the deadline": _late,
     "drip headers": _drip(_ANSWER),
     "drip body": _drip_body,
@@ -261,7 +261,7 @@ _BEHAVIOURS: dict[str, Behaviour] = {
     "not HTTP": _then(Exchange.close, b"SSH-2.0-OpenSSH_9.2\r\n"),
 }
 
-FAULTS: dict[str, Fault] = {name: Fault(name, behave) for name, behave in _BEHAVIOURS.items()} | {
+FAULTS: dict[str, Fault] = {name: Fault(name, behave) for name, behave in _BEHAVIORS.items()} | {
     "refuse": Fault("refuse", listener="refuse"),
     "never accept": Fault("never accept", listener="never accept"),
     "accept and never read": Fault("accept and never read", listener="never read"),

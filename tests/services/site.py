@@ -1,4 +1,4 @@
-"""The site that gunicorn and uvicorn serve: personalised pages, and the same pages without the package.
+"""The site that gunicorn and uvicorn serve: personalized pages, and the same pages without the package.
 
 What it is configured with comes in SERVICES_SITE; see serving.py. ``python -m tests.services.site FD``
 is uvicorn's process, ``tests.services.site:wsgi()`` what gunicorn runs. Below ``/without`` the same
@@ -22,7 +22,7 @@ from django.template import engines
 from django.urls import path
 
 from django_moe_personalize.decorators import personalize
-from django_moe_personalize.identity import Identity
+from django_moe_personalize.visitor.identity import Identity
 
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 WITHOUT = "/without"
@@ -47,7 +47,7 @@ def _show(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero", "strip")
 def page(request: HttpRequest) -> HttpResponse:
-    """Render the personalised page; ``?status=`` gives it another status than 200."""
+    """Render the personalized page; ``?status=`` gives it another status than 200."""
     return _show(request)
 
 
@@ -64,11 +64,11 @@ async def unrelated(request: HttpRequest) -> HttpResponse:
 
 def state(request: HttpRequest) -> HttpResponse:
     """Tell of this process what no page shows."""
-    from django_moe_personalize import calls
+    from django_moe_personalize.fetching import upstream
 
-    breaker = calls.get_breaker()
+    breaker = upstream.get_breaker()
     said = {"state": breaker.state, "reason": breaker.reason, "retry_in": breaker.retry_in}
-    response = JsonResponse(said | {"in_flight": calls.get_pool().in_flight})
+    response = JsonResponse(said | {"in_flight": upstream.get_pool().in_flight})
     response["X-Worker"] = str(os.getpid())
     response["Content-Length"] = str(len(response.content))
     return response
@@ -115,11 +115,12 @@ def _configure() -> dict[str, Any]:
 
 def _shorten(intervals: dict[str, Any]) -> None:
     """Let the breaker and the gate have other figures than a site's, which a test has no time for."""
-    from django_moe_personalize import breaker, calls
+    from django_moe_personalize.fetching import upstream
+    from django_moe_personalize.resilience import breaker
 
     if intervals:
         breaker.CircuitBreaker.__init__.__kwdefaults__.update(intervals["breaker"])
-        calls.GATE_SECONDS = intervals["gate"]
+        upstream.GATE_SECONDS = intervals["gate"]
 
 
 def _hang_names(flag: Path) -> None:

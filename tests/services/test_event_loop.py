@@ -23,7 +23,7 @@ NEVER_OPEN = {"breaker": {"failure_threshold": 10**9, "rate_calls": 10**9}, "gat
 
 
 def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
-    """Read personalised pages, RATE a second, by sync and async views alike."""
+    """Read personalized pages, RATE a second, by sync and async views alike."""
     start = time.monotonic()
 
     def ask(line: Line, number: int) -> Page:
@@ -45,7 +45,7 @@ def read_beside(line: Line, over: threading.Event) -> list[float]:
 
 
 def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
-    """Return the seconds of the unrelated view beside personalised pages, and those."""
+    """Return the seconds of the unrelated view beside personalized pages, and those."""
     over, found = threading.Event(), []
     reader = threading.Thread(target=lambda: found.extend(read_beside(lines[0], over)))
     reader.start()

@@ -26,7 +26,7 @@ def ask(prefix: str, line: Line, number: int) -> tuple[bool, bool, str]:
     return crossed, whole, page.worker
 
 
-def test_sessions_warmed_before_the_fork_give_no_visitor_anothers_content(
+def test_sessions_warmed_before_the_fork_show_each_visitor_their_own_content(
     folder: Path, tell: Callable[[str], None]
 ) -> None:
     """1,200 visitors of 4 workers, forked from a master with 8 open connections, each get what names them."""

@@ -17,7 +17,6 @@ from django.template import engines
 from django.template.engine import Engine
 from django.urls import include, path
 
-from django_moe_personalize import conf
 from django_moe_personalize.sandbox.workspace import WorkspaceError, load_workspace, parse_workspace
 from tests.documents import DOCS, PAGES, ROOT, read_blocks
 
@@ -119,7 +118,7 @@ def list_hero_titles(audience=None):
     ],
     ids=["README", "quickstart"],
 )
-def test_page_builds_a_personalised_site(page, parts, tmp_path):
+def test_page_builds_a_personalized_site(page, parts, tmp_path):
     """Who types what README or quickstart says has a page from the sandbox, which counts and remembers a letter."""
     blocks = [block for block in read_blocks(page) if block.file]
     assert {"settings.py", "urls.py", "shop/views.py"} < {block.file for block in blocks}
@@ -148,7 +147,7 @@ def test_python_is_python(block):
 def test_settings_are_valid(block, settings):
     """A block of settings has no mistake."""
     settings.MOE_PERSONALIZE = execute(block)["MOE_PERSONALIZE"]
-    assert conf.find_problems() == []
+    assert settings.find_problems() == []
 
 
 @pytest.mark.parametrize("block", select("html+django"))

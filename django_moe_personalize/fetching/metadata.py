@@ -1,0 +1,114 @@
+"""Which experiences the workspace has, and from that why a key has no experience (contract §3 and §6).
+
+No page waits for the metadata. When a page got no experience for a key, the background thread reads the
+metadata and logs the reason. From then on pages don't ask for keys that no visitor can get.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+
+from django_moe_personalize.client import get_client
+from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
+from django_moe_personalize.fetching.upstream import get_background
+from django_moe_personalize.moengage.types import (
+    DataSource,
+    ExperienceMeta,
+    ExperiencesMetadata,
+    ExperienceStatus,
+    FailureReason,
+)
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import Runtime, part
+
+METADATA_DEADLINE = 10.0
+"""Seconds that the background thread may take to read the metadata."""
+
+RETRY_SECONDS = 60.0
+"""How long the metadata isn't asked for again after it couldn't be read: a failing vendor has enough to do."""
+
+
+class MetadataStore:
+    """The metadata of a workspace, in this process and in the site's cache."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._statuses: Mapping[str, ExperienceStatus] = {}
+        self._until = self._not_before = float("-inf")
+
+    def get(self, *, deadline: Deadline) -> ExperiencesMetadata:
+        """Return all experiences of the workspace. MoEngage is asked about once in METADATA_TTL seconds.
+
+        Raises APIError when the metadata isn't cached and MoEngage doesn't answer.
+        """
+        name, ttl = build_key("metadata"), self._runtime.settings.metadata_ttl
+        metadata = _read_rows(get_many([name]).get(name))
+        if metadata is None:
+            metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)
+            rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
+            set_many({name: rows}, timeout=ttl)
+        self._statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
+        self._until = time.monotonic() + ttl
+        return metadata
+
+    def find_unavailable(self, experience_keys: Iterable[str]) -> frozenset[str]:
+        """Return those keys that no visitor can get, as far as this process knows; takes microseconds.
+
+        A key that becomes active is asked for again after at most METADATA_TTL seconds.
+        """
+        if self._until < time.monotonic():
+            return frozenset()
+        active = ExperienceStatus.ACTIVE
+        return frozenset([key for key in experience_keys if self._statuses.get(key) is not active])
+
+    def explain(self, experience_keys: Iterable[str]) -> None:
+        """Log, once for each key, why no visitor can get it. Happens in the background; never raises."""
+        if time.monotonic() >= self._not_before:
+            # When the thread is busy, the next page without an experience asks again.
+            get_background(self._runtime).offer(self._explain, tuple(experience_keys))
+
+    def _explain(self, experience_keys: tuple[str, ...]) -> None:
+        try:
+            metadata = self.get(deadline=Deadline(METADATA_DEADLINE))
+        except APIError:
+            self._not_before = time.monotonic() + RETRY_SECONDS
+            return
+        for key in experience_keys:
+            reason = find_reason(metadata, key)
+            if reason is FailureReason.INVALID_EXPERIENCE_KEY:
+                near = get_close_matches(key, self._statuses, n=1)
+                hint = f" Did you mean {near[0]!r}?" if near else ""
+                message = "The workspace has no experience %r, so pages show the default.%s"
+                self._runtime.log_once(("absent", key), message, key, hint)
+            elif reason is FailureReason.EXPERIENCE_NOT_ACTIVE:
+                message = "Experience %r is paused or scheduled, so pages show the default."
+                self._runtime.log_once(("absent", key), message, key)
+
+
+@part
+def get_metadata_store(runtime: Runtime) -> MetadataStore:
+    """Return the metadata of the workspace."""
+    return MetadataStore(runtime)
+
+
+def _read_rows(rows: object) -> ExperiencesMetadata | None:
+    """Return the metadata that get() stored. A cache entry of another shape is a miss."""
+    if not isinstance(rows, list):
+        return None
+    try:
+        experiences = tuple(ExperienceMeta(key, title, ExperienceStatus(status)) for key, title, status in rows)
+    except (TypeError, ValueError):
+        return None
+    return ExperiencesMetadata(DataSource.CACHE, experiences)
+
+
+def find_reason(metadata: ExperiencesMetadata, experience_key: str) -> FailureReason:
+    """Return why MoEngage left an experience out, as far as the metadata tells (contract §6)."""
+    for meta in metadata.experiences:
+        if meta.experience_key == experience_key:
+            is_active = meta.status is ExperienceStatus.ACTIVE
+            return FailureReason.USER_NOT_IN_SEGMENT if is_active else FailureReason.EXPERIENCE_NOT_ACTIVE
+    return FailureReason.INVALID_EXPERIENCE_KEY

@@ -1,0 +1,352 @@
+"""The private side of one request: who asks, what was asked, what came, what is counted.
+
+``request.personalization`` is a small mapping over a ``Page``; the middleware and the template tags use the
+page itself. Nothing is gathered, asked or touched until a key is planned or read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from django.http import HttpRequest, StreamingHttpResponse
+from django.http.response import HttpResponseBase
+from django.template import Template
+from django.utils import timezone
+
+from django_moe_personalize import planning, tracking
+from django_moe_personalize.fetching import Experiences, Flight, Question, start_fetch
+from django_moe_personalize.moengage.types import DataSource, Event, Experience
+from django_moe_personalize.rendering import headers
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.visitor import (
+    NOBODY,
+    Visitor,
+    agather_visitor,
+    gather_visitor,
+    has_stored_parameters,
+    set_anonymous_cookie,
+)
+
+
+class Page:
+    """One request and its experiences. All waiting of a page together lasts at most DEADLINE seconds."""
+
+    # Defaults of the class, since every request makes a page and most requests change next to nothing.
+    is_read = False
+    now: datetime | None = None
+    _budget: float | None = None
+    _charged_until = 0.0
+    _expected: tuple[str, ...] = ()
+    _gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
+    _is_closed = False
+    _planned: tuple[str, ...] = ()
+    _tracker: PageTracker | None = None
+    _view: Callable[..., Any] | None = None
+    _visitor: Visitor | None = None
+    _waiting = 0
+
+    def __init__(self, request: HttpRequest) -> None:
+        # A strong reference back would be a cycle, and each request would wait for the garbage collector.
+        self._request = weakref.ref(request)
+        self._runtime = get_runtime()
+        self._answers: dict[str, Experience | None] = {}
+        self._flights: list[Flight] = []
+
+    # Planning
+
+    def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
+        """Return the keys worth asking for before ``view`` runs."""
+        self._view = view
+        request = self._request()
+        if request is not None and self._runtime.settings.enabled:
+            self._planned = planning.get_early_keys(request, view)
+        return self._planned
+
+    def is_planned(self, experience_keys: tuple[str, ...]) -> bool:
+        """Return whether the middleware has started to fetch all these keys."""
+        return set(experience_keys).issubset(self._planned)
+
+    def find(self, experience_key: str, template: Template | None) -> Experience | None:
+        """Return the experience for a tag of ``template``. The first question carries all keys of the template."""
+        if experience_key not in self._answers and template is not None and not self.is_asked(experience_key):
+            self._expected = planning.find_template_keys(template)
+            self._learn(*self._expected)
+        return self.read(experience_key)
+
+    def is_asked(self, experience_key: str) -> bool:
+        """Return whether this page has asked for the experience."""
+        return experience_key in self._answers or self._find_flight(experience_key) is not None
+
+    @property
+    def experience_keys(self) -> tuple[str, ...]:
+        """The keys that this page has asked for."""
+        asked = (key for flight in self._flights for key in flight.question.keys)
+        return tuple(dict.fromkeys([*self._answers, *asked]))
+
+    @property
+    def planned_keys(self) -> tuple[str, ...]:
+        """The keys that this page is known to need, whether it has asked for them or not."""
+        request = self._request()
+        planned = () if request is None else planning.get_planned_keys(request, self._view)
+        return tuple(dict.fromkeys([*planned, *self._expected, *self.experience_keys]))
+
+    # Starting
+
+    def prefetch(self, *experience_keys: str) -> None:
+        """Start one call for the keys that aren't asked for yet, and return at once."""
+        if (wanted := self._find_unasked(experience_keys)) and self._can_gather():
+            self._start(self._get_visitor(), wanted)
+
+    async def aprefetch(self, *experience_keys: str) -> None:
+        """See prefetch()."""
+        if wanted := self._find_unasked(experience_keys):
+            self._start(await self._aget_visitor(), wanted)
+
+    # Waiting
+
+    def load(self, *experience_keys: str) -> None:
+        """Fetch the keys, or without keys those that are under way, and wait for them."""
+        self.prefetch(*experience_keys)
+        if not _is_in_event_loop():
+            for flight in self._find_flights(experience_keys):
+                self._join(flight)
+
+    async def aload(self, *experience_keys: str) -> None:
+        """See load(). In a task of its own it overlaps with the view's other awaits."""
+        await self.aprefetch(*experience_keys)
+        for flight in self._find_flights(experience_keys):
+            self._charge(+1)
+            try:
+                found = await flight.ajoin(self._get_budget())
+            finally:
+                self._charge(-1)
+            self._settle(flight, found)
+
+    # Reading
+
+    def read(self, key: str) -> Experience | None:
+        """Return the experience, fetching it and waiting where that is possible; the page is private from then on."""
+        request = self._request()
+        if request is None or self._is_closed or not self._runtime.settings.enabled:
+            return None
+        self.mark_read(request)
+        try:
+            return self._answers[key]
+        except KeyError:
+            return self._answer(request, key)
+
+    def mark_read(self, request: HttpRequest) -> None:
+        """Make the page private: its response belongs to one visitor."""
+        self.is_read = True
+        headers.keep_out_of_site_cache(request)
+
+    async def aread(self, key: str) -> Experience | None:
+        """See read()."""
+        request = self._request()
+        if request is not None and key not in self._answers:
+            await self.aload(*planning.get_planned_keys(request, self._view), key)
+        return self.read(key)
+
+    def _answer(self, request: HttpRequest, key: str) -> Experience | None:
+        flight = self._find_flight(key)
+        in_event_loop = _is_in_event_loop()
+        if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
+            self._settle(flight, flight.result(0.0))
+        elif in_event_loop:
+            self._learn(key, limit=planning.MAX_READ_KEYS)
+            self._runtime.log_once(("unplanned", key), _UNPLANNED, key)
+        else:
+            if flight is None:
+                self.prefetch(*planning.get_planned_keys(request, self._view), *self._expected, key)
+                flight = self._find_flight(key)
+            if flight is not None:
+                self._join(flight)
+        return self._answers.get(key)
+
+    # Who asks
+
+    @property
+    def visitor(self) -> Visitor:
+        """The visitor, gathered when first asked for."""
+        return self._get_visitor()
+
+    @property
+    def tracker(self) -> PageTracker:
+        """The impressions and tokens of this page, as far as the visitor allows counting."""
+        if self._tracker is None:
+            if self._visitor is None and not self._can_gather():
+                # Not kept: once the visitor is known there may be something to count.
+                return PageTracker(None)
+            visitor = self._get_visitor()
+            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
+        return self._tracker
+
+    # The response
+
+    def seal(self, response: HttpResponseBase) -> Sequence[Event]:
+        """Mark ``response`` as one visitor's own if the page read an experience; return the events it counts.
+
+        Reads after this point get the default: a response whose headers are gone can't be marked any more.
+        """
+        request = self._request()
+        self.release()
+        if request is None or not (self.is_read or self._is_personal(request, response)):
+            self._is_closed = True
+            return ()
+        settings = self._runtime.settings
+        headers.seal_response(response, settings)
+        waited = settings.deadline - self._get_budget()
+        headers.add_server_timing(request, response, describe=self._describe, waited=waited)
+        set_anonymous_cookie(request, response)
+        if isinstance(response, StreamingHttpResponse):
+            tracking.record_when_streamed(response, lambda: self._take_events(request, response))
+            return ()
+        # A middleware that replaces this response doesn't know that the page would be one visitor's.
+        self._is_closed = True
+        return self._take_events(request, response)
+
+    def release(self) -> None:
+        """Leave the responses that this page hasn't read to other pages, or to a thread."""
+        for flight in self._flights:
+            flight.release()
+
+    def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        """Return whether a response that read nothing belongs to one visitor all the same, or may still read."""
+        if self._visitor is None and self._gathering is None:
+            return False
+        return has_stored_parameters(request) or (isinstance(response, StreamingHttpResponse) and bool(self._flights))
+
+    def _describe(self) -> str:
+        came = [experience for experience in self._answers.values() if experience is not None]
+        cached = sum(experience.source is DataSource.CACHE for experience in came)
+        return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
+
+    def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
+        if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+            return ()
+        return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
+
+    # Steps
+
+    def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
+        if not keys or self._is_closed or self._request() is None or not self._runtime.settings.enabled:
+            return ()
+        asked = self.experience_keys if self._flights or self._answers else ()
+        return tuple([key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked])
+
+    def _find_flight(self, key: str) -> Flight | None:
+        return next((flight for flight in self._flights if key in flight.question.keys), None)
+
+    def _find_flights(self, keys: Sequence[str]) -> list[Flight]:
+        return [f for f in self._flights if not keys or not set(keys).isdisjoint(f.question.keys)]
+
+    def _start(self, visitor: Visitor, keys: tuple[str, ...]) -> None:
+        if visitor is NOBODY:
+            self._answers.update(dict.fromkeys(keys))
+            return
+        question = Question(self._runtime, visitor, keys, Deadline(self._runtime.settings.deadline))
+        found, flight = start_fetch(question)
+        if flight is not None:
+            self._flights.append(flight)
+        elif found is not None:
+            self._keep(keys, found)
+
+    def _join(self, flight: Flight) -> None:
+        self._charge(+1)
+        try:
+            found = flight.join(self._get_budget())
+        finally:
+            self._charge(-1)
+        self._settle(flight, found)
+
+    def _settle(self, flight: Flight, found: Experiences) -> None:
+        self._keep(flight.question.keys, found)
+
+    def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience]) -> None:
+        for key in keys:
+            self._answers.setdefault(key, found.get(key))
+        if found:
+            # The next page of this route asks early for a key that brought an experience.
+            self._learn(*found, limit=planning.MAX_READ_KEYS)
+
+    def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
+        request = self._request()
+        route = None if request is None else planning.get_route(request)
+        if route is not None:
+            planning.get_route_memory(self._runtime).learn(route, *keys, limit=limit)
+
+    def _get_budget(self) -> float:
+        """Return the seconds that this page may still wait."""
+        return self._runtime.settings.deadline if self._budget is None else self._budget
+
+    def _charge(self, change: int) -> None:
+        """Start or end one wait. Time that several tasks of a page wait at once is charged once."""
+        now = time.monotonic()
+        if self._waiting:
+            self._budget = max(0.0, self._get_budget() - (now - self._charged_until))
+        self._charged_until = now
+        self._waiting += change
+
+    def _can_gather(self) -> bool:
+        """Return whether the visitor is known, or can be gathered without blocking the event loop."""
+        if not self._runtime.settings.enabled:
+            return False
+        if self._visitor is None and _is_in_event_loop():
+            self._runtime.log_once("gather", _UNGATHERED)
+            return False
+        return True
+
+    def _get_visitor(self) -> Visitor:
+        """Gather the visitor, once. NOBODY if nothing may be asked for them."""
+        if self._visitor is not None:
+            return self._visitor
+        request = self._request()
+        if request is None or self._gathering is not None or not self._can_gather():
+            return NOBODY
+        # A function of the site that reads an experience while the visitor is gathered gets the default.
+        self._visitor = NOBODY
+        self._visitor = gather_visitor(request, self.now or timezone.now())
+        return self._visitor
+
+    async def _aget_visitor(self) -> Visitor:
+        """See _get_visitor(). Of several tasks of a request the first gathers, and the others wait for it."""
+        request = self._request()
+        if self._visitor is None and self._gathering is None and request is not None:
+            _, gathered = self._gathering = asyncio.current_task(), asyncio.Event()
+            try:
+                self._visitor = await agather_visitor(request, self.now or timezone.now())
+            finally:
+                if self._visitor is None:
+                    # The task was cancelled. The next task gathers the visitor again.
+                    self._gathering = None
+                gathered.set()
+        elif self._visitor is None and self._gathering is not None:
+            owner, gathered = self._gathering
+            if owner is not asyncio.current_task():
+                await gathered.wait()
+                return await self._aget_visitor()
+        return self._visitor or NOBODY
+
+
+_UNPLANNED = (
+    "Experience %r was read in async code before its response was there, so its default is shown. "
+    "Declare it with @personalize or EXPERIENCES, or await request.personalization.aload() first."
+)
+
+_UNGATHERED = (
+    "request.personalization was used in async code before its visitor was known. "
+    "Await request.personalization.aload() or aget() first."
+)
+
+
+def _is_in_event_loop() -> bool:
+    """Return whether waiting here would block the event loop."""
+    # get_running_loop() raises outside of a loop, which takes ten times as long, several times a page.
+    return asyncio._get_running_loop() is not None

@@ -1,0 +1,21 @@
+"""Time and threads: how long a call may take, who may make it, and which thread does. No Django in here.
+
+``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker, ``pool`` the bounded thread pool,
+``counting`` the sliding count that the breaker uses.
+"""
+
+from django_moe_personalize.resilience.breaker import BreakerState, CircuitBreaker
+from django_moe_personalize.resilience.counting import SlidingCount
+from django_moe_personalize.resilience.deadline import MAX_GATE_SECONDS, Backoff, Deadline
+from django_moe_personalize.resilience.pool import PoolBusy, WorkerPool
+
+__all__ = [
+    "MAX_GATE_SECONDS",
+    "Backoff",
+    "BreakerState",
+    "CircuitBreaker",
+    "Deadline",
+    "PoolBusy",
+    "SlidingCount",
+    "WorkerPool",
+]

@@ -1,0 +1,44 @@
+"""Ask as a page and as a task does."""
+
+from collections.abc import Sequence
+
+from django_moe_personalize.fetching import Answer, Experiences, Question, resolve, start_fetch
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.visitor import Visitor
+
+
+class Asked:
+    """A page's question: its answer from memory, or the flight that brings it."""
+
+    def __init__(self, visitor: Visitor, keys: Sequence[str]) -> None:
+        runtime = get_runtime()
+        question = Question(runtime, visitor, tuple(keys), Deadline(runtime.settings.deadline))
+        self.found, self.flight = start_fetch(question)
+
+    @property
+    def done(self) -> bool:
+        """Whether reading the answer doesn't wait."""
+        return self.flight is None or self.flight.done()
+
+    def poll(self) -> bool:
+        """See Flight.poll()."""
+        return self.flight is None or self.flight.poll()
+
+    def join(self, seconds: float) -> Experiences:
+        """See Flight.join()."""
+        return self.flight.join(seconds) if self.flight else self.found
+
+    async def ajoin(self, seconds: float) -> Experiences:
+        """See Flight.ajoin()."""
+        return await self.flight.ajoin(seconds) if self.flight else self.found
+
+    def release(self) -> None:
+        """See Flight.release()."""
+        if self.flight:
+            self.flight.release()
+
+
+def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
+    """Resolve a question that no page waits for."""
+    return resolve(Question(get_runtime(), visitor, tuple(keys), deadline, is_page=False))

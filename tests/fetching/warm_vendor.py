@@ -1,0 +1,132 @@
+"""MoEngage's end of a real connection: the sandbox's answers over HTTP, held back or replaced by the test."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from django_moe_personalize.client import get_client
+from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.upstream import get_background, get_pool
+from django_moe_personalize.moengage.client import PersonalizeClient
+from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.transport import RequestsTransport
+from django_moe_personalize.resilience import Deadline, WorkerPool
+from django_moe_personalize.resilience.breaker import CircuitBreaker
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.visitor.gather import Visitor
+from django_moe_personalize.visitor.identity import Identity
+from tests.loopback import Exchange, Loopback
+from tests.wire import LONG, has_idle, wait_until
+
+
+class Vendor:
+    """A server with the sandbox behind it, and a client with a connection to it that is kept.
+
+    While ``hold()`` lasts no fetch is answered. ``behave``, where it is set, answers fetches instead.
+    """
+
+    def __init__(self) -> None:
+        self.engine = Engine(load_workspace())
+        self.behave: Callable[[Exchange], object] | None = None
+        self.answered = 0
+        self._go_on = threading.Event()
+        self._go_on.set()
+        self.server = Loopback(self._serve)
+        self.transport = RequestsTransport(self.server.url)
+        workspace = self.engine.workspace
+        self.client = PersonalizeClient(
+            workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=self.transport
+        )
+
+    def _serve(self, exchange: Exchange) -> None:
+        is_fetch = exchange.received.target.endswith("/fetch")
+        if is_fetch:
+            self._go_on.wait(LONG)
+        if is_fetch and self.behave is not None:
+            self.behave(exchange)
+        else:
+            self.reply(exchange)
+        self.answered += is_fetch
+
+    def reply(self, exchange: Exchange) -> None:
+        """Answer as the sandbox does."""
+        received = exchange.received
+        path, _, query = received.target.removeprefix("/v1").partition("?")
+        response = self.engine.handle(Request(received.method, path, query, received.headers, received.body))
+        exchange.reply(response.body, status=f"{response.status} x", headers=dict(response.headers))
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Answer no fetch for so long."""
+        self._go_on.clear()
+        try:
+            yield
+        finally:
+            self._go_on.set()
+
+    def warm(self) -> None:
+        """Leave a connection that is kept, and nothing else."""
+        self.client.fetch_metadata(deadline=Deadline(LONG))
+
+    def wait_for_answers(self, count: int) -> None:
+        """Wait until so many fetches were answered, whoever reads them."""
+        wait_until(lambda: self.answered >= count)
+
+    def is_kept(self) -> bool:
+        """Return whether there is a connection to ask on at once."""
+        return has_idle(self.transport)
+
+    @property
+    def fetches(self) -> list[dict[str, Any]]:
+        """The bodies of the fetches so far."""
+        return [json.loads(r.body) for r in self.server.received if r.target.endswith("/fetch")]
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    """Give a vendor with a kept connection to it."""
+    end = Vendor()
+    with end.server, get_client.override(end.client):
+        end.warm()
+        yield end
+        end._go_on.set()
+        wait_until(lambda: not get_pool().in_flight and not get_background().in_flight)
+        assert len(get_flights()) == 0
+        end.client.close()
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Give what the breaker is told, in order."""
+    told: list[str] = []
+    for name in ("success", "failure", "close_gate"):
+        real = getattr(CircuitBreaker, name)
+        monkeypatch.setattr(CircuitBreaker, name, lambda *args, n=name, r=real: (told.append(n), r(*args)))
+    return told
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Give the names of what the pool of fetching threads was given."""
+    names: list[str] = []
+    real = WorkerPool.submit
+
+    def submit(pool: WorkerPool, fn: Callable[..., Any], *args: Any) -> Any:
+        if pool is get_pool():
+            names.append(fn.__name__)
+        return real(pool, fn, *args)
+
+    monkeypatch.setattr(WorkerPool, "submit", submit)
+    return names
+
+
+def build_visitor(number: int = 1) -> Visitor:
+    """Return a visitor of their own."""
+    return Visitor(Identity(f"visitor-{number}"), {})
