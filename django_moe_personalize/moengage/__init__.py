@@ -36,12 +36,16 @@ __all__ = [
     "validate_base_url",
 ]
 
-_MODULES = {"validate_base_url": "base_url"} | dict.fromkeys(("FETCH_FIELDS", "SYSTEM_FIELDS", "PersonalizeClient"), "client")
+_MODULES = {
+    "FETCH_FIELDS": "client",
+    "SYSTEM_FIELDS": "client",
+    "PersonalizeClient": "client",
+    "validate_base_url": "base_url",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import a name when it is first asked for: the models need ``types`` alone, and requests costs 60 ms."""
+    """Import a name when it is first used: the models only need ``types``."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULES.get(name, 'messages')}")
-    return getattr(module, name)
+    return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'messages')}"), name)

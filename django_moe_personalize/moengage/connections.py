@@ -99,8 +99,10 @@ class Connector:
             pool._validate_conn(connection)
             return connection
         except BaseException as error:
-            failure = self._explain(error, connection)
-            connection.close()
+            try:
+                failure = self._explain(error, connection)
+            finally:
+                connection.close()
         raise failure
 
     def _explain(self, error: BaseException, connection: HTTPConnection) -> APIError:
@@ -111,7 +113,7 @@ class Connector:
             return describe_failure(error, "MoEngage")
         name = f"the proxy {proxy.host}:{proxy.port}"
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
-            # Only asking for a tunnel raises one.
+            # Only _tunnel() raises one.
             return ProxyError(f"{name} opened no tunnel: {error}")
         if connection.has_connected_to_proxy:
             return describe_failure(error, "MoEngage")
@@ -165,11 +167,12 @@ class _TimedHTTPConnection(HTTPConnection):
         host = f"[{self._tunnel_host}]" if ":" in str(self._tunnel_host) else self._tunnel_host
         authority = f"{host}:{self._tunnel_port}"
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
-        exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer="it", has_body=False)
+        peer = f"the proxy {self.host}:{self.port}"
+        exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)
         exchange.send(memoryview(write_request("CONNECT", authority, {"Host": authority, **fields})), self._left())
         response = exchange.receive(self._left())
         if response is None:
-            raise TimeoutError("the proxy did not answer in time")
+            raise DeadlineExceeded(f"{peer} did not answer in time")
         if not 200 <= response.status < 300:
             raise TransportError(f"it answered {response.status}")
         self.sock.settimeout(self._left())

@@ -17,11 +17,14 @@ from django_moe_personalize.moengage.messages import Response
 MAX_BYTES = 1024 * 1024
 """The largest body that a response may have, before and after decompression."""
 
-MAX_FRAMING = 64 * 1024
-"""The most bytes of a response that are not its body: heads, chunk sizes and trailers. This bounds the work."""
+MAX_HEAD = 64 * 1024
+"""The most bytes of a response's heads, and of its trailers."""
 
 MAX_FIELDS = 100
 """The most header fields of a response, as in ``http.client``."""
+
+MAX_CHUNKS = 4096
+"""The most chunks of a body: a byte in each would take two seconds for 1 MiB. These take 8 ms."""
 
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+\r?\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r?\n((?:" + _FIELD + rb")*+)\r?\n")
@@ -29,6 +32,7 @@ _FIELD_PARTS = re.compile(r"([^:]++):([^\r\n]*+)\r?\n")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[^\r\n\0]*+)?\r\n")
+_MAX_CHUNK_SIZE = 256
 _TRAILERS = re.compile(rb"(?:" + _FIELD + rb")*+\r?\n")
 
 T = TypeVar("T")
@@ -46,9 +50,7 @@ def write_request(method: str, target: str, fields: Mapping[str, str], body: byt
     raise ValueError("a request must not have a line break in its path, query or header fields")
 
 
-def read_response(
-    received: bytearray, *, has_body: bool = True
-) -> Generator[tuple[Response, bool] | None, bool, None]:
+def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tuple[Response, bool] | None, bool, None]:
     """Read the final response out of ``received``, to which the caller adds the bytes that arrive.
 
     Start it with ``next()``. Then resume it with ``send(False)`` when bytes have arrived and with
@@ -113,7 +115,7 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     # Before the head is whole: another protocol may never send an empty line.
     if not received.startswith(b"HTTP/1.", start):
         raise _refuse("it does not begin with HTTP/1")
-    end = yield from _find_blank_line(received, start, MAX_FRAMING)
+    end = yield from _find_blank_line(received, start, MAX_HEAD)
     head = _HEAD.fullmatch(received, start, end)
     if head is None:
         raise _refuse("its status line or a header field is garbled")
@@ -135,7 +137,7 @@ def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
     while True:
         found = _BLANK_LINE.search(received, scanned)
         if (found.end() if found else len(received)) > most:
-            raise _refuse(f"it has more than {MAX_FRAMING} bytes around its body")
+            raise _refuse(f"it has more than {MAX_HEAD} bytes of header fields")
         if found:
             return found.end()
         scanned = max(start, len(received) - 2)
@@ -153,28 +155,27 @@ def _read_length(text: str) -> int:
 def _read_chunks(received: bytearray, at: int) -> _Steps[tuple[bytes, int]]:
     """Return a chunked body, and where its trailers end."""
     body = bytearray()
-    spare = MAX_FRAMING - at
-    while True:
-        line = _CHUNK_SIZE.match(received, at)
-        if line is None:
-            if len(received) - at > spare or b"\n" in received[at:]:
+    for _ in range(MAX_CHUNKS):
+        while not (line := _CHUNK_SIZE.match(received, at, at + _MAX_CHUNK_SIZE)):
+            if len(received) - at >= _MAX_CHUNK_SIZE or b"\n" in received[at:]:
                 raise _refuse("a chunk has no size")
             yield from _wait()
-            continue
-        size, start = int(line[1], 16), line.end()
-        spare -= start + 2 - at
-        at = start + size + 2
-        if len(body) + size > MAX_BYTES:
-            raise _refuse_size()
+        start = line.end()
+        size = int(line[1], 16)
         if not size:
             break
+        if len(body) + size > MAX_BYTES:
+            raise _refuse_size()
+        at = start + size + 2
         while len(received) < at:
             yield from _wait()
-        if spare < 0 or not received.endswith(b"\r\n", start, at):
-            raise _refuse("its chunks are garbled")
+        if not received.endswith(b"\r\n", start, at):
+            raise _refuse("a chunk is longer than its size")
         body += received[start : at - 2]
-    # The line of the last chunk's size ends with the first newline of the empty line.
-    end = yield from _find_blank_line(received, start - 1, start + 2 + spare)
+    else:
+        raise _refuse(f"it has more than {MAX_CHUNKS} chunks")
+    # The empty line begins with the newline after the last chunk's size, unless trailers come before it.
+    end = yield from _find_blank_line(received, start - 1, start + MAX_HEAD)
     if not _TRAILERS.fullmatch(received, start, end):
         raise _refuse("a trailer is garbled")
     return bytes(body), end

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
-from django_moe_personalize.exceptions import APIError, DeadlineExceeded
+from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
 from django_moe_personalize.moengage.exchange import HTTPExchange
@@ -70,6 +70,7 @@ class RequestsTransport:
         self._connector = Connector(self.base_url, proxy, None if is_plain else get_tls_context(verify))
         parts = urlsplit(self.base_url)
         self._prefix = self.base_url if self._connector.is_forwarded else parts.path
+        self._fields = {"Accept-Encoding": "gzip", **self._connector.proxy_headers}
         self._host = parts.netloc.removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
         self._idle = _IdleConnections(pool_maxsize)
 
@@ -87,24 +88,24 @@ class RequestsTransport:
         if left == 0.0:
             raise DeadlineExceeded("no time was left to ask MoEngage")
         until = time.monotonic() + (self._timeout if left is None else min(left, self._timeout))
-        outcome = self._attempt(request, until, self._get_idle().take())
-        if isinstance(outcome, NotTakenError):
-            # On a new connection: when one idle connection is dead, the others likely are.
-            outcome = self._attempt(request, until, None)
-        # Raised here: the frames below hold headers and body, and an error report prints them.
-        if isinstance(outcome, APIError):
-            raise outcome
-        return outcome
+        data = self._write(request)
+        try:
+            return self._attempt(data, until, self._get_idle().take())
+        except NotTakenError:
+            pass
+        # On a new connection: when one idle connection is dead, the others likely are.
+        return self._attempt(data, until, None)
 
     def start(self, request: Request) -> Exchange | None:
         """Send on an open connection and return at once; ``None`` when there is none, or it turned out dead."""
+        data = self._write(request)
         idle = self._get_idle()
         if (connection := idle.take()) is None:
             return None
         exchange = idle.lend(connection, was_idle=True)
         try:
-            exchange.send(memoryview(self._write(request)), _SEND_SECONDS)
-        except APIError:
+            exchange.send(data, _SEND_SECONDS)
+        except TransportError:
             return None
         return exchange
 
@@ -113,35 +114,29 @@ class RequestsTransport:
         idle, self._idle = self._idle, _IdleConnections(self._pool_maxsize)
         idle.close()
 
-    def _attempt(self, request: Request, until: float, connection: HTTPConnection | None) -> Response | APIError:
+    def _attempt(self, data: memoryview, until: float, connection: HTTPConnection | None) -> Response:
         was_idle = connection is not None
-        try:
-            if connection is None:
-                connection = self._connector.connect(min(self._connect_timeout, until - time.monotonic()))
-            exchange = self._get_idle().lend(connection, was_idle=was_idle)
-            exchange.send(memoryview(self._write(request)), until - time.monotonic())
-            response = exchange.receive(until - time.monotonic())
-        except APIError as error:
-            return error.with_traceback(None)
+        if connection is None:
+            connection = self._connector.connect(min(self._connect_timeout, until - time.monotonic()))
+        exchange = self._get_idle().lend(connection, was_idle=was_idle)
+        exchange.send(data, until - time.monotonic())
+        response = exchange.receive(until - time.monotonic())
         if response is None:
             exchange.release()
-            return DeadlineExceeded("MoEngage did not answer in time")
+            raise DeadlineExceeded("MoEngage did not answer in time")
         return response
 
-    def _write(self, request: Request) -> bytes:
+    def _write(self, request: Request) -> memoryview:
+        """Return the request as bytes, in a view that hides them: an error report prints the locals of every frame."""
         query = f"?{request.query}" if request.query else ""
-        length = {"Content-Length": str(len(request.body))} if request.method == "POST" else {}
-        return write_request(
-            request.method,
-            f"{self._prefix}{request.path}{query}",
-            {
-                "Host": self._host,
-                **request.headers,
-                "Accept-Encoding": "gzip",
-                **length,
-                **self._connector.proxy_headers,
-            },
-            request.body,
+        length = {"Content-Length": str(len(request.body))} if request.method != "GET" else {}
+        return memoryview(
+            write_request(
+                request.method,
+                f"{self._prefix}{request.path}{query}",
+                {"Host": self._host, **request.headers, **self._fields, **length},
+                request.body,
+            )
         )
 
     def _get_idle(self) -> _IdleConnections:
@@ -169,13 +164,14 @@ class _IdleConnections:
 
     def take(self) -> HTTPConnection | None:
         """Return the connection that was used last, or ``None``. Closes those that the server has closed."""
-        while self._waiting:
-            with suppress(IndexError):
+        while True:
+            try:
                 connection = self._waiting.pop()
-                if connection.is_connected:
-                    return connection
-                connection.close()
-        return None
+            except IndexError:
+                return None
+            if connection.is_connected:
+                return connection
+            connection.close()
 
     def lend(self, connection: HTTPConnection, *, was_idle: bool) -> HTTPExchange:
         """Return an exchange on a connection that comes back here when it may serve another request."""
