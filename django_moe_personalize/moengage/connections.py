@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -51,6 +51,27 @@ def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
     return verify
 
 
+class _ResumingSocket(ssl.SSLSocket):
+    """A TLS connection that resumes the last session with its host, which takes a quarter off connecting."""
+
+    sessions: ClassVar[dict[str | None, ssl.SSLSession]]
+    _is_verified = False
+
+    def do_handshake(self, block: bool = False) -> None:
+        """See ssl.SSLSocket."""
+        if (session := self.sessions.get(self.server_hostname)) is not None:
+            self.session = session
+        super().do_handshake(block)
+        self._is_verified = True
+
+    def close(self) -> None:
+        """See ssl.SSLSocket. Only now is the session complete: its ticket comes after the handshake."""
+        # Never the session of a refused certificate. A resumed session is known, and reading it takes 150 µs.
+        if self._is_verified and not self.session_reused and (session := self.session) is not None:
+            self.sessions[self.server_hostname] = session
+        super().close()
+
+
 @functools.cache
 def get_tls_context(verify: bool | str) -> ssl.SSLContext:
     """Return the process's one context for a CA bundle, which takes 13 ms to load."""
@@ -60,6 +81,8 @@ def get_tls_context(verify: bool | str) -> ssl.SSLContext:
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    # A class for each context, because a session belongs to one context.
+    context.sslsocket_class = type("ResumingSocket", (_ResumingSocket,), {"sessions": {}})
     return context
 
 
@@ -79,16 +102,16 @@ class Connector:
         except ValueError:
             # The error quotes the URL, which may hold a password.
             raise ValueError(_BAD_PROXY) from None
-        pool.ConnectionCls = _TimedHTTPSConnection if pool.scheme == "https" else _TimedHTTPConnection
+        pool.ConnectionCls = TimedHTTPSConnection if pool.scheme == "https" else TimedHTTPConnection
         self._pool = pool
         self.is_forwarded = bool(proxy) and base_url.startswith("http:")
         self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
-    def connect(self, seconds: float) -> HTTPConnection:
+    def connect(self, seconds: float) -> TimedHTTPConnection:
         """Return a new connection, opened within ``seconds`` apart from the DNS lookup. Raises TransportError."""
         # The steps of urllib3's urlopen(). There is no public way to take them without a request.
         pool = self._pool
-        connection: HTTPConnection = pool._new_conn()
+        connection: TimedHTTPConnection = pool._new_conn()
         connection.timeout = seconds
         try:
             if pool.proxy and not self.is_forwarded:
@@ -105,7 +128,7 @@ class Connector:
                 connection.close()
         raise failure
 
-    def _explain(self, error: BaseException, connection: HTTPConnection) -> APIError:
+    def _explain(self, error: BaseException, connection: TimedHTTPConnection) -> APIError:
         """Return the error to raise; raises again what no failed connection explains."""
         if not isinstance(error, APIError | OSError | ValueError | HTTPError):
             raise error
@@ -115,7 +138,7 @@ class Connector:
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
             # Only _tunnel() raises one.
             return ProxyError(f"{name} opened no tunnel: {error}")
-        if connection.has_connected_to_proxy:
+        if connection.has_reached_proxy:
             return describe_failure(error, "MoEngage")
         return describe_failure(error, name, ProxyError)
 
@@ -135,9 +158,10 @@ class _Adapter(HTTPAdapter):
         return super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **kwargs)
 
 
-class _TimedHTTPConnection(HTTPConnection):
+class TimedHTTPConnection(HTTPConnection):
     """A connection whose ``timeout`` bounds the whole of connecting: all addresses, the proxy's tunnel and TLS."""
 
+    has_reached_proxy = False
     _until = 0.0
 
     def _left(self) -> float:
@@ -164,6 +188,7 @@ class _TimedHTTPConnection(HTTPConnection):
 
     def _tunnel(self) -> None:
         """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError when the proxy opens none."""
+        self.has_reached_proxy = True
         host = f"[{self._tunnel_host}]" if ":" in str(self._tunnel_host) else self._tunnel_host
         authority = f"{host}:{self._tunnel_port}"
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
@@ -178,5 +203,5 @@ class _TimedHTTPConnection(HTTPConnection):
         self.sock.settimeout(self._left())
 
 
-class _TimedHTTPSConnection(_TimedHTTPConnection, HTTPSConnection):
-    """See _TimedHTTPConnection."""
+class TimedHTTPSConnection(TimedHTTPConnection, HTTPSConnection):
+    """See TimedHTTPConnection."""

@@ -12,6 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, cast
 from urllib.parse import urlsplit
 
+from urllib3.util.connection import is_connection_dropped
+
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
@@ -169,7 +171,7 @@ class _IdleConnections:
                 connection = self._waiting.pop()
             except IndexError:
                 return None
-            if connection.is_connected:
+            if not is_connection_dropped(connection):
                 return connection
             connection.close()
 

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 
 import pytest
+import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage import ProxyError, Request, Response
+from django_moe_personalize.moengage.connections import get_tls_context
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.error_reports import describe_report
@@ -162,6 +164,23 @@ def test_authorities_are_loaded_where_there_is_tls(url, proxies, loads, tls_ends
     with watch_calls() as called:
         RequestsTransport(url, proxies=proxies, verify=str(bundle))
     assert ("load_verify_locations" in called) is loads
+
+
+def test_session_is_resumed(tls_ends, tmp_path, serve):
+    """A new connection resumes the session of an earlier one; a refused certificate leaves no session."""
+    bundles = [tmp_path / "right.pem", tmp_path / "wrong.pem"]
+    for bundle, authority in zip(bundles, [tls_ends.authority, trustme.CA()], strict=True):
+        authority.cert_pem.write_to_path(bundle)
+    server = serve(echo, tls=tls_ends.context)
+    with closing(RequestsTransport(server.url, verify=str(bundles[0]))) as transport:
+        for is_resumed in (False, True, True):
+            transport.send(FETCH, deadline=Deadline(LONG))
+            (connection,) = transport._idle._waiting
+            assert connection.sock.session_reused == is_resumed
+            transport.close()
+    with pytest.raises(TransportError, match="certificate was refused"):
+        send(server.url, verify=str(bundles[1]))
+    assert get_tls_context(str(bundles[1])).sslsocket_class.sessions == {}
 
 
 def test_missing_ca_file_is_refused():
