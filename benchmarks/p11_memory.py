@@ -1,7 +1,7 @@
-"""P11: memory a cached visitor, 3 experiences each out of 30 variations of 2 KB: in the process and in Redis.
+"""P11: memory per cached visitor, in the process and in Redis; each visitor has 3 of 30 variations of 2 KB.
 
-The key, a hash of the visitor that every cache needs, does not count in the process; in Redis
-everything but the shared bodies does.
+In the process the key (a hash of the visitor) does not count, since every cache needs it. In Redis everything
+but the shared bodies counts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ACTIVE = 1_000
 
 
 def build_variations() -> dict[str, list[Any]]:
-    """Return ten experiences for each key, some 2 KB of JSON each."""
+    """Return ten experiences for each key, each of about 2 KB of JSON."""
     from django_moe_personalize.moengage.types import Experience
 
     names = ("Title", "Subtitle", "Text", "ImageUrl", "CtaLabel", "CtaUrl", "Color", "Terms")
@@ -45,19 +45,19 @@ def build_variations() -> dict[str, list[Any]]:
 
 
 def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
-    """Return what the visitor of this number is shown; all combinations occur."""
+    """Return the experiences of the visitor with this number; all combinations occur."""
     return {key: variations[key][number // VARIATIONS**place % VARIATIONS] for place, key in enumerate(KEYS)}
 
 
 def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
-    """Return the hashes of visitors."""
+    """Return the digests of ``number`` visitors."""
     from django_moe_personalize.digest import build_digest
 
     return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
 
 
 def weigh(build: Callable[[], object], number: int) -> float:
-    """Return how many bytes the process holds more for each of ``number`` after ``build()``, whose value is kept."""
+    """Return the bytes that ``build()`` and its kept result add to the process, divided by ``number``."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     kept = build()
@@ -68,7 +68,7 @@ def weigh(build: Callable[[], object], number: int) -> float:
 
 
 def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return the bytes a visitor in the process, beside a copy of each answer's parsed JSON."""
+    """Return the bytes per visitor in the process, against a copy of the parsed JSON for each visitor."""
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
@@ -86,22 +86,22 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
     counts = local_cache.counts
     check_process(visitors, variations)
     return Figure(
-        what=f"a visitor of {VISITORS:,} in the process, beyond the key, against a copy of the parsed answers",
+        what=f"memory per visitor in the process, {VISITORS:,} visitors, key excluded; baseline: the parsed responses",
         baseline=copies,
         ours=ours,
         difference=ours,
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"the key takes {keys:.0f} bytes more",
-            f"the cache's own estimate, key included: {counts.bytes:,} bytes",
+            f"the key takes another {keys:.0f} bytes",
+            f"the cache's own estimate for all, keys included: {counts.bytes:,} bytes",
         ],
         context=time_calls(visitors, variations, options),
     )
 
 
 def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[Any]:
-    """Return the parsed JSON of so many visitors' answers, each of its own."""
+    """Return the parsed JSON of the responses for ``number`` visitors, a copy for each."""
     entries = (pick(variations, visitor) for visitor in range(number))
     return [
         json.loads(json.dumps({key: [e.payload, e.experience_context] for key, e in entry.items()}))
@@ -110,20 +110,20 @@ def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[A
 
 
 def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Raise WrongMeasurement unless all visitors are held, the first and the last with what is theirs."""
+    """Raise WrongMeasurement unless the cache has all visitors, the first and the last with their own content."""
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
     counts = local_cache.counts
-    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"held are {counts}")
+    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts}")
     for number in (0, len(visitors) - 1):
         found = ExperienceCache(visitors[number], get_settings()).get_local(KEYS)
         shown = {key: found[key].experience.payload for key in KEYS}
-        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
+        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another visitor's content")
 
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
-    """Return the microseconds of the calls that a page makes, with all visitors in memory."""
+    """Return the microseconds of the cache calls of a page while all visitors are in memory."""
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache
 
@@ -136,14 +136,14 @@ def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]],
     calls = {
         "get_local() of 3 keys, another visitor each time, µs": lambda: visit().get_local(KEYS),
         "get_local() of 3 keys, the same visitor, µs": lambda: ExperienceCache(visitors[0], settings).get_local(KEYS),
-        "set() of 3 known bodies without the site's cache, µs": lambda: visit().set(answers),
+        "set() of 3 known bodies, no site cache, µs": lambda: visit().set(answers),
     }
     found = alternate(calls, rounds=options.pick(15, 5))
     return {name: found.median(name) * 1e6 for name in calls}
 
 
 def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
+    """Return how many active visitors are still in memory after a flood of visitors who come once."""
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
     from django_moe_personalize.fetching.local_cache import Span, unfold
@@ -153,7 +153,7 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
     for visitor in active:
         ExperienceCache(visitor, settings, clock=lambda: now).set(pick(variations, 0))
         ExperienceCache(visitor, settings, clock=lambda: now + 2).get_local(KEYS)
-    # What set() does last, without building the same bodies a million times.
+    # The last step of set(), without building the same bodies a million times.
     record = local_cache.find(active[0], 0)
     answers = {body.name: (at, body) for at, body in unfold(record)}
     span, most = Span(record[0], record[0]), 0
@@ -163,17 +163,17 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
             most = max(most, local_cache.counts.visitors)
     there = sum(len(ExperienceCache(v, settings, clock=lambda: now).get_local(KEYS)) == len(KEYS) for v in active)
     return Figure(
-        what=f"active visitors still in memory after {once:,} who came once",
+        what=f"active visitors still in memory after {once:,} visitors who came once",
         baseline=ACTIVE,
         ours=there,
         limit=">= 1",
         unit="visitors",
-        notes=[f"never more than {most:,} in memory"],
+        notes=[f"at most {most:,} visitors in memory"],
     )
 
 
 def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, options: Options) -> Figure:
-    """Return the bytes a visitor in Redis beyond the bodies, beside a pickle of the answers each."""
+    """Return the bytes per visitor in Redis without the shared bodies, against a pickle of each visitor's responses."""
     import redis
 
     server = redis.Redis.from_url(redis_url)
@@ -182,33 +182,33 @@ def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, optio
     ours = (full - bodies) / len(visitors)
     copy_to_site_cache(visitors[:1_000], variations)
     return Figure(
-        what=f"a visitor of {len(visitors):,} in Redis, key included, against a pickle of the answers each",
+        what=f"memory per visitor in Redis, {len(visitors):,} visitors, key included; baseline: the pickled responses",
         baseline=(read_used(server) - full) / 1_000,
         ours=ours,
         difference=ours,
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"MEMORY USAGE of one: {weigh_entry(server, visitors[0])} bytes",
+            f"MEMORY USAGE of one visitor: {weigh_entry(server, visitors[0])} bytes",
             f"all bodies: {bodies - empty:,} bytes",
         ],
     )
 
 
 def read_used(server: Any) -> int:
-    """Return the bytes that Redis has in use."""
+    """Return the bytes that Redis uses."""
     return int(server.info("memory")["used_memory"])
 
 
 def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> tuple[int, int, int]:
-    """Store all bodies, then all visitors; return the bytes in use before, between and after."""
+    """Store all bodies, then all visitors; return the bytes that Redis uses before, between and after."""
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
 
     settings = get_settings()
-    # The connection and its buffers.
+    # So that the connection and its buffers exist.
     site_cache.set("warm", 1)
     empty = read_used(server)
     for index in range(VARIATIONS):
@@ -216,15 +216,15 @@ def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Se
     bodies, keys = read_used(server), server.dbsize()
     for index, visitor in enumerate(visitors):
         ExperienceCache(visitor, settings).set(pick(variations, index))
-    expect(server.dbsize() - keys == len(visitors), "a visitor is not one entry")
+    expect(server.dbsize() - keys == len(visitors), "not every visitor is one entry")
     local_cache.clear()
     found = ExperienceCache(visitors[-1], settings).get(KEYS)
-    expect(all(found[key].fresh for key in KEYS), "what is in Redis cannot be read")
+    expect(all(found[key].fresh for key in KEYS), "the entries in Redis can't be read")
     return empty, bodies, read_used(server)
 
 
 def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Store each visitor's answers whole, as a cache that knows no shared bodies does."""
+    """Store the complete responses of each visitor, as a cache without shared bodies does."""
     from django.core.cache import cache as site_cache
 
     for index, visitor in enumerate(visitors):
@@ -233,7 +233,7 @@ def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequenc
 
 
 def weigh_entry(server: Any, visitor: str) -> int:
-    """Return what Redis says one visitor's key and value take."""
+    """Return the bytes of one visitor's key and value, as Redis reports them."""
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.fetching.cache import build_key
@@ -242,7 +242,7 @@ def weigh_entry(server: Any, visitor: str) -> int:
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Weigh the process, flood it, and weigh Redis where there is one."""
+    """Measure the process, flood it with visitors, and measure Redis if there is a redis-server."""
     from django.test import override_settings
 
     dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
@@ -251,7 +251,7 @@ def measure(options: Options) -> Iterator[Figure]:
     yield measure_process(variations, options)
     yield measure_scan(variations, options)
     if shutil.which("redis-server") is None:
-        what, notes = "a visitor in Redis", ["not measured: there is no redis-server in PATH"]
+        what, notes = "memory per visitor in Redis", ["not measured: PATH has no redis-server"]
         yield Figure(what=what, baseline=1, ours=float("nan"), limit=LIMIT, unit="bytes", notes=notes)
         return
     with start_redis() as url:

@@ -1,18 +1,18 @@
-"""The errors of this package, from the wire to the delivery of events.
+"""The errors of this package, from the calls to MoEngage to the delivery of events.
 
-    MoePersonalizeError                never raised itself
+    MoePersonalizeError                base of the tree, never raised itself
       APIError                         a call to MoEngage failed
-        TransportError                 no answer
-          DeadlineExceeded             no answer in time
-        CircuitOpenError               not asked: the vendor has been failing
-        ResponseError                  answered with an error status
+        TransportError                 no response
+          DeadlineExceeded             no complete response before the deadline
+        CircuitOpenError               no call made: MoEngage has been failing
+        ResponseError                  a response with an error status
           AuthenticationError          401, 403
           RateLimitedError             429
           ServerError                  5xx
-        InvalidResponseError           answered 200 with something else than the contract
-      DeliveryError                    events could not be handed over
+        InvalidResponseError           a response with status 200 that breaks the contract
+      DeliveryError                    a delivery couldn't hand over events
 
-``ConfigurationError`` stands outside the tree, in ``conf.py``: it is a developer's mistake.
+``ConfigurationError`` stands outside the tree, in ``conf``, because it's a developer's mistake.
 No message holds a credential, an attribute or an identifier.
 """
 
@@ -22,17 +22,17 @@ from typing import Any, ClassVar
 
 
 class MoePersonalizeError(Exception):
-    """Base of the tree; never raised itself.
+    """Base of the tree, never raised itself.
 
-    ``retryable`` says whether the same call may succeed later; ``code`` is the vendor's own
-    name for the kind of error (contract §6: NETWORK_ERROR, HTTP_ERROR, PARSE_ERROR, …).
+    ``retryable`` says whether the same call may succeed later. ``code`` is MoEngage's name for this kind of
+    error (contract §6: NETWORK_ERROR, HTTP_ERROR, PARSE_ERROR, …).
     """
 
     retryable: bool = False
     code: ClassVar[str] = "UNKNOWN"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel whole between processes: by default an exception is rebuilt from its message alone."""
+        """Keep all attributes in a copy or a pickle. By default, an exception keeps only its message."""
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -43,32 +43,32 @@ def _rebuild(kind: type[MoePersonalizeError], args: tuple[Any, ...], state: dict
 
 
 class APIError(MoePersonalizeError):
-    """A call to MoEngage did not give a usable answer."""
+    """A call to MoEngage failed."""
 
 
 class TransportError(APIError):
-    """No answer came: refused, reset, unreachable, cut short."""
+    """No response: the connection was refused, reset or cut short, or MoEngage is unreachable."""
 
     retryable = True
     code = "NETWORK_ERROR"
 
 
 class DeadlineExceeded(TransportError):
-    """No whole answer came before the deadline."""
+    """No complete response before the deadline."""
 
 
 class CircuitOpenError(APIError):
-    """Not asked: the circuit breaker is open, or the vendor's rate limit has closed the gate."""
+    """No call made: the circuit breaker is open, or waits as long as MoEngage's rate limit says."""
 
     retryable = True
     code = "NETWORK_ERROR"
 
 
 class ResponseError(APIError):
-    """MoEngage answered with an error status.
+    """MoEngage responded with an error status.
 
-    ``status`` is the HTTP status. ``title`` and ``description`` are the vendor's words; they may
-    quote what was sent, so they are attributes for code to read and no part of the message.
+    ``status`` is the HTTP status. ``title`` and ``description`` are MoEngage's words. They may quote a
+    visitor's data, so the message leaves them out. Don't log them.
     """
 
     code = "HTTP_ERROR"
@@ -81,11 +81,11 @@ class ResponseError(APIError):
 
 
 class AuthenticationError(ResponseError):
-    """401 or 403: wrong workspace id or key, a key of another feature, a suspended account."""
+    """401 or 403: a wrong workspace id or key, a key for another feature, or a suspended account."""
 
 
 class RateLimitedError(ResponseError):
-    """429: too many requests; ``retry_after`` is in seconds, ``None`` when the vendor did not say."""
+    """429: too many requests. ``retry_after`` is in seconds, or ``None`` when MoEngage names no time."""
 
     retryable = True
 
@@ -103,17 +103,17 @@ class RateLimitedError(ResponseError):
 
 
 class ServerError(ResponseError):
-    """5xx: the vendor failed; retry with backoff, events with the same UUID (contract §1)."""
+    """5xx: MoEngage failed. Retry with backoff, and events with the same UUID (contract §1)."""
 
     retryable = True
     code = "UNKNOWN_SERVER_ERROR"
 
 
 class InvalidResponseError(APIError):
-    """MoEngage answered 200 with a body that is not what the contract says."""
+    """MoEngage responded with status 200 and a body that breaks the contract."""
 
     code = "PARSE_ERROR"
 
 
 class DeliveryError(MoePersonalizeError):
-    """Events could not be handed over."""
+    """A delivery couldn't hand over events."""

@@ -46,7 +46,8 @@ class PersonalizeMiddleware:
     def __call__(self, request: HttpRequest) -> Any:
         if self.is_async:
             return self.__acall__(request)
-        page = _attach(request)
+        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        page = personalization._page
         try:
             response = self.get_response(request)
         except BaseException:
@@ -58,7 +59,8 @@ class PersonalizeMiddleware:
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        page = _attach(request)
+        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        page = personalization._page
         try:
             response: HttpResponseBase = await self.get_response(request)
         except BaseException:
@@ -71,14 +73,14 @@ class PersonalizeMiddleware:
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Start fetching the experiences that the page is known to need, and let the view run meanwhile."""
-        page = _get(request)
+        page: Page = request.personalization._page  # type: ignore[attr-defined]
         if keys := page.plan(view):
             # An async view under WSGI can't wait in its event loop later.
             (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """See process_view(). The template of an async view can't wait, so its experiences come first."""
-        page = _get(request)
+        page: Page = request.personalization._page  # type: ignore[attr-defined]
         if keys := page.plan(view):
             await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
 
@@ -91,15 +93,6 @@ class PersonalizeMiddleware:
             template = getattr(response.resolve_template(response.template_name), "template", None)
             # A Jinja2 template has no nodes to search.
             if isinstance(template, Template) and (keys := find_template_keys(template)):
-                await _get(request).aload(*keys)
+                page: Page = request.personalization._page  # type: ignore[attr-defined]
+                await page.aload(*keys)
         return response
-
-
-def _attach(request: HttpRequest) -> Page:
-    personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
-    return personalization._page
-
-
-def _get(request: HttpRequest) -> Page:
-    personalization: Personalization = request.personalization  # type: ignore[attr-defined]
-    return personalization._page

@@ -56,6 +56,7 @@ class Page:
         # A strong reference back would be a cycle, and each request would wait for the garbage collector.
         self._request = weakref.ref(request)
         self._runtime = get_runtime()
+        self._settings = self._runtime.settings
         self._answers: dict[str, Experience | None] = {}
         self._flights: list[Flight] = []
 
@@ -65,7 +66,7 @@ class Page:
         """Return the keys worth asking for before ``view`` runs."""
         self._view = view
         request = self._request()
-        if request is not None and self._runtime.settings.enabled:
+        if request is not None and self._settings.enabled:
             self._planned = planning.get_early_keys(request, view)
         return self._planned
 
@@ -101,8 +102,8 @@ class Page:
 
     def prefetch(self, *experience_keys: str) -> None:
         """Start one call for the keys that aren't asked for yet, and return at once."""
-        if (wanted := self._find_unasked(experience_keys)) and self._can_gather():
-            self._start(self._get_visitor(), wanted)
+        if (wanted := self._find_unasked(experience_keys)) and (visitor := self._find_visitor()) is not None:
+            self._start(visitor, wanted)
 
     async def aprefetch(self, *experience_keys: str) -> None:
         """See prefetch()."""
@@ -134,7 +135,7 @@ class Page:
     def read(self, key: str) -> Experience | None:
         """Return the experience, fetching it and waiting where that is possible; the page is private from then on."""
         request = self._request()
-        if request is None or self._is_closed or not self._runtime.settings.enabled:
+        if request is None or self._is_closed or not self._settings.enabled:
             return None
         self.mark_read(request)
         try:
@@ -175,16 +176,16 @@ class Page:
     @property
     def visitor(self) -> Visitor:
         """The visitor, gathered when first asked for."""
-        return self._get_visitor()
+        return self._find_visitor() or NOBODY
 
     @property
     def tracker(self) -> PageTracker:
         """The impressions and tokens of this page, as far as the visitor allows counting."""
         if self._tracker is None:
-            if self._visitor is None and not self._can_gather():
+            visitor = self._find_visitor()
+            if visitor is None:
                 # Not kept: once the visitor is known there may be something to count.
                 return PageTracker(None)
-            visitor = self._get_visitor()
             self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
         return self._tracker
 
@@ -195,12 +196,16 @@ class Page:
 
         Reads after this point get the default: a response whose headers are gone can't be marked any more.
         """
-        request = self._request()
+        if self._visitor is None and not self.is_read and self._gathering is None:
+            # Nothing was asked, as on most pages of a site.
+            self._is_closed = True
+            return ()
         self.release()
+        request = self._request()
         if request is None or not (self.is_read or self._is_personal(request, response)):
             self._is_closed = True
             return ()
-        settings = self._runtime.settings
+        settings = self._settings
         headers.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         headers.add_server_timing(request, response, describe=self._describe, waited=waited)
@@ -219,8 +224,6 @@ class Page:
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Return whether a response that read nothing belongs to one visitor all the same, or may still read."""
-        if self._visitor is None and self._gathering is None:
-            return False
         return has_stored_parameters(request) or (isinstance(response, StreamingHttpResponse) and bool(self._flights))
 
     def _describe(self) -> str:
@@ -236,7 +239,7 @@ class Page:
     # Steps
 
     def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
-        if not keys or self._is_closed or self._request() is None or not self._runtime.settings.enabled:
+        if not keys or self._is_closed or self._request() is None or not self._settings.enabled:
             return ()
         asked = self.experience_keys if self._flights or self._answers else ()
         return tuple([key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked])
@@ -251,7 +254,7 @@ class Page:
         if visitor is NOBODY:
             self._answers.update(dict.fromkeys(keys))
             return
-        question = Question(self._runtime, visitor, keys, Deadline(self._runtime.settings.deadline))
+        question = Question(self._runtime, visitor, keys, Deadline(self._settings.deadline))
         found, flight = start_fetch(question)
         if flight is not None:
             self._flights.append(flight)
@@ -284,7 +287,7 @@ class Page:
 
     def _get_budget(self) -> float:
         """Return the seconds that this page may still wait."""
-        return self._runtime.settings.deadline if self._budget is None else self._budget
+        return self._settings.deadline if self._budget is None else self._budget
 
     def _charge(self, change: int) -> None:
         """Start or end one wait. Time that several tasks of a page wait at once is charged once."""
@@ -294,29 +297,23 @@ class Page:
         self._charged_until = now
         self._waiting += change
 
-    def _can_gather(self) -> bool:
-        """Return whether the visitor is known, or can be gathered without blocking the event loop."""
-        if not self._runtime.settings.enabled:
-            return False
-        if self._visitor is None and _is_in_event_loop():
-            self._runtime.log_once("gather", _UNGATHERED)
-            return False
-        return True
-
-    def _get_visitor(self) -> Visitor:
-        """Gather the visitor, once. NOBODY if nothing may be asked for them."""
+    def _find_visitor(self) -> Visitor | None:
+        """Gather the visitor, once. NOBODY if nothing may be asked for them, ``None`` if they can't be known yet."""
         if self._visitor is not None:
             return self._visitor
         request = self._request()
-        if request is None or self._gathering is not None or not self._can_gather():
-            return NOBODY
+        if request is None or self._gathering is not None or not self._settings.enabled:
+            return None
+        if _is_in_event_loop():
+            self._runtime.log_once("gather", _UNGATHERED)
+            return None
         # A function of the site that reads an experience while the visitor is gathered gets the default.
         self._visitor = NOBODY
         self._visitor = gather_visitor(request, self.now or timezone.now())
         return self._visitor
 
     async def _aget_visitor(self) -> Visitor:
-        """See _get_visitor(). Of several tasks of a request the first gathers, and the others wait for it."""
+        """See _find_visitor(). Of several tasks of a request the first gathers, and the others wait for it."""
         request = self._request()
         if self._visitor is None and self._gathering is None and request is not None:
             _, gathered = self._gathering = asyncio.current_task(), asyncio.Event()

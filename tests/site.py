@@ -139,8 +139,7 @@ def cdn(request: HttpRequest) -> HttpResponse:
 @personalize("hero-banner")
 def panel(request: HttpRequest) -> HttpResponse:
     """Show what was asked and by whom."""
-    source = "{{ p.identity.anonymous }}|{% for key in p.experience_keys %}{{ key }},{% endfor %}"
-    return show(request, source, p=request.personalization)
+    return show(request, "{{ p.identity.anonymous }}", p=request.personalization)
 
 
 class ClassBased(PersonalizeMixin, TemplateView):

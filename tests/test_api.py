@@ -3,8 +3,9 @@
 import json
 
 import pytest
+from asgiref.sync import async_to_sync
 
-from django_moe_personalize import api
+from django_moe_personalize import api as module
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, ServerError, TransportError
 from django_moe_personalize.fetching.upstream import get_breaker
@@ -22,7 +23,24 @@ from django_moe_personalize.testing import override_experiences, override_person
 HERO_CONTEXT = {"cid": "1", "experience": "Hero"}
 
 
-def test_metadata_lists_experiences_by_status(upstream):
+class Twins:
+    """The calls of the module by name, or their async twins."""
+
+    def __init__(self, prefix):
+        self._prefix = prefix
+
+    def __getattr__(self, name):
+        call = getattr(module, self._prefix + name)
+        return async_to_sync(call) if self._prefix else call
+
+
+@pytest.fixture(params=["", "a"], ids=["sync", "async"])
+def api(request):
+    """Give the calls, once as they are and once as their async twins."""
+    return Twins(request.param)
+
+
+def test_metadata_lists_experiences_by_status(api, upstream):
     """Which experiences exist is asked once, and later answered from the cache, of any status."""
     active = api.fetch_experiences_meta(["active"])
     assert active.source is DataSource.NETWORK
@@ -36,13 +54,13 @@ def test_metadata_lists_experiences_by_status(upstream):
 
 
 @pytest.mark.parametrize("status", ["Activ", "unknown", ""])
-def test_unknown_status_is_a_mistake(status):
+def test_unknown_status_is_a_mistake(api, status):
     """A status that is none names those there are."""
     with pytest.raises(ValueError, match="'active', 'paused', 'scheduled'"):
         api.fetch_experiences_meta([status])
 
 
-def test_result_holds_experiences_and_failures(upstream):
+def test_result_holds_experiences_and_failures(api, upstream):
     """What the customer gets is in experiences; why the rest is absent is data."""
     result = api.fetch_experiences(["hero-banner", "spring-sale", "winter-gala", "nope"], customer_id="1")
     assert "Ada" in result.experiences["hero-banner"]["Title"]
@@ -51,11 +69,11 @@ def test_result_holds_experiences_and_failures(upstream):
         ExperienceFailure(FailureReason.EXPERIENCE_NOT_ACTIVE, ("spring-sale", "winter-gala")),
         ExperienceFailure(FailureReason.INVALID_EXPERIENCE_KEY, ("nope",)),
     }
-    again = api.fetch_experience("hero-banner", customer_id="1")
-    assert again.experiences["hero-banner"].source is DataSource.CACHE
+    assert api.fetch_experience("hero-banner", customer_id="1").source is DataSource.CACHE
+    assert api.fetch_experience("nope", customer_id="1") is None
 
 
-def test_attributes_and_identifiers_travel(upstream):
+def test_attributes_and_identifiers_travel(api, upstream):
     """In-session attributes and identifiers reach the vendor as the contract says."""
     api.fetch_experiences(
         ["cart-upsell"], user_identifiers={"u_em": "ada@example.com"}, attributes={"cart_value": "100"}
@@ -68,14 +86,14 @@ def test_attributes_and_identifiers_travel(upstream):
     }
 
 
-def test_customer_outside_the_audience(upstream):
+def test_customer_outside_the_audience(api, upstream):
     """An active experience that the customer does not get says USER_NOT_IN_SEGMENT."""
     result = api.fetch_experiences(["cart-upsell"], customer_id="9", attributes={"cart_value": "1"})
     assert result.experiences == {}
     assert result.failures == (ExperienceFailure(FailureReason.USER_NOT_IN_SEGMENT, ("cart-upsell",)),)
 
 
-def test_server_that_sends_reasons_wins(upstream):
+def test_server_that_sends_reasons_wins(api, upstream):
     """Reasons in the answer are taken before those worked out from the metadata."""
     body = {
         "experiences": {},
@@ -86,7 +104,7 @@ def test_server_that_sends_reasons_wins(upstream):
     assert result.failures == (ExperienceFailure(FailureReason.USER_IN_GLOBAL_CONTROL_GROUP, ("hero-banner",)),)
 
 
-def test_reason_without_metadata(upstream):
+def test_reason_without_metadata(api, upstream):
     """When the metadata cannot be had the reason is the vendor's fallback."""
     upstream.answer = lambda request: (
         Response(200, {}, b'{"experiences": {}}') if "fetch" in request.path else Response(500)
@@ -96,19 +114,19 @@ def test_reason_without_metadata(upstream):
 
 
 @pytest.mark.parametrize("keys", ["hero-banner", [""], [None], [7]], ids=repr)
-def test_keys_that_are_none(keys):
+def test_keys_that_are_none(api, keys):
     """Keys are a list of non-empty strings, and the error shows one."""
     with pytest.raises(ValueError, match=r'\["hero-banner"\]'):
         api.fetch_experiences(keys)
 
 
-def test_no_keys(upstream):
+def test_no_keys(api, upstream):
     """Nothing asked for is nothing, without a call."""
     assert api.fetch_experiences([]).experiences == {}
     assert upstream.requests == []
 
 
-def test_many_keys_are_split(upstream):
+def test_many_keys_are_split(api, upstream):
     """Sixty keys travel in three calls of at most 25, repeated ones once."""
     keys = [f"key-{n}" for n in range(60)]
     result = api.fetch_experiences([*keys, *keys], customer_id="1")
@@ -116,7 +134,7 @@ def test_many_keys_are_split(upstream):
     assert sorted(result.failures[0].experience_keys) == sorted(keys)
 
 
-def test_vendor_that_fails_is_an_exception(upstream):
+def test_vendor_that_fails_is_an_exception(api, upstream):
     """Outside a page a failing vendor is the caller's to handle; nothing of the visitor is in the message."""
     upstream.refuse()
     with pytest.raises(TransportError, match="refused") as caught:
@@ -126,7 +144,7 @@ def test_vendor_that_fails_is_an_exception(upstream):
         api.fetch_experiences_meta()
 
 
-def test_stale_answers_serve(upstream):
+def test_stale_answers_serve(api, upstream):
     """When the vendor fails what is cached serves."""
     with override_personalize(CACHE_TTL=0):
         api.fetch_experiences(["hero-banner"], customer_id="1")
@@ -136,7 +154,7 @@ def test_stale_answers_serve(upstream):
             api.fetch_experiences(["hero-banner", "promo-strip"], customer_id="1")
 
 
-def test_cached_absence_serves_too(upstream):
+def test_cached_absence_serves_too(api, upstream):
     """An absent answer is an answer: while it is known, a failing vendor is no error."""
     with override_personalize(CACHE_TTL=0):
         api.fetch_experiences(["nope"], customer_id="1")
@@ -144,13 +162,13 @@ def test_cached_absence_serves_too(upstream):
         assert api.fetch_experiences(["nope"], customer_id="1").failures
 
 
-def test_without_credentials():
+def test_without_credentials(api):
     """A call without credentials says which are missing."""
     with override_personalize(SANDBOX=False), pytest.raises(ConfigurationError, match="WORKSPACE_ID"):
         api.fetch_experiences(["hero-banner"])
 
 
-def test_disabled(upstream):
+def test_disabled(api, upstream):
     """With ENABLED off nothing is asked or sent."""
     hero = api.fetch_experiences(["hero-banner"], customer_id="1").experiences["hero-banner"]
     upstream.requests.clear()
@@ -162,7 +180,7 @@ def test_disabled(upstream):
     assert upstream.requests == []
 
 
-def test_events_are_reported(upstream):
+def test_events_are_reported(api, upstream):
     """Shown and clicked experiences and offerings are counted as the contract says."""
     result = api.fetch_experiences(["hero-banner", "recommendations"], customer_id="1")
     hero, recommendations = result.experiences["hero-banner"], result.experiences["recommendations"]
@@ -178,7 +196,7 @@ def test_events_are_reported(upstream):
     assert offering_click.attributes["moe_offering_id"] == recommendations.offerings[0].context["moe_offering_id"]
 
 
-def test_native_offering_events():
+def test_native_offering_events(api):
     """A workspace in which the vendor has enabled them gets the offerings' own two events."""
     offering = Offering("o-1", {}, {"moe_offering_id": "o-1"}, {})
     experience = Experience("hero", {}, HERO_CONTEXT, offerings=(offering,))
@@ -198,13 +216,13 @@ def test_native_offering_events():
 
 
 @pytest.mark.parametrize("customer_id", ["", None, 42])
-def test_event_without_a_customer_is_a_mistake(customer_id):
+def test_event_without_a_customer_is_a_mistake(api, customer_id):
     """Events belong to a customer."""
-    with pytest.raises(ValueError, match="customer_id is a non-empty string"):
+    with pytest.raises(ValueError, match="customer_id must be a non-empty string"):
         api.experiences_shown([], customer_id=customer_id) or api.experience_clicked(None, customer_id=customer_id)
 
 
-def test_experience_without_a_context_is_not_reported():
+def test_experience_without_a_context_is_not_reported(api):
     """What the vendor sent without a context cannot be counted, and is left out rather than refused."""
     with override_experiences({}) as seen:
         api.experience_clicked(Experience("hero", {}), customer_id="1")
@@ -214,15 +232,15 @@ def test_experience_without_a_context_is_not_reported():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"customer_id": 42}, "customer_id is a string, not int"),
-        ({"attributes": {"cart_value": 500}}, r"attributes\['cart_value'\] is a string, not int"),
-        ({"user_identifiers": {"u_em": None}}, r"user_identifiers\['u_em'\] is a string, not NoneType"),
+        ({"customer_id": 42}, "customer_id must be a string, not int"),
+        ({"attributes": {"cart_value": 500}}, r"attributes\['cart_value'\] must be a string, not int"),
+        ({"user_identifiers": {"u_em": None}}, r"user_identifiers\['u_em'\] must be a string, not NoneType"),
         ({"attributes": {1: "x"}}, r"attributes\[1\]"),
-        ({"attributes": {"identifiers": "x"}}, "attributes cannot be named identifiers"),
+        ({"attributes": {"identifiers": "x"}}, "An attribute can't be named identifiers"),
     ],
     ids=["id", "attribute", "identifier", "name", "reserved"],
 )
-def test_what_the_wire_cannot_carry(upstream, arguments, message):
+def test_what_the_wire_cannot_carry(api, upstream, arguments, message):
     """A caller's mistake is a ValueError that says what to write, and no failure of the vendor's."""
     for _ in range(6):
         with pytest.raises(ValueError, match=message):
@@ -231,7 +249,7 @@ def test_what_the_wire_cannot_carry(upstream, arguments, message):
     assert upstream.requests == []
 
 
-def test_experiences_and_offerings_read_like_mappings(upstream):
+def test_experiences_and_offerings_read_like_mappings(api, upstream):
     """Asking whether a variable is there, and going through them, works on both."""
     result = api.fetch_experiences(["recommendations"], customer_id="1")
     experience = result.experiences["recommendations"]

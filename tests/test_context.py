@@ -40,17 +40,17 @@ def request_():
 def test_outliving_the_request():
     """A view may keep the mapping; after its request is gone it reads nothing and asks nobody."""
     personalization = build_request().personalization
+    page = personalization._page
     personalization.prefetch(*KEYS)
-    personalization.expect(*KEYS)
-    assert not personalization.is_asked("hero-banner")
-    assert personalization.find("hero-banner", Template("")) is None
+    assert not page.is_asked("hero-banner")
+    assert page.find("hero-banner", Template("")) is None
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []
     assert personalization.attributes == {}
-    assert personalization.plan(lambda request: None) == ()
+    assert page.plan(lambda request: None) == ()
     assert async_to_sync(personalization.aget)("hero-banner") is None
-    async_to_sync(personalization.astart)("hero-banner")
-    assert async_to_sync(personalization._aget_visitor)().attributes == {}
+    async_to_sync(personalization.aprefetch)("hero-banner")
+    assert async_to_sync(page._aget_visitor)().attributes == {}
 
 
 def test_requests_are_freed_at_once():
@@ -71,7 +71,7 @@ def test_error_reporters_ask_nothing(request_, upstream):
     personalization = request_.personalization
     personalization.prefetch()
     assert personalization.__sentry_repr__() == repr(personalization)
-    assert not personalization.is_read
+    assert not personalization._page.is_read
     assert upstream.fetches == []
 
 
@@ -80,7 +80,7 @@ def test_prefetch_asks_once(request_, upstream):
     personalization = request_.personalization
     personalization.prefetch("hero-banner")
     personalization.prefetch("hero-banner", "promo-strip", "promo-strip", "", None)
-    assert personalization.experience_keys == KEYS
+    assert personalization._page.experience_keys == KEYS
     assert personalization["hero-banner"].experience_key == "hero-banner"
     assert personalization["promo-strip"].experience_key == "promo-strip"
     assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
@@ -108,9 +108,10 @@ def test_another_moment(request_, upstream):
     """A preview sets the page's moment; day and hour follow, in TIME_ZONE."""
     from datetime import UTC, datetime
 
-    request_.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
     with override_personalize(TIME_ZONE="Europe/Berlin"):
-        request_.personalization.get("hero-banner")
+        request = build_request()
+        request.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
+        request.personalization.get("hero-banner")
     assert (upstream.fetches[0]["DAY_OF_THE_WEEK"], upstream.fetches[0]["TIME_OF_THE_DAY"]) == ("Friday", "00")
 
 
@@ -118,12 +119,12 @@ def test_tracking_what_is_absent(request_, upstream):
     """Reporting an experience the visitor does not have does nothing."""
     request_.personalization.track_impression("nope")
     request_.personalization.track_click("nope")
-    assert request_.personalization.seal(HttpResponse()) == ()
+    assert request_.personalization._page.seal(HttpResponse()) == ()
 
 
 def test_reading_after_the_response(request_, upstream):
     """Once a response went out unsealed nothing may be read for it."""
-    request_.personalization.seal(HttpResponse())
+    request_.personalization._page.seal(HttpResponse())
     assert request_.personalization.get("hero-banner") is None
     request_.personalization.prefetch("hero-banner")
     assert upstream.requests == []
@@ -132,8 +133,9 @@ def test_reading_after_the_response(request_, upstream):
 def test_failing_identify_asks_nothing(request_, upstream, caplog):
     """A known customer is never taken for an anonymous visitor: nothing is asked, and the log says why."""
     with override_personalize(IDENTIFY="tests.test_context.failing_identify"):
-        assert request_.personalization.get("hero-banner") is None
-        assert request_.personalization.get("hero-banner") is None
+        request = build_request()
+        assert request.personalization.get("hero-banner") is None
+        assert request.personalization.get("hero-banner") is None
     assert upstream.requests == []
     assert caplog.text.count("tests.test_context.failing_identify raised ZeroDivisionError") == 1
 
@@ -152,23 +154,23 @@ def test_sync_use_in_the_event_loop(upstream, caplog):
         personalization.prefetch("hero-banner")
         assert personalization.identity.customer_id is None
         assert personalization.get("hero-banner") is None
-        await personalization.aprefetch("promo-strip")
+        await personalization.aload("promo-strip")
         assert personalization.identity.customer_id
         assert personalization["promo-strip"]
 
     async_to_sync(view)()
-    assert "await its aprefetch() or aget() first" in caplog.text
+    assert "Await request.personalization.aload() or aget() first" in caplog.text
     assert [body["experience_key"] for body in upstream.fetches] == [["promo-strip"]]
 
 
 def test_async_prefetch_overlaps(upstream):
-    """As a task, aprefetch() runs beside what the view awaits besides."""
+    """As a task, aload() overlaps with the view's other awaits."""
     request = AsyncRequestFactory().get("/")
     personalization = request.personalization = Personalization(request)
     order = []
 
     async def view():
-        task = asyncio.create_task(personalization.aprefetch(*KEYS))
+        task = asyncio.create_task(personalization.aload(*KEYS))
         await asyncio.sleep(0)
         order.append("view")
         await task
@@ -185,9 +187,9 @@ def test_async_deadline(upstream):
 
     released = threading.Event()
     upstream.answer = lambda request: released.wait(20)
-    request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
     with override_personalize(DEADLINE=0.05):
+        request = AsyncRequestFactory().get("/")
+        personalization = request.personalization = Personalization(request)
         assert async_to_sync(personalization.aget)("hero-banner") is None
         released.set()
         settle()
@@ -201,9 +203,10 @@ def test_waiting_is_bounded_for_the_page(request_, upstream):
     released = threading.Event()
     upstream.answer = lambda request: released.wait(20)
     with override_personalize(DEADLINE=0.2):
+        request = build_request()
         started = time.monotonic()
         for number in range(10):
-            assert request_.personalization.get(f"key-{number}") is None
+            assert request.personalization.get(f"key-{number}") is None
         waited = time.monotonic() - started
         released.set()
         settle()
@@ -221,7 +224,8 @@ def test_middleware_refuses_wrong_settings_at_start_up():
 def test_without_credentials_pages_show_defaults(request_, caplog):
     """A site without credentials serves its pages, and says in the log which are missing."""
     with override_personalize(SANDBOX=False):
-        assert request_.personalization.get("hero-banner") is None
+        request = build_request()
+        assert request.personalization.get("hero-banner") is None
     assert "MoEngage is not asked" in caplog.text
     assert "WORKSPACE_ID" in caplog.text
 
@@ -241,10 +245,10 @@ def test_bug_in_a_transport_never_reaches_the_page(request_, upstream, caplog):
 
 def test_tasks_of_one_request_gather_once(upstream):
     """Reads that run beside one another have one visitor, and each its experience."""
-    request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
 
     async def view():
+        request = AsyncRequestFactory().get("/")
+        personalization = request.personalization = Personalization(request)
         return await asyncio.gather(*(personalization.aget(key) for key in KEYS))
 
     with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
@@ -273,9 +277,9 @@ async def areading_attributes(request):
 def test_provider_that_reads_an_experience(upstream, provider):
     """A site's own provider cannot wait for itself: what it reads is absent, and nothing hangs."""
     for factory in (RequestFactory, AsyncRequestFactory):
-        request = factory().get("/")
-        personalization = request.personalization = Personalization(request)
         with override_personalize(ATTRIBUTES=[f"tests.test_context.{provider}"]):
+            request = factory().get("/")
+            personalization = request.personalization = Personalization(request)
             async_to_sync(personalization.aget)("promo-strip")
         assert upstream.fetches[-1]["has_hero"] == "False"
 
@@ -283,7 +287,8 @@ def test_provider_that_reads_an_experience(upstream, provider):
 def test_sync_provider_that_reads_an_experience(request_, upstream):
     """See test_provider_that_reads_an_experience()."""
     with override_personalize(ATTRIBUTES=["tests.test_context.reading_attributes"]):
-        request_.personalization.get("promo-strip")
+        request = build_request()
+        request.personalization.get("promo-strip")
     assert upstream.fetches[-1]["has_hero"] == "False"
 
 
@@ -293,10 +298,10 @@ def test_tracker_before_the_visitor_is_known(upstream):
     personalization = request.personalization = Personalization(request)
 
     async def view():
-        personalization.tracker.show(Experience("early", {}, {"cid": "1"}))
-        await personalization.aprefetch("hero-banner")
+        personalization._page.tracker.show(Experience("early", {}, {"cid": "1"}))
+        await personalization.aload("hero-banner")
         personalization.track_impression("hero-banner")
-        return personalization.seal(HttpResponse())
+        return personalization._page.seal(HttpResponse())
 
     events = async_to_sync(view)()
     assert [event.attributes["experience"] for event in events] == ["Hero banner"]
@@ -305,8 +310,9 @@ def test_tracker_before_the_visitor_is_known(upstream):
 def test_disabled_gathers_nothing(request_):
     """With ENABLED off not even the visitor is asked about."""
     with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
-        assert request_.personalization.identity.customer_id is None
-        assert request_.personalization.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
+        request = build_request()
+        assert request.personalization.identity.customer_id is None
+        assert request.personalization._page.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
 
 
 def test_what_tasks_wait_for_at_the_same_time_is_waited_for_once(upstream):
@@ -319,25 +325,25 @@ def test_what_tasks_wait_for_at_the_same_time_is_waited_for_once(upstream):
 
     upstream.answer = answer_late
     request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
 
     async def view():
+        personalization = request.personalization = Personalization(request)
         found = await asyncio.gather(*(personalization.aget(key) for key in (*KEYS, "a", "b")))
         return found[:2], await personalization.aget("flash-sale")
 
     with override_personalize(DEADLINE=2.0):
         (hero, promo), _ = async_to_sync(view)()
     assert (hero.experience_key, promo.experience_key) == KEYS
-    assert 0.5 < personalization._get_budget() < 1.2
+    assert 0.5 < request.personalization._page._get_budget() < 1.2
 
 
 @pytest.mark.parametrize("how", ["alone", "beside"])
 def test_reading_after_a_read_that_was_cancelled(upstream, how):
     """Who it is was not found out by then, so it is found out again: for who asks later, and for who waited."""
     request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
 
     async def view():
+        personalization = request.personalization = Personalization(request)
         first = asyncio.create_task(personalization.aget(KEYS[0]))
         await asyncio.sleep(0)
         second = asyncio.create_task(personalization.aget(KEYS[1]))

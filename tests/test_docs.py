@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import enum
 import importlib
 import inspect
 import re
@@ -16,12 +15,11 @@ from django.core.management import BaseCommand, get_commands, load_command_class
 from django.dispatch import Signal
 from django.template import engines
 
-from django_moe_personalize import api, exceptions, rendering, signals, urls
+from django_moe_personalize import api, exceptions, rendering, signals, types, urls
 from django_moe_personalize.conf import settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
-from django_moe_personalize.moengage import types
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.sandbox import faults, rule_reader, workspace
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
@@ -77,7 +75,7 @@ def test_default_is_that_of_the_code(name, settings):
     field = settings.FIELDS[name]
     default = field.default_factory()
     value = ast.literal_eval(match[1])
-    assert (value if value is None else field.metadata["reader"].read(value)) == default
+    assert (value if value is None else field.metadata["read"](value)) == default
 
 
 def test_data_centers_are_those_of_the_code():
@@ -230,14 +228,18 @@ def test_api_is_that_of_the_code():
 
 
 def test_types_are_those_of_the_code():
-    """The reference has each type with its fields, and each enum with its members."""
-    found = [cls for cls in vars(types).values() if isinstance(cls, type) and cls.__module__ == types.__name__]
-    fields = {c.__name__: [f.name for f in dataclasses.fields(c)] for c in found if dataclasses.is_dataclass(c)}
-    fields |= {c.__name__: list(c._fields) for c in found if issubclass(c, tuple)}
-    members = {c.__name__: [m.name for m in c] for c in found if issubclass(c, enum.Enum)}
-    text = read("reference/python.md")
-    for columns, expected in ((("type", "fields"), fields), (("enum", "members"), members)):
-        assert {read_words(name)[0]: read_words(cell) for name, cell in read_rows(text, *columns)} == expected
+    """The reference has each type with its fields, each enum with its members, and each error that types.py exports."""
+    exported = {name: getattr(types, name) for name in types.__all__}
+    python, errors = read("reference/python.md"), read("reference/errors.md")
+    fields = {read_words(name)[0]: read_words(cell) for name, cell in read_rows(python, "type", "fields")}
+    members = {read_words(name)[0]: read_words(cell) for name, cell in read_rows(python, "enum", "members")}
+    rows = read_rows(errors, "error", "below", "code", "retryable", "when")
+    described = {"Identity", "Consent", "ConfigurationError"} | {read_words(row[0])[0] for row in rows}
+    assert sorted(types.__all__) == sorted({*fields, *members, *described})
+    for name, listed in fields.items():
+        assert listed == [field.name for field in dataclasses.fields(exported[name]) if field.init]
+    for name, listed in members.items():
+        assert listed == [member.name for member in exported[name]]
 
 
 def test_endpoints_are_those_of_the_code():

@@ -1,4 +1,4 @@
-"""The tree of errors, as a caller and a task queue meet it."""
+"""The tree of errors is documented, and its errors survive a task queue."""
 
 import copy
 import inspect
@@ -13,8 +13,8 @@ TREE = [kind for _, kind in inspect.getmembers(exceptions, inspect.isclass) if i
 
 
 @pytest.mark.parametrize("travel", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy], ids=["pickle", "copy"])
-def test_errors_travel_whole(travel):
-    """An error comes out of another process, or a copy, with what it knows."""
+def test_errors_keep_their_attributes(travel):
+    """A copy of an error, also in another process, has the same message and attributes."""
     error = travel(RateLimitedError("answered 429", title="Slow down", retry_after=30.0))
     assert (type(error), str(error)) == (RateLimitedError, "answered 429")
     assert (error.status, error.title, error.retry_after, error.retryable) == (429, "Slow down", 30.0, True)
@@ -22,14 +22,13 @@ def test_errors_travel_whole(travel):
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_tree_is_the_one_in_the_docstring(kind):
-    """Every error of the module stands in the docstring's drawing."""
+def test_the_docstring_has_every_error(kind):
+    """The tree in the module's docstring has every error."""
     assert f"{kind.__name__} " in exceptions.__doc__
 
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
-def test_codes_are_the_vendors(kind):
-    """An error's code is one of the vendor's own (contract §6)."""
-    vendors = {"NETWORK_ERROR", "HTTP_ERROR", "PARSE_ERROR", "UNKNOWN_SERVER_ERROR", "UNKNOWN"}
-    assert kind.code in vendors
+def test_codes_are_those_of_moengage(kind):
+    """The code of an error is one of MoEngage's (contract §6), and UNKNOWN only where the call is unknown."""
+    assert kind.code in {"NETWORK_ERROR", "HTTP_ERROR", "PARSE_ERROR", "UNKNOWN_SERVER_ERROR", "UNKNOWN"}
     assert not issubclass(kind, APIError) or kind is APIError or kind.code != "UNKNOWN"

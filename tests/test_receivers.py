@@ -12,7 +12,7 @@ from django.urls import include, path
 from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.visitor.consent import Consent
 from django_moe_personalize.visitor.identity import Identity, get_identity, set_anonymous_cookie
-from django_moe_personalize.visitor.receivers import change_visitor
+from django_moe_personalize.receivers import start_new_identity
 from tests import site
 from tests.pages import title
 
@@ -49,8 +49,8 @@ async def aleave(request):
 
 def enter_through_a_wrapper(request):
     """Sign in by a request around Django's, as REST framework has it."""
-    change_visitor(request=SimpleNamespace(_request=request))
-    change_visitor(request=None)
+    start_new_identity(request=SimpleNamespace(_request=request))
+    start_new_identity(request=None)
     return HttpResponse("in")
 
 
@@ -122,7 +122,7 @@ def test_id_minted_for_the_page_that_signs_in():
     """An id that the request was given before its view signed in is not set either."""
     request, response = RequestFactory().get("/"), HttpResponse()
     before = get_identity(request, Consent())
-    change_visitor(request=request)
+    start_new_identity(request=request)
     set_anonymous_cookie(request, response)
     assert not response.cookies
     assert get_identity(request, Consent()) != before
@@ -149,7 +149,7 @@ def test_without_session_and_middleware():
     """A request that has neither is let through, and its id is another from there on."""
     request = RequestFactory().get("/")
     request.COOKIES["moe_id"] = "x"
-    change_visitor(request=request)
+    start_new_identity(request=request)
     assert get_identity(request, Consent()).anonymous
 
 

@@ -59,7 +59,7 @@ class Message:
         """Return what write() wrote, here or in another release; raises ValueError."""
         try:
             told = json.loads(text)
-            names = [name.name for name in dataclasses.fields(Event)]
+            names = [name.name for name in dataclasses.fields(Event) if name.init]
             events = [{name: event[name] for name in names if name in event} for event in told["events"]]
             made = [Event(**{**event, "action": Action(event["action"])}) for event in events]
             return cls(made, told["attempts"], told["pauses"])
@@ -68,7 +68,7 @@ class Message:
 
 
 def _read_fields(event: Event) -> dict[str, Any]:
-    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event)}
+    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event) if name.init}
 
 
 @dataclass(slots=True)
@@ -233,10 +233,9 @@ def _taking_turn() -> Iterator[_Turn]:
 
 def _read_backend(fallback: object) -> readers.Backend:
     try:
-        found: readers.Backend = readers.backend(DELIVERY).read(fallback)
-    except readers.Mistake as mistake:
-        raise ValueError(f"fallback must be as DELIVERY is: {mistake.expected}") from None
-    return found
+        return readers.read_backend(fallback, default=DELIVERY)
+    except readers.InvalidValue as error:
+        raise ValueError(f"fallback must be as DELIVERY is: {error.expected}") from None
 
 
 def get_worker(kind: type[Kind]) -> Kind:

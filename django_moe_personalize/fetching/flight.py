@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 
 from django.db import close_old_connections
 
@@ -33,7 +35,7 @@ from django_moe_personalize.fetching.resolve import (
 from django_moe_personalize.fetching.shared import has_shared_cache
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
 from django_moe_personalize.moengage.messages import Exchange, NotTakenError
-from django_moe_personalize.moengage.types import MAX_KEYS
+from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
 
@@ -64,7 +66,8 @@ class Flight(Future[Experiences]):
         self.is_followed = False
         # The request that was sent, until its response is read. Only the holder of the turn uses it.
         self._exchange: Exchange | None = None
-        self._sent: tuple[Known, tuple[str, ...]] | None = None
+        self._answers: Mapping[str, Experience | None] = {}
+        self._missing: tuple[str, ...] = ()
         self._turn = threading.Lock()
         self._deadline = question.deadline
         self._has_thread = False
@@ -120,32 +123,22 @@ class Flight(Future[Experiences]):
 
     def take_off(self, known: Known, *, is_waited_for: bool) -> None:
         """Ask the question: here and now where that can't block, else in a thread of the pool."""
-        # No page reads the response of a mere refresh, so a thread does.
-        if not is_waited_for or not self._send(known):
-            self._submit()
-
-    def _send(self, known: Known) -> bool:
-        """Send the request and return at once; False where that isn't possible."""
-        question = self.question
-        if has_shared_cache(question.runtime):
-            return False
-        try:
-            answers, missing = leave_out_unavailable(question.runtime, known)
-            if not missing:
-                self._land(conclude(question, answers, ()))
-                return True
-            exchange = None if len(missing) > MAX_KEYS else start_call(question, missing)
-        except Exception:
-            # The thread meets the same error, and logs it.
-            return False
+        question, exchange = self.question, None
+        # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
+        if is_waited_for and not has_shared_cache(question.runtime):
+            # If this raises, the thread meets the same error, and logs it.
+            with suppress(Exception):
+                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+                if not self._missing:
+                    self._land(conclude(question, self._answers, ()))
+                    return
+                if len(self._missing) <= MAX_KEYS:
+                    exchange = self._exchange = start_call(question, self._missing)
         if exchange is None:
-            return False
-        self._sent = known._replace(answers=answers), missing
-        self._exchange = exchange
-        if self.is_followed:
+            self._submit()
+        elif self.is_followed:
             # A page that joined while the request was being sent waits for the future, so a thread has to read.
             self._start_thread()
-        return True
 
     def _submit(self) -> None:
         pool = get_pool(self.question.runtime)
@@ -268,7 +261,7 @@ class Flight(Future[Experiences]):
             raise
         if result is not None:
             tell_breaker(runtime, None)
-            return (self._sent[1] if self._sent else ()), result
+            return self._missing, result
         if not self._deadline.expired:
             return None
         exchange.release()
@@ -286,8 +279,7 @@ class Flight(Future[Experiences]):
 
     def _conclude(self, outcomes: list[Outcome]) -> None:
         self._exchange = None
-        known = self._sent[0].answers if self._sent else {}
-        found = conclude(self.question, known, outcomes)
+        found = conclude(self.question, self._answers, outcomes)
         self._land(found)
         if not found.errors:
             explain(self.question.runtime, found)

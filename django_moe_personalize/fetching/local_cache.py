@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from django_moe_personalize.moengage.frozen import freeze
-from django_moe_personalize.moengage.reader import find_offerings
+from django_moe_personalize.moengage.offerings import find_offerings
 from django_moe_personalize.moengage.types import DataSource, Experience
 
 MAX_VISITORS: Final = 100_000

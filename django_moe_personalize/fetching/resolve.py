@@ -61,7 +61,8 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
 
 def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, Experience | None], tuple[str, ...]]:
     """Return the known answers and the keys to ask MoEngage for: those that are due and that somebody can get."""
-    unavailable = get_metadata_store(runtime).find_unavailable(known.due)
+    store = get_metadata_store.find(runtime)
+    unavailable = frozenset[str]() if store is None else store.find_unavailable(known.due)
     if not unavailable:
         return known.answers, known.due
     answers = {**known.answers, **dict.fromkeys(unavailable)}

@@ -1,9 +1,10 @@
-"""The wire: the three calls of MoEngage Personalize over HTTP. This room knows neither Django nor the settings.
+"""The wire: MoEngage's Personalize API over HTTP, as Python values. It knows neither Django nor the settings.
 
-``client`` makes the calls, ``messages`` is what it and a transport hand each other, ``transport`` sends
-requests and keeps connections open, ``connections`` opens them, ``exchange`` is one request in flight,
-``http1`` the bytes of HTTP. ``reader`` reads the JSON of a response, ``errors`` a status other than 200,
-``types`` are the values that come out, ``frozen`` makes them unchangeable, ``base_url`` says which URLs are safe.
+``client``: the three calls of the API; ``errors``: the exception for a status other than 200.
+``messages``: requests, responses, and the protocol of a transport; ``base_url``: which URLs are safe.
+``transport``: sends requests and keeps connections; ``connections``: opens them, through proxies and with TLS.
+``exchange``: one request in flight; ``http1``: HTTP/1.1 as bytes.
+``reader``, ``offerings``, ``strict_json``: from the JSON of a response to values; ``types``, ``frozen``: the values.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from django_moe_personalize.exceptions import InvalidResponseError
 from django_moe_personalize.moengage.errors import build_error
 from django_moe_personalize.moengage.frozen import encode
 from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
-from django_moe_personalize.moengage.reader import parse_json, read_fetch, read_metadata
+from django_moe_personalize.moengage.reader import read_fetch, read_metadata
+from django_moe_personalize.moengage.strict_json import parse_json
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,

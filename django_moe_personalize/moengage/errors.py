@@ -16,7 +16,7 @@ from django_moe_personalize.exceptions import (
     ServerError,
 )
 from django_moe_personalize.moengage.messages import Response
-from django_moe_personalize.moengage.reader import parse_json
+from django_moe_personalize.moengage.strict_json import parse_json
 
 # The only words of a response that may enter a message: anything else may quote the request.
 _TITLES: Final = frozenset({"Malformed JSON", "Invalid Field Value", "Request Error", "Authentication required"})

@@ -1,7 +1,4 @@
-"""What travels on the wire, as frozen values (contract §2–§6).
-
-Named tuples where nothing speaks against it: a frozen dataclass takes five times as long to import.
-"""
+"""The values of the wire: experiences, metadata and events (contract §2–§6)."""
 
 from __future__ import annotations
 
@@ -10,10 +7,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
-from django_moe_personalize.moengage.frozen import encode
+from django_moe_personalize.moengage.frozen import Value, encode, thaw
+from django_moe_personalize.moengage.offerings import Offering as Offering
+from django_moe_personalize.moengage.offerings import read_offerings
 
 MAX_KEYS = 25
 """Experience keys in one fetch (contract §2)."""
@@ -23,14 +21,14 @@ MAX_ELEMENTS = 100
 
 
 class DataSource(enum.Enum):
-    """Where an answer came from."""
+    """Where a response came from."""
 
     CACHE = "cache"
     NETWORK = "network"
 
 
 class ExperienceStatus(enum.Enum):
-    """The state of an experience in the dashboard; the wire writes it capitalised (contract §3)."""
+    """The state of an experience in the dashboard; the wire capitalizes it (contract §3)."""
 
     ACTIVE = "active"
     PAUSED = "paused"
@@ -61,9 +59,9 @@ class FailureReason(enum.Enum):
 
 
 class Action(enum.Enum):
-    """What an event says happened (contract §4).
+    """What an event reports (contract §4).
 
-    The two of offerings are taken only in a workspace for which the vendor has turned them on
+    MoEngage accepts the two actions of offerings only in a workspace for which it has enabled them
     (contract §5).
     """
 
@@ -73,38 +71,22 @@ class Action(enum.Enum):
     OFFERING_CLICKED = "MOE_OFFERING_CLICKED"
 
 
-@dataclass(frozen=True, slots=True)
-class Offering:
-    """A product, coupon or tier picked by a decision policy (contract §5).
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Experience(Value, Mapping[str, Any]):
+    """One experience as MoEngage decided it for one visitor, a mapping of its payload (contract §2).
 
-    ``content`` is the marketer's payload, ``context`` the ``offering_context``, ``raw`` the whole
-    entry as it came. ``offering["title"]`` and, in templates, ``offer.title`` read ``content``.
-    """
+    ``payload`` maps each variable to its unwrapped value, typed by ``data_type``. ``experience_context`` is
+    opaque and complete: events are made of it. ``experience["Title"]`` and, in templates, ``hero.Title``
+    read ``payload``.
 
-    offering_id: str
-    content: Mapping[str, Any]
-    context: Mapping[str, Any] = field(repr=False)
-    raw: Mapping[str, Any] = field(repr=False)
+    A payload variable named ``offerings`` is the one exception: its value in the mapping is the tuple of all
+    offerings, so that ``{% for offer in hero.offerings %}`` works in templates.
+    ``experience.payload["offerings"]`` has the value that MoEngage sent.
 
-    def __getitem__(self, name: str) -> Any:
-        return self.content[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.content
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.content)
-
-
-@dataclass(frozen=True, slots=True)
-class Experience:
-    """One experience as decided for one visitor (contract §2).
-
-    ``payload`` maps a variable to its unwrapped value, typed by ``data_type``;
-    ``experience_context`` is opaque, whole, and what events are made of.
-    ``experience["Title"]`` and, in templates, ``hero.Title`` read ``payload``;
-    ``hero.offerings`` is always the tuple of offerings, also where the marketer gave a
-    variable that name (``payload["offerings"]`` has it as it came).
+    In Python, attributes and variables never mix: ``experience.source`` is the attribute and
+    ``experience["source"]`` the variable. In templates, a variable wins over an attribute or a method of the
+    same name. An experience is always true, so that ``if hero:`` asks whether there is an experience. It is
+    unhashable, because its values are dicts.
     """
 
     experience_key: str
@@ -113,50 +95,74 @@ class Experience:
     source: DataSource = DataSource.NETWORK
     offerings: tuple[Offering, ...] = ()
 
-    def __getitem__(self, name: str) -> Any:
-        if name == "offerings":
-            return self.offerings
-        return self.payload[name]
+    __hash__ = None  # type: ignore[assignment]
 
-    def __contains__(self, name: object) -> bool:
-        return name == "offerings" or name in self.payload
+    def __getitem__(self, name: str) -> Any:
+        value = self.payload[name]
+        return self.offerings if name == "offerings" else value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.payload)
 
+    def __len__(self) -> int:
+        return len(self.payload)
 
-class ExperienceFailure(NamedTuple):
-    """Keys that are absent for one reason."""
+    def __bool__(self) -> bool:
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the experience as plain data that ``json.dumps()`` takes.
+
+        ``offerings`` has the offerings unwrapped, so ``payload`` leaves out the variables that hold them.
+        """
+        return {
+            "experience_key": self.experience_key,
+            "payload": {name: thaw(value) for name, value in self.payload.items() if not self._has_offering_in(value)},
+            "experience_context": thaw(self.experience_context),
+            "source": self.source.value,
+            "offerings": [offering.to_dict() for offering in self.offerings],
+        }
+
+    def _has_offering_in(self, value: object) -> bool:
+        return any(offering in self.offerings for offering in read_offerings(value))
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ExperienceFailure(Value):
+    """The keys that are absent for one reason."""
 
     reason: FailureReason
     experience_keys: tuple[str, ...]
 
 
-class ExperiencesResult(NamedTuple):
-    """What a fetch gave: ``experiences`` by key, and why the others are absent."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ExperiencesResult(Value):
+    """The result of a fetch: ``experiences`` by key, and the reasons why other keys are absent."""
 
-    experiences: Mapping[str, Experience] = MappingProxyType({})
+    experiences: Mapping[str, Experience] = field(default_factory=dict)
     failures: tuple[ExperienceFailure, ...] = ()
 
 
-class ExperienceMeta(NamedTuple):
-    """One row of the metadata (contract §3)."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ExperienceMeta(Value):
+    """One experience in the metadata (contract §3)."""
 
     experience_key: str
     experience_name: str
     status: ExperienceStatus
 
 
-class ExperiencesMetadata(NamedTuple):
-    """Which experiences the workspace has."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class ExperiencesMetadata(Value):
+    """The experiences of the workspace."""
 
     source: DataSource
     experiences: tuple[ExperienceMeta, ...]
 
 
 def draw_uuid() -> str:
-    """Return a new random UUID v4 (RFC 9562), in the usual form."""
-    # As uuid.uuid4() does it, without the object, which takes twice as long as the rest: a page makes several.
+    """Return a new random UUID v4 in the usual form (RFC 9562)."""
+    # By hand: 48 bytecodes and 1.0 µs, against 145 and 2.8 µs for str(uuid.uuid4()). A page makes several.
     data = os.urandom(16)
     text = data.hex()
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[data[8] >> 6]}{text[17:20]}-{text[20:]}"
@@ -166,20 +172,14 @@ _write_text = json.encoder.encode_basestring_ascii
 _write_integer = int.__repr__
 
 
-class _Remembering:
-    # No field, and so no part of what an event is: not compared, not shown, not copied into a message.
-    _element = ""
+# Not frozen: that takes 28 more bytecodes and 0.9 µs more for each event, and a page makes several.
+@dataclass(slots=True, eq=False, repr=False)
+class Event(Value):
+    """One impression or click, fixed at the moment it happens (contract §4).
 
-
-# Not frozen, though nobody changes one: a page makes several, and freezing takes three times as long.
-@dataclass(slots=True)
-class Event(_Remembering):
-    """One impression or click, fixed at the moment it happened (contract §4).
-
-    Not to be changed once it is made: its JSON is remembered; ``dataclasses.replace()`` makes another.
-    ``event_time`` is Unix time in whole seconds; ``event_uuid`` stays the same on a retry;
-    ``attributes`` is the experience context, plus ``b_id`` in a click. Personal fields are not in
-    the repr.
+    ``event_time`` is Unix time in whole seconds. ``event_uuid`` stays the same on a retry. ``attributes`` is
+    the experience context, plus ``b_id`` in a click. The repr shows no personal data. Don't change an event,
+    because it remembers its JSON; ``dataclasses.replace()`` makes a changed copy.
     """
 
     action: Action
@@ -188,15 +188,16 @@ class Event(_Remembering):
     event_time: int
     event_uuid: str = field(default_factory=draw_uuid)
     platform: str = "web"
+    _element: str = field(default="", init=False, repr=False, compare=False)
 
     @property
     def element(self) -> str:
-        """The event as an element of an events body (contract §4): compact JSON in ASCII, written when first asked for.
+        """The JSON of the event: an element of the events body with one action, compact and in ASCII (contract §4).
 
-        Raises TypeError or ValueError for what JSON does not have.
+        Raises TypeError or ValueError for values that JSON doesn't have.
         """
         if not self._element:
-            # By hand, because most of it is the context, whose text is known already.
+            # By hand, around the remembered JSON of the context: 65 bytecodes and 0.5 µs, against 115 and 4.5 µs.
             self._element = (
                 f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
                 f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{_write_integer(self.event_time)},'
@@ -206,7 +207,7 @@ class Event(_Remembering):
 
     @classmethod
     def read(cls, element: str) -> Event:
-        """Return the event that was written as ``element``; raises LookupError, TypeError or ValueError if none was."""
+        """Return the event in its JSON. Raises LookupError, TypeError or ValueError for any other text."""
         content = json.loads(element)
         (action,) = content["actions"]
         event = cls(

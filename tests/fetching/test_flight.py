@@ -1,7 +1,6 @@
 """Questions in two steps: sent at once on a kept connection, and read by whoever wants the answer first."""
 
 import asyncio
-import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from django_moe_personalize import client
-from django_moe_personalize.fetching import fetch, metadata, upstream
-from django_moe_personalize.fetching.fetch import get_flights, start_fetch
-from django_moe_personalize.moengage import client
+from django_moe_personalize.fetching import flight, upstream
+from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.resilience import PoolBusy
-from django_moe_personalize.resilience.governor import Governor
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
+from tests.fetching.asking import Asked
 from tests.fetching.warm_vendor import build_visitor
 from tests.wire import LONG, wait_until
 
@@ -59,7 +59,7 @@ def test_keys_that_nobody_can_get_are_not_sent(vendor, submitted):
     """Once the workspace's experiences are known, a question about others alone is answered at once."""
     assert Asked(VISITOR, ["no-such-key"]).join(LONG) == {}
     settle()
-    assert metadata.find_unavailable(["no-such-key"])
+    assert get_metadata_store().find_unavailable(["no-such-key"])
     question = Asked(build_visitor(2), ["no-such-key"])
     assert question.done
     assert question.join(0.0) == {}
@@ -73,10 +73,10 @@ def test_flight_that_was_just_missed(vendor, monkeypatch, submitted):
     flights = get_flights()
     join = flights.join
 
-    def join_late(key):
+    def join_late(question, known):
         monkeypatch.setattr(flights, "join", join)
         Asked(VISITOR, KEYS).join(LONG)
-        return join(key)
+        return join(question, known)
 
     monkeypatch.setattr(flights, "join", join_late)
     question = Asked(VISITOR, KEYS)
@@ -96,9 +96,9 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
     elif why == "shared-cache":
         settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     elif why == "broken-reserve":
-        monkeypatch.setattr(vendor.client, "_start", {}.__getitem__)
+        monkeypatch.setattr(PersonalizeClient, "start_fetch", {}.__getitem__)
     else:
-        monkeypatch.setattr(client.PersonalizeClient, "start_fetch", lambda self, *a, **kw: None)
+        monkeypatch.setattr(PersonalizeClient, "start_fetch", lambda self, *args, **kwargs: None)
     assert Asked(VISITOR, keys).join(LONG).keys() == {"hero-banner"}
     assert submitted[0] == "_run"
 
@@ -107,28 +107,16 @@ def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
     """To load the CA bundle takes a page's whole processor for a while, and an event loop's."""
     makers = []
     real = client.build_client
-    monkeypatch.setattr(connection, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
+    monkeypatch.setattr(client, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
-        alone.setattr(connection, "_overrides", [])
+        alone.setattr(client.get_client, "_overrides", [])
         for number in range(2):
             assert Asked(build_visitor(number), KEYS).join(LONG).keys() == {"hero-banner"}
         settle()
     assert ["fetch" in thread.name for thread in makers] == [True]
     assert submitted == ["_run"]
-
-
-def test_governor_that_refuses(vendor, monkeypatch, heard):
-    """Past the vendor's requests a minute nothing is sent, and the connection is kept."""
-    governor = Governor(13)
-    monkeypatch.setattr(calls, "get_governor", functools.cache(lambda: governor))
-    answers = [Asked(build_visitor(number), KEYS).join(LONG) for number in range(15)]
-    settle()
-    assert [bool(answer) for answer in answers] == [True] * 13 + [False] * 2
-    assert len(vendor.fetches) == 13
-    assert vendor.is_kept()
-    assert heard == ["success"] * 13
 
 
 def test_open_breaker_sends_nothing(vendor):
@@ -174,7 +162,7 @@ def test_who_comes_while_it_is_sent(vendor, monkeypatch, submitted, who):
         read = follower.join if who == "thread" else lambda seconds: asyncio.run(follower.ajoin(seconds))
         answers.append(read(LONG))
 
-    monkeypatch.setattr(fetch, "start_call", start_late)
+    monkeypatch.setattr(flight, "start_call", start_late)
     waiting, answers = threading.Event(), []
     with ThreadPoolExecutor(1) as pool:
         leader = Asked(VISITOR, KEYS)

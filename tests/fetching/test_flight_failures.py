@@ -8,14 +8,14 @@ import time
 import pytest
 
 from django_moe_personalize import signals
-from django_moe_personalize.fetching import fetch, upstream
-from django_moe_personalize.fetching.fetch import start_fetch
+from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
-from tests.loopback import Exchange, build_head
+from tests.fetching.asking import Asked
 from tests.fetching.warm_vendor import build_visitor
+from tests.loopback import Exchange, build_head
 from tests.wire import LONG, break_off, wait_until
 
 KEYS = ("hero-banner",)
@@ -85,7 +85,7 @@ def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
 def test_long_answer_that_nobody_reads_in_time(vendor, heard, who, monkeypatch):
     """A system takes in only the beginning of it by itself; the rest comes when a late page reads, or has left."""
     # The vendor is a thread of this process, and may be slow.
-    monkeypatch.setattr(fetch, "EXTRA_SECONDS", LONG)
+    monkeypatch.setattr(flight, "EXTRA_SECONDS", LONG)
     variable = {"value": "x" * 900_000, "data_type": "string"}
     entry = {"payload": {"Title": variable}, "experience_context": {}}
     body = json.dumps({"experiences": {"hero-banner": entry}}).encode()

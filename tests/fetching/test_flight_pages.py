@@ -85,7 +85,7 @@ def test_tag_in_async_code_takes_what_has_come(visit, vendor, serve, submitted):
     """A template in the event loop shows an answer that is there, though nobody awaited it."""
 
     async def view(request):
-        await request.personalization.astart("hero-banner", "promo-strip")
+        await request.personalization.aprefetch("hero-banner", "promo-strip")
         await asyncio.to_thread(vendor.wait_for_answers, 1)
         await asyncio.sleep(SOON / 4)
         return site.show(request, site.TAGS)
@@ -99,7 +99,7 @@ def test_tag_in_async_code_waits_for_nothing(visit, vendor, serve):
     """What has not come shows its default at once."""
 
     async def view(request):
-        await request.personalization.astart("hero-banner", "promo-strip")
+        await request.personalization.aprefetch("hero-banner", "promo-strip")
         start = time.monotonic()
         response = site.show(request, site.TAGS)
         assert time.monotonic() - start < MARGIN
@@ -210,7 +210,7 @@ def test_visitor_who_leaves(vendor, serve, submitted, place):
     begun = asyncio.Event()
 
     async def view(request):
-        await request.personalization.astart("hero-banner")
+        await request.personalization.aprefetch("hero-banner")
         begun.set()
         if place == "reading":
             await request.personalization.aget("hero-banner")

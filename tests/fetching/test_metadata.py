@@ -1,12 +1,14 @@
-"""Which experiences there are: asked rarely, in the background, and never at a page's expense."""
+"""The metadata: read rarely, in the background, and never at a page's expense."""
 
 import threading
 
 import pytest
 
-from django_moe_personalize.client import override_client
-from django_moe_personalize.fetching import cache, metadata
-from django_moe_personalize.fetching.metadata import explain, find_unavailable, get_metadata, get_pool
+from django_moe_personalize.client import get_client
+from django_moe_personalize.fetching import metadata
+from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.fetching.shared import build_key, set_many
+from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.resilience import Deadline
@@ -16,30 +18,30 @@ KEYS = ("hero-banner", "spring-sale", "winter-gala", "nope")
 
 
 def test_nothing_is_known_at_first(upstream):
-    """As long as nobody asked, every key may be there."""
-    assert find_unavailable(KEYS) == frozenset()
+    """Before the metadata is read every key may exist."""
+    assert get_metadata_store().find_unavailable(KEYS) == frozenset()
     assert upstream.requests == []
 
 
-def test_known_keys_that_nobody_can_get(upstream, monkeypatch):
+def test_keys_that_no_visitor_can_get(upstream, monkeypatch):
     """Paused, scheduled and unknown keys are known until METADATA_TTL is over."""
-    get_metadata(deadline=Deadline(10))
-    assert find_unavailable(KEYS) == {"spring-sale", "winter-gala", "nope"}
+    store = get_metadata_store()
+    store.get(deadline=Deadline(10))
+    assert store.find_unavailable(KEYS) == {"spring-sale", "winter-gala", "nope"}
     now = metadata.time.monotonic()
     monkeypatch.setattr(metadata.time, "monotonic", lambda: now + 301)
-    assert find_unavailable(KEYS) == frozenset()
+    assert store.find_unavailable(KEYS) == frozenset()
 
 
-def test_another_workspace_knows_nothing_of_it(upstream):
-    """What one client was told is not held against another's keys."""
-    get_metadata(deadline=Deadline(10))
-    with override_client(PersonalizeClient(workspace_id="OTHER", api_key="k", transport=upstream)):
-        assert find_unavailable(KEYS) == frozenset()
-    assert find_unavailable(KEYS)
+def test_another_client_starts_without_metadata(upstream):
+    """The metadata of one client's workspace says nothing about another's."""
+    get_metadata_store().get(deadline=Deadline(10))
+    with get_client.override(PersonalizeClient(workspace_id="OTHER", api_key="k", transport=upstream)):
+        assert get_metadata_store().find_unavailable(KEYS) == frozenset()
 
 
 def test_explaining_is_one_at_a_time(upstream, caplog):
-    """While one question is under way others are dropped, not queued."""
+    """While the background thread is busy, further questions are dropped, not queued."""
     released = threading.Event()
     sandbox = upstream._sandbox
 
@@ -49,37 +51,38 @@ def test_explaining_is_one_at_a_time(upstream, caplog):
 
     upstream.answer = answer
     for key in KEYS:
-        explain([key])
-    assert get_pool().in_flight == 1
+        get_metadata_store().explain([key])
+    assert get_background().in_flight == 1
     released.set()
     settle()
     assert len(upstream.requests) == 1
     assert caplog.text == ""
-    explain(KEYS)
+    get_metadata_store().explain(KEYS)
     settle()
     assert len(upstream.requests) == 1
     assert len(caplog.records) == 3
 
 
-def test_metadata_that_cannot_be_had(upstream, caplog, monkeypatch):
-    """After a failure nothing is explained for a while, and then it is tried again."""
+def test_metadata_that_cannot_be_read(upstream, caplog, monkeypatch):
+    """After a failure nothing is explained for a while; then the metadata is read again."""
     upstream.answer = lambda request: Response(500, {}, b"")
+    store = get_metadata_store()
     for _ in range(3):
-        explain(KEYS)
+        store.explain(KEYS)
         settle()
     assert len(upstream.requests) == 1
     now = metadata.time.monotonic()
     monkeypatch.setattr(metadata.time, "monotonic", lambda: now + 61)
     upstream.answer = None
-    explain(["nope"])
+    store.explain(["nope"])
     monkeypatch.undo()
     settle()
-    assert "'nope' is not in the workspace" in caplog.text
+    assert "The workspace has no experience 'nope'" in caplog.text
 
 
 @pytest.mark.parametrize("garbage", ["text", 7, [1], [("a", "b")], {"a": 1}], ids=repr)
 def test_garbage_in_the_cache_is_a_miss(upstream, garbage):
-    """What is not ours under our name is asked for again."""
-    cache.set_many({cache.build_key("metadata"): garbage}, timeout=60)
-    assert len(get_metadata(deadline=Deadline(10)).experiences) > 3
+    """A cache entry that isn't ours is ignored, and MoEngage is asked."""
+    set_many({build_key("metadata"): garbage}, timeout=60)
+    assert len(get_metadata_store().get(deadline=Deadline(10)).experiences) > 3
     assert len(upstream.requests) == 1

@@ -1,6 +1,5 @@
 """Batches, the breaker and the signal of a fetch."""
 
-import functools
 import threading
 import time
 
@@ -9,17 +8,16 @@ from asgiref.sync import async_to_sync
 
 from django_moe_personalize import signals
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
-from django_moe_personalize.fetching import answering, fetch
-from django_moe_personalize.fetching.answering import ask
-from django_moe_personalize.fetching.cache import get_local_cache
-from django_moe_personalize.fetching.upstream import get_breaker
+from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.upstream import get_breaker, get_pool
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.resilience.breaker import CircuitBreaker
-from django_moe_personalize.resilience.governor import Governor
+from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor.gather import Visitor
 from django_moe_personalize.visitor.identity import Identity
 from tests.conftest import settle
+from tests.fetching.asking import Asked, ask
 
 KEYS = tuple(f"key-{number}" for number in range(60))
 VISITOR = Visitor(Identity("1"), {})
@@ -45,7 +43,7 @@ def test_batches_without_a_free_thread(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
+    monkeypatch.setattr(get_pool(), "submit", busy)
     assert ask(VISITOR, KEYS, deadline=Deadline(10)).errors == []
     assert len(upstream.fetches) == 3
 
@@ -158,10 +156,10 @@ def test_nobody_asks_again_while_the_cache_is_written(upstream, monkeypatch):
     """Between the answer and the site's cache, a page finds it in memory."""
     seen = []
 
-    def remember(store, answer):
+    def write(cache, visitor, answers):
         seen.append(Asked(VISITOR, ["hero-banner"]).done)
 
-    monkeypatch.setattr(answering, "_remember", remember)
+    monkeypatch.setattr(ExperienceCache, "write", write)
     Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
     assert seen == [True]
@@ -171,7 +169,7 @@ def test_memory_answers_at_once(upstream, monkeypatch):
     """What this process knows needs no thread, no cache and no waiting."""
     Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
-    monkeypatch.setattr(upstream.get_pool(), "submit", None)
+    monkeypatch.setattr(get_pool(), "submit", None)
     question = Asked(VISITOR, ["hero-banner"])
     assert question.done
     assert question.join(0.0).keys() == {"hero-banner"}
@@ -197,7 +195,7 @@ def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
         Asked(VISITOR, ["hero-banner"]).join(10)
         settle()
         # Another process has it in the cache they share, not in its memory.
-        get_local_cache().clear()
+        reset_runtimes()
         upstream.answer = lambda request: released.wait(20)
         question = Asked(VISITOR, ["hero-banner"])
         until = time.monotonic() + 10
@@ -217,28 +215,41 @@ def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
     def busy(*args):
         raise PoolBusy("busy")
 
-    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
+    monkeypatch.setattr(get_pool(), "submit", busy)
     assert Asked(VISITOR, ["hero-banner", "promo-strip"]).join(0.0).keys() == {"hero-banner"}
     assert Asked(Visitor(Identity("2"), {}), ["hero-banner"]).join(0.0) == {}
 
 
-def open_breaker(clock):
-    """Open the process's breaker, on a clock that the test moves."""
-    breaker = CircuitBreaker(clock=clock, draw=lambda: 0.0)
-    for _ in range(5):
-        breaker.failure()
-    return breaker
+class Clock:
+    """Seconds that the test moves."""
+
+    now = 0.0
+
+    def __call__(self):
+        return self.now
 
 
-def test_page_is_never_the_probe(upstream, monkeypatch):
-    """When the time in the open breaker is over, a page shows its default and the vendor is asked beside it, once."""
-    now = [0.0]
-    breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
+@pytest.fixture
+def clock():
+    """Give the clock of the breaker."""
+    return Clock()
+
+
+@pytest.fixture
+def breaker(upstream, clock):
+    """Give the process's breaker: open, and due for a probe after five seconds."""
+    with get_breaker.override(CircuitBreaker(clock=clock, draw=lambda: 0.0)) as breaker:
+        for _ in range(5):
+            breaker.failure()
+        yield breaker
+
+
+def test_page_is_never_the_probe(upstream, breaker, clock):
+    """When the breaker is due for a probe, the page shows its default and a thread makes the probe, once."""
     assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
     settle()
     assert upstream.fetches == []
-    now[0] = 6.0
+    clock.now = 6.0
     assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
     settle()
     assert len(upstream.fetches) == 1
@@ -246,40 +257,21 @@ def test_page_is_never_the_probe(upstream, monkeypatch):
     assert Asked(VISITOR, ["hero-banner"]).join(10).keys() == {"hero-banner"}
 
 
-def test_failed_probe_opens_again(upstream, monkeypatch):
-    """A vendor that is not back is left alone for longer."""
-    now = [0.0]
-    breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
+def test_failed_probe_opens_again(upstream, breaker, clock):
+    """A probe that fails opens the breaker for longer."""
     upstream.respond(500)
-    now[0] = 6.0
+    clock.now = 6.0
     Asked(VISITOR, ["hero-banner"]).join(10)
     settle()
     assert (len(upstream.fetches), breaker.state) == (1, "open")
 
 
-def test_task_may_be_the_probe(upstream, monkeypatch):
-    """Where no page comes by, a task's own question finds out whether the vendor is back."""
-    now = [0.0]
-    breaker = open_breaker(lambda: now[0])
-    monkeypatch.setattr(calls, "get_breaker", functools.cache(lambda: breaker))
+def test_task_may_be_the_probe(breaker, clock):
+    """A task's own call may be the probe, since no page waits for it."""
     assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).unanswered == ("hero-banner",)
-    now[0] = 6.0
+    clock.now = 6.0
     assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences.keys() == {"hero-banner"}
     assert breaker.state == "closed"
-
-
-def test_budget_of_the_workspace(upstream, monkeypatch):
-    """Past the vendor's requests a minute nothing is asked, and the error says why."""
-    governor = Governor(13)
-    monkeypatch.setattr(calls, "get_governor", functools.cache(lambda: governor))
-    errors = []
-    for number in range(15):
-        errors += ask(Visitor(Identity(str(number)), {}), ["hero-banner"], deadline=Deadline(10)).errors
-    assert len(upstream.fetches) == 13
-    assert [str(error) for error in errors] == [
-        "not asked: the workspace has made its 10000 requests of this minute"
-    ] * 2
 
 
 def test_answers_cannot_be_changed(upstream):

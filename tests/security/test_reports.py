@@ -129,7 +129,7 @@ def test_reports_of_a_failing_endpoint(site, mails, monkeypatch, path):
     client = enter()
     with override_personalize(IMPRESSIONS="visible"):
         mark, link = read_tokens(client)
-    monkeypatch.setattr(tracking.page, "record", _break)
+    monkeypatch.setattr("django_moe_personalize.tracking.record", _break)
     if path == "/moe/beacon/":
         response = client.post(path, f'{{"events": [["impression", "{mark}"]]}}', "text/plain")
     else:

@@ -1,13 +1,15 @@
-"""The calls of a mail, a task or a shell, typed: checked by mypy, never run."""
+"""Calls from an e-mail, a task or a shell: mypy checks them, nothing runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import assert_type
+from collections.abc import ItemsView, Mapping
+from dataclasses import replace
+from typing import Any, assert_type
 
 from django_moe_personalize import api
-from django_moe_personalize.moengage.types import (
+from django_moe_personalize.types import (
     DataSource,
+    Event,
     Experience,
     ExperienceFailure,
     ExperienceMeta,
@@ -16,11 +18,13 @@ from django_moe_personalize.moengage.types import (
     ExperienceStatus,
     FailureReason,
     Offering,
+    RateLimitedError,
+    ResponseError,
 )
 
 
 def metadata() -> None:
-    """Show which experiences there are."""
+    """Show the experiences of the workspace."""
     found = api.fetch_experiences_meta(["active"])
     assert_type(found, ExperiencesMetadata)
     assert_type(found.source, DataSource)
@@ -29,7 +33,7 @@ def metadata() -> None:
 
 
 def experiences() -> None:
-    """Show what one customer gets, and why the rest is absent."""
+    """Show a customer's experiences, and the reasons why others are absent."""
     result = api.fetch_experiences(["hero-banner"], customer_id="42", attributes={"cart_value": "500"})
     assert_type(result, ExperiencesResult)
     assert_type(result.experiences, Mapping[str, Experience])
@@ -42,8 +46,35 @@ def experiences() -> None:
 
 
 def tracking(result: ExperiencesResult, hero: Experience, offering: Offering) -> None:
-    """Show what is reported."""
+    """Show how impressions and clicks are reported."""
     api.experiences_shown(result.experiences, customer_id="42")
     api.experience_clicked(hero, customer_id="42", element="cta")
     api.offerings_shown([offering], customer_id="42")
     api.offering_clicked(hero, offering, customer_id="42")
+
+
+def values(hero: Experience, offering: Offering, event: Event) -> None:
+    """Show experiences and offerings as mappings and as data."""
+    mapping: Mapping[str, Any] = hero
+    assert_type(hero["Title"], Any)
+    assert_type(hero.items(), ItemsView[str, Any])
+    assert_type("Title" in hero, bool)
+    assert_type(dict(hero), dict[str, Any])
+    assert_type(hero.offerings, tuple[Offering, ...])
+    assert_type(hero.to_dict(), dict[str, Any])
+    assert_type(offering["title"], Any)
+    assert_type(offering.to_dict(), dict[str, Any])
+    assert_type(replace(hero, source=DataSource.CACHE), Experience)
+    assert_type(Experience(experience_key="hero", payload={"Title": "Hi"}), Experience)
+    assert_type(Offering(offering_id="1", content=mapping), Offering)
+    assert_type(Event.read(event.element), Event)
+    hero.payload = {}  # type: ignore[misc]
+    mapping["Title"] = "Hi"  # type: ignore[index]
+
+
+def errors(error: ResponseError) -> None:
+    """Show the attributes of an error."""
+    assert_type(error.status, int)
+    assert_type(error.retryable, bool)
+    if isinstance(error, RateLimitedError):
+        assert_type(error.retry_after, float | None)

@@ -1,4 +1,4 @@
-"""A site's views, typed: checked by mypy, never run."""
+"""A site's views: mypy checks them, nothing runs them."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from django.views.generic import TemplateView
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
-from django_moe_personalize.moengage.types import Experience, Offering
+from django_moe_personalize.types import Experience, Offering
 
 
 class PersonalizedRequest(HttpRequest):
-    """A request that has been through the middleware, the way a site annotates it."""
+    """A request after the middleware, as a site annotates it."""
 
     personalization: Personalization
 
@@ -33,7 +33,7 @@ async def ahome(request: HttpRequest) -> HttpResponse:
 
 @personalize("recommendations")
 def product(request: HttpRequest, pk: int, *, preview: bool = False) -> HttpResponse:
-    """Show a decorated view with arguments of its own."""
+    """Show a decorated view with its own arguments."""
     return HttpResponse()
 
 
@@ -44,7 +44,7 @@ class Category(PersonalizeMixin, TemplateView):
 
 
 async def decorated_views_keep_their_types(request: HttpRequest) -> None:
-    """Show that the decorator gives back what it was given: parameters, result, and whether it is awaited."""
+    """Show that the decorator keeps the signature of a view, sync or async."""
     assert_type(home(request), HttpResponse)
     assert_type(await ahome(request), HttpResponse)
     assert_type(product(request, 7, preview=True), HttpResponse)
@@ -52,7 +52,7 @@ async def decorated_views_keep_their_types(request: HttpRequest) -> None:
 
 
 def read(request: PersonalizedRequest) -> None:
-    """Show what a synchronous view reads."""
+    """Show a sync view that reads experiences."""
     personalization = request.personalization
     assert_type(personalization["hero-banner"], Experience)
     assert_type(personalization.get("hero-banner"), Experience | None)
@@ -69,6 +69,6 @@ def read(request: PersonalizedRequest) -> None:
 
 
 async def aread(request: PersonalizedRequest) -> None:
-    """Show what an asynchronous view reads."""
+    """Show an async view that reads experiences."""
     await request.personalization.aprefetch("hero-banner", "promo-strip")
     assert_type(await request.personalization.aget("hero-banner"), Experience | None)

@@ -1,0 +1,109 @@
+"""JSON is parsed strictly and within bounds, and errors quote nothing of it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_moe_personalize.exceptions import InvalidResponseError
+from django_moe_personalize.moengage.strict_json import MAX_DEPTH, MAX_DIGITS, parse_json
+from tests.anything import patiently, same
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        pytest.param(b"", "it is empty", id="empty"),
+        pytest.param(b" \r\n", "it is empty", id="blank"),
+        pytest.param(b"<html>busy</html>", "it is not JSON: Expecting value at character 0", id="html"),
+        pytest.param(b'{"a": 1', "it is not JSON", id="cut-short"),
+        pytest.param(b"{} {}", "it is not JSON: Extra data", id="two-values"),
+        pytest.param(b"\xef\xbb\xbf{}", "byte order mark", id="bom"),
+        pytest.param(b'"\xff"', "it is not UTF-8", id="latin-1"),
+        pytest.param('{"a": 1}'.encode("utf-16"), "it is not UTF-8", id="utf-16"),
+        pytest.param(b'{"a": NaN}', "NaN or Infinity", id="nan"),
+        pytest.param(b"[-Infinity]", "NaN or Infinity", id="infinity"),
+        pytest.param(b"1e999", "a number that is too large", id="overflow"),
+        pytest.param(b"9" * (MAX_DIGITS + 1), "a number that is too large", id="huge-integer"),
+        pytest.param(b'{"a": 1, "a": 1}', "repeats a name", id="duplicate-name"),
+        pytest.param(b'"\x00"', "it is not JSON: Invalid control character", id="control-character"),
+        pytest.param(b"[" * 100_000, f"nests deeper than {MAX_DEPTH}", id="deep-open"),
+        pytest.param(b'{"a":' * 65 + b"1" + b"}" * 65, f"nests deeper than {MAX_DEPTH}", id="deep-objects"),
+    ],
+)
+def test_a_bad_body_is_refused(body, problem):
+    """The message names the problem, and the error has no cause that holds the body."""
+    with pytest.raises(InvalidResponseError, match=problem) as caught:
+        parse_json(body)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH, None, id="deepest-allowed"),
+        pytest.param(b"[" + b",".join([b'{"a":[]}'] * 99) + b"]", [{"a": []}] * 99, id="wide-is-not-deep"),
+        pytest.param(b'["' + b"[{" * 99 + b'"]', ["[{" * 99], id="brackets-in-a-string"),
+        pytest.param(b'["' + b"[" * 99 + rb"\"[" + b'"]', ["[" * 99 + '"['], id="brackets-after-an-escaped-quote"),
+        pytest.param(b"9" * MAX_DIGITS, int("9" * MAX_DIGITS), id="longest-integer"),
+        pytest.param("\u00e9\U0001f600".join('""').encode(), "\u00e9\U0001f600", id="utf-8"),
+        pytest.param(rb'"\ud83d\ude00"', "\U0001f600", id="surrogate-pair"),
+        pytest.param(rb'{"a": "x\ud83dy"}', {"a": "x\ufffdy"}, id="lone-surrogate"),
+    ],
+)
+def test_unusual_but_valid_json_is_read(body, expected):
+    """Width, length and Unicode are fine, and a lone surrogate can't reach a page."""
+    value = parse_json(body)
+    assert expected is None or same(value, expected)
+
+
+def test_an_endless_string_of_escaped_quotes_is_refused_at_once():
+    """The scan for depth takes linear time for every text."""
+    body = b'"' + rb"\"" * 400_000 + b"[" * 65
+    worker = threading.Thread(target=pytest.raises, args=(InvalidResponseError, parse_json, body), daemon=True)
+    worker.start()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_deep_json_is_refused_with_little_stack_left():
+    """The depth is checked before the parser recurses, so the caller's stack doesn't matter."""
+
+    def descend(levels: int) -> None:
+        if levels:
+            descend(levels - 1)
+        else:
+            with pytest.raises(InvalidResponseError):
+                parse_json(b"[" * 500 + b"]" * 500)
+
+    depth = 0
+    frame = sys._getframe()
+    while frame := frame.f_back:
+        depth += 1
+    descend(sys.getrecursionlimit() - depth - 150)
+
+
+def test_the_locals_of_an_error_have_no_content():
+    """Error reports print locals, so the parser's frames hold nothing of a refused body."""
+    with pytest.raises(InvalidResponseError) as caught:
+        parse_json(b'{"name": "Wanda",')
+    frames = [entry.frame for entry in caught.traceback if entry.path.name == "strict_json.py"]
+    assert frames
+    assert all("Wanda" not in repr(frame.f_locals) for frame in frames)
+
+
+@patiently
+@given(body=st.binary() | st.text(alphabet='[]{}",:\\u0d8eE+-.1 tfn').map(str.encode))
+def test_any_bytes_are_parsed_or_refused(body):
+    """No body makes the parser raise anything but InvalidResponseError, and every value can be encoded."""
+    try:
+        value = parse_json(body)
+    except InvalidResponseError:
+        return
+    assert json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
