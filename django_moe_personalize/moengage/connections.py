@@ -1,9 +1,9 @@
-"""How a connection to MoEngage is opened: by urllib3, as ``requests`` sets it up.
+"""Open connections to MoEngage with urllib3, configured by ``requests``.
 
-``requests`` knows proxies, the environment and CA bundles, so its HTTPAdapter builds the urllib3
-pool that opens the connections. There is no Session: it follows redirects, keeps cookies, reads
-netrc, and loads the CA bundle for each new connection, which takes 14 ms. Requests and responses
-don't travel through ``requests``, because its timeouts bound each read and not the whole call.
+``requests`` knows proxies, the environment and CA bundles, so its HTTPAdapter builds the urllib3 pool
+that opens the connections. A Session would follow redirects, keep cookies, read netrc, and load the CA
+bundle for each new connection, which takes 14 ms. Requests and responses don't travel through
+``requests``, because its timeouts limit each read and not the whole call.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env:
     proxy = select_proxy(base_url, dict(proxies or {}))
     if proxy is None and trust_env:
         proxy = select_proxy(base_url, get_environ_proxies(base_url, no_proxy=None))
-    # SOCKS needs connections of its own: with ours the call would go out without a proxy.
+    # SOCKS needs its own kind of connection: with ours the call would bypass the proxy.
     if proxy and "://" in proxy and not proxy.lower().startswith(("http://", "https://")):
         raise ValueError(_BAD_PROXY)
     return proxy or ""
 
 
 def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
-    """Return what certificates are checked against. Raises ValueError for a CA file or folder that doesn't exist."""
+    """Return ``verify``, or the environment's CA bundle. Raises ValueError for a file or folder that doesn't exist."""
     if verify is True and trust_env:
         verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     if isinstance(verify, str) and not os.path.exists(verify):
@@ -52,7 +52,7 @@ def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
 
 
 class _ResumingSocket(ssl.SSLSocket):
-    """A TLS connection that resumes the last session with its host, which takes a quarter off connecting."""
+    """A TLS connection that resumes an earlier session with its host. That saves a quarter of the time to connect."""
 
     sessions: ClassVar[dict[str | None, ssl.SSLSession]]
     _is_verified = False
@@ -65,8 +65,9 @@ class _ResumingSocket(ssl.SSLSocket):
         self._is_verified = True
 
     def close(self) -> None:
-        """See ssl.SSLSocket. Only now is the session complete: its ticket comes after the handshake."""
-        # Never the session of a refused certificate. A resumed session is known, and reading it takes 150 µs.
+        """See ssl.SSLSocket."""
+        # The session is complete only now: its ticket arrives after the handshake. A resumed session is known
+        # already, and reading it takes 150 µs. A session whose certificate was refused must never be resumed.
         if self._is_verified and not self.session_reused and (session := self.session) is not None:
             self.sessions[self.server_hostname] = session
         super().close()
@@ -87,10 +88,10 @@ def get_tls_context(verify: bool | str) -> ssl.SSLContext:
 
 
 class Connector:
-    """Opens connections to one base URL, directly or through a proxy. It holds no socket, so a fork does no harm.
+    """Opens connections to one base URL, directly or through a proxy. It holds no socket, so it survives a fork.
 
-    ``is_forwarded`` says that a proxy reads each request, as it does without TLS; then each request
-    needs the whole URL and ``proxy_headers``.
+    Without TLS a proxy forwards each request (``is_forwarded``). Then each request needs the complete
+    URL and ``proxy_headers``. With TLS the proxy opens a tunnel and sees no request.
     """
 
     def __init__(self, base_url: str, proxy: str, context: ssl.SSLContext | None) -> None:
@@ -100,7 +101,7 @@ class Connector:
         try:
             pool: Any = _Adapter(context).get_connection_with_tls_context(request, verify=True, proxies=proxies)
         except ValueError:
-            # The error quotes the URL, which may hold a password.
+            # The error quotes the URL, which may contain a password.
             raise ValueError(_BAD_PROXY) from None
         pool.ConnectionCls = TimedHTTPSConnection if pool.scheme == "https" else TimedHTTPConnection
         self._pool = pool
@@ -109,7 +110,7 @@ class Connector:
 
     def connect(self, seconds: float) -> TimedHTTPConnection:
         """Return a new connection, opened within ``seconds`` apart from the DNS lookup. Raises TransportError."""
-        # The steps of urllib3's urlopen(). There is no public way to take them without a request.
+        # The first steps of urllib3's urlopen(), which has no public way to stop before the request.
         pool = self._pool
         connection: TimedHTTPConnection = pool._new_conn()
         connection.timeout = seconds
@@ -118,7 +119,7 @@ class Connector:
                 pool._prepare_proxy(connection)
             else:
                 connection.connect()
-            # Warns of a certificate that isn't verified.
+            # urllib3 warns here about a certificate that it didn't verify.
             pool._validate_conn(connection)
             return connection
         except BaseException as error:
@@ -129,14 +130,14 @@ class Connector:
         raise failure
 
     def _explain(self, error: BaseException, connection: TimedHTTPConnection) -> APIError:
-        """Return the error to raise; raises again what no failed connection explains."""
+        """Return the error for the caller. Raises any error again that doesn't come from connecting."""
         if not isinstance(error, APIError | OSError | ValueError | HTTPError):
             raise error
         if (proxy := self._pool.proxy) is None:
             return describe_failure(error, "MoEngage")
         name = f"the proxy {proxy.host}:{proxy.port}"
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
-            # Only _tunnel() raises one.
+            # Only _tunnel() raises it.
             return ProxyError(f"{name} opened no tunnel: {error}")
         if connection.has_reached_proxy:
             return describe_failure(error, "MoEngage")
@@ -159,17 +160,17 @@ class _Adapter(HTTPAdapter):
 
 
 class TimedHTTPConnection(HTTPConnection):
-    """A connection whose ``timeout`` bounds the whole of connecting: all addresses, the proxy's tunnel and TLS."""
+    """A connection whose ``timeout`` limits all of connecting: every address, the proxy's tunnel and TLS."""
 
     has_reached_proxy = False
     _until = 0.0
 
     def _left(self) -> float:
-        # 0.0 would mean not to block.
+        # A socket with a timeout of 0.0 doesn't wait at all.
         return max(0.001, self._until - time.monotonic())
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the first address that answers. They share the time, because the first may be silent."""
+        """Connect to the first address that answers. The addresses share the time, because one may never answer."""
         self._until = time.monotonic() + (self.timeout or 0.0)
         addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         while True:

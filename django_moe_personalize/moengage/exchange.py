@@ -1,7 +1,7 @@
-"""A request in flight on one connection: written now, its response read when the caller wants it.
+"""One request in flight: written at once, and its response read when the caller wants it.
 
-Nothing waits in between, neither a thread nor an event loop. A socket's own timeout bounds one
-read, so a response that drips would outlast it; here each wait is what is left of the caller's time.
+No thread and no event loop waits in between. A socket's own timeout limits one read, so a dripping
+response outlasts it. An exchange limits each read to the rest of the caller's time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLW
 class HTTPExchange:
     """One request and its response on ``sock``. Implements messages.Exchange.
 
-    ``end`` is called once, when the exchange no longer needs the connection, with whether the
-    connection may serve another request. ``was_idle`` says that it has served one before. ``peer``
-    is the other end's name in error messages, ``has_body`` is false for the response to CONNECT.
+    The exchange calls ``end(is_reusable)`` once, when it no longer needs the connection; a reusable
+    connection may serve another request. ``was_idle``: the connection has served a request before.
+    ``peer`` names the other end in error messages. ``has_body`` is false for the response to CONNECT.
     """
 
     __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
@@ -61,10 +61,7 @@ class HTTPExchange:
         self._finish(is_reusable=False)
 
     def send(self, data: memoryview, seconds: float) -> None:
-        """Write the request within ``seconds``. Raises the TransportError tree; the connection is closed then.
-
-        The request is a view, because error reports print the locals of every frame.
-        """
+        """Write the request within ``seconds``. On an error, closes the connection and raises TransportError."""
         until = time.monotonic() + seconds
         failure = None
         try:
@@ -72,7 +69,7 @@ class HTTPExchange:
                 self._sock.settimeout(max(0.0, until - time.monotonic()))
                 data = data[self._sock.send(data) :]
         except BrokenPipeError:
-            # The server may have answered before it read everything, as with a 413.
+            # The server may have answered before it read the whole request, for example with a 413.
             pass
         except BaseException as error:
             failure = self._fail(error)
@@ -80,12 +77,12 @@ class HTTPExchange:
             raise failure
 
     def receive(self, seconds: float) -> Response | None:
-        """See messages.Exchange. Raises RuntimeError once the exchange is over."""
+        """See messages.Exchange. Raises RuntimeError after the exchange has ended."""
         if self._end is None:
-            # By now the next visitor's response may arrive on the connection.
-            raise RuntimeError("the exchange is over")
+            # The next bytes on the connection may be another visitor's response.
+            raise RuntimeError("this exchange has ended")
         outcome = self._receive(time.monotonic() + seconds)
-        # Raised here: the frames below hold the visitor's response.
+        # Raised here, because an error report prints the frames below, which hold the response.
         if isinstance(outcome, APIError):
             raise outcome
         return outcome
@@ -96,7 +93,7 @@ class HTTPExchange:
             while outcome is None:
                 self._sock.settimeout(max(0.0, until - time.monotonic()))
                 before = len(self._received)
-                # urllib3's TLS inside TLS returns 0 at the end.
+                # urllib3's TLS inside TLS returns the number 0 when the connection has ended.
                 self._received += self._sock.recv(_CHUNK) or b""
                 if not self._received:
                     raise ConnectionResetError("closed without a response")
@@ -116,7 +113,7 @@ class HTTPExchange:
             end(is_reusable)
 
     def _fail(self, error: BaseException) -> APIError:
-        """Close the connection, and return the error to raise; raises again what no failed call explains."""
+        """Close the connection and return the error for the caller. Raises any error again that isn't the call's."""
         self.release()
         if not isinstance(error, APIError | OSError):
             raise error
@@ -126,9 +123,10 @@ class HTTPExchange:
 
 
 def describe_failure(error: Exception, peer: str, kind: type[TransportError] = TransportError) -> APIError:
-    """Return the error to raise for one from the layers below, without the frames that hold secrets.
+    """Return the caller's error for one of the socket, of TLS or of urllib3.
 
-    ``peer`` is the name of the other end. The cause is the operating system's or OpenSSL's own error.
+    ``peer`` names the other end. The cause is the operating system's or OpenSSL's error, without its
+    frames: error reports print them, and they hold secrets.
     """
     if isinstance(error, APIError):
         return error.with_traceback(None)

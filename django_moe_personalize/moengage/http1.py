@@ -18,13 +18,13 @@ MAX_BYTES = 1024 * 1024
 """The largest body that a response may have, before and after decompression."""
 
 MAX_HEAD = 64 * 1024
-"""The most bytes of a response's heads, and of its trailers."""
+"""The most bytes that the heads of a response may have, and its trailers."""
 
 MAX_FIELDS = 100
 """The most header fields of a response, as in ``http.client``."""
 
 MAX_CHUNKS = 4096
-"""The most chunks of a body: a byte in each would take two seconds for 1 MiB. These take 8 ms."""
+"""The most chunks that a body may have. A million chunks of one byte would take two seconds, 4096 take 8 ms."""
 
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+\r?\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r?\n((?:" + _FIELD + rb")*+)\r?\n")
@@ -45,7 +45,7 @@ def write_request(method: str, target: str, fields: Mapping[str, str], body: byt
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") == 2 * (len(fields) + 2):
         return head.encode("latin-1") + body
-    # An error report prints the locals of this frame.
+    # An error report prints the locals of each frame.
     del target, fields, body, lines, head
     raise ValueError("a request must not have a line break in its path, query or header fields")
 
@@ -68,7 +68,7 @@ def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tu
     if not has_body or status in (204, 304):
         pass
     elif "transfer-encoding" in fields:
-        # A response that can be read in two ways is an attack, or soon one (RFC 9112 §6.1).
+        # Two readers could find different ends: request smuggling starts like that (RFC 9112 §6.1).
         if is_old or "content-length" in fields or fields["transfer-encoding"].lower() != "chunked":
             raise _refuse("its length is ambiguous")
         body, end = yield from _read_chunks(received, start)
@@ -80,7 +80,7 @@ def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tu
     else:
         body = yield from _read_to_end(received, start)
         end, is_reusable = len(received), False
-    # Bytes beyond the response would be read as the next visitor's.
+    # Extra bytes would become the beginning of the next visitor's response.
     yield Response(status, fields, body), is_reusable and end == len(received)
 
 
@@ -112,7 +112,7 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     """Return whether this is HTTP/1.0, the status, the fields and where the head ends."""
     while len(received) < start + 7:
         yield from _wait()
-    # Before the head is whole: another protocol may never send an empty line.
+    # Checked before the head is complete, because another protocol may never send an empty line.
     if not received.startswith(b"HTTP/1.", start):
         raise _refuse("it does not begin with HTTP/1")
     end = yield from _find_blank_line(received, start, MAX_HEAD)
@@ -126,13 +126,13 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     fields: dict[str, str] = {}
     for name, value in parts:
         name, value = name.lower(), value.strip(" \t")
-        # RFC 9110 §5.3. Two lengths become one that is not a number, and so are refused.
+        # RFC 9110 §5.3. Two lengths become "2, 3", which is not a number, so the response is refused.
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return minor == b"0", int(status), fields, end
 
 
 def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
-    """Return where the next empty line ends, at most at ``most``. Each byte is searched once."""
+    """Return where the next empty line ends, which must not be after ``most``. Searches each byte once."""
     scanned = start
     while True:
         found = _BLANK_LINE.search(received, scanned)

@@ -27,27 +27,26 @@ if TYPE_CHECKING:
     from django_moe_personalize.resilience import Deadline
 
 _SEND_SECONDS: Final = 0.05
-"""How long start() may take: some kilobytes fit into the socket's buffer at once, or the connection is useless."""
+"""How long start() may take. A request fits into the socket's buffer, unless the server has stopped reading."""
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 class RequestsTransport:
-    """Send over HTTP, with ``requests`` for proxies, certificates and pools, on connections that are kept open.
+    """Send requests over HTTP, on connections that stay open. Thread-safe.
 
-    ``base_url`` is https, or http on loopback. One call lasts at most its deadline and, with a longer
-    one or none, ``timeout`` seconds; connecting takes at most ``connect_timeout`` of them. Every step
-    ends on time however slowly a response drips, except the system's DNS lookup, which has no timeout:
-    a page calls from a thread that it can abandon. At most ``pool_maxsize`` idle connections are kept.
+    - ``base_url``: https, or http on loopback
+    - ``connect_timeout``: the most seconds that it takes to connect, with all addresses, a proxy and TLS
+    - ``timeout``: the most seconds of a call that has a longer deadline or none
+    - ``pool_maxsize``: how many idle connections stay open
+    - ``proxies``: as in ``requests``, such as ``{"https": "http://proxy:3128"}``, but without SOCKS
+    - ``trust_env``: take proxies and, if ``verify`` is ``True``, the CA bundle from the environment
+    - ``verify``: ``True`` for the CA bundle of ``requests``, a CA file or folder, ``False`` for any certificate
 
-    No redirect is followed, no netrc is read and no cookie is kept: one visitor's cookie must not
-    travel with another's request. ``proxies`` (``{"https": "http://proxy:3128"}``) is what ``requests``
-    takes, without SOCKS. ``trust_env`` reads proxies and, when ``verify`` is ``True``,
-    REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE from the environment. ``verify`` may be a CA file or folder;
-    ``False`` accepts any certificate.
-
-    Thread-safe. After a fork the child opens connections of its own. Raises ValueError for a base
-    URL, proxy or CA path that can't be used.
+    A call ends on time, however slowly a response drips. Only the system's DNS lookup has no timeout, so
+    a page calls from a thread that it can abandon. The transport follows no redirect, reads no netrc and
+    keeps no cookie: a visitor's cookie must not travel with another visitor's request. After a fork the
+    child opens its own connections. Raises ValueError for a base URL, proxy or CA path that can't be used.
     """
 
     def __init__(
@@ -95,7 +94,7 @@ class RequestsTransport:
             return self._attempt(data, until, self._get_idle().take())
         except NotTakenError:
             pass
-        # On a new connection: when one idle connection is dead, the others likely are.
+        # On a new connection, because the other idle connections are probably dead, too.
         return self._attempt(data, until, None)
 
     def start(self, request: Request) -> Exchange | None:
@@ -142,8 +141,8 @@ class RequestsTransport:
         )
 
     def _get_idle(self) -> _IdleConnections:
-        # Two processes on one connection would read each other's responses. Two threads that both
-        # build this only lose a connection; a lock held during a fork would stay locked in the child.
+        # Two processes on one connection would read each other's responses. No lock, because a lock that is
+        # held during a fork stays locked in the child. Two threads that both get here lose one connection.
         idle = self._idle
         if idle.pid != os.getpid():
             idle = self._idle = _IdleConnections(self._pool_maxsize)
@@ -151,9 +150,9 @@ class RequestsTransport:
 
 
 class _IdleConnections:
-    """The open connections of one process that wait for the next request. Thread-safe.
+    """The idle connections of one process. Thread-safe.
 
-    urllib3's own queue takes 200 bytecodes a call more, and logs a warning after each rush of pages.
+    urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when it is full.
     """
 
     def __init__(self, most: int) -> None:
@@ -165,7 +164,7 @@ class _IdleConnections:
         self.close()
 
     def take(self) -> HTTPConnection | None:
-        """Return the connection that was used last, or ``None``. Closes those that the server has closed."""
+        """Return the connection that was used last, or ``None``. Drops connections that the server has closed."""
         while True:
             try:
                 connection = self._waiting.pop()
@@ -176,12 +175,12 @@ class _IdleConnections:
             connection.close()
 
     def lend(self, connection: HTTPConnection, *, was_idle: bool) -> HTTPExchange:
-        """Return an exchange on a connection that comes back here when it may serve another request."""
+        """Return an exchange on a connection. A reusable connection comes back here afterwards."""
         sock = cast(socket.socket, connection.sock)
         return HTTPExchange(sock, partial(self._take_back, connection), was_idle=was_idle)
 
     def close(self) -> None:
-        """Close the connections, also those that come back later. In a forked child the parent's stay open."""
+        """Close the connections, now and when they come back. In a child process the parent's stay open."""
         self._most = 0
         self._trim()
 
@@ -194,6 +193,6 @@ class _IdleConnections:
 
     def _trim(self) -> None:
         while len(self._waiting) > self._most:
-            # Another thread may have taken the last one.
+            # Another thread may have taken the last connection.
             with suppress(IndexError):
                 self._waiting.popleft().close()

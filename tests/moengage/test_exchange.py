@@ -49,7 +49,7 @@ def test_response_is_read_once_it_is_whole(cut, build_wire):
     more.set()
     response = receive(exchange)
     assert (response.status, response.body) == (200, b"x" * 999)
-    with pytest.raises(RuntimeError, match="over"):
+    with pytest.raises(RuntimeError, match="has ended"):
         exchange.receive(0.0)
 
 
