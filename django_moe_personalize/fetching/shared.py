@@ -14,7 +14,9 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetching.cache import build_key
+from django_moe_personalize.fetching.cache import build_key as build_key
+from django_moe_personalize.fetching.cache import get_many as get_many
+from django_moe_personalize.fetching.cache import set_many as set_many
 from django_moe_personalize.runtime import Runtime, log_once, part
 
 NOTICE_SECONDS: Final = 60 * 60
