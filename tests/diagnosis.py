@@ -9,7 +9,7 @@ from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.testing import override_personalize
 from tests.loopback import Loopback
-from tests.test_delivery import backend
+from tests.delivery.events import backend
 
 KEY = "canary-of-the-key"
 SHORT = 0.3

@@ -20,7 +20,7 @@ from django_moe_personalize.testing import override_personalize
 from tests import site
 from tests.diagnosis import KEY, ask_vendor, diagnose, find, of, use_outbox  # noqa: F401 - fixtures among them
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
-from tests.test_delivery import backend, make_events
+from tests.delivery.events import backend, make_events
 
 # The command
 

@@ -21,7 +21,7 @@ from django_moe_personalize.tracking.watchdog import TOPIC
 from tests.conftest import settle
 from tests.diagnosis import SHORT, diagnose, find, of, use_outbox  # noqa: F401 - a fixture among them
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
-from tests.test_delivery import backend, make_events
+from tests.delivery.events import backend, make_events
 
 # The cache and the processes
 
