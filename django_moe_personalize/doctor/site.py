@@ -26,7 +26,7 @@ from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.fetching import shared, upstream
-from django_moe_personalize.fetching.cache import build_key
+from django_moe_personalize.fetching.shared import build_key
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.tracking import watchdog
 

@@ -1,9 +1,10 @@
-"""Attributes, gathered: who asks, with what, and what they allow; only when a fetch is due."""
+"""Put together what the package knows about a visitor. It runs only when a page is about to fetch or count."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from typing import Final
 
 from django.http import HttpRequest
 
@@ -15,7 +16,7 @@ from django_moe_personalize.visitor.identity import Identity, aget_identity, get
 
 
 class Visitor:
-    """Who asks, with which in-session attributes, and what the visitor allows. Nothing of it is in the repr."""
+    """A visitor's identity, in-session attributes and consent. The repr shows no personal data."""
 
     __slots__ = ("_digest", "attributes", "consent", "identity")
 
@@ -27,9 +28,9 @@ class Visitor:
 
     @property
     def digest(self) -> str:
-        """Names this visitor in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
+        """The visitor's name in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
 
-        An identified and an anonymous visitor never share a digest, whatever their ids look like.
+        An identified and an anonymous visitor never share a digest, even if their ids look alike.
         """
         if not self._digest:
             self._digest = build_digest(self._list_parts())
@@ -49,12 +50,12 @@ class Visitor:
         return parts
 
 
-NOBODY = Visitor(Identity(), {}, DENIED)
-"""The visitor of a page for whom nothing may be asked: no consent, or who it is cannot be told."""
+NOBODY: Final = Visitor(Identity(), {}, DENIED)
+"""The visitor if the package may ask nothing: the visitor denies ``fetch``, or the identity can't be read."""
 
 
 def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
-    """Return the request's visitor at the moment ``now``; NOBODY when nothing may be asked. Never raises."""
+    """Return the visitor of the request at the moment ``now``, or NOBODY. Never raises."""
     consent = get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:

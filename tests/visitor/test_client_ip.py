@@ -1,4 +1,4 @@
-"""The visitor's IP address, with and without proxies."""
+"""The visitor's IP address, with and without trusted proxies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.visitor.client_ip import get_client_ip, is_public, parse_address
+from django_moe_personalize.visitor.client_ip import Node, _parse_node, get_client_ip, parse_node
 
 VISITOR, OTHER = "198.41.0.4", "8.8.8.8"
 PROXIES = [ipaddress.ip_network(network) for network in ("10.0.0.0/8", "203.119.0.0/24", "2a00::/32")]
@@ -49,12 +49,12 @@ def read(remote="10.0.0.1", *, forwarded=None, xff=None, proxies=PROXIES, precis
     ],
 )
 def test_the_peer_is_the_visitor_without_proxies(remote, address):
-    """Headers mean nothing, and an address that is not public is left out."""
+    """Without trusted proxies the headers mean nothing. An address that is not public is left out."""
     assert read(remote, xff=OTHER, forwarded=f"for={OTHER}", proxies=[]) == address
 
 
 def test_a_missing_peer_is_left_out():
-    """A server on a unix socket gives no REMOTE_ADDR."""
+    """A server on a Unix socket sets no REMOTE_ADDR."""
     assert get_client_ip({}, PROXIES, "full") == ""
 
 
@@ -89,16 +89,16 @@ def test_a_missing_peer_is_left_out():
         ({"forwarded": "for=unknown", "xff": VISITOR}, ""),
     ],
 )
-def test_the_walk_behind_proxies(headers, address):
-    """From the right, the first address that no trusted proxy has; nothing left of a bad one.
+def test_headers_of_trusted_proxies(headers, address):
+    """The visitor is the last address that is not a trusted proxy. Nothing before a bad entry counts.
 
-    Two headers that disagree say nothing.
+    If the two headers disagree, the address is unknown.
     """
     assert read(**headers) == address
 
 
-def test_a_peer_that_is_no_proxy_is_the_visitor():
-    """Who comes past the proxies writes no headers for us."""
+def test_peer_outside_the_trusted_proxies_is_the_visitor():
+    """The headers of a request that bypasses the proxies mean nothing."""
     assert read(OTHER, xff=VISITOR, forwarded=f"for={VISITOR}") == OTHER
 
 
@@ -111,7 +111,7 @@ def test_a_peer_that_is_no_proxy_is_the_visitor():
     ],
 )
 def test_precision(precision, v4, v6):
-    """A /24 or a /48 is kept of a truncated address, nothing with off."""
+    """Truncated, an address is its /24 or /48 network."""
     assert read("198.41.0.4", precision=precision) == v4
     assert read("2001:4860:4860:ff01::8", precision=precision) == v6
 
@@ -124,12 +124,13 @@ _nodes = st.one_of(
 
 
 @given(remote=_nodes, xff=st.lists(_nodes), forwarded=st.text(), precision=st.sampled_from(["full", "truncated"]))
-def test_the_walk_never_raises_nor_gives_a_proxy(remote, xff, forwarded, precision):
-    """Whatever the headers hold, the answer is empty or a public address outside the proxies."""
+def test_any_headers_give_a_public_address_or_none(remote, xff, forwarded, precision):
+    """With any text in the headers, the result is empty or a public address outside of the proxies."""
     address = read(remote, xff=", ".join(xff), forwarded=forwarded, precision=precision)
     if address:
         parsed = ipaddress.ip_address(address)
-        assert precision == "truncated" or (is_public(parsed) and not any(parsed in proxy for proxy in PROXIES))
+        is_visitor = parse_node(address).full == address and not any(parsed in proxy for proxy in PROXIES)
+        assert precision == "truncated" or is_visitor
 
 
 _visitors = st.ip_addresses().filter(lambda address: not any(address in proxy for proxy in PROXIES))
@@ -137,15 +138,26 @@ _visitors = st.ip_addresses().filter(lambda address: not any(address in proxy fo
 
 @given(junk=st.one_of(st.text(), _nodes), visitor=_visitors, kind=st.sampled_from(["xff", "forwarded"]))
 def test_what_a_visitor_writes_changes_nothing(junk, visitor, kind):
-    """A proxy's addition decides, whatever stood in the header before it."""
+    """The entry of the proxy decides. Text that the visitor wrote before it changes nothing."""
     node = str(visitor) if visitor.version == 4 else f"[{visitor}]"
     added = node if kind == "xff" else f'for="{node}"'
     assert read(**{kind: f"{junk}, {added}"}) == read(**{kind: added})
 
 
 @given(st.ip_addresses())
-def test_every_address_is_parsed(address):
-    """An address in any of its forms is the same address."""
+def test_forms_of_an_address(address):
+    """An address with brackets, with a port and mapped from IPv4 is the same address."""
     expected = getattr(address, "ipv4_mapped", None) or address
     node = str(address) if address.version == 4 else f"[{address}]"
-    assert parse_address(str(address)) == parse_address(f"{node}:80") == parse_address(node) == expected
+    assert {parse_node(text).address for text in (str(address), node, f"{node}:80")} == {expected}
+
+
+def test_memory_is_bounded():
+    """1,024 addresses are remembered, and no longer text."""
+    _parse_node.cache_clear()
+    for number in range(1200):
+        peer = f"198.41.{number // 256}.{number % 256}"
+        assert read(peer, proxies=[]) == peer
+    assert _parse_node.cache_info().currsize == 1024
+    assert parse_node("1" * 65) == Node()
+    assert _parse_node.cache_info().misses == 1200
