@@ -153,7 +153,7 @@ def test_nodes_of_both_halves_are_found():
 
 
 def test_safe_text_is_not_taken_for_an_equal_one():
-    """A SafeString stays HTML, and an equal str is escaped, in any order. Escaped values are remembered, few of them."""
+    """A SafeString stays HTML, and an equal str is escaped, in any order. Few and short values are remembered."""
     tracker, hero = PageTracker(None), Experience("hero", {})
     experience._escape.cache_clear()
     for _ in range(2):
