@@ -196,8 +196,12 @@ class Page:
 
         Reads after this point get the default: a response whose headers are gone can't be marked any more.
         """
-        request = self._request()
+        if self._visitor is None and not self.is_read and self._gathering is None:
+            # Nothing was asked, as on most pages of a site.
+            self._is_closed = True
+            return ()
         self.release()
+        request = self._request()
         if request is None or not (self.is_read or self._is_personal(request, response)):
             self._is_closed = True
             return ()
@@ -220,8 +224,6 @@ class Page:
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Return whether a response that read nothing belongs to one visitor all the same, or may still read."""
-        if self._visitor is None and self._gathering is None:
-            return False
         return has_stored_parameters(request) or (isinstance(response, StreamingHttpResponse) and bool(self._flights))
 
     def _describe(self) -> str:

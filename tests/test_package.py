@@ -93,8 +93,8 @@ def test_requests_is_imported_by_the_transport_alone():
 
 
 def test_environment_is_read_by_the_settings_alone():
-    """Settings are resolved in one place, the table."""
-    assert importers_of("environ") == {"conf.py"}
+    """One module resolves the settings."""
+    assert importers_of("environ") == {"conf/settings.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

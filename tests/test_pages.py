@@ -8,10 +8,10 @@ from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client, RequestFactory
 
-from django_moe_personalize.fetching.cache import get_local_cache
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.planning import MAX_READ_KEYS, get_route_memory
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
 from tests.pages import title
@@ -131,7 +131,7 @@ def test_anonymous_visitor_stays_the_same(visit, upstream):
     assert cookie["httponly"]
     assert cookie["samesite"] == "Lax"
     cache.clear()
-    get_local_cache().clear()
+    reset_runtimes()
     assert "moe_id" not in visit("/tags/").cookies
     first, second = (body["identifiers"]["customer_id"] for body in upstream.fetches)
     assert first == second

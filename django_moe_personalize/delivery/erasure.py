@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Final
 
-from django_moe_personalize.fetching.cache import build_key, get_many, set_many
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.types import Event
 
 MARK_SECONDS: Final = 7 * 24 * 60 * 60

@@ -233,10 +233,9 @@ def _taking_turn() -> Iterator[_Turn]:
 
 def _read_backend(fallback: object) -> readers.Backend:
     try:
-        found: readers.Backend = readers.backend(DELIVERY).read(fallback)
-    except readers.Mistake as mistake:
-        raise ValueError(f"fallback must be as DELIVERY is: {mistake.expected}") from None
-    return found
+        return readers.read_backend(fallback, default=DELIVERY)
+    except readers.InvalidValue as error:
+        raise ValueError(f"fallback must be as DELIVERY is: {error.expected}") from None
 
 
 def get_worker(kind: type[Kind]) -> Kind:

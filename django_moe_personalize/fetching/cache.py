@@ -1,333 +1,231 @@
-"""Keys, freshness and stale answers of experiences: this process's memory above the site's Django cache.
+"""The cache of answers: this process's memory above the site's Django cache.
 
-A body, what an experience says, is stored once under a hash of its content. A visitor is one short
-text: for each experience, when it was stored and which body, present or absent. A cache that fails,
-or that holds what is not ours, is a miss.
+In the site's cache, a visitor is one short text: for each moment at which MoEngage answered, the references of
+the bodies. A body, the content of one answer, is stored once under its reference, a keyed hash of the content.
+An entry that this package didn't write, or wrote with another secret, is a miss.
 """
 
 from __future__ import annotations
 
 import base64
-import functools
 import json
 import math
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from itertools import groupby
-from operator import itemgetter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from django.conf import settings as django_settings
-from django.core.cache import caches
-
-from django_moe_personalize.conf import Settings, get_settings
+from django_moe_personalize.conf import Settings
 from django_moe_personalize.digest import build_digest
-from django_moe_personalize.fetching.local_cache import (
-    NAME_BYTES,
-    REFERENCE_BYTES,
-    Body,
-    CachedExperience,
-    LocalCache,
-    Record,
-    Span,
-    build_experience,
-    unfold,
-)
+from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, Record, unfold
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.frozen import freeze
-from django_moe_personalize.moengage.types import Experience
-from django_moe_personalize.runtime import Runtime, log_once, part
-
-__all__ = ["CachedExperience", "ExperienceCache", "build_digest", "build_key", "get_many", "set_many"]
-
-CACHE_FORMAT: Final = 2
-"""Raised when a stored value changes shape; a release that keeps it empties no site's cache."""
+from django_moe_personalize.moengage.offerings import find_offerings
+from django_moe_personalize.moengage.types import DataSource, Experience
+from django_moe_personalize.runtime import Runtime, part
 
 MAX_SKEW: Final = 5_000
-"""Milliseconds by which the clocks of a site's machines may differ. What was stored later than that
-from now was stored before this clock was set back, nobody knows how long ago: a miss."""
+"""Milliseconds by which the clocks of a site's machines may differ. A later answer comes from before this
+machine's clock was set back, nobody knows how long ago, so it is a miss."""
 
 TIME_BYTES: Final = 6
 HEAD_BYTES: Final = 1 + TIME_BYTES
+REFERENCE_BYTES: Final = 16
+_MAX_TEXT_BYTES: Final = MAX_ANSWERS * (HEAD_BYTES + REFERENCE_BYTES)
 
-# json.dumps() builds an encoder for every call that wants another than the default.
+# json.dumps() builds an encoder for every call with other options than the default ones.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _encode_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
-# A parsed body takes about four times its text.
-_PARSED_SIZE: Final = 4
-
-
-@part
-def get_local_cache(runtime: Runtime) -> LocalCache:
-    """Return the answers that this process has in memory."""
-    return LocalCache()
-
-
-def build_key(*parts: str) -> str:
-    """Return the cache key of ``parts`` in the configured workspace; nothing in it can be read back."""
-    settings = get_settings()
-    workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
-    return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
-
-
-def get_many(keys: Iterable[str]) -> dict[str, Any]:
-    """Return what the site's cache has of ``keys``; nothing when the cache fails."""
-    alias = get_settings().cache
-    try:
-        return caches[alias].get_many(keys)
-    except Exception as error:  # whatever a cache backend raises, it is a miss
-        _log_failure(alias, error)
-        return {}
-
-
-def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
-    """Store ``entries`` in the site's cache for ``timeout`` seconds; return whether it took them all."""
-    alias = get_settings().cache
-    try:
-        return not caches[alias].set_many(dict(entries), timeout=timeout)
-    except Exception as error:  # see get_many()
-        _log_failure(alias, error)
-        return False
-
-
-def _log_failure(alias: str, error: Exception) -> None:
-    message = "The cache %r failed (%s); experiences are fetched without it."
-    log_once(("cache", alias, type(error)), message, alias, type(error).__name__)
-
-
-class _OldCache:
-    """The experiences of one visitor; ``clock`` gives Unix seconds, which all processes share.
-
-    What it hands out is shared by all visitors and cannot be changed; ``copy.deepcopy()`` can.
-    """
-
-    __slots__ = ("_clock", "_lifetime", "_ttl", "visitor")
-
-    def __init__(self, visitor_digest: str, settings: Settings, *, clock: Callable[[], float] = time.time) -> None:
-        self.visitor = visitor_digest
-        self._ttl = int(settings.cache_ttl * 1000)
-        self._lifetime = int(max(settings.cache_ttl, settings.cache_stale_ttl) * 1000)
-        self._clock = clock
-
-    def get_local(self, experience_keys: Collection[str]) -> dict[str, CachedExperience]:
-        """Return what this process has in memory, fresh or stale, in microseconds and without any I/O."""
-        now = int(self._clock() * 1000)
-        return self._pick(get_local_cache().find(self.visitor, now), experience_keys, now)
-
-    def get(self, experience_keys: Iterable[str]) -> dict[str, CachedExperience]:
-        """Return what is known, fresh or stale.
-
-        When not all of it is fresh in memory, one round trip to the site's cache; a second one
-        when that names a body that this process has not seen.
-        """
-        keys = tuple(experience_keys)
-        found = self.get_local(keys)
-        if all(key in found and found[key].fresh for key in keys):
-            return found
-        now = int(self._clock() * 1000)
-        answers = self._read(now)
-        _read_bodies(answers, keys)
-        return self._pick(get_local_cache().merge(self.visitor, answers, self._span(now)), keys, now)
-
-    def set(self, answers: Mapping[str, Experience | None]) -> None:
-        """Store answers, absent ones too, beside what is known of the visitor already.
-
-        One round trip to the site's cache; a second one when a body is new or was written long ago.
-        """
-        if not self._lifetime:
-            return
-        now = int(self._clock() * 1000)
-        given, record = self._merge(answers, now)
-        # First the bodies, so that no other process finds a reference to nothing.
-        self._write_bodies([body for _, body in unfold(record) if body.name in given], now)
-        set_many({self._name: _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
-
-    def set_local(self, answers: Mapping[str, Experience | None]) -> None:
-        """Put answers into the memory of this process alone, without any I/O; see set()."""
-        if self._lifetime:
-            self._merge(answers, int(self._clock() * 1000))
-
-    def _merge(self, answers: Mapping[str, Experience | None], now: int) -> tuple[Collection[bytes], Record]:
-        bodies = [_intern(key, experience) for key, experience in answers.items()]
-        given = {body.name: (now, body) for body in bodies}
-        return given, get_local_cache().merge(self.visitor, given, self._span(now), overwrite=True)
-
-    @property
-    def _name(self) -> str:
-        return build_key("visitor", self.visitor)
-
-    def _span(self, now: int) -> Span:
-        return Span(now - self._lifetime, now + MAX_SKEW)
-
-    def _pick(self, record: Record, keys: Collection[str], now: int) -> dict[str, CachedExperience]:
-        wanted = frozenset(keys)
-        found: dict[str, CachedExperience] = {}
-        usable = fresh = False
-        for item in record:
-            if item.__class__ is int:
-                usable = now - self._lifetime <= item <= now + MAX_SKEW
-                fresh = max(0, now - item) < self._ttl
-            elif usable and item.key in wanted:
-                found[item.key] = item.fresh if fresh else item.stale
-        return found
-
-    def _read(self, now: int) -> dict[bytes, tuple[int, Body]]:
-        span, name = self._span(now), self._name
-        return {
-            reference[:NAME_BYTES]: (at, get_local_cache().get_body(reference) or Body(reference))
-            for at, reference in _unpack(get_many([name]).get(name))
-            if at in span
-        }
-
-    def _write_bodies(self, bodies: Iterable[Body], now: int) -> None:
-        """Write those that the site's cache may soon lose: half of a body's time is an answer's whole life."""
-        due = {}
-        for body in bodies:
-            experience = body.fresh.experience
-            recent = body.written_at is not None and 0 <= now - body.written_at < self._lifetime
-            if experience is not None and not recent:
-                due[_build_body_name(body.reference)] = body, _dump(experience)
-        if due and set_many({name: text for name, (_, text) in due.items()}, timeout=math.ceil(self._lifetime / 500)):
-            for body, _ in due.values():
-                body.written_at = now
-
-
-@functools.lru_cache(maxsize=1024)
-def _build_name(key: str, secret: str | bytes) -> bytes:
-    return bytes.fromhex(build_digest(["key", key]))[:NAME_BYTES]
-
-
-def _build_reference(key: str, text: str) -> bytes:
-    """Return the reference of the body ``text`` of an experience; ``""`` is the absent one."""
-    content = bytes.fromhex(build_digest(["body", key, text]))
-    return _build_name(key, django_settings.SECRET_KEY) + content[: REFERENCE_BYTES - NAME_BYTES]
-
-
-def _build_body_name(reference: bytes) -> str:
-    return build_key("body", reference.hex())
-
-
-def _dump(experience: Experience) -> str:
-    return _encode([experience.experience_key, experience.payload, experience.experience_context])
-
-
-def _intern(key: str, experience: Experience | None) -> Body:
-    """Return the body of an answer: the one that is shared, if there is one."""
-    if experience is None:
-        return Body(_build_reference(key, ""), key)
-    payload, context = experience.payload, experience.experience_context
-    if freeze(payload) is payload:
-        # What nobody can change has the reference it had: the reader hands out the same object again.
-        known = get_local_cache().get_body(_find_reference(key, payload, context))
-        if known is not None and known.key is not None:
-            return known
-    return _build_body(key, dict(payload), dict(context))
-
-
-def _find_reference(key: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> bytes:
-    """Return the reference of a body, remembered by the frozen ``payload`` itself: what is gone holds no memory."""
-    # Underscored, since templates show what attributes they find.
-    of, reference = vars(payload).get("_reference", (None, b""))
-    # The context by which object it is: to compare contents takes as long as to write them.
-    if of is not context or reference[:NAME_BYTES] != _build_name(key, django_settings.SECRET_KEY):
-        reference = _build_reference(key, _encode_sorted([payload, context]))
-        vars(payload)["_reference"] = context, reference
-    return bytes(reference)
-
-
-def _build_body(key: str, payload: dict[str, Any], context: dict[str, Any], *, expected: bytes | None = None) -> Body:
-    """Build or find a body; raises ValueError when its reference is not the ``expected`` one."""
-    # Sorted, so that the order in which the vendor writes names makes no other body.
-    text = _encode_sorted([payload, context])
-    reference = _build_reference(key, text)
-    if expected is not None and reference != expected:
-        raise ValueError("another body")
-    shared = get_local_cache().get_body(reference)
-    if shared is not None and shared.key is not None:
-        return shared
-    return Body(reference, key, build_experience(key, payload, context), size=_PARSED_SIZE * len(text))
-
-
-def _read_bodies(answers: dict[bytes, tuple[int, Body]], keys: Iterable[str]) -> None:
-    """Find out what the wanted ones of ``answers`` say, as far as the site's cache knows."""
-    lacking: dict[str, bytes] = {}
-    for key in keys:
-        absent = _build_reference(key, "")
-        at, body = answers.get(absent[:NAME_BYTES], (0, None))
-        if body is None or body.key is not None:
-            continue
-        if body.reference == absent:
-            answers[body.name] = at, Body(absent, key)
-        else:
-            lacking[_build_body_name(body.reference)] = body.reference
-    for name, text in (get_many(lacking) if lacking else {}).items():
-        found = _parse_body(text, lacking[name])
-        if found is not None:
-            answers[found.name] = answers[found.name][0], found
-
-
-def _parse_body(text: Any, reference: bytes) -> Body | None:
-    try:
-        # Nobody without the site's secret can write what has this reference.
-        key, payload, context = json.loads(text)
-        return _build_body(key, payload, context, expected=reference)
-    except (TypeError, ValueError, AttributeError, RecursionError):
-        return None
-
-
-def _pack(record: Record) -> str:
-    """Return a visitor as text, which every cache and serializer stores as it is.
-
-    For each moment: how many references, the moment, the references.
-    """
-    parts = []
-    for at, group in groupby(unfold(record), itemgetter(0)):
-        references = [body.reference for _, body in group]
-        parts += [bytes([len(references)]), at.to_bytes(TIME_BYTES, "big"), *references]
-    return base64.b64encode(b"".join(parts)).decode("ascii")
-
-
-def _unpack(value: object) -> list[tuple[int, bytes]]:
-    """Return moments and references as _pack() was given them; nothing when it is something else."""
-    try:
-        data = base64.b64decode(value) if isinstance(value, str) else b""
-    except ValueError:
-        return []
-    found, start = [], 0
-    while start < len(data):
-        at, first = int.from_bytes(data[start + 1 : start + HEAD_BYTES], "big"), start + HEAD_BYTES
-        start = first + data[start] * REFERENCE_BYTES
-        found += [(at, data[place : place + REFERENCE_BYTES]) for place in range(first, start, REFERENCE_BYTES)]
-    return found if start == len(data) else []
-
 
 class Known(NamedTuple):
+    """What the cache knows of a visitor.
+
+    ``answers`` has fresh and stale answers, None where MoEngage has no experience, and may have more keys than
+    asked for. Visitors share it, so nobody changes it. ``due`` has the keys asked for without a fresh answer.
+    """
+
     answers: Mapping[str, Experience | None]
     due: tuple[str, ...]
 
 
 class ExperienceCache:
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    """MoEngage's answers for each visitor. ``clock`` returns Unix seconds, which all processes share.
 
-    def _known(self, found: Mapping[str, CachedExperience], keys: Iterable[str]) -> Known:
-        return Known(
-            {k: e.experience for k, e in found.items()}, tuple(k for k in keys if k not in found or not found[k].fresh)
-        )
+    A visitor is 32 hexadecimal characters: Visitor.digest.
+    """
 
-    def peek(self, visitor: str, keys: Collection[str]) -> Known:
-        return self._known(_OldCache(visitor, self._settings).get_local(keys), keys)
+    def __init__(
+        self, settings: Settings, *, clock: Callable[[], float] = time.time, memory: LocalCache | None = None
+    ) -> None:
+        self.memory = memory or LocalCache()
+        self._clock = clock
+        ttl = int(settings.cache_ttl * 1000)
+        self._lifetime = max(ttl, int(settings.cache_stale_ttl * 1000))
+        # Ages in milliseconds.
+        self._fresh = range(-MAX_SKEW, ttl) if ttl else range(0)
+        self._usable = range(-MAX_SKEW, self._lifetime + 1)
 
-    def read(self, visitor: str, keys: Collection[str]) -> Known:
-        return self._known(_OldCache(visitor, self._settings).get(keys), keys)
+    def peek(self, visitor: str, keys: Sequence[str]) -> Known:
+        """Return what this process has in memory; takes microseconds and does no I/O."""
+        now = int(self._clock() * 1000)
+        record = self.memory.find(visitor, now)
+        if len(record) == 2:
+            at, bundle = record
+            if now - at in self._fresh:
+                answers = bundle.answers
+                return Known(answers, tuple([key for key in keys if key not in answers]))
+        return self._judge(record, keys, now)
+
+    def read(self, visitor: str, keys: Sequence[str]) -> Known:
+        """Return what memory and, for the keys that are due, the site's cache have.
+
+        Takes one round trip to the site's cache, and a second one for bodies that this process hasn't seen.
+        """
+        known = self.peek(visitor, keys)
+        if not known.due or not self._lifetime:
+            return known
+        now = int(self._clock() * 1000)
+        record = self.memory.store(visitor, self._read(visitor, now), self._get_span(now), overwrite=False)
+        return self._judge(record, keys, now)
 
     def keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
-        _OldCache(visitor, self._settings).set_local(answers)
+        """Store answers in this process's memory, next to the visitor's other answers; does no I/O."""
+        if answers and self._lifetime:
+            self._store(visitor, self._build_bodies(answers), int(self._clock() * 1000))
 
     def write(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
-        _OldCache(visitor, self._settings).set(answers)
+        """Store answers in memory and in the site's cache, next to the visitor's other answers.
+
+        Takes one round trip to the site's cache, and another one before it for bodies that are new there.
+        """
+        if not answers or not self._lifetime:
+            return
+        now, bodies = int(self._clock() * 1000), self._build_bodies(answers)
+        record = self._store(visitor, bodies, now)
+        # The bodies first, so that other processes find what the visitor's text refers to.
+        self._write_bodies(bodies, now)
+        set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
+
+    def _get_span(self, now: int) -> range:
+        return range(now - self._lifetime, now + MAX_SKEW + 1)
+
+    def _judge(self, record: Record, keys: Sequence[str], now: int) -> Known:
+        answers: dict[str, Experience | None] = {}
+        due = keys
+        for at, bundle in unfold(record):
+            if now - at in self._usable:
+                answers |= bundle.answers
+                if now - at in self._fresh:
+                    due = [key for key in due if key not in bundle.answers]
+        return Known(answers, tuple(due))
+
+    def _build_bodies(self, answers: Mapping[str, Experience | None]) -> list[Body]:
+        return [
+            self.memory.find_body_of(key, experience) or _build_body(key, experience)
+            for key, experience in answers.items()
+        ]
+
+    def _store(self, visitor: str, bodies: Iterable[Body], now: int) -> Record:
+        return self.memory.store(visitor, [(now, bodies)], self._get_span(now), overwrite=True)
+
+    def _write_bodies(self, bodies: Iterable[Body], now: int) -> None:
+        # A body is stored for twice the lifetime of an answer. Written again after half of its time, it is there
+        # for as long as any answer that refers to it.
+        due = {
+            _build_body_key(body.reference): body
+            for body in bodies
+            if body.written_at is None or not 0 <= now - body.written_at < self._lifetime
+        }
+        texts = {key: _dump(body) for key, body in due.items()}
+        if texts and set_many(texts, timeout=math.ceil(self._lifetime / 500)):
+            for body in due.values():
+                body.written_at = now
+
+    def _read(self, visitor: str, now: int) -> list[tuple[int, list[Body]]]:
+        """Return the visitor's answers in the site's cache, as far as their bodies can be found."""
+        key = build_key("visitor", visitor)
+        moments = [moment for moment in _unpack(get_many([key]).get(key)) if now - moment[0] in self._usable]
+        bodies = self._find_bodies({reference for _, references in moments for reference in references})
+        return [(at, [bodies[one] for one in references if one in bodies]) for at, references in moments]
+
+    def _find_bodies(self, references: Collection[bytes]) -> dict[bytes, Body]:
+        found = {one: body for one in references if (body := self.memory.find_body(one)) is not None}
+        missing = {_build_body_key(one): one for one in references if one not in found}
+        for key, text in get_many(missing).items() if missing else ():
+            if (body := _parse_body(text, missing[key])) is not None:
+                found[body.reference] = body
+        return found
 
 
 @part
 def get_cache(runtime: Runtime) -> ExperienceCache:
+    """Return the cache of the workspace."""
     return ExperienceCache(runtime.settings)
+
+
+def _build_body_key(reference: bytes) -> str:
+    return build_key("body", reference.hex())
+
+
+def _build_body(key: str, experience: Experience | None) -> Body:
+    if experience is None:
+        return Body(_hash(key, None, None), key, None, None)
+    payload, context = freeze(experience.payload), freeze(experience.experience_context)
+    cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
+    # Only an object that nobody can change has the same content the next time.
+    is_frozen = payload is experience.payload and context is experience.experience_context
+    return Body(_hash(key, payload, context), key, cached, experience if is_frozen else cached)
+
+
+def _hash(key: str, payload: Mapping[str, Any] | None, context: Mapping[str, Any] | None) -> bytes:
+    # Sorted, because MoEngage may send the names of an object in any order.
+    return bytes.fromhex(build_digest(["body", _encode_sorted([key, payload, context])]))
+
+
+def _dump(body: Body) -> str:
+    experience = body.experience
+    if experience is None:
+        return _encode([body.key, None, None])
+    return _encode([body.key, experience.payload, experience.experience_context])
+
+
+def _parse_body(text: Any, reference: bytes) -> Body | None:
+    try:
+        key, payload, context = json.loads(text)
+        # Only a text that this package wrote with the site's secret has the right hash.
+        if _hash(key, payload, context) != reference:
+            return None
+    except (TypeError, ValueError, RecursionError):
+        return None
+    if payload is None:
+        return Body(reference, key, None, None)
+    payload = freeze(payload)
+    cached = Experience(key, payload, freeze(context), DataSource.CACHE, tuple(find_offerings(payload)))
+    return Body(reference, key, cached, cached)
+
+
+def _pack(record: Record) -> str:
+    """Return a visitor as text, which every cache and serializer can store.
+
+    Each moment is the number of its references, the moment itself, and the references.
+    """
+    parts: list[bytes] = []
+    for at, bundle in unfold(record):
+        references = [body.reference for body in bundle.bodies]
+        parts += [bytes([len(references)]), at.to_bytes(TIME_BYTES, "big"), *references]
+    return base64.b64encode(b"".join(parts)).decode("ascii")
+
+
+def _unpack(value: object) -> list[tuple[int, list[bytes]]]:
+    """Return the moments and references in a text of _pack(), nothing for any other value."""
+    try:
+        data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
+    except ValueError:
+        return []
+    found, start, end = [], 0, min(len(data), _MAX_TEXT_BYTES)
+    while start < end:
+        at, first = data[start + 1 : start + HEAD_BYTES], start + HEAD_BYTES
+        start = first + data[start] * REFERENCE_BYTES
+        references = [data[place : place + REFERENCE_BYTES] for place in range(first, start, REFERENCE_BYTES)]
+        found.append((int.from_bytes(at, "big"), references))
+    return found if start == len(data) else []

@@ -1,187 +1,154 @@
-"""The upper level of the cache: visitors and the bodies they share, in the memory of one process.
+"""The memory of one process: visitors, and the answers that they share.
 
-An experience's body is one object however many visitors have it, and a visitor is one tuple: a
-moment, then the bodies stored at that moment, then an earlier moment, and so on.
+A visitor is one tuple ``(milliseconds, bundle[, milliseconds, bundle …])``, the newest first. A bundle maps
+experience keys to answers that arrived at one moment. Visitors with the same answers share one bundle, and
+bundles share the experiences in them, so a visitor takes 200 bytes however long the content is.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from operator import attrgetter, itemgetter
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from django_moe_personalize.moengage.frozen import freeze
-from django_moe_personalize.moengage.offerings import find_offerings
-from django_moe_personalize.moengage.types import DataSource, Experience
+from django_moe_personalize.moengage.frozen import encode
+from django_moe_personalize.moengage.types import Experience
 
 MAX_VISITORS: Final = 100_000
-"""Visitors in one process: some 40 MB, or ten minutes of 160 new visitors a second."""
+"""Visitors in one process: about 30 MB, or ten minutes of 160 new visitors a second."""
 
 MAX_BYTES: Final = 96 * 1024 * 1024
-"""What visitors and bodies may take together, as estimated: bodies made for one visitor are not shared."""
+"""Estimated bytes of all visitors and answers. Visitors don't share content that was made for one of them."""
 
 MAX_ANSWERS: Final = 255
-"""Experience keys kept for one visitor, the newest: a site may make keys out of what a visitor sends."""
+"""Experience keys kept for one visitor, the newest: a site may build keys from a visitor's input."""
 
-PROTECTED_SHARE: Final = 0.8
-"""The part of the visitors that those who came back may hold against those who come once."""
+RETURNING_SHARE: Final = 0.8
+"""The share of the places that returning visitors may hold. Other visitors can't take these places from them."""
 
 RETURN_MILLISECONDS: Final = 1_000
-"""A read this soon after an answer was stored is the same page reading on, not a visitor coming back."""
+"""A visitor returns when a read comes this long after the last answer. An earlier read belongs to the same page."""
 
-NAME_BYTES: Final = 4
-REFERENCE_BYTES: Final = 16
-"""A reference is the hash of an experience key, NAME_BYTES long, and then that of the body, which holds the key.
-
-Two keys with one name, which in a site of a hundred keys is one chance in a million, are a miss by turns."""
-
-# Estimates, of 64-bit CPython: a visitor's key, places in the map and tuple; a body's own objects.
-_VISITOR_BYTES: Final = 360
-_ANSWER_BYTES: Final = 16
-_BODY_BYTES: Final = 400
+# Measured on 64-bit CPython: the visitor's key and its place in the map; each moment; what surrounds the content.
+_VISITOR_BYTES: Final = 210
+_MOMENT_BYTES: Final = 48
+_BUNDLE_BYTES: Final = 200
+_BODY_BYTES: Final = 550
 
 Record = tuple[Any, ...]
-"""A visitor: ``(milliseconds, Body, …, milliseconds, Body, …)``, newest first, Unix time; never only a moment."""
+"""A visitor: ``(milliseconds, Bundle[, milliseconds, Bundle …])``. No experience key is in two bundles."""
 
-
-class CachedExperience(NamedTuple):
-    """An answer from the cache: ``experience`` is ``None`` when the vendor had none for the visitor."""
-
-    experience: Experience | None
-    fresh: bool
+Moments = Iterable[tuple[int, Iterable["Body"]]]
+"""Answers by the moment at which MoEngage gave them, in Unix milliseconds."""
 
 
 class Body:
-    """What an answer says, present or absent; ``key`` is ``None`` when so far only its reference is known.
+    """One answer of MoEngage; ``experience`` is None when MoEngage has none.
 
-    ``fresh`` and ``stale`` are the two ways to hand it out, made once. ``written_at`` is when this
-    process last put it into the site's cache, in milliseconds.
+    ``reference`` is a hash of the content. ``origin`` is the experience that ``experience`` was made from.
+    ``written_at`` is the time in milliseconds at which this process last wrote the body to the site's cache.
     """
 
-    __slots__ = ("fresh", "holders", "key", "reference", "size", "stale", "written_at")
+    __slots__ = ("experience", "holders", "identity", "key", "origin", "reference", "size", "written_at")
 
-    def __init__(
-        self, reference: bytes, key: str | None = None, experience: Experience | None = None, *, size: int = 0
-    ) -> None:
+    def __init__(self, reference: bytes, key: str, experience: Experience | None, origin: Experience | None) -> None:
         self.reference = reference
-        self.fresh = CachedExperience(experience, fresh=True)
-        self.stale = CachedExperience(experience, fresh=False)
         self.key = key
-        self.size = _BODY_BYTES + size
+        self.experience = experience
+        self.origin = origin
+        self.identity = key if origin is None else id(origin)
+        self.size = _BODY_BYTES + _weigh(experience)
         self.holders = 0
         self.written_at: int | None = None
 
-    @property
-    def name(self) -> bytes:
-        """The hash of the experience key."""
-        return self.reference[:NAME_BYTES]
 
-    def learn(self, other: Body) -> None:
-        """Take over what ``other``, of the same reference, knows."""
-        # The key last: readers hold no lock, and it is what they look at first.
-        self.fresh, self.stale, self.size = other.fresh, other.stale, other.size
-        self.key = other.key
+class Bundle:
+    """The answers that a visitor got at one moment, as one mapping for all visitors who got the same."""
+
+    __slots__ = ("answers", "bodies", "holders", "size")
+
+    def __init__(self, bodies: tuple[Body, ...]) -> None:
+        answers = {body.key: body.experience for body in bodies}
+        self.bodies = bodies
+        self.answers: Mapping[str, Experience | None] = MappingProxyType(answers)
+        self.size = _BUNDLE_BYTES + sys.getsizeof(bodies) + sys.getsizeof(answers)
+        self.holders = 0
 
 
 class LocalCounts(NamedTuple):
-    """What a process holds; ``bytes`` is the estimate that MAX_BYTES bounds."""
+    """The content of the memory. ``bytes`` is the estimate that MAX_BYTES limits."""
 
     visitors: int
     bodies: int
     bytes: int
 
 
-class Span:
-    """The moments, in milliseconds, between which an answer must have been stored to be of use."""
-
-    __slots__ = ("newest", "oldest")
-
-    def __init__(self, oldest: int, newest: int) -> None:
-        self.oldest = oldest
-        self.newest = newest
-
-    def __contains__(self, moment: int) -> bool:
-        return self.oldest <= moment <= self.newest
-
-
 class LocalCache:
-    """A bounded map of visitors that someone who comes once cannot empty; thread-safe, empty after a fork.
+    """A bounded, thread-safe map of visitors. Visitors who come once can't displace those who return.
 
-    Two segments, each in order of use: a visitor starts in the first and enters the second, of
-    PROTECTED_SHARE of the places at most, by coming back. Whoever must go goes from the first.
-    Reading never waits for the lock.
+    The map has two segments, each in order of use. A visitor starts in the first and moves to the second on
+    returning. Visitors leave the memory from the first segment. Reads never wait for the lock.
     """
 
     def __init__(self, *, max_visitors: int = MAX_VISITORS, max_bytes: int = MAX_BYTES) -> None:
         self._max_visitors = max_visitors
-        self._max_protected = int(max_visitors * PROTECTED_SHARE)
+        self._max_returning = int(max_visitors * RETURNING_SHARE)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._empty()
-
-    def clear(self) -> None:
-        """Forget everything."""
-        with self._lock:
-            self._empty()
-
-    def _empty(self) -> None:
-        self._first: OrderedDict[str, Record] = OrderedDict()
-        self._protected: OrderedDict[str, Record] = OrderedDict()
+        self._new: OrderedDict[str, Record] = OrderedDict()
+        self._returning: OrderedDict[str, Record] = OrderedDict()
+        self._bundles: dict[tuple[Body, ...], Bundle] = {}
         self._bodies: dict[bytes, Body] = {}
+        self._by_origin: dict[int | str, Body] = {}
         self._bytes = 0
 
     @property
     def counts(self) -> LocalCounts:
-        """How much is held."""
+        """How much the memory holds."""
         with self._lock:
-            return LocalCounts(len(self._first) + len(self._protected), len(self._bodies), self._bytes)
+            return LocalCounts(len(self._new) + len(self._returning), len(self._bodies), self._bytes)
 
     def find(self, visitor: str, now: int) -> Record:
-        """Return what is known of the visitor, ``()`` if nothing; ``now`` in milliseconds."""
+        """Return the visitor's record, ``()`` if there is none. ``now`` is in milliseconds."""
+        segment = self._returning if visitor in self._returning else self._new
         try:
-            # One step of the interpreter each: only what moves between the segments needs the lock.
-            self._protected.move_to_end(visitor)
-            return self._protected[visitor]
+            # Each line is atomic, so reading needs no lock.
+            segment.move_to_end(visitor)
+            record = segment[visitor]
         except KeyError:
-            return self._find_first(visitor, now)
-
-    def _find_first(self, visitor: str, now: int) -> Record:
-        try:
-            self._first.move_to_end(visitor)
-            record = self._first[visitor]
-        except KeyError:
-            # Where another thread may have put it since we looked.
-            return self._protected.get(visitor, ())
-        if now - record[0] >= RETURN_MILLISECONDS and self._lock.acquire(blocking=False):
-            try:
-                self._promote(visitor)
-            finally:
-                self._lock.release()
+            # Another thread may have moved the visitor to the other segment.
+            return self._returning.get(visitor) or self._new.get(visitor, ())
+        if segment is self._new and now - record[0] >= RETURN_MILLISECONDS:
+            self._promote(visitor)
         return record
 
-    def get_body(self, reference: bytes) -> Body | None:
-        """Return the body that all visitors here share, if any has it."""
+    def find_body(self, reference: bytes) -> Body | None:
+        """Return the body with this reference, if a visitor has it."""
         return self._bodies.get(reference)
 
-    def merge(
-        self, visitor: str, answers: Mapping[bytes, tuple[int, Body]], span: Span, *, overwrite: bool = False
-    ) -> Record:
-        """Add answers, ``(milliseconds, body)`` by name, and return all that is known of the visitor now.
+    def find_body_of(self, key: str, origin: Experience | None) -> Body | None:
+        """Return the body of ``key`` that was made from this very object, if a visitor has it."""
+        body = self._by_origin.get(key if origin is None else id(origin))
+        return body if body is not None and body.origin is origin else None
 
-        The newer of two answers stays, or with ``overwrite`` the one given; what is not in ``span`` goes.
+    def store(self, visitor: str, moments: Moments, usable: range, *, overwrite: bool) -> Record:
+        """Add answers to a visitor's record and return it, without the moments that are not in ``usable``.
+
+        Of two answers for one key the newer one stays, or with ``overwrite`` the added one.
         """
         with self._lock:
-            segment = self._protected if visitor in self._protected else self._first
+            segment = self._returning if visitor in self._returning else self._new
             old = segment.get(visitor, ())
-            known = {body.name: (at, body) for at, body in unfold(old) if at in span}
-            for name, answer in answers.items():
-                # A tie goes to the one given: it is the same body, of which more may be known.
-                if overwrite or name not in known or answer[0] >= known[name][0]:
-                    known[name] = answer
-            # Held before the old one is let go, so that what is in both stays the same object.
-            record = self._fold(known.values())
+            merged = [*((at, bundle.bodies) for at, bundle in unfold(old)), *moments]
+            if not overwrite:
+                merged.sort(key=itemgetter(0))
+            answers = {body.key: (at, body) for at, bodies in merged if at in usable for body in bodies}
+            # Held before the old record is released, so that the bodies in both stay the same objects.
+            record = self._hold(answers.values())
             self._release(old)
             if record:
                 segment[visitor] = record
@@ -192,66 +159,97 @@ class LocalCache:
         return record
 
     def _promote(self, visitor: str) -> None:
-        record = self._first.get(visitor)
-        if record is not None:
-            # There before it is gone here: readers hold no lock.
-            self._protected[visitor] = record
-            del self._first[visitor]
-            if len(self._protected) > self._max_protected:
-                longest_away, record = self._protected.popitem(last=False)
-                self._first[longest_away] = record
+        # If the lock is taken, a later read promotes the visitor.
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            record = self._new.get(visitor)
+            if record is not None:
+                # Added before it is deleted, because readers hold no lock.
+                self._returning[visitor] = record
+                del self._new[visitor]
+                if len(self._returning) > self._max_returning:
+                    longest_away, record = self._returning.popitem(last=False)
+                    self._new[longest_away] = record
+        finally:
+            self._lock.release()
 
-    def _fold(self, answers: Iterable[tuple[int, Body]]) -> Record:
-        record: list[int | Body] = []
-        latest = None
+    def _hold(self, answers: Iterable[tuple[int, Body]]) -> Record:
+        moments: dict[int, list[Body]] = {}
         for at, body in sorted(answers, key=itemgetter(0), reverse=True)[:MAX_ANSWERS]:
-            if at != latest:
-                record.append(at)
-                latest = at
-            record.append(self._hold(body))
-        self._bytes += _weigh(record)
+            moments.setdefault(at, []).append(self._bodies.get(body.reference, body))
+        record: list[int | Bundle] = []
+        for at, bodies in moments.items():
+            record += at, self._hold_bundle(tuple(sorted(bodies, key=attrgetter("key"))))
+        self._bytes += _weigh_record(record)
         return tuple(record)
 
-    def _hold(self, body: Body) -> Body:
-        shared = self._bodies.get(body.reference)
-        if shared is None:
-            shared = self._bodies[body.reference] = body
+    def _hold_bundle(self, bodies: tuple[Body, ...]) -> Bundle:
+        bundle = self._bundles.get(bodies)
+        if bundle is None:
+            bundle = self._bundles[bodies] = Bundle(bodies)
+            self._bytes += bundle.size
+            for body in bodies:
+                self._hold_body(body)
+        bundle.holders += 1
+        return bundle
+
+    def _hold_body(self, body: Body) -> None:
+        if not body.holders:
+            self._bodies[body.reference] = body
+            self._by_origin[body.identity] = body
             self._bytes += body.size
-        elif shared.key is None and body.key is not None:
-            self._bytes += body.size - shared.size
-            shared.learn(body)
-        shared.holders += 1
-        return shared
+        body.holders += 1
 
     def _release(self, record: Record) -> None:
-        self._bytes -= _weigh(record)
-        for _, body in unfold(record):
-            body.holders -= 1
-            if not body.holders:
-                del self._bodies[body.reference]
-                self._bytes -= body.size
+        self._bytes -= _weigh_record(record)
+        for bundle in record[1::2]:
+            bundle.holders -= 1
+            if not bundle.holders:
+                del self._bundles[bundle.bodies]
+                self._bytes -= bundle.size
+                for body in bundle.bodies:
+                    self._release_body(body)
+
+    def _release_body(self, body: Body) -> None:
+        body.holders -= 1
+        if not body.holders:
+            del self._bodies[body.reference]
+            del self._by_origin[body.identity]
+            self._bytes -= body.size
 
     def _shrink(self) -> None:
-        while self._bytes > self._max_bytes or len(self._first) + len(self._protected) > self._max_visitors:
-            _, record = (self._first or self._protected).popitem(last=False)
+        while self._bytes > self._max_bytes or len(self._new) + len(self._returning) > self._max_visitors:
+            _, record = (self._new or self._returning).popitem(last=False)
             self._release(record)
 
 
-def unfold(record: Record) -> Iterator[tuple[int, Body]]:
-    """Yield when each body of a visitor was stored, and the body."""
-    at = 0
-    for item in record:
-        if isinstance(item, int):
-            at = item
-        else:
-            yield at, item
+def unfold(record: Record) -> Iterator[tuple[int, Bundle]]:
+    """Return the moments of a record and their bundles."""
+    return zip(record[::2], record[1::2], strict=True)
 
 
-def _weigh(record: Record | list[int | Body]) -> int:
-    return _VISITOR_BYTES + _ANSWER_BYTES * len(record) if record else 0
+def _weigh_record(record: Record | list[int | Bundle]) -> int:
+    return _VISITOR_BYTES + _MOMENT_BYTES * (len(record) // 2) if record else 0
 
 
-def build_experience(key: str, payload: Mapping[str, Any], context: Mapping[str, Any]) -> Experience:
-    """Build the one object that all visitors with this body are given."""
-    payload = freeze(payload)
-    return Experience(key, payload, freeze(context), DataSource.CACHE, tuple(find_offerings(payload)))
+def _weigh(experience: Experience | None) -> int:
+    """Return the bytes of an experience's content, each part of it counted once."""
+    if experience is None:
+        return 0
+    parts: list[object] = [experience.payload, experience.experience_context, encode(experience.experience_context)]
+    for offering in experience.offerings:
+        parts += offering, offering.offering_id, offering.content, offering.context, offering.raw
+    counted: set[int] = set()
+    size = 0
+    while parts:
+        part = parts.pop()
+        if id(part) not in counted:
+            counted.add(id(part))
+            size += sys.getsizeof(part)
+            if isinstance(part, dict):
+                parts += part
+                parts += part.values()
+            elif isinstance(part, list):
+                parts += part
+    return size

@@ -1,4 +1,8 @@
-"""What the processes of a site agree on through its cache, where that is one they share."""
+"""The site's Django cache: the entries of this package in it, and the agreements of processes that share it.
+
+A cache that fails is a miss: the functions here log the failure once and return as if the cache were empty.
+Only read_notices() raises, because the doctor reports the failure.
+"""
 
 from __future__ import annotations
 
@@ -6,109 +10,122 @@ import math
 import os
 import socket
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetching.cache import build_key as build_key
-from django_moe_personalize.fetching.cache import get_many as get_many
-from django_moe_personalize.fetching.cache import set_many as set_many
+from django_moe_personalize.digest import build_digest
 from django_moe_personalize.runtime import Runtime, log_once, part
 
+T = TypeVar("T")
+
+CACHE_FORMAT: Final = 3
+"""Part of every key. Raise it when a stored value changes shape: old entries are then never read."""
+
 NOTICE_SECONDS: Final = 60 * 60
-"""How long what a process has put up can be read."""
+"""How long other processes can read a notice."""
 
 MAX_NOTICES: Final = 200
-"""How many of the last notices of a topic are read."""
+"""How many of a topic's latest notices are read."""
 
 _COUNT_SECONDS: Final = 7 * 24 * 60 * 60.0
 
 
-def claim(visitor_digest: str, experience_keys: Sequence[str], seconds: float) -> bool:
-    """Return whether this process is to ask for ``experience_keys``, and no other does at this moment.
+def build_key(*parts: str) -> str:
+    """Return the cache key of ``parts`` in the configured workspace. Nobody can read the parts from it."""
+    settings = get_settings()
+    workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
+    return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 
-    A claim is over after ``seconds``, whatever became of who made it. Without a shared cache, or
-    with one that fails, everyone asks.
+
+def get_many(keys: Iterable[str]) -> dict[str, Any]:
+    """Return the entries that the site's cache has under ``keys``."""
+    return _use(lambda cache: cache.get_many(keys), {})
+
+
+def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
+    """Store ``entries`` in the site's cache for ``timeout`` seconds; return whether it accepted all of them."""
+    return _use(lambda cache: not cache.set_many(dict(entries), timeout=timeout), False)
+
+
+@part
+def has_shared_cache(runtime: Runtime) -> bool:
+    """Return whether processes share the site's cache, so that using it takes a round trip."""
+    return not isinstance(caches[runtime.settings.cache], LocMemCache | DummyCache)
+
+
+def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
+    """Return whether this process is the one to ask MoEngage for ``experience_keys`` of a visitor.
+
+    A claim lasts ``seconds``, also when its process dies. Every process asks if the cache isn't shared or fails.
     """
-    cache = _get_shared_cache()
-    if cache is None:
+    if not has_shared_cache():
         return True
-    try:
-        return cache.add(build_key("claim", visitor_digest, *experience_keys), 1, timeout=max(1, math.ceil(seconds)))
-    except Exception as error:  # whatever a cache backend raises, the page goes on
-        _log_failure(error)
-        return True
+    key, timeout = build_key("claim", visitor, *experience_keys), max(1, math.ceil(seconds))
+    return _use(lambda cache: cache.add(key, 1, timeout=timeout), True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:
-    """Add to a number that all processes share and return it; ``None`` where they share none."""
-    cache = _get_shared_cache()
-    if cache is None:
+    """Add to a number that all processes share and return the sum; None if they share no cache.
+
+    A new number is kept for twice ``seconds``.
+    """
+    if not has_shared_cache():
         return None
     key = build_key("count", name)
-    try:
+
+    def add(cache: BaseCache) -> int:
         try:
             return cache.incr(key, amount)
         except ValueError:
-            # Not there yet: the first of a slot makes it, and whoever comes second adds to that.
+            # There is no such number yet. If another process adds it first, this one adds to that.
             return amount if cache.add(key, amount, timeout=2 * seconds) else cache.incr(key, amount)
-    except Exception as error:  # see claim()
-        _log_failure(error)
-        return None
 
-
-def read_counts(names: Sequence[str]) -> list[int]:
-    """Return the numbers that all processes share under ``names``, 0 for others. Raises what the cache does."""
-    cache = _get_shared_cache()
-    keys = [build_key("count", name) for name in names]
-    found: dict[str, Any] = {} if cache is None else cache.get_many(keys)
-    return [int(found.get(key, 0)) for key in keys]
+    return _use(add, None)
 
 
 def put_up_notice(topic: str, **said: object) -> None:
-    """Let other processes read what this one says of ``topic``; nothing where they share no cache, never raises.
+    """Publish a notice of this process for the site's other processes, if they share a cache. Never raises.
 
-    It waits for the cache, so no page calls it. ``said`` is of what JSON takes.
+    ``said`` holds JSON values. The call waits for the cache, so pages leave it to the background.
     """
     number = add_to_count(f"notices/{topic}", 1, _COUNT_SECONDS)
-    cache = _get_shared_cache()
-    if number is None or cache is None:
-        return
-    notice = {**said, "process": f"{socket.gethostname()}:{os.getpid()}", "time": int(time.time())}
-    try:
-        cache.set(build_key("notice", topic, str(number)), notice, timeout=NOTICE_SECONDS)
-    except Exception as error:  # see claim()
-        _log_failure(error)
+    if number is not None:
+        notice = {**said, "process": f"{socket.gethostname()}:{os.getpid()}", "time": int(time.time())}
+        set_many({_build_notice_key(topic, number): notice}, timeout=NOTICE_SECONDS)
 
 
 def read_notices(topic: str) -> list[dict[str, Any]]:
-    """Return the last notice of each process, the latest last. Raises what the cache does.
+    """Return the last notice of each process, the latest last. Raises the errors of the cache.
 
-    Numbered, since no cache lists its keys, and since two processes that wrote one list would overwrite each other.
+    Notices are numbered, because no cache lists its keys, and two processes that add to one list would
+    overwrite each other.
     """
-    cache = _get_shared_cache()
-    (last,) = read_counts([f"notices/{topic}"])
-    keys = [build_key("notice", topic, str(number)) for number in range(max(1, last - MAX_NOTICES + 1), last + 1)]
-    found: dict[str, Any] = {} if cache is None else cache.get_many(keys)
+    if not has_shared_cache():
+        return []
+    cache = caches[get_settings().cache]
+    last = cache.get(build_key("count", f"notices/{topic}"), 0)
+    keys = [_build_notice_key(topic, number) for number in range(max(1, last - MAX_NOTICES + 1), last + 1)]
+    found = cache.get_many(keys)
     notices = [found[key] for key in keys if isinstance(found.get(key), dict)]
     by_process = {notice.get("process"): notice for notice in notices}
     return sorted(by_process.values(), key=notices.index)
 
 
-def _get_shared_cache() -> BaseCache | None:
-    return caches[get_settings().cache] if has_shared_cache() else None
+def _build_notice_key(topic: str, number: int) -> str:
+    return build_key("notice", topic, str(number))
 
 
-@part
-def has_shared_cache(runtime: Runtime) -> bool:
-    """Return whether processes share the site's cache, so that reading it takes a round trip."""
-    return not isinstance(caches[runtime.settings.cache], LocMemCache | DummyCache)
-
-
-def _log_failure(error: Exception) -> None:
-    kind = type(error).__name__
-    log_once(("coordination", kind), "The cache failed (%s), so each process asks MoEngage by itself.", kind)
+def _use(action: Callable[[BaseCache], T], fallback: T) -> T:
+    alias = get_settings().cache
+    try:
+        return action(caches[alias])
+    except Exception as error:
+        # Whatever a cache backend raises, the page goes on.
+        message = "The cache %r failed (%s), so this process works without it. Check CACHES[%r]."
+        log_once(("cache", alias, type(error)), message, alias, type(error).__name__, alias)
+        return fallback

@@ -15,7 +15,8 @@ from django.http import HttpRequest, HttpResponse
 from django.test import override_settings
 from django.urls import re_path
 
-from django_moe_personalize.fetching.cache import get_local_cache
+from django_moe_personalize.fetching.cache import get_cache
+from django_moe_personalize.fetching.local_cache import LocalCache
 from tests.conftest import settle
 
 LIMIT = 0.010
@@ -111,7 +112,7 @@ def _list_middleware() -> list[str]:
 def _forget_all() -> None:
     settle()
     caches["default"].clear()
-    get_local_cache().clear()
+    get_cache().memory = LocalCache()
     for name, module in list(sys.modules.items()):
         if name.startswith(OURS):
             for attribute, value in vars(module).items():

@@ -16,7 +16,7 @@ from django_moe_personalize import api, signals
 from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError, TransportError
-from django_moe_personalize.fetching import cache
+from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.models import OutboxEvent, OutboxTally
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.resilience import Deadline
@@ -134,7 +134,8 @@ def test_logs_and_caches_name_nobody(site, log, upstream_fails):
     assert find({f"cache {key}": f"{key} {value}" for key, value in everything.items()}, (*PERSONAL, SECRET)) == []
     # The session remembers the campaign, as the privacy page says, and nothing else.
     assert {canary for _, canary in find(session, (*PERSONAL, SECRET))} <= {CAMPAIGN}
-    local = repr([(name, vars(cache.local_cache)) for name in ("memory",)])
+    memory = get_cache().memory
+    local = repr([*memory._new, *memory._returning, *(bundle.answers for bundle in memory._bundles.values())])
     assert find({"memory": local}, (*PERSONAL, SECRET)) == []
 
 

@@ -1,28 +1,34 @@
-"""A cache server in the test's own memory: strict about keys and values, with a clock that a test moves."""
+"""A cache server in the test's memory. It is strict about keys and values, and the test moves its clock."""
 
 import json
 
 import pytest
 from django.core.cache.backends.base import BaseCache, memcache_key_warnings
 
-from django_moe_personalize.moengage.types import Experience
+from django_moe_personalize.moengage.reader import read_experience
 
-VIRTUAL = {"default": {"BACKEND": "tests.virtual_cache.VirtualCache"}}
+VIRTUAL = {"default": {"BACKEND": "tests.fetching.virtual_cache.VirtualCache"}}
 
 GARBAGE = (
-    *("", "x", "AAAA", "A" * 32, "é" * 32, "[]", "null", '["hero",{},{}]', "[1,{},{}]", '["hero",1,2]', "[" * 100_000),
-    *(17, 1.5, None, True, [], [1, 2, 3], {}, {"a": 1}),
+    *("", "x", "AAAA", "A" * 32, "A" * 10_000, "é" * 32, "[]", "null", '["hero",{},{}]', '["hero",null,null]'),
+    *("[1,{},{}]", '["hero",1,2]', "[" * 100_000, 17, 1.5, None, True, [], [1, 2, 3], {}, {"a": 1}),
 )
-"""What another program, or another release, may have left in our place."""
+"""Values that another program, or another release, may have left under our keys."""
 
 OFFERING = {"dp_offering_id": "1", "offering_content": {}, "offering_context": {"moe_offering_id": "1"}}
-HERO = Experience("hero", {"Title": "Hello", "list": [OFFERING], "Button": "Go"}, {"cid": "1"})
-PROMO = Experience("promo", {"Text": "Free returns"}, {"cid": "2"})
-"""Answers to store."""
+
+
+def build(key, context=None, **payload):
+    """Build an experience as the reader does."""
+    return read_experience(key, {"payload": payload, "experience_context": context or {"cid": key}})
+
+
+HERO = build("hero", Title="Hello", list=[OFFERING], Button="Go")
+PROMO = build("promo", Text="Free returns")
 
 
 class VirtualServer:
-    """What every connection to the server shares."""
+    """The state that every connection to the server shares."""
 
     def __init__(self):
         self.now = 1_000_000.0
@@ -35,8 +41,17 @@ class VirtualServer:
         return self.now
 
     def put(self, key, value):
-        """Store what is not ours."""
+        """Store a value that is not ours."""
         self.entries[key] = (float("inf"), json.dumps(value))
+
+    def find_body(self, key):
+        """Return the name of the entry that holds the body of an experience key."""
+        return next(name for name, (_, text) in self.entries.items() if text.startswith(rf'"[\"{key}\"'))
+
+    def find_visitor(self):
+        """Return the name of the entry that holds the only visitor."""
+        (name,) = (name for name, (_, text) in self.entries.items() if not text.startswith('"['))
+        return name
 
 
 server = VirtualServer()
@@ -44,27 +59,27 @@ server = VirtualServer()
 
 @pytest.fixture(name="virtual")
 def use_virtual_cache(settings):
-    """Give a cache server on a virtual clock as the site's cache."""
+    """Use the server, on a virtual clock, as the site's cache."""
     settings.CACHES = VIRTUAL
     server.__init__()
     return server
 
 
 class VirtualCache(BaseCache):
-    """Store JSON, as a site's own serializer may, and only under keys that Memcached takes."""
+    """Store JSON, as a site's own serializer may, and only under keys that Memcached accepts."""
 
     def __init__(self, location, params):
         super().__init__(params)
 
     def get_many(self, keys, version=None):
-        """Return what has not expired."""
+        """Return the entries that have not expired."""
         names = {self._name(key, version): key for key in keys}
         server.calls.append(("get", len(names)))
         live = {name: text for name, (until, text) in server.entries.items() if server.now < until}
         return {key: json.loads(live[name]) for name, key in names.items() if name in live}
 
     def set_many(self, data, timeout=None, version=None):
-        """Store all, but what is refused, which is returned, as Memcached does."""
+        """Store all values except those to refuse; return the keys of these, as Memcached does."""
         server.calls.append(("set", len(data)))
         assert timeout == int(timeout) > 0
         refused = [key for key, value in data.items() if server.refuse is not None and server.refuse(value)]

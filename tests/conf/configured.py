@@ -1,4 +1,4 @@
-"""Sites that are configured in one way or another, for tests of the settings."""
+"""Sites with different settings, for the tests of settings, checks and client."""
 
 import os
 
@@ -7,18 +7,19 @@ from django.test import override_settings
 
 from django_moe_personalize.conf import ConfigurationError, get_settings
 
-SECRET = "key-nobody-may-read"
+SECRET = "key-that-no-message-shows"
+CREDENTIALS = {"WORKSPACE_ID": "SITE", "API_KEY": SECRET, "DATA_CENTER": "03"}
 
 
-@pytest.fixture(name="clean_environment", autouse=True)
-def _clean_environment(monkeypatch):
-    """Start without variables of ours and without remembered settings."""
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch):
+    """Start without this package's environment variables, and without remembered settings."""
     for variable in list(os.environ):
         if variable.startswith("MOE_PERSONALIZE"):
             monkeypatch.delenv(variable)
     get_settings.cache_clear()
     yield
-    # Before any other fixture looks at the settings again.
+    # Before another fixture reads the settings.
     monkeypatch.undo()
     get_settings.cache_clear()
 
@@ -29,15 +30,15 @@ def configure(**given):
         return get_settings()
 
 
-def mistake(**given):
+def read_error(**given):
     """Return the error of a site with this dict."""
     with override_settings(MOE_PERSONALIZE=given), pytest.raises(ConfigurationError) as caught:
         get_settings()
     return caught.value
 
 
-def from_environment(monkeypatch, **variables):
-    """Return the settings of a site without a dict and with these variables."""
+def configure_environment(monkeypatch, **variables):
+    """Return the settings of a site with these environment variables and without a dict."""
     for name, value in variables.items():
         monkeypatch.setenv(f"MOE_PERSONALIZE_{name}", value)
     return configure()

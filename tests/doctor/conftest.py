@@ -1,40 +1,18 @@
-"""What the doctor finds, as tests read it, and the sites that it examines."""
+"""The sites that the doctor examines."""
 
 import pytest
 
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.doctor import report
 from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.testing import override_personalize
+from tests.doctor.diagnosis import build_backend
 from tests.loopback import Loopback
-from tests.test_delivery import backend
-
-KEY = "canary-of-the-key"
-SHORT = 0.3
-
-
-def diagnose(seconds=5.0):
-    """Return the findings as (state, text)."""
-    return [(state, f"{what} {mend}".rstrip()) for state, what, mend in report.diagnose(seconds=seconds)]
-
-
-def find(words, found=None):
-    """Return the one finding that has the words."""
-    found = diagnose() if found is None else found
-    matches = [finding for finding in found if words in finding[1]]
-    assert len(matches) == 1, (words, found)
-    return matches[0]
-
-
-def of(*findings):
-    """Return findings of a part as (state, text)."""
-    return [(state, f"{what} {mend}".rstrip()) for state, what, mend in findings]
 
 
 class Vendor:
-    """The sandbox over HTTP, in which each answer may be replaced."""
+    """The sandbox over HTTP. A test may replace its answers."""
 
     def __init__(self):
         self.engine = Engine(load_workspace())
@@ -49,13 +27,13 @@ class Vendor:
         exchange.reply(response.body, status=f"{response.status} OK", headers=self.headers)
 
     def fail(self, status, body=b"{}"):
-        """Answer in this way from now on."""
+        """Answer every call like this from now on."""
         self.behave = lambda exchange: exchange.reply(body, status=f"{status} X")
 
 
-@pytest.fixture(name="vendor")
-def ask_vendor():
-    """Have the site ask a server."""
+@pytest.fixture
+def vendor():
+    """Let the site call a server of the test."""
     end = Vendor()
     with Loopback(lambda exchange: end.behave(exchange)) as server:
         workspace = end.engine.workspace
@@ -65,8 +43,15 @@ def ask_vendor():
             yield end
 
 
-@pytest.fixture(name="outbox")
-def use_outbox(settings, db):
-    """Deliver from an outbox."""
-    with override_personalize(DELIVERY=backend("database.DatabaseDelivery")):
+@pytest.fixture
+def outbox(db):
+    """Let the site deliver from an outbox."""
+    with override_personalize(DELIVERY=build_backend("database.DatabaseDelivery")):
         yield get_delivery().outbox
+
+
+@pytest.fixture
+def shared_cache(settings, tmp_path):
+    """Let the site's processes share a cache."""
+    backend = "django.core.cache.backends.filebased.FileBasedCache"
+    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}

@@ -1,0 +1,254 @@
+"""The memory of one process: what it shares, what it keeps, and how much that takes."""
+
+import gc
+import json
+import threading
+import tracemalloc
+from collections import OrderedDict
+
+import pytest
+
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, LocalCounts, unfold
+from tests.fetching.virtual_cache import build
+
+ALWAYS = range(10**12)
+MINUTE = 60_000
+EMPTY = LocalCounts(0, 0, 0)
+
+
+def body(number, text=""):
+    """Build the body with this number."""
+    experience = build(f"key-{number}", Text=text)
+    return Body(number.to_bytes(16, "big"), f"key-{number}", experience, experience)
+
+
+def put(cache, visitor, *bodies, at=0, usable=ALWAYS, overwrite=False):
+    """Store bodies for a visitor."""
+    return cache.store(visitor, [(at, bodies)], usable, overwrite=overwrite)
+
+
+def read(cache, visitor, now=0):
+    """Return the moments of a visitor's answers by key."""
+    return {key: at for at, bundle in unfold(cache.find(visitor, now)) for key in bundle.answers}
+
+
+def test_visitors_share_bodies_and_free_them():
+    """A body is one object for all visitors, and leaves with the last one who has it."""
+    cache = LocalCache(max_visitors=2)
+    first, second = body(1), body(2)
+    put(cache, "ann", first, second)
+    put(cache, "ben", body(1))
+    assert cache.find("ben", 0)[1].bodies == (first,)
+    assert cache.find_body(first.reference) is cache.find_body_of("key-1", first.origin) is first
+    assert cache.counts[:2] == (2, 2)
+    put(cache, "eve", body(1))
+    assert read(cache, "ann") == {}
+    assert cache.counts[:2] == (2, 1)
+    assert cache.find_body(second.reference) is cache.find_body_of("key-2", second.origin) is None
+
+
+def test_record_is_one_flat_tuple():
+    """Answers of one moment are one bundle, whatever their order, and the newest come first."""
+    cache = LocalCache()
+    first, second, third = body(1), body(2), body(3)
+    put(cache, "ann", first, second, at=1)
+    record = put(cache, "ann", third, at=2)
+    assert [at for at, _ in unfold(record)] == [2, 1]
+    assert [bundle.bodies for _, bundle in unfold(record)] == [(third,), (first, second)]
+    assert put(cache, "ben", second, first)[1] is record[3]
+
+
+def test_newer_answer_stays_and_useless_ones_go():
+    """Of two answers the newer one stays; unusable answers go, and so does a visitor without any."""
+    cache = LocalCache()
+    put(cache, "ann", body(1), body(2), at=10)
+    put(cache, "ann", body(1), at=5)
+    assert read(cache, "ann") == {"key-1": 10, "key-2": 10}
+    put(cache, "ann", body(1), at=20)
+    assert read(cache, "ann") == {"key-1": 20, "key-2": 10}
+    put(cache, "ann", body(1), at=15, overwrite=True)
+    assert put(cache, "ann", usable=range(12, 31))[0] == 15
+    assert put(cache, "ann", usable=range(15)) == put(cache, "ben") == ()
+    assert cache.counts == EMPTY
+
+
+def test_keys_of_one_visitor_are_bounded():
+    """If a site builds keys from a visitor's input, the newest stay."""
+    cache = LocalCache()
+    for number in range(MAX_ANSWERS + 10):
+        put(cache, "ann", body(number), at=number)
+    assert read(cache, "ann").keys() == {f"key-{number}" for number in range(10, MAX_ANSWERS + 10)}
+    put(cache, "ben", *(body(number) for number in range(MAX_ANSWERS + 1)))
+    assert len(read(cache, "ben")) == MAX_ANSWERS
+
+
+def test_content_of_one_visitor_each_is_bounded_by_its_bytes():
+    """Content that visitors don't share leaves fewer of them in memory; content beyond the bound isn't kept."""
+    cache = LocalCache(max_bytes=100_000)
+    for number in range(1_000):
+        put(cache, str(number), body(number, "x" * 9_000))
+        assert cache.counts.bytes <= 100_000
+    assert 5 < cache.counts.visitors == cache.counts.bodies <= 10
+    put(cache, "ann", body(1, "x" * 200_000))
+    assert cache.counts == EMPTY
+
+
+OFFERING = {"dp_offering_id": "offering", "offering_content": {"title": "Shoe", "price": 49.5}}
+SHAPES = {
+    "long strings": lambda n: {"Text": f"{n} " * 2_000, "Title": f"{n} é" * 500},
+    "nested lists": lambda n: {"rows": [[[n * 1000 + column, f"{column}"] for column in range(10)] for _ in range(10)]},
+    "offerings": lambda n: {"list": [OFFERING | {"offering_context": {"id": f"{n}-{i}"}} for i in range(20)]},
+    "offerings in text": lambda n: {"list": json.dumps([OFFERING | {"offering_context": {"id": f"{n}"}}] * 20)},
+    "little": lambda n: {"Title": f"Title {n}"},
+}
+
+
+@pytest.mark.parametrize(("visitors", "bodies"), [(30, 30), (1_000, 3)], ids=["one each", "shared"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_estimate_is_within_a_quarter(shape, visitors, bodies):
+    """The bytes that the bound counts are those that visitors and content take, whatever its shape."""
+    cache = ExperienceCache(get_settings())
+    # Objects in CPython's free lists are not traced when they are used again; a collection empties the lists.
+    gc.collect()
+    tracemalloc.start()
+    try:
+        for number in range(bodies):
+            # Parsed, so that the strings of two bodies are not the same objects.
+            payload = json.loads(json.dumps(SHAPES[shape](number)))
+            answers = {"hero": build("hero", {"cid": f"{number}"}, **payload)}
+            for visitor in range(number, visitors, bodies):
+                cache.keep(f"{visitor:032}", answers)
+        del payload, answers
+        gc.collect()
+        taken = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert 0.75 * taken <= cache.memory.counts.bytes <= 1.25 * taken
+
+
+# Which visitors stay
+
+
+def test_returning_visitors_outlast_any_number_of_others():
+    """Random query parameters make visitors without end, and no active visitor loses a place to them."""
+    cache, shared = LocalCache(max_visitors=100), body(1)
+    active = [f"active-{number}" for number in range(20)]
+    for visitor in active:
+        put(cache, visitor, shared)
+        cache.find(visitor, MINUTE)
+    for number in range(10_000):
+        put(cache, str(number), shared, at=MINUTE)
+    assert all(cache.find(visitor, 2 * MINUTE) for visitor in active)
+    assert cache.counts.visitors == 100
+
+
+def test_second_read_of_a_page_is_no_return():
+    """A read within a second of the answer belongs to the same page; a later one makes a returning visitor."""
+    cache = LocalCache(max_visitors=10)
+    put(cache, "once", body(1))
+    put(cache, "again", body(1))
+    cache.find("once", 999)
+    cache.find("again", 1_000)
+    for number in range(10):
+        put(cache, str(number), body(1))
+    assert cache.find("again", 0)
+    assert not cache.find("once", 0)
+
+
+def test_visitor_read_lately_stays_longer():
+    """Of the visitors who have not returned, the one not read for the longest time leaves first."""
+    cache = LocalCache(max_visitors=3)
+    for visitor in ("first", "second", "third"):
+        put(cache, visitor, body(1))
+    cache.find("first", 0)
+    put(cache, "fourth", body(1))
+    assert cache.find("first", 0)
+    assert not cache.find("second", 0)
+    put(cache, "third", body(2))
+    put(cache, "fifth", body(1))
+    assert cache.find("third", 0)
+    assert not cache.find("fourth", 0)
+
+
+def test_returning_visitors_leave_room_for_others():
+    """Beyond their share, the returning visitor away for the longest time becomes one of the others."""
+    cache = LocalCache(max_visitors=10)
+    for number in range(10):
+        put(cache, str(number), body(1))
+        cache.find(str(number), MINUTE)
+    assert (len(cache._returning), list(cache._new)) == (8, ["0", "1"])
+    put(cache, "newcomer", body(1))
+    assert [visitor for visitor in ("0", "1", "2", "newcomer") if cache.find(visitor, 0)] == ["1", "2", "newcomer"]
+
+
+def test_returning_visitor_stays_one():
+    """New answers don't make a newcomer of a returning visitor."""
+    cache = LocalCache(max_visitors=5)
+    put(cache, "ann", body(1))
+    cache.find("ann", MINUTE)
+    put(cache, "ann", body(2), at=MINUTE)
+    for number in range(10):
+        put(cache, str(number), body(1))
+    assert read(cache, "ann") == {"key-1": 0, "key-2": MINUTE}
+
+
+# Threads
+
+
+@pytest.mark.parametrize("moves", [True, False])
+def test_reading_finds_a_visitor_who_is_moved(moves):
+    """A visitor whom another thread moves to the other segment during a read is found; one who leaves is not."""
+    cache = LocalCache()
+    put(cache, "ann", body(1))
+
+    class Moving(OrderedDict):
+        def move_to_end(self, visitor):
+            record = self.pop(visitor)
+            if moves:
+                cache._returning[visitor] = record
+            super().move_to_end(visitor)
+
+    cache._new = Moving(cache._new)
+    assert read(cache, "ann", MINUTE) == ({"key-1": 0} if moves else {})
+
+
+def test_reading_does_not_wait_for_the_lock():
+    """A page reads while another thread changes the map, and a visitor who has left meanwhile stays away."""
+    cache = LocalCache()
+    put(cache, "ann", body(1))
+    with cache._lock:
+        assert cache.find("ann", MINUTE)
+        assert cache.find("ben", MINUTE) == ()
+    cache._promote("ben")
+    assert cache.find("ben", MINUTE) == ()
+
+
+def test_many_threads():
+    """Threads that store and read the same visitors lose no answer and no count."""
+    cache = LocalCache(max_visitors=50)
+    barrier, errors = threading.Barrier(4), []
+
+    def work(number):
+        try:
+            barrier.wait()
+            for turn in range(500):
+                put(cache, "all", body(number), at=turn)
+                put(cache, f"{number}-{turn}", body(turn % 7))
+                cache.find(f"{(number + 1) % 4}-{turn}", MINUTE)
+                assert f"key-{number}" in read(cache, "all", MINUTE)
+        except Exception as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert read(cache, "all") == dict.fromkeys((f"key-{number}" for number in range(4)), 499)
+    assert cache.counts.visitors == 50
+    for visitor in [*cache._new, *cache._returning]:
+        put(cache, visitor, usable=range(0))
+    assert cache.counts == EMPTY

@@ -1,0 +1,177 @@
+"""The site's cache, and the agreements of processes that share it."""
+
+import os
+import tempfile
+import time
+
+import pytest
+from django.core.cache import cache, caches
+from django.core.cache.backends.filebased import FileBasedCache
+
+from django_moe_personalize.fetching.cache import get_cache
+from django_moe_personalize.fetching.shared import (
+    add_to_count,
+    build_key,
+    claim,
+    get_many,
+    put_up_notice,
+    read_notices,
+    set_many,
+)
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Identity, Visitor
+from tests.fetching.asking import ask
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
+
+VISITOR = Visitor(Identity("1"), {})
+
+
+class Forgetful(FileBasedCache):
+    """A cache that counts, and accepts nothing else."""
+
+    def __init__(self, location, params):
+        super().__init__(tempfile.mkdtemp(), params)
+
+    def set(self, key, value, *args, **kwargs):
+        """Fail for all values but numbers."""
+        if not isinstance(value, int):
+            raise OSError("full")
+        super().set(key, value, *args, **kwargs)
+
+
+# Entries
+
+
+def test_keys_tell_nothing(settings):
+    """Nobody can read a part of a key from it, or guess it without the site's secret."""
+    key = build_key("experience", "customer-4711", "hero")
+    assert "4711" not in key
+    assert "hero" not in key
+    settings.SECRET_KEY = "another"
+    assert build_key("experience", "customer-4711", "hero") != key
+
+
+def test_workspaces_share_nothing():
+    """Another workspace, or data center, has other keys."""
+    keys = {build_key("x")}
+    for data_center in ("01", "02"):
+        with override_personalize(SANDBOX=False, WORKSPACE_ID="W", API_KEY="k", DATA_CENTER=data_center):
+            keys.add(build_key("x"))
+    assert len(keys) == 3
+
+
+def test_cache_is_the_one_that_the_settings_name(settings):
+    """CACHE names one of the site's caches."""
+    memory = "django.core.cache.backends.locmem.LocMemCache"
+    settings.CACHES = {name: {"BACKEND": memory, "LOCATION": name} for name in ("default", "experiences")}
+    with override_personalize(CACHE="experiences"):
+        assert set_many({"a": 1}, timeout=60)
+        assert get_many(["a"]) == {"a": 1}
+    assert (caches["experiences"].get("a"), cache.get("a")) == (1, None)
+
+
+def test_cache_that_fails_is_a_miss(settings, caplog):
+    """Nothing is raised, each process asks by itself, and the log says so once for each kind of error."""
+    settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
+    assert not set_many({"a": 1}, timeout=1)
+    assert get_many(["a"]) == {}
+    assert claim("visitor", ["a"], 1.0)
+    assert add_to_count("slot", 5, 60.0) is None
+    put_up_notice("breaker", state="open")
+    assert len(caplog.records) == 1
+    settings.CACHES = {"default": {"BACKEND": "tests.fetching.test_shared.Forgetful"}}
+    put_up_notice("breaker", state="open")
+    assert "(OSError)" in caplog.records[1].getMessage()
+
+
+# Claims and counts
+
+
+def test_cache_of_one_process_is_no_agreement():
+    """Without a shared cache every process asks, and counts alone."""
+    assert claim("visitor", ["a"], 1.0)
+    assert claim("visitor", ["a"], 1.0)
+    assert add_to_count("slot", 5, 60.0) is None
+    put_up_notice("breaker", state="open")
+    assert read_notices("breaker") == []
+
+
+def test_one_process_claims(shared):
+    """The first process that claims a question asks it; another question is another claim."""
+    assert claim("visitor", ["a"], 1.0)
+    assert not claim("visitor", ["a"], 1.0)
+    assert claim("visitor", ["b"], 1.0)
+    assert claim("another", ["a"], 1.0)
+
+
+def test_all_processes_count_together(shared, monkeypatch):
+    """A number grows by what each process adds, also when two of them add the first."""
+    assert [add_to_count("slot", 5, 60.0) for _ in range(3)] == [5, 10, 15]
+    add = FileBasedCache.add
+
+    def add_late(self, key, value, *args, **kwargs):
+        add(self, key, 100, *args, **kwargs)
+        return add(self, key, value, *args, **kwargs)
+
+    monkeypatch.setattr(FileBasedCache, "add", add_late)
+    assert add_to_count("next", 1, 60.0) == 101
+
+
+def test_another_process_has_the_answer(shared, upstream, monkeypatch):
+    """A process without the claim takes the answer of the process that has it, as soon as it is there."""
+    answers = ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).learned
+    assert len(upstream.fetches) == 1
+    reset_runtimes()
+    pauses = []
+
+    def sleep(seconds):
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            get_cache().write(VISITOR.digest, answers)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences.keys() == {"hero-banner"}
+    assert len(pauses) == 3
+    assert len(upstream.fetches) == 1
+
+
+def test_claim_without_an_answer_is_waited_for_half_the_time(shared, upstream):
+    """If the process with the claim died, the others wait for half of their time and then ask."""
+    claim(VISITOR.digest, ["hero-banner"], 5.0)
+    started = time.monotonic()
+    answer = ask(VISITOR, ["hero-banner"], deadline=Deadline(0.1))
+    assert time.monotonic() - started >= 0.05
+    assert answer.experiences.keys() == {"hero-banner"}
+
+
+def test_site_that_caches_nothing_never_waits(shared, upstream):
+    """With CACHE_TTL at 0 the answer of another process is never fresh, so every process asks at once."""
+    with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=0):
+        for count in (1, 2):
+            assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences
+            assert len(upstream.fetches) == count
+        assert claim(VISITOR.digest, ["hero-banner"], 5.0)
+
+
+# Notices
+
+
+def test_last_notice_of_each_process_counts(shared, monkeypatch):
+    """A later notice of a process replaces its earlier one; the latest comes last; only so many are read."""
+    for pid, state in ((1, "open"), (2, "open"), (1, "closed")):
+        monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
+        put_up_notice("breaker", state=state)
+    notices = [(notice["process"].rpartition(":")[2], notice["state"]) for notice in read_notices("breaker")]
+    assert notices == [("2", "open"), ("1", "closed")]
+    monkeypatch.setattr("django_moe_personalize.fetching.shared.MAX_NOTICES", 1)
+    assert [notice["state"] for notice in read_notices("breaker")] == ["closed"]
+    assert read_notices("another") == []
+
+
+def test_foreign_value_is_no_notice(shared):
+    """A value that another program left under our key is passed over."""
+    put_up_notice("breaker", state="open")
+    cache.set(build_key("notice", "breaker", "1"), "not ours")
+    assert read_notices("breaker") == []

@@ -1,0 +1,78 @@
+"""A breaker that changes: the log, the signal's receivers and the site's other processes hear of it."""
+
+import os
+import threading
+
+import pytest
+
+from django_moe_personalize.fetching.shared import read_notices
+from django_moe_personalize.fetching.upstream import BREAKER_TOPIC, get_background, get_breaker, get_pool
+from django_moe_personalize.resilience import PoolBusy
+from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.signals import breaker_changed
+from tests.conftest import settle
+from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
+from tests.wire import wait_until
+
+
+@pytest.fixture
+def changes():
+    """Collect what the signal ``breaker_changed`` says, and the name of the thread that says it."""
+    heard = []
+
+    def hear(sender, old, new, reason, **kwargs):
+        heard.append((old, new, reason, threading.current_thread().name))
+
+    breaker_changed.connect(hear)
+    yield heard
+    breaker_changed.disconnect(hear)
+
+
+def trip():
+    """Fail until the breaker opens."""
+    for _ in range(5):
+        get_breaker().failure()
+
+
+def test_change_is_announced(shared, changes, caplog):
+    """The log, the signal and a notice say what changed and why, also when another receiver fails."""
+
+    def fail(**kwargs):
+        raise ValueError("the receiver's")
+
+    breaker_changed.connect(fail)
+    try:
+        trip()
+        settle()
+    finally:
+        breaker_changed.disconnect(fail)
+    assert [change[:3] for change in changes] == [("closed", "open", "5 failures in a row")]
+    (notice,) = read_notices(BREAKER_TOPIC)
+    assert (notice["state"], notice["reason"]) == ("open", "5 failures in a row")
+    assert notice["process"].endswith(f":{os.getpid()}")
+    assert "closed to open (5 failures in a row)" in caplog.text
+
+
+def test_change_without_a_shared_cache(changes):
+    """Without a shared cache only the receivers hear of a change."""
+    trip()
+    settle()
+    assert len(changes) == 1
+    assert read_notices(BREAKER_TOPIC) == []
+
+
+def test_busy_threads_delay_no_announcement(changes):
+    """The background thread tells the receivers; if it is busy, a page's thread; if those are busy, the caller."""
+    trip()
+    settle()
+    reset_runtimes()
+    with filled(get_background()):
+        trip()
+        wait_until(lambda: not get_pool().in_flight)
+    reset_runtimes()
+    with filled(get_background()), filled(get_pool()):
+        trip()
+        with pytest.raises(PoolBusy):
+            get_pool().submit(int)
+    threads = ["moe-personalize-background", "moe-personalize-fetch", threading.current_thread().name]
+    assert [change[3] for change in changes] == threads
