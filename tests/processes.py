@@ -15,9 +15,8 @@ def use_shared_cache(settings, tmp_path):
 @contextlib.contextmanager
 def filled(pool):
     """Let a pool take no work for so long."""
-    crew = pool._crew
-    crew.in_flight += 1000
+    pool.in_flight += 1000
     try:
         yield
     finally:
-        crew.in_flight -= 1000
+        pool.in_flight -= 1000
