@@ -19,7 +19,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.signals import events_delivered, events_dropped
 from tests.delivery_vendor import SOON, Vendor
-from tests.test_resilience import in_child
+from tests.processes import in_child
 
 CONTEXT = {
     "cid": "65ea_F_T_WP_AB_2_P_0_AU_42D",

@@ -27,7 +27,7 @@ from django_moe_personalize.delivery.links import Link
 from django_moe_personalize.delivery.queued import Message
 from tests.delivery_vendor import SOON
 from tests.test_delivery import backend, heard, make_events, messages, vendor  # noqa: F401 - fixtures among them
-from tests.test_resilience import in_child
+from tests.processes import in_child
 
 NAME = "celery.CeleryDelivery"
 QUICK = 0.3

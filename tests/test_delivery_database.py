@@ -30,7 +30,7 @@ from tests.test_delivery import (  # noqa: F401 - fixtures
     messages,
     vendor,
 )
-from tests.test_resilience import in_child
+from tests.processes import in_child
 
 pytestmark = pytest.mark.django_db
 

@@ -20,7 +20,7 @@ from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.signals import events_delivered
 from tests.delivery_vendor import SOON
 from tests.test_delivery import heard, make_event, make_events, messages, vendor  # noqa: F401 - fixtures among them
-from tests.test_resilience import in_child, no_threads
+from tests.processes import in_child, no_threads
 
 NEVER = 600.0
 """Seconds after which something would happen that no test waits for."""

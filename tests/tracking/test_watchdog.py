@@ -18,7 +18,7 @@ from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, Alarm
 from tests.conftest import settle
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
-from tests.test_resilience import Clock
+from tests.virtual_time import Clock
 
 PERSON = {"HTTP_USER_AGENT": "Mozilla/5.0"}
 HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
