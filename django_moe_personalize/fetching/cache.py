@@ -85,7 +85,7 @@ class ExperienceCache:
         if not known.due or not self._lifetime:
             return known
         now = int(self._clock() * 1000)
-        record = self.memory.store(visitor, self._read(visitor, now), self._get_span(now), overwrite=False)
+        record = self.memory.store(visitor, self._read(visitor), self._get_span(now), overwrite=False)
         return self._judge(record, keys, now)
 
     def keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
@@ -141,10 +141,10 @@ class ExperienceCache:
             for body in due.values():
                 body.written_at = now
 
-    def _read(self, visitor: str, now: int) -> list[tuple[int, list[Body]]]:
+    def _read(self, visitor: str) -> list[tuple[int, list[Body]]]:
         """Return the visitor's answers in the site's cache, as far as their bodies can be found."""
         key = build_key("visitor", visitor)
-        moments = [moment for moment in _unpack(get_many([key]).get(key)) if now - moment[0] in self._usable]
+        moments = _unpack(get_many([key]).get(key))
         bodies = self._find_bodies({reference for _, references in moments for reference in references})
         return [(at, [bodies[one] for one in references if one in bodies]) for at, references in moments]
 

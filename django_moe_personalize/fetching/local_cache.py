@@ -132,8 +132,7 @@ class LocalCache:
 
     def find_body_of(self, key: str, origin: Experience | None) -> Body | None:
         """Return the body of ``key`` that was made from this very object, if a visitor has it."""
-        body = self._by_origin.get(key if origin is None else id(origin))
-        return body if body is not None and body.origin is origin else None
+        return self._by_origin.get(key if origin is None else id(origin))
 
     def store(self, visitor: str, moments: Moments, usable: range, *, overwrite: bool) -> Record:
         """Add answers to a visitor's record and return it, without the moments that are not in ``usable``.

@@ -65,8 +65,8 @@ def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
     """
     if not has_shared_cache():
         return True
-    key, timeout = build_key("claim", visitor, *experience_keys), max(1, math.ceil(seconds))
-    return _use(lambda cache: cache.add(key, 1, timeout=timeout), True)
+    key = build_key("claim", visitor, *experience_keys)
+    return _use(lambda cache: cache.add(key, 1, timeout=math.ceil(seconds)), True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:
