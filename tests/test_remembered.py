@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-import weakref
 from unittest import mock
 
 import pytest
@@ -15,8 +14,6 @@ from django.utils.safestring import mark_safe
 
 from django_moe_personalize import rendering, tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetching import cache
-from django_moe_personalize.moengage.frozen import freeze
 from django_moe_personalize.moengage.types import Action, Event, Experience, draw_uuid
 from django_moe_personalize.rendering import headers
 from django_moe_personalize.visitor import attributes, client_ip, identity
@@ -120,20 +117,6 @@ def test_what_is_long_is_read_and_not_remembered():
     assert rendering.render_value(tracker, Experience("hero", {}), "<" * 3000) == "&lt;" * 3000
     for remembered in (tracking._is_robot, attributes._read_pairs, client_ip._parse_node, rendering._escape):
         assert remembered.cache_info().currsize == 0
-
-
-def test_a_reference_is_remembered_with_what_it_refers_to(settings):
-    """Nothing is left of an answer that nobody holds, however many came; another context or secret is another body."""
-    payload, contexts = freeze({"Title": "x"}), [freeze({"cid": str(number)}) for number in range(2)]
-    first = cache._find_reference("hero", payload, contexts[0])
-    with mock.patch.object(cache, "_encode_sorted", None):
-        assert cache._find_reference("hero", payload, contexts[0]) == first
-    assert len({first, *(cache._find_reference(key, payload, contexts[1]) for key in ("hero", "promo"))}) == 3
-    settings.SECRET_KEY = "another"
-    assert cache._find_reference("hero", payload, contexts[0]) != first
-    left = weakref.ref(payload)
-    del payload
-    assert left() is None
 
 
 def test_a_remembered_query_is_each_requests_own():
