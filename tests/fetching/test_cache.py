@@ -200,7 +200,7 @@ def test_round_trips(start, virtual):
     virtual.now += 60
     other.read("ann", ["hero", "nope"])
     assert virtual.calls[4:] == [("get", 1)]
-    process.write("ann", {"hero": HERO, "nope": None})
+    process.write("ann", {"hero": build("hero", HERO.experience_context, **HERO.payload), "nope": None})
     other.read("ann", ["hero", "unknown"])
     assert virtual.calls[5:] == [("set", 1), ("get", 1)]
 

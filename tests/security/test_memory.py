@@ -24,7 +24,7 @@ SEEN = {
 
 
 @pytest.mark.timeout(1800)
-def test_invented_campaigns_stay_within_their_bound(extent, tell):
+def test_made_up_campaigns_stay_within_their_bound(extent, tell):
     """A flood of distinct UTM values fills its share of the memory, and a returning visitor still hits."""
     values, places = extent(6_000, 1_000_000), extent(600, MAX_VISITORS)
     now = 1_800_000_000.0
