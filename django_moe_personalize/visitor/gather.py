@@ -126,7 +126,9 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
 
 
 def _gather(request: HttpRequest, now: datetime) -> Visitor:
-    consent = get_consent(request)
+    # Most sites and browsers have neither of the two.
+    is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
+    consent = GRANTED if is_default else get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NOBODY
