@@ -19,7 +19,7 @@ from django.db import close_old_connections
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
-from django_moe_personalize.fetching.cache import Known, get_cache
+from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
@@ -29,7 +29,6 @@ from django_moe_personalize.fetching.resolve import (
     follow_up,
     leave_out_unavailable,
     log_error,
-    pick,
     resolve,
 )
 from django_moe_personalize.fetching.shared import has_shared_cache
@@ -38,6 +37,7 @@ from django_moe_personalize.moengage.messages import Exchange, NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor import Visitor
 
 EXTRA_SECONDS = 0.1
 """Extra time to read the rest of a response that no page started to read before the deadline.
@@ -353,19 +353,20 @@ def get_flights(runtime: Runtime) -> Flights:
     return Flights()
 
 
-def start_fetch(question: Question) -> tuple[Experiences | None, Flight | None]:
-    """Return the experiences if this process has all of them in memory, else the flight that fetches them.
+def start_fetch(
+    runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]
+) -> tuple[Mapping[str, Experience | None], Flight | None]:
+    """Return the answers if this process has all of them in memory, else the flight that fetches them.
 
-    A stale experience is returned at once and refreshed in the background. Never raises.
+    A stale answer is returned at once and refreshed in the background. Never raises.
     """
-    runtime, visitor, keys, *_ = question
     flights, cache = get_flights(runtime), get_cache(runtime)
     landed = flights.landed
     known = cache.peek(visitor.digest, keys)
-    experiences = pick(known.answers, keys)
     if not known.due:
-        return experiences, None
-    flight, leads = flights.join(question, experiences)
+        return known.answers, None
+    question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
+    flight, leads = flights.join(question, pick(known.answers, keys))
     is_complete = all(key in known.answers for key in known.due)
     if leads:
         if flights.landed != landed:
@@ -375,7 +376,7 @@ def start_fetch(question: Question) -> tuple[Experiences | None, Flight | None]:
             flight.take_off(known, is_waited_for=not is_complete)
         else:
             flights.finish(flight, pick(known.answers, keys))
-    return (experiences, None) if is_complete else (None, flight)
+    return known.answers, None if is_complete else flight
 
 
 async def _wait_readable(fileno: int) -> None:
