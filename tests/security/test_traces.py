@@ -17,7 +17,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError, TransportError
 from django_moe_personalize.fetching.cache import get_cache
-from django_moe_personalize.models import OutboxEvent, OutboxTally
+from django_moe_personalize.models import OutboxCounter, OutboxEvent
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
@@ -205,10 +205,12 @@ def test_reprs_name_nobody(site):
     """The package's objects show no personal data in a traceback or a debugger."""
     client = Client()
     response = client.get("/tags/", headers={"User-Agent": AGENT}, REMOTE_ADDR=ADDRESS)
-    page = response.wsgi_request.personalization
+    personalization = response.wsgi_request.personalization
+    page = personalization._page
     answers = page._answers.values()
-    shown = [page, page.identity, page.tracker, page._visitor, *answers, get_delivery(), *site.requests]
     assert None not in answers
+    shown = [personalization, page, personalization.identity, personalization.consent, page.tracker, page.visitor]
+    shown += [*answers, get_delivery(), *site.requests]
     assert find({type(value).__name__: repr(value) for value in shown}, (*PERSONAL, SECRET)) == []
 
 
@@ -259,7 +261,7 @@ def test_outbox_holds_what_is_sent_and_nothing_else(site, log):
         assert rows
         assert all(CUSTOMER in row.pop("body") for row in rows)
         assert find({"rows": repr(rows), "log": "".join(log)}, (*PERSONAL, SECRET)) == []
-        assert find({"tallies": repr(list(OutboxTally.objects.values()))}, PERSONAL) == []
+        assert find({"counters": repr(list(OutboxCounter.objects.values()))}, PERSONAL) == []
         bodies = "".join(row.body for row in OutboxEvent.objects.all())
         assert {canary for _, canary in find({"bodies": bodies}, (*PERSONAL, SECRET))} == {CUSTOMER}
         assert api.erase(customer_id=CUSTOMER) == len(rows)
