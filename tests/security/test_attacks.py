@@ -110,7 +110,7 @@ def render(client, source, **headers):
 @pytest.mark.parametrize("space", ["\u2000", "\u00a0", "\u0085", "\u3000"])
 @pytest.mark.parametrize("with_own", [True, False])
 def test_cookie_of_another_host_of_the_domain(shown, space, with_own):
-    """Browsers accept this name from any host of the domain, and Django reads it as ``__Host-``. The package doesn't."""
+    """Browsers accept the name from any host of the domain, and Django reads it as ``__Host-``. The package doesn't."""
     own, attacker = Client(), Client()
     for client in (own, attacker):
         client.get("/read/", secure=True)
