@@ -15,7 +15,7 @@ from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, TOPIC, Watchdog, get_watchdog
 from tests.conftest import settle
-from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture
+from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
 
 HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 SEEN = Event(Action.SHOWN, "42", HERO.experience_context, 1)
