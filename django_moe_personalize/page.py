@@ -20,13 +20,13 @@ from django.template import Template
 from django.utils import timezone
 
 from django_moe_personalize import planning, tracking
-from django_moe_personalize.fetching import Flight, Question, start_fetch
+from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.rendering import headers
-from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
+    COOKIE_CHANGES,
     NOBODY,
     Visitor,
     agather_visitor,
@@ -222,7 +222,8 @@ class Page:
         headers.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         headers.add_server_timing(request, response, describe=self._describe, waited=waited)
-        set_anonymous_cookie(request, response)
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+            set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, lambda: self._end(request, response))
             return ()
@@ -269,12 +270,11 @@ class Page:
         if visitor is NOBODY:
             self._answers.update(dict.fromkeys(keys))
             return
-        question = Question(self._runtime, visitor, keys, Deadline(self._settings.deadline))
-        found, flight = start_fetch(question)
-        if flight is not None:
+        answers, flight = start_fetch(self._runtime, visitor, keys)
+        if flight is None:
+            self._keep(keys, answers)
+        else:
             self._flights.append(flight)
-        elif found is not None:
-            self._keep(keys, found)
 
     def _join(self, flight: Flight) -> None:
         self._charge(+1)
@@ -284,12 +284,15 @@ class Page:
             self._charge(-1)
         self._keep(flight.question.keys, found)
 
-    def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience]) -> None:
+    def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
+        brought = []
         for key in keys:
-            self._answers.setdefault(key, found.get(key))
-        if found:
-            # The next page of this route asks early for the keys that have an experience.
-            self._learn(*found, limit=planning.MAX_READ_KEYS)
+            experience = self._answers.setdefault(key, found.get(key))
+            if experience is not None:
+                brought.append(key)
+        if brought:
+            # The next page of this route asks early for a key that brought an experience.
+            self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         request = self._request()

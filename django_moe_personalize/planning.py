@@ -69,9 +69,8 @@ class RouteMemory:
         if len(known) >= limit or set(known).issuperset(experience_keys):
             return
         with self._lock:
-            known = self.get(route)
-            if len(known) < limit:
-                self._routes[route] = tuple(dict.fromkeys([*known, *experience_keys]))[:limit]
+            keys = dict.fromkeys([*self.get(route), *experience_keys])
+            self._routes[route] = tuple(keys)[:MAX_KEYS_A_ROUTE]
             if len(self._routes) > MAX_ROUTES:
                 del self._routes[next(iter(self._routes))]
 

@@ -1,4 +1,4 @@
-"""Virtual time. State machines move it in quarters of a second, which floats hold exactly, so models compare for equality."""
+"""Virtual time. State machines move it in quarters of a second, which floats hold exactly, so models compare equal."""
 
 from hypothesis import settings
 from hypothesis import strategies as st

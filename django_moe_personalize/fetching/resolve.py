@@ -10,7 +10,7 @@ from contextlib import suppress
 from django_moe_personalize import signals
 from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, RateLimitedError
 from django_moe_personalize.fetching import shared, upstream
-from django_moe_personalize.fetching.cache import Known, get_cache
+from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
@@ -37,11 +37,6 @@ class Answer:
         self.errors: list[APIError] = []
         self.learned: dict[str, Experience | None] = {}
         self.unanswered: tuple[str, ...] = ()
-
-
-def pick(answers: Mapping[str, Experience | None], keys: Iterable[str]) -> dict[str, Experience]:
-    """Return the experiences of ``keys`` among the answers, without the absent ones."""
-    return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
 def resolve(question: Question, *, publish: Callable[[Experiences], None] | None = None) -> Answer:
