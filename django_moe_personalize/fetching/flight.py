@@ -91,8 +91,11 @@ class Flight(Future[Experiences]):
 
     async def ajoin(self, seconds: float) -> Experiences:
         """See join()."""
-        if self.done():
+        if self.done() or (self._deadline.expired and self.poll()):
             return self.result(0.0)
+        if self._exchange is not None:
+            # MoEngage has no longer, however much time this page has left.
+            seconds = min(seconds, self._deadline.remaining() or 0.0)
         try:
             async with asyncio.timeout(seconds):
                 if self._exchange is not None:
