@@ -1,5 +1,5 @@
-"""What performance is claimed, measured: one script a goal, every figure a ratio to what ran beside it.
+"""Measure the performance that the package claims: one script for each goal, each figure against a baseline.
 
-``python -m benchmarks`` runs all; ``python -m benchmarks.p01_untouched`` one. docs/performance.md
-says how to read them.
+``python -m benchmarks`` runs all scripts, ``python -m benchmarks.p01_untouched`` runs one. steps.py counts
+bytecodes instead of seconds. docs/performance.md explains the figures.
 """

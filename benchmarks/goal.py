@@ -1,6 +1,6 @@
-"""A goal, its figures, and how a script runs: one JSON object on stdout, a table on stderr, exit code 0.
+"""The frame of every script: it prints one JSON object on stdout and a table on stderr, and exits with 0.
 
-A goal that is not reached is a result. A script that measured the wrong thing raises.
+A goal that is not reached is a result, not an error. A script that measured the wrong thing raises.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _COMPARISONS = {"<=": operator.le, ">=": operator.ge}
 
 
 class WrongMeasurement(AssertionError):
-    """What was measured is not what the goal speaks of: wrong content, errors, no personalization."""
+    """The script measured something else than the goal describes: other content, errors, no personalization."""
 
 
 def expect(condition: object, message: str) -> None:
@@ -35,24 +35,25 @@ def expect(condition: object, message: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a script was asked to run."""
+    """The flags of a script."""
 
     quick: bool = False
     profile: bool = False
+    functions: bool = False
 
     def pick(self, full: T, quick: T) -> T:
-        """Return what is meant for this run."""
+        """Return ``quick`` for a quick run, else ``full``."""
         return quick if self.quick else full
 
 
 @dataclass(kw_only=True)
 class Figure:
-    """One measured figure of a goal, and what it is held against.
+    """One measured figure of a goal, its baseline and its limit.
 
-    ``baseline`` and ``ours`` are in ``unit``. ``ratio`` is what ``limit`` (``"<= 1.05"``) speaks of,
-    unless ``difference`` is given: then that is, in ``unit``. ``ratio`` is the median of the ratios
-    of adjacent blocks where there were blocks, so it may differ a little from ``ours / baseline``.
-    ``profile`` repeats the measured block for a profiler. An unmeasured figure is not reached.
+    ``baseline`` and ``ours`` are in ``unit``. ``limit`` (``"<= 1.05"``) is the limit of ``ratio``, or of
+    ``difference`` (in ``unit``) if that is given. A figure from alternating blocks has the median of the
+    ratios of adjacent blocks, which may differ a little from ``ours / baseline``. ``profile`` repeats the
+    measured block for a profiler. A figure that could not be measured counts as not reached.
     """
 
     what: str
@@ -71,28 +72,28 @@ class Figure:
             self.ratio = self.ours / self.baseline
 
     @property
-    def held(self) -> float | None:
-        """The number that the limit speaks of; ``None`` when it was not measured."""
+    def compared(self) -> float | None:
+        """The number that the limit applies to; ``None`` if it was not measured."""
         return self.ratio if self.difference is None else self.difference
 
     @property
     def margin(self) -> float:
-        """How far inside its limit the figure is: above 1 it is reached."""
+        """How far the figure is inside its limit: 1 is the limit itself, more is better."""
         sign, limit = _read_limit(self.limit)
-        if self.held is None or math.isnan(self.held):
+        if self.compared is None or math.isnan(self.compared):
             return 0.0
-        if self.held <= 0:
+        if self.compared <= 0:
             return math.inf if sign == "<=" else 0.0
-        return limit / self.held if sign == "<=" else self.held / limit
+        return limit / self.compared if sign == "<=" else self.compared / limit
 
     @property
     def reached(self) -> bool:
-        """Whether the limit is kept."""
+        """Whether the figure is within its limit."""
         sign, limit = _read_limit(self.limit)
-        return self.held is not None and bool(_COMPARISONS[sign](self.held, limit))
+        return self.compared is not None and bool(_COMPARISONS[sign](self.compared, limit))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what is written as JSON; what is no number is ``null``."""
+        """Return the figure for JSON; NaN and infinity become ``null``."""
         numbers = {name: _round(getattr(self, name)) for name in ("baseline", "ours", "ratio")}
         more: dict[str, Any] = {} if self.difference is None else {"difference": _round(self.difference)}
         if self.context:
@@ -117,20 +118,24 @@ def _round(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(f"{value:.5g}")
 
 
-def run(goal: str, measure: Callable[[Options], Iterator[Figure]]) -> None:
-    """Run a script: measure, write, and profile what was not reached when asked to.
+def run(goal: str, measure: Callable[[Options], Iterator[Figure]], *, can_list: bool = False) -> None:
+    """Run a script: measure, print, and with ``--profile`` profile each figure that misses its limit.
 
-    ``measure`` yields its figures while its servers still run, so that they can be profiled.
+    ``measure`` yields each figure while its servers still run, so that the figure can be profiled.
+    ``can_list`` adds the flag ``--list``.
     """
     parser = argparse.ArgumentParser(description=f"Measure goal {goal} of docs/performance.md.")
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks: noisier, same figures")
-    parser.add_argument("--profile", action="store_true", help="profile the measured block of what is not reached")
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter blocks: same figures, more noise")
+    parser.add_argument("--profile", action="store_true", help="profile the figures that miss their limit")
+    if can_list:
+        parser.add_argument("--list", action="store_true", help="list the functions that each page adds")
     arguments = parser.parse_args()
-    # As pip does when it installs: a site's start, and its first pages, load bytecode and compile nothing.
+    options = Options(arguments.quick, arguments.profile, can_list and arguments.list)
+    # pip compiles the package when it installs it. Do the same, so that no measured start or page compiles anything.
     for folder in ("django_moe_personalize", "benchmarks"):
         compileall.compile_dir(Path(__file__).parent.parent / folder, quiet=1)
     figures: list[Figure] = []
-    for figure in measure(Options(quick=arguments.quick, profile=arguments.profile)):
+    for figure in measure(options):
         figures.append(figure)
         print(format_row([goal, *format_figure(figure.to_dict())]), file=sys.stderr, flush=True)
         if arguments.profile and not figure.reached and figure.profile is not None:
@@ -140,7 +145,7 @@ def run(goal: str, measure: Callable[[Options], Iterator[Figure]]) -> None:
 
 
 def build_object(goal: str, figures: Sequence[Figure]) -> dict[str, Any]:
-    """Return the goal's one object: the figure nearest to breaking its limit, and all of them."""
+    """Return the goal's JSON object: the figure with the smallest margin, and the list of all figures."""
     worst = min(figures, key=lambda figure: figure.margin)
     parts = [figure.to_dict() for figure in figures]
     return {
@@ -159,7 +164,7 @@ def _profile(figure: Figure) -> None:
         figure.profile()
     finally:
         profiler.disable()
-    # Before Python 3.12 it sees the calling thread only, and what others did as waiting.
+    # Before Python 3.12 the profiler sees the calling thread alone: the work of other threads looks like waiting.
     print(f"--- profile: {figure.what}", file=sys.stderr)
     pstats.Stats(profiler, stream=sys.stderr).strip_dirs().sort_stats("tottime").print_stats(25)
 
@@ -171,9 +176,11 @@ _WIDTHS = (5, 14, 14, 9, 13, 8, 0)
 def format_figure(figure: dict[str, Any]) -> list[str]:
     """Return the cells of a figure's row, after its goal."""
     unit = figure["unit"]
-    held = figure.get("difference", figure["ratio"])
     cells = [f"{_shorten(figure[name])} {unit}" for name in ("baseline", "ours")]
-    shown = "-" if held is None else f"{held:.2f}" + (f" {unit}" if "difference" in figure else "")
+    if "difference" in figure:
+        shown = f"{_shorten(figure['difference'])} {unit}"
+    else:
+        shown = "-" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
     return [*cells, shown, figure["limit"], "reached" if figure["reached"] else "NOT", figure["what"]]
 
 

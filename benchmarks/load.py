@@ -1,7 +1,7 @@
-"""A load generator on keep-alive connections, as many to each worker of the server.
+"""A load generator with keep-alive connections, the same number to each worker of the server.
 
-gunicorn may give one worker all the connections of a client; then figures speak of one worker. So
-connections are opened until every worker has its share, and the others are closed.
+gunicorn may give all connections of a client to one worker; then the figures are those of one worker.
+So the client opens connections until each worker has its share, and closes the others.
 """
 
 from __future__ import annotations
@@ -21,13 +21,10 @@ from benchmarks.site import USER_AGENT, name_visitor
 
 ANSWER_SECONDS = 30.0
 
-ASKED_A_MINUTE = 9_000
-"""By cold pages at most: past 10,000 our governor, for the vendor's sake, lets no more through."""
-
 
 @dataclass
 class Outcome:
-    """What a load met: seconds a page with when each was asked for, statuses, and how many had the mark."""
+    """The pages of a load: (start, seconds) of each, their statuses, and how many of them have the mark."""
 
     pages: list[tuple[float, float]] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -36,7 +33,7 @@ class Outcome:
 
     @property
     def count(self) -> int:
-        """How many pages came."""
+        """The number of pages."""
         return len(self.pages)
 
     @property
@@ -45,21 +42,21 @@ class Outcome:
         return self.count / self.elapsed
 
     def quantile(self, share: float) -> float:
-        """Return the seconds that ``share`` of the pages took at most."""
+        """Return the seconds within which ``share`` of the pages came."""
         ordered = sorted(seconds for _, seconds in self.pages)
         return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)]
 
     def check(self, *, marked: float | None = None) -> Outcome:
-        """Raise WrongMeasurement unless all pages are 200 and at least the share ``marked`` has the mark."""
+        """Raise WrongMeasurement unless all pages are 200 and at least the share ``marked`` of them has the mark."""
         expect(self.count, "no page came")
         expect(set(self.statuses) == {200}, f"pages answered {dict(self.statuses)}")
         if marked is not None:
-            expect(self.marked >= marked * self.count, f"only {self.marked} of {self.count} pages were the wanted ones")
+            expect(self.marked >= marked * self.count, f"only {self.marked} of {self.count} pages have the mark")
         return self
 
 
 def pool(outcomes: Iterable[Outcome]) -> Outcome:
-    """Return the pages of several blocks as those of one."""
+    """Return several outcomes as one."""
     together = Outcome()
     for outcome in outcomes:
         together.pages += outcome.pages
@@ -69,26 +66,8 @@ def pool(outcomes: Iterable[Outcome]) -> Outcome:
     return together
 
 
-class Pace:
-    """Keeps the blocks of a load whose every page asks within the vendor's requests a minute."""
-
-    def __init__(self) -> None:
-        self._asked = self._last = 0
-
-    def rest(self) -> None:
-        """Wait for the next minute where another block like the last would be too much for this one."""
-        if self._asked + 1.5 * self._last > ASKED_A_MINUTE:
-            time.sleep(60.0)
-            self._asked = 0
-
-    def add(self, outcome: Outcome) -> None:
-        """Take in a block that has asked."""
-        self._last = outcome.count
-        self._asked += outcome.count
-
-
 class _Connection(asyncio.Protocol):
-    """One keep-alive connection; one request at a time."""
+    """One keep-alive connection that sends one request at a time."""
 
     def __init__(self) -> None:
         self.received = b""
@@ -112,7 +91,7 @@ class _Connection(asyncio.Protocol):
             self.waiting.set_result((head, body))
 
     async def get(self, path: str, visitor: str) -> tuple[int, str, bytes]:
-        """Return status, worker and the whole answer."""
+        """Return the status, the worker and the complete response."""
         self.waiting = asyncio.get_running_loop().create_future()
         head = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: {USER_AGENT}\r\nX-Visitor: {visitor}\r\n\r\n"
         self.transport.write(head.encode())
@@ -122,19 +101,19 @@ class _Connection(asyncio.Protocol):
 
 def _read_header(head: bytes, name: bytes) -> str:
     place = head.lower().find(b"\r\n" + name + b":")
-    expect(place >= 0, f"an answer without {name.decode()}: {head[:200]!r}")
+    expect(place >= 0, f"a response without the header {name.decode()}: {head[:200]!r}")
     return head[place + len(name) + 3 :].split(b"\r\n", 1)[0].decode().strip()
 
 
 class Client:
-    """The connections to one server, for as many runs as wanted."""
+    """The connections to one server, for any number of runs."""
 
     def __init__(self, runner: asyncio.Runner, connections: list[_Connection]) -> None:
         self._runner = runner
         self._connections = connections
 
     def run(self, path: str, seconds: float, *, mark: str = "", visitor: Callable[[], str] = name_visitor) -> Outcome:
-        """Ask for a page on every connection, again and again, for ``seconds``; ``mark`` is counted in answers."""
+        """Load ``path`` on each connection again and again for ``seconds``; count the responses that have ``mark``."""
 
         async def work(connection: _Connection, outcome: Outcome, end: float) -> None:
             while time.perf_counter() < end:
@@ -143,7 +122,7 @@ class Client:
         return self._run(work, seconds)
 
     def plan_rate(self, path: str, rate: float, mark: str = "", visitor: Callable[[], str] = name_visitor) -> Any:
-        """Return a load for run_together(): ``rate`` pages a second in all, each connection at its own moments."""
+        """Return a load for run_together(): ``rate`` pages per second in all, spread over the connections."""
         connections = self._connections
         step = len(connections) / rate
 
@@ -154,7 +133,7 @@ class Client:
                 due = started + number / rate
                 while due < end:
                     await asyncio.sleep(due - time.perf_counter())
-                    # From when it was due: a server that stalls makes later pages wait too.
+                    # Timed from its due time: a server that stalls also delays later pages.
                     await _ask(connection, path, visitor(), mark.encode(), outcome, since=due)
                     due = max(due + step, time.perf_counter())
 
@@ -165,7 +144,7 @@ class Client:
         return load
 
     def run_together(self, *loads: Callable[[float], Awaitable[Outcome]], seconds: float) -> list[Outcome]:
-        """Run loads of one or several clients of the same runner at once."""
+        """Run several loads at the same time; their clients share one runner."""
 
         async def gather() -> list[Outcome]:
             end = time.perf_counter() + seconds
@@ -197,7 +176,7 @@ async def _ask(
 
 @contextmanager
 def connect(server: Server, connections: int, *, runner: asyncio.Runner | None = None) -> Iterator[Client]:
-    """Open as many connections to each worker of ``server``; ``connections`` is their number in all."""
+    """Open ``connections`` connections to ``server``, the same number to each worker."""
     own = asyncio.Runner() if runner is None else runner
     opened: list[_Connection] = []
     try:
@@ -218,7 +197,7 @@ async def _open_balanced(server: Server, wanted: int) -> list[_Connection]:
     async with asyncio.timeout(ANSWER_SECONDS):
         while sum(len(kept) for kept in by_worker.values()) < share * server.workers:
             expect(len(surplus) < 50 * wanted, f"one worker got no connection: {list(by_worker)}")
-            # At once, so that workers that are busy accepting leave some to the others.
+            # All at once, so that a worker that is busy accepting leaves some to the others.
             batch = [(await loop.create_connection(_Connection, "127.0.0.1", server.port))[1] for _ in range(8)]
             answers = await asyncio.gather(*(one.get(server.probe, "balance") for one in batch))
             for connection, (status, worker, _) in zip(batch, answers, strict=True):
@@ -227,5 +206,5 @@ async def _open_balanced(server: Server, wanted: int) -> list[_Connection]:
                 (kept if len(kept) < share else surplus).append(connection)
     for connection in surplus:
         connection.transport.abort()
-    # Interleaved: a load that starts them one by one reaches all workers alike.
+    # Interleaved, so that a load that starts them one by one reaches all workers alike.
     return [one for turn in zip(*by_worker.values(), strict=True) for one in turn]

@@ -1,4 +1,4 @@
-"""P1: a page that reads no experience, against the same page with a no-op class middleware."""
+"""P1: a page that reads no experience, against the same page with a middleware class that does nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ BELOW = [
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Time the bare page; check on a site with sessions and users that nothing is touched."""
+    """Time the bare page; check on a site with sessions and users that the package touches neither."""
     with start_upstream() as upstream:
-        # The site as its owner would have it: default identity, thread delivery, a reachable vendor.
+        # A usual site: default identity, thread delivery, a reachable vendor.
         site.configure(moe={**site.CREDENTIALS, "BASE_URL": upstream.url("at-once")})
         notes = check_untouched()
         plain, ours = site.Site([site.NO_OP]), site.Site([site.OURS])
@@ -34,10 +34,10 @@ def measure(options: Options) -> Iterator[Figure]:
             rounds=options.pick(301, 101),
         )
         counts = upstream.get_counts("at-once")
-        expect(not any(counts.values()), f"the upstream was asked: {counts}")
+        expect(not any(counts.values()), f"the upstream got calls: {counts}")
         ratios = rounds.ratio("ours", "no-op")
         yield Figure(
-            what="a page that reads nothing / with a no-op middleware",
+            what="a page that reads nothing / the page with a no-op middleware",
             baseline=rounds.median("no-op") * 1e6,
             ours=rounds.median("ours") * 1e6,
             ratio=median(ratios),
@@ -50,14 +50,14 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def check_untouched() -> list[str]:
-    """Return what was proved beside the timing: nothing touched, and the same bytes."""
+    """Check that a page that reads nothing is the same, byte for byte, and touches nothing; return the notes."""
     plain, ours = site.Site([*BELOW, site.NO_OP]), site.Site([*BELOW, "benchmarks.site.Witness", site.OURS])
     cookie = {"HTTP_COOKIE": "sessionid=0123456789abcdef0123456789abcdef; moe_id=x"}
     expected, got = plain.check("/plain/", DEFAULT, **cookie), ours.check("/plain/", DEFAULT, **cookie)
     expect((plain.status, plain.headers, expected) == (ours.status, ours.headers, got), "the response differs")
-    expect(site.Witness.seen == 1, "the middleware was not there")
-    # DATABASES is empty: a query would have been an ImproperlyConfigured.
-    return ["response identical byte by byte; no query, session and user untouched, upstream not asked"]
+    expect(site.Witness.seen == 1, "the page did not pass the middleware")
+    # DATABASES is empty: any query raises ImproperlyConfigured.
+    return ["the response is the same, byte for byte; no query, no session, no user, no upstream call"]
 
 
 if __name__ == "__main__":

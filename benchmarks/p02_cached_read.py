@@ -1,4 +1,4 @@
-"""P2: three experiences from the cache, against LaunchDarkly's three in-process variations with events on."""
+"""P2: three experiences from the cache, against three LaunchDarkly variations in the process, events on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.timing import Rounds, alternate, describe
 from benchmarks.upstream import KEYS, Upstream, start_upstream
 
 CALLS = 30
-"""Pages a block: fewer events than a batch, so that neither side's sender is timed (that is P14)."""
+"""Pages in a block. They make less than a batch of events, so no sender is timed here (P14 does that)."""
 
 
 def configure(upstream: Upstream) -> None:
-    """Set up the site of all contenders."""
+    """Set up the site that all contenders share."""
     site.configure(
         moe={**site.CREDENTIALS, "BASE_URL": upstream.url("at-once"), "CACHE_TTL": 3600, "CACHE_STALE_TTL": 3600},
         ROOT_URLCONF="benchmarks.peers",
@@ -35,15 +35,15 @@ def configure(upstream: Upstream) -> None:
 
 
 def become_visitor(ours: site.Site) -> str:
-    """Return the cookie of an anonymous visitor who has seen the page, which is warm then."""
+    """Make the page warm for an anonymous visitor and return the visitor's cookie."""
     ours.check("/read_and_track/", pages.PERSONAL)
     cookies = [value for name, value in ours.headers if name == "Set-Cookie" and value.startswith("moe_id=")]
-    expect(cookies, "the anonymous visitor got no id")
+    expect(cookies, "the anonymous visitor got no cookie")
     return cookies[0].partition(";")[0]
 
 
 def build_contenders(cookie: str) -> dict[str, Callable[[], bytes]]:
-    """Return a page of each, all asked for with the same request; every one is checked before."""
+    """Return a checked page of each contender; all pages get the same request."""
     from benchmarks.site import NO_OP, OURS
 
     posthog = "posthog.integrations.django.PosthogContextMiddleware"
@@ -59,14 +59,14 @@ def build_contenders(cookie: str) -> dict[str, Callable[[], bytes]]:
         stack = site.Site(middleware)
         for _ in range(20):
             stack.check(address, content, HTTP_COOKIE=cookie)
-            # What the first pages leave to the background has to be over before they are warm.
+            # The first pages leave work to background threads. The pages are warm when that work is done.
             time.sleep(0.005)
         contenders[name] = lambda get=stack.get, address=address: get(address, HTTP_COOKIE=cookie)
     return contenders
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Time what each adds to the same request."""
+    """Time what each contender adds to the same request."""
     with start_upstream() as upstream:
         configure(upstream)
         with start_launchdarkly(upstream) as launchdarkly_client:
@@ -80,7 +80,7 @@ def measure(options: Options) -> Iterator[Figure]:
                     delivery.flush(5.0)
                 if name == "LaunchDarkly":
                     launchdarkly_client.flush()
-                # LaunchDarkly's threads finish their block's events here and not in the next block.
+                # LaunchDarkly's threads finish the events of their block here, not in the next block.
                 time.sleep(0.003)
 
             asked = upstream.get_counts("at-once")["fetches"]
@@ -88,26 +88,26 @@ def measure(options: Options) -> Iterator[Figure]:
             number = options.pick(200, 60)
             rounds = alternate(contenders, rounds=number, calls=CALLS, after=settle)
             check_events(upstream, before.accepted, delivery.counts(), pages=(number + 1) * CALLS)
-            expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not answered from the cache")
+            expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not read from the cache")
             yield build_figure(rounds, lambda: [contenders["ours"]() for _ in range(5000)])
             delivery.flush(5.0)
 
 
 def check_events(upstream: Upstream, before: int, counts: Any, *, pages: int) -> None:
-    """Raise WrongMeasurement unless every page's impressions were accepted, delivered and arrived."""
+    """Raise WrongMeasurement unless the impressions of all pages were accepted and delivered, and arrived."""
     expect(counts.accepted - before == pages * len(KEYS), f"{pages} pages had {counts.accepted - before} impressions")
-    expect(not counts.pending and counts.delivered == counts.accepted, f"not all was delivered: {counts}")
+    expect(not counts.pending and counts.delivered == counts.accepted, f"not all events were delivered: {counts}")
     arrived = upstream.get_counts("at-once")["actions"]
     expect(arrived == counts.accepted, f"{arrived} of {counts.accepted} impressions arrived")
 
 
 def build_figure(rounds: Rounds, profile: Callable[[], object]) -> Figure:
-    """Return the ratio of what ours and LaunchDarkly add to the plain page."""
+    """Return the ratio of the times that our page and LaunchDarkly's add to the plain page."""
     added = {name: median(rounds.compute(lambda of, name=name: of[name] - of["plain"])) * 1e6 for name in rounds.values}
     ratios = rounds.compute(lambda of: (of["ours"] - of["plain"]) / (of["LaunchDarkly"] - of["plain"]))
     context = {f"{name}, added µs": µs for name, µs in added.items() if name not in ("plain", "ours", "LaunchDarkly")}
     return Figure(
-        what="3 cached experiences, impressions recorded / LaunchDarkly's 3 variations, added to a page",
+        what="time added by 3 cached experiences with their impressions / by 3 LaunchDarkly variations",
         baseline=added["LaunchDarkly"],
         ours=added["ours"],
         ratio=median(ratios),

@@ -1,6 +1,6 @@
-"""P3: one cold fetch through the whole product, against a bare round trip on a socket.
+"""P3: one cold fetch through the whole package, against a bare round trip on a socket.
 
-Ours is what a page takes longer: attributes, cache key, miss, call, parse, cache write. The bare
+"Ours" is the time a page takes longer: attributes, cache key, miss, call, parsing, cache write. The bare
 round trip writes and reads the same JSON and does nothing else.
 """
 
@@ -21,7 +21,7 @@ from benchmarks.timing import alternate, describe
 from benchmarks.upstream import KEYS, Upstream, start_upstream
 
 GENEROUS = {"DEADLINE": 5.0}
-"""A slow machine is no reason to measure pages that gave up."""
+"""So that no page gives up on a slow machine."""
 
 QUESTION = {
     "identifiers": {"customer_id": "visitor-1"},
@@ -37,7 +37,7 @@ QUESTION = {
 
 
 class BareSocket:
-    """A keep-alive connection used as sparingly as can be."""
+    """A keep-alive connection with as little code as possible."""
 
     def __init__(self, port: int, path: str, context: ssl.SSLContext | None = None) -> None:
         self.address = ("127.0.0.1", port)
@@ -52,7 +52,7 @@ class BareSocket:
         return connection if self.context is None else self.context.wrap_socket(connection, server_hostname="localhost")
 
     def ask(self) -> Any:
-        """Return the answer's JSON."""
+        """Return the JSON of the response."""
         body = json.dumps(QUESTION).encode()
         self.connection.sendall(f"{self.head}{len(body)}\r\n\r\n".encode() + body)
         received = b""
@@ -70,32 +70,32 @@ class BareSocket:
         expect(data, "the upstream closed a bare connection")
         return data
 
-    def ask_anew(self) -> Any:
-        """Return the answer's JSON over a new connection."""
+    def ask_on_new_connection(self) -> Any:
+        """See ask(). The connection is a new one."""
         self.connection.close()
         self.connection = self.connect()
         return self.ask()
 
 
 def check_answer(answer: Any) -> None:
-    """Raise WrongMeasurement unless all three experiences are there."""
+    """Raise WrongMeasurement unless the response has all three experiences."""
     expect(set(answer["experiences"]) == set(KEYS), f"the bare call got {answer}")
 
 
 def build_page(ours: site.Site) -> Callable[[], bytes]:
-    """Return the page of a visitor who is new each time, checked each time."""
+    """Return a page that comes from another visitor each time and is checked each time."""
 
     def get() -> bytes:
         body = ours.get("/read/", HTTP_X_VISITOR=site.name_visitor())
         if body.count(b"Title of") != len(KEYS):
-            raise AssertionError(f"a page without its experiences: {body!r}")
+            raise AssertionError(f"the page does not have all experiences: {body!r}")
         return body
 
     return get
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Measure an upstream that answers at once, one at 40 ms, and one that ends each TLS connection."""
+    """Measure an upstream that answers at once, one that answers after 40 ms, and one that ends each TLS connection."""
     with start_upstream(tls=True) as upstream:
         site.configure(moe=site.build_moe(upstream.url("at-once"), **GENEROUS))
         rounds = options.pick(121, 41)
@@ -108,10 +108,10 @@ def measure(options: Options) -> Iterator[Figure]:
             yield measure_tls(upstream, rounds=options.pick(61, 21))
 
 
-def measure_plain(upstream: Upstream, behaviour: str, limit: str, *, rounds: int, calls: int) -> Figure:
-    """Return what a cold page takes longer, against a bare keep-alive round trip."""
+def measure_plain(upstream: Upstream, behavior: str, limit: str, *, rounds: int, calls: int) -> Figure:
+    """Return the time that a cold page takes longer, against a bare keep-alive round trip."""
     plain, page = site.Site([site.NO_OP]), build_page(site.Site([site.OURS]))
-    bare = BareSocket(upstream.port, f"/{behaviour}/bare/v1/experiences/fetch")
+    bare = BareSocket(upstream.port, f"/{behavior}/bare/v1/experiences/fetch")
     check_answer(bare.ask())
     session = requests.Session()
     contenders: dict[str, Callable[[], object]] = {
@@ -119,40 +119,40 @@ def measure_plain(upstream: Upstream, behaviour: str, limit: str, *, rounds: int
         "plain": lambda: plain.get("/plain/", HTTP_X_VISITOR=site.name_visitor()),
         "ours": page,
         "requests.Session": lambda: session.post(
-            f"{upstream.url(behaviour + '/session')}/experiences/fetch", json=QUESTION
+            f"{upstream.url(behavior + '/session')}/experiences/fetch", json=QUESTION
         ).json(),
     }
-    # The first page of a route does not know what it needs yet: that is P5.
+    # The first page of a route doesn't know yet which experiences it needs: P5 counts its calls.
     page()
-    before = upstream.get_counts(behaviour)["fetches"]
+    before = upstream.get_counts(behavior)["fetches"]
     found = alternate(contenders, rounds=rounds, calls=calls)
-    asked = upstream.get_counts(behaviour)["fetches"] - before
-    expect(asked == (rounds + 1) * calls, f"{(rounds + 1) * calls} cold pages asked {asked} times")
+    asked = upstream.get_counts(behavior)["fetches"] - before
+    expect(asked == (rounds + 1) * calls, f"{(rounds + 1) * calls} cold pages made {asked} upstream calls")
     ratios = found.compute(lambda of: (of["ours"] - of["plain"]) / of["bare"])
     return Figure(
-        what=f"a cold fetch, upstream {behaviour} / a bare round trip",
+        what=f"time of a cold fetch, upstream {behavior} / of a bare round trip",
         baseline=found.median("bare") * 1e6,
         ours=median(found.compute(lambda of: of["ours"] - of["plain"])) * 1e6,
         ratio=median(ratios),
         limit=limit,
         unit="µs",
-        notes=[describe(ratios), "ours is the page's time less that of the plain page"],
+        notes=[describe(ratios), "ours is the time of the page minus the time of the plain page"],
         context={"requests.Session, ratio": median(found.ratio("requests.Session", "bare"))},
-        profile=lambda: [page() for _ in range(2000 if behaviour == "at-once" else 50)],
+        profile=lambda: [page() for _ in range(2000 if behavior == "at-once" else 50)],
     )
 
 
 def measure_tls(upstream: Upstream, *, rounds: int) -> Figure:
-    """Return a cold page on a connection that has to be made anew, against a bare new TLS connection."""
+    """Return a cold page that needs a new TLS connection, against a bare new TLS connection."""
     plain, page = site.Site([site.NO_OP]), build_page(site.Site([site.OURS]))
-    # Loaded once: what a bare client does that knows what loading costs.
+    # Loaded once, as a careful bare client does it.
     context = ssl.create_default_context(cafile=upstream.bundle)
     bare = BareSocket(upstream.tls_port, "/close/bare/v1/experiences/fetch", context)
-    check_answer(bare.ask_anew())
+    check_answer(bare.ask_on_new_connection())
     session = requests.Session()
     url = f"{upstream.tls_url('close/session')}/experiences/fetch"
     contenders: dict[str, Callable[[], object]] = {
-        "bare": bare.ask_anew,
+        "bare": bare.ask_on_new_connection,
         "plain": lambda: plain.get("/plain/", HTTP_X_VISITOR=site.name_visitor()),
         "ours": page,
         "requests.Session": lambda: session.post(url, json=QUESTION, verify=upstream.bundle).json(),
@@ -160,13 +160,13 @@ def measure_tls(upstream: Upstream, *, rounds: int) -> Figure:
     found = alternate(contenders, rounds=rounds, calls=3)
     ratios = found.compute(lambda of: (of["ours"] - of["plain"]) / of["bare"])
     return Figure(
-        what="a cold fetch after the TLS connection ended / a bare new TLS connection",
+        what="time of a cold fetch after the TLS connection ended / of a bare new TLS connection",
         baseline=found.median("bare") * 1e6,
         ours=median(found.compute(lambda of: of["ours"] - of["plain"])) * 1e6,
         ratio=median(ratios),
         limit="<= 1.3",
         unit="µs",
-        notes=[describe(ratios), "a CA bundle of full size on all sides"],
+        notes=[describe(ratios), "all sides have a CA bundle of full size"],
         context={"requests.Session, ratio": median(found.ratio("requests.Session", "bare"))},
         profile=lambda: [page() for _ in range(200)],
     )

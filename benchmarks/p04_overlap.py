@@ -1,4 +1,4 @@
-"""P4: a page with a view of 30 ms and an upstream of 40 ms, against the longer of the two alone."""
+"""P4: a page whose view takes 30 ms and whose upstream takes 40 ms, against a page that takes 40 ms."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from benchmarks.upstream import start_upstream
 
 VIEW, UPSTREAM = 0.03, 0.04
 CONNECTIONS = 8
-"""Half of the threads: a page waits for its view and the upstream, not for a thread."""
+"""Half as many as the server has threads, so that no page waits for a thread."""
 
 MARKED = 0.99
-"""The share of pages that have to be personal; the others met a deadline on a busy machine."""
+"""The share of pages that must be personal; on a busy machine a few pages miss the deadline."""
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Load three sites by turns; every page is of a visitor who is new."""
+    """Load three sites in turn; each page is for a new visitor."""
     with ExitStack() as stack:
         upstream = stack.enter_context(start_upstream())
         url = upstream.url(f"delay-{UPSTREAM:.3f}")
@@ -52,12 +52,12 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def build_figure(found: dict[str, list[Outcome]]) -> Figure:
-    """Return the ratio of the medians of pages, and what the vendor's samples would give."""
+    """Return the ratio of the median pages; the context has the vendor's samples."""
     halves = {name: [outcome.quantile(0.5) * 1000 for outcome in outcomes] for name, outcomes in found.items()}
     ratios = [ours / alone for ours, alone in zip(halves["ours"], halves["alone"], strict=True)]
     missing = sum(outcome.count - outcome.marked for outcome in found["ours"])
     return Figure(
-        what="p50 of a page, view 30 ms and upstream 40 ms / the longer of them alone",
+        what="p50 of a page, view 30 ms and upstream 40 ms / of a page that takes 40 ms",
         baseline=median(halves["alone"]),
         ours=median(halves["ours"]),
         ratio=median(ratios),

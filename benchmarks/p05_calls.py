@@ -1,4 +1,4 @@
-"""P5: upstream calls of a page whose template has 1 to 25 tags, or 60, and that declares nothing. Counts."""
+"""P5: count the upstream calls of a page with 1 to 25 tags, or 60, in its template and no declared experiences."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from benchmarks.upstream import Upstream, start_upstream
 
 NUMBERS = (1, 2, 5, 10, 25)
 MANY = 60
-BEHAVIOUR = "delay-0.040"
+BEHAVIOR = "delay-0.040"
 
 
 def write_tag(number: int) -> str:
-    """Return the tag of one experience, in one of the two forms."""
+    """Return the tag of one experience: odd numbers get one form of the tag, even numbers the other."""
     if number % 2:
         return f'{{% experience_value "tag-{number}" "Title" default="none" %}}'
     return f'{{% experience "tag-{number}" as it %}}{{{{ it.Title }}}}{{% fallback %}}none{{% endexperience %}}'
 
 
 def build_templates() -> dict[str, str]:
-    """Return the pages: all tags in one file, and 25 spread over a parent, a child and an include."""
+    """Return the templates: one file with all tags, and 25 tags spread over a parent, a child and an include."""
     load = "{% load moe_personalize %}"
     templates = {
         f"{number}.html": load + "\n".join(write_tag(tag) for tag in range(number)) for number in (*NUMBERS, MANY)
@@ -42,12 +42,12 @@ def build_templates() -> dict[str, str]:
 
 
 def show(request: HttpRequest, name: str) -> HttpResponse:
-    """Render a page, with nothing but its name."""
+    """Render the template called ``name``."""
     return render(request, name)
 
 
 def build_urls() -> list[Any]:
-    """Return a route a page, so that none is known from another."""
+    """Return one route for each page, so that no route learns from another page."""
     return [path(f"{name}/", show, {"name": name}, name=name) for name in build_templates()]
 
 
@@ -55,29 +55,29 @@ urlpatterns = [*pages.urlpatterns, *build_urls()]
 
 
 def configure(upstream: Upstream) -> None:
-    """Set up the site. No page gives up on a slow machine, and no event is among the calls."""
+    """Set up a site whose pages don't give up on a slow machine and don't send events."""
     loader = ("django.template.loaders.locmem.Loader", build_templates())
     backend = "django.template.backends.django.DjangoTemplates"
     options = {"loaders": [("django.template.loaders.cached.Loader", [loader])]}
     site.configure(
-        moe=site.build_moe(upstream.url(BEHAVIOUR), DEADLINE=5.0, IMPRESSIONS="manual"),
+        moe=site.build_moe(upstream.url(BEHAVIOR), DEADLINE=5.0, IMPRESSIONS="manual"),
         ROOT_URLCONF="benchmarks.p05_calls",
         TEMPLATES=[{"BACKEND": backend, "OPTIONS": options}],
     )
 
 
 def count_calls(upstream: Upstream, ours: site.Site, address: str, tags: int) -> int:
-    """Return the calls of one page of a new visitor; all of its experiences have to be in it."""
-    before = upstream.get_counts(BEHAVIOUR)
+    """Return how many calls the page makes for a new visitor; the page must have all its experiences."""
+    before = upstream.get_counts(BEHAVIOR)
     body = ours.check(address, "Title of tag-0", HTTP_X_VISITOR=site.name_visitor())
-    expect(body.count(b"Title of tag-") == tags, f"{address} shows {body.count(b'Title of tag-')} of {tags}")
-    after = upstream.get_counts(BEHAVIOUR)
+    expect(body.count(b"Title of tag-") == tags, f"{address} has {body.count(b'Title of tag-')} of {tags} experiences")
+    after = upstream.get_counts(BEHAVIOR)
     expect(after["keys"] - before["keys"] == tags, f"{address} asked for {after['keys'] - before['keys']} keys")
     return after["fetches"] - before["fetches"]
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Count the calls of the first, second and third rendering of each page."""
+    """Count the calls of the first three renderings of each page."""
     with start_upstream() as upstream:
         configure(upstream)
         ours = site.Site([site.OURS])
@@ -87,7 +87,7 @@ def measure(options: Options) -> Iterator[Figure]:
         }
         most = max(max(calls) for calls in found.values())
         yield Figure(
-            what="upstream calls of a page with 1 to 25 tags, nothing declared, first rendering included",
+            what="upstream calls of a page with 1 to 25 tags and no declared experiences, first rendering included",
             baseline=1,
             ours=most,
             limit="<= 1",
@@ -98,11 +98,12 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def measure_many(upstream: Upstream, ours: site.Site) -> Iterator[Figure]:
-    """Count the calls of 60 tags, and how many of them were under way at once."""
+    """Count the calls of 60 tags, and how many of them ran at the same time."""
     calls = [count_calls(upstream, ours, f"/{MANY}.html/", MANY) for _ in range(3)]
     yield Figure(what="upstream calls of a page with 60 tags", baseline=3, ours=max(calls), limit="<= 1", unit="calls")
-    together = upstream.get_counts(BEHAVIOUR)["most_in_flight"]
-    yield Figure(what="of these, under way at the same time", baseline=3, ours=together, limit=">= 1", unit="calls")
+    together = upstream.get_counts(BEHAVIOR)["most_in_flight"]
+    what = "upstream calls of a page with 60 tags that run at the same time"
+    yield Figure(what=what, baseline=3, ours=together, limit=">= 1", unit="calls")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""P6: upstream calls of 1,000 concurrent identical misses: in one process, and in four with Redis. Counts."""
+"""P6: count the upstream calls of 1,000 concurrent identical misses, in one process and in four with Redis."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from benchmarks.upstream import Upstream, start_upstream, stop
 
 MISSES = 1000
 PROCESSES = 4
-BEHAVIOUR = "delay-0.300"
+BEHAVIOR = "delay-0.300"
 DEADLINE = 20.0
 VISITOR = "the-same"
 START_SECONDS = 60.0
 
 
 def ask_together(ours: site.Site, number: int, meet: Any) -> int:
-    """Return how many of ``number`` pages of one visitor, asked for at once, have their experiences."""
+    """Ask for ``number`` pages of one visitor at once; return how many of them have their experiences.
+
+    ``meet`` is called when all threads have started, to wait for the other processes.
+    """
     found: list[bool] = []
     barrier = threading.Barrier(number + 1)
 
@@ -41,47 +44,47 @@ def ask_together(ours: site.Site, number: int, meet: Any) -> int:
     barrier.wait(START_SECONDS)
     for thread in threads:
         thread.join(DEADLINE + 10)
-    expect(len(found) == number, f"{number - len(found)} pages never came")
+    expect(len(found) == number, f"{number - len(found)} pages did not end")
     return sum(found)
 
 
 def build_figure(what: str, calls: int, personal: int) -> Figure:
-    """Return a count of calls; pages without their experiences make it a miss whatever the count."""
+    """Return the count of calls; it is not reached if a page lacks its experiences."""
     notes = [f"{personal} of {MISSES} pages have their experiences"]
     if personal < MISSES:
-        notes.append("so it is not reached: a call that is not made for a page that goes without is no single flight")
+        notes.append("not reached: a page without its experiences also saves a call")
         return Figure(what=what, baseline=1, ours=calls, ratio=float("nan"), limit="<= 1", unit="calls", notes=notes)
     return Figure(what=what, baseline=1, ours=calls, limit="<= 1", unit="calls", notes=notes)
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Count in this process, then in four."""
+    """Count in this process, then in four processes."""
     with start_upstream() as upstream:
-        site.configure(moe=site.build_moe(upstream.url(BEHAVIOUR), DEADLINE=DEADLINE))
+        site.configure(moe=site.build_moe(upstream.url(BEHAVIOR), DEADLINE=DEADLINE))
         ours = site.Site([site.OURS])
-        # The route is known, as it is on a running site; the visitor is not.
+        # The route has learned its experiences, as on a running site; the visitor is new.
         ours.check("/read_first/", pages.PERSONAL, HTTP_X_VISITOR="another")
-        before = upstream.get_counts(BEHAVIOUR)["fetches"]
+        before = upstream.get_counts(BEHAVIOR)["fetches"]
         personal = ask_together(ours, MISSES, lambda: None)
-        calls = upstream.get_counts(BEHAVIOUR)["fetches"] - before
-        expect(personal and calls, "no page had an experience")
+        calls = upstream.get_counts(BEHAVIOR)["fetches"] - before
+        expect(personal and calls, "no page has its experiences")
         yield build_figure(f"calls for {MISSES:,} concurrent identical misses in one process", calls, personal)
         yield measure_processes(upstream)
 
 
 def measure_processes(upstream: Upstream) -> Figure:
-    """Return the count of four processes on one Redis; unmeasured where there is no redis-server."""
+    """Return the count of four processes on one Redis; without a redis-server it is not measured."""
     what = f"calls for {MISSES:,} concurrent identical misses in {PROCESSES} processes with Redis"
     if shutil.which("redis-server") is None:
-        notes = ["not measured: there is no redis-server in PATH"]
+        notes = ["not measured: PATH has no redis-server"]
         return Figure(what=what, baseline=1, ours=float("nan"), limit="<= 1", unit="calls", notes=notes)
-    base_url = upstream.url(f"{BEHAVIOUR}/redis")
+    base_url = upstream.url(f"{BEHAVIOR}/redis")
     context = multiprocessing.get_context("spawn")
     with start_redis() as redis, context.Pool(PROCESSES, _keep, (context.Barrier(PROCESSES),)) as pool:
         counts = [pool.apply_async(work, (base_url, redis)) for _ in range(PROCESSES)]
         personal = sum(count.get(2 * START_SECONDS + DEADLINE) for count in counts)
-    # Each process made its route known with a visitor of its own.
-    calls = upstream.get_counts(f"{BEHAVIOUR}/redis")["fetches"] - PROCESSES
+    # Each process made one more call, with a visitor of its own, to learn its route.
+    calls = upstream.get_counts(f"{BEHAVIOR}/redis")["fetches"] - PROCESSES
     return build_figure(what, calls, personal)
 
 
@@ -89,12 +92,12 @@ _together: list[Any] = []
 
 
 def _keep(barrier: Any) -> None:
-    # A barrier is inherited, not sent.
+    # A child process inherits a barrier; it can't be sent to one.
     _together.append(barrier)
 
 
 def work(base_url: str, redis: str) -> int:
-    """Ask for a process's share of the pages when all processes are ready; return how many are whole."""
+    """Ask for this process's share of the pages when all processes are ready; return how many are personal."""
     cache = {"default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": redis}}
     site.configure(moe=site.build_moe(base_url, DEADLINE=DEADLINE), CACHES=cache)
     ours = site.Site([site.OURS])
@@ -104,7 +107,7 @@ def work(base_url: str, redis: str) -> int:
 
 @contextmanager
 def start_redis() -> Iterator[str]:
-    """Run a Redis of our own, in memory, on a free port."""
+    """Run a Redis on a free port, without persistence; yield its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]

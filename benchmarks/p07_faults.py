@@ -1,4 +1,4 @@
-"""P7: throughput and late pages while the upstream fails in six ways, against no personalization."""
+"""P7: throughput and slow pages while the upstream fails in six ways, against no personalization."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from benchmarks.upstream import KEYS, Upstream, never_accept, refuse, start_upst
 CONNECTIONS = 16
 DEADLINE = 0.1
 BEFORE_SECONDS = 0.5
-"""From the first page on: the time in which the breaker has seen nothing yet and pages wait."""
+"""The time after the first page in which the breaker is still closed and pages wait for the upstream."""
 
 SETTLE_SECONDS = 1.0
 
@@ -27,7 +27,7 @@ FAULTS = ("refusing", "hanging", "dripping", "never accepting", "500", "429")
 
 @dataclass
 class Met:
-    """What pages met under one fault."""
+    """The outcomes under one fault."""
 
     before: Outcome
     plain: list[Outcome] = field(default_factory=list)
@@ -35,18 +35,18 @@ class Met:
 
     @property
     def ratios(self) -> list[float]:
-        """Throughput against the plain site, block by block."""
+        """Our throughput divided by the plain site's, for each block."""
         return [ours.throughput / plain.throughput for ours, plain in zip(self.ours, self.plain, strict=True)]
 
     @property
     def late(self) -> float:
-        """Milliseconds by which our p99 is above the plain one."""
+        """Milliseconds by which our p99 is above the plain site's."""
         return (pool(self.ours).quantile(0.99) - pool(self.plain).quantile(0.99)) * 1000
 
 
 @contextmanager
 def start_fault(upstream: Upstream, fault: str) -> Iterator[str]:
-    """Give a base URL that fails so."""
+    """Yield a base URL that has the fault."""
     if fault == "refusing":
         with refuse() as url:
             yield url
@@ -54,12 +54,12 @@ def start_fault(upstream: Upstream, fault: str) -> Iterator[str]:
         with never_accept() as url:
             yield url
     else:
-        behaviours = {"hanging": "hang", "dripping": "drip", "500": "status-500", "429": "status-429"}
-        yield upstream.url(behaviours[fault])
+        behaviors = {"hanging": "hang", "dripping": "drip", "500": "status-500", "429": "status-429"}
+        yield upstream.url(behaviors[fault])
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Load the plain site and ours by turns, ours started anew for each fault. Every page has to be a 200."""
+    """Load the plain site and ours in turn; ours is started again for each fault. Every page must be a 200."""
     with ExitStack() as stack:
         upstream = stack.enter_context(start_upstream())
         plain = stack.enter_context(connect(stack.enter_context(start_gunicorn(build_site())), CONNECTIONS))
@@ -75,18 +75,18 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def build_faulty(url: str, view: float = 0.03) -> dict[str, Any]:
-    """Return our site; it declares its keys, since a site that starts in an outage has nothing to learn them from."""
+    """Return our site. It declares its keys, since a site that starts in an outage can't learn them."""
     return build_site(base_url=url, view=view, DEADLINE=DEADLINE, EXPERIENCES={"io_ours": list(KEYS)})
 
 
 def start_plain() -> Outcome:
-    """Return what the first pages of a plain site meet: a start has slow pages of its own."""
+    """Return the outcome of a plain site's first pages, some of which are slow by themselves."""
     with start_gunicorn(build_site()) as server, connect(server, CONNECTIONS) as client:
         return client.run("/io_plain/", BEFORE_SECONDS).check()
 
 
 def meet(upstream: Upstream, plain: Client, fault: str, seconds: float, blocks: int) -> Met:
-    """Return what pages met under ``fault``, from the first page of a new site on."""
+    """Return the outcomes under ``fault``, beginning with the first page of a new site."""
     with ExitStack() as stack:
         url = stack.enter_context(start_fault(upstream, fault))
         site = build_faulty(url)
@@ -100,17 +100,17 @@ def meet(upstream: Upstream, plain: Client, fault: str, seconds: float, blocks: 
 
 
 def build_throughput(fault: str, met: Met) -> Figure:
-    """Return pages a second under one fault, against the plain site's."""
+    """Return the pages per second under one fault, against the plain site's."""
     return Figure(
-        what=f"pages/s, upstream {fault} / no personalization",
+        what=f"pages/s, upstream {fault} / without personalization",
         baseline=median(outcome.throughput for outcome in met.plain),
         ours=median(outcome.throughput for outcome in met.ours),
         ratio=median(met.ratios),
         limit=">= 0.97",
         unit="pages/s",
-        notes=[describe(met.ratios), "no page but 200"],
+        notes=[describe(met.ratios), "every page is a 200"],
         context={
-            "p99 no personalization, ms": pool(met.plain).quantile(0.99) * 1000,
+            "p99 without personalization, ms": pool(met.plain).quantile(0.99) * 1000,
             "p99 ours, ms": pool(met.ours).quantile(0.99) * 1000,
             "slowest page before the breaker opened, ms": met.before.quantile(1.0) * 1000,
         },
@@ -118,10 +118,10 @@ def build_throughput(fault: str, met: Met) -> Figure:
 
 
 def build_late(met: dict[str, Met]) -> Figure:
-    """Return the fault under which p99 is furthest above the plain one, the breaker being open."""
+    """Return the p99 above the plain site's while the breaker is open, for the worst fault."""
     fault = max(met, key=lambda name: met[name].late)
     return Figure(
-        what=f"p99 with the breaker open, worst of all faults ({fault}), above no personalization",
+        what=f"p99 above that without personalization, breaker open, worst fault ({fault})",
         baseline=pool(met[fault].plain).quantile(0.99) * 1000,
         ours=pool(met[fault].ours).quantile(0.99) * 1000,
         difference=met[fault].late,
@@ -132,18 +132,18 @@ def build_late(met: dict[str, Met]) -> Figure:
 
 
 def build_before(met: dict[str, Met], plain: Outcome) -> Figure:
-    """Return the fault with the slowest page before the breaker opened, beyond the deadline."""
+    """Return the slowest page beyond the deadline before the breaker opened, for the worst fault."""
     slowest = {name: found.before.quantile(1.0) * 1000 for name, found in met.items()}
     fault = max(slowest, key=lambda name: slowest[name])
     return Figure(
-        what=f"slowest page before the breaker opened, worst of all faults ({fault}), beyond the deadline",
+        what=f"slowest page beyond the deadline, before the breaker opened, worst fault ({fault})",
         baseline=DEADLINE * 1000,
         ours=slowest[fault],
         difference=slowest[fault] - DEADLINE * 1000,
         limit="<= 15 ms more",
         unit="ms",
         notes=[f"{name}: {ms:.0f} ms, {met[name].before.count} pages" for name, ms in slowest.items()],
-        context={"slowest of a plain site's first pages, ms": plain.quantile(1.0) * 1000},
+        context={"slowest of the plain site's first pages, ms": plain.quantile(1.0) * 1000},
     )
 
 

@@ -1,4 +1,4 @@
-"""P8: throughput of a page that computes, the upstream answering at once, against no personalization."""
+"""P8: throughput of a CPU-bound page whose upstream answers at once, against no personalization."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from statistics import median
 
 from benchmarks.goal import Figure, Options, run
-from benchmarks.load import Client, Pace, connect
+from benchmarks.load import Client, connect
 from benchmarks.pages import DEFAULT, PERSONAL
 from benchmarks.serving import build_peer, build_site, profile, start_gunicorn
 from benchmarks.site import name_visitor
@@ -19,7 +19,7 @@ MARKED = 0.99
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Load one worker of 8 threads by turns: it has one core, upstream and load generator share the other."""
+    """Load one worker of 8 threads in turn. It has one core; the upstream and the load generator share the other."""
     with ExitStack() as stack:
         upstream = stack.enter_context(start_upstream())
         url = upstream.url("at-once")
@@ -43,34 +43,29 @@ def measure(options: Options) -> Iterator[Figure]:
 def load(
     loads: dict[str, tuple[Client, str, str, Callable[[], str]]], seconds: float, blocks: int
 ) -> dict[str, list[float]]:
-    """Return the pages a second of each, a block at a time."""
+    """Return the pages per second of each load, one value for each block."""
     rates: dict[str, list[float]] = {name: [] for name in loads}
-    pace = Pace()
     for turn in range(blocks + 1):
         for name, (client, address, mark, visitor) in loads.items():
-            if name == "cold":
-                pace.rest()
             outcome = client.run(address, seconds if turn else 1.0, mark=mark, visitor=visitor)
-            if name == "cold":
-                pace.add(outcome)
             if turn:
                 rates[name].append(outcome.check(marked=MARKED).throughput)
     return rates
 
 
 def build_figure(name: str, limit: str, rates: dict[str, list[float]]) -> Figure:
-    """Return ours against the plain page, with the peer beside it."""
+    """Return our throughput against the plain page's; the context has the peer's."""
     ratios = [ours / plain for ours, plain in zip(rates[name], rates["plain"], strict=True)]
     peer = [of / plain for of, plain in zip(rates["threads"], rates["plain"], strict=True)]
     return Figure(
-        what=f"pages/s of a page that computes, every page {name} / no personalization",
+        what=f"pages/s of a CPU-bound page, all pages {name} / without personalization",
         baseline=median(rates["plain"]),
         ours=median(rates[name]),
         ratio=median(ratios),
         limit=limit,
         unit="pages/s",
-        notes=[describe(ratios), "read in the view; nothing is counted as shown (P14)"],
-        context={"a requests.Session in a pool of threads, cold, ratio": median(peer)},
+        notes=[describe(ratios), "read in the view without impressions (P14 has them)"],
+        context={"a requests.Session in a thread pool, cold, ratio": median(peer)},
     )
 
 

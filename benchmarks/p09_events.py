@@ -1,4 +1,4 @@
-"""P9: recording one impression, against Segment's ``track`` and PostHog's ``capture``; batches against one by one."""
+"""P9: recording one impression, against Segment's ``track`` and PostHog's ``capture``; sending in batches."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.timing import alternate, describe
 from benchmarks.upstream import KEYS, Upstream, build_experience, start_upstream
 
 CALLS = 50
-"""Events a block: fewer than a batch, so that no sender is timed (that is P14)."""
+"""Events in a block: less than a batch, so that no sender is timed here (P14 does that)."""
 
 BATCH = 100
 
 
 def build_recorder() -> Callable[[], None]:
-    """Return what a page does to count one experience as shown, from the experience to the delivery."""
+    """Return a function that does a page's work for one impression, from the experience to the delivery."""
     from django_moe_personalize import tracking
     from django_moe_personalize.moengage.reader import read_experience
 
@@ -34,7 +34,7 @@ def build_recorder() -> Callable[[], None]:
 
 
 def build_peers(upstream: Upstream) -> tuple[dict[str, Callable[[], object]], dict[str, Any]]:
-    """Return what each peer does for one event with the same content, and the clients to flush."""
+    """Return a function of each peer that records one event with the same content, and the clients to flush."""
     import posthog
     from segment.analytics import Client
 
@@ -50,7 +50,7 @@ def build_peers(upstream: Upstream) -> tuple[dict[str, Callable[[], object]], di
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Measure the page's part, then the sender's."""
+    """Measure the work of the page, then the work of the sender."""
     with start_upstream() as upstream:
         site.configure(moe=site.build_moe(upstream.url("at-once")))
         yield from measure_recording(upstream, rounds=options.pick(200, 60))
@@ -58,7 +58,7 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
-    """Return what one event costs the page, senders running, against each peer."""
+    """Return the time one event costs the page while the senders run, against each peer."""
     from django_moe_personalize.delivery.base import get_delivery
 
     delivery = get_delivery()
@@ -71,11 +71,11 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
 
     found = alternate({"ours": record, **peers}, rounds=rounds, calls=CALLS, after=settle)
     counts = delivery.counts()
-    expect(counts.delivered == (rounds + 1) * CALLS, f"not every impression was delivered: {counts}")
+    expect(counts.delivered == (rounds + 1) * CALLS, f"not all impressions were delivered: {counts}")
     for peer, limit in (("Segment", "<= 0.3"), ("PostHog", "<= 0.1")):
         ratios = found.ratio("ours", peer)
         yield Figure(
-            what=f"recording one impression / {peer}'s event",
+            what=f"time to record one impression / one event of {peer}",
             baseline=found.median(peer) * 1e6,
             ours=found.median("ours") * 1e6,
             ratio=median(ratios),
@@ -87,18 +87,18 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
 
 
 def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
-    """Return the events a second that leave in batches, against one by one."""
+    """Return the events per second that are sent in batches, against events sent one by one."""
     from django_moe_personalize.delivery.sending import estimate_size, send
     from django_moe_personalize.moengage.reader import read_experience
     from django_moe_personalize.moengage.types import Action, Event
 
-    # As a page has it: what the reader made.
+    # Read from the wire, as in a page.
     context = read_experience(KEYS[0], build_experience(KEYS[0])).experience_context
 
     def build(number: int) -> list[Event]:
         events = [Event(Action.SHOWN, f"visitor-{place}", context, 1_700_000_000) for place in range(number)]
-        # As a delivery takes them over, which writes each: the page pays for that, and the figures above have it.
-        expect(all(estimate_size(event) == len(event.element) for event in events), "an event cannot be written")
+        # A delivery serializes each event when it is recorded. That is the page's work, measured above.
+        expect(all(estimate_size(event) == len(event.element) for event in events), "an event can't be serialized")
         return events
 
     def deliver(events: list[Event]) -> None:
@@ -109,13 +109,13 @@ def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     found = alternate({"one": lambda: deliver(one), "batch": lambda: deliver(many)}, rounds=rounds, calls=20)
     ratios = found.compute(lambda of: BATCH * of["one"] / of["batch"])
     return Figure(
-        what=f"events/s delivered in batches of {BATCH} / one by one, upstream at once",
+        what=f"events/s delivered in batches of {BATCH} / one by one, upstream at-once",
         baseline=1 / found.median("one"),
         ours=BATCH / found.median("batch"),
         ratio=median(ratios),
         limit=">= 80",
         unit="events/s",
-        notes=[describe(ratios, 1), "each of another customer"],
+        notes=[describe(ratios, 1), "each event of another customer"],
         profile=lambda: [deliver(many) for _ in range(200)],
     )
 

@@ -1,4 +1,4 @@
-"""P10: the outbox: statements a page, and events a second that two deliverers drain from PostgreSQL."""
+"""P10: the outbox: SQL statements of a page, and events per second that two deliverers drain from PostgreSQL."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DELIVERERS = 2
 
 
 def configure(base_url: str, database: Mapping[str, Any]) -> None:
-    """Set up a site whose events go to the outbox in ``database``."""
+    """Set up a site that writes its events to the outbox in ``database``."""
     site.configure(
         moe=site.build_moe(base_url, DELIVERY=DELIVERY, DEADLINE=5.0),
         DATABASES={"default": dict(database)},
@@ -32,7 +32,7 @@ def configure(base_url: str, database: Mapping[str, Any]) -> None:
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Count a page's statements, then drain what was recorded."""
+    """Count the statements of a page, then drain the recorded events."""
     from tests.services.databases import start_postgresql
 
     with start_upstream() as upstream, start_postgresql() as database:
@@ -45,7 +45,7 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def count_statements() -> Figure:
-    """Return the statements of a page that counts three impressions, beside the frame of its savepoint."""
+    """Return the statements of a page that records three impressions, without those of its transaction."""
     from django.db import connection
     from django.test.utils import CaptureQueriesContext
 
@@ -53,22 +53,22 @@ def count_statements() -> Figure:
     ours.check("/read_and_track/", PERSONAL, HTTP_X_VISITOR="visitor-1")
     with CaptureQueriesContext(connection) as queries:
         ours.check("/read_and_track/", PERSONAL, HTTP_X_VISITOR="visitor-1")
-    said = [query["sql"].split(" ", 1)[0] for query in queries]
-    statements = [word for word in said if word not in ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")]
-    expect(set(statements) <= {"INSERT"}, f"a page does more than insert: {said}")
+    verbs = [query["sql"].split(" ", 1)[0] for query in queries]
+    statements = [verb for verb in verbs if verb not in ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")]
+    expect(set(statements) <= {"INSERT"}, f"the page does more than insert: {verbs}")
     return Figure(
-        what=f"statements of a page that counts {len(pages.KEYS)} impressions",
+        what=f"SQL statements of a page that records {len(pages.KEYS)} impressions",
         baseline=1,
         ours=len(statements),
         difference=len(statements),
         limit="<= 1",
         unit="INSERT",
-        notes=[f"with its transaction: {', '.join(said)}"],
+        notes=[f"with those of its transaction: {', '.join(verbs)}"],
     )
 
 
 def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Figure:
-    """Return the events a second that two processes hand over, from the first lease to the last row."""
+    """Return the events per second that two processes deliver, from the first lease to the last row."""
     from django_moe_personalize.delivery.base import get_delivery
     from django_moe_personalize.delivery.database import DatabaseDelivery
 
@@ -76,12 +76,12 @@ def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Fi
     assert isinstance(delivery, DatabaseDelivery)
     delivery.flush(60.0)
     record(delivery, events)
-    expect(delivery.counts().pending == events, "not every event is in the outbox")
+    expect(delivery.counts().pending == events, "the outbox does not have all events")
     before = upstream.get_counts("at-once")["actions"]
     seconds = time_deliverers(json.dumps([upstream.url("at-once"), database]))
     arrived = upstream.get_counts("at-once")["actions"] - before
     expect(arrived == events, f"{arrived} of {events} events arrived")
-    expect(not delivery.counts().pending, "events are left in the outbox")
+    expect(not delivery.counts().pending, "the outbox still has events")
     return Figure(
         what=f"events/s drained from PostgreSQL by {DELIVERERS} deliverers",
         baseline=5000,
@@ -89,12 +89,12 @@ def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Fi
         difference=events / seconds,
         limit=">= 5000",
         unit="events/s",
-        notes=[f"{events} events in {seconds:.1f} s, every one arrived once"],
+        notes=[f"{events} events in {seconds:.1f} s, each arrived once"],
     )
 
 
 def record(delivery: DatabaseDelivery, events: int) -> None:
-    """Record impressions of as many customers."""
+    """Record ``events`` impressions, each of another customer."""
     from django_moe_personalize.moengage.types import Action, Event
 
     context = build_experience(KEYS[0])["experience_context"]
@@ -103,10 +103,10 @@ def record(delivery: DatabaseDelivery, events: int) -> None:
         delivery.record([Event(Action.SHOWN, f"visitor-{number}", context, 1_700_000_000) for number in numbers])
 
 
-def time_deliverers(told: str) -> float:
-    """Return the seconds that two processes, ready to go, take until both have ended."""
+def time_deliverers(described: str) -> float:
+    """Return the seconds that two deliverer processes take, from ready to the end of both."""
     command = [sys.executable, "-m", "benchmarks.p10_outbox", "--deliver"]
-    environ = {**os.environ, "BENCH_OUTBOX": told}
+    environ = {**os.environ, "BENCH_OUTBOX": described}
     with ExitStack() as stack:
         deliverers = []
         for _ in range(DELIVERERS):
@@ -127,7 +127,7 @@ def time_deliverers(told: str) -> float:
 
 
 def deliver() -> None:
-    """Be a deliverer: set up, say so, and drain when told to."""
+    """Run a deliverer process: set up, print "ready", wait for a line on stdin, drain the outbox."""
     base_url, database = json.loads(os.environ["BENCH_OUTBOX"])
     configure(base_url, database)
     from django.db import connection

@@ -1,4 +1,4 @@
-"""P12: what installing the package adds to a process's start; no thread, no network, no query."""
+"""P12: the time that the package adds to the start of a process, without a thread, the network or a query."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 from benchmarks.goal import Figure, Options, expect, run
 from benchmarks.timing import describe
 
-# Standard library and Django alone: what this script itself imports must not be in the way.
+# It uses the standard library and Django alone, so that no import of this script is measured.
 CHILD = """
 import gc, json, os, sys, time
-# A collection of everything takes a tenth of this whole start, and comes once in some 80,000 objects: on
-# which side of it a start ends is decided by all that a process imports. Our objects are a twentieth.
+# A full garbage collection takes a tenth of this start and happens once in about 80,000 new objects. Everything
+# that the process imports decides whether it falls into the start; our objects are a twentieth of that.
 gc.disable()
 ours, watch = "ours" in sys.argv, "watch" in sys.argv
 touched = []
@@ -49,35 +49,35 @@ print(json.dumps({"seconds": taken, "cpu": used, "touched": touched, "threads": 
 
 
 def start(*arguments: str) -> dict[str, Any]:
-    """Return what a new process says of its start."""
+    """Start a process and return the figures it prints."""
     done = subprocess.run([sys.executable, "-c", CHILD, *arguments], capture_output=True, timeout=60, check=True)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Start processes with and without us by turns."""
+    """Start processes with and without the package in turn."""
     with_us, without = start("ours", "watch"), start("watch")
-    expect(with_us["loaded"] and not without["loaded"], "the package was not what was added")
-    expect(with_us["touched"] == without["touched"], f"starting touched {with_us}, without us {without}")
-    expect(with_us["threads"] == 1, "starting left a thread")
+    expect(with_us["loaded"] and not without["loaded"], "the package is not the difference between the processes")
+    expect(with_us["touched"] == without["touched"], f"with the package the start did {with_us}, without it {without}")
+    expect(with_us["threads"] == 1, "the start left a thread")
     pairs = [(start(), start("ours")) for _ in range(options.pick(40, 9))]
     added, computed = ([(ours[clock] - base[clock]) * 1000 for base, ours in pairs] for clock in ("seconds", "cpu"))
     yield Figure(
-        what="import, ready() and middleware, added to django + requests",
+        what="time that import, ready() and middleware add to a start with django and requests",
         baseline=median(base["seconds"] * 1000 for base, _ in pairs),
         ours=median(ours["seconds"] * 1000 for _, ours in pairs),
         difference=median(added),
         limit="<= 15 ms more",
         unit="ms",
-        notes=[f"added ms: {describe(added, 1)}", "no thread, no network, no database connection of ours"],
-        context={"of it computed, ms more": median(computed)},
+        notes=[f"added ms: {describe(added, 1)}", "no thread, no network, no database connection"],
+        context={"CPU time added, ms": median(computed)},
         profile=show_imports,
     )
 
 
 def show_imports() -> None:
-    """Print the modules that take longest to import, themselves and in all, in µs."""
+    """Print the µs that each of our modules takes to import, alone and with its own imports."""
     command = [sys.executable, "-X", "importtime", "-c", CHILD, "ours", "profile"]
     lines = subprocess.run(command, capture_output=True, timeout=60, check=True, text=True).stderr.splitlines()
     rows = [line.removeprefix("import time:").split("|") for line in lines if line.startswith("import time:")]

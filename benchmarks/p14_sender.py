@@ -1,4 +1,4 @@
-"""P14: pages a second of one process with the event sender running, against the same without events."""
+"""P14: pages per second of one process while its event sender runs, against the same pages without events."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ CONNECTIONS = 8
 
 
 def regular() -> str:
-    """Return the one visitor of all pages, who is in the cache."""
+    """Return the one visitor of all pages, whose experiences are in the cache."""
     return "regular"
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Load one worker by turns with a page that computes, its experiences counted or not."""
+    """Load one worker in turn with a CPU-bound page that tracks its impressions and with one that doesn't."""
     with ExitStack() as stack:
         upstream = stack.enter_context(start_upstream())
         described = build_site(base_url=upstream.url("at-once"), CACHE_TTL=3600, CACHE_STALE_TTL=3600)
@@ -37,16 +37,16 @@ def measure(options: Options) -> Iterator[Figure]:
                 outcome = client.run(address, seconds, mark=PERSONAL, visitor=regular).check(marked=0.99)
                 found.append(outcome.throughput)
         plain, tracked = rates.values()
-        expect(upstream.get_counts("at-once")["actions"] > sum(tracked) * len(KEYS), "the sender did not run")
+        expect(upstream.get_counts("at-once")["actions"] > sum(tracked) * len(KEYS), "the sender didn't run")
         ratios = [of_tracked / of_plain for of_tracked, of_plain in zip(tracked, plain, strict=True)]
         yield Figure(
-            what="pages/s of one process with three impressions a page on their way / without",
+            what="pages/s of one process that sends three impressions per page / without impressions",
             baseline=median(plain),
             ours=median(tracked),
             ratio=median(ratios),
             limit=">= 0.95",
             unit="pages/s",
-            notes=[describe(ratios), "ThreadDelivery as it is by default, upstream at once"],
+            notes=[describe(ratios), "ThreadDelivery with its defaults, upstream at-once"],
         )
 
 

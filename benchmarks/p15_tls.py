@@ -1,4 +1,4 @@
-"""P15: pages a second with a healthy upstream over TLS, against three ``requests.post`` in the view."""
+"""P15: pages per second with a healthy upstream over TLS, against three ``requests.post`` calls in the view."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MARKED = 0.99
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Load two sites by turns, as fast as they answer; every page is of a visitor who is new."""
+    """Load two sites in turn, as fast as they answer; each page is for a new visitor."""
     with ExitStack() as stack:
         upstream = stack.enter_context(start_upstream(tls=True))
         url, bundle = upstream.tls_url("delay-0.040"), upstream.bundle
@@ -37,13 +37,13 @@ def measure(options: Options) -> Iterator[Figure]:
         rates = {name: [outcome.throughput for outcome in outcomes] for name, outcomes in found.items()}
         ratios = [of_ours / of_posts for of_ours, of_posts in zip(rates["ours"], rates["posts"], strict=True)]
         yield Figure(
-            what="pages/s over TLS, view 30 ms and upstream 40 ms / three requests.post in the view",
+            what="pages/s over TLS, view 30 ms and upstream 40 ms / with three requests.post in the view",
             baseline=median(rates["posts"]),
             ours=median(rates["ours"]),
             ratio=median(ratios),
             limit=">= 12",
             unit="pages/s",
-            notes=[describe(ratios, 1), "a CA bundle of full size on both sides"],
+            notes=[describe(ratios, 1), "both sides have a CA bundle of full size"],
             profile=profile(build_site(base_url=url, bundle=bundle), "/io_ours/", pages=100),
             context={f"p99 {name}, ms": median(o.quantile(0.99) * 1000 for o in found[name]) for name in loads},
         )

@@ -1,4 +1,4 @@
-"""P16: rendering three experience tags, against the same content as plain template variables."""
+"""P16: rendering three experience tags, against plain template variables with the same content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.timing import alternate, describe
 from benchmarks.upstream import KEYS, start_upstream
 from django_moe_personalize.middleware import PersonalizeMiddleware
 
-# Without its three values this page takes about 17 µs to render.
+# Without the three values it takes about 17 µs to render.
 PAGE = """<!doctype html><title>{{ title }}</title>
 <nav>{% if user_name %}{{ user_name }}{% else %}Sign in{% endif %}</nav>
 <main><h1>%s</h1><p>%s</p><aside>%s</aside></main>"""
@@ -28,7 +28,7 @@ NAMES = ("hero", "promo", "loyalty")
 
 
 def compile_page(values: list[str]) -> Any:
-    """Return the page's template with ``values`` in its three places."""
+    """Return the template of the page with ``values`` in its three places."""
     page = PAGE
     for value in values:
         page = page.replace("%s", value, 1)
@@ -36,13 +36,13 @@ def compile_page(values: list[str]) -> Any:
 
 
 def render_in_view(measure: Callable[[HttpRequest], Any]) -> Any:
-    """Return what ``measure`` makes of a request, inside a view, whose experiences are there already."""
+    """Call ``measure`` in a view, with a request that has its experiences already; return its result."""
     found: list[Any] = []
 
     def view(request: HttpRequest) -> HttpResponse:
         request.personalization.prefetch(*KEYS)
         for key in KEYS:
-            expect(key in request.personalization, f"{key} did not come")
+            expect(key in request.personalization, f"{key} is missing")
         found.append(measure(request))
         return HttpResponse()
 
@@ -51,7 +51,7 @@ def render_in_view(measure: Callable[[HttpRequest], Any]) -> Any:
 
 
 def build_contenders(request: HttpRequest) -> dict[str, Callable[[], str]]:
-    """Return the rendering of each form; all give the same page."""
+    """Return a render function for each form of the template; all render the same page."""
     page = request.personalization
     content = {name: dict(page[key].payload) for name, key in zip(NAMES, KEYS, strict=True)}
     contenders: dict[str, Callable[[], str]] = {}
@@ -66,38 +66,38 @@ def build_contenders(request: HttpRequest) -> dict[str, Callable[[], str]]:
             {"title": "Shop", "user_name": "Ada", **context}, request
         )
     expected = contenders["variables"]()
-    expect("<h1>Title of hero-banner</h1>" in expected, f"the content is not there: {expected}")
+    expect("<h1>Title of hero-banner</h1>" in expected, f"the content is missing: {expected}")
     for name in ("tags", "blocks"):
-        expect(contenders[name]() == expected, f"{name} render another page: {contenders[name]()}")
+        expect(contenders[name]() == expected, f"the {name} render another page: {contenders[name]()}")
     return contenders
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Time rendering alone, once without counting and once with the impressions of IMPRESSIONS=render."""
+    """Time rendering alone, once without impressions and once with IMPRESSIONS=render."""
     with start_upstream() as upstream:
         moe = site.build_moe(upstream.url("at-once"))
         site.configure(moe={**moe, "IMPRESSIONS": "manual"})
         yield render_in_view(lambda request: time_rendering(request, options, "not counted"))
         with site.override_moe(**moe):
             counted = render_in_view(lambda request: time_rendering(request, options, "counted"))
-        expect(upstream.get_counts("at-once")["fetches"] == 2, "rendering asked the upstream")
+        expect(upstream.get_counts("at-once")["fetches"] == 2, "rendering called the upstream")
         yield counted
 
 
 def time_rendering(request: HttpRequest, options: Options, how: str) -> Figure:
-    """Return tags against variables."""
+    """Return the time of the tags against the time of the variables."""
     contenders = build_contenders(request)
     rounds = alternate(contenders, rounds=options.pick(301, 101))
     ratios = rounds.ratio("tags", "variables")
-    names = {"blocks": "{% experience %} with {{ it.Title }}, µs", "without the three": "the page without them, µs"}
+    names = {"blocks": "{% experience %} with {{ it.Title }}, µs", "without the three": "without the values, µs"}
     return Figure(
-        what=f"3 experience_value tags / 3 plain variables; impressions {how}",
+        what=f"time of 3 experience_value tags / of 3 plain variables, impressions {how}",
         baseline=rounds.median("variables") * 1e6,
         ours=rounds.median("tags") * 1e6,
         ratio=median(ratios),
         limit="<= 0.85",
         unit="µs",
-        notes=[describe(ratios), "an impression is made at a page's first rendering only; P9 speaks of its cost"],
+        notes=[describe(ratios), "only the first rendering in a page makes an impression; P9 has its cost"],
         context={shown: rounds.median(name) * 1e6 for name, shown in names.items()},
         profile=lambda: [contenders["tags"]() for _ in range(20_000)],
     )

@@ -1,4 +1,4 @@
-"""P17: what a page takes longer for 25 experiences, against what it takes longer for one, warm."""
+"""P17: the time that 25 experiences add to a warm page, against the time that one experience adds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VISITOR = {"HTTP_X_VISITOR": "regular"}
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Time the pages; nothing is counted as shown, which costs an event an experience (P9)."""
+    """Time the pages without impressions, which cost one event for each experience (P9)."""
     with start_upstream() as upstream:
         site.configure(moe=site.build_moe(upstream.url("at-once"), CACHE_TTL=3600, CACHE_STALE_TTL=3600))
         plain, ours = site.Site([site.NO_OP]), site.Site([site.OURS])
@@ -30,19 +30,18 @@ def measure(options: Options) -> Iterator[Figure]:
             "25": lambda: ours.get("/read_many/", **VISITOR),
         }
         rounds = alternate(get, rounds=options.pick(201, 61))
-        expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not answered from the cache")
+        expect(upstream.get_counts("at-once")["fetches"] == asked, "a page was not read from the cache")
         yield build_figure(rounds, lambda: [get["25"]() for _ in range(3000)])
-        # Checked last as well: a page that lost its experiences half-way would have raised, one that
-        # reads fewer would be a lie.
-        expect(pages.MANY[-1].encode() in get["25"](), "the page is not whole")
+        # Checked again at the end: a page that has lost some experiences would be faster.
+        expect(pages.MANY[-1].encode() in get["25"](), "the page does not have all experiences")
 
 
 def build_figure(rounds: Rounds, profile: Callable[[], object]) -> Figure:
-    """Return the ratio of what 25 experiences and one add to the plain page."""
+    """Return the ratio of the times that 25 experiences and one add to the plain page."""
     one, many = (rounds.compute(lambda of, name=name: of[name] - of["plain"]) for name in ("1", "25"))
     ratios = [each / first for each, first in zip(many, one, strict=True)]
     return Figure(
-        what="25 cached experiences / 1, added to a page",
+        what="time added by 25 cached experiences / by 1",
         baseline=median(one) * 1e6,
         ours=median(many) * 1e6,
         ratio=median(ratios),

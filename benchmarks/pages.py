@@ -1,4 +1,4 @@
-"""The pages of the measured site. Each is there plain, with us, and where a goal says so with a peer."""
+"""The pages of the measured site: plain ones, the same with the package, and some with a peer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from django.urls import path
 from benchmarks.upstream import KEYS
 
 DEFAULT = "Welcome"
-"""What a page says in place of an experience it has not got."""
+"""The content of a page in place of a missing experience."""
 
 PERSONAL = "Title of hero-banner"
 
@@ -36,12 +36,12 @@ def _read(request: HttpRequest, keys: Sequence[str] = KEYS) -> list[str]:
 
 
 def worker(request: HttpRequest) -> HttpResponse:
-    """Say which process answers."""
+    """Return an empty page; its header names the process."""
     return _respond([])
 
 
 def plain(request: HttpRequest) -> HttpResponse:
-    """Give the page without personalization, at once."""
+    """Return the page without personalization, at once."""
     return _respond([DEFAULT] * len(KEYS))
 
 
@@ -59,7 +59,7 @@ MANY = tuple(f"key-{number:02d}" for number in range(25))
 
 
 def read_one(request: HttpRequest) -> HttpResponse:
-    """Read one experience of many."""
+    """Read one experience out of MANY."""
     return _respond(_read(request, MANY[:1]))
 
 
@@ -69,30 +69,30 @@ def read_many(request: HttpRequest) -> HttpResponse:
 
 
 def read_and_track(request: HttpRequest) -> HttpResponse:
-    """Read three experiences and count them as shown."""
+    """Read three experiences and track their impressions."""
     titles = _read(request)
     for key in KEYS:
         request.personalization.track_impression(key)
     return _respond(titles)
 
 
-# A view that waits, as for a database.
+# Views that wait, as for a database.
 
 
 def io_plain(request: HttpRequest) -> HttpResponse:
-    """Wait as the view does."""
+    """Wait for the time of the view."""
     time.sleep(settings.BENCH["view"])
     return plain(request)
 
 
 def io_longest(request: HttpRequest) -> HttpResponse:
-    """Wait as long as view or upstream, whichever takes longer."""
+    """Wait for the time of the view or of the upstream, the longer of the two."""
     time.sleep(max(settings.BENCH["view"], settings.BENCH["upstream"]))
     return plain(request)
 
 
 def io_ours(request: HttpRequest) -> HttpResponse:
-    """Wait as the view does, then read three experiences."""
+    """Wait for the time of the view, then read three experiences."""
     time.sleep(settings.BENCH["view"])
     return read(request)
 
@@ -112,7 +112,7 @@ def _get_title(answer: Any, key: str) -> str:
 
 
 def io_posts(request: HttpRequest) -> HttpResponse:
-    """Do as the vendor's samples do: a requests.post an experience, in the view."""
+    """Call requests.post in the view for each experience, as the vendor's samples do."""
     bench, titles = settings.BENCH, []
     for key in KEYS:
         answer = requests.post(
@@ -128,7 +128,7 @@ def io_posts(request: HttpRequest) -> HttpResponse:
     return _respond(titles)
 
 
-# A view that computes.
+# Views that compute.
 
 ROWS = [{"name": f"Product {number}", "price": number * 3.5, "stock": number % 3} for number in range(12)]
 
@@ -157,7 +157,7 @@ def cpu_ours(request: HttpRequest) -> HttpResponse:
 
 
 def cpu_ours_tracked(request: HttpRequest) -> HttpResponse:
-    """Render a list, then read three experiences and count them as shown."""
+    """Render a list, then read three experiences and track their impressions."""
     text = _compute()
     titles = _read(request)
     for key in KEYS:
@@ -174,7 +174,7 @@ def _get_threads() -> tuple[ThreadPoolExecutor, requests.Session]:
 
 
 def cpu_threads(request: HttpRequest) -> HttpResponse:
-    """Render a list while a requests.Session asks in a pool's thread."""
+    """Render a list while a thread of a pool fetches with a requests.Session."""
     pool, session = _get_threads()
     url = f"{settings.BENCH['url']}/experiences/fetch"
     asked = pool.submit(session.post, url, json=_build_question(request, KEYS), timeout=1)
@@ -187,13 +187,13 @@ def cpu_threads(request: HttpRequest) -> HttpResponse:
 
 
 async def async_plain(request: HttpRequest) -> HttpResponse:
-    """Wait as the view does."""
+    """Wait for the time of the view."""
     await asyncio.sleep(settings.BENCH["view"])
     return plain(request)
 
 
 async def async_ours(request: HttpRequest) -> HttpResponse:
-    """Ask for three experiences beside the view."""
+    """Fetch three experiences while the view waits."""
     asked = asyncio.ensure_future(request.personalization.aprefetch(*KEYS))
     await asyncio.sleep(settings.BENCH["view"])
     await asked
@@ -201,7 +201,7 @@ async def async_ours(request: HttpRequest) -> HttpResponse:
 
 
 async def async_worker(request: HttpRequest) -> HttpResponse:
-    """Answer at once and have nothing to do with personalization."""
+    """Return the plain page at once."""
     return plain(request)
 
 

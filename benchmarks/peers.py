@@ -1,4 +1,4 @@
-"""The peers of P2: pages that ask LaunchDarkly, GrowthBook or waffle, all in this process."""
+"""The peers of P2: pages that evaluate flags with LaunchDarkly, GrowthBook or waffle, all in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAYLOADS = {key: {n: v["value"] for n, v in build_experience(key)["payload"].ite
 
 
 def gather(request: HttpRequest) -> dict[str, str]:
-    """Return what a peer is told of the visitor: as much as we send."""
+    """Return the attributes of the visitor that a peer gets: as many as we send."""
     meta, now = request.META, time.gmtime()
     attributes = {
         "user_agent": meta.get("HTTP_USER_AGENT", ""),
@@ -32,7 +32,7 @@ def gather(request: HttpRequest) -> dict[str, str]:
 
 
 def launchdarkly(request: HttpRequest) -> HttpResponse:
-    """Evaluate three flags, events on."""
+    """Evaluate three flags with events on."""
     import ldclient
 
     builder = ldclient.Context.builder("visitor-1").anonymous(True)
@@ -60,7 +60,7 @@ _FEATURES = {
 
 
 def waffle(request: HttpRequest) -> HttpResponse:
-    """Ask three flags, which have no content, only yes and no."""
+    """Evaluate three flags; waffle's flags are on or off and have no content."""
     from waffle import flag_is_active
 
     return pages._respond([f"Title of {key}" if flag_is_active(request, key) else pages.DEFAULT for key in KEYS])
@@ -71,7 +71,7 @@ urlpatterns = [*pages.urlpatterns, *(path(f"{peer.__name__}/", peer) for peer in
 
 @contextmanager
 def start_launchdarkly(upstream: Upstream) -> Iterator[Any]:
-    """Run LaunchDarkly's client on test data, its events going to a local sink."""
+    """Run LaunchDarkly's client on test data; it sends its events to a local sink."""
     import ldclient
     from ldclient.config import Config
     from ldclient.integrations.test_data import TestData
@@ -90,7 +90,7 @@ def start_launchdarkly(upstream: Upstream) -> Iterator[Any]:
 
 
 def prepare_waffle() -> None:
-    """Make the flags in a database in memory; they are read from the cache then."""
+    """Create the flags in an in-memory database; waffle then reads them from the cache."""
     from django.core.management import call_command
     from waffle import get_waffle_flag_model
 

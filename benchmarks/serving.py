@@ -1,6 +1,6 @@
-"""The measured site behind gunicorn or uvicorn, on a free port, for as long as a context lasts.
+"""Serve the measured site with gunicorn or uvicorn on a free port, inside a ``with`` block.
 
-``python -m benchmarks.serving FD`` is uvicorn's process; ``benchmarks.serving:wsgi`` what gunicorn runs.
+gunicorn runs ``benchmarks.serving:wsgi``. The process of uvicorn is ``python -m benchmarks.serving FD``.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ ASGI_PROBE = "/async_worker/"
 def build_site(
     *, base_url: str = "", view: float = 0.03, upstream: float = 0.04, bundle: str = "", **moe: Any
 ) -> dict[str, Any]:
-    """Return the description of a site: with us when there is a ``base_url``, plain or a peer's otherwise.
+    """Return the description of a site: with the package if there is a ``base_url``, else without it.
 
-    ``view`` and ``upstream`` are seconds, ``bundle`` a CA file, ``moe`` more of MOE_PERSONALIZE.
+    ``view`` and ``upstream`` are seconds, ``bundle`` is a CA file, ``moe`` has more of MOE_PERSONALIZE.
     """
     options = {"TRANSPORT": {"OPTIONS": {"verify": bundle}}} if bundle and base_url else {}
     return {
@@ -41,23 +41,23 @@ def build_site(
 
 
 def build_peer(url: str, *, view: float = 0.03, bundle: str = "") -> dict[str, Any]:
-    """Return the description of a plain site whose views may ask ``url`` themselves."""
+    """Return the description of a site without the package whose views may call ``url``."""
     return {"bench": {"view": view, "upstream": 0.0, "bundle": bundle, "url": url}, "moe": None}
 
 
 class Server:
-    """A running server; ``workers`` are its processes that answer."""
+    """A running server; ``workers`` is the number of its processes that answer."""
 
     def __init__(self, port: int, workers: int, probe: str) -> None:
         self.port = port
         self.workers = workers
         self.probe = probe
-        """The page that says which worker answers, and touches nothing else."""
+        """The path of a page that names its worker and touches nothing else."""
 
 
 @contextmanager
 def start_gunicorn(described: Mapping[str, Any], *, workers: int = 2, threads: int = 8) -> Iterator[Server]:
-    """Serve a site with gunicorn's threads."""
+    """Serve a site with gunicorn, in threads."""
     program = ["gunicorn", "benchmarks.serving:wsgi()", "--workers", str(workers), "--threads", str(threads)]
     quiet = ["--worker-class", "gthread", "--keep-alive", "300", "--log-level", "warning", "--graceful-timeout", "2"]
     with _listen() as listener:
@@ -68,7 +68,7 @@ def start_gunicorn(described: Mapping[str, Any], *, workers: int = 2, threads: i
 
 @contextmanager
 def start_uvicorn(described: Mapping[str, Any]) -> Iterator[Server]:
-    """Serve a site with uvicorn, one process."""
+    """Serve a site with uvicorn, in one process."""
     with _listen() as listener:
         command = [sys.executable, "-m", "benchmarks.serving", str(listener.fileno())]
         with _run(command, described, listener, ASGI_PROBE) as port:
@@ -76,7 +76,7 @@ def start_uvicorn(described: Mapping[str, Any]) -> Iterator[Server]:
 
 
 def _listen() -> socket.socket:
-    # Bound here and inherited: no port is free and then taken.
+    # Bound here and inherited by the server, so that no other process can take the port in between.
     return socket.create_server(("127.0.0.1", 0), backlog=1024)
 
 
@@ -96,7 +96,7 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, probe: str) -
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end:
         if process.poll() is not None:
-            raise RuntimeError(f"the server ended with {process.returncode} before it served")
+            raise RuntimeError(f"the server ended with exit code {process.returncode} before it answered")
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}{probe}", timeout=START_SECONDS).close()
         except urllib.error.HTTPError:
@@ -105,17 +105,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], port: int, probe: str) -
             time.sleep(0.05)
         else:
             return
-    raise RuntimeError(f"the server did not answer within {START_SECONDS:g} s")
+    raise RuntimeError(f"the server didn't answer within {START_SECONDS:g} s")
 
 
 def _configure() -> None:
-    told = site.read_environment()
-    middleware = [site.OURS] if told["moe"] is not None else []
-    site.configure(middleware=middleware, moe=told["moe"], BENCH=told["bench"])
+    described = site.read_environment()
+    middleware = [site.OURS] if described["moe"] is not None else []
+    site.configure(middleware=middleware, moe=described["moe"], BENCH=described["bench"])
 
 
 def wsgi() -> Any:
-    """Return the WSGI application of a worker."""
+    """Return the WSGI application of this worker."""
     from django.core.handlers.wsgi import WSGIHandler
 
     _configure()
@@ -123,7 +123,7 @@ def wsgi() -> Any:
 
 
 def asgi() -> Any:
-    """Return the ASGI application."""
+    """Return the ASGI application of this process."""
     from django.core.handlers.asgi import ASGIHandler
 
     _configure()
@@ -133,7 +133,7 @@ def asgi() -> Any:
 def profile(
     described: Mapping[str, Any], address: str, *, pages: int, visitor: Callable[[], str] = site.name_visitor
 ) -> Callable[[], None]:
-    """Return what a script profiles in place of a served page: the same page of the same site, in this process."""
+    """Return a function to profile: it asks for the same page of the same site, but in this process."""
     from django.conf import settings
     from django.test import override_settings
 
@@ -149,7 +149,7 @@ def profile(
 
 
 def profile_async(described: Mapping[str, Any], address: str, *, pages: int) -> Callable[[], None]:
-    """See profile(); 32 pages at a time in one event loop."""
+    """See profile(). It asks for 32 pages at a time in one event loop."""
     from django.conf import settings
     from django.test import AsyncRequestFactory, override_settings
 
@@ -176,7 +176,7 @@ def profile_async(described: Mapping[str, Any], address: str, *, pages: int) -> 
 def _run_uvicorn(descriptor: int) -> None:
     import uvicorn
 
-    # A connection that waits for the other site's block has to be there still.
+    # A long keep-alive: a connection waits while the other site has its turn.
     quiet = {"log_level": "warning", "access_log": False}
     config = uvicorn.Config(asgi(), lifespan="off", timeout_keep_alive=300, **quiet)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])

@@ -1,7 +1,6 @@
-"""The measured site: settings, pages, and a way to call them in this process without a server.
+"""The measured site: its settings, and a way to call its pages in this process without a server.
 
-Everything of the package is reached as a site reaches it: settings, middleware, tags and
-``request.personalization``.
+It uses the package as any site does: settings, middleware, tags and ``request.personalization``.
 """
 
 from __future__ import annotations
@@ -23,13 +22,13 @@ OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 NO_OP = "benchmarks.site.NoOpMiddleware"
 USER_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
 READ = "Cache-Control: private"
-"""What the head of a page has that read an experience, or tried to."""
+"""A header of each page that read an experience or tried to."""
 
 CREDENTIALS = {"WORKSPACE_ID": "BENCH_DEBUG", "API_KEY": "bench-key"}
 
 
 class NoOpMiddleware:
-    """What any class middleware costs: the baseline of ours."""
+    """Do nothing: the baseline, since any middleware class costs this much."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
@@ -39,13 +38,13 @@ class NoOpMiddleware:
 
 
 class Witness(NoOpMiddleware):
-    """Look at the request when it comes back: only a page that had us, and whom we did not touch, is seen."""
+    """Count the pages that had our middleware and that it left untouched; raise for any other page."""
 
     seen = 0
 
     def __call__(self, request: Any) -> HttpResponse:
         response = self.get_response(request)
-        expect(hasattr(request, "personalization"), "the page had no personalization")
+        expect(hasattr(request, "personalization"), "the page had no request.personalization")
         expect(not request.session.accessed, "the session was touched")
         expect(not hasattr(request, "_cached_user"), "the user was touched")
         Witness.seen += 1
@@ -53,24 +52,24 @@ class Witness(NoOpMiddleware):
 
 
 def identify(request: HttpRequest) -> Any:
-    """Return the visitor that the load generator names: a new name is a cold page."""
+    """Return the visitor that the header names: each new name makes a cold page."""
     from django_moe_personalize.visitor.identity import Identity
 
     return Identity(customer_id=request.META["HTTP_X_VISITOR"])
 
 
 async def aidentify(request: HttpRequest) -> Any:
-    """See identify(): what a site on ASGI writes, so that nothing has to go to a thread."""
+    """See identify(). A site on ASGI writes it like this, so that no thread is needed."""
     return identify(request)
 
 
 def build_moe(base_url: str, **more: Any) -> dict[str, Any]:
-    """Return MOE_PERSONALIZE for visitors named by the header ``X-Visitor``; nothing but ``more`` is tuned."""
+    """Return MOE_PERSONALIZE for visitors named by the header ``X-Visitor``; all but ``more`` has its default."""
     return {**CREDENTIALS, "BASE_URL": base_url, "IDENTIFY": "benchmarks.site.identify", **more}
 
 
 def configure(*, middleware: Sequence[str] = (), moe: Mapping[str, Any] | None = None, **more: Any) -> None:
-    """Set Django up, once a process. Without ``moe`` the package is not installed."""
+    """Set up Django, once per process. Without ``moe`` the package is not installed."""
     import django
 
     apps = ["django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"]
@@ -103,7 +102,7 @@ def configure(*, middleware: Sequence[str] = (), moe: Mapping[str, Any] | None =
 
 
 class Site:
-    """The configured site behind one stack of middleware, called in this process as a WSGI server calls it."""
+    """The configured site with one list of middleware, called in this process as a WSGI server calls it."""
 
     def __init__(self, middleware: Sequence[str]) -> None:
         from django.core.handlers.wsgi import WSGIHandler
@@ -115,7 +114,7 @@ class Site:
         self.headers: list[tuple[str, str]] = []
 
     def get(self, path: str, **meta: str) -> bytes:
-        """Return the body of a page; status and headers stay in the attributes until the next call."""
+        """Return the body of a page and set ``status`` and ``headers``."""
         environ = {
             "REQUEST_METHOD": "GET",
             "SCRIPT_NAME": "",
@@ -146,10 +145,10 @@ class Site:
         self.status, self.headers = status, headers
 
     def check(self, path: str, content: str, **meta: str) -> bytes:
-        """Return the body like get(); raise WrongMeasurement unless it is a 200 with ``content``."""
+        """Return the body as get() does; raise WrongMeasurement unless it is a 200 that contains ``content``."""
         body = self.get(path, **meta)
         expect(self.status.startswith("200"), f"{path} answered {self.status}")
-        expect(content.encode() in body, f"{path} is without {content!r}: {body[:300]!r}")
+        expect(content.encode() in body, f"{path} does not contain {content!r}: {body[:300]!r}")
         return body
 
 
@@ -157,13 +156,13 @@ _visitors = count()
 
 
 def name_visitor() -> str:
-    """Return the name of a visitor that no page of this run has seen."""
+    """Return the name of a new visitor."""
     return f"v{os.getpid()}-{next(_visitors)}"
 
 
 @contextmanager
 def override_moe(**moe: Any) -> Iterator[None]:
-    """Run with another MOE_PERSONALIZE: everything a process keeps is forgotten, before and after."""
+    """Run with another MOE_PERSONALIZE and an empty cache; the package drops its state before and after."""
     from django.core.cache import caches
     from django.test import override_settings
 
@@ -173,6 +172,6 @@ def override_moe(**moe: Any) -> Iterator[None]:
 
 
 def read_environment() -> dict[str, Any]:
-    """Return what a served site was told about itself; see serving.py."""
-    told: dict[str, Any] = json.loads(os.environ["BENCH_SITE"])
-    return told
+    """Return the description of the site that this process serves; serving.py passes it."""
+    described: dict[str, Any] = json.loads(os.environ["BENCH_SITE"])
+    return described

@@ -1,4 +1,4 @@
-"""Timing: alternating blocks and medians, so that a noisy machine is noisy for everybody alike."""
+"""Time several contenders in alternating blocks and compare medians, so that noise hits all of them alike."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHUFFLE = random.Random(20)
 
 @dataclass
 class Rounds:
-    """What each contender took, a value a round."""
+    """The seconds of each contender, one value for each round."""
 
     values: dict[str, list[float]] = field(default_factory=dict)
 
@@ -23,17 +23,17 @@ class Rounds:
         return median(self.values[name])
 
     def compute(self, formula: Callable[[Mapping[str, float]], float]) -> list[float]:
-        """Return ``formula`` of the values of each round: what ran side by side is compared."""
+        """Return ``formula`` of the values of each round, so that only neighboring blocks are compared."""
         rounds = zip(*self.values.values(), strict=True)
         return [formula(dict(zip(self.values, values, strict=True))) for values in rounds]
 
     def ratio(self, ours: str, baseline: str) -> list[float]:
-        """Return ``ours`` over ``baseline``, round by round."""
+        """Return ``ours`` divided by ``baseline`` for each round."""
         return self.compute(lambda of: of[ours] / of[baseline])
 
 
 def describe(values: Sequence[float], digits: int = 3) -> str:
-    """Return the middle half of the values, which says how noisy the run was."""
+    """Return the middle half of the values as text; it shows how noisy the run was."""
     if len(values) < 4:
         return f"{len(values)} blocks: " + ", ".join(f"{value:.{digits}f}" for value in values)
     low, _, high = quantiles(values, n=4)
@@ -48,16 +48,16 @@ def alternate(
     seconds: float = 0.01,
     after: Callable[[str, int], object] | None = None,
 ) -> Rounds:
-    """Return the seconds a call of each contender, a block each a round, in another order every round.
+    """Return the seconds per call of each contender: one block of each in a round, in another order each round.
 
-    A block is ``calls`` calls, or as many as take about ``seconds``. ``after`` is told, untimed,
-    which contender's block is over and how many calls it had. The collector stays on: what makes
-    cycles pays for them.
+    A block has ``calls`` calls, or as many as take about ``seconds``. After each block ``after`` is called,
+    outside the timing, with the contender's name and the number of calls. The garbage collector stays on,
+    so code that makes reference cycles pays for them.
     """
     numbers = {name: calls or _calibrate(call, seconds) for name, call in contenders.items()}
     found = Rounds({name: [] for name in contenders})
     order = list(contenders)
-    # The first round is a warm-up, of everything that alternation itself brings about.
+    # The first round is a warm-up and is not recorded.
     for turn in range(rounds + 1):
         _SHUFFLE.shuffle(order)
         for name in order:
@@ -70,7 +70,7 @@ def alternate(
 
 
 def time_block(call: Callable[[], object], calls: int) -> float:
-    """Return the seconds a call takes, over ``calls`` of them."""
+    """Return the average seconds of ``calls`` calls."""
     started = time.perf_counter()
     for _ in repeat(None, calls):
         call()

@@ -1,8 +1,8 @@
-"""MoEngage's end of the wire: one process on loopback that behaves as the URL it is asked under says.
+"""The upstream in MoEngage's place: one process on loopback whose URLs name its behavior.
 
-``/at-once/v1``, ``/delay-0.040/v1``, ``/close/v1`` (a connection a request), ``/hang/v1``,
-``/drip/v1``, ``/status-500/v1``, ``/status-429/v1``; anything after the first part of the path names
-a caller of its own in ``/stats``. ``/sink`` takes whatever a peer reports.
+``/at-once/v1``, ``/delay-0.040/v1``, ``/close/v1`` (one request per connection), ``/hang/v1``, ``/drip/v1``,
+``/status-500/v1``, ``/status-429/v1``. A second part, as in ``/at-once/redis/v1``, gets its own counters in
+``/stats``. ``/sink`` accepts the reports of the peers.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pathlib import Path
 from typing import Any
 
 KEYS = ("hero-banner", "promo-strip", "loyalty-card")
-"""The experiences of the measured pages; the upstream knows every key."""
+"""The experiences of the measured pages. The upstream also answers any other key."""
 
 DRIP_SECONDS = 0.2
 
 READ_EVERY = 50
-"""Of so many calls with events, one is read whole; parsing each would take longer than sending it."""
+"""One of so many calls with events is parsed; parsing a call takes longer than sending it."""
 
 
 def build_experience(key: str) -> dict[str, Any]:
-    """Return an experience as the wire has it, about 900 bytes (contract §2)."""
+    """Return an experience in its wire form, about 900 bytes (contract §2)."""
     texts = {
         "Title": f"Title of {key}",
         "Text": "Everything for the first cold days, chosen for you. " * 6,
@@ -52,28 +52,28 @@ def build_experience(key: str) -> dict[str, Any]:
     }
 
 
-def count_actions(body: bytes, *, whole: bool) -> int:
-    """Return the number of events in a body, by their UUIDs; one read ``whole`` has to be what it looks like."""
+def count_actions(body: bytes, *, parse: bool) -> int:
+    """Return the number of events in a body, found by their UUIDs; ``parse`` also checks it against the JSON."""
     number = body.count(b'"moe_event_uuid":')
-    if whole and number != sum(len(element["actions"]) for element in json.loads(body)["elements"]):
-        raise ValueError("events that cannot be counted by their UUIDs")
+    if parse and number != sum(len(element["actions"]) for element in json.loads(body)["elements"]):
+        raise ValueError("the number of UUIDs is not the number of events")
     return number
 
 
-class Books:
-    """What was asked, by the prefix it was asked under."""
+class Counters:
+    """The counters of the calls, by the prefix of their path."""
 
     def __init__(self) -> None:
         self.counts: dict[str, dict[str, int]] = {}
         self.bodies: dict[str, str] = {}
 
     def of(self, prefix: str) -> dict[str, int]:
-        """Return the counts of one caller."""
+        """Return the counters of one prefix."""
         names = ("fetches", "keys", "events", "actions", "metadata", "in_flight", "most_in_flight")
         return self.counts.setdefault(prefix, dict.fromkeys(names, 0))
 
     def answer(self, prefix: str, path: str, body: bytes) -> bytes:
-        """Count a call and return the body of its healthy answer."""
+        """Count a call and return the body of its response, if nothing goes wrong."""
         counts = self.of(prefix)
         if path == "/experiences/fetch":
             keys = json.loads(body).get("experience_key", ())
@@ -81,7 +81,7 @@ class Books:
             counts["keys"] += len(keys)
             return f'{{"experiences":{{{",".join([self._get_text(key) for key in keys])}}}}}'.encode()
         if path == "/experiences/events":
-            counts["actions"] += count_actions(body, whole=counts["events"] % READ_EVERY == 0)
+            counts["actions"] += count_actions(body, parse=counts["events"] % READ_EVERY == 0)
             counts["events"] += 1
             return b'{"status":"success","message":"Your request has been accepted.","req_id":"SKuSLFnX"}'
         counts["metadata"] += 1
@@ -94,10 +94,10 @@ class Books:
 
 
 class Connection(asyncio.Protocol):
-    """One connection; no pipelining, which no client here does."""
+    """One connection without pipelining, since no client here uses it."""
 
-    def __init__(self, books: Books) -> None:
-        self.books = books
+    def __init__(self, counters: Counters) -> None:
+        self.counters = counters
         self.received = b""
         self.timers: list[asyncio.TimerHandle] = []
 
@@ -106,12 +106,12 @@ class Connection(asyncio.Protocol):
         self.transport = transport
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Stop dripping to who has gone."""
+        """Stop dripping."""
         for timer in self.timers:
             timer.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Answer when the request is whole."""
+        """Answer when the request is complete."""
         self.received += data
         head, separator, rest = self.received.partition(b"\r\n\r\n")
         if not separator:
@@ -128,15 +128,15 @@ class Connection(asyncio.Protocol):
         if path.startswith("/sink"):
             self._write(b"{}")
         elif path == "/stats":
-            self._write(json.dumps(self.books.counts).encode())
+            self._write(json.dumps(self.counters.counts).encode())
         else:
             prefix, _, rest = path.partition("/v1")
-            self._behave(prefix, prefix.split("/")[1], self.books.answer(prefix, rest, body))
+            self._behave(prefix, prefix.split("/")[1], self.counters.answer(prefix, rest, body))
 
-    def _behave(self, prefix: str, behaviour: str, answer: bytes) -> None:
-        name, _, detail = behaviour.partition("-")
+    def _behave(self, prefix: str, behavior: str, answer: bytes) -> None:
+        name, _, detail = behavior.partition("-")
         if name == "delay":
-            counts = self.books.of(prefix)
+            counts = self.counters.of(prefix)
             counts["in_flight"] += 1
             counts["most_in_flight"] = max(counts["in_flight"], counts["most_in_flight"])
             asyncio.get_running_loop().call_later(float(detail), self._answer_late, counts, answer)
@@ -166,40 +166,41 @@ class Connection(asyncio.Protocol):
 
 async def _serve(certificate: str) -> None:
     loop = asyncio.get_running_loop()
-    books = Books()
-    servers = [await loop.create_server(lambda: Connection(books), "127.0.0.1", 0, backlog=1024)]
+    counters = Counters()
+    servers = [await loop.create_server(lambda: Connection(counters), "127.0.0.1", 0, backlog=1024)]
     if certificate:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        servers.append(await loop.create_server(lambda: Connection(books), "127.0.0.1", 0, ssl=context, backlog=1024))
+        tls = await loop.create_server(lambda: Connection(counters), "127.0.0.1", 0, ssl=context, backlog=1024)
+        servers.append(tls)
     print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
-    # Whoever started this holds the other end: when they are gone, however they went, so is this.
+    # The benchmark holds the other end of stdin, so this process ends with it, even if it was killed.
     await loop.run_in_executor(None, sys.stdin.buffer.read)
 
 
 class Upstream:
-    """The running process, seen from the benchmark."""
+    """The running upstream process, as a benchmark uses it."""
 
     def __init__(self, ports: list[int], bundle: str) -> None:
         self.port = ports[0]
         self.tls_port = ports[-1]
         self.bundle = bundle
 
-    def url(self, behaviour: str) -> str:
-        """Return the base URL that has the behaviour."""
-        return f"http://127.0.0.1:{self.port}/{behaviour}/v1"
+    def url(self, behavior: str) -> str:
+        """Return the base URL for a behavior."""
+        return f"http://127.0.0.1:{self.port}/{behavior}/v1"
 
-    def tls_url(self, behaviour: str) -> str:
-        """Return the same over TLS; ``bundle`` is a CA file of full size that knows the certificate."""
-        return f"https://localhost:{self.tls_port}/{behaviour}/v1"
+    def tls_url(self, behavior: str) -> str:
+        """See url(). This one uses TLS; ``bundle`` is a CA file of full size that contains its certificate."""
+        return f"https://localhost:{self.tls_port}/{behavior}/v1"
 
     @property
     def sink(self) -> str:
-        """Where a peer may send what it collects."""
+        """The URL that accepts the reports of the peers."""
         return f"http://127.0.0.1:{self.port}/sink"
 
     def get_counts(self, prefix: str) -> dict[str, int]:
-        """Return what was asked under ``prefix``, such as ``at-once``."""
+        """Return the counters of ``prefix``, such as ``at-once``."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=5) as response:
             counts: dict[str, dict[str, int]] = json.load(response)
         return counts.get(f"/{prefix}", dict.fromkeys(("fetches", "keys", "events", "actions", "most_in_flight"), 0))
@@ -207,7 +208,7 @@ class Upstream:
 
 @contextmanager
 def start_upstream(*, tls: bool = False) -> Iterator[Upstream]:
-    """Run the upstream in a process of its own while the context lasts."""
+    """Run the upstream in a process of its own."""
     with ExitStack() as stack:
         certificate = bundle = ""
         if tls:
@@ -230,13 +231,13 @@ def _write_certificates(folder: Path) -> tuple[str, str]:
     certificate, bundle = folder / "server.pem", folder / "bundle.pem"
     chain = [issued.private_key_pem, *issued.cert_chain_pems]
     certificate.write_bytes(b"".join(part.bytes() for part in chain))
-    # As long as the bundle a site has: to load it is what a new Session pays at every connection.
+    # As long as a site's bundle, since a new requests.Session loads it for each connection.
     bundle.write_text(Path(certifi.where()).read_text() + authority.cert_pem.bytes().decode())
     return str(certificate), str(bundle)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """End a process this run started; one that does not go is killed."""
+    """Terminate a process that this run started; kill it if it doesn't end."""
     if process.stdin is not None:
         process.stdin.close()
     process.terminate()
@@ -251,7 +252,7 @@ def stop(process: subprocess.Popen[bytes]) -> None:
 
 @contextmanager
 def refuse() -> Iterator[str]:
-    """Give a base URL where every connection is refused: bound, so nobody else takes it, and not listening."""
+    """Yield a base URL that refuses every connection: its port is bound, but nothing listens."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
@@ -259,7 +260,7 @@ def refuse() -> Iterator[str]:
 
 @contextmanager
 def never_accept() -> Iterator[str]:
-    """Give a base URL where connecting hangs: the listener's queue is full and nobody empties it."""
+    """Yield a base URL where connecting hangs: the listener's queue is full and nothing empties it."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
         for _ in range(4):
@@ -273,7 +274,7 @@ def never_accept() -> Iterator[str]:
         except TimeoutError:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
         else:
-            raise RuntimeError("this system lets connections in where nobody accepts them")
+            raise RuntimeError("this system completes connections that no process accepts")
 
 
 if __name__ == "__main__":

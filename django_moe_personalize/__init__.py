@@ -1,15 +1,19 @@
 """Server-side personalization for Django with MoEngage.
 
-The story of a page, in the order of the modules:
+The story of a page, in the order of its steps:
 
-request     ``middleware.py``   attaches ``request.personalization``, starts early, seals the response
-attributes  ``attributes.py``   user agent, IP, day, hour, UTM and custom in-session attributes
-            ``identity.py``     customer id, identifiers, anonymous id
+request     ``middleware.py``   attach ``request.personalization``, start early, mark the response as private
+attributes  ``visitor/``        who asks, with which in-session attributes, and what the visitor allows
 fetch       ``planning.py``     which experience keys the page needs
-            ``fetch.py``        consent, cache, breaker, one bulk call, one deadline; never raises
-context     ``context.py``      ``Personalization``: the lazy mapping key → ``Experience``
-render      ``render.py``       payload → safe HTML, template tags, tracking marks
-track       ``track.py``        impressions and clicks → events → ``delivery/``
+            ``fetching/``       memory, the site's cache, one call, one deadline; never raises
+context     ``context.py``      the mapping experience key → ``Experience``, over the private ``page.py``
+render      ``rendering/``      payload → safe HTML, links, marks, headers
+track       ``tracking/``       impressions and clicks → events
+            ``delivery/``       events → MoEngage: thread, outbox, Celery, Django tasks
+
+Below the story: ``moengage/`` speaks the vendor's API and ``sandbox/`` imitates it, neither with Django.
+``runtime.py`` holds what a process keeps, ``conf/`` reads the settings, ``resilience/`` bounds time and threads.
+For developers and operators: ``checks/``, ``doctor/``, ``management/``, ``testing.py``.
 """
 
 __version__ = "0.1.0"

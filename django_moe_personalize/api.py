@@ -150,7 +150,7 @@ def _fetch(
     user_identifiers: Mapping[str, str] | None,
     attributes: Mapping[str, str] | None,
 ) -> Answer | None:
-    """Return the answer for these keys, or ``None`` where nothing is asked: without keys, or with ENABLED off."""
+    """Return the answer for these keys; ``None`` without keys, or with ENABLED off."""
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
         raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
     _check_visitor(customer_id, user_identifiers or {}, attributes or {})
@@ -179,7 +179,7 @@ def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attribut
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
-    """Return why keys are absent: the reasons that the server sent, else those that the metadata tells."""
+    """Return the reasons for absent keys: those from MoEngage's response, else those from the metadata."""
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
@@ -228,7 +228,7 @@ async def aexperience_clicked(experience: Experience, *, customer_id: str, eleme
 
 @sensitive_variables()
 def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
-    """Report that offerings were shown, where OFFERING_EVENTS is on; otherwise there is nothing to report.
+    """Report that offerings were shown. A no-op unless OFFERING_EVENTS is on.
 
     By default an offering's impression is part of its experience's: call experiences_shown() (contract §5).
     """
@@ -243,7 +243,7 @@ async def aofferings_shown(offerings: Iterable[Offering], *, customer_id: str) -
 
 @sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
-    """Report a click on an offering. It counts as a click on its experience too: don't report that as well."""
+    """Report a click on an offering. It counts as a click on its experience too, so don't report that as well."""
     tracking.record(_build_click(experience, customer_id, offering=offering))
 
 
@@ -285,7 +285,7 @@ def _check(customer_id: str) -> str:
 
 
 def _keep(events: Sequence[Event | None]) -> list[Event]:
-    """Return the events to record: none while ENABLED is off."""
+    """Return the events to record; none while ENABLED is off."""
     return [event for event in events if event is not None] if get_runtime().settings.enabled else []
 
 

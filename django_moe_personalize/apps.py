@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, register
 
 
 class MoePersonalizeConfig(AppConfig):
-    """Register the app under its label, its checks and receivers; everything else starts when it is first used."""
+    """Register the app with its checks and signal receivers. Everything else starts on its first use."""
 
     name = "django_moe_personalize"
     label = "moe_personalize"
@@ -17,16 +17,16 @@ class MoePersonalizeConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks, and what happens when a visitor signs in or out."""
-        # Imported here: a module that needs models cannot be imported before the apps are there.
+        """Connect the signal receivers and register the system checks."""
+        # Imported here: some of these modules need models, which can't be imported earlier.
         from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
 
 
 def check_site(**kwargs: Any) -> list[CheckMessage]:
-    """Run every check of checks.py."""
-    # Imported here: a server runs no checks, and should not start later for them.
-    from django_moe_personalize.checks.settings import CHECKS
+    """Run all system checks of this package."""
+    # Imported here: a server runs no checks, and shouldn't load them.
+    from django_moe_personalize.checks import CHECKS
 
     return [message for check in CHECKS for message in check(**kwargs)]

@@ -1,8 +1,8 @@
-"""From the settings to a client: MoEngage itself, or the sandbox embedded in this process."""
+"""Build the client from the settings: it talks to MoEngage, or to the sandbox embedded in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
@@ -19,101 +19,95 @@ if TYPE_CHECKING:
 
 @part
 def get_client(runtime: Runtime) -> PersonalizeClient:
-    """Return the client of the workspace. Raises ConfigurationError when the settings allow none.
+    """Return the client of the workspace. Raises ConfigurationError if the settings don't describe one.
 
-    Building it loads the CA bundle or the sandbox's workspace file, which takes some 13 ms.
+    The first call takes some 13 ms: it loads the CA bundle, or the sandbox's workspace file.
     """
-    return build_client(runtime.settings)
+    return build_client(runtime)
 
 
 @part
 def get_engine(runtime: Runtime) -> Engine | None:
-    """Return the embedded sandbox, or ``None`` where the site talks HTTP. Raises ConfigurationError."""
+    """Return the embedded sandbox, or ``None`` if the site uses HTTP. Raises ConfigurationError."""
     if not is_embedded(runtime.settings):
         return None
     from django_moe_personalize.sandbox.engine import Engine
 
-    return Engine(load_workspace(runtime.settings))
+    return Engine(load_sandbox_workspace(runtime.settings))
 
 
 def is_embedded(settings: Settings) -> bool:
-    """Whether the sandbox runs in this process: it is on, and there is no URL to talk HTTP to."""
+    """Return whether the sandbox runs in this process: it is on, and there is no URL to call."""
     return bool(settings.sandbox) and not settings.base_url
 
 
-def find_missing(settings: Settings) -> tuple[str, ...]:
+def find_missing_credentials(settings: Settings) -> tuple[str, ...]:
     """Return the names of the credentials that the settings lack.
 
-    A sandbox behind ``BASE_URL`` needs none, for its workspace file has a pair; half a pair is a
-    mistake there as well, because the other half would be of another workspace.
+    A sandbox behind ``BASE_URL`` needs none, because its workspace file has a pair. One half alone is a mistake
+    there too: the other half would come from another workspace.
     """
-    halves = {"WORKSPACE_ID": settings.workspace_id, "API_KEY": settings.api_key}
-    missing = tuple(name for name, value in halves.items() if not value)
+    pair = {"WORKSPACE_ID": settings.workspace_id, "API_KEY": settings.api_key}
+    missing = tuple(name for name, value in pair.items() if not value)
     if settings.sandbox:
         return missing if settings.base_url and len(missing) == 1 else ()
     return missing if settings.base_url else (*missing, "DATA_CENTER")
 
 
-def load_workspace(settings: Settings) -> Workspace:
-    """Return the sandbox's workspace; raises ConfigurationError with the place of the mistake."""
+def load_sandbox_workspace(settings: Settings) -> Workspace:
+    """Return the sandbox's workspace. Raises a ConfigurationError that names the place of each mistake in the file."""
     from django_moe_personalize.sandbox import workspace
 
     path = settings.sandbox if isinstance(settings.sandbox, str) else None
     try:
         return workspace.load_workspace(path)
     except workspace.WorkspaceError as error:
-        hint = f'Mend that file, or set {SETTING}["SANDBOX"] to True for the workspace that comes with the package.'
-        raise ConfigurationError(f"The sandbox cannot use its workspace: {error}", hint=hint) from error
+        message = f"The sandbox can't use its workspace file: {error}"
+        hint = f'Fix that file, or set {SETTING}["SANDBOX"] to True to use the workspace of this package.'
+        raise ConfigurationError(message, hint=hint) from error
 
 
 def read_base_url(settings: Settings) -> str:
-    """Return the base URL as a transport takes it; raises ConfigurationError when it is not safe."""
+    """Return the base URL in the form that a transport takes. Raises ConfigurationError if it isn't safe."""
     try:
         return validate_base_url(settings.base_url)
     except ValueError as error:
-        message = f'{SETTING}["BASE_URL"] cannot be used: {error}.'
-        hint = "Leave it out to talk to MoEngage; it is for a sandbox or a proxy."
+        message = f'{SETTING}["BASE_URL"] can\'t be used: {error}.'
+        hint = "Remove it to talk to MoEngage. Only a sandbox or a proxy needs it."
         raise ConfigurationError(message, hint=hint) from None
 
 
 def build_transport(settings: Settings) -> Transport:
-    """Return a new transport to the base URL; raises ConfigurationError for a URL or options that cannot be."""
+    """Return a new transport to the base URL. Raises ConfigurationError for a wrong URL, class or options."""
     base_url = read_base_url(settings)
-    found = load_backend("TRANSPORT", settings.transport, base_url)
+    backend = load_backend("TRANSPORT", settings.transport, base_url)
     try:
-        transport: Transport = found(base_url, **settings.transport.options)
+        transport: Transport = backend(base_url, **settings.transport.options)
     except Exception as error:
-        # What an unforeseen exception says may hold an option's value, such as a proxy's password.
-        said = f": {error}" if isinstance(error, ValueError | OSError) else ""
-        message = f"{settings.transport.backend} cannot be made: {type(error).__name__}{said}."
+        # Other exceptions may quote the value of an option, such as the password of a proxy.
+        reason = f": {error}" if isinstance(error, ValueError | OSError) else ""
+        message = f"{settings.transport.backend} can't be built: {type(error).__name__}{reason}."
         raise ConfigurationError(message, hint=f'Correct {SETTING}["TRANSPORT"]["OPTIONS"].') from None
     return transport
 
 
 def build_client(
-    settings: Settings, *, wrap: Callable[[Transport], Transport] = lambda transport: transport
+    runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda transport: transport
 ) -> PersonalizeClient:
-    """Return a new client over ``wrap(transport)``; raises ConfigurationError when the settings allow none."""
-    engine = get_engine()
-    if engine is not None:
+    """Return a new client that sends through ``wrap(transport)``. Raises ConfigurationError."""
+    settings = runtime.settings
+    if (engine := get_engine(runtime)) is not None:
         from django_moe_personalize.sandbox.transport import SandboxTransport
 
-        workspace = engine.workspace
-        # The workspace's own pair, whatever the settings hold: the site's key has no business here.
-        return PersonalizeClient(
-            workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=wrap(SandboxTransport(engine))
-        )
-    if missing := find_missing(settings):
-        raise ConfigurationError(
-            f"{SETTING} lacks {' and '.join(missing)}.",
-            hint=f"Set {', '.join(f'{SETTING}_{name}' for name in missing)} in the environment, "
-            f'or {SETTING}["SANDBOX"] = True to work without MoEngage.',
-        )
-    return PersonalizeClient(**_credentials(settings), transport=wrap(build_transport(settings)))
-
-
-def _credentials(settings: Settings) -> Mapping[str, str]:
-    if settings.workspace_id:
-        return {"workspace_id": settings.workspace_id, "api_key": settings.api_key}
-    workspace = load_workspace(settings)
-    return {"workspace_id": workspace.workspace_id, "api_key": workspace.api_key}
+        # The sandbox never gets the site's own API key.
+        workspace_id, api_key = engine.workspace.workspace_id, engine.workspace.api_key
+        return PersonalizeClient(workspace_id=workspace_id, api_key=api_key, transport=wrap(SandboxTransport(engine)))
+    if missing := find_missing_credentials(settings):
+        variables = ", ".join(f"{SETTING}_{name}" for name in missing)
+        hint = f'Set {variables} in the environment, or {SETTING}["SANDBOX"] = True to work without MoEngage.'
+        raise ConfigurationError(f"{SETTING} lacks {' and '.join(missing)}.", hint=hint)
+    workspace_id, api_key = settings.workspace_id, settings.api_key
+    if not workspace_id:
+        workspace = load_sandbox_workspace(settings)
+        workspace_id, api_key = workspace.workspace_id, workspace.api_key
+    return PersonalizeClient(workspace_id=workspace_id, api_key=api_key, transport=wrap(build_transport(settings)))

@@ -1,4 +1,4 @@
-"""``personalization`` in every template of the page."""
+"""``personalization`` in every template: add this context processor to ``TEMPLATES``."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from django.http import HttpRequest
 
 
 def personalization(request: HttpRequest) -> dict[str, Any]:
-    """Return ``{"personalization": request.personalization}``; costs nothing until a template reads it."""
+    """Return ``request.personalization`` under its own name. It does nothing until a template reads it."""
     return {"personalization": getattr(request, "personalization", None)}

@@ -85,7 +85,11 @@ class AuthenticationError(ResponseError):
 
 
 class RateLimitedError(ResponseError):
-    """429: too many requests. ``retry_after`` is in seconds, or ``None`` when MoEngage names no time."""
+    """429, or another error status with headers that allow no more requests: too many requests.
+
+    ``retry_after`` is in seconds, from ``Retry-After``, else from ``x-ratelimit-reset``; ``None`` when
+    MoEngage names no time.
+    """
 
     retryable = True
 

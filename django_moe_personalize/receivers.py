@@ -1,4 +1,4 @@
-"""Log-in and log-out start a new anonymous identity: the id and the remembered parameters of before end."""
+"""Start a new anonymous identity when a user logs in or out."""
 
 from __future__ import annotations
 
@@ -15,19 +15,18 @@ from django_moe_personalize.visitor.identity import forget_anonymous_id
 
 @receiver([user_logged_in, user_logged_out], dispatch_uid=f"{__name__}.start_new_identity")
 def start_new_identity(*, request: Any, **kwargs: Any) -> None:
-    """Start a new anonymous identity when a user logs in or out. Never raises: logging in must not fail for it.
+    """Forget the anonymous id and the remembered query parameters. Never raises, because that would break the login.
 
-    The next page that reads an experience for an unknown visitor mints a new anonymous id, so that the
-    browser's history identifies neither the user before nor the user after.
+    So the browser's history from before the login or logout doesn't identify the next user.
     """
     # Django REST framework wraps Django's request.
     request = getattr(request, "_request", request)
     if not isinstance(request, HttpRequest):
         return
-    # Django empties the session of a user who logs out, and keeps it for a user who logs in.
+    # A logout has emptied the session already. A login keeps its content.
     with suppress(Exception):
         request.session.pop(SESSION_KEY, None)
     personalization = getattr(request, "personalization", None)
     if forget_anonymous_id(request) and personalization is not None:
-        # The response deletes a cookie, so it belongs to this visitor alone.
+        # The response deletes this visitor's cookie, so no cache may store it.
         personalization._page.mark_read(request)

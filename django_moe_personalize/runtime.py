@@ -1,9 +1,8 @@
 """Everything a process holds for one workspace, in one object: ``get_runtime()``.
 
-A package declares each object that lives as long as the process with ``@part``. The object is built when
-it is first asked for, from the settings of that moment. A fork or a change of settings drops the whole
-runtime, so that no lock, thread, connection or cached answer outlives the process or the settings that it
-belongs to.
+A package declares an object that lives as long as the process with ``@part``. The runtime builds the object on its
+first use, from the settings. A fork or a change of settings drops the whole runtime, so that no lock, thread,
+connection or cached answer outlives its process or its settings.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.signals import setting_changed
@@ -29,14 +28,14 @@ DEFAULT: Final = "default"
 """The name of the workspace that the settings describe."""
 
 MAX_LOGGED: Final = 1024
-"""Keys that log_once() remembers. Beyond this bound it forgets all keys and may log each message once more."""
+"""How many keys log_once() remembers. One more key makes it forget them all, and log each message again."""
 
 _SETTINGS_READ: Final = frozenset({SETTING, "CACHES", "DEBUG", "SECRET_KEY", "STORAGES", "TEMPLATES"})
-"""Settings that parts of a runtime are built from."""
+"""The settings that parts of a runtime are built from."""
 
 
 class Runtime:
-    """What this process holds for the workspace ``name``. Get it with get_runtime()."""
+    """Everything this process holds for the workspace ``name``. Get it with get_runtime()."""
 
     __slots__ = ("_lock", "_logged", "_parts", "_settings", "name")
 
@@ -53,40 +52,41 @@ class Runtime:
 
     @property
     def settings(self) -> Settings:
-        """The settings this runtime was built from. Raises ConfigurationError if they can't be used."""
+        """The settings that the parts are built from. Raises ConfigurationError for wrong settings."""
+        # Kept, so that a runtime that is being closed never acts on the settings of its successor.
         if self._settings is None:
             self._settings = get_settings()
         return self._settings
 
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
-        """Log ``message % args`` unless this runtime has logged ``key`` before.
+        """Log ``message % args``, unless this runtime has logged ``key`` before.
 
-        Make the key and the arguments from code and settings, never from what a visitor sent: a visitor
-        could fill the log, and personal data doesn't belong there.
+        Make the key and the arguments from code and settings, never from a visitor's data: a visitor could fill the
+        log, and personal data doesn't belong there.
         """
         mine = object()
-        # setdefault() is atomic: of many threads that fail together, one logs.
+        # setdefault() is atomic: if several threads fail together, one of them logs.
         if self._logged.setdefault(key, mine) is mine:
             logger.log(level, message, *args)
             if len(self._logged) > MAX_LOGGED:
                 self._logged.clear()
 
     def close(self) -> None:
-        """Close the parts that can be closed, the newest first."""
+        """Close the parts that have ``close()``, newest first. If one raises, the others are closed all the same."""
         with self._lock:
-            parts = list(self._parts.items())
-        for declared, built in reversed(parts):
-            # An override belongs to the test that made it.
-            is_ours = not any(built is override for override in declared._overrides)
-            if is_ours and (close := getattr(built, "close", None)) is not None:
-                close()
+            parts = list(self._parts.values())
+        # Without the lock: a part may wait for its thread, which may need another part.
+        with ExitStack() as stack:
+            for built in parts:
+                if hasattr(built, "close"):
+                    stack.callback(built.close)
 
 
 class part(Generic[T]):
-    """Declare an object that a runtime holds: ``@part`` above the function that builds it from the runtime.
+    """Declare an object that a runtime holds: put ``@part`` above the function that builds it from the runtime.
 
-    Calling the declared name returns the object, built on the first call; without an argument, the one of
-    the default workspace. A built object that has ``close()`` is closed with its runtime.
+    Call the declared name to get the object; without an argument it is the default workspace's. The first call
+    builds it. If the object has ``close()``, the runtime calls it at its own end.
     """
 
     def __init__(self, build: Callable[[Runtime], T]) -> None:
@@ -95,18 +95,20 @@ class part(Generic[T]):
         self._overrides: list[T] = []
 
     def __call__(self, runtime: Runtime | None = None) -> T:
+        if self._overrides:
+            return self._overrides[-1]
         runtime = runtime or get_runtime()
         try:
             built: T = runtime._parts[self]
         except KeyError:
             with runtime._lock:
                 if self not in runtime._parts:
-                    runtime._parts[self] = self._overrides[-1] if self._overrides else self._build(runtime)
+                    runtime._parts[self] = self._build(runtime)
                 built = runtime._parts[self]
         return built
 
     def find(self, runtime: Runtime | None = None) -> T | None:
-        """Return the object if it is built already, else None."""
+        """Return the object if it is built already, else ``None``."""
         if self._overrides:
             return self._overrides[-1]
         found: T | None = (runtime or get_runtime())._parts.get(self)
@@ -114,22 +116,23 @@ class part(Generic[T]):
 
     @contextmanager
     def override(self, value: T) -> Iterator[T]:
-        """Use ``value`` in every runtime of this process while the context lasts; for tests. May be nested.
+        """Return ``value`` from every call in this process while the context lasts; for tests.
 
-        The runtimes start afresh at both ends, since other parts may have learned from this one.
+        Contexts may be nested: the innermost wins. Every runtime starts again at both ends, because other parts may
+        have taken something from this one.
         """
         self._overrides.append(value)
         reset_runtimes()
         try:
             yield value
         finally:
-            # The innermost equal one: contexts of several threads may end in any order.
-            del self._overrides[max(place for place, other in enumerate(self._overrides) if other is value)]
+            # The last equal entry: contexts in several threads may end in any order.
+            del self._overrides[max(index for index, other in enumerate(self._overrides) if other is value)]
             reset_runtimes()
 
 
 class _Process:
-    """The runtimes of this process by name."""
+    """The runtimes of one process by name."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -137,32 +140,33 @@ class _Process:
 
 
 _process = _Process()
+
 _inherited: list[_Process] = []
-"""Runtimes of parent processes. Never closed or collected here: closing a connection that the parent still
-uses would end it for the parent too."""
+"""The runtimes of the parent processes. Nothing here may close or collect them: closing a connection that the parent
+still uses would end it for the parent too."""
 
 
 def get_runtime(name: str = DEFAULT) -> Runtime:
-    """Return what this process holds for the workspace ``name``.
+    """Return everything this process holds for the workspace ``name``.
 
-    Raises ConfigurationError for a workspace that the settings don't describe.
+    Raises ConfigurationError for a workspace that isn't in the settings.
     """
     runtime = _process.runtimes.get(name)
     if runtime is None:
         if name != DEFAULT:
-            raise ConfigurationError(f"There is no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
+            raise ConfigurationError(f"The settings have no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
         with _process.lock:
             runtime = _process.runtimes.setdefault(name, Runtime(name))
     return runtime
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
-    """See Runtime.log_once(); for the default workspace."""
+    """See Runtime.log_once(). It logs for the default workspace."""
     get_runtime().log_once(key, message, *args, level=level)
 
 
 def reset_runtimes() -> None:
-    """Close every runtime of this process and forget it; the next use builds another."""
+    """Close and drop every runtime of this process. The next call of a part builds it again."""
     with _process.lock:
         dropped, _process.runtimes = _process.runtimes, {}
     for runtime in dropped.values():
@@ -182,5 +186,6 @@ def _start_in_child() -> None:
     _process = _Process()
 
 
-os.register_at_fork(after_in_child=_start_in_child)
+# Windows has no fork.
+getattr(os, "register_at_fork", dict)(after_in_child=_start_in_child)
 atexit.register(reset_runtimes)

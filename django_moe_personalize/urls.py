@@ -1,4 +1,4 @@
-"""Click redirect and beacon: ``path("moe/", include("django_moe_personalize.urls"))``."""
+"""The click redirect and the beacon: add ``path("moe/", include("django_moe_personalize.urls"))`` to your URLs."""
 
 from __future__ import annotations
 

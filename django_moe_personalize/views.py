@@ -1,11 +1,11 @@
-"""The two endpoints a page reports to: the click redirect and the beacon."""
+"""The two endpoints to which a page reports: the click redirect and the beacon."""
 
 from __future__ import annotations
 
 import json
 import time
 from io import BytesIO
-from typing import Any
+from typing import Any, Final
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, SuspiciousOperation
@@ -26,18 +26,17 @@ from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor.consent import get_consent
 from django_moe_personalize.visitor.identity import get_identity
 
-MAX_BEACON_BYTES = 16 * 1024
+MAX_BEACON_BYTES: Final = 16 * 1024
+MAX_BEACON_REPORTS: Final = 100
 
-MAX_BEACON_REPORTS = 100
+MAX_BEACON_PARTS: Final = 20
+"""Parts of a multipart form. Django takes 50 µs for each."""
 
-MAX_BEACON_PARTS = 20
-"""Of a multipart form, which cost Django fifty microseconds each."""
+MAX_REPORTS_A_MINUTE: Final = 120
+"""Beacons of one visitor that count, and as many clicks on links. The script sends one beacon a second or a click."""
 
-MAX_REPORTS_A_MINUTE = 120
-"""Beacons of one visitor, and as many clicks on links. The script sends one a second, and one a click."""
-
-MAX_VISITORS_A_MINUTE = 10_000
-"""Whose reports a process counts where no cache is shared; one more, and it starts anew."""
+MAX_VISITORS_A_MINUTE: Final = 10_000
+"""Visitors whose reports a process counts if processes share no cache. Over it, the counters start again at zero."""
 
 _URL_ENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
@@ -49,22 +48,26 @@ _UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, Mult
 @require_safe
 @sensitive_variables()
 def click(request: HttpRequest, token: str) -> HttpResponse:
-    """Count the click that ``token`` stands for and redirect to its destination; 400 for a bad token.
+    """Count the click of ``token`` and redirect to its destination. Answers 400 to a bad token.
 
-    A token of an old page, of another visitor or without consent still redirects, and counts nothing.
+    The token of an old page or of another visitor redirects too, but counts nothing. So does one without consent.
     """
     try:
         found = tracking.read_token(token)
     except BadSignature:
-        return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
+        return _refuse_click()
     hosts = rendering.get_allowed_hosts(request, found.host)
     if not found.destination or not rendering.is_safe_url(found.destination, hosts):
-        return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
+        return _refuse_click()
     if tracking.is_counted(request) and not found.expired:
-        customer_id = _find_visitor(request)
+        customer_id = _find_customer_id(request)
         if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
             tracking.record([found.build_event(customer_id)])
     return HttpResponseRedirect(found.destination)
+
+
+def _refuse_click() -> HttpResponse:
+    return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
 
 
 @login_not_required
@@ -73,16 +76,16 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 @require_POST
 @sensitive_variables()
 def beacon(request: HttpRequest) -> HttpResponse:
-    """Count what a page reports: ``{"events": [[kind, token, element], …]}``. Answers 204 whatever comes.
+    """Count the reports of a page: ``{"events": [[kind, token, element], …]}``. Always answers 204.
 
-    ``kind`` is ``"impression"`` or ``"click"``. The body is JSON of whatever type, or a form whose
-    field ``events`` is the list. The token in it stands for the CSRF token: it is signed and bound
-    to the visitor.
+    ``kind`` is ``"impression"`` or ``"click"``; only a click has an element. The body is JSON with any content type,
+    or a form with the list in its field ``events``. The beacon needs no CSRF token, because its own tokens are signed
+    and bound to the visitor.
     """
     if request.headers.get("Sec-Fetch-Site") != "cross-site" and tracking.is_counted(request):
         reports = [found for report in _read_reports(request) if (found := _read_report(report))]
-        # Asked once, however many reports: the answer may cost the site a query.
-        customer_id = _find_visitor(request) if reports else None
+        # Once for all reports, because the site may need a query for it.
+        customer_id = _find_customer_id(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
         if customer_id and events and _is_within_limit("beacons", customer_id):
             tracking.record(events)
@@ -91,10 +94,10 @@ def beacon(request: HttpRequest) -> HttpResponse:
 
 def _read_reports(request: HttpRequest) -> list[Any]:
     try:
-        # The length is checked before the body is read; without one there is nothing to read.
+        # Check the length before reading. A body without a length is empty.
         if not 0 < int(request.headers.get("Content-Length") or 0) <= MAX_BEACON_BYTES:
             return []
-        # Not every server holds a client to it: what is longer is cut, and broken by that.
+        # Some servers pass on a body that is longer than its header says. A body that is cut here can't be parsed.
         reports = _parse(request, request.read(MAX_BEACON_BYTES))
     except _UNREADABLE:
         return []
@@ -102,17 +105,17 @@ def _read_reports(request: HttpRequest) -> list[Any]:
 
 
 def _parse(request: HttpRequest, body: bytes) -> Any:
-    """Return the list of reports in a body, or something else where it has none.
+    """Return the list of reports in the body, or any other value if it has none.
 
-    Not by ``request.POST``, which takes the client's word for the encoding: Python has some that
-    are for no text, or that take long.
+    Without ``request.POST``, which uses the encoding that the client names: some of Python's encodings aren't for
+    text, and some are slow.
     """
     if request.content_type == _URL_ENCODED:
         return json.loads(QueryDict(body, encoding="utf-8").get("events", ""))
     if request.content_type == _MULTIPART:
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
-        # A middleware of the site may have read the form before: then there is nothing left to read.
+        # A middleware of the site may have read the form already, which leaves nothing to read.
         fields = request.POST if hasattr(request, "_post") else _parse_parts(request, body)
         return json.loads(fields.get("events", ""))
     data = json.loads(body)
@@ -125,7 +128,7 @@ def _parse_parts(request: HttpRequest, body: bytes) -> QueryDict:
 
 
 Report = tuple[tracking.Token, str | None]
-"""A token, and which element was clicked; ``None`` for an impression."""
+"""A token and the clicked element, which is ``None`` in the report of an impression."""
 
 
 def _read_report(report: object) -> Report | None:
@@ -144,7 +147,7 @@ def _read_report(report: object) -> Report | None:
 
 
 def _build_events(reports: list[Report], customer_id: str) -> list[Event]:
-    """Return the events of the reports that are this visitor's own, each once."""
+    """Return the events of the reports that belong to this visitor, without repetitions."""
     events: dict[str, Event] = {}
     for token, element in reports:
         if token.belongs_to(customer_id):
@@ -153,8 +156,8 @@ def _build_events(reports: list[Report], customer_id: str) -> list[Event]:
     return list(events.values())
 
 
-def _find_visitor(request: HttpRequest) -> str | None:
-    """Return the id of who reports, if that may be counted."""
+def _find_customer_id(request: HttpRequest) -> str | None:
+    """Return the id of the visitor who reports, or ``None`` if the visitor has none or may not be counted."""
     if not get_settings().enabled:
         return None
     consent = get_consent(request)
@@ -163,25 +166,25 @@ def _find_visitor(request: HttpRequest) -> str | None:
 
 
 def _is_within_limit(kind: str, customer_id: str) -> bool:
-    """Return whether a visitor has sent no more reports of a kind in this minute than a person does.
+    """Add one report of this kind, and return whether the visitor has sent no more than a person does in a minute.
 
-    A replay counts nothing at MoEngage, but takes a place in the delivery. Counted by all processes
-    that share a cache; without one, or with one that fails, by each for itself.
+    MoEngage ignores a replay, but it takes a place in the delivery. Processes that share a cache count together.
+    Without a shared cache, or if it fails, each process counts alone.
     """
     minute = int(time.time()) // 60
     sent = add_to_count(f"{kind}/{minute}/{customer_id}", 1, 60.0)
-    return (_get_counter().add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
+    return (_get_report_counter().add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
 
 
-class _Counter:
-    """Counts the reports of this minute in this process; threads at the same moment may count one too few."""
+class _ReportCounter:
+    """The reports of this minute in this process. Without a lock: threads may count one report too few."""
 
     def __init__(self) -> None:
         self._minute = 0
         self._counts: dict[tuple[str, str], int] = {}
 
     def add(self, minute: int, kind: str, customer_id: str) -> int:
-        """Count one more and return how many that makes."""
+        """Add one report of a visitor and return their number."""
         if minute != self._minute or len(self._counts) >= MAX_VISITORS_A_MINUTE:
             self._minute, self._counts = minute, {}
         count = self._counts[kind, customer_id] = self._counts.get((kind, customer_id), 0) + 1
@@ -189,5 +192,5 @@ class _Counter:
 
 
 @part
-def _get_counter(runtime: Runtime) -> _Counter:
-    return _Counter()
+def _get_report_counter(runtime: Runtime) -> _ReportCounter:
+    return _ReportCounter()

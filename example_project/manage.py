@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Run a management command of the example shop; ``manage.py demo`` is the one to start with."""
+"""Run a management command of the example shop; start with ``manage.py demo``."""
 
 import os
 import sys

@@ -1,7 +1,6 @@
-"""Settings of the example shop: what a site adds for personalization stands at the end.
+"""Settings of the example shop; those for personalization are at the end.
 
-Without a ``.env`` everything runs on SQLite and the embedded sandbox; ``.env.example`` lists what
-can be set.
+Without a ``.env`` file the shop uses SQLite and the embedded sandbox. ``.env.example`` lists the variables.
 """
 
 from pathlib import Path
@@ -14,7 +13,7 @@ env = Env()
 env.read_env(BASE_DIR / ".env")
 
 DEBUG = env.bool("DEBUG", default=True)
-# Good enough for a demonstration on one's own machine; anything else must bring its own.
+# With DEBUG on, a demonstration on your own machine needs no secret key of its own.
 SECRET_KEY = env.str("SECRET_KEY", default="only-for-the-demonstration") if DEBUG else env.str("SECRET_KEY")
 ALLOWED_HOSTS = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 
@@ -39,7 +38,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     "django_moe_personalize.middleware.PersonalizeMiddleware",
-    # Only for the demonstration: the visitor chooses device and hour.
+    # Only for the demonstration: the visitor chooses the device and the hour.
     "workbench.switches.SwitchesMiddleware",
 ]
 
@@ -67,8 +66,8 @@ TIME_ZONE = "UTC"
 STATIC_URL = "static/"
 STATIC_ROOT = BASE_DIR / "staticfiles"
 
-# Personalization. Credentials, data center and the like come from MOE_PERSONALIZE_* in the
-# environment; here is what belongs to the code. With no credentials and DEBUG on it is the sandbox.
+# Personalization. Credentials, data center and other options come from the environment, as MOE_PERSONALIZE_*.
+# With DEBUG on and without credentials the sandbox answers instead of MoEngage.
 MOE_PERSONALIZE = {
     "EXPERIENCES": {
         "shop:*": ["promo-strip"],

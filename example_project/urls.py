@@ -1,4 +1,4 @@
-"""Routes of the example: the shop, the workbench beside it, and the package's own."""
+"""The routes of the shop, of the workbench and of the package."""
 
 from django.urls import include, path
 

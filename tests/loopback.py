@@ -66,6 +66,7 @@ class Exchange:
 
     def half_close(self) -> None:
         """Stop sending, and keep the other direction open until the server stops."""
+        self.is_open = False
         self.connection.shutdown(socket.SHUT_WR)
         self.hang()
 
@@ -83,13 +84,17 @@ def build_head(status: str, headers: dict[str, str]) -> bytes:
 
 
 class Loopback:
-    """Serve on a free port of 127.0.0.1 while in its ``with`` block, a thread a connection."""
+    """Serve on a free port of ``host`` while in its ``with`` block, with a thread for each connection."""
 
-    def __init__(self, behave: Callable[[Exchange], None], *, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, behave: Callable[[Exchange], None], *, tls: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self._behave = behave
         self._tls = tls
+        self._host = host
         self._stopped = threading.Event()
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=64)
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self.received: list[Received] = []
@@ -103,7 +108,8 @@ class Loopback:
     @property
     def url(self) -> str:
         """The base URL of the API it plays."""
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1"
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}/v1"
 
     def __enter__(self) -> Loopback:
         self._start(self._accept)
@@ -113,7 +119,7 @@ class Loopback:
         self._stopped.set()
         # A connection of our own wakes accept(), which closing alone does not everywhere.
         with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", self.port), timeout=1).close()
+            socket.create_connection((self._host, self.port), timeout=1).close()
         self.drop_connections()
         for thread in self._threads:
             thread.join(5)

@@ -1,4 +1,4 @@
-"""The example shop through its own settings, middleware and templates, on the sandbox."""
+"""The example shop with its own settings, middleware and templates, on the sandbox."""
 
 import os
 import re
@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -23,11 +22,10 @@ from django.urls import Resolver404, clear_url_caches, resolve
 
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf.settings import FIELDS
-from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.server import build_server
-from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.sandbox import Engine, load_workspace
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Upstream, Visit
+from tests.sandbox.ways import serving
 
 EXAMPLE = Path(__file__).parents[1] / "example_project"
 TAKEN_OVER = ("INSTALLED_APPS", "MIDDLEWARE", "ROOT_URLCONF", "TEMPLATES", "LOGIN_URL")
@@ -40,7 +38,7 @@ NOON = {"hour": "12", "day": "Tuesday"}
 
 @pytest.fixture(autouse=True)
 def shop(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[None]:
-    """Make the example the site under test; the developer's own environment and .env stay outside."""
+    """Make the example the site under test, without the developer's environment and .env file."""
     monkeypatch.syspath_prepend(EXAMPLE)
     with mock.patch.dict(os.environ):
         monkeypatch.setattr("environ.Env.read_env", lambda *args, **kwargs: None)
@@ -56,12 +54,12 @@ def shop(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[None]:
 
 @pytest.fixture
 def client() -> Client:
-    """Give a visitor with a desktop browser."""
+    """A visitor with a desktop browser."""
     return Client(headers={"user-agent": DESKTOP})
 
 
 def read(client: Client | Visit, path: str = "/", **options: object) -> str:
-    """Return a page of the shop, which has to be there."""
+    """Return a page of the shop, which must be a 200."""
     response = client.get(path, **options) if isinstance(client, Client) else client(path, **options)
     assert response.status_code == 200
     return response.content.decode()
@@ -73,19 +71,24 @@ def read_title(page: str) -> str:
 
 
 def find_link(page: str, label: str) -> str:
-    """Return where the link with a label leads."""
+    """Return the URL of the link with a label."""
     return re.search(rf'href="([^"]*)"[^>]*>{label}<', page)[1]
 
 
+def read_totals(client: Client) -> list[str]:
+    """Return the totals of the ledger: impressions, clicks, click-through rate, visitors."""
+    return re.findall(r"<dd>([\d.]+)", read(client, "/ledger/live/").partition("</dl>")[0])
+
+
 def turn(client: Client, **switches: str) -> str:
-    """Turn switches of the panel and return the page they lead back to."""
+    """Set switches of the panel and return the page that follows."""
     response = client.post("/switches/", {"next": "/", **switches}, follow=True)
     assert response.status_code == 200
     return response.content.decode()
 
 
 def test_home_differs_by_campaign(visit: Visit) -> None:
-    """Who comes from the letter is greeted as its reader, also on the next page without the query."""
+    """A visitor from the email gets its hero, also on the next page without the query."""
     page = read(visit, "/?utm_medium=email")
     assert "theme-email" in page
     assert read_title(page) == "You opened it. Here is your 15 %."
@@ -93,14 +96,14 @@ def test_home_differs_by_campaign(visit: Visit) -> None:
 
 
 def test_home_differs_by_device(visit: Visit) -> None:
-    """A phone's user agent gets the hero made for it."""
+    """A phone gets the hero for phones."""
     page = read(visit, "/", headers={"user-agent": PHONE})
     assert read_title(page) == "Pocket-sized, like your phone"
 
 
 @pytest.mark.parametrize(("hour", "theme"), [("6", "dawn"), ("12", "noon"), ("19", "dusk"), ("23", "night")])
 def test_home_differs_by_hour(client: Client, hour: str, theme: str) -> None:
-    """The clock of the panel is the clock of the page."""
+    """The page uses the hour that the panel sets."""
     assert f"theme-{theme}" in turn(client, hour=hour)
 
 
@@ -108,7 +111,7 @@ def test_home_differs_by_hour(client: Client, hour: str, theme: str) -> None:
     ("username", "title"), [("ada", "Welcome back, Ada"), ("grace", "Grace, gold"), ("linus", "Linus")]
 )
 def test_home_differs_by_user(client: Client, username: str, title: str) -> None:
-    """Who signs in on the sign-in page, with one click, is greeted by name."""
+    """One click on the sign-in page greets the customer by name."""
     response = client.post("/sign-in/", {"username": username, "next": "/"}, follow=True)
     assert title in read_title(response.content.decode())
     client.post("/sign-out/")
@@ -116,7 +119,7 @@ def test_home_differs_by_user(client: Client, username: str, title: str) -> None
 
 
 def test_visitor_keeps_the_variation() -> None:
-    """Of two variations by weight a visitor sees the same one every time, and both are seen."""
+    """A visitor always gets the same one of two variations, and both variations occur."""
     titles = set()
     for _ in range(16):
         client = Client(headers={"user-agent": DESKTOP})
@@ -127,48 +130,53 @@ def test_visitor_keeps_the_variation() -> None:
 
 
 def test_ledger_counts_views_and_clicks_once(client: Client) -> None:
-    """One impression a view and one click a click, however often the link is followed; fallbacks count nothing."""
+    """A repeated click counts once, and a fallback counts no impression."""
     read(client)
     page = read(client)
     for _ in range(2):
         assert client.get(find_link(page, "Shop camp|How it works")).headers["Location"] in ("/category/camp/", "/")
     read(client, "/cart/")
-    counts = client.get("/ledger/data.json").json()
-    found = {each["experience_key"]: (each["impressions"], each["clicks"]) for each in counts["experiences"]}
+    found = {key: (counts.impressions, counts.clicks) for key, counts in get_engine().ledger.counts().items()}
     assert found == {"hero-banner": (2, 0), "promo-strip": (3, 1), "recommendations": (2, 0)}
-    assert counts["visitors"] == 1
+    assert read_totals(client) == ["7", "1", "14.3", "1"]
     assert "promo-strip" in read(client, "/ledger/")
     client.post("/ledger/clear/")
-    assert "A fresh page" in read(client, "/ledger/")
+    assert "No events yet" in read(client, "/ledger/")
 
 
 @pytest.mark.parametrize("path", PAGES)
 def test_page_is_one_upstream_call(upstream: Upstream, visit: Visit, path: str) -> None:
-    """Every page of the shop asks for all it needs at once."""
+    """Each page of the shop fetches all its experiences in one call."""
     read(visit, path)
     assert len(upstream.fetches) == 1
     assert "promo-strip" in upstream.fetches[0]["experience_key"]
 
 
-@pytest.mark.parametrize("path", ["/ledger/", "/ledger/data.json"])
-def test_ledger_is_not_personalised(upstream: Upstream, visit: Visit, path: str) -> None:
-    """The ledger asks for nothing and knows nobody."""
+@pytest.mark.parametrize("path", ["/ledger/", "/ledger/live/"])
+def test_ledger_is_not_personalized(upstream: Upstream, visit: Visit, path: str) -> None:
+    """The ledger makes no call and sets no visitor's cookie."""
     response = visit(path)
     assert upstream.requests == []
     assert "moe_id" not in response.cookies
 
 
-def test_panel_tells_what_happened(visit: Visit) -> None:
-    """The panel shows what was sent, what came from where, and the sandbox's reason."""
+def test_panel_shows_how_the_page_was_made(visit: Visit) -> None:
+    """The panel shows the attributes, the experiences with their source, and the sandbox's reasons."""
     page = read(visit, "/product/titanium-mug/?utm_medium=cpc", headers={"user-agent": DESKTOP})
-    for expected in ("<dd>cpc</dd>", "<dd>product</dd>", "<dd>camp</dd>", "2 asked, 2 came", "from the network"):
+    for expected in (
+        "<dd>cpc</dd>",
+        "<dd>product</dd>",
+        "<dd>camp</dd>",
+        "2 asked for, 2 received",
+        "from the network",
+    ):
         assert expected in page
     assert "product_category is camp → matched" in page
     assert "from the cache" in read(visit, "/product/titanium-mug/", headers={"user-agent": DESKTOP})
 
 
 def test_panel_switches(client: Client) -> None:
-    """Switches hold from page to page, the campaign can be taken back, and a new visitor has another id."""
+    """Switches apply to the next pages too, the campaign can be removed, and a new visitor has another id."""
     assert "theme-email" in turn(client, medium="email", device="desktop")
     assert "theme-email" in read(client)
     assert "theme-email" not in turn(client, **NOON)
@@ -180,7 +188,7 @@ def test_panel_switches(client: Client) -> None:
 
 
 def test_switches_refuse_nonsense(client: Client) -> None:
-    """An unknown value changes nothing, and a form leads nowhere but to this site."""
+    """An unknown value changes nothing, and a form redirects only to this site."""
     assert client.post("/switches/", {"device": "toaster"}).headers["Location"] == "/"
     for path in ("/switches/", "/cart/add/titanium-mug/", "/sign-out/"):
         assert client.post(path, {"next": "https://elsewhere.example/"}).headers["Location"] == "/"
@@ -189,7 +197,7 @@ def test_switches_refuse_nonsense(client: Client) -> None:
 
 
 def test_cart_offer_has_the_price_of_the_experience(client: Client) -> None:
-    """The reduced mug is offered for a full bag only, at the price that MoEngage decided."""
+    """Only a full bag gets the offer, and the price in the form doesn't count."""
     client.post("/cart/offer/", {"Price": "1"})
     assert "Nothing in it yet" in read(client, "/cart/")
     client.post("/cart/add/alpine-tent-2/")
@@ -205,7 +213,7 @@ def test_cart_offer_has_the_price_of_the_experience(client: Client) -> None:
 
 
 class Inspector(HTMLParser):
-    """Collects what a strict policy forbids, and what a page links to."""
+    """Collect the markup that a strict policy forbids, and the links of a page."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -222,8 +230,8 @@ class Inspector(HTMLParser):
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/ledger/", "/no-such-page/"])
-def test_page_is_fit_for_a_strict_policy(client: Client, path: str) -> None:
-    """No inline style, script or handler; nothing from elsewhere; every file that is named exists."""
+def test_page_obeys_a_strict_policy(client: Client, path: str) -> None:
+    """It has no inline style, script or handler, uses nothing from another site, and all its files exist."""
     client.post("/cart/add/alpine-tent-2/")
     response = client.get(path)
     assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")
@@ -237,7 +245,7 @@ def test_page_is_fit_for_a_strict_policy(client: Client, path: str) -> None:
 
 
 def test_workspace_fits_the_shop(client: Client) -> None:
-    """What the shipped workspace links to and draws is there, and it knows the demo users."""
+    """The shop has all links and images of the shipped workspace, and the workspace has the demo users."""
     workspace = load_workspace()
     people = import_module("shop.people").PEOPLE
     assert {str(person.pk): person.name for person in people} == {
@@ -250,7 +258,7 @@ def test_workspace_fits_the_shop(client: Client) -> None:
         try:
             resolve(path)
         except Resolver404:
-            pytest.fail(f"the workspace links to {path}, which the shop does not have")
+            pytest.fail(f"the workspace links to {path}, but the shop has no such page")
         assert client.get(path).status_code == 200
     assert [name for name in re.findall(r'"image_url": "([^"]+)"', text) if finders.find(name) is None] == []
 
@@ -263,34 +271,26 @@ def test_env_example_names_settings() -> None:
 
 
 def test_sandbox_of_another_process(client: Client) -> None:
-    """The panel and the ledger ask a sandbox behind BASE_URL, and say so when it is gone."""
-    server = build_server(Engine(load_workspace()), "127.0.0.1", 0)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        with override_personalize(BASE_URL=server.url):
-            assert get_engine() is None
-            page = read(client, "/?utm_medium=email")
-            assert "utm_medium is email → matched" in page
-            assert client.get("/ledger/data.json").json()["impressions"] == 3
-            client.post("/ledger/clear/")
-            assert client.get("/ledger/data.json").json()["impressions"] == 0
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    """The panel and the ledger ask a sandbox behind BASE_URL, and say so if it has stopped."""
+    with serving(Engine(load_workspace())) as server, override_personalize(BASE_URL=server.url):
+        assert get_engine() is None
+        page = read(client, "/?utm_medium=email")
+        assert "utm_medium is email → matched" in page
+        assert read_totals(client)[0] == "3"
+        client.post("/ledger/clear/")
+        assert server.engine.ledger.entries() == []
     with override_personalize(BASE_URL=server.url):
         page = read(client, "/product/titanium-mug/")
         assert "You may also like" in page
-        assert "does not answer" in page
-        assert "does not answer" in read(client, "/ledger/")
+        for text in (page, read(client, "/ledger/")):
+            assert f"{server.url.removesuffix('/v1')} doesn&#x27;t answer. Start it again." in text
 
 
-def test_demo_names_the_mend_for_a_taken_port() -> None:
-    """A port in use, or no port at all, is an error that says what to write instead."""
+def test_demo_says_how_to_fix_a_wrong_address() -> None:
+    """The error for a port in use, or for text that is not an address, says what to write instead."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(CommandError, match=rf"{address} is taken .* demo 127\.0\.0\.1:\d+"):
+        with pytest.raises(CommandError, match=rf"Another program uses {address}\. .* demo 127\.0\.0\.1:\d+"):
             call_command("demo", address)
     with pytest.raises(CommandError, match=r"127\.0\.0\.1:8000"):
         call_command("demo", "shop")
@@ -298,7 +298,7 @@ def test_demo_names_the_mend_for_a_taken_port() -> None:
 
 
 def test_demo_serves_until_it_is_stopped(tmp_path: Path) -> None:
-    """The one command makes database and users, says where the shop is, serves it, and ends clean."""
+    """One command creates the database and the users, prints the address, serves the shop, and ends with code 0."""
     ours = ("MOE_PERSONALIZE", "DJANGO_SETTINGS_MODULE")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     environment |= {"DATABASE_URL": f"sqlite:///{tmp_path / 'shop.sqlite3'}", "PYTHONUNBUFFERED": "1"}

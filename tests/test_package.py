@@ -88,13 +88,13 @@ def test_story_is_told_in_order():
 
 def test_requests_is_imported_by_the_transport_alone():
     """HTTP happens in one module, so every other part runs without a network."""
-    assert importers_of("requests") == {"moengage/transport.py"}
+    assert importers_of("requests") == {"moengage/connections.py"}
     assert {name.partition("/")[0] for name in importers_of("urllib3")} <= {"moengage"}
 
 
 def test_environment_is_read_by_the_settings_alone():
-    """Settings are resolved in one place, the table."""
-    assert importers_of("environ") == {"conf.py"}
+    """One module resolves the settings."""
+    assert importers_of("environ") == {"conf/settings.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)

@@ -1,4 +1,4 @@
-"""``manage.py moe_sandbox``: what it prints, takes, refuses, and how it ends."""
+"""``manage.py moe_sandbox``: its output, its arguments, its errors and its end."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from django_moe_personalize.management.commands.moe_sandbox import parse_address
-from tests.sandbox_ways import METADATA, credentials
+from tests.sandbox.ways import METADATA, credentials
 
 
 class Output(io.StringIO):
-    """What a command wrote, with a flag once it was flushed."""
+    """The output of a command. ``ready`` is set after the announcement."""
 
     def __init__(self) -> None:
         super().__init__()
         self.ready = threading.Event()
 
     def flush(self) -> None:
-        """Note that the announcement is out."""
+        """Set ``ready`` after the announcement."""
         if "Ctrl-C" in self.getvalue():
             self.ready.set()
 
 
 def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str, int]:
-    """Run the command until a signal; return what it wrote and the status of one metadata call."""
+    """Run the command until a signal. Return its output, its errors and the status of one metadata call."""
     out, err, statuses = Output(), io.StringIO(), []
 
     def visit() -> None:
@@ -57,7 +57,7 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
 def test_it_serves_until_a_signal(end: int) -> None:
-    """The announcement holds what a site needs; the signal ends it without an error, handlers as before."""
+    """The output has the settings of a site. A signal ends the command without an error, and restores the handlers."""
     before = signal.getsignal(signal.SIGTERM)
 
     out, err, status = run("127.0.0.1:0", end=end)
@@ -72,8 +72,8 @@ def test_it_serves_until_a_signal(end: int) -> None:
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_faults_and_a_workspace_of_ones_own(tmp_path: Path) -> None:
-    """The options reach the server."""
+def test_options_reach_the_server(tmp_path: Path) -> None:
+    """The server uses the workspace file and the faults."""
     file = tmp_path / "mine.json"
     file.write_text('{"workspace_id": "SANDBOX_DEBUG", "api_key": "sandbox-key"}')
     began = time.monotonic()
@@ -85,16 +85,16 @@ def test_faults_and_a_workspace_of_ones_own(tmp_path: Path) -> None:
     assert "0 experiences" in out
 
 
-def test_an_open_address_is_warned_of() -> None:
-    """Whoever binds more than the loopback is told."""
+def test_open_address_is_a_warning() -> None:
+    """An address beyond the loopback prints a warning."""
     _, err, status = run("0.0.0.0:0")
 
     assert status == 200
-    assert "Anyone who reaches this machine" in err
+    assert "Everyone who can reach this machine" in err
 
 
 def test_outside_the_main_thread_it_takes_no_signals(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Signals are the main thread's: elsewhere it just serves."""
+    """Only the main thread may handle signals. In another thread the command serves without them."""
     from django_moe_personalize.sandbox.server import SandboxServer
 
     served = []
@@ -106,8 +106,8 @@ def test_outside_the_main_thread_it_takes_no_signals(monkeypatch: pytest.MonkeyP
     assert len(served) == 1
 
 
-def test_as_a_program_it_ends_with_code_0(tmp_path: Path) -> None:
-    """A supervisor that terminates it sees a clean end."""
+def test_program_ends_with_code_0(tmp_path: Path) -> None:
+    """A supervisor that sends SIGTERM gets exit code 0 and no error."""
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONUNBUFFERED": "1"}
     program = subprocess.Popen(
         [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0"],
@@ -141,40 +141,40 @@ def test_as_a_program_it_ends_with_code_0(tmp_path: Path) -> None:
         ("[::1]", ("::1", 8899)),
     ],
 )
-def test_an_address_may_be_short(text: str, address: tuple[str, int]) -> None:
-    """What is left out is 127.0.0.1 and 8899."""
+def test_address_may_be_short(text: str, address: tuple[str, int]) -> None:
+    """The defaults are 127.0.0.1 and 8899."""
     assert parse_address(text) == address
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere:80"], '"nowhere:80" is not an address: write ADDR:PORT'),
+        (["nowhere:80"], '"nowhere:80" is not an address. Write ADDR:PORT'),
         (["127.0.0.1:http"], "is not an address"),
-        (["127.0.0.1:70000"], "70000 is not a port: it must be 0 to 65535"),
+        (["127.0.0.1:70000"], "70000 is not a port. Choose one from 0 to 65535."),
         (["127.0.0.1:-1"], "-1 is not a port"),
-        (["203.0.113.1:0"], "203.0.113.1:0 cannot be had: "),
+        (["203.0.113.1:0"], "The sandbox can't listen on 203.0.113.1:0: "),
         (["0", "--workspace", "/nonexistent.json"], "/nonexistent.json: cannot be read"),
-        (["0", "--latency-ms", "-1"], "latency must be seconds"),
+        (["0", "--latency-ms", "-1"], "latency must be a number of seconds"),
         (["0", "--error-rate", "2"], "error_rate must be a rate"),
     ],
 )
-def test_a_mistake_is_a_command_error(args: list[str], message: str) -> None:
-    """The message says what to write instead."""
+def test_mistake_is_a_command_error(args: list[str], message: str) -> None:
+    """The message says how to fix it."""
     with pytest.raises(CommandError, match=re.escape(message)):
         call_command("moe_sandbox", *args)
 
 
-def test_a_port_in_use_is_a_command_error() -> None:
-    """The message names the address."""
+def test_port_in_use_is_a_command_error() -> None:
+    """The message names the address and the reason."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(CommandError, match=f"{address} cannot be had: Address already in use"):
+        with pytest.raises(CommandError, match=f"{address}: Address already in use. Choose another"):
             call_command("moe_sandbox", address)
 
 
-def test_all_mistakes_of_a_workspace_are_told(tmp_path: Path) -> None:
-    """Each with its place, a line each."""
+def test_all_mistakes_of_a_workspace_file(tmp_path: Path) -> None:
+    """The error lists each mistake with its place, on its own line."""
     file = tmp_path / "mine.json"
     file.write_text('{"workspace_id": 5}')
 
@@ -182,7 +182,7 @@ def test_all_mistakes_of_a_workspace_are_told(tmp_path: Path) -> None:
         call_command("moe_sandbox", workspace=str(file))
 
     assert str(caught.value).splitlines() == [
-        "The workspace cannot be used:",
+        "The workspace file has mistakes. Fix them, and start again:",
         "mine.json: workspace_id: must be a string that is not empty, not 5",
         'mine.json: "api_key" is missing',
     ]

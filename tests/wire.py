@@ -1,8 +1,8 @@
-"""A transport with a kept connection to a server that misbehaves to order, for exchanges in two steps.
+"""A transport with an open connection to a server on loopback that misbehaves to order.
 
 with Wire(lambda exchange: exchange.reply(b"{}")) as wire:
-    exchange = wire.ask()
-    response = exchange.receive(10.0)
+    response = wire.send()                  # in one step
+    response = receive(wire.start())        # in two
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Protocol
 import pytest
 import trustme
 
-from django_moe_personalize.moengage.exchange import WarmExchange
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage import Exchange as ExchangeInFlight
+from django_moe_personalize.moengage import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.loopback import Exchange, Loopback
@@ -33,11 +33,11 @@ FETCH = Request(
 )
 WARM = Request("GET", "/warm", headers={"User-Agent": "us"})
 LONG = 10.0
-"""Seconds that nothing takes unless it hangs."""
+"""Seconds that only something that hangs takes."""
 
 
 class HasFileno(Protocol):
-    """What waits for something on a socket."""
+    """Something on a socket."""
 
     def fileno(self) -> int:
         """Return its file descriptor."""
@@ -48,15 +48,20 @@ class Tls:
     """Both ends of TLS for 127.0.0.1: the server's context, and the file with its authority."""
 
     def __init__(self, folder: Path) -> None:
-        authority = trustme.CA()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        authority.issue_cert("127.0.0.1").configure_cert(self.context)
+        self.authority = trustme.CA()
+        self.context = self.build_context("127.0.0.1")
         self.ca_file = folder / "ca.pem"
-        authority.cert_pem.write_to_path(self.ca_file)
+        self.authority.cert_pem.write_to_path(self.ca_file)
+
+    def build_context(self, host: str) -> ssl.SSLContext:
+        """Return a server's context with a certificate for ``host``."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.authority.issue_cert(host).configure_cert(context)
+        return context
 
 
 class Wire:
-    """A server and a transport to it; what is asked at ``/warm`` is answered, all else as ``behave`` does it."""
+    """A server and a transport to it. The server answers ``/warm``; ``behave`` answers everything else."""
 
     def __init__(self, behave: Callable[[Exchange], object], *, tls: Tls | None = None, **options: object) -> None:
         self._behave = behave
@@ -67,7 +72,6 @@ class Wire:
 
     def __enter__(self) -> Wire:
         self.server.__enter__()
-        self.warm()
         return self
 
     def __exit__(self, *_exc_info: object) -> None:
@@ -80,26 +84,25 @@ class Wire:
         else:
             self._behave(exchange)
 
-    def warm(self) -> Response:
-        """Ask in one step, which leaves a connection to be reserved."""
-        return self.transport.send(WARM, deadline=Deadline(LONG))
+    def send(self, request: Request = FETCH, *, seconds: float | None = LONG) -> Response:
+        """Send in one step."""
+        return self.transport.send(request, deadline=Deadline(seconds))
 
-    def ask(self, request: Request = FETCH) -> WarmExchange:
-        """Send a request on a kept connection, made where there is none."""
-        exchange = self.transport.reserve()
-        if exchange is None:
+    def warm(self) -> Response:
+        """Send in one step; that leaves an open connection."""
+        return self.send(WARM)
+
+    def start(self, request: Request = FETCH) -> ExchangeInFlight:
+        """Send the first of two steps, after opening a connection where there is none."""
+        if not self.is_kept():
             self.warm()
-            exchange = self.transport.reserve()
+        exchange = self.transport.start(request)
         assert exchange is not None
-        assert exchange.send(request)
         return exchange
 
     def is_kept(self) -> bool:
-        """Return whether there is a connection to reserve."""
-        exchange = self.transport.reserve()
-        if exchange is not None:
-            exchange.release()
-        return exchange is not None
+        """Return whether a connection is open and idle."""
+        return has_idle(self.transport)
 
 
 @pytest.fixture(scope="session")
@@ -110,25 +113,27 @@ def tls_ends(tmp_path_factory: pytest.TempPathFactory) -> Tls:
 
 @pytest.fixture(params=["plain", "tls"])
 def build_wire(request: pytest.FixtureRequest, tls_ends: Tls) -> Iterator[Callable[..., Wire]]:
-    """Make wires with and without TLS that end with the test."""
-    wires: list[Wire] = []
+    """Make wires, without and with TLS, that end with the test."""
+    with contextlib.ExitStack() as stack:
+        tls = tls_ends if request.param == "tls" else None
+        yield lambda behave, **options: stack.enter_context(Wire(behave, tls=tls, **options))
 
-    def build(behave: Callable[[Exchange], object], **options: object) -> Wire:
-        wires.append(Wire(behave, tls=tls_ends if request.param == "tls" else None, **options).__enter__())
-        return wires[-1]
 
-    yield build
-    for wire in wires:
-        wire.__exit__()
+def has_idle(transport: RequestsTransport) -> bool:
+    """Return whether a transport has an open connection that is idle."""
+    idle = transport._get_idle()
+    if (connection := idle.take()) is not None:
+        idle._take_back(connection, True)
+    return connection is not None
 
 
 def wait_readable(part: HasFileno) -> None:
-    """Wait until something has come."""
+    """Wait until something has arrived."""
     assert select.select([part], [], [], LONG)[0]
 
 
-def receive(exchange: WarmExchange) -> Response:
-    """Return the answer, which has to come."""
+def receive(exchange: ExchangeInFlight) -> Response:
+    """Return the response, which has to come."""
     response = exchange.receive(LONG)
     assert response is not None
     return response
@@ -142,11 +147,16 @@ def wait_until(is_so: Callable[[], object]) -> None:
         time.sleep(0.001)
 
 
+def echo(exchange: Exchange) -> None:
+    """Answer with the body of the request."""
+    exchange.reply(exchange.received.body)
+
+
 def break_off(data: bytes, end: Callable[[Exchange], None]) -> Callable[[Exchange], None]:
-    """Return a behaviour: send bytes as they are, then end the connection."""
+    """Return a behavior: send bytes as they are, then end the connection."""
 
     def behave(exchange: Exchange) -> None:
-        # The client may have had enough of it before the end.
+        # The client may have had enough before the end.
         with contextlib.suppress(OSError):
             exchange.send(data)
             end(exchange)

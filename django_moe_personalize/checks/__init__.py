@@ -1,4 +1,4 @@
-"""System checks: what a site should know of its settings and templates before its first visitor does."""
+"""System checks: report mistakes in the settings and the templates of a site before its first visitor comes."""
 
 from django_moe_personalize.checks.settings import CHECKS
 

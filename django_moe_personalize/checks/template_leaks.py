@@ -1,8 +1,9 @@
-"""Find one visitor's content inside Django's ``{% cache %}``, which shows it to everybody.
+"""Find one visitor's content inside Django's ``{% cache %}``, which shows it to all visitors.
 
-The tags refuse to stand there in the same template. What an include, a child's block, a partial, an
-inclusion tag or a variable brings in is found here for a system check, by following literal names
-through the compiled templates, whatever the response's headers say.
+Our tags refuse to render directly inside ``{% cache %}``. This module finds the content that an include, a block of a
+child, a partial, an inclusion tag or a variable brings into it. It follows the literal names in compiled templates.
+
+A site's templates may contain any third-party node. One that can't be inspected is skipped, and never raises.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ Blocks = dict[str, list[BlockNode]]
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """A ``{% cache %}`` that holds what is meant for one visitor; both places are ``file, line n``."""
+    """A ``{% cache %}`` with one visitor's content in it. ``place`` and ``found_at`` are ``file, line n``."""
 
     place: str
     found: str
@@ -47,19 +48,20 @@ class Leak:
 
 
 def find_leaks(engine: Engine) -> list[Leak]:
-    """Return the leaks in the templates below the engine's folders; what does not compile is left out.
+    """Return the leaks in the templates of the engine's folders. Never raises.
 
-    Reads every file, and compiles only where one of them has ``{% cache %}``: then those that have it
-    or use our tags, and where a block stands in a fragment those that could fill it.
+    It reads every file. It compiles templates only if one of them has ``{% cache %}``: those with that tag, those that
+    load our tags and, if a ``{% cache %}`` contains a block, those that could fill the block.
     """
     sources: dict[str, str] = {}
     for name, source in read_sources(engine):
         sources.setdefault(name, source)
-    if not any(map(_CACHE.search, sources.values())):
+    with_cache = [name for name, source in sources.items() if _CACHE.search(source)]
+    if not with_cache:
         return []
     search = _Search(engine)
     patterns = [_CACHE, _OURS]
-    if any(search.has_block_in_fragment(name) for name, source in sources.items() if _CACHE.search(source)):
+    if any(search.has_block_in_cache(name) for name in with_cache):
         patterns.append(_EXTENDS)
     for name, source in sources.items():
         if any(pattern.search(source) for pattern in patterns):
@@ -68,19 +70,22 @@ def find_leaks(engine: Engine) -> list[Leak]:
 
 
 def read_sources(engine: Engine) -> Iterator[tuple[str, str]]:
-    """Yield the name and the source of every template; of two that share a name the one it means comes first."""
-    loaders: list[Any] = list(engine.template_loaders)
+    """Yield the name and the source of every template that can be read. Of two with one name, the first counts."""
+    loaders: list[Any] = []
+    with suppress(Exception):
+        loaders += engine.template_loaders
     for loader in loaders:
-        # The cached loader has others.
-        loaders += getattr(loader, "loaders", [])
-        for folder in map(Path, getattr(loader, "get_dirs", list)()):
-            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-                with suppress(OSError, UnicodeDecodeError):
-                    yield path.relative_to(folder).as_posix(), path.read_text(engine.file_charset)
+        with suppress(Exception):
+            # The cached loader contains other loaders.
+            loaders += getattr(loader, "loaders", None) or []
+            for folder in map(Path, getattr(loader, "get_dirs", list)()):
+                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                    with suppress(OSError, UnicodeDecodeError):
+                        yield path.relative_to(folder).as_posix(), path.read_text(engine.file_charset)
 
 
 class _Search:
-    """Pages, walked from their outermost parent as they are rendered; every branch counts, taken or not."""
+    """Walk pages from their outermost parent, in the order of rendering. Every branch counts, taken or not."""
 
     def __init__(self, engine: Engine) -> None:
         self.found: dict[Leak, None] = {}
@@ -89,27 +94,28 @@ class _Search:
         self._seen: set[tuple[int, int]] = set()
 
     def walk_page(self, name: str) -> None:
-        """Find the leaks of the page of that name; ``personalization`` is what our context processor gives it."""
+        """Find the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
         if (template := self._load(name)) is not None:
-            self.found.update(dict.fromkeys(self._walk_template(template, frozenset({"personalization"}), None)))
+            for leak in self._walk_template(template, frozenset({"personalization"}), None):
+                self.found[leak] = None
 
-    def has_block_in_fragment(self, name: str) -> bool:
-        """Return whether other templates could put something into a fragment of this one."""
+    def has_block_in_cache(self, name: str) -> bool:
+        """Return whether another template could put content into a ``{% cache %}`` of this one."""
         template = self._load(name)
-        fragments: list[Any] = [] if template is None else list(template.nodelist.get_nodes_by_type(CacheNode))
-        return any(fragment.nodelist.get_nodes_by_type(BlockNode) for fragment in fragments)
+        fragments = [] if template is None else _find_nodes(template, CacheNode)
+        return any(_find_nodes(fragment, BlockNode) for fragment in fragments)
 
     def _load(self, name: str) -> Template | None:
         if name not in self._templates:
             self._templates[name] = None
-            # Whatever a tag's compilation raises, the page that needs it says so itself.
+            # Compiling a tag may raise anything. The page that needs the template reports that.
             with suppress(Exception):
                 self._templates[name] = self._engine.get_template(name)
         return self._templates[name]
 
     def _walk_template(self, template: Template, names: Names, fragment: CacheNode | None) -> Iterator[Leak]:
-        """Yield the leaks of ``template``, where ``names`` are variables with one visitor's content."""
+        """Yield the leaks of ``template``. ``names`` are the variables with one visitor's content."""
         if (id(template), id(fragment)) in self._seen:
             return
         self._seen.add((id(template), id(fragment)))
@@ -117,24 +123,25 @@ class _Search:
         while (parent := self._find_parent(family[-1])) is not None and parent not in family:
             family.append(parent)
         blocks: Blocks = {}
-        found: list[Any] = [block for member in family for block in member.nodelist.get_nodes_by_type(BlockNode)]
-        for block in found:
+        for block in [block for member in family for block in _find_nodes(member, BlockNode)]:
             blocks.setdefault(block.name, []).append(block)
         yield from self._walk(family[-1].nodelist, names, fragment, blocks)
 
     def _walk(self, nodes: Any, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         for node in nodes:
-            if fragment is not None and _is_personal(node, names):
-                yield Leak(_describe(fragment), _quote(node), _describe(node))
-            else:
-                yield from self._walk_below(node, names | _find_names(node, names), fragment, blocks)
+            # A third-party node may have these attributes with another meaning. Then the walk skips this node.
+            with suppress(Exception):
+                if fragment is not None and _is_personal(node, names):
+                    yield Leak(_describe(fragment), _quote(node), _describe(node))
+                else:
+                    yield from self._walk_below(node, names | _find_names(node, names), fragment, blocks)
             if isinstance(node, NamedValueNode):
                 names |= {node.name}
 
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         if isinstance(node, CacheNode):
             fragment = fragment or node
-            # A fragment that is kept apart by a variable is meant for it.
+            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is no leak inside it.
             names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
         for template in self._find_templates(node):
             yield from self._walk_template(template, names, fragment)
@@ -150,43 +157,52 @@ class _Search:
         return None
 
     def _find_templates(self, node: Any) -> list[Any]:
-        """Return what ``node`` renders besides its own nodes: an include, an inclusion tag, a partial of Django 6."""
+        """Return the templates that ``node`` renders: of an include, an inclusion tag or a partial of Django 6."""
         name = None
         if isinstance(node, IncludeNode):
             name = get_literal(node.template)
         elif isinstance(node, InclusionNode):
             name = node.filename if isinstance(node.filename, str) else None
         found: list[Any] = [] if name is None else [self._load(name)]
-        # Before Django 6.0 no node has one.
-        with suppress(AttributeError, KeyError):
+        # Only a partial has these attributes, and before Django 6.0 there are no partials.
+        with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
         return [template for template in found if template is not None]
 
 
+def _find_nodes(parent: Any, kind: type[Node]) -> list[Any]:
+    with suppress(Exception):  # see _Search._walk()
+        return list(parent.nodelist.get_nodes_by_type(kind))
+    return []
+
+
 def _find_names(node: Any, names: Names) -> Names:
-    """Return the variables that ``node`` sets for what is inside it, out of those in ``names`` or of ours."""
+    """Return the variables with one visitor's content that ``node`` sets for its children."""
     found = {node.name} if isinstance(node, ExperienceNode) else set()
-    found |= {name for name, value in getattr(node, "extra_context", {}).items() if _mentions(value.token, names)}
-    if _mentions(_read(node), names):
-        found |= set(getattr(node, "loopvars", ()))
+    with suppress(Exception):  # see _Search._walk()
+        if _mentions(_read_contents(node), names):
+            found |= set(getattr(node, "loopvars", ()))
+        found |= {name for name, value in node.extra_context.items() if _mentions(value.token, names)}
     return frozenset(found)
 
 
 def _is_personal(node: Node, names: Names) -> bool:
     if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode):
         return True
-    # The conditions of {% elif %} stand in no token of a node's own.
+    # No token of a node has the conditions of {% elif %}.
     conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
-    return not isinstance(node, TextNode | CacheNode | BlockNode) and _mentions(_read(node) + conditions, names)
+    return not isinstance(node, TextNode | CacheNode | BlockNode) and _mentions(
+        _read_contents(node) + conditions, names
+    )
 
 
-def _read(node: Node) -> str:
-    """Return what the template says there, without what stands in quotes."""
+def _read_contents(node: Node) -> str:
+    """Return the text of the node's tag in the template, without quoted strings."""
     return "" if node.token is None else _QUOTED.sub("", node.token.contents)
 
 
 def _mentions(text: str, names: Names | set[str]) -> bool:
-    """Return whether one of the variables is read, as ``hero``, ``hero.Title`` or ``request.personalization``."""
+    """Return whether ``text`` reads one of the variables: ``hero``, ``hero.Title`` or ``request.personalization``."""
     return any(re.search(rf"(?<![\w.])(?:request\.)?{re.escape(name)}\b(?!\s*=)", text) for name in names)
 
 

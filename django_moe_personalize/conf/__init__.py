@@ -1,7 +1,4 @@
-"""What may stand in ``MOE_PERSONALIZE``: one typed dataclass, resolved and checked in this package alone.
-
-``settings`` has the table of settings, ``readers`` the kinds of values, ``backends`` imports dotted paths.
-"""
+"""Resolve and check the settings of a site, ``MOE_PERSONALIZE``. Other packages get them from ``get_settings()``."""
 
 from django_moe_personalize.conf.readers import Backend
 from django_moe_personalize.conf.settings import (

@@ -1,4 +1,4 @@
-"""Import the parts of a site that its settings name by a dotted path."""
+"""Import the objects that settings name by dotted paths."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from django_moe_personalize.conf.readers import Backend
 from django_moe_personalize.conf.settings import SETTING, ConfigurationError
 
 EXTRAS: Final = {"celery": "celery", "django_tasks": "tasks"}
-"""A library that one of our deliveries needs, and the extra of this package that installs it."""
+"""The libraries that our deliveries need, and this package's extras that install them."""
 
 
 def load_object(name: str, path: str) -> Any:
-    """Return the callable that the setting ``name`` refers to by its dotted ``path``. Raises ConfigurationError."""
+    """Return the callable at the dotted ``path`` in the setting ``name``. Raises ConfigurationError."""
     place = f'{SETTING}["{name}"]'
     try:
         found = import_string(path)
     except Exception as error:
-        # A module of the site may raise anything while it is imported.
-        message = f"{place} is {path!r}, which can't be imported: {type(error).__name__}: {error}."
+        # Importing a site's module may raise anything.
         extra = EXTRAS.get(getattr(error, "name", None) or "")
-        hint = "Correct the path, or install the library that it needs."
+        hint = "Correct the path, or install the missing library."
         if extra:
             hint = f'Install it: pip install "django-moe-personalize[{extra}]".'
+        message = f"{place} is {path!r}, which can't be imported: {type(error).__name__}: {error}."
         raise ConfigurationError(message, hint=hint) from error
     if not callable(found):
         raise ConfigurationError(f"{place} is {path!r}, which isn't callable.", hint="Name a function or a class.")
@@ -33,18 +33,22 @@ def load_object(name: str, path: str) -> Any:
 
 
 def load_backend(name: str, backend: Backend, *args: object) -> Any:
-    """Return the class of a swappable part, if it accepts ``args`` and the options. Raises ConfigurationError."""
+    """Return the class of a swappable part after checking that it accepts ``args`` and the options.
+
+    Raises ConfigurationError.
+    """
     found = load_object(f'{name}"]["BACKEND', backend.backend)
     try:
         signature = inspect.signature(found)
     except ValueError:
-        # A class written in C doesn't tell its arguments.
+        # Some classes written in C have no signature.
         return found
     try:
         signature.bind(*args, **backend.options)
     except TypeError as error:
-        # The error names options, never their values.
+        # The text of the error contains names of options, and none of their values.
         message = f'{SETTING}["{name}"]["OPTIONS"] doesn\'t fit {backend.backend}: {error}.'
-        accepted = ", ".join(list(signature.parameters)[len(args) :]) or "no options"
-        raise ConfigurationError(message, hint=f"It accepts {accepted}.") from None
+        accepted = ", ".join(list(signature.parameters)[len(args) :])
+        hint = f"Use only these options: {accepted}." if accepted else "Remove the options: it accepts none."
+        raise ConfigurationError(message, hint=hint) from None
     return found

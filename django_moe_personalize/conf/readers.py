@@ -1,373 +1,251 @@
-"""What the value of a setting may be: one reader a kind, for ``conf.py``'s table.
+"""Readers: each checks the value of a setting and returns it in the form that the package works with.
 
-A reader takes what the dict or the environment holds and returns what the package works with. It
-raises Mistake, which says what is expected and never repeats the value: ``conf.py`` words the
-message, because it knows which values are secret.
+The value comes from the dict ``MOE_PERSONALIZE``, or from an environment variable that django-environ has cast.
 """
 
 from __future__ import annotations
 
 import difflib
 import ipaddress
-import json
 import math
 import os
 import re
 import zoneinfo
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 RESERVED_NAMES: Final = frozenset(
     {"identifiers", "experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
 )
-"""The wire's own top-level fields (contract §2), which no visitor's query may fill."""
+"""The top-level fields of MoEngage's API (contract §2). A visitor's query must not fill them."""
 
-MISSING: Final = object()
-"""Stands for «the value itself», where a mistake is not in a part of it."""
+NUMBER: Final = r"-?\d*\.?\d+"
 
-# Those of environ.Env, and their opposites.
-_TRUE_STRINGS = ("true", "on", "ok", "y", "yes", "1")
-_FALSE_STRINGS = ("false", "off", "n", "no", "0")
 _DOTTED_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
 _HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?"
 
 
-class Mistake(ValueError):
-    """A value that cannot be used: ``expected`` instead, ``hint`` at the mend.
+class InvalidValue(ValueError):
+    """A setting has a wrong value. The text says what is expected; it never repeats the value, which may be secret.
 
-    ``at`` is the place inside the value, such as ``["shop:home"]``, and ``found`` what is there.
+    ``found`` is the wrong value, or the wrong part of it. ``place`` is where that part is, such as ``["*"][0]``.
     """
 
-    def __init__(self, expected: str, *, hint: str = "", at: str = "", found: object = MISSING) -> None:
+    def __init__(self, found: object, expected: str, hint: str = "") -> None:
         super().__init__(expected)
-        self.expected = expected
-        self.hint = hint
-        self.at = at
-        self.found = found
-
-
-class Reader(NamedTuple):
-    """Reads one kind of value: ``parse`` makes one of an environment variable's text, ``read`` checks it."""
-
-    read: Callable[[object], Any]
-    parse: Callable[[str], object] = str.strip
+        self.found, self.expected, self.hint, self.place = found, expected, hint, ""
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A swappable part: the dotted path of a class and the keyword arguments it is made with.
+    """A swappable part: the dotted path of a class, and the keyword arguments for it.
 
-    The options may hold a password (of a proxy, of a broker), so they are not in the repr.
+    The repr leaves out the options, because they may hold a password (of a proxy or a broker).
     """
 
     backend: str
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), repr=False)
 
 
-def nearest(name: object, names: Iterable[str]) -> str | None:
-    """Return the one of ``names`` that ``name`` was probably meant to be, or ``None``."""
+def suggest(name: object, names: Iterable[str], otherwise: str = "") -> str:
+    """Return a hint with the one of ``names`` that is most like ``name``, or ``otherwise`` if none is like it."""
     by_folded = {known.casefold(): known for known in names}
     found = difflib.get_close_matches(str(name).casefold(), by_folded, n=1)
-    return by_folded[found[0]] if found else None
+    return f'Did you mean "{by_folded[found[0]]}"?' if found else otherwise
 
 
-def boolean() -> Reader:
-    """Read True or False; in the environment the words of ``environ.Env`` and their opposites."""
-    return Reader(read=_read_boolean, parse=_parse_boolean)
-
-
-def _read_boolean(value: object) -> bool:
+def read_boolean(value: object) -> bool:
+    """Read True or False."""
     if not isinstance(value, bool):
-        raise Mistake("True or False")
+        raise InvalidValue(value, "True or False")
     return value
 
 
-def _parse_boolean(text: str) -> bool:
-    # Env's own cast takes every other word, a mistyped «ture» as well, for False.
-    word = text.strip().lower()
-    if word not in (*_TRUE_STRINGS, *_FALSE_STRINGS):
-        raise Mistake("true or false")
-    return word in _TRUE_STRINGS
-
-
-def number(*, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf, unit: str = "") -> Reader:
-    """Read a finite float of at least ``minimum`` (or more than ``above``) and at most ``maximum``."""
+def read_seconds(
+    value: object, *, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf
+) -> float:
+    """Read a finite number of at least ``minimum``, or more than ``above``, and at most ``maximum``."""
     lowest = f"at least {minimum:g}" if above is None else f"above {above:g}"
-    highest = "" if maximum == math.inf else f" and at most {maximum:g}"
-    expected = f"a number {unit + ' ' if unit else ''}{lowest}{highest}"
-
-    def read(value: object) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            raise Mistake(expected, hint=_unquoted(value))
-        if value < minimum or value > maximum or (above is not None and value <= above):
-            raise Mistake(expected)
-        return float(value)
-
-    # Env's own cast drops what is not a digit, so that «30ms» would be thirty seconds.
-    return Reader(read=read, parse=lambda text: _parse_number(text, float, expected))
+    expected = f"a number of seconds, {lowest}{'' if maximum == math.inf else f' and at most {maximum:g}'}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InvalidValue(value, expected, _hint_at_quotes(value, NUMBER))
+    if not minimum <= value <= maximum or (above is not None and value <= above):
+        raise InvalidValue(value, expected)
+    return float(value)
 
 
-def whole_number(*, minimum: int, maximum: int) -> Reader:
+def read_whole_number(value: object, *, minimum: int, maximum: int) -> int:
     """Read an int of at least ``minimum`` and at most ``maximum``."""
-    expected = f"a whole number from {minimum} to {maximum}"
-
-    def read(value: object) -> int:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise Mistake(expected, hint=_unquoted(value))
-        if not minimum <= value <= maximum:
-            raise Mistake(expected)
-        return value
-
-    return Reader(read=read, parse=lambda text: _parse_number(text, int, expected))
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+        expected = f"a whole number from {minimum} to {maximum}"
+        raise InvalidValue(value, expected, _hint_at_quotes(value, r"\d+"))
+    return value
 
 
-def _parse_number(text: str, kind: Callable[[str], float], expected: str) -> float:
-    try:
-        return kind(text)
-    except ValueError:
-        raise Mistake(expected) from None
+def _hint_at_quotes(value: object, pattern: str) -> str:
+    return "Write it without quotation marks." if isinstance(value, str) and re.fullmatch(pattern, value) else ""
 
 
-def _unquoted(value: object) -> str:
-    return "Write the number without quotation marks." if isinstance(value, str) else ""
+def read_string(value: object, *, may_be_empty: bool = False) -> str:
+    """Read a str without the space around it."""
+    if not isinstance(value, str) or not (value.strip() or may_be_empty):
+        raise InvalidValue(value, "a string" if may_be_empty else "a string that is not empty")
+    return value.strip()
 
 
-def text(*, default: str | None = None) -> Reader:
-    """Read a str without surrounding space; an empty one means ``default``, where there is one."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str):
-            raise Mistake("a string")
-        if not value.strip() and default is None:
-            raise Mistake("a string that is not empty")
-        return value.strip() or str(default)
-
-    return Reader(read=read)
+def read_credential(value: object, *, colon: bool) -> str:
+    """Read one half of the HTTP Basic credentials. Only the second half may contain a colon (RFC 7617)."""
+    if not isinstance(value, str):
+        raise InvalidValue(value, "a string", "Put it in quotation marks.")
+    if any(not "!" <= character <= "~" for character in value.strip()) or (":" in value and not colon):
+        expected = f"printable ASCII characters without {'spaces' if colon else 'spaces and colons'}"
+        raise InvalidValue(value, expected, "Copy it again from the MoEngage dashboard: Settings > Account > APIs.")
+    return value.strip()
 
 
-def credential(*, colon: bool) -> Reader:
-    """Read one half of the HTTP Basic credentials, where only the second may hold a colon (RFC 7617)."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str):
-            raise Mistake("a string", hint="Put it in quotation marks.")
-        found = value.strip()
-        if any(not "!" <= character <= "~" for character in found) or (":" in found and not colon):
-            expected = "printable ASCII characters without a space" + ("" if colon else " or a colon")
-            raise Mistake(expected, hint="Copy it again from the MoEngage dashboard: Settings > Account > APIs.")
-        return found
-
-    return Reader(read=read)
+def read_choice(value: object, *, choices: Collection[str]) -> str:
+    """Read one of ``choices``."""
+    if value not in choices:
+        raise InvalidValue(value, f"one of {', '.join(map(repr, choices))}", suggest(value, choices))
+    return str(value)
 
 
-def choice(*values: str) -> Reader:
-    """Read one of ``values``."""
-
-    def read(value: object) -> str:
-        if value not in values:
-            found = nearest(value, values)
-            raise Mistake(f"one of {', '.join(map(repr, values))}", hint=f"Did you mean {found!r}?" if found else "")
+def read_data_center(value: object, *, choices: Collection[str]) -> str:
+    """Read the number of a data center, or "". It is a str, because the vendor writes it with a leading zero."""
+    if value in ("", *choices):
         return str(value)
-
-    return Reader(read=read)
-
-
-def data_center(*values: str) -> Reader:
-    """Read the number of a data centre, which is a str because the vendor writes it with its zero."""
-
-    def read(value: object) -> str:
-        if value in ("", *values):
-            return str(value)
-        meant = str(value).strip().lower().removeprefix("dc").lstrip("-_ 0")
-        found = next((known for known in values if known.lstrip("0") == meant), None)
-        hint = f'Write "{found}".' if found else "It is in the address of your dashboard: dashboard-03.moengage.com."
-        raise Mistake(f"one of {', '.join(map(repr, values))}, as a string", hint=hint)
-
-    return Reader(read=read)
+    meant = str(value).strip().lower().removeprefix("dc").lstrip("-_ 0")
+    found = next((known for known in choices if known.lstrip("0") == meant), None)
+    hint = "Take it from the address of your dashboard: it is 03 in dashboard-03.moengage.com."
+    expected = f"one of {', '.join(map(repr, choices))}, as a string"
+    raise InvalidValue(value, expected, f'Write "{found}".' if found else hint)
 
 
-def header() -> Reader:
+def read_header(value: object) -> str:
     """Read the value of an HTTP header: printable ASCII, not empty."""
-
-    def read(value: object) -> str:
-        if not isinstance(value, str) or not value.strip() or not (value.isascii() and value.isprintable()):
-            raise Mistake("the value of an HTTP header, on one line")
-        return value.strip()
-
-    return Reader(read=read)
+    if not isinstance(value, str) or not value.strip() or not (value.isascii() and value.isprintable()):
+        raise InvalidValue(value, "the value of an HTTP header, on one line")
+    return value.strip()
 
 
-def dotted_path() -> Reader:
-    """Read the dotted path of something to import; an empty one stands for the built-in."""
-    return Reader(read=lambda value: "" if value == "" else _read_dotted_path(value))
-
-
-def _read_dotted_path(value: object) -> str:
+def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
+    """Read the dotted path of an object to import, or "" for the built-in behavior."""
+    if may_be_empty and value == "":
+        return ""
     if not isinstance(value, str) or not re.fullmatch(_DOTTED_PATH, value.strip()):
         hint = ""
         if callable(value):
             module, name = getattr(value, "__module__", "module"), getattr(value, "__qualname__", "name")
             hint = f'Write its path: "{module}.{name}".'
-        raise Mistake('a dotted path such as "shop.personalization.identify"', hint=hint)
+        raise InvalidValue(value, 'a dotted path such as "shop.personalization.identify"', hint)
     return value.strip()
 
 
-def sequence_of(item: Callable[[object], Any], *, of: str) -> Reader:
-    """Read a list, tuple or set of what ``item`` reads, as a tuple without repetitions."""
-    return Reader(read=lambda value: _read_sequence(value, item, of=of), parse=_parse_list)
-
-
-def _parse_list(text: str) -> object:
-    if text.lstrip().startswith("["):
-        return _parse_json(text)
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _read_sequence(value: object, item: Callable[[object], Any], *, of: str, at: str = "") -> tuple[Any, ...]:
-    if isinstance(value, str):
-        raise Mistake(f"a list of {of}", hint=f"Put it in brackets: [{value!r}].", at=at, found=value)
+def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:
+    """Read a list, tuple or set as a tuple without repetitions. ``each`` reads each item."""
     if not isinstance(value, list | tuple | set | frozenset):
-        raise Mistake(f"a list of {of}", at=at, found=value)
-    found: dict[Any, None] = {}
-    for index, part in enumerate(value):
-        try:
-            found[item(part)] = None
-        except Mistake as mistake:
-            raise Mistake(mistake.expected, hint=mistake.hint, at=f"{at}[{index}]", found=part) from None
-    return tuple(found)
+        is_one_item = isinstance(value, str) and not value.startswith("[")
+        raise InvalidValue(value, "a list", f"Put it in brackets: [{value!r}]." if is_one_item else "")
+    return tuple(dict.fromkeys(_read_part(f"[{index}]", item, each) for index, item in enumerate(value)))
 
 
-def name_item(value: object) -> str:
-    """Read a name: a str without space or control characters."""
+def _read_part(place: str, value: object, read: Callable[[object], Any]) -> Any:
+    """Return ``read(value)``, and add ``place`` to its error."""
+    try:
+        return read(value)
+    except InvalidValue as error:
+        error.place = place + error.place
+        raise
+
+
+def read_name(value: object) -> str:
+    """Read a name: a str without spaces or control characters."""
     if not isinstance(value, str) or not value or any(c.isspace() or not c.isprintable() for c in value):
-        raise Mistake("a name without spaces")
+        raise InvalidValue(value, "a name without spaces")
     return value
 
 
-def query_parameter_item(value: object) -> str:
+def read_query_parameter(value: object) -> str:
     """Read the name of a query parameter that may become an in-session attribute (contract §2)."""
-    name = name_item(value)
+    name = read_name(value)
     if name.casefold() in {reserved.casefold() for reserved in RESERVED_NAMES}:
-        raise Mistake("a name that is not one of MoEngage's own fields", hint="A visitor must not be able to set it.")
+        expected = "a name that MoEngage doesn't use for a field of its own"
+        raise InvalidValue(value, expected, "Remove it: a visitor must not be able to set this field.")
     return name
 
 
-def dotted_path_item(value: object) -> str:
-    """Read a dotted path."""
-    return _read_dotted_path(value)
-
-
-def network_item(value: object) -> IPNetwork:
-    """Read an IP address or a network in CIDR notation."""
+def read_network(value: object) -> IPNetwork:
+    """Read an IP address, or a network in CIDR notation."""
     expected = 'an IP address or network such as "10.0.0.0/8"'
     if not isinstance(value, str | ipaddress.IPv4Network | ipaddress.IPv6Network):
-        raise Mistake(expected)
+        raise InvalidValue(value, expected)
     try:
-        return ipaddress.ip_network(value)
+        interface = ipaddress.ip_interface(value)
     except ValueError:
-        pass
-    try:
-        hint = f'Write "{ipaddress.ip_network(value, strict=False)}".'
-    except ValueError:
-        hint = ""
-    raise Mistake(expected, hint=hint)
+        raise InvalidValue(value, expected) from None
+    if interface.ip != interface.network.network_address:
+        raise InvalidValue(value, expected, f'Write "{interface.network}".')
+    return interface.network
 
 
-def host_item(value: object) -> str:
-    """Read a host name, with a port where it is not the scheme's own, in lower case."""
+def read_host(value: object) -> str:
+    """Read a host name in lower case, with a port if it isn't the scheme's default."""
     host = value.strip().lower() if isinstance(value, str) else ""
     if not re.fullmatch(_HOST, host):
         bare = re.sub(r"^([a-z]+:)?//|^(\*?\.)|[/?#].*$", "", host)
         hint = f'Write "{bare}".' if re.fullmatch(_HOST, bare) else ""
-        raise Mistake('a host name such as "cdn.example.com"', hint=hint)
+        raise InvalidValue(value, 'a host name such as "cdn.example.com"', hint)
     return host
 
 
-def time_zone() -> Reader:
+def read_time_zone(value: object) -> zoneinfo.ZoneInfo:
     """Read the name of an IANA time zone."""
-
-    def read(value: object) -> zoneinfo.ZoneInfo:
-        if isinstance(value, zoneinfo.ZoneInfo):
-            return value
-        try:
-            return zoneinfo.ZoneInfo(value)  # type: ignore[arg-type]
-        except (KeyError, ValueError, TypeError, AttributeError, OSError):
-            found = nearest(value, zoneinfo.available_timezones())
-        raise Mistake('an IANA time zone such as "Europe/Berlin"', hint=f'Did you mean "{found}"?' if found else "")
-
-    return Reader(read=read)
-
-
-def sandbox() -> Reader:
-    """Read True, False or the path of a workspace file."""
-
-    def read(value: object) -> bool | str:
-        if isinstance(value, bool):
-            return value
-        if not isinstance(value, str | os.PathLike) or not os.fspath(value):
-            raise Mistake("True, False or the path of a workspace file")
-        return os.fsdecode(value)
-
-    def parse(text: str) -> bool | str:
-        try:
-            return _parse_boolean(text)
-        except Mistake:
-            return text.strip()
-
-    return Reader(read=read, parse=parse)
-
-
-def routes() -> Reader:
-    """Read experience keys by route: ``{"shop:home": ["hero-banner"], "shop:*": […], "*": […]}``."""
-
-    def read(value: object) -> Mapping[str, tuple[str, ...]]:
-        if not isinstance(value, Mapping):
-            raise Mistake("a dict of route to list of experience keys", hint='Write {"*": ["hero-banner"]}.')
-        found = {}
-        for route, keys in value.items():
-            at = f"[{route!r}]"
-            if not isinstance(route, str) or not route:
-                raise Mistake('a view name, a namespace ("shop:*") or "*" as the key', found=route)
-            found[route] = _read_sequence(keys, name_item, of="experience keys", at=at)
-        return MappingProxyType(found)
-
-    return Reader(read=read, parse=_parse_json)
-
-
-def backend(default: str) -> Reader:
-    """Read ``{"BACKEND": dotted path, "OPTIONS": {…}}``; without BACKEND it is ``default``."""
-
-    def read(value: object) -> Backend:
-        if not isinstance(value, Mapping):
-            raise Mistake("a dict", hint=f'Write {{"BACKEND": "{default}", "OPTIONS": {{}}}}.')
-        for key in value:
-            if key not in ("BACKEND", "OPTIONS"):
-                hint = "An option goes into the dict OPTIONS."
-                raise Mistake('"BACKEND" and "OPTIONS" as its only keys', hint=hint, at=f"[{key!r}]", found=value[key])
-        return Backend(_part(value, "BACKEND", _read_dotted_path, default), _part(value, "OPTIONS", _read_options, {}))
-
-    return Reader(read=read, parse=_parse_json)
-
-
-def _part(value: Mapping[Any, Any], key: str, read: Callable[[object], Any], default: object) -> Any:
+    if isinstance(value, zoneinfo.ZoneInfo):
+        return value
     try:
-        return read(value.get(key, default))
-    except Mistake as mistake:
-        raise Mistake(mistake.expected, hint=mistake.hint, at=f'["{key}"]', found=value[key]) from None
+        return zoneinfo.ZoneInfo(value)  # type: ignore[arg-type]
+    except (KeyError, ValueError, TypeError, AttributeError, OSError):
+        hint = suggest(value, zoneinfo.available_timezones())
+    raise InvalidValue(value, 'an IANA time zone such as "Europe/Berlin"', hint)
+
+
+def read_sandbox(value: object) -> bool | str:
+    """Read True, False or the path of a workspace file."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+        raise InvalidValue(value, "True, False or the path of a workspace file")
+    return os.fsdecode(value)
+
+
+def read_routes(value: object) -> Mapping[str, tuple[str, ...]]:
+    """Read experience keys by route: ``{"shop:home": ["hero-banner"], "shop:*": […], "*": […]}``."""
+    if not isinstance(value, Mapping):
+        raise InvalidValue(value, "a dict of route to list of experience keys", 'Write {"*": ["hero-banner"]}.')
+    read_keys = partial(read_list, each=read_name)
+    for route in value:
+        if not isinstance(route, str) or not route:
+            raise InvalidValue(route, 'a view name, a namespace ("shop:*") or "*" as the key')
+    return MappingProxyType({route: _read_part(f"[{route!r}]", keys, read_keys) for route, keys in value.items()})
+
+
+def read_backend(value: object, *, default: str) -> Backend:
+    """Read ``{"BACKEND": dotted path, "OPTIONS": {…}}``. Without BACKEND the path is ``default``."""
+    if not isinstance(value, Mapping):
+        raise InvalidValue(value, "a dict", f'Write {{"BACKEND": "{default}", "OPTIONS": {{}}}}.')
+    for key in value:
+        if key not in ("BACKEND", "OPTIONS"):
+            raise InvalidValue(value, 'only the keys "BACKEND" and "OPTIONS"', f"Move {key!r} into OPTIONS.")
+    path = _read_part('["BACKEND"]', value.get("BACKEND", default), read_dotted_path)
+    return Backend(path, _read_part('["OPTIONS"]', value.get("OPTIONS", {}), _read_options))
 
 
 def _read_options(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in value):
-        raise Mistake("a dict of keyword arguments")
+        raise InvalidValue(value, "a dict of keyword arguments")
     return MappingProxyType(dict(value))
-
-
-def _parse_json(text: str) -> object:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise Mistake("JSON") from None

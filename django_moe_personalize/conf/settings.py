@@ -1,19 +1,21 @@
 """The settings: the dict ``MOE_PERSONALIZE``, then ``MOE_PERSONALIZE_<NAME>`` in the environment, then the default.
 
-The dataclass is the table: a field is a setting, its reader says what the value may be. Nothing is
-read at import.
+The dataclass is the table: each field is a setting, with its default, its reader and, for the environment, its cast.
+Importing this module reads no setting.
 """
 
-# ruff: noqa: RUF009 - setting() makes a dataclasses.field, which is what a default is made of
+# ruff: noqa: RUF009 - setting() returns a dataclasses.field
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
@@ -22,9 +24,7 @@ from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
 
 from django_moe_personalize.conf import readers
-from django_moe_personalize.conf.readers import Backend, Mistake, Reader
-
-__all__ = ["Backend", "ConfigurationError", "Problem", "Settings", "find_problems", "get_settings"]
+from django_moe_personalize.conf.readers import Backend, InvalidValue, suggest
 
 SETTING: Final = "MOE_PERSONALIZE"
 DATA_CENTERS: Final = ("01", "02", "03", "04", "05", "06", "101")
@@ -32,9 +32,12 @@ DELIVERY: Final = "django_moe_personalize.delivery.thread.ThreadDelivery"
 TRANSPORT: Final = "django_moe_personalize.moengage.transport.RequestsTransport"
 UTM_PARAMETERS: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
+_GUARDS: Final = {bool: r"(?i:true|on|ok|y|yes|1|false|off|n|no|0)", float: readers.NUMBER}
+"""The texts that these casts of django-environ may get. It reads every other word as False, and "30ms" as 30.0."""
+
 
 class ConfigurationError(ImproperlyConfigured):
-    """A mistake in the site's settings; ``hint`` names the mend and is part of the message."""
+    """The site's settings are wrong. ``hint`` says how to fix them, and is part of the text."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".rstrip())
@@ -42,57 +45,62 @@ class ConfigurationError(ImproperlyConfigured):
         self.hint = hint
 
 
-def setting(default: Any, reader: Reader, *, secret: bool = False) -> Any:
-    """Declare a setting; the value of a secret one is in no repr and no message."""
-    # A factory, because a MappingProxyType is no default a dataclass takes on Python 3.11.
-    metadata = {"reader": reader, "secret": secret}
-    return dataclasses.field(default_factory=lambda: default, repr=not secret, metadata=metadata)
+def setting(value: Any, read: Callable[..., Any], *, cast: Any = str, secret: bool = False, **options: Any) -> Any:
+    """Declare a setting with its default. ``cast`` is django-environ's, ``read`` gets the options.
+
+    The value of a secret setting is in no repr and in no message.
+    """
+    metadata = {"read": partial(read, **options), "cast": cast, "secret": secret}
+    # A factory, because Python 3.11 takes a MappingProxyType for a mutable default.
+    return dataclasses.field(default_factory=lambda: value, repr=not secret, metadata=metadata)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Settings:
-    """The settings of a site, checked and typed; durations are in seconds.
+    """The settings of a site, checked and typed. Durations are in seconds.
 
-    ``base_url`` is ``""`` when the site gave none and there is no data centre or the sandbox is on:
-    then there is nothing to talk HTTP to. ``vary_cache_on`` is ``None`` for every attribute sent.
+    ``base_url`` is "" if there is no URL to call: the site set none, and it has no data center or uses the sandbox.
+    ``vary_cache_on`` is ``None`` for all attributes.
     """
 
-    enabled: bool = setting(True, readers.boolean())
-    workspace_id: str = setting("", readers.credential(colon=False))
-    api_key: str = setting("", readers.credential(colon=True), secret=True)
-    data_center: str = setting("", readers.data_center(*DATA_CENTERS))
-    base_url: str = setting("", readers.text(default=""), secret=True)
-    sandbox: bool | str = setting(False, readers.sandbox())
-    experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.routes())
-    identify: str = setting("", readers.dotted_path())
-    anonymous_id: bool = setting(True, readers.boolean())
-    attributes: tuple[str, ...] = setting((), readers.sequence_of(readers.dotted_path_item, of="dotted paths"))
+    enabled: bool = setting(True, readers.read_boolean, cast=bool)
+    workspace_id: str = setting("", readers.read_credential, colon=False)
+    api_key: str = setting("", readers.read_credential, colon=True, secret=True)
+    data_center: str = setting("", readers.read_data_center, choices=DATA_CENTERS)
+    base_url: str = setting("", readers.read_string, may_be_empty=True, secret=True)
+    sandbox: bool | str = setting(False, readers.read_sandbox, cast=bool)
+    experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.read_routes, cast=json.loads)
+    identify: str = setting("", readers.read_dotted_path, may_be_empty=True)
+    anonymous_id: bool = setting(True, readers.read_boolean, cast=bool)
+    attributes: tuple[str, ...] = setting((), readers.read_list, cast=list, each=readers.read_dotted_path)
     query_parameters: tuple[str, ...] = setting(
-        UTM_PARAMETERS, readers.sequence_of(readers.query_parameter_item, of="query parameters")
+        UTM_PARAMETERS, readers.read_list, cast=list, each=readers.read_query_parameter
     )
-    time_zone: ZoneInfo = setting(ZoneInfo("UTC"), readers.time_zone())
+    time_zone: ZoneInfo = setting(ZoneInfo("UTC"), readers.read_time_zone)
     trusted_proxies: tuple[readers.IPNetwork, ...] = setting(
-        (), readers.sequence_of(readers.network_item, of="IP networks")
+        (), readers.read_list, cast=list, each=readers.read_network
     )
-    ip_precision: str = setting("full", readers.choice("full", "truncated", "off"))
-    consent: str = setting("", readers.dotted_path())
-    deadline: float = setting(0.3, readers.number(above=0, maximum=30, unit="of seconds"))
-    max_concurrent_fetches: int = setting(16, readers.whole_number(minimum=1, maximum=1024))
-    cache: str = setting("default", readers.text())
-    cache_ttl: float = setting(60.0, readers.number(unit="of seconds"))
-    cache_stale_ttl: float = setting(600.0, readers.number(unit="of seconds"))
-    vary_cache_on: tuple[str, ...] | None = setting(None, readers.sequence_of(readers.name_item, of="attribute names"))
-    metadata_ttl: float = setting(300.0, readers.number(minimum=1, unit="of seconds"))
-    impressions: str = setting("render", readers.choice("render", "visible", "web_sdk", "manual"))
-    delivery: Backend = setting(Backend(DELIVERY), readers.backend(DELIVERY), secret=True)
-    cache_control: str = setting("private, no-store", readers.header())
-    transport: Backend = setting(Backend(TRANSPORT), readers.backend(TRANSPORT), secret=True)
-    offering_events: bool = setting(False, readers.boolean())
-    content_hosts: tuple[str, ...] = setting((), readers.sequence_of(readers.host_item, of="host names"))
+    ip_precision: str = setting("full", readers.read_choice, choices=("full", "truncated", "off"))
+    consent: str = setting("", readers.read_dotted_path, may_be_empty=True)
+    deadline: float = setting(0.3, readers.read_seconds, cast=float, above=0, maximum=30)
+    max_concurrent_fetches: int = setting(16, readers.read_whole_number, cast=int, minimum=1, maximum=1024)
+    cache: str = setting("default", readers.read_string)
+    cache_ttl: float = setting(60.0, readers.read_seconds, cast=float)
+    cache_stale_ttl: float = setting(600.0, readers.read_seconds, cast=float)
+    vary_cache_on: tuple[str, ...] | None = setting(None, readers.read_list, cast=list, each=readers.read_name)
+    metadata_ttl: float = setting(300.0, readers.read_seconds, cast=float, minimum=1)
+    impressions: str = setting("render", readers.read_choice, choices=("render", "visible", "web_sdk", "manual"))
+    delivery: Backend = setting(Backend(DELIVERY), readers.read_backend, cast=json.loads, default=DELIVERY, secret=True)
+    cache_control: str = setting("private, no-store", readers.read_header)
+    transport: Backend = setting(
+        Backend(TRANSPORT), readers.read_backend, cast=json.loads, default=TRANSPORT, secret=True
+    )
+    offering_events: bool = setting(False, readers.read_boolean, cast=bool)
+    content_hosts: tuple[str, ...] = setting((), readers.read_list, cast=list, each=readers.read_host)
 
 
 class Problem(NamedTuple):
-    """One mistake: ``name`` is the setting's, ``message`` says what and where, ``hint`` the mend."""
+    """One mistake in the settings: the message says what is wrong and where, the hint how to fix it."""
 
     kind: Literal["value", "unknown", "environment"]
     name: str
@@ -101,27 +109,27 @@ class Problem(NamedTuple):
 
 
 FIELDS: Final = MappingProxyType({field.name.upper(): field for field in dataclasses.fields(Settings)})
-"""The settings by the name they have in the dict."""
+"""The settings by their names in the dict."""
 
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings; raises ConfigurationError, which names every mistake at once."""
-    found, problems = _resolve()
+    """Return the settings. Raises one ConfigurationError for all mistakes."""
+    values, problems = _resolve()
     fatal = [problem for problem in problems if problem.kind != "environment"]
     if fatal:
-        # An error report prints the locals of every frame, and this one has the key.
-        del found
+        # An error report prints the locals of every frame, and these hold the key.
+        del values
     if len(fatal) == 1:
         raise ConfigurationError(fatal[0].message, hint=fatal[0].hint)
     if fatal:
         lines = (f"{problem.message} {problem.hint}".rstrip() for problem in fatal)
         raise ConfigurationError("\n- ".join([f"{SETTING} has {len(fatal)} mistakes:", *lines]))
-    return Settings(**found)
+    return Settings(**values)
 
 
 def find_problems() -> list[Problem]:
-    """Return every mistake of the settings, unknown environment variables included."""
+    """Return all mistakes in the settings, and the environment variables that only look like settings."""
     return _resolve()[1]
 
 
@@ -129,80 +137,84 @@ def _resolve() -> tuple[dict[str, Any], list[Problem]]:
     given = getattr(django_settings, SETTING, {})
     if not isinstance(given, Mapping):
         hint = f'Write {SETTING} = {{"WORKSPACE_ID": …, "API_KEY": …, "DATA_CENTER": …}}.'
-        return {}, [Problem(kind="value", name=SETTING, message=f"{SETTING} is not a dict.", hint=hint)]
-    found: dict[str, Any] = {}
-    problems = [*_unknown_keys(given), *_unknown_variables()]
+        return {}, [Problem("value", SETTING, f"{SETTING} is not a dict.", hint)]
+    values: dict[str, Any] = {}
+    problems = list(_find_unknown_names(given))
     for name, field in FIELDS.items():
+        place, variable = f'{SETTING}["{name}"]', f"{SETTING}_{name}"
         try:
-            # None is what os.environ.get() gives for a variable that is not there: not given.
-            if given.get(name) is not None:
-                found[field.name] = _read(field, f'{SETTING}["{name}"]', given[name])
-            elif f"{SETTING}_{name}" in os.environ:
-                found.update(_read_variable(field, f"{SETTING}_{name}"))
+            # None counts as missing: os.environ.get() returns it for a missing variable.
+            if (value := given.get(name)) is None:
+                place, value = variable, _read_variable(variable, field.metadata["cast"])
+            if value is not None:
+                values[field.name] = _check_value(field, place, value)
         except ConfigurationError as error:
-            problems.append(Problem(kind="value", name=name, message=error.message, hint=error.hint))
-    problems += _settle(found)
-    return found, problems
+            problems.append(Problem("value", name, error.message, error.hint))
+    problems += _complete(values)
+    return values, problems
 
 
-def _read(field: dataclasses.Field[Any], place: str, value: object, *, is_text: bool = False) -> Any:
-    """Return what the setting's reader makes of ``value``; raises ConfigurationError."""
-    reader: Reader = field.metadata["reader"]
+def _check_value(field: dataclasses.Field[Any], place: str, value: object) -> Any:
     try:
-        return reader.read(reader.parse(value) if is_text and isinstance(value, str) else value)
-    except Mistake as mistake:
-        found = value if mistake.found is readers.MISSING else mistake.found
-        shown = f"a {type(found).__name__}, not shown" if field.metadata["secret"] else reprlib.repr(found)
-        message = f"{place}{mistake.at} is {shown}; expected {mistake.expected}."
-        raise ConfigurationError(message, hint=mistake.hint) from None
+        return field.metadata["read"](value)
+    except InvalidValue as error:
+        shown = f"a {type(error.found).__name__}, not shown" if field.metadata["secret"] else reprlib.repr(error.found)
+        message = f"{place}{error.place} is {shown}; expected {error.expected}."
+        raise ConfigurationError(message, hint=error.hint) from None
 
 
-def _read_variable(field: dataclasses.Field[Any], variable: str) -> dict[str, Any]:
-    """Return the field by name, or nothing for an empty variable, which is an unset one."""
-    # Imported here: it takes a tenth of the whole package, and many sites set everything in the dict.
+def _read_variable(variable: str, cast: Any) -> object:
+    """Return the value of an environment variable, or ``None`` if it is missing or empty.
+
+    A text that ``cast`` can't read stays as it is: the reader of the setting rejects it.
+    """
+    if not os.environ.get(variable):
+        return None
+    # Imported here: django-environ takes a tenth of this package's import time, and many sites use only the dict.
     from environ import Env
 
-    env = Env()
     try:
-        value = env.str(variable, default=None)
+        # "$OTHER" names another variable. Env follows it for a str alone: its other casts fail on their own result.
+        text = Env().str(variable, default=None)
     except RecursionError:
-        value = None
-    if value is not None:
-        return {field.name: _read(field, variable, value, is_text=True)}
-    if not os.environ[variable]:
-        return {}
-    # The value itself may be a key that begins with a dollar: it is not repeated.
-    message = f"{variable} begins with $, so it names another variable, which is not set."
-    raise ConfigurationError(message, hint=f"Set that variable, or write the value into the dict {SETTING}.")
+        text = None
+    if text is None:
+        # The name after the dollar isn't repeated, because the value may be a key that begins with a dollar.
+        message = f"{variable} begins with $, so it names another variable, which is not set."
+        raise ConfigurationError(message, hint=f"Set that variable, or write the value into the dict {SETTING}.")
+    text = text.strip()
+    if cast in _GUARDS and not re.fullmatch(_GUARDS[cast], text):
+        return text
+    if cast is list:
+        # JSON too: it is the only way to write an empty list.
+        cast = json.loads if text.startswith("[") else [str.strip]
+    try:
+        return Env.parse_value(text, cast)
+    except (ValueError, RecursionError):
+        return text
 
 
-def _unknown_keys(given: Mapping[Any, Any]) -> Iterator[Problem]:
+def _find_unknown_names(given: Mapping[Any, Any]) -> Iterator[Problem]:
     for key in given:
         if key not in FIELDS:
-            found = readers.nearest(key, FIELDS)
-            hint = f'Did you mean "{found}"?' if found else f"The settings are {', '.join(FIELDS)}."
-            yield Problem(kind="unknown", name=str(key), message=f"{SETTING} has no setting {key!r}.", hint=hint)
-
-
-def _unknown_variables() -> Iterator[Problem]:
+            hint = suggest(key, FIELDS, f"Use one of {', '.join(FIELDS)}.")
+            yield Problem("unknown", str(key), f"{SETTING} has the key {key!r}, but there is no such setting.", hint)
     for variable in os.environ:
         name = variable.removeprefix(f"{SETTING}_")
         if name != variable and name not in FIELDS:
-            found = readers.nearest(name, FIELDS)
-            hint = f"Did you mean {SETTING}_{found}?" if found else "Remove it, or give it another prefix."
-            message = f"The environment variable {variable} is no setting of {SETTING}."
-            yield Problem(kind="environment", name=name, message=message, hint=hint)
+            hint = suggest(name, FIELDS, "Remove it, or give it another prefix.")
+            message = f"The environment has the variable {variable}, but there is no setting {name!r}."
+            yield Problem("environment", name, message, hint)
 
 
-def _settle(found: dict[str, Any]) -> Iterator[Problem]:
-    """Fill in, in ``found``, the defaults that hang on other settings."""
-    if "sandbox" not in found:
-        found["sandbox"] = django_settings.DEBUG and not found.get("workspace_id") and not found.get("api_key")
-    if found.get("data_center") and not found.get("base_url") and not found["sandbox"]:
-        found["base_url"] = f"https://sdk-{found['data_center']}.moengage.com/v1"
-    fresh = found.get("cache_ttl", 60.0)
-    if found.get("cache_stale_ttl", fresh) < fresh:
-        message = f"CACHE_STALE_TTL of {SETTING} is {found['cache_stale_ttl']:g}, less than CACHE_TTL, {fresh:g}."
-        hint = "It counts from the fetch: as long as CACHE_TTL, it turns stale answers off."
-        yield Problem(kind="value", name="CACHE_STALE_TTL", message=message, hint=hint)
-    found.setdefault("cache_stale_ttl", max(600.0, fresh))
+def _complete(values: dict[str, Any]) -> Iterator[Problem]:
+    """Add the defaults that depend on other settings to ``values``."""
+    if "sandbox" not in values:
+        values["sandbox"] = django_settings.DEBUG and not values.get("workspace_id") and not values.get("api_key")
+    if values.get("data_center") and not values.get("base_url") and not values["sandbox"]:
+        values["base_url"] = f"https://sdk-{values['data_center']}.moengage.com/v1"
+    fresh = values.get("cache_ttl", 60.0)
+    stale = values.setdefault("cache_stale_ttl", max(600.0, fresh))
+    if stale < fresh:
+        message = f"CACHE_STALE_TTL of {SETTING} ({stale:g} s) is shorter than CACHE_TTL ({fresh:g} s)."
+        yield Problem("value", "CACHE_STALE_TTL", message, f"Set it to at least {fresh:g}, or remove it.")

@@ -1,4 +1,4 @@
-"""The doctor: whether personalization works on this site and, if not, what to fix. ``manage.py moe_doctor``."""
+"""The doctor: find out whether personalization works on this site and, if not, how to fix it."""
 
 from django_moe_personalize.doctor.report import diagnose
 

@@ -1,7 +1,7 @@
-"""The doctor: whether personalization works on this site and, if not, what to mend. ``manage.py moe_doctor`` prints it.
+"""The doctor's report: ``diagnose()``. ``manage.py moe_doctor`` prints it.
 
-Whatever can be known by doing it is done, each part with a deadline; a part that fails in a way
-nobody thought of is a finding, and the next is examined all the same.
+The doctor tries each part for real, within a time limit. If one part fails in an unexpected way, the doctor reports
+that, and goes on to the next part.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from django.template.backends.django import DjangoTemplates
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.views import View
 
-from django_moe_personalize.checks.settings import CHECKS
+from django_moe_personalize.checks import CHECKS
 from django_moe_personalize.checks.template_leaks import read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
@@ -43,38 +43,41 @@ _SCRIPTS = re.compile(r"\{%\s*personalize_scripts\b")
 
 
 def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Yield the findings, those of settings and vendor first; never raises. ``seconds`` is the most of each step."""
+    """Yield the findings, those about settings and MoEngage first. Never raises. ``seconds`` limits each step."""
     try:
-        yield from _examine("The checks", examine_checks)
+        yield from _examine("the settings", examine_checks)
         settings = get_settings()
     except ConfigurationError:
-        # The checks have told what is wrong with them.
+        # The checks have reported it.
         return
     if not settings.enabled:
-        yield Finding("warning", "Personalization is off: nobody sees an experience.", f'Set {SETTING}["ENABLED"].')
+        what = "Personalization is off, so visitors see no experience."
+        yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.')
         return
     templates = read_templates()
-    yield from _examine("The vendor", examine_vendor, settings, find_keys(settings, templates), seconds)
+    yield from _examine("MoEngage", examine_vendor, settings, find_keys(settings, templates), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")
-    yield from _examine("The cache", _within, pool, seconds, examine_cache, settings)
-    yield from _examine("What processes say", _within, pool, seconds, examine_processes)
-    # In this thread, as every command's: its connection is the one that the site's settings mean.
-    yield from _examine("The delivery", lambda: examine_delivery(get_delivery()))
-    yield from _examine("What is installed", lambda: examine_environment(shows_html=templates.show_html))
+    yield from _examine("the cache", _within, pool, seconds, examine_cache, settings)
+    yield from _examine("the notices of the processes", _within, pool, seconds, examine_processes)
+    # In this thread, so that it uses the database connection of the command.
+    yield from _examine("the delivery", lambda: examine_delivery(get_delivery()))
+    yield from _examine("the installed packages", lambda: examine_environment(shows_html=templates.show_html))
     yield from examine_templates(settings, templates)
 
 
 def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) -> Iterator[Finding]:
-    """Yield what ``function`` finds, or that it could not."""
+    """Yield the findings of ``function``, or a finding about its error."""
     try:
         yield from function(*args)
     except TimeoutError:
-        yield Finding("problem", f"{part}: no answer in time.", "Find out what hangs: the pages meet it too.")
+        what = f"The doctor tried {part}, and got no answer in time."
+        yield Finding("problem", what, "Find out what hangs: pages wait for it too.")
     except ConfigurationError as error:
-        yield Finding("problem", f"{part}: {error.message}", error.hint)
+        yield Finding("problem", f"The doctor couldn't try {part}: {error.message}", error.hint)
     except Exception as error:
-        # Its text may quote a setting or a visitor.
-        yield Finding("problem", f"{part}: {type(error).__name__}.", "The log of its server may say more.")
+        # The text of the error may quote a setting or a visitor.
+        what = f"The doctor tried {part}, and got the error {type(error).__name__}."
+        yield Finding("problem", what, "Look into the log of the server behind it.")
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:
@@ -82,7 +85,7 @@ def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[F
 
 
 def examine_checks() -> Iterator[Finding]:
-    """Yield the system checks of this app that fire and are not silenced."""
+    """Report the messages of this package's system checks, except silenced ones."""
     for message in [message for check in CHECKS for message in check()]:
         if not message.is_silenced():
             state: State = "problem" if message.level >= ERROR else "warning"
@@ -91,7 +94,7 @@ def examine_checks() -> Iterator[Finding]:
 
 @dataclass(slots=True)
 class Templates:
-    """What the site's templates use of ours: keys with the template that names them first, and so on."""
+    """How the site's templates use this package: each key with the first template that names it, and more."""
 
     keys: dict[str, str] = field(default_factory=dict)
     show_html: bool = False
@@ -99,7 +102,7 @@ class Templates:
 
 
 def read_templates() -> Templates:
-    """Return what the templates of Django's engines use, by their source; what does not compile has no keys."""
+    """Return how the templates of Django's engines use this package. A template that doesn't compile has no keys."""
     found = Templates()
     with suppress(Exception):
         for engine in [backend.engine for backend in engines.all() if isinstance(backend, DjangoTemplates)]:
@@ -107,7 +110,7 @@ def read_templates() -> Templates:
                 found.show_html |= bool(_HTML.search(source))
                 found.have_scripts |= bool(_SCRIPTS.search(source))
                 if _KEYED.search(source):
-                    # Whatever a tag's compilation raises, the page that needs it says so itself.
+                    # Compiling a tag may raise anything. The page that needs the template reports that.
                     with suppress(Exception):
                         for key in find_template_keys(engine.get_template(name)):
                             found.keys.setdefault(key, f"the template {name}")
@@ -115,16 +118,16 @@ def read_templates() -> Templates:
 
 
 def examine_templates(settings: Settings, templates: Templates) -> Iterator[Finding]:
-    """Say when the browser is to count and no template has the script for it."""
+    """Report a missing script, if the browser has to count."""
     if settings.impressions in ("visible", "web_sdk") and not templates.have_scripts:
-        told = f'IMPRESSIONS is "{settings.impressions}", and no template has {{% personalize_scripts %}}'
-        yield Finding("warning", f"{told}: nothing is counted.", "Put it at the end of the pages.")
+        what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
+        yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
 
 
 def find_keys(settings: Settings, templates: Templates) -> dict[str, str]:
-    """Return the keys that the site names, with the place that names them first."""
+    """Return the keys that the site names, each with the place that names it first."""
     found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
-    # Django's own checks report a ROOT_URLCONF that does not load.
+    # Django's own checks report a ROOT_URLCONF that doesn't load.
     with suppress(Exception):
         for view in _iterate_views(get_resolver()):
             for key in getattr(view, KEYS_ATTRIBUTE, ()):

@@ -1,7 +1,7 @@
-"""Vitals: what ``moe_doctor`` finds at the site's own end, its cache, its processes, its events, what is installed.
+"""Examine the site's own side: its cache, its processes, its delivery of events, and the installed packages.
 
-Every function yields findings of one part, by using that part. None of them holds a credential, an
-identifier, or the text of an exception that is not ours.
+Each function examines one part by using it, and yields findings. No finding contains a credential, an identifier, or
+the text of a third-party exception.
 """
 
 from __future__ import annotations
@@ -28,28 +28,26 @@ from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.shared import build_key
 from django_moe_personalize.models import OutboxEvent
-from django_moe_personalize.resilience.governor import SLOT_SECONDS, SLOTS, name_slot
 from django_moe_personalize.tracking import watchdog
-
-BUSY: Final = 0.8
-"""The share of the workspace's requests a minute above which there is a warning."""
 
 STALE_SECONDS: Final = 600.0
 """How long an event may wait in the outbox."""
+
+RATE_LIMIT_FIX: Final = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
 
 State = Literal["ok", "warning", "problem"]
 
 
 class Finding(NamedTuple):
-    """One thing found: what it is and, unless all is well, the mend."""
+    """One result of the doctor, and how to fix it unless all is well."""
 
     state: State
     what: str
-    mend: str = ""
+    fix: str = ""
 
 
 def examine_cache(settings: Settings) -> Iterator[Finding]:
-    """Store something in the site's cache and take it out again. Raises what the cache does."""
+    """Store a value in the site's cache and read it back. Raises the errors of the cache."""
     if settings.cache not in django_settings.CACHES:
         return
     cache, name, value = caches[settings.cache], build_key("doctor", uuid.uuid4().hex), uuid.uuid4().hex
@@ -59,103 +57,105 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
     took = time.perf_counter() - started
     cache.delete(name)
     place = f"The cache {settings.cache!r}"
-    if shared.has_shared_cache():
-        if found != value:
-            yield Finding("problem", f"{place} did not give back what was stored in it.", "Look into its server's log.")
-        elif took > settings.deadline:
-            told = f"{place} takes {took * 1000:.0f} ms to store and give back a text, longer than a page may wait."
-            yield Finding("warning", told, "Find out why it is slow, or give CACHE a faster one.")
-        else:
-            yield Finding("ok", f"{place} works ({took * 1000:.1f} ms) and is one that processes share.")
-    elif found == value:
-        told = f"{place} works, and is each process's own: answers, the breaker, the requests a minute, the limit on"
-        yield Finding("ok", f"{told} beacons and withdrawn consent are known to one process alone.")
+    if not shared.has_shared_cache():
+        # With DummyCache the system check W005 reports the loss.
+        if found == value:
+            what = f"{place} works, but each process has its own: processes share neither answers nor notices."
+            yield Finding("ok", what)
+    elif found != value:
+        yield Finding("problem", f"{place} loses values at once.", "Look into the log of its server.")
+    elif took > settings.deadline:
+        what = f"{place} takes {took * 1000:.0f} ms to store and return a value, which is longer than DEADLINE."
+        yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.")
+    else:
+        yield Finding("ok", f"{place} works ({took * 1000:.1f} ms), and processes share it.")
 
 
 def examine_processes() -> Iterator[Finding]:
-    """Say what the site's processes have put up in the cache they share. Raises what the cache does."""
+    """Report the notices that the site's processes left in their shared cache. Raises the errors of the cache."""
     if not shared.has_shared_cache():
-        told = "Breakers, rate limits and missing impressions of the site's processes are in their logs alone"
-        yield Finding("ok", f"{told}: they share no cache.")
+        what = "The site's processes share no cache, so only their logs report rate limits and missing impressions."
+        yield Finding("ok", what)
         return
-    hurt = [notice for notice in shared.read_notices(upstream.BREAKER_TOPIC) if notice.get("state") != "closed"]
-    for notice in hurt:
-        told = f"The breaker of {notice['process']} was {notice.get('state')} {_read_age(notice)} ago"
-        mend = "It asks again by itself; the vendor's findings tell whether MoEngage is back."
-        yield Finding("warning", f"{told}: {notice.get('reason')}.", mend)
-    if not hurt:
-        yield Finding("ok", "No process has reported in the last hour that its breaker or rate limit holds it back.")
-    yield _examine_requests()
-    yield from _examine_alarms(shared.read_notices(watchdog.TOPIC))
+    found = list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC)))
+    if not found:
+        found = [Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")]
+    yield from found
+    yield from _examine_watchdogs(shared.read_notices(watchdog.TOPIC))
 
 
 def _read_age(notice: dict[str, Any]) -> str:
     return f"{max(0, int(time.time()) - int(notice['time']))} s"
 
 
-def _examine_requests() -> Finding:
-    slot = int(time.time() // SLOT_SECONDS)
-    share = upstream.REQUESTS_A_MINUTE // SLOTS
-    used = sum(min(share, count) for count in shared.read_counts([name_slot(slot - n) for n in range(SLOTS)]))
-    told = f"Of the workspace's {upstream.REQUESTS_A_MINUTE:,} requests a minute at most {used:,} are taken."
-    if used < BUSY * upstream.REQUESTS_A_MINUTE:
-        return Finding("ok", told)
-    return Finding("warning", told, "Narrow VARY_CACHE_ON or raise CACHE_TTL, or ask MoEngage for a higher limit.")
+def _examine_breakers(notices: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Report the last change of each process's circuit breaker: rate limits even when they are over."""
+    for notice in notices:
+        process, age, reason = notice["process"], _read_age(notice), str(notice.get("reason"))
+        is_closed = notice.get("state") == "closed"
+        if "rate limit" in reason:
+            told = f"until {age} ago" if is_closed else f"{age} ago: {reason}"
+            yield Finding("warning", f"MoEngage's rate limit stopped process {process} {told}.", RATE_LIMIT_FIX)
+        elif not is_closed:
+            what = f"The circuit breaker of process {process} changed to {notice.get('state')} {age} ago: {reason}."
+            fix = "Check above whether MoEngage answers. When it does, the circuit breaker closes by itself."
+            yield Finding("warning", what, fix)
 
 
-def _examine_alarms(notices: list[dict[str, Any]]) -> Iterator[Finding]:
+def _examine_watchdogs(notices: list[dict[str, Any]]) -> Iterator[Finding]:
     pages: Counter[str] = Counter()
     for notice in notices:
         pages.update({str(key): int(count) for key, count in notice.get("missed", {}).items()})
     for key, count in pages.items():
-        told = f"Experience {key!r} was rendered on {count} pages at least, and no impression of it was counted."
-        yield Finding("problem", told, "The log of the processes says which, and the mend.")
+        what = f"At least {count} pages showed experience {key!r}, but no impression of it was recorded."
+        yield Finding("problem", what, "Read the error in the log of the site: it says how to fix it.")
     for notice in notices:
         if notice.get("stalled"):
-            told = f"{notice['process']} recorded events and saw none delivered, {_read_age(notice)} ago"
-            yield Finding("problem", f"{told}.", "See what is said of the delivery.")
+            what = f"Process {notice['process']} recorded events, but {_read_age(notice)} ago none had been delivered."
+            yield Finding("problem", what, "Follow the findings about the delivery.")
 
 
 def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:
-    """Say how events are delivered and, where that can be known, what became of them. Raises what a database does."""
+    """Report how events are delivered and, if the doctor can see it, how many. Raises the errors of the database."""
     name = f"{type(delivery).__module__}.{type(delivery).__qualname__}"
     match delivery:
         case DatabaseDelivery():
             yield from _examine_outbox(delivery)
         case QueuedDelivery():
-            yield Finding("ok", f"{name} hands events to a queue; its counts live in serving processes and workers.")
+            yield Finding("ok", f"{name} hands events to a queue. Only web processes and workers know the counts.")
             if delivery.fallback is not None:
                 yield from examine_delivery(delivery.fallback)
         case ImmediateDelivery():
-            yield Finding("ok", f"{name} sends while the page waits, and does not retry.")
+            yield Finding("ok", f"{name} sends while the page waits, and doesn't retry.")
         case DummyDelivery():
             state: State = "ok" if django_settings.DEBUG else "warning"
-            yield Finding(state, f"{name} sends nothing.", "" if state == "ok" else "Leave DELIVERY to its default.")
+            yield Finding(state, f"{name} sends nothing.", "" if state == "ok" else "Remove DELIVERY to send events.")
         case _:
-            told = f"{name} delivers in each serving process, where its counts live, out of this command's sight"
-            yield Finding("ok", f"{told}; losses are in the logs and in the signal events_dropped.")
+            what = f"{name} delivers in each web process, and only that process knows its counts."
+            yield Finding("ok", f"{what} The log and the signal events_dropped report dropped events.")
 
 
 def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
-    outbox, deliverer = delivery.outbox, "Let `manage.py moe_deliver --watch` run."
+    outbox = delivery.outbox
     if not outbox.is_migrated:
-        told = f"The database {outbox.alias!r} has no outbox, so every event is lost."
-        yield Finding("problem", told, f"Run `manage.py migrate --database {outbox.alias}`.")
+        what = f"The database {outbox.alias!r} has no table for the outbox, so every event is lost."
+        yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.")
         return
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
     yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {_describe(counts)}.")
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
     age = 0.0 if oldest is None else (now - oldest).total_seconds()
     if oldest is not None and age > STALE_SECONDS:
-        at_work = f"a deliverer has {leased} of them at this moment" if leased else "no deliverer has one of them now"
-        told = f"The oldest pending event has waited for {timesince(oldest, now)}; {at_work}."
-        yield Finding("problem", told.replace("\xa0", " "), "" if leased else deliverer)
+        at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
+        what = f"The oldest pending event has waited for {timesince(oldest, now)}, and {at_work}."
+        fix = "Read the log of the deliverer." if leased else "Run `manage.py moe_deliver --watch`."
+        yield Finding("problem", what.replace("\xa0", " "), fix)
     elif leased:
-        yield Finding("ok", f"A deliverer has {leased} events at this moment.")
+        yield Finding("ok", f"A deliverer is sending {leased} events now.")
     parked = outbox.parked.count()
     if parked:
-        mend = "The admin shows why; when the cause is mended, run `manage.py moe_deliver --replay`."
-        yield Finding("warning", f"{parked} events are parked.", mend)
+        fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
+        yield Finding("warning", f"{parked} events are parked, because they can't be delivered.", fix)
 
 
 def _describe(counts: DeliveryCounts) -> str:
@@ -164,16 +164,16 @@ def _describe(counts: DeliveryCounts) -> str:
 
 
 def examine_environment(*, shows_html: bool) -> Iterator[Finding]:
-    """Say what is installed, or is not, that breaks or weakens the package."""
+    """Report installed or missing packages that break or weaken this one."""
     if _find_version("niquests") or _find_version("urllib3-future"):
-        told = "niquests is installed, which puts urllib3-future in the place of urllib3, on which requests rests."
-        yield Finding("warning", told, "Uninstall niquests and urllib3-future, then reinstall urllib3.")
+        what = "niquests is installed. Its urllib3-future replaces urllib3, which requests needs."
+        yield Finding("warning", what, "Uninstall niquests and urllib3-future, then reinstall urllib3.")
     if _find_version("urllib3").startswith("1."):
-        told = f"urllib3 is {_find_version('urllib3')}; the package is tested with 2."
-        yield Finding("warning", told, 'Type: pip install "urllib3>=2".')
+        what = f"urllib3 {_find_version('urllib3')} is installed, but this package is tested with urllib3 2."
+        yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.')
     if shows_html and find_spec("nh3") is None:
-        told = "A template uses |experience_html, and nh3 is not installed: marketers' HTML is shown as text."
-        yield Finding("warning", told, 'Type: pip install "django-moe-personalize[html]".')
+        what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
+        yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.')
 
 
 def _find_version(distribution: str) -> str:

@@ -157,6 +157,11 @@ class ExperienceCache:
         return found
 
 
+def pick(answers: Mapping[str, Experience | None], keys: Iterable[str]) -> dict[str, Experience]:
+    """Return the experiences of ``keys`` among the answers, without the absent ones."""
+    return {key: experience for key in keys if (experience := answers.get(key)) is not None}
+
+
 @part
 def get_cache(runtime: Runtime) -> ExperienceCache:
     """Return the cache of the workspace."""

@@ -1,4 +1,4 @@
-"""Which URLs credentials and visitors may be sent to."""
+"""Check the base URL, because credentials and visitors' data go there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 def validate_base_url(url: str) -> str:
     """Return the base URL without a trailing slash, scheme and host in lower case.
 
-    Raises ValueError unless it is https, or http on loopback, with a host and without user info,
-    query and fragment. The message does not repeat the URL: it may hold a password.
+    Raises ValueError unless the URL is https, or http on loopback, and has a host, but no user info,
+    query or fragment. The message does not quote the URL, which may contain a password.
     """
     parts = _split(url)
     if parts is None:
@@ -22,7 +22,7 @@ def validate_base_url(url: str) -> str:
     if parts.scheme not in ("http", "https"):
         raise ValueError("the base URL must start with https://")
     if "@" in parts.netloc:
-        raise ValueError("the base URL must not hold a user name or password")
+        raise ValueError("the base URL must not contain a user name or password")
     if "?" in url or "#" in url:
         raise ValueError("the base URL must not have a query or fragment")
     if parts.scheme == "http" and not _is_loopback(parts.hostname or ""):
@@ -31,7 +31,7 @@ def validate_base_url(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    # urlsplit() drops tabs and newlines without a word.
+    # urlsplit() silently drops tabs and newlines.
     if not _VISIBLE.fullmatch(url):
         return None
     try:

@@ -1,231 +1,142 @@
-"""A call in two steps on a kept connection: the request is written now, the answer read when it is wanted.
+"""One request in flight: written at once, and its response read when the caller wants it.
 
-Between the two nothing waits, neither a thread nor an event loop. What arrives is collected until
-``http.client`` finds a whole answer in it.
+No thread and no event loop waits in between. A socket's own timeout limits one read, so a dripping
+response outlasts it. An exchange limits each read to the rest of the caller's time.
 """
 
 from __future__ import annotations
 
-import http.client
-import io
 import socket
 import ssl
 import time
-from typing import cast
+from collections.abc import Callable
+from typing import Final
 
-from django_moe_personalize.exceptions import APIError, InvalidResponseError
-from django_moe_personalize.moengage.answers import MAX_BYTES, build_failure, build_response, refuse_size
-from django_moe_personalize.moengage.messages import Request, Response
-from django_moe_personalize.moengage.pools import CheckedResponse, DiedIdleError, TimedHTTPConnection, TimedHTTPPool
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, TransportError
+from django_moe_personalize.moengage.http1 import decompress, read_response
+from django_moe_personalize.moengage.messages import NotTakenError, Response
 
-_CHUNK = 64 * 1024
-_MAX_HEAD = _CHUNK
-_MAX_RECEIVED = MAX_BYTES + _MAX_HEAD
-_NOT_YET = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-_SEND_SECONDS = 0.05
-"""What sending may take: some kilobytes go into the socket's buffer at once, or the connection is of no use."""
+_CHUNK: Final = 64 * 1024
+_NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
-class WarmExchange:
-    """One request and its answer on a ``connection`` of ``pool``, which gets it back; see messages.Exchange.
+class HTTPExchange:
+    """One request and its response on ``sock``. Implements messages.Exchange.
 
-    ``base_path`` is the path of the base URL.
+    The exchange calls ``end(is_reusable)`` once, when it no longer needs the connection; a reusable
+    connection may serve another request. ``was_idle``: the connection has served a request before.
+    ``peer`` names the other end in error messages. ``has_body`` is false for the response to CONNECT.
     """
 
-    __slots__ = (
-        "_answer",
-        "_arrived",
-        "_base_path",
-        "_body",
-        "_connection",
-        "_method",
-        "_pool",
-        "_sock",
-    )
+    __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
 
-    def __init__(self, pool: TimedHTTPPool, connection: TimedHTTPConnection, base_path: str) -> None:
-        self._pool = pool
-        self._connection: TimedHTTPConnection | None = connection
-        self._sock = cast(socket.socket, connection.sock)
-        self._base_path = base_path
-        self._method = ""
-        self._arrived = _Arrived()
-        self._answer: http.client.HTTPResponse | None = None
-        self._body = bytearray()
+    def __init__(
+        self,
+        sock: socket.socket,
+        end: Callable[[bool], object],
+        *,
+        was_idle: bool = False,
+        peer: str = "MoEngage",
+        has_body: bool = True,
+    ) -> None:
+        self._sock = sock
+        self._end: Callable[[bool], object] | None = end
+        self._was_idle = was_idle
+        self._peer = peer
+        self._received = bytearray()
+        self._steps = read_response(self._received, has_body=has_body)
+        next(self._steps)
 
     @property
     def has_begun(self) -> bool:
-        """Whether some of the answer was received."""
-        return self._arrived.size > 0
+        """See messages.Exchange."""
+        return bool(self._received)
 
     def fileno(self) -> int:
-        """Return what an event loop watches for the answer."""
+        """See messages.Exchange."""
         return self._sock.fileno()
 
-    def send(self, request: Request) -> bool:
-        """Write the request and return True; False when the connection turned out to be dead."""
-        self._method = request.method
+    def release(self) -> None:
+        """See messages.Exchange."""
+        self._finish(is_reusable=False)
+
+    def send(self, data: memoryview, seconds: float) -> None:
+        """Write the request within ``seconds``. On an error, closes the connection and raises TransportError."""
+        until = time.monotonic() + seconds
+        failure = None
         try:
-            self._sock.settimeout(_SEND_SECONDS)
-            self._sock.sendall(self._write(request))
-        except OSError:
-            self._give_back(alive=False)
-            return False
-        return True
+            while data:
+                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                data = data[self._sock.send(data) :]
+        except BrokenPipeError:
+            # The server may have answered before it read the whole request, for example with a 413.
+            pass
+        except BaseException as error:
+            failure = self._fail(error)
+        if failure is not None:
+            raise failure
 
-    def _write(self, request: Request) -> bytes:
-        target = self._base_path + request.path + (f"?{request.query}" if request.query else "")
-        fields = {"Host": self._pool.authority, **request.headers, "Accept-Encoding": "gzip"}
-        if request.body:
-            fields["Content-Length"] = str(len(request.body))
-        lines = "\r\n".join([f"{name}: {value}" for name, value in fields.items()])
-        return f"{request.method} {target} HTTP/1.1\r\n{lines}\r\n\r\n".encode("latin-1") + request.body
-
-    def receive(self, seconds: float = 0.0) -> Response | None:
-        """Return the answer once all of it is there, waiting at most ``seconds``; ``None`` when it is not yet.
-
-        May be called again after ``None``. Raises NotTakenError when the connection had died idle,
-        TransportError for half an answer, InvalidResponseError for one above 1 MiB or compressed
-        in another way than asked for.
-        """
-        outcome = self._attempt(seconds)
-        # Raised anew: the frames below hold the visitor's answer.
+    def receive(self, seconds: float) -> Response | None:
+        """See messages.Exchange. Raises RuntimeError after the exchange has ended."""
+        if self._end is None:
+            # The next bytes on the connection may be another visitor's response.
+            raise RuntimeError("this exchange has ended")
+        outcome = self._receive(time.monotonic() + seconds)
+        # Raised here, because an error report prints the frames below, which hold the response.
         if isinstance(outcome, APIError):
             raise outcome
         return outcome
 
-    def release(self) -> None:
-        """Close the connection if an answer may still come on it; nobody else may read that."""
-        self._give_back(alive=not self._method)
-
-    def _attempt(self, seconds: float) -> Response | APIError | None:
-        until = time.monotonic() + seconds
+    def _receive(self, until: float) -> Response | APIError | None:
+        outcome = None
         try:
-            while (response := self._parse()) is None:
-                if not self._pull(max(0.0, until - time.monotonic())):
-                    return None
+            while outcome is None:
+                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                before = len(self._received)
+                # urllib3's TLS inside TLS returns the number 0 when the connection has ended.
+                self._received += self._sock.recv(_CHUNK) or b""
+                if not self._received:
+                    raise ConnectionResetError("closed without a response")
+                outcome = self._steps.send(len(self._received) == before)
+            response, is_reusable = outcome
+            self._finish(is_reusable)
+            response.body = decompress(response.body, response.headers.get("content-encoding", ""))
             return response
-        except InvalidResponseError as error:
-            failure: APIError = InvalidResponseError(str(error))
-        except (http.client.HTTPException, OSError) as error:
-            failure = build_failure(error)
-        self._give_back(alive=False)
-        return failure
-
-    def _pull(self, seconds: float) -> bool:
-        """Collect what has come, or what comes within ``seconds``; return False when that is nothing."""
-        self._sock.settimeout(seconds)
-        try:
-            data = self._sock.recv(_CHUNK)
         except _NOT_YET:
-            return False
-        except ConnectionResetError:
-            if self._arrived.size:
-                raise
-            raise DiedIdleError from None
-        self._arrived.feed(data)
-        if self._arrived.size > _MAX_RECEIVED:
-            raise refuse_size()
-        return True
-
-    def _parse(self) -> Response | None:
-        """Return the answer if what has arrived is all of it. Raises HTTPException when no more will come."""
-        arrived = self._arrived
-        if not arrived.size:
-            if arrived.ended:
-                raise DiedIdleError
             return None
-        try:
-            answer = self._answer = self._answer or self._read_head()
-            self._read_body(answer)
-        except _NotYetError:
-            if self._answer is None and arrived.size > _MAX_HEAD:
-                raise http.client.HTTPException("the answer does not begin") from None
-            return None
-        # Whatever came beyond the answer is nobody's.
-        self._give_back(alive=not answer.will_close and arrived.tell() == arrived.size)
-        return build_response(answer.status, answer.headers.items(), bytes(self._body))
+        except BaseException as error:
+            return self._fail(error)
 
-    def _read_head(self) -> http.client.HTTPResponse:
-        answer = CheckedResponse(cast(socket.socket, self._arrived), method=self._method)
-        answer.begin()
-        if (answer.length or 0) > MAX_BYTES:
-            raise refuse_size()
-        self._arrived.keep()
-        return answer
+    def _finish(self, is_reusable: bool) -> None:
+        end, self._end = self._end, None
+        if end is not None:
+            end(is_reusable)
 
-    def _read_body(self, answer: http.client.HTTPResponse) -> None:
-        # Chunks as they come: to read all of them again with each would take the square of the time.
-        read = answer.read1 if answer.chunked else answer.read
-        while piece := read():
-            self._body += piece
-            if len(self._body) > MAX_BYTES:
-                raise refuse_size()
-
-    def _give_back(self, *, alive: bool) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            if not alive:
-                connection.close()
-            self._pool.give_back(connection)
+    def _fail(self, error: BaseException) -> APIError:
+        """Close the connection and return the error for the caller. Raises any error again that isn't the call's."""
+        self.release()
+        if not isinstance(error, APIError | OSError):
+            raise error
+        if self._was_idle and not self._received and isinstance(error, ConnectionError):
+            return NotTakenError("MoEngage closed an idle connection")
+        return describe_failure(error, self._peer)
 
 
-class _NotYetError(Exception):
-    """What has arrived ends before what was to be read of it."""
+def describe_failure(error: Exception, peer: str, kind: type[TransportError] = TransportError) -> APIError:
+    """Return the caller's error for one of the socket, of TLS or of urllib3.
 
-
-class _Arrived(io.BytesIO):
-    """What has arrived, as the file that ``http.client`` makes of a socket.
-
-    Reading beyond it raises _NotYetError and goes back to where ``keep`` was called last, so that
-    the same can be read again when there is more of it.
+    ``peer`` names the other end. The cause is the operating system's or OpenSSL's error, without its
+    frames: error reports print them, and they hold secrets.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.size = 0
-        self.ended = False
-        self._kept = 0
-
-    def feed(self, data: bytes) -> None:
-        """Add what has come; nothing is the end."""
-        at = self.tell()
-        self.seek(self.size)
-        self.size += self.write(data)
-        self.seek(at)
-        self.ended = not data
-
-    def keep(self) -> None:
-        """Take what was read so far as read."""
-        self._kept = self.tell()
-
-    def makefile(self, _mode: str) -> _Arrived:
-        """Return itself."""
-        return self
-
-    def readline(self, size: int | None = -1) -> bytes:
-        """Return a whole line, or as much of a longer one as ``size`` allows."""
-        line = super().readline(size)
-        self._check(line.endswith(b"\n") or len(line) == size)
-        return line
-
-    def read(self, size: int | None = -1) -> bytes:
-        """Return ``size`` bytes, or all until the end."""
-        self._check(size is not None and 0 <= size <= self.size - self.tell())
-        return super().read(size)
-
-    def read1(self, size: int | None = -1) -> bytes:
-        """Return some bytes, at most ``size``, and keep what was read: ``http.client`` knows how far it is."""
-        data = super().read1(size)
-        self.keep()
-        self._check(bool(data))
-        return data
-
-    def close(self) -> None:
-        """Stay open, so that ``tell`` says afterwards how much was read."""
-
-    def _check(self, is_there: bool) -> None:
-        if not is_there and not self.ended:
-            self.seek(self._kept)
-            raise _NotYetError
+    if isinstance(error, APIError):
+        return error.with_traceback(None)
+    if isinstance(error, _NOT_YET):
+        failure: TransportError = DeadlineExceeded(f"{peer} did not answer in time")
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        failure = kind(f"{peer}'s certificate was refused: {error.verify_message}")
+    else:
+        failure = kind(f"no whole response from {peer} ({type(error).__name__})")
+    if isinstance(error, OSError):
+        error.__context__ = error.__cause__ = None
+        failure.__cause__ = error.with_traceback(None)
+    return failure

@@ -1,24 +1,26 @@
-"""What travels between client and transport: one request, one whole answer, and the seams of a transport."""
+"""What the client and a transport hand each other: one request, one whole response, and the request in flight."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from django_moe_personalize.exceptions import TransportError
-from django_moe_personalize.resilience import Deadline
+
+if TYPE_CHECKING:
+    from django_moe_personalize.resilience import Deadline
 
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Request:
-    """One call: ``path`` is below the base URL and starts with ``/``, ``query`` is encoded.
+    """A GET or POST of ``path``, which starts with ``/`` and is below the base URL; ``query`` is encoded already.
 
-    Headers and body hold the key and the visitor, so they are not in the repr.
+    Headers and body hold the key and the visitor, so the repr leaves them out.
     """
 
-    # No named tuple: many an error reporter writes out what is in a tuple, whatever its repr says.
+    # Not a named tuple: many error reporters print the items of a tuple, whatever its repr says.
     __slots__ = ("body", "headers", "method", "path", "query")
 
     def __init__(
@@ -35,7 +37,7 @@ class Request:
 
 
 class Response:
-    """One whole answer. Header names are lower-case; the body is decompressed and capped."""
+    """One whole response. Header names are in lower case; the body is decompressed."""
 
     __slots__ = ("body", "headers", "status")
 
@@ -49,59 +51,53 @@ class Response:
 
 
 class Transport(Protocol):
-    """Carries a request to MoEngage and back."""
+    """Carries requests to MoEngage.
+
+    A transport may also have the method ``start(request) -> Exchange | None``. It sends the request
+    on a connection that is open already and returns at once, so that a page can read the response
+    later; it returns ``None`` when it has no such connection. Without ``start`` every call uses ``send``.
+    """
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """Return the answer, whatever its status.
+        """Return the response, whatever its status.
 
-        Raises TransportError when there is none, DeadlineExceeded when it does not come in time.
+        Raises TransportError when no response comes, DeadlineExceeded when it doesn't come in time.
         """
         ...
 
     def close(self) -> None:
-        """Release connections; the transport may be used again."""
+        """Close the connections. The transport may be used again."""
         ...
-
-
-class NotTakenError(TransportError):
-    """Nothing was answered on a connection that had been idle: safe to ask again."""
 
 
 class Exchange(Protocol):
-    """A kept connection, reserved for one request that is sent now and whose answer is read later.
+    """A request in flight, whose response is read later. Not thread-safe."""
 
-    Nothing waits for the answer in between. Not thread-safe: its owner lets one at a time use it.
-    """
+    def receive(self, seconds: float) -> Response | None:
+        """Return the response, or ``None`` when it isn't whole after ``seconds``; then it may be called again.
 
-    def send(self, request: Request) -> bool:
-        """Write the request and return True; False when the connection turned out to be dead."""
-        ...
-
-    def receive(self, seconds: float = 0.0) -> Response | None:
-        """Return the answer once all of it is there, waiting at most ``seconds``; ``None`` when it is not yet.
-
-        May be called again after ``None``. Raises NotTakenError when the connection had died idle,
-        TransportError when no whole answer will come, InvalidResponseError for one that cannot be used.
+        Raises NotTakenError when the connection had died before the request reached the server,
+        TransportError when no whole response will come, InvalidResponseError for one that is too large.
         """
         ...
 
     @property
     def has_begun(self) -> bool:
-        """Whether some of the answer was received."""
+        """Whether a part of the response has been received."""
         ...
 
     def fileno(self) -> int:
-        """Return what an event loop watches for the answer."""
+        """Return the file descriptor that becomes readable when more of the response arrives."""
         ...
 
     def release(self) -> None:
-        """Give the connection back, or close it when an answer may still come on it."""
+        """Give up the response and close the connection; a no-op once the response was received."""
         ...
 
 
-class SplitTransport(Transport, Protocol):
-    """A transport that can also work in two steps."""
+class NotTakenError(TransportError):
+    """The server closed an idle connection and answered nothing: the request may safely be sent again."""
 
-    def reserve(self) -> Exchange | None:
-        """Return a connection on which a request can be sent at once; ``None`` when one would have to be made."""
-        ...
+
+class ProxyError(TransportError):
+    """The proxy can't be reached or opens no tunnel. The message names the proxy, never its password."""

@@ -1,9 +1,11 @@
-"""Rendering: experiences become safe HTML, links and marks, and the response gets its headers.
+"""Rendering: turn experiences into safe HTML, links and marks, and set the headers of personalized responses.
 
-``experience`` renders content and links, ``headers`` marks a response as one visitor's own.
+``experience`` renders content, click URLs and the script tag; it also decides which HTML and which hosts are safe.
+``headers`` sets ``Cache-Control``, ``Vary`` and ``Server-Timing``.
 """
 
 from django_moe_personalize.rendering.experience import (
+    HTML_TAGS,
     NOWHERE,
     build_click_url,
     find_host,
@@ -16,6 +18,7 @@ from django_moe_personalize.rendering.experience import (
 )
 
 __all__ = [
+    "HTML_TAGS",
     "NOWHERE",
     "build_click_url",
     "find_host",

@@ -1,4 +1,7 @@
-"""Render: payload → safe HTML, links and tracking marks. Content is text unless a template asks for HTML."""
+"""Render experiences: values, marks around them, click URLs, HTML of marketers, and the script tag.
+
+Content is text, and is escaped unless a template asks for HTML.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from html import unescape
 from importlib import import_module
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from urllib.parse import urljoin
 
 from django.core.exceptions import DisallowedHost
@@ -24,35 +27,35 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 
-HTML_TAGS = frozenset(
+HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
     | {"li", "mark", "ol", "p", "s", "small", "span", "strong", "sub", "sup", "u", "ul"}
 )
-"""What marketers' HTML may hold; everything else is taken out, its text kept."""
+"""Elements that render_html() keeps. Of other elements it keeps the text, but not of scripts and styles."""
 
-HTML_ATTRIBUTES = {"a": {"href", "title"}, "abbr": {"title"}, "img": {"src", "alt", "width", "height"}, "*": {"class"}}
+HTML_ATTRIBUTES: Final = {
+    "a": {"href", "title"},
+    "abbr": {"title"},
+    "img": {"src", "alt", "width", "height"},
+    "*": {"class"},
+}
 
-NOWHERE = "#"
-"""Where a link goes whose destination is not safe."""
+NOWHERE: Final = "#"
+"""The URL that replaces an unsafe destination."""
 
 _CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
-
-_MAX_REMEMBERED_TEXT = 2048
-
+_MAX_REMEMBERED_TEXT: Final = 2048
 _MARK_END = mark_safe("<template data-moe-end></template>")
 
 
 class Tracker(Protocol):
-    """What of ``track.PageTracker`` rendering needs."""
+    """The part of ``tracking.PageTracker`` that rendering uses."""
 
-    def show(self, experience: Experience) -> None:
-        """Count the impression."""
-
-    def notice(self, experience: Experience) -> None:
-        """Remember that the browser is to count one."""
+    def add_rendered(self, experience: Experience) -> None:
+        """Note that the page shows the experience."""
 
     def get_impression(self, experience: Experience) -> object | None:
-        """Return the impression of this page view, ``None`` when nothing may be counted."""
+        """Return the impression of this page view, or ``None`` when nothing may be counted."""
 
     def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
         """Return the token of a mark."""
@@ -64,18 +67,15 @@ class Tracker(Protocol):
 
 
 def render_experience(tracker: Tracker, experience: Experience, body: SafeString) -> SafeString:
-    """Return the rendered ``body`` of an experience: counted as shown, or marked for the browser to count.
+    """Note that the page shows the experience, and return its rendered ``body``, with marks if the browser reports.
 
-    Marks are empty ``template`` elements before and after the body; they take part in no layout and
-    may stand anywhere. They are there only when the browser has something to report: clicks on
-    ``data-moe-click`` elements, or impressions in the modes ``visible`` and ``web_sdk``.
+    The browser reports clicks on ``data-moe-click`` elements, and impressions in the modes ``visible`` and
+    ``web_sdk``. Marks are empty ``template`` elements before and after the body. They don't change the layout and
+    may stand anywhere, even in tables and lists.
     """
+    tracker.add_rendered(experience)
     mode = get_settings().impressions
-    if mode == "render":
-        tracker.show(experience)
-    elif mode == "visible":
-        tracker.notice(experience)
-    # As the browser reads an attribute's value, so that what it reports is what was signed.
+    # Unescaped, because the browser reports the value of an attribute without entities.
     elements = tuple({unescape("".join(match)): None for match in _CLICK_MARK.findall(body)})
     if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
         return mark + body + _MARK_END
@@ -83,25 +83,22 @@ def render_experience(tracker: Tracker, experience: Experience, body: SafeString
 
 
 def render_value(tracker: Tracker, experience: Experience, value: Any) -> str:
-    """Return one payload value, escaped, and count its experience as shown.
+    """Note that the page shows the experience, and return one value of its payload, escaped.
 
-    It may stand inside an attribute, where no mark can: in the modes in which the browser counts,
-    a value on its own counts nothing.
+    A value may stand inside an attribute, where no mark can be. So in the modes ``visible`` and ``web_sdk`` a value
+    alone counts nothing.
     """
-    mode = get_settings().impressions
-    if mode == "render":
-        tracker.show(experience)
-    elif mode == "visible":
-        tracker.notice(experience)
-    # An exact str: what knows by itself how to be HTML must be asked, and equals one that does not.
+    tracker.add_rendered(experience)
+    # Only str itself: a SafeString is equal to the same str, but is not escaped.
     if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
         return _escape(value)
     return conditional_escape(value)
 
 
+# Pages show the same values again and again. Remembered: 0.1 µs and 5 bytecodes. Escaped: 1.2 µs and 95 bytecodes, in
+# a page with three values that renders in 17 µs.
 @functools.lru_cache(maxsize=1024)
 def _escape(text: str) -> SafeString:
-    """Escape a text of an experience, which pages show again and again."""
     return escape(text)
 
 
@@ -128,25 +125,27 @@ def build_click_url(
     offering: Offering | None = None,
     trusted: bool = False,
 ) -> str:
-    """Return the URL that counts a click on ``experience`` and then goes to ``destination``.
+    """Return the URL that counts a click on ``experience`` and then leads to ``destination``.
 
-    A destination from content goes to the site itself or to CONTENT_HOSTS, one the template's
-    author wrote (``trusted``) to any http(s) host; others become ``#``. The plain destination is
-    returned when there is nothing to count: no experience, no consent, no id, URLs not included, or
-    a place on the page itself.
+    A destination may lead to the site itself and to CONTENT_HOSTS. If it is ``trusted``, because the template's
+    author wrote it, it may lead to any http(s) host. Every other destination becomes ``#``.
+
+    If there is nothing to count, the result is the plain destination: without an experience, consent or an id,
+    without the package's URLs, or for a place on the page itself.
     """
     if destination.startswith("#"):
         return destination
     if request is not None:
-        # Relative to this page, not to the endpoint that a click passes through. What is no URL at all
-        # ("https://[x") raises; it stays what it is, and is not safe.
+        # Relative to this page, and not to the URL of the click endpoint. urljoin() raises ValueError for text that is
+        # not a URL ("https://[x"); the check below refuses such text.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
     host = find_host(destination) if trusted else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
-        log_once("destination", "A link's destination is not of this site nor of CONTENT_HOSTS; it goes nowhere.")
+        message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
+        log_once("destination", message)
         return NOWHERE
-    # With "web_sdk" the vendor's script counts clicks too: data-moe-click on the link tells it.
+    # In the mode "web_sdk" MoEngage's script counts clicks too, on links with data-moe-click.
     if experience is None or tracker is None or get_settings().impressions == "web_sdk":
         return destination
     token = tracker.sign_click(experience, destination, element=element, offering=offering, host=host)
@@ -157,12 +156,16 @@ def _reverse(name: str, *args: str) -> str | None:
     try:
         return reverse(f"moe_personalize:{name}", args=args)
     except NoReverseMatch:
-        log_once("urls", 'Clicks are not tracked: add path("moe/", include("django_moe_personalize.urls")).')
+        message = (
+            "The package's URLs are missing, so clicks and views in the browser are not counted. "
+            'Add path("moe/", include("django_moe_personalize.urls")) to your URLs.'
+        )
+        log_once("urls", message)
         return None
 
 
 def find_host(url: str) -> str:
-    """Return the host and port of an absolute URL, ``""`` for others."""
+    """Return the host and port of an absolute http(s) URL, or ``""`` for every other URL."""
     match = re.match(r"https?://([^/?#\\@]+)", url, re.IGNORECASE)
     return match[1] if match else ""
 
@@ -170,31 +173,32 @@ def find_host(url: str) -> str:
 def get_allowed_hosts(request: HttpRequest | None, *more: str) -> set[str]:
     """Return the hosts that links may lead to: the site's own, CONTENT_HOSTS and ``more``."""
     hosts = {*get_settings().content_hosts, *more}
-    # A site that lets any Host header in has no host of its own.
+    # Raised for a Host header that ALLOWED_HOSTS refuses. Links may not lead to such a host.
     with suppress(DisallowedHost):
         hosts.add("" if request is None else request.get_host())
     return hosts - {""}
 
 
 def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
-    """Return whether ``url`` is relative or http(s) to one of ``hosts``, and can be sent at all."""
+    """Return whether ``url`` is relative, or http(s) with one of ``hosts``, and can be sent in a header."""
     try:
         url.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair, with which a redirect would fail.
+        # Half of a surrogate pair. A redirect to it would fail.
         return False
     return url_has_allowed_host_and_scheme(url, allowed_hosts=set(hosts))
 
 
 def render_html(value: object) -> SafeString:
-    """Return marketers' HTML with only HTML_TAGS and HTML_ATTRIBUTES, links and images of allowed hosts.
+    """Return the HTML of marketers with HTML_TAGS and HTML_ATTRIBUTES alone, and with links to allowed hosts alone.
 
-    nh3 cleans it (``pip install django-moe-personalize[html]``); without nh3 it is escaped.
+    nh3 cleans it (``pip install django-moe-personalize[html]``). Without nh3 it is escaped.
     """
     try:
         nh3 = import_module("nh3")
     except ImportError:
-        log_once("nh3", "Content is escaped: install django-moe-personalize[html] to show it as HTML.")
+        message = "nh3 is not installed, so |experience_html escapes content. Install django-moe-personalize[html]."
+        log_once("nh3", message)
         return escape(value)
     hosts = get_allowed_hosts(None)
 
@@ -213,21 +217,21 @@ def render_html(value: object) -> SafeString:
 
 
 def render_scripts(request: HttpRequest | None) -> SafeString:
-    """Return the tag of the static script that reports clicks and views; with the page's CSP nonce if any."""
+    """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one."""
     beacon = _reverse("beacon")
     if beacon is None:
         return SafeString("")
     source = static("moe_personalize/personalize.js")
-    nonce = get_nonce(request)
+    nonce = _get_nonce(request)
     if nonce is None:
         return format_html('<script src="{}" data-beacon="{}" defer></script>', source, beacon)
     return format_html('<script src="{}" data-beacon="{}" nonce="{}" defer></script>', source, beacon, nonce)
 
 
-def get_nonce(request: HttpRequest | None) -> str | None:
-    """Return the request's CSP nonce: Django's own (6.0 and later) or django-csp's; ``None`` without one."""
+def _get_nonce(request: HttpRequest | None) -> str | None:
+    """Return the request's CSP nonce, or ``None``: Django's own (6.0 and later) or the one of django-csp."""
     for name in ("_csp_nonce", "csp_nonce"):
         if (nonce := getattr(request, name, None)) is not None:
-            # Both are lazy: reading one puts it into the policy's header.
+            # Both are lazy: reading the nonce adds it to the policy's header.
             return str(nonce)
     return None

@@ -1,6 +1,6 @@
-"""Time and threads: how long a call may take, who may make it, and which thread does. No Django in here.
+"""Time and threads: how long a call may take, whether it may be made, and in which thread. Without Django.
 
-``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker, ``pool`` the bounded thread pool,
+``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker, ``pool`` the bounded pool of threads, and
 ``counting`` the sliding count that the breaker uses.
 """
 

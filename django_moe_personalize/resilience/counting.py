@@ -1,4 +1,4 @@
-"""Count what happened lately, in constant memory."""
+"""Count recent events in constant memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections import deque
 
 
 class SlidingCount:
-    """How much happened in the last ``seconds``, in constant memory. Not thread-safe: its owner has the lock.
+    """Count the events of the last ``seconds`` in constant memory. Not thread-safe: its owner holds a lock.
 
-    Time is cut into slots of ``seconds / slots``. The total is of the current slot and the ``slots``
-    before it, so it never misses anything of the last ``seconds``, and holds up to one slot more.
+    Time is divided into slots of ``seconds / slots``. The total covers the current slot and the ``slots`` slots
+    before it: all events of the last ``seconds``, and those of up to one slot more.
     """
 
     __slots__ = ("_counts", "_slots", "_total", "_width")
@@ -25,7 +25,7 @@ class SlidingCount:
         self._total = 0
 
     def add(self, now: float, amount: int = 1) -> None:
-        """Count ``amount`` at ``now``, seconds on a clock that never goes back."""
+        """Count ``amount`` events at ``now``, in seconds on a monotonic clock."""
         slot = int(now // self._width)
         counts = self._counts
         if not counts or counts[-1][0] != slot:
@@ -35,7 +35,7 @@ class SlidingCount:
         self._total += amount
 
     def total(self, now: float) -> int:
-        """Return how much was counted in the last ``seconds`` before ``now``."""
+        """Return the number of events in the last ``seconds`` before ``now``."""
         self._expire(int(now // self._width))
         return self._total
 

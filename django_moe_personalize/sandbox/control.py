@@ -1,4 +1,4 @@
-"""The control paths of a sandbox server: its ledger, its reasons, its faults. Not part of the vendor's API."""
+"""The control paths of the sandbox's server: its ledger, its decisions, its faults. The vendor has no such API."""
 
 from __future__ import annotations
 
@@ -9,16 +9,21 @@ from typing import Any
 
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.sandbox.decisions import Decision
-from django_moe_personalize.sandbox.engine import Engine, not_allowed, not_found
-from django_moe_personalize.sandbox.errors import RefusedError, json_response
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import FaultInjector, parse_faults
+from django_moe_personalize.sandbox.responses import (
+    RefusedError,
+    build_json_response,
+    build_not_allowed,
+    build_not_found,
+)
 from django_moe_personalize.sandbox.validation import read_body
 
 CONTROL_PATH = "/_sandbox"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address without a port, is this machine."""
+    """Whether ``host``, a name or an address without a port, is a loopback address of this machine."""
     if host.lower() == "localhost":
         return True
     try:
@@ -28,10 +33,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_control_allowed(client_host: str, host_header: str) -> bool:
-    """Whether a control request comes from this machine and was meant for it.
+    """Whether a control request comes from this machine and names this machine in its Host header.
 
-    The Host header is checked because of DNS rebinding: a page in a browser on this machine may
-    resolve its own name to 127.0.0.1, but cannot change the name it asks for.
+    The Host header stops DNS rebinding: the name of a hostile web page may resolve to 127.0.0.1, but the
+    browser then sends that name as Host.
     """
     name, colon, port = host_header.rpartition(":")
     host = name if colon and port.isdigit() else host_header
@@ -41,8 +46,8 @@ def is_control_allowed(client_host: str, host_header: str) -> bool:
 class Control:
     """Answer control requests.
 
-    ``GET`` and ``DELETE /_sandbox/ledger``, ``POST /_sandbox/explain`` with the body of a fetch,
-    ``GET`` and ``PUT /_sandbox/faults`` with the fields of Faults.
+    ``GET`` and ``DELETE /_sandbox/ledger``, ``POST /_sandbox/explain`` (its body is that of a fetch),
+    ``GET`` and ``PUT /_sandbox/faults`` (the body has fields of Faults).
     """
 
     def __init__(self, engine: Engine, injector: FaultInjector) -> None:
@@ -55,34 +60,33 @@ class Control:
         }
 
     def handle(self, request: Request) -> Response:
-        """Return the answer to a control request; never raises."""
+        """Return the response to a control request; never raises."""
         methods = self._actions.get(request.path)
         if methods is None:
-            return not_found().response()
+            return build_not_found()
         action = methods.get(request.method)
         if action is None:
-            allowed = ", ".join(methods)
-            return not_allowed(allowed).response({"allow": allowed})
+            return build_not_allowed(", ".join(methods))
         try:
             return action(request)
         except RefusedError as refused:
-            return refused.response()
+            return refused.build_response()
 
     def _read_ledger(self, request: Request) -> Response:
         counts = {key: dataclasses.asdict(each) for key, each in self._engine.ledger.counts().items()}
         entries = [dataclasses.asdict(entry) for entry in self._engine.ledger.entries()]
-        return json_response({"counts": counts, "entries": entries})
+        return build_json_response({"counts": counts, "entries": entries})
 
     def _clear_ledger(self, request: Request) -> Response:
         self._engine.ledger.clear()
-        return json_response({"counts": {}, "entries": []})
+        return build_json_response({"counts": {}, "entries": []})
 
     def _explain(self, request: Request) -> Response:
         decisions = self._engine.explain(read_body(request.body))
-        return json_response({"decisions": [_as_json(decision) for decision in decisions]})
+        return build_json_response({"decisions": [_as_json(decision) for decision in decisions]})
 
     def _read_faults(self, request: Request) -> Response:
-        return json_response(dataclasses.asdict(self._injector.faults))
+        return build_json_response(dataclasses.asdict(self._injector.faults))
 
     def _set_faults(self, request: Request) -> Response:
         data = read_body(request.body)

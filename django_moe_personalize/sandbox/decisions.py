@@ -1,4 +1,4 @@
-"""Who gets what: the decision on each experience, with the reason in words."""
+"""Decide which content of each experience a visitor gets, and say why."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from django_moe_personalize.moengage.types import FailureReason
-from django_moe_personalize.sandbox.rules import Visitor, as_text
-from django_moe_personalize.sandbox.workspace import Audience, Content, Definition, State, Variation, Workspace
+from django_moe_personalize.sandbox.audiences import Audience, Visitor, as_text
+from django_moe_personalize.sandbox.workspace import Content, Definition, State, Variation, Workspace
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What happened to one experience key.
+    """The decision on one experience key.
 
-    ``reason`` is ``None`` for an experience that is served, and ``entry`` then its wire form;
-    ``checks`` holds a sentence for each audience looked at.
+    A served experience has its wire form in ``entry``; any other decision has a ``reason``. ``checks`` has a
+    sentence for each audience that was checked.
     """
 
     experience_key: str
@@ -30,36 +30,32 @@ class Decision:
 
     @property
     def served(self) -> bool:
-        """Whether the experience is in the answer."""
+        """Whether the response has the experience."""
         return self.entry is not None
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Whom a decision is about: what rules see, and the name that assignment sticks to."""
+    """The visitor of a fetch. Visitors with the same ``identity`` always get the same variations."""
 
     visitor: Visitor
     identity: str = field(repr=False)
-    known: bool = True
-    """Whether there is a customer at all."""
+    is_customer: bool = True
+    """Whether the fetch named a customer."""
 
 
 def build_subject(customer_id: str | None, visitor: Visitor) -> Subject:
-    """Return the subject of a fetch.
-
-    Without a customer the assignment sticks to the address and the user agent together: the best
-    that a server can know of somebody who did not say who it is.
-    """
+    """Return the subject of a fetch; without a customer the IP address and the user agent are its identity."""
     if customer_id is not None:
         return Subject(visitor, f"customer:{customer_id}")
     session = visitor.session
     parts = (session.get("USER_IP_ADDRESS", ""), session.get("USER_AGENT", ""))
-    return Subject(visitor, f"session:{len(parts[0])}:{parts[0]}:{parts[1]}", known=False)
+    return Subject(visitor, f"session:{len(parts[0])}:{parts[0]}:{parts[1]}", is_customer=False)
 
 
 def bucket(*parts: str) -> float:
-    """Return a number from 0.0 to below 1.0 that is the same for the same ``parts``, uniform over others."""
-    # Each part with its length, or ("ab", "c") and ("a", "bc") would share one bucket.
+    """Return a number from 0.0 to below 1.0: always the same for the same ``parts``, evenly spread over all parts."""
+    # With the length of each part, so that ("ab", "c") and ("a", "bc") differ.
     joined = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "replace")
     return (int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 11) / 2.0**53
 
@@ -67,21 +63,21 @@ def bucket(*parts: str) -> float:
 def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False) -> Decision:
     """Return the decision on one key at Unix time ``now``.
 
-    ``everyone_only`` leaves out what is meant for an audience: a fetch with neither keys nor a customer.
+    ``everyone_only`` skips content for an audience: a fetch without keys and without a customer gets none.
     """
     definition = workspace.definitions.get(key)
     if definition is None:
-        return Decision(key, "There is no experience with this key.", FailureReason.INVALID_EXPERIENCE_KEY)
+        return Decision(key, "The workspace has no experience with this key.", FailureReason.INVALID_EXPERIENCE_KEY)
     absent = _absent_for_all(definition, now)
     if absent is not None:
         return absent
-    everybody = bucket(workspace.workspace_id, "global control group", subject.identity)
-    if everybody * 100 < workspace.global_control_group:
+    share = bucket(workspace.workspace_id, "global control group", subject.identity)
+    if share * 100 < workspace.global_control_group:
         sentence = f"The visitor is in the global control group ({workspace.global_control_group:g} %)."
         return Decision(key, sentence, FailureReason.USER_IN_GLOBAL_CONTROL_GROUP)
     content, checks = _find_content(definition, subject, everyone_only=everyone_only)
     if content is None:
-        sentence = f"The visitor is in no audience of it: {'; '.join(checks)}."
+        sentence = f"The visitor is in none of its audiences: {'; '.join(checks)}."
         return Decision(key, sentence, FailureReason.USER_NOT_IN_SEGMENT, checks=checks)
     return _decide_content(workspace, definition, content, subject, checks)
 
@@ -114,7 +110,7 @@ def _check(audience: Audience, visitor: Visitor, *, everyone_only: bool) -> tupl
     if audience.rule is None:
         return True, f"audience “{audience.name}” → matched"
     if everyone_only:
-        return False, f"audience “{audience.name}”: neither keys nor a customer were given → left out"
+        return False, f"audience “{audience.name}”: the fetch has neither keys nor a customer → skipped"
     finding = audience.rule.check(visitor)
     outcome = "matched" if finding.matched else "not matched"
     return finding.matched, f"audience “{audience.name}”: {finding.sentence} → {outcome}"
@@ -130,7 +126,7 @@ def _decide_content(
         return Decision(definition.key, sentence, reason, content.audience.name, checks=checks)
     variation = _choose(workspace, definition, content, subject)
     locale, locale_id = _choose_locale(workspace, variation, subject.visitor)
-    how = "by weight" if len(content.variations) > 1 else "the only one"
+    how = "by weight" if len(content.variations) > 1 else "(the only one)"
     words = f"; locale {locale}" if locale else ""
     return Decision(
         definition.key,
@@ -156,7 +152,7 @@ def _choose(workspace: Workspace, definition: Definition, content: Content, subj
 
 
 def _choose_locale(workspace: Workspace, variation: Variation, visitor: Visitor) -> tuple[str, str]:
-    """Return the locale of the content and its id: the session's ``locale``, else the customer's, else the default."""
+    """Return the locale of the content, and its id: from the session, else from the customer, else the default."""
     wanted = visitor.session.get("locale") or as_text(visitor.customer.get("locale", ""))
     code = wanted.lower().replace("_", "-")
     for locale in (code, code.partition("-")[0]):
@@ -166,7 +162,7 @@ def _choose_locale(workspace: Workspace, variation: Variation, visitor: Visitor)
 
 
 def campaign_id(workspace: Workspace, key: str) -> str:
-    """Return the part of a ``cid`` that names the experience."""
+    """Return the part of a ``cid`` that identifies the experience."""
     return hashlib.sha256(f"{workspace.workspace_id}:{key}".encode("utf-8", "replace")).hexdigest()[:24]
 
 

@@ -1,7 +1,8 @@
-"""The sandbox itself: MoEngage Personalize's three endpoints over one workspace (contract §2–§4)."""
+"""The engine: MoEngage Personalize's three endpoints for one workspace (contract §2–§4)."""
 
 from __future__ import annotations
 
+import dataclasses
 import secrets
 import string
 import time
@@ -11,14 +12,18 @@ from urllib.parse import parse_qs
 
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, FailureReason
+from django_moe_personalize.sandbox.audiences import Visitor
 from django_moe_personalize.sandbox.decisions import Decision, build_subject, campaign_id, decide
-from django_moe_personalize.sandbox.errors import RefusedError, json_response
-from django_moe_personalize.sandbox.ledger import Ledger, LedgerEntry
+from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Ledger
 from django_moe_personalize.sandbox.profiles import Profiles
-from django_moe_personalize.sandbox.rules import Visitor
+from django_moe_personalize.sandbox.responses import (
+    RefusedError,
+    build_json_response,
+    build_not_allowed,
+    build_not_found,
+)
 from django_moe_personalize.sandbox.validation import (
     FetchQuery,
-    ReceivedEvent,
     check_credentials,
     read_body,
     read_events,
@@ -27,17 +32,14 @@ from django_moe_personalize.sandbox.validation import (
 )
 from django_moe_personalize.sandbox.workspace import State, Workspace
 
-UNKNOWN_EXPERIENCE = "(unknown)"
-"""What the ledger calls the experience of an event whose context the workspace does not know."""
-
 _ALPHABET = string.ascii_letters + string.digits
 _ACCEPTED = "Your request has been accepted and will be processed soon."
 
 
 class Engine:
-    """Answer requests from a workspace. Safe to use from many threads.
+    """Answer requests from a workspace. Threads may share it.
 
-    ``clock`` gives Unix time in seconds: schedules and the age of events go by it.
+    ``clock`` returns Unix time in seconds for the schedules and for the age of events.
     """
 
     def __init__(self, workspace: Workspace, *, clock: Callable[[], float] = time.time) -> None:
@@ -54,32 +56,32 @@ class Engine:
         }
 
     def handle(self, request: Request) -> Response:
-        """Return the answer to any request whatever; never raises.
+        """Return the response to any request; never raises.
 
-        Which mistake wins when there are several: validation.py.
+        validation.py has the order of the checks.
         """
         if request.path not in self._endpoints:
-            return not_found().response()
+            return build_not_found()
         method, endpoint = self._endpoints[request.path]
         if request.method != method:
-            return not_allowed(method).response({"allow": method})
+            return build_not_allowed(method)
         try:
             check_credentials(request, self.workspace)
             return endpoint(request)
         except RefusedError as refused:
             challenge = {"www-authenticate": 'Basic realm="MoEngage"'} if refused.status == 401 else None
-            return refused.response(challenge)
+            return refused.build_response(challenge)
 
     def explain(self, body: Mapping[str, Any]) -> list[Decision]:
-        """Return, for the body of a fetch, what happens to each key and why.
+        """Return the decision on each key in the body of a fetch.
 
-        Keys beyond the first 25 are there too, with MAX_LIMIT_BREACHED. Raises RefusedError when
-        a fetch with this body would be a 400.
+        Keys after the first 25 have the reason MAX_LIMIT_BREACHED. Raises RefusedError if a fetch with this
+        body gets a 400.
         """
         query = read_fetch(body)
         breached = FailureReason.MAX_LIMIT_BREACHED
         late = [
-            Decision(key, f"Only the first {MAX_KEYS} keys of a fetch are answered.", breached)
+            Decision(key, f"A fetch answers only its first {MAX_KEYS} keys.", breached)
             for key in _unique(query.keys or ())[MAX_KEYS:]
         ]
         return self._decide(query) + late
@@ -88,13 +90,15 @@ class Engine:
         customer_id = self.profiles.resolve(query.customer_id, query.identifiers)
         subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
         keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
-        everyone_only = query.keys is None and not subject.known
+        everyone_only = query.keys is None and not subject.is_customer
         now = self._clock()
         return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
 
     def _fetch(self, request: Request) -> Response:
         decisions = self._decide(read_fetch(read_body(request.body)))
-        return json_response({"experiences": {each.experience_key: each.entry for each in decisions if each.served}})
+        return build_json_response(
+            {"experiences": {each.experience_key: each.entry for each in decisions if each.served}}
+        )
 
     def _metadata(self, request: Request) -> Response:
         asked = parse_qs(request.query).get("status")
@@ -103,51 +107,30 @@ class Engine:
         rows = []
         for key, definition in self.workspace.definitions.items():
             state = definition.state(now)
-            # The contract knows three statuses: what has ended is listed no more.
+            # The contract has no status for an experience that has ended, so the list leaves it out.
             if state is not State.EXPIRED and (wanted is None or state.value in wanted):
                 rows.append({"experience_name": definition.name, "experience_key": key, "status": state.value})
-        return json_response({"metadata": {"count": len(rows), "experiences": rows}})
+        return build_json_response({"metadata": {"count": len(rows), "experiences": rows}})
 
     def _events(self, request: Request) -> Response:
         data = read_body(request.body)
         now = self._clock()
-        events = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
-        self.ledger.record(self._entry(event, now) for event in events)
+        entries = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
+        self.ledger.record(
+            dataclasses.replace(entry, experience_key=self._find_experience_key(entry.attributes)) for entry in entries
+        )
         for customer_id, attributes in read_profiles(data):
             self.profiles.update(customer_id, attributes)
         req_id = "".join(secrets.choice(_ALPHABET) for _ in range(8))
-        return json_response({"status": "success", "message": _ACCEPTED, "req_id": req_id})
+        return build_json_response({"status": "success", "message": _ACCEPTED, "req_id": req_id})
 
-    def _entry(self, event: ReceivedEvent, now: float) -> LedgerEntry:
-        return LedgerEntry(
-            event_uuid=event.event_uuid,
-            action=event.action,
-            experience_key=self._experience_key(event.attributes),
-            customer_id=event.customer_id,
-            event_time=event.event_time,
-            received=now,
-            platform=event.platform,
-            element=event.element,
-            attributes=event.attributes,
-        )
-
-    def _experience_key(self, attributes: Mapping[str, Any]) -> str:
-        """Return the key an event's context belongs to: by ``cid``, else by the experience's name or key."""
+    def _find_experience_key(self, attributes: Mapping[str, Any]) -> str:
+        """Return the key of the experience that a context names: by ``cid``, else by the experience's name or key."""
         name = str(attributes.get("experience", ""))
         if name in self.workspace.definitions:
             name = self.workspace.definitions[name].name
         campaign = str(attributes.get("cid", "")).partition("_")[0]
         return self._campaigns.get(campaign) or self._names.get(name, UNKNOWN_EXPERIENCE)
-
-
-def not_found() -> RefusedError:
-    """Build the 404 for a path that is no endpoint."""
-    return RefusedError(404, "Not Found", "There is nothing at this path.")
-
-
-def not_allowed(methods: str) -> RefusedError:
-    """Build the 405 for a path that takes only ``methods``."""
-    return RefusedError(405, "Method Not Allowed", f"This path takes {methods} only.")
 
 
 def _unique(keys: tuple[str, ...]) -> tuple[str, ...]:

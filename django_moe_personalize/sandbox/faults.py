@@ -1,4 +1,4 @@
-"""Faults on demand: what a vendor does on a bad day, for both ways into the sandbox."""
+"""Faults on demand: slow, failing and broken responses, in the process and over HTTP."""
 
 from __future__ import annotations
 
@@ -10,23 +10,26 @@ from dataclasses import dataclass
 from typing import Any
 
 from django_moe_personalize.moengage.messages import Request, Response
-from django_moe_personalize.sandbox.errors import RefusedError
 from django_moe_personalize.sandbox.reading import is_number, nearest
+from django_moe_personalize.sandbox.responses import RefusedError
 
 RATE_LIMIT = 10_000
-"""Requests a minute that a workspace may make (contract §1)."""
+"""Requests per minute that MoEngage allows a workspace (contract §1)."""
 
 _TITLES = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service Unavailable"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """What goes wrong. Durations are seconds; rates are 0.0 (never) to 1.0, or ``True`` (always).
+    """The faults to inject. Durations are seconds; rates are 0.0 (never) to 1.0, or ``True`` (always).
 
-    ``latency`` comes before the answer, ``drip`` is the time its body then takes. At ``error_rate``
-    the answer is ``error_status`` and the request is not handled; ``retry_after`` adds the header.
-    At ``reset`` and ``malformed`` the request is handled but its answer is lost or cut in half:
-    the case in which a retry must not count twice. ``seed`` makes the draws repeatable.
+    - ``latency``: the time before the response; ``drip``: the time in which its body arrives.
+    - ``error_rate``: the share of requests that get ``error_status`` and are not handled, with a
+      ``Retry-After`` header if ``retry_after`` is set.
+    - ``reset`` and ``malformed``: the shares of requests that are handled, but whose response is lost or cut
+      in half. A retry of such a request must not count twice.
+    - ``seed``: makes the random choices repeatable.
+
     Raises ValueError for a value out of range.
     """
 
@@ -43,21 +46,21 @@ class Faults:
         for name in ("latency", "drip"):
             value = getattr(self, name)
             if not is_number(value) or value < 0:
-                raise ValueError(f"{name} must be seconds, 0 or more, not {value!r}")
+                raise ValueError(f"{name} must be a number of seconds, 0 or more, not {value!r}")
         for name in ("error_rate", "reset", "malformed"):
             value = getattr(self, name)
             if not (isinstance(value, bool) or (is_number(value) and 0 <= value <= 1)):
                 raise ValueError(f"{name} must be a rate from 0 to 1, not {value!r}")
         if type(self.error_status) is not int or not 400 <= self.error_status <= 599:
-            raise ValueError(f"error_status must be 400 to 599, not {self.error_status!r}")
+            raise ValueError(f"error_status must be an integer from 400 to 599, not {self.error_status!r}")
         if self.retry_after is not None and (type(self.retry_after) is not int or self.retry_after < 0):
-            raise ValueError(f"retry_after must be whole seconds, 0 or more, not {self.retry_after!r}")
+            raise ValueError(f"retry_after must be a whole number of seconds, 0 or more, not {self.retry_after!r}")
         if self.seed is not None and type(self.seed) is not int:
             raise ValueError(f"seed must be an integer, not {self.seed!r}")
 
 
 def parse_faults(data: Mapping[str, Any]) -> Faults:
-    """Return the faults a JSON object describes; raises ValueError that names a mistake."""
+    """Return the faults that a JSON object describes; raises ValueError for the first mistake."""
     names = [each.name for each in dataclasses.fields(Faults)]
     for name in data:
         if name not in names:
@@ -67,7 +70,7 @@ def parse_faults(data: Mapping[str, Any]) -> Faults:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response and how it travels; with ``reset`` the connection breaks in its place."""
+    """A response and its faults on the way; ``reset`` breaks the connection instead."""
 
     response: Response
     latency: float = 0.0
@@ -76,7 +79,7 @@ class Answer:
 
 
 class FaultInjector:
-    """Put faults between a request and its answer. Safe to use from many threads."""
+    """Inject faults into responses. Threads may share it."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._lock = threading.Lock()
@@ -84,7 +87,7 @@ class FaultInjector:
 
     @property
     def faults(self) -> Faults:
-        """The faults in force; setting them starts the draws anew."""
+        """The current faults; setting them restarts the random choices from the seed."""
         return self._faults
 
     @faults.setter
@@ -94,7 +97,7 @@ class FaultInjector:
             self._random = random.Random(faults.seed)  # noqa: S311 - faults, not secrets
 
     def answer(self, handle: Callable[[Request], Response], request: Request) -> Answer:
-        """Return what becomes of ``request``, which ``handle`` answers unless an error comes first."""
+        """Return the answer to ``request``: an error, or the response of ``handle`` with the current faults."""
         with self._lock:
             faults = self._faults
             failed, reset, cut = (
@@ -102,7 +105,7 @@ class FaultInjector:
             )
         response = _failure(faults) if failed else handle(request)
         if cut:
-            # Half of a JSON object is never JSON.
+            # Half of a JSON object is never valid JSON.
             response = Response(response.status, response.headers, response.body[: len(response.body) // 2])
         return Answer(response, faults.latency, faults.drip, reset)
 
@@ -115,4 +118,6 @@ def _failure(faults: Faults) -> Response:
     if faults.retry_after is not None:
         headers["retry-after"] = str(faults.retry_after)
     title = _TITLES.get(faults.error_status, "Request Error")
-    return RefusedError(faults.error_status, title, "A fault of the sandbox, as ordered.").response(headers)
+    return RefusedError(faults.error_status, title, "This is a fault that was set in the sandbox.").build_response(
+        headers
+    )

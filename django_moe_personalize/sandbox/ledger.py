@@ -1,4 +1,4 @@
-"""The ledger: the events the sandbox accepted, each UUID once."""
+"""The ledger: the events that the sandbox accepted, each UUID once."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from typing import Any
 from django_moe_personalize.moengage.types import Action
 
 MAX_ENTRIES = 100_000
-"""Entries kept; the oldest go first, what they counted stays."""
+"""Number of entries that the ledger keeps. It drops the oldest first, but never lowers the counts."""
 
 MAX_UUIDS = 4 * MAX_ENTRIES
-"""UUIDs remembered for de-duplication: longer than entries, they are what a late retry meets."""
+"""Number of UUIDs that the ledger remembers to recognize retries, longer than the entries."""
+
+
+UNKNOWN_EXPERIENCE = "(unknown)"
+"""The experience key of an event whose context does not belong to an experience of the workspace."""
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One accepted event. Times are Unix seconds; ``element`` is the ``b_id`` of a click."""
+    """One action of an accepted event. Times are Unix seconds; ``element`` is the ``b_id`` of a click."""
 
     event_uuid: str
     action: str
-    experience_key: str
     customer_id: str = field(repr=False)
     event_time: int
     received: float
     platform: str
     element: str = ""
     attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    experience_key: str = UNKNOWN_EXPERIENCE
 
 
 @dataclass(slots=True)
 class Counts:
-    """What the dashboard would show of one experience."""
+    """The counts of one experience, as a MoEngage dashboard shows them."""
 
     impressions: int = 0
     clicks: int = 0
 
 
 class Ledger:
-    """A bounded list of events with counts. Safe to use from many threads."""
+    """A bounded list of events with counts. Threads may share it."""
 
     def __init__(self, *, max_entries: int = MAX_ENTRIES, max_uuids: int = MAX_UUIDS) -> None:
         self._lock = threading.Lock()
@@ -51,11 +55,11 @@ class Ledger:
         self._max_uuids = max_uuids
 
     def record(self, entries: Iterable[LedgerEntry]) -> int:
-        """Take events, skip those whose UUID is known, and return how many were new."""
+        """Add the entries whose UUID is new and return how many were added."""
         with self._lock:
-            return sum(self._take(entry) for entry in entries)
+            return sum(self._add(entry) for entry in entries)
 
-    def _take(self, entry: LedgerEntry) -> bool:
+    def _add(self, entry: LedgerEntry) -> bool:
         uuid = entry.event_uuid.lower()
         if uuid in self._uuids:
             return False
@@ -69,17 +73,17 @@ class Ledger:
         return True
 
     def entries(self) -> list[LedgerEntry]:
-        """Return the entries kept, oldest first."""
+        """Return the entries, oldest first."""
         with self._lock:
             return list(self._entries)
 
     def counts(self) -> dict[str, Counts]:
-        """Return impressions and clicks by experience key, of dropped entries too."""
+        """Return impressions and clicks by experience key, including those of dropped entries."""
         with self._lock:
             return {key: Counts(counts.impressions, counts.clicks) for key, counts in self._counts.items()}
 
     def clear(self) -> None:
-        """Forget everything, the UUIDs too."""
+        """Remove all entries, counts and UUIDs."""
         with self._lock:
             self._entries.clear()
             self._counts.clear()

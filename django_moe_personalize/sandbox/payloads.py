@@ -1,4 +1,4 @@
-"""Payloads and offerings: from the file's short forms to the wire (contract §2, §5)."""
+"""Payloads and offerings: turn the short forms of the workspace file into the wire form (contract §2, §5)."""
 
 from __future__ import annotations
 
@@ -7,21 +7,29 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from django_moe_personalize.sandbox.audiences import as_number
 from django_moe_personalize.sandbox.reading import Problems, Section, is_number, member, nearest, read_object, shown
-from django_moe_personalize.sandbox.rules import as_number
 
 Payload = dict[str, dict[str, Any]]
 """Variable → ``{"value": …, "data_type": …}``."""
 
-DATA_TYPES = ("string", "number", "boolean", "json", "float")
+DATA_TYPES = {
+    "string": "a string",
+    "number": "a number or a string that contains one",
+    "boolean": 'true, false, "true" or "false"',
+    "json": "an object, an array or a string that contains JSON",
+    "float": "a number or a string that contains one",
+}
+"""The data types, each with the values that it allows."""
+
 OFFERINGS = "$offerings"
-"""Marks a variable that offers entries of the workspace's "offerings"."""
+"""The member of a variable that lists ids of the workspace's "offerings"."""
 
 _SHAPES = ("string", "array", "object")
 
 
 def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
-    """Return the workspace's offerings by id, each in its wire form."""
+    """Return the offerings of the workspace in their wire form, by id."""
     return {
         name: _offering(name, read_object(value, place, root.problems))
         for name, place, value in root.members("offerings")
@@ -29,10 +37,10 @@ def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
 
 
 def read_payload(data: object, place: str, problems: Problems, offerings: Mapping[str, Mapping[str, Any]]) -> Payload:
-    """Return the payload an object describes.
+    """Return the payload that an object describes.
 
-    A value is a scalar, array or object, whose data type follows from it; ``{"value": …,
-    "data_type": …}`` for another type; or ``{"$offerings": [id, …], "as": "string"}``.
+    A variable is a scalar, array or object, whose data type follows from the value; or
+    ``{"value": …, "data_type": …}`` for another type; or ``{"$offerings": [id, …], "as": "string"}``.
     """
     return {
         name: _read_value(value, member(place, name), problems, offerings)
@@ -69,7 +77,7 @@ def _inferred(value: object, place: str, problems: Problems) -> str:
     if isinstance(value, float):
         return "float"
     if value is None:
-        problems.add(place, "must not be null: leave the variable out")
+        problems.add(place, "must not be null. Remove the variable.")
     return "json"
 
 
@@ -77,12 +85,12 @@ def _read_typed(section: Section) -> dict[str, Any]:
     value = section.data["value"]
     data_type = section.choice("data_type", DATA_TYPES, _inferred(value, section.at("value"), section.problems))
     if not _fits(value, data_type):
-        section.wrong("value", f"must be a {data_type}, or a string that holds one")
+        section.wrong("value", f'must be {DATA_TYPES[data_type]} for the data_type "{data_type}"')
     return {"value": value, "data_type": data_type}
 
 
 def _fits(value: object, data_type: str) -> bool:
-    """Whether ``value`` may stand with ``data_type``: the vendor writes any of them as a string, too."""
+    """Whether ``data_type`` allows ``value``: the vendor may send any type as a string."""
     if data_type == "string":
         return isinstance(value, str)
     if data_type == "boolean":

@@ -1,4 +1,4 @@
-"""Who the customers are: those of the workspace, and what events added to them since."""
+"""Customer profiles: those of the workspace, updated by events."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
-from django_moe_personalize.sandbox.rules import Scalar, as_text
+from django_moe_personalize.sandbox.audiences import Scalar, as_text
 from django_moe_personalize.sandbox.workspace import Workspace
 
 MAX_ADDED = 10_000
-"""Profiles that events may make or change before the oldest of them is forgotten."""
+"""Number of profiles that events may create or change; after that the oldest of them is dropped."""
 
 
 class Profiles:
-    """Customer attributes by customer id. Safe to use from many threads."""
+    """Customer attributes by customer id. Threads may share it."""
 
     def __init__(self, workspace: Workspace, *, max_added: int = MAX_ADDED) -> None:
         self._stored = workspace.customers
@@ -25,17 +25,17 @@ class Profiles:
         self._lock = threading.Lock()
 
     def attributes(self, customer_id: str | None) -> Mapping[str, Scalar]:
-        """Return what is known of a customer; nothing for an unknown one or none."""
+        """Return the attributes of a customer, none for an unknown customer or ``None``."""
         if customer_id is None:
             return {}
         with self._lock:
             return {**self._stored.get(customer_id, {}), **self._added.get(customer_id, {})}
 
     def resolve(self, customer_id: str | None, identifiers: Mapping[str, str] | str) -> str | None:
-        """Return the customer meant: ``customer_id`` when it is known, else whom an identifier names (contract §2).
+        """Return ``customer_id`` if it is known, else the customer with one of the identifiers (contract §2).
 
-        One schema of the vendor calls the identifiers a string: it may then be any of them. An
-        unknown ``customer_id`` that no identifier explains stays as it is.
+        One schema of the vendor has a string in place of ``identifiers``; any identifier may match it.
+        If no identifier matches, return ``customer_id`` as it is.
         """
         with self._lock:
             if customer_id is None or (customer_id not in self._stored and customer_id not in self._added):
@@ -54,7 +54,7 @@ class Profiles:
         return None
 
     def update(self, customer_id: str, attributes: Mapping[str, Any]) -> None:
-        """Update or create a profile from an event's ``user_attributes`` (contract §4); only scalars are kept."""
+        """Update or create a profile with the ``user_attributes`` of an event (contract §4), scalars only."""
         known = {name: value for name, value in attributes.items() if isinstance(value, (str, int, float))}
         with self._lock:
             self._added[customer_id] = self._added.pop(customer_id, {}) | known

@@ -1,4 +1,4 @@
-"""Reading a hand-edited file: every mistake is collected with its place, none stops the reading."""
+"""Read objects of a hand-edited file: collect all mistakes with their places instead of stopping at the first."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 NOTE = "//"
-"""The member that is a note to the reader of the file and means nothing."""
+"""The name of a member that is a note for people; the sandbox ignores it."""
 
 
 class WorkspaceError(ValueError):
-    """The workspace file has mistakes; ``problems`` holds each as ``place: what is wrong``."""
+    """The workspace file has mistakes; ``problems`` has one line for each: ``file: place: mistake``."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -22,18 +22,18 @@ class WorkspaceError(ValueError):
 
 
 class Problems:
-    """The mistakes found so far in the file called ``name``."""
+    """The mistakes found in the file called ``name``."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.found: list[str] = []
 
     def add(self, place: str, message: str) -> None:
-        """Note one mistake at ``place``, a path such as ``experiences[2].key``."""
+        """Add a mistake at ``place``, a path such as ``experiences[2].key``."""
         self.found.append(f"{self.name}: {place}: {message}" if place else f"{self.name}: {message}")
 
     def raise_any(self) -> None:
-        """Raise WorkspaceError with all mistakes, if there is one."""
+        """Raise WorkspaceError with all mistakes, if there are any."""
         if self.found:
             raise WorkspaceError(self.found)
 
@@ -46,13 +46,13 @@ def member(place: str, name: str) -> str:
 
 
 def shown(value: object) -> str:
-    """Return ``value`` as the file would write it, shortened: for messages."""
+    """Return ``value`` as JSON for a message, at most 60 characters long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``, did you mean "x"?`` with the closest of ``names``, or the valid ones when none is close."""
+    """Return ``, did you mean "x"?`` for the closest of ``names``, or the list of all ``names`` if none is close."""
     valid = sorted(names)
     close = difflib.get_close_matches(name, valid, n=1) or [n for n in valid if n.lower() == name.lower()]
     if close:
@@ -61,14 +61,15 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite JSON number; a boolean is not one."""
+    """Whether ``value`` is a finite number; a boolean is not a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Section:
     """One object of the file, read member by member.
 
-    Data that is no object and members not among ``fields`` are mistakes, noted at once.
+    Each method adds the mistakes it finds. Data that is not an object, and members that are not in
+    ``fields``, are mistakes too.
     """
 
     def __init__(self, data: object, place: str, problems: Problems, *, fields: Collection[str]) -> None:
@@ -87,14 +88,14 @@ class Section:
         return member(self.place, name)
 
     def wrong(self, name: str, message: str) -> None:
-        """Note that the member ``name`` is not what it must be."""
+        """Add the mistake that the value of ``name`` is not as ``message`` says."""
         self.problems.add(self.at(name), f"{message}, not {shown(self.data[name])}")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a non-empty string; without ``default`` its absence is a mistake."""
+        """Return a string that is not empty; without ``default`` the member is required."""
         if name not in self.data:
             if default is None:
-                self.problems.add(self.place, f'"{name}" is missing')
+                self.require(name)
             return default or ""
         value = self.data[name]
         if not isinstance(value, str) or not value:
@@ -102,8 +103,13 @@ class Section:
             return ""
         return value
 
+    def require(self, name: str) -> None:
+        """Add a mistake if the member ``name`` is absent."""
+        if name not in self.data:
+            self.problems.add(self.place, f'"{name}" is missing')
+
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
-        """Return one of ``choices``."""
+        """Return one of ``choices``, ``default`` if absent."""
         value = self.data.get(name, default)
         if not isinstance(value, str) or value not in choices:
             self.problems.add(self.at(name), f"unknown value {shown(value)}{nearest(str(value), choices)}")
@@ -111,14 +117,14 @@ class Section:
         return value
 
     def flag(self, name: str) -> bool:
-        """Return a boolean, ``False`` when absent."""
+        """Return a boolean, ``False`` if absent."""
         value = self.data.get(name, False)
         if not isinstance(value, bool):
             self.wrong(name, "must be true or false")
         return value is True
 
     def percent(self, name: str) -> float:
-        """Return a number from 0 to 100, 0 when absent."""
+        """Return a number from 0 to 100, 0 if absent."""
         value = self.data.get(name, 0)
         if not is_number(value) or not 0 <= value <= 100:
             self.wrong(name, "must be a number from 0 to 100")
@@ -126,7 +132,7 @@ class Section:
         return float(value)
 
     def weight(self, name: str) -> float:
-        """Return a number above 0, 1 when absent."""
+        """Return a number above 0, 1 if absent."""
         value = self.data.get(name, 1)
         if not is_number(value) or value <= 0:
             self.wrong(name, "must be a number above 0")
@@ -134,27 +140,27 @@ class Section:
         return float(value)
 
     def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return an array of strings."""
+        """Return an array of strings, ``default`` if absent."""
         return read_texts(self.data[name], self.at(name), self.problems) if name in self.data else default
 
     def members(self, name: str) -> Iterator[tuple[str, str, Any]]:
-        """Yield (name, place, value) of each member of an object."""
+        """Yield (name, place, value) for each member of an object."""
         place = self.at(name)
         for key, value in read_object(self.data.get(name, {}), place, self.problems).items():
             yield key, member(place, key), value
 
-    def items(self, name: str) -> Iterator[tuple[str, Any]]:
-        """Yield (place, value) of each entry of an array."""
+    def sections(self, name: str, fields: Collection[str]) -> list[Section]:
+        """Return a section for each entry of an array of objects."""
         value = self.data.get(name, [])
         if not isinstance(value, list):
             self.wrong(name, "must be an array")
-            return
-        for index, entry in enumerate(value):
-            yield f"{self.at(name)}[{index}]", entry
+            return []
+        places = (f"{self.at(name)}[{index}]" for index in range(len(value)))
+        return [Section(entry, place, self.problems, fields=fields) for entry, place in zip(value, places, strict=True)]
 
 
 def read_object(data: object, place: str, problems: Problems) -> Mapping[str, Any]:
-    """Return an object without its notes; anything else is a mistake and reads as empty."""
+    """Return an object without its notes; anything else is a mistake and gives an empty object."""
     if not isinstance(data, Mapping):
         problems.add(place, f"must be an object, not {shown(data)}")
         return {}
@@ -162,7 +168,7 @@ def read_object(data: object, place: str, problems: Problems) -> Mapping[str, An
 
 
 def read_texts(data: object, place: str, problems: Problems) -> tuple[str, ...]:
-    """Return an array of strings; anything else is a mistake and reads as empty."""
+    """Return an array of strings; anything else is a mistake and gives an empty array."""
     if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
         problems.add(place, f"must be an array of strings, not {shown(data)}")
         return ()

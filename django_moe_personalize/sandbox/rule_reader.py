@@ -1,12 +1,12 @@
-"""Rules as the workspace file writes them.
+"""Read rules from the workspace file.
 
-An object is a rule; all its members must hold::
+A rule is an object; the visitor must match all its members::
 
     {"utm_medium": "email", "customer.points": {"gte": 500}, "hour": {"from": 22, "until": 5}}
 
-A bare name is an in-session attribute (``session.`` may stand before it), ``customer.`` names the
-customer's. Their value is a scalar (equal), an array (one of), or an object of comparisons. The
-words ``and``, ``or``, ``not``, ``day``, ``hour``, ``device`` and ``ip`` are conditions of their own.
+A bare name is an in-session attribute (``session.`` may precede it), ``customer.`` precedes an attribute
+of the customer. The value is a scalar (equal), an array (one of), or an object of comparisons. The words
+``and``, ``or``, ``not``, ``day``, ``hour``, ``device`` and ``ip`` are conditions, not attributes.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django_moe_personalize.sandbox.reading import Problems, member, nearest, read_object, shown
-from django_moe_personalize.sandbox.rules import (
+from django_moe_personalize.sandbox.audiences import (
     DAYS,
     DEVICES,
+    EXISTS,
+    EXISTS_NOT,
+    LIST_OPERATORS,
     OPERATORS,
     AllRule,
     AnyRule,
     AttributeRule,
     DeviceRule,
-    ExistsRule,
     HourRule,
-    MemberRule,
     NetworkRule,
     NotRule,
     Rule,
     Scalar,
     as_number,
-    hours_between,
+    list_hours,
 )
+from django_moe_personalize.sandbox.reading import Problems, member, nearest, read_object, shown
 
-COMPARISONS = (*OPERATORS, "in", "not_in", "exists")
+COMPARISONS = (*OPERATORS, *LIST_OPERATORS, "exists")
 _RANGES = ("gt", "gte", "lt", "lte")
 _NOTHING = AllRule(())
-_DAY_ATTRIBUTE = ("session", "DAY_OF_THE_WEEK")
 
 
 def read_rule(data: object, place: str, problems: Problems) -> Rule:
-    """Return the rule an object describes; mistakes are noted in ``problems``."""
+    """Return the rule that an object describes; add its mistakes to ``problems``."""
     before = len(problems.found)
     members = read_object(data, place, problems)
     if not members and len(problems.found) == before:
-        problems.add(place, "must hold at least one condition")
+        problems.add(place, "must have at least one condition")
     rules = tuple(_read_condition(name, value, member(place, name), problems) for name, value in members.items())
     return rules[0] if len(rules) == 1 else AllRule(rules)
 
@@ -55,25 +55,28 @@ def _read_condition(name: str, value: object, place: str, problems: Problems) ->
     if name in _CONDITIONS:
         return _CONDITIONS[name](value, place, problems)
     if name.lower() in _CONDITIONS:
-        problems.add(place, f'did you mean "{name.lower()}"? An attribute of that name is "session.{name}"')
+        problems.add(place, f'did you mean "{name.lower()}"? For an attribute with this name write "session.{name}"')
         return _NOTHING
     source, dot, attribute = name.partition(".")
     if not dot:
         return _read_attribute("session", name, value, place, problems)
-    if source not in ("session", "customer") or not attribute:
-        problems.add(place, f"before the dot{nearest(source, ('session', 'customer'))}")
-        return _NOTHING
-    return _read_attribute(source, attribute, value, place, problems)
+    if source not in ("session", "customer"):
+        problems.add(place, f"unknown word {shown(source)} before the dot{nearest(source, ('session', 'customer'))}")
+    elif not attribute:
+        problems.add(place, "must have the name of an attribute after the dot")
+    else:
+        return _read_attribute(source, attribute, value, place, problems)
+    return _NOTHING
 
 
 def _read_attribute(source: str, name: str, value: object, place: str, problems: Problems) -> Rule:
     if isinstance(value, list):
-        return _read_member(source, name, value, place, problems, negated=False)
+        return AttributeRule(source, name, LIST_OPERATORS["in"], _read_scalars(value, place, problems))
     if not isinstance(value, Mapping):
         return AttributeRule(source, name, OPERATORS["is"], _read_scalar(value, place, problems))
     comparisons = read_object(value, place, problems)
     if not comparisons:
-        problems.add(place, f"must hold at least one comparison (valid: {', '.join(COMPARISONS)})")
+        problems.add(place, f"must have at least one comparison (valid: {', '.join(COMPARISONS)})")
     rules = tuple(
         _read_comparison(source, name, operator, operand, member(place, operator), problems)
         for operator, operand in comparisons.items()
@@ -82,12 +85,12 @@ def _read_attribute(source: str, name: str, value: object, place: str, problems:
 
 
 def _read_comparison(source: str, name: str, operator: str, operand: object, place: str, problems: Problems) -> Rule:
-    if operator in ("in", "not_in"):
-        return _read_member(source, name, operand, place, problems, negated=operator == "not_in")
+    if operator in LIST_OPERATORS:
+        return AttributeRule(source, name, LIST_OPERATORS[operator], _read_scalars(operand, place, problems))
     if operator == "exists":
         if not isinstance(operand, bool):
             problems.add(place, f"must be true or false, not {shown(operand)}")
-        return ExistsRule(source, name, operand is True)
+        return AttributeRule(source, name, EXISTS if operand is True else EXISTS_NOT)
     if operator not in OPERATORS:
         problems.add(place, f"unknown comparison{nearest(operator, COMPARISONS)}")
         return _NOTHING
@@ -98,12 +101,11 @@ def _read_comparison(source: str, name: str, operator: str, operand: object, pla
     return AttributeRule(source, name, OPERATORS[operator], wanted)
 
 
-def _read_member(source: str, name: str, value: object, place: str, problems: Problems, *, negated: bool) -> MemberRule:
+def _read_scalars(value: object, place: str, problems: Problems) -> tuple[Scalar, ...]:
     if not isinstance(value, list) or not value:
         problems.add(place, f"must be an array of values, not {shown(value)}")
-        return MemberRule(source, name, (), negated)
-    wanted = tuple(_read_scalar(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
-    return MemberRule(source, name, wanted, negated)
+        return ()
+    return tuple(_read_scalar(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
 
 
 def _read_scalar(value: object, place: str, problems: Problems) -> Scalar:
@@ -133,8 +135,8 @@ def _read_not(value: object, place: str, problems: Problems) -> Rule:
 
 
 def _read_day(value: object, place: str, problems: Problems) -> Rule:
-    days: tuple[Scalar, ...] = _read_words(value, DAYS, place, problems)
-    return MemberRule(*_DAY_ATTRIBUTE, days)
+    days = _read_words(value, DAYS, place, problems)
+    return AttributeRule("session", "DAY_OF_THE_WEEK", LIST_OPERATORS["in"], days)
 
 
 def _read_device(value: object, place: str, problems: Problems) -> Rule:
@@ -153,12 +155,12 @@ def _read_hour(value: object, place: str, problems: Problems) -> Rule:
     if isinstance(value, Mapping):
         span = read_object(value, place, problems)
         if set(span) == {"from", "until"} and all(map(_is_hour, span.values())):
-            return HourRule(hours_between(span["from"], span["until"]))
+            return HourRule(list_hours(span["from"], span["until"]))
     else:
         hours: list[Any] = value if isinstance(value, list) and value else [value]
         if all(map(_is_hour, hours)):
             return HourRule(frozenset(hours))
-    valid = 'an hour (0 to 23), an array of them, or {"from": 22, "until": 5}'
+    valid = 'an hour (0 to 23), an array of hours, or {"from": 22, "until": 5}'
     problems.add(place, f"must be {valid}, not {shown(value)}")
     return _NOTHING
 
@@ -173,7 +175,7 @@ def _read_ip(value: object, place: str, problems: Problems) -> Rule:
         try:
             networks.append(ipaddress.ip_network(text if isinstance(text, str) else ""))
         except ValueError:
-            valid = 'a network such as "203.0.113.0/24" (no bits after the mask)'
+            valid = 'a network such as "203.0.113.0/24" (all bits after the mask are 0)'
             problems.add(place, f"must be {valid}, not {shown(text)}")
     return NetworkRule(tuple(networks))
 

@@ -1,4 +1,4 @@
-"""The sandbox over HTTP: the vendor's API below ``/v1``, and the control paths below ``/_sandbox``."""
+"""The sandbox as an HTTP server: the vendor's API under ``/v1``, the control paths under ``/_sandbox``."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from typing import Any
 
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
-from django_moe_personalize.sandbox.engine import Engine, not_found
-from django_moe_personalize.sandbox.errors import RefusedError
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults
+from django_moe_personalize.sandbox.responses import RefusedError, build_not_found
 from django_moe_personalize.sandbox.validation import MAX_BODY
 
 BASE_PATH = "/v1"
 IDLE_TIMEOUT = 30.0
-"""Seconds a connection may be silent, between requests or within one."""
+"""Seconds that a connection may be silent, between requests or in a request."""
 
 MAX_READ = 8 * MAX_BODY
-"""Bytes of a body that are read, to answer 413 on a connection in order; past them it is closed."""
+"""Bytes of a body that the server reads, so that it can answer 413 and keep the connection; after them it closes."""
 
 LINGER = 1.0
-"""Seconds a closing connection is listened to."""
+"""Seconds for which the server reads on a connection that it closes."""
 
 DRIP_STEPS = 20
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server of one engine; ``url`` is its base URL. A thread a connection, none keeps the process alive."""
+    """A server for one engine, with a daemon thread for each connection; ``url`` is its base URL."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -49,76 +49,76 @@ class SandboxServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind without the look-up of the host's name that HTTPServer makes: it may take seconds."""
+        """Bind without looking up the host's name as HTTPServer does: the lookup may take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     @property
     def url(self) -> str:
-        """The base URL a client takes, such as ``http://127.0.0.1:8899/v1``."""
+        """The base URL for clients, such as ``http://127.0.0.1:8899/v1``."""
         host = f"[{self.server_name}]" if ":" in self.server_name else self.server_name
         return f"http://{host}:{self.server_port}{BASE_PATH}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log a failed connection in a line, and nothing of a client that just went away."""
+        """Log an unexpected error of a connection in one line; a client that disconnects is not an error."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
-            logger.error("sandbox: a connection failed: %r", error)
+            logger.error("The sandbox's server failed to answer a request: %r", error)
 
     def answer(self, request: Request, client_host: str, host_header: str) -> Answer:
-        """Return the answer to a request whose path is as it came."""
+        """Return the answer to a request with its complete path."""
         if request.path.startswith(f"{BASE_PATH}/"):
             path = request.path.removeprefix(BASE_PATH)
             below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
         if not request.path.startswith(f"{CONTROL_PATH}/"):
-            return Answer(not_found().response())
+            return Answer(build_not_found())
         if not is_control_allowed(client_host, host_header):
-            refused = RefusedError(403, "Forbidden", "Control paths are for this machine, by its loopback name, only.")
-            return Answer(refused.response())
+            description = "Control paths are only for this machine. Use localhost or 127.0.0.1 in the URL."
+            return Answer(RefusedError(403, "Forbidden", description).build_response())
         return Answer(self.control.handle(request))
 
 
 def build_server(
     engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None
 ) -> SandboxServer:
-    """Return a server bound to ``host``, an address, and ``port`` (0: any free one); ``serve_forever()`` runs it.
+    """Return a server bound to the address ``host`` and to ``port`` (0 for any free port).
 
-    Raises OSError when the address cannot be had.
+    ``serve_forever()`` runs it. Raises OSError if the address can't be bound.
     """
     return SandboxServer(engine, host, port, faults=faults)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Read a request, write an answer. Whatever a client sends, it gets the vendor's envelope or a closed line."""
+    """Read requests and write responses. A broken request gets the vendor's envelope or a closed connection."""
 
     server: SandboxServer
     protocol_version = "HTTP/1.1"
-    # What the base class takes an unreadable request for: with its own default it answers without a status line.
+    # For requests without a readable version. With its own default, HTTP/0.9, the base class sends no status line.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
     disable_nagle_algorithm = True
     wbufsize = -1
 
     def __getattr__(self, name: str) -> Any:
-        # The base class looks for do_<METHOD>: which methods there are is the engine's to say.
+        # The base class looks for do_<METHOD>. The engine decides which methods exist.
         if name.startswith("do_"):
             return self._serve
         raise AttributeError(name)
 
     def version_string(self) -> str:
-        """Name the server without Python's version."""
+        """Return the Server header, without Python's version."""
         return "moe-sandbox"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log requests for those who ask for it: at the level debug."""
-        logger.debug("sandbox: " + format, *args)
+        """Log a request at the level DEBUG."""
+        logger.debug("Sandbox: " + format, *args)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer what the base class cannot read, in the vendor's envelope; the connection then ends."""
+        """Answer a request that the base class can't read with the vendor's envelope, and close the connection."""
         self.close_connection = True
         title = HTTPStatus(code).phrase
-        self._write(Answer(RefusedError(code, title, message or f"{title}.").response()))
+        self._write(Answer(RefusedError(code, title, message or f"{title}.").build_response()))
         self._linger()
 
     def _serve(self) -> None:
@@ -142,17 +142,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _read_body(self) -> bytes:
         if "transfer-encoding" in self.headers:
-            raise RefusedError(411, "Length Required", "A chunked body is not taken: send Content-Length.")
+            raise RefusedError(411, "Length Required", "The sandbox accepts no chunked body. Send Content-Length.")
         lengths = set(self.headers.get_all("content-length", ["0"]))
         text = lengths.pop()
         if lengths or not (text.isascii() and text.isdigit() and len(text) <= 18):
-            raise RefusedError(400, "Bad Request", "Content-Length is not a number.")
+            raise RefusedError(400, "Bad Request", "Content-Length is not a single number.")
         length = int(text)
         if length > MAX_READ:
             self.close_connection = True
         body = self.rfile.read(min(length, MAX_READ))
         if len(body) < min(length, MAX_READ):
-            raise RefusedError(400, "Bad Request", "The body ended before its Content-Length.")
+            raise RefusedError(400, "Bad Request", "The body is shorter than its Content-Length.")
         return body
 
     def _write(self, answer: Answer) -> None:
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def _linger(self) -> None:
-        """Read on what the client still sends: closing on unread bytes would make the kernel take the answer back."""
+        """Read what the client still sends: a close with unread bytes resets the connection and loses the response."""
         end = time.monotonic() + LINGER
         with contextlib.suppress(OSError):
             self.wfile.flush()
@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
                 pass
 
     def _reset(self) -> None:
-        """Break the connection with an RST: no time to linger, and no orderly shutdown before."""
+        """Break the connection with an RST: set the linger time to 0 and close without a shutdown."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         os.close(self.connection.detach())

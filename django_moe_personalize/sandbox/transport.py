@@ -1,4 +1,4 @@
-"""The sandbox in-process: a transport with no port and no thread."""
+"""The embedded sandbox: a transport without a port or a thread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from django_moe_personalize.sandbox.faults import FaultInjector, Faults
 
 
 class SandboxTransport:
-    """Carry requests to an engine, through its faults. Implements Transport; safe to use from many threads.
+    """Pass requests to an engine and inject faults. Implements Transport; threads may share it.
 
-    ``injector.faults`` may be set at any time. ``sleep`` is how latency passes.
+    ``injector.faults`` may be set at any time. Latency is spent in ``sleep``.
     """
 
     def __init__(
@@ -26,20 +26,20 @@ class SandboxTransport:
         self._sleep = sleep
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """See Transport.send(). Late answers are waited for until the deadline only, as over a network."""
+        """See Transport.send(). Latency beyond the deadline raises DeadlineExceeded, as over a network."""
         if deadline.expired:
-            raise DeadlineExceeded("no time was left to ask the sandbox")
+            raise DeadlineExceeded("the deadline had passed before the request to the sandbox")
         answer = self.injector.answer(self.engine.handle, request)
         wait = answer.latency + answer.drip
         remaining = deadline.remaining()
         if remaining is not None and wait > remaining:
             self._sleep(remaining)
-            raise DeadlineExceeded("the sandbox did not answer in time")
+            raise DeadlineExceeded("the sandbox did not answer before the deadline")
         if wait:
             self._sleep(wait)
         if answer.reset:
-            raise TransportError("the sandbox reset the connection, as ordered")
+            raise TransportError("the sandbox reset the connection (a fault that was set)")
         return answer.response
 
     def close(self) -> None:
-        """See Transport.close(). There is nothing to release."""
+        """See Transport.close(). There is nothing to close."""

@@ -1,9 +1,8 @@
-"""The workspace: what a MoEngage dashboard would hold, read from one hand-editable JSON file."""
+"""The workspace: the data that a MoEngage dashboard has, read from one hand-edited JSON file."""
 
 from __future__ import annotations
 
 import enum
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,32 +10,22 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
+from django_moe_personalize.sandbox.audiences import EVERYONE, Audience, Scalar
 from django_moe_personalize.sandbox.payloads import Payload, read_offerings, read_payload
-from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceError, nearest, shown
+from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceError, nearest, read_object, shown
 from django_moe_personalize.sandbox.rule_reader import read_rule
-from django_moe_personalize.sandbox.rules import Rule, Scalar
 
-__all__ = [
-    "EVERYONE",
-    "Audience",
-    "Content",
-    "Definition",
-    "State",
-    "Variation",
-    "Workspace",
-    "WorkspaceError",
-    "load_workspace",
-    "parse_workspace",
-]
+__all__ = ["Content", "Definition", "State", "Variation", "Workspace", "WorkspaceError"]
+__all__ += ["load_workspace", "parse_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
-"""The workspace of the example shop, used when a site names no other."""
+"""The workspace of the example shop, for a site that names no other file."""
 
 STATUSES = ("Active", "Paused", "Scheduled")
 
 
 class State(enum.Enum):
-    """Where an experience stands at a moment: its status and its schedule together."""
+    """The state of an experience at a moment, from its status and its schedule."""
 
     ACTIVE = "Active"
     PAUSED = "Paused"
@@ -45,24 +34,8 @@ class State(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Audience:
-    """A named rule; without a rule it is everyone."""
-
-    name: str
-    rule: Rule | None = None
-
-    @property
-    def audience_id(self) -> str:
-        """A short id that follows from the name."""
-        return hashlib.sha256(self.name.encode("utf-8", "replace")).hexdigest()[:6].upper()
-
-
-EVERYONE = Audience("All users")
-
-
-@dataclass(frozen=True, slots=True)
 class Variation:
-    """One content of an experience; ``payloads`` maps a locale ("" is the default) to its wire form."""
+    """One variation; ``payloads`` has its payload in wire form by locale, the default under ``""``."""
 
     variation_id: str
     name: str
@@ -72,7 +45,7 @@ class Variation:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What one audience gets: variations that share it by weight."""
+    """The content for one audience: its variations, which share the audience by weight."""
 
     audience: Audience
     variations: tuple[Variation, ...]
@@ -80,7 +53,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One experience as authored. Of its contents the first whose audience matches is served."""
+    """One experience of the file. The sandbox serves the first of its contents whose audience the visitor is in."""
 
     key: str
     name: str
@@ -91,7 +64,7 @@ class Definition:
     end: datetime | None = None
 
     def state(self, now: float) -> State:
-        """Return the state at Unix time ``now``: paused first, then the schedule, then the status."""
+        """Return the state at Unix time ``now``: "Paused" wins over the schedule, the schedule over other statuses."""
         if self.status == "Paused":
             return State.PAUSED
         if self.end is not None and now >= self.end.timestamp():
@@ -103,7 +76,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """All a sandbox knows, checked. Percentages are 0 to 100; ``locales`` are lower-case."""
+    """A checked workspace. Percentages are 0 to 100; ``locales`` are in lower case."""
 
     workspace_id: str
     api_key: str = field(repr=False)
@@ -117,7 +90,7 @@ class Workspace:
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """What every experience of the file may refer to."""
+    """The parts of the file to which its experiences may refer."""
 
     audiences: Mapping[str, Audience]
     offerings: Mapping[str, Mapping[str, Any]]
@@ -125,15 +98,15 @@ class _Shared:
 
 
 def load_workspace(path: str | Path | None = None) -> Workspace:
-    """Return the workspace in the file at ``path``, or the shipped one.
+    """Return the workspace in the file at ``path``, by default the shipped one.
 
-    Raises WorkspaceError with every mistake and its place; broken JSON with line and column.
+    Raises WorkspaceError with all mistakes and their places; the place of broken JSON is a line and a column.
     """
     file = SHIPPED if path is None else Path(path)
     try:
         data = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
     except OSError as error:
-        raise WorkspaceError([f"{file}: cannot be read: {error.strerror}"]) from error
+        raise WorkspaceError([f"{file}: cannot be read: {error.strerror}. Check the path."]) from error
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
         raise WorkspaceError([f"{file.name}: {place}: not valid JSON: {error.msg}"]) from error
@@ -143,7 +116,7 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
 
 
 def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
-    """Return the workspace described by decoded JSON; ``name`` begins each problem of a WorkspaceError."""
+    """Return the workspace that decoded JSON describes; each problem of a WorkspaceError begins with ``name``."""
     problems = Problems(name)
     root = Section(data, "", problems, fields=_WORKSPACE_FIELDS)
     locales = tuple(locale.lower().replace("_", "-") for locale in root.texts("locales"))
@@ -180,7 +153,7 @@ _VARIATION_FIELDS = ("name", "weight", "payload", "locales")
 
 
 def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON number")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _read_audiences(root: Section) -> dict[str, Audience]:
@@ -202,11 +175,10 @@ def _read_customers(root: Section) -> dict[str, dict[str, Scalar]]:
 
 def _read_definitions(root: Section, shared: _Shared) -> dict[str, Definition]:
     definitions: dict[str, Definition] = {}
-    for place, value in root.items("experiences"):
-        section = Section(value, place, root.problems, fields=_EXPERIENCE_FIELDS)
+    for section in root.sections("experiences", _EXPERIENCE_FIELDS):
         definition = _read_definition(section, shared)
         if definition.key in definitions and definition.key:
-            section.wrong("key", "must be unique: an earlier experience has it")
+            section.problems.add(section.at("key"), f"an earlier experience has the key {shown(definition.key)} too")
         definitions[definition.key] = definition
     return definitions
 
@@ -242,17 +214,15 @@ def _read_moment(section: Section, name: str) -> datetime | None:
 
 
 def _read_contents(section: Section, shared: _Shared) -> tuple[Content, ...]:
-    """Return the contents: those in "content", or the one written in the experience itself."""
-    sections = [
-        Section(value, place, section.problems, fields=_CONTENT_FIELDS) for place, value in section.items("content")
-    ]
+    """Return the entries of "content", or the one content that the experience itself describes."""
+    sections = section.sections("content", _CONTENT_FIELDS)
     own = [name for name in _CONTENT_FIELDS if name in section]
     if "content" not in section:
         sections = [section]
     elif own:
-        section.problems.add(section.at(own[0]), 'cannot stand beside "content": move it into an entry there')
+        section.problems.add(section.at(own[0]), 'cannot be next to "content". Move it into an entry of "content".')
     elif not sections:
-        section.problems.add(section.at("content"), "must hold at least one entry")
+        section.problems.add(section.at("content"), "must have at least one entry")
     contents: list[Content] = []
     for entry in sections:
         first = 1 + sum(len(content.variations) for content in contents)
@@ -263,7 +233,7 @@ def _read_contents(section: Section, shared: _Shared) -> tuple[Content, ...]:
 def _read_audience(section: Section, shared: _Shared) -> Audience:
     value = section.data.get("audience", EVERYONE.name)
     if isinstance(value, Mapping):
-        name = f"Inline {shown({k: v for k, v in value.items() if k != '//'})}"
+        name = f"Inline {shown(read_object(value, section.at('audience'), section.problems))}"
         return Audience(name, read_rule(value, section.at("audience"), section.problems))
     if isinstance(value, str):
         if value in shared.audiences:
@@ -277,38 +247,29 @@ def _read_audience(section: Section, shared: _Shared) -> Audience:
 
 
 def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Variation, ...]:
-    """Return the variations, numbered on from ``first``; a lone payload is one variation."""
+    """Return the variations, with ids from ``first`` on; a payload without "variations" is one variation."""
     if "variations" not in section:
-        return (_read_variation(section, shared, first, 0, name=""),)
+        return (Variation(str(first), "A", 1.0, _read_payloads(section, shared)),)
     for name in ("payload", "locales"):
         if name in section:
-            section.problems.add(section.at(name), 'cannot stand beside "variations": move it into one of them')
-    entries = list(section.items("variations"))
+            section.problems.add(section.at(name), 'cannot be next to "variations". Move it into a variation.')
     if section.data["variations"] == []:
-        section.problems.add(section.at("variations"), "must hold at least one entry")
-    return tuple(
-        _read_variation(
-            Section(value, place, section.problems, fields=_VARIATION_FIELDS), shared, first, index, name=None
-        )
-        for index, (place, value) in enumerate(entries)
-    )
+        section.problems.add(section.at("variations"), "must have at least one entry")
+    variations = []
+    for index, entry in enumerate(section.sections("variations", _VARIATION_FIELDS)):
+        name = entry.text("name", chr(ord("A") + index % 26))
+        payloads = _read_payloads(entry, shared)
+        variations.append(Variation(str(first + index), name, entry.weight("weight"), payloads))
+    return tuple(variations)
 
 
-def _read_variation(section: Section, shared: _Shared, first: int, index: int, *, name: str | None) -> Variation:
-    """``name`` is given for a payload that stands in its content or experience, whose name is not its own."""
-    if "payload" not in section:
-        section.problems.add(section.place, '"payload" is missing')
-    payload = read_payload(section.data.get("payload", {}), section.at("payload"), section.problems, shared.offerings)
-    payloads = {"": payload}
+def _read_payloads(section: Section, shared: _Shared) -> dict[str, Payload]:
+    section.require("payload")
+    default = read_payload(section.data.get("payload", {}), section.at("payload"), section.problems, shared.offerings)
+    payloads = {"": default}
     for locale, place, value in section.members("locales"):
         code = locale.lower().replace("_", "-")
         if code not in shared.locales:
-            section.problems.add(place, f'not among the "locales" of the workspace{nearest(code, shared.locales)}')
-        payloads[code] = payload | read_payload(value, place, section.problems, shared.offerings)
-    letter = chr(ord("A") + index % 26)
-    return Variation(
-        variation_id=str(first + index),
-        name=section.text("name", letter) if name is None else letter,
-        weight=section.weight("weight") if name is None else 1.0,
-        payloads=payloads,
-    )
+            section.problems.add(place, f'not in the "locales" of the workspace{nearest(code, shared.locales)}')
+        payloads[code] = default | read_payload(value, place, section.problems, shared.offerings)
+    return payloads

@@ -1,4 +1,4 @@
-"""The tag library ``{% load moe_personalize %}``: thin tags over ``rendering.py``."""
+"""The tag library ``{% load moe_personalize %}``: thin tags over the package ``rendering``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
 CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
 _NO_REQUEST = (
-    "A personalised template was rendered without a request that has passed PersonalizeMiddleware, "
-    "so it shows its defaults. Render it with render(request, …)."
+    "A template with personalization tags has no request that passed PersonalizeMiddleware, so it shows its fallbacks. "
+    "Render it with render(request, …), and put the middleware into MIDDLEWARE."
 )
 
 
 def find_request(context: Context) -> HttpRequest | None:
-    """Return the request a template is rendered for; ``None`` for a mail, say."""
+    """Return the request that a template is rendered for, or ``None``, for example in an email."""
     request: HttpRequest | None = getattr(context, "request", None) or context.get("request")
     return request
 
 
 def find_page(context: Context) -> Page | None:
-    """Return the page that a template is rendered for; ``None`` when its request didn't pass the middleware."""
+    """Return the page that a template is rendered for, or ``None`` if its request didn't pass the middleware."""
     page = get_page(find_request(context))
     if page is None:
         log_once("request", _NO_REQUEST)
@@ -45,7 +45,7 @@ def find_page(context: Context) -> Page | None:
 
 
 def find_experience(context: Context, key: object) -> tuple[Page | None, Experience | None]:
-    """Return the page and its experience; the first one asked for brings all that the template needs."""
+    """Return the page and its experience. The first call fetches all experiences that the template needs."""
     page = find_page(context)
     if page is None or not isinstance(key, str):
         return page, None
@@ -53,7 +53,7 @@ def find_experience(context: Context, key: object) -> tuple[Page | None, Experie
 
 
 class ExperienceNode(Node):
-    """``{% experience %}``: the body with the experience, else the fallback."""
+    """``{% experience %}``: renders the body if the visitor has the experience, else the fallback."""
 
     child_nodelists = ("body", "fallback")
 
@@ -68,7 +68,7 @@ class ExperienceNode(Node):
         yield from (*self.body, *self.fallback)
 
     def render(self, context: Context) -> SafeString:
-        """Render the body and count it as shown; a fallback counts nothing."""
+        """Render the body, which counts as shown, or the fallback, which counts nothing."""
         page, experience = find_experience(context, self.experience_key or self.key.resolve(context))
         if page is None or experience is None:
             return self.fallback.render(context)
@@ -78,17 +78,17 @@ class ExperienceNode(Node):
 
 
 def refuse_fragment_cache(parser: Parser, tag: str) -> None:
-    """Refuse a tag inside ``{% cache %}``, which would show one visitor's content and links to all."""
+    """Raise TemplateSyntaxError for a tag inside ``{% cache %}``, which would show one visitor's content to all."""
     if any(command == "cache" for command, _ in parser.command_stack):
         raise TemplateSyntaxError(
-            f"{{% {tag} %}} stands inside {{% cache %}}, which would show one visitor's content to everybody. "
-            f"Put {{% cache %}} around what is the same for all, inside or beside {{% {tag} %}}."
+            f"{{% {tag} %}} is inside {{% cache %}}, which would show one visitor's content to all visitors. "
+            f"Put {{% cache %}} inside {{% {tag} %}} or next to it, around content that is the same for all."
         )
 
 
 @register.tag
 def experience(parser: Parser, token: Token) -> ExperienceNode:
-    """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``; NAME is ``experience``."""
+    """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``. NAME defaults to ``experience``."""
     refuse_fragment_cache(parser, "experience")
     match token.split_contents():
         case [_, key]:
@@ -96,7 +96,7 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
         case [_, key, "as", name] if name.isidentifier():
             pass
         case _:
-            raise TemplateSyntaxError(f"Wrong form of {{% experience %}}; the right one: {EXPERIENCE_FORM}")
+            raise TemplateSyntaxError(f"Wrong arguments of {{% experience %}}. Write {EXPERIENCE_FORM}")
     body = parser.parse(("fallback", "endexperience"))
     fallback = NodeList()
     if parser.next_token().contents == "fallback":
@@ -107,12 +107,12 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
 
 @register.tag
 def fallback(parser: Parser, token: Token) -> Node:
-    """Refuse a ``{% fallback %}`` that no ``{% experience %}`` is waiting for."""
-    raise TemplateSyntaxError(f"{{% fallback %}} stands once, inside {{% experience %}}: {EXPERIENCE_FORM}")
+    """Refuse a ``{% fallback %}`` outside of ``{% experience %}``, and a second one inside."""
+    raise TemplateSyntaxError(f"Misplaced {{% fallback %}}. Write it once, as in {EXPERIENCE_FORM}")
 
 
 class ExperienceValueNode(Node):
-    """``{% experience_value %}``: one payload variable, or the default."""
+    """``{% experience_value %}``: renders one variable of the payload, or the default."""
 
     def __init__(self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None) -> None:
         self.key = key
@@ -122,7 +122,7 @@ class ExperienceValueNode(Node):
         self.default = default
 
     def render(self, context: Context) -> str:
-        """Return the value, else the default, escaped; the value's experience counts as shown."""
+        """Return the value, whose experience counts as shown, or the default. Both are escaped."""
         key: Any = self.experience_key or self.key.resolve(context)
         variable = self.variable_name or self.variable.resolve(context)
         page, experience = find_experience(context, key)
@@ -130,13 +130,13 @@ class ExperienceValueNode(Node):
             value = experience.payload.get(variable)
             if value is not None:
                 return rendering.render_value(page.tracker, experience, value)
-            message = "Experience %r has no variable %r; its default is shown."
+            message = "The experience %r has no variable %r, so its default is shown. Check the name in the template."
             log_once(("variable", key, variable), message, key, variable)
         return "" if self.default is None else conditional_escape(self.default.resolve(context))
 
 
 class NamedValueNode(ExperienceValueNode):
-    """``{% experience_value … as NAME %}``: the same, for the template to use further on."""
+    """``{% experience_value … as NAME %}``: puts the text into the context instead of the page."""
 
     def __init__(
         self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str
@@ -145,7 +145,7 @@ class NamedValueNode(ExperienceValueNode):
         self.name = name
 
     def render(self, context: Context) -> str:
-        """Put the text into the context."""
+        """Set the variable and return nothing."""
         context[self.name] = super().render(context)
         return ""
 
@@ -160,7 +160,7 @@ def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
         *bits, _, name = bits
     options = token_kwargs(bits[2:], parser)
     if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"default"}:
-        raise TemplateSyntaxError(f"Wrong form of {{% experience_value %}}; the right one: {VALUE_FORM}")
+        raise TemplateSyntaxError(f"Wrong arguments of {{% experience_value %}}. Write {VALUE_FORM}")
     key, variable = (parser.compile_filter(bit) for bit in bits[:2])
     default = options.get("default")
     if name is None:
@@ -169,7 +169,7 @@ def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
 
 
 class ClickURLNode(Node):
-    """``{% click_url %}``: a link that counts."""
+    """``{% click_url %}``: renders the URL of a link that counts clicks."""
 
     def __init__(
         self, target: FilterExpression, destination: FilterExpression, options: dict[str, FilterExpression]
@@ -179,7 +179,7 @@ class ClickURLNode(Node):
         self.options = options
 
     def render(self, context: Context) -> str:
-        """Return the escaped URL; the plain destination where there is nothing to count."""
+        """Return the escaped URL, or the plain destination if there is nothing to count."""
         target = self.target.resolve(context, ignore_failures=True)
         destination = str(self.destination.resolve(context))
         literal = self.destination.var
@@ -191,7 +191,7 @@ class ClickURLNode(Node):
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
             destination,
-            # The template's author wrote a literal; what a filter puts behind it may be content, but no other host.
+            # The template's author wrote a literal. A filter may append content to it, but can't change the host.
             trusted=isinstance(literal, str) and rendering.find_host(literal) == rendering.find_host(destination),
             element=str(options.get("element") or ""),
             offering=offering if isinstance(offering, Offering) else None,
@@ -206,24 +206,24 @@ def click_url(parser: Parser, token: Token) -> ClickURLNode:
     _, *bits = token.split_contents()
     options = token_kwargs(bits[2:], parser)
     if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"element", "offering"}:
-        raise TemplateSyntaxError(f"Wrong form of {{% click_url %}}; the right one: {CLICK_FORM}")
+        raise TemplateSyntaxError(f"Wrong arguments of {{% click_url %}}. Write {CLICK_FORM}")
     return ClickURLNode(parser.compile_filter(bits[0]), parser.compile_filter(bits[1]), options)
 
 
 @register.simple_tag(takes_context=True)
 def personalize_scripts(context: Context) -> SafeString:
-    """Put the script that reports ``data-moe-click`` clicks and views; once, at the end of the page."""
+    """Add the script that reports ``data-moe-click`` clicks and views. Use it once, at the end of the page."""
     return rendering.render_scripts(find_request(context))
 
 
 @register.filter
 def experience_html(value: object) -> SafeString:
-    """Show marketers' HTML through nh3's allow-list; escaped when nh3 is not installed."""
+    """Return the HTML of marketers after nh3 has cleaned it, or escaped if nh3 is not installed."""
     return rendering.render_html(value)
 
 
 @register.filter
 def experience_url(value: object) -> str:
-    """Return a content's URL if it is relative or http(s) to CONTENT_HOSTS, else ``#``."""
+    """Return a URL from content if it is relative, or http(s) to CONTENT_HOSTS, else ``#``."""
     url = str(value)
     return url if rendering.is_safe_url(url, rendering.get_allowed_hosts(None)) else rendering.NOWHERE

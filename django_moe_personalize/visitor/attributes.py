@@ -1,21 +1,20 @@
-"""Attributes: what the page is asked with. User agent, IP address, day, hour, query, the site's own.
+"""The in-session attributes of a request (contract §2): the built-in ones, query parameters, the site's own.
 
-Built-ins come first, then the remembered query parameters, then the site's ``ATTRIBUTES`` in their
-order; the limits drop from the end.
+They stand in this order, and the limits drop attributes from the end.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import datetime, tzinfo
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
-from typing import Any, Final, Protocol
-from urllib.parse import unquote_plus
+from typing import Any, Final
+from urllib.parse import parse_qsl
 
 from django.http import HttpRequest
 
@@ -23,52 +22,38 @@ from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.conf.readers import RESERVED_NAMES
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.visitor.client_ip import get_client_ip
-from django_moe_personalize.visitor.hooks import CallableError, acall, call
+from django_moe_personalize.visitor.consent import Consent
+from django_moe_personalize.visitor.hooks import HookError, acall, call
 
 MAX_USER_AGENT_LENGTH: Final = 512
 MAX_VALUE_LENGTH: Final = 256
+
 MAX_CUSTOM_ATTRIBUTES: Final = 32
-"""Attributes of a request besides MoEngage's own, query parameters included."""
+"""Attributes of a request in addition to MoEngage's own. Query parameters count."""
 
 MAX_BYTES: Final = 8 * 1024
-"""Names and values of all attributes together, in UTF-8."""
-
-MAX_QUERY_PAIRS: Final = 1000
-"""Pairs of a query string that are looked at."""
-
-MAX_ENCODED_NAMES: Final = 100
-"""Names of parameters that are decoded; no link encodes those of campaigns."""
+"""UTF-8 bytes of all names and values together."""
 
 MAX_QUERY_LENGTH: Final = 8 * 1024
-"""Characters of a query string that are looked at: some servers let through a multiple of it."""
+"""Characters of a query string that are parsed, which takes up to 3 ms. Some servers accept 64 KiB."""
 
 MAX_REMEMBERED_LENGTH: Final = 1024
-"""Characters remembered in a session; one in a signed cookie has room for 4 KiB in all."""
+"""Characters that are stored in a session. A session in a signed cookie has 4 KiB for everything."""
 
-_SPARE: Final = 8
-"""How many times what is kept of a text is looked at, for what is taken out of it."""
-
-_STORED: Final = "_moe_personalize_stored"
 SESSION_KEY: Final = "_moe_personalize_query"
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
+_STORED: Final = "_moe_personalize_stored"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-# What breaks a log line, a header or UTF-8: controls, line separators, halves of a surrogate pair.
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+# Characters that break a log line, a header or UTF-8: controls, line separators, halves of a surrogate pair.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
-class Permission(Protocol):
-    """The part of a Consent that matters here."""
+def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
+    """Return the in-session attributes to send (contract §2), cleaned and within the limits. Never raises.
 
-    @property
-    def identify(self) -> bool: ...
-
-
-def collect_attributes(request: HttpRequest, *, now: datetime, consent: Permission) -> dict[str, str]:
-    """Return the in-session attributes to send (contract §2), clean and within the limits; never raises.
-
-    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated, and query
-    parameters are neither remembered in the session nor recalled from it.
+    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and the session is not
+    used.
     """
     settings = get_settings()
     attributes = build_builtins(request, now, consent, settings)
@@ -77,11 +62,11 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Permissi
         try:
             attributes.update(accept_custom(path, call(path, request, Mapping)))
         except Exception as error:
-            _report_provider(path, error)
+            _report_hook(path, error)
     return apply_limits(attributes)
 
 
-async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Permission) -> dict[str, str]:
+async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
     """See collect_attributes()."""
     settings = get_settings()
     attributes = build_builtins(request, now, consent, settings)
@@ -90,50 +75,28 @@ async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: P
         try:
             attributes.update(accept_custom(path, await acall(path, request, Mapping)))
         except Exception as error:
-            _report_provider(path, error)
+            _report_hook(path, error)
     return apply_limits(attributes)
 
 
-# The built-ins: what every request has, without the session.
+# Built-in attributes, which need no session.
 
 
-def read_user_agent(request: HttpRequest, now: datetime, consent: Permission, settings: Settings) -> dict[str, str]:
-    """Return USER_AGENT as it came, cleaned and cut."""
-    text = clean_text(request.META.get("HTTP_USER_AGENT", ""), MAX_USER_AGENT_LENGTH)
-    return {"USER_AGENT": text} if text else {}
-
-
-def read_ip_address(request: HttpRequest, now: datetime, consent: Permission, settings: Settings) -> dict[str, str]:
-    """Return USER_IP_ADDRESS, truncated where the visitor is not to be identified."""
+def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settings: Settings) -> dict[str, str]:
+    """Return the user agent, the IP address, the day and the hour, as far as they are known and allowed."""
     precision = settings.ip_precision
     if precision == "full" and not consent.identify:
         precision = "truncated"
-    address = get_client_ip(request.META, settings.trusted_proxies, precision)
-    return {"USER_IP_ADDRESS": address} if address else {}
-
-
-def read_day_and_hour(request: HttpRequest, now: datetime, consent: Permission, settings: Settings) -> dict[str, str]:
-    """Return DAY_OF_THE_WEEK and TIME_OF_THE_DAY in the settings' zone."""
-    return build_day_and_hour(now, settings.time_zone)
-
-
-BUILTINS: tuple[Callable[[HttpRequest, datetime, Permission, Settings], dict[str, str]], ...] = (
-    read_user_agent,
-    read_ip_address,
-    read_day_and_hour,
-)
-
-
-def build_builtins(request: HttpRequest, now: datetime, consent: Permission, settings: Settings) -> dict[str, str]:
-    """Return what the built-ins read, in their order."""
-    attributes: dict[str, str] = {}
-    for read in BUILTINS:
-        attributes.update(read(request, now, consent, settings))
-    return attributes
+    known = {
+        "USER_AGENT": clean_text(request.META.get("HTTP_USER_AGENT", ""), MAX_USER_AGENT_LENGTH),
+        "USER_IP_ADDRESS": get_client_ip(request.META, settings.trusted_proxies, precision),
+        **build_day_and_hour(now, settings.time_zone),
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
-    """Return the day in English and the hour as two digits, whatever the locale (contract §2)."""
+    """Return the day in English and the hour as two digits, in every locale (contract §2)."""
     local = now.astimezone(zone)
     return {"DAY_OF_THE_WEEK": DAYS[local.weekday()], "TIME_OF_THE_DAY": f"{local.hour:02d}"}
 
@@ -142,56 +105,37 @@ def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
 
 
 def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """Return the wanted query parameters, clean, in the order of ``names``."""
+    """Return the query parameters in ``names``, cleaned and in this order. The last non-empty value counts."""
     raw = meta.get("QUERY_STRING", "")
     if len(raw) > MAX_QUERY_LENGTH:
-        # Without the pair that the end falls into: half a value is another one.
+        # Without the parameter at the cut: half of its value would be another value.
         raw = raw[:MAX_QUERY_LENGTH].rpartition("&")[0]
     if not raw or not names:
         return {}
-    # The links of one mail are alike. Longer queries are nobody's: they would only fill the memory.
-    is_remembered = len(raw) <= MAX_VALUE_LENGTH
-    return dict((_read_pairs if is_remembered else _read_pairs.__wrapped__)(raw, tuple(names)))
+    # The links of one campaign are alike, and parsing takes 500 bytecodes (P2 has 1,800 for the whole page). Longer
+    # queries aren't remembered: they would only fill the memory.
+    return dict((parse_query if len(raw) <= MAX_VALUE_LENGTH else parse_query.__wrapped__)(raw, tuple(names)))
 
 
 @lru_cache(maxsize=1024)
-def _read_pairs(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    found = split_query(raw, names)
+def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of read_query()."""
+    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
+    found = dict(parse_qsl(_decode_query(raw)))
     cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
     return tuple((name, text) for name, text in cleaned if text)
 
 
-def split_query(raw: str, names: Iterable[str]) -> dict[str, str]:
-    """Return the last non-empty value of each wanted name, decoded, of a raw query string.
-
-    By hand, since ``request.GET`` decodes everything and costs more than a hit of the cache.
-    """
-    if not raw.isascii():
-        raw = _decode_query(raw)
-    found: dict[str, str] = {}
-    decodable = MAX_ENCODED_NAMES
-    for pair in raw.split("&", MAX_QUERY_PAIRS)[:MAX_QUERY_PAIRS]:
-        name, _, value = pair.partition("=")
-        if decodable and ("%" in name or "+" in name) and len(name) < MAX_VALUE_LENGTH:
-            name = unquote_plus(name)
-            decodable -= 1
-        if value and name in names:
-            found[name] = value
-    # A character is at most four bytes, a byte at most three characters.
-    return {name: unquote_plus(value[: 12 * MAX_VALUE_LENGTH]) for name, value in found.items()}
-
-
 def _decode_query(raw: str) -> str:
-    # WSGI hands bytes over as latin-1 (PEP 3333), ASGI has decoded them.
-    try:
+    # WSGI servers give the bytes as latin-1 (PEP 3333). ASGI servers have decoded them.
+    with suppress(UnicodeError):
         return raw.encode("latin-1").decode()
-    except UnicodeError:
-        return raw
+    return raw
 
 
-def _remember(request: HttpRequest, found: dict[str, str], consent: Permission, settings: Settings) -> dict[str, str]:
-    """Return ``found`` and what the session remembers besides, after storing what is new."""
-    if not _has_memory(request, found, consent, settings):
+def _remember(request: HttpRequest, found: dict[str, str], consent: Consent, settings: Settings) -> dict[str, str]:
+    """Return the query parameters ``found`` after storing them in the session, or else the stored ones."""
+    if not _may_use_session(request, found, consent, settings):
         return found
     session = request.session
     try:
@@ -208,10 +152,10 @@ def _remember(request: HttpRequest, found: dict[str, str], consent: Permission, 
 
 
 async def _aremember(
-    request: HttpRequest, found: dict[str, str], consent: Permission, settings: Settings
+    request: HttpRequest, found: dict[str, str], consent: Consent, settings: Settings
 ) -> dict[str, str]:
     """See _remember()."""
-    if not _has_memory(request, found, consent, settings):
+    if not _may_use_session(request, found, consent, settings):
         return found
     session = request.session
     try:
@@ -227,8 +171,8 @@ async def _aremember(
     return values
 
 
-def _has_memory(request: HttpRequest, found: Mapping[str, str], consent: Permission, settings: Settings) -> bool:
-    """Whether the session may be touched and there is something to write, or a session to read."""
+def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
+    """Return whether the visitor allows it and there is something to store, or a session to read."""
     session = getattr(request, "session", None)
     if session is None or not consent.identify or not settings.query_parameters:
         return False
@@ -236,41 +180,41 @@ def _has_memory(request: HttpRequest, found: Mapping[str, str], consent: Permiss
 
 
 def recall(found: Mapping[str, str], stored: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the parameters found, or the stored ones when there are none.
+    """Return the parameters found in the query, or the stored ones if the query has none.
 
-    A new campaign replaces the last one whole: half of one and half of another never ran.
+    The two are never mixed, because half of one campaign and half of another describe no campaign.
     """
     values = found or (stored if isinstance(stored, Mapping) else {})
     return {name: value for name in names if isinstance(value := values.get(name), str)}
 
 
 def is_worth_storing(found: Mapping[str, str], values: Mapping[str, str], stored: object) -> bool:
-    """Whether the query brought something new that a session has room for."""
+    """Return whether the query brought something new that fits into a session."""
     return bool(found) and values != stored and len(json.dumps(values)) <= MAX_REMEMBERED_LENGTH
 
 
 @contextmanager
 def _storing(request: HttpRequest) -> Iterator[bool]:
-    """Yield whether to save now; on an error leave the session as it was.
+    """Yield whether to save the session at once. If storing fails, leave the session as it was.
 
-    Django saves a modified session after the view, where a failing store is a 500 or a 400. A page
-    must not fail for our sake, so what we alone modified is saved where we can take it back, and
-    not saved again unless Django still has to set the cookie of a new session.
+    Django saves a modified session after the view, and turns a failure into an error page. So a session that only
+    the package modified is saved here, where the failure can be undone. Django saves it again only if its key is
+    new, because Django then sets the cookie. The key of a session in a signed cookie is its content.
     """
     session = request.session
-    was_modified, was_new = session.modified, session.session_key is None
+    was_modified, key = session.modified, session.session_key
     try:
         yield not was_modified
     except Exception:
         session.pop(SESSION_KEY, None)
         session.modified = was_modified
         raise
-    session.modified = was_modified or was_new
+    session.modified = was_modified or session.session_key != key
     setattr(request, _STORED, True)
 
 
 def has_stored_parameters(request: HttpRequest) -> bool:
-    """Return whether this request's parameters went into the session: its response sets a visitor's cookie."""
+    """Return whether this request stored parameters in the session, so that its response sets a session cookie."""
     return hasattr(request, _STORED)
 
 
@@ -280,28 +224,30 @@ def _report_session(error: Exception, found: dict[str, str]) -> dict[str, str]:
     return found
 
 
-# The site's own.
+# The site's own attributes.
 
 
-def accept_custom(path: str, answer: Mapping[Any, Any]) -> dict[str, str]:
-    """Return what may be sent of a provider's answer; each kind of thing left out is logged once."""
+def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
+    """Return the attributes in the result of the site's function at ``path`` that can be sent. Log the others once."""
     accepted: dict[str, str] = {}
-    for name, value in answer.items():
+    for name, value in result.items():
         text = build_text(value)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            log_once(("name", path), "%s gives an attribute whose name is not like %s.", path, _NAME.pattern)
+            message = "%s returned an attribute whose name doesn't match %s, so it is left out."
+            log_once(("name", path), message, path, _NAME.pattern)
         elif name in RESERVED_NAMES:
-            log_once(("reserved", path, name), "%s may not give %s, a field of MoEngage's own.", path, name)
+            message = "%s returned %s, which is left out: MoEngage uses this name. Choose another."
+            log_once(("reserved", path, name), message, path, name)
         elif text is None:
-            kind = type(value).__name__
-            log_once(("value", path, kind), "%s gives an attribute of type %s, which is no text.", path, kind)
+            message = "%s returned an attribute of type %s, which is left out. Return a string or a number."
+            log_once(("value", path, kind := type(value).__name__), message, path, kind)
         elif cleaned := clean_text(text, MAX_VALUE_LENGTH):
             accepted[name] = cleaned
     return accepted
 
 
 def build_text(value: object) -> str | None:
-    """Return a custom attribute's value as text, ``""`` for None; ``None`` for what is no value.
+    """Return a custom attribute's value as text, ``""`` for None, or ``None`` for a type that can't be sent.
 
     The vendor's SDKs type custom attributes as strings (contract §2).
     """
@@ -311,23 +257,21 @@ def build_text(value: object) -> str | None:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    # Python refuses to write out an integer of thousands of digits.
+    # str() of an integer with thousands of digits raises an exception.
     if isinstance(value, float | Decimal) or (isinstance(value, int) and value.bit_length() <= MAX_VALUE_LENGTH):
         return str(value)
     return None
 
 
 def clean_text(text: str, limit: int) -> str:
-    """Return ``text`` on one line, encodable as UTF-8, stripped and cut to ``limit`` characters."""
-    text = text[: _SPARE * limit]
-    if not (text.isascii() and text.isprintable()):
-        text = _UNFIT.sub("", text)
-    return text.strip()[:limit].rstrip()
+    """Return ``text`` on one line, encodable as UTF-8, without outer whitespace, cut to ``limit`` characters."""
+    # Cut a long text twice, so that removing characters takes a bounded time.
+    return _UNSAFE.sub("", text[: 8 * limit]).strip()[:limit].rstrip()
 
 
 def apply_limits(attributes: dict[str, str]) -> dict[str, str]:
-    """Return the attributes up to the first that is one too many or one too long for all together."""
-    # Far from both limits, as nearly always; a character is at most four bytes.
+    """Return the attributes before the first one that is over MAX_CUSTOM_ATTRIBUTES or MAX_BYTES."""
+    # Nearly all requests end here: 35 bytecodes instead of 150. A character has 4 bytes at most.
     length = sum(map(len, attributes)) + sum(map(len, attributes.values()))
     if len(attributes) <= MAX_CUSTOM_ATTRIBUTES and 4 * length <= MAX_BYTES:
         return attributes
@@ -336,12 +280,12 @@ def apply_limits(attributes: dict[str, str]) -> dict[str, str]:
         custom += name not in RESERVED_NAMES
         size += len(name) + len(value.encode())
         if custom > MAX_CUSTOM_ATTRIBUTES or size > MAX_BYTES:
-            message = "More than %d custom attributes, or %d bytes in all: the last ones are left out."
+            message = "A request has more than %d custom attributes or %d bytes, so the last ones are left out."
             log_once("limits", message, MAX_CUSTOM_ATTRIBUTES, MAX_BYTES)
             return dict(islice(attributes.items(), place))
     return attributes
 
 
-def _report_provider(path: str, error: Exception) -> None:
-    failure = CallableError.build(path, error)
-    log_once(("attributes", str(failure)), "Attributes are left out: %s.", failure)
+def _report_hook(path: str, error: Exception) -> None:
+    failure = HookError.build(path, error)
+    log_once(("attributes", str(failure)), "ATTRIBUTES failed (%s), so some attributes are missing.", failure)

@@ -1,22 +1,25 @@
-"""What a visitor allows: to fetch, to say who asks, to report what happened."""
+"""What a visitor allows: fetching experiences, being identified, being counted."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final
 
 from django.http import HttpRequest
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.hooks import CallableError, acall, call
+from django_moe_personalize.visitor.hooks import HookError, acall, call
 
 
-class Consent(NamedTuple):
-    """The purposes a visitor has agreed to.
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The purposes that a visitor allows.
 
-    ``fetch``: experiences may be asked for. ``identify``: the customer's id, identifiers, the
-    anonymous cookie, the whole IP address and a memory in the session may be used. ``track``:
-    impressions and clicks may be reported.
+    ``fetch``: ask MoEngage for experiences.
+    ``identify``: use the customer id, the user identifiers, the anonymous cookie and the whole IP address,
+    and remember query parameters in the session.
+    ``track``: report impressions and clicks.
     """
 
     fetch: bool = True
@@ -24,25 +27,25 @@ class Consent(NamedTuple):
     track: bool = True
 
 
-GRANTED = Consent()
-DENIED = Consent(fetch=False, identify=False, track=False)
-GPC = Consent(identify=False, track=False)
-"""What is left under Global Privacy Control, https://www.w3.org/TR/gpc/."""
+GRANTED: Final = Consent()
+DENIED: Final = Consent(fetch=False, identify=False, track=False)
+
+GPC: Final = Consent(identify=False, track=False)
+"""The consent of a browser with Global Privacy Control, https://www.w3.org/TR/gpc/."""
 
 
 def get_consent(request: HttpRequest) -> Consent:
-    """Return what the visitor allows; never raises.
+    """Return the consent of the visitor. Never raises.
 
-    The answer of the site's ``CONSENT`` is final, also over ``Sec-GPC: 1``, which denies identify
-    and track where the site says nothing. A ``CONSENT`` that raises or answers something else than
-    a Consent denies everything.
+    The site's ``CONSENT`` function has the last word, even against Global Privacy Control. If the function
+    raises an exception or returns anything but a Consent, everything is denied.
     """
     path = get_settings().consent
     if not path:
         return build_default_consent(request)
     try:
         return _accept(call(path, request, Consent))
-    except CallableError as error:
+    except HookError as error:
         return _deny(error)
 
 
@@ -53,23 +56,23 @@ async def aget_consent(request: HttpRequest) -> Consent:
         return build_default_consent(request)
     try:
         return _accept(await acall(path, request, Consent))
-    except CallableError as error:
+    except HookError as error:
         return _deny(error)
 
 
 def build_default_consent(request: HttpRequest) -> Consent:
-    """Return everything granted, or what Global Privacy Control leaves of it.
+    """Return the consent that applies without a ``CONSENT`` function; such a function can start from it.
 
-    A site's own ``CONSENT`` may start from it.
+    Everything is granted. A request with ``Sec-GPC: 1`` denies ``identify`` and ``track``.
     """
     return GPC if request.META.get("HTTP_SEC_GPC", "").strip() == "1" else GRANTED
 
 
 def _accept(consent: Consent) -> Consent:
-    # "no" or None in place of False must not read as a yes further on.
+    # A site may pass "no" or None instead of False. Only True grants a purpose.
     return Consent(fetch=consent.fetch is True, identify=consent.identify is True, track=consent.track is True)
 
 
-def _deny(error: CallableError) -> Consent:
-    log_once(("consent", str(error)), "CONSENT gave no answer, so everything is denied: %s.", error)
+def _deny(error: HookError) -> Consent:
+    log_once(("consent", str(error)), "CONSENT failed (%s), so fetching, identifying and tracking are denied.", error)
     return DENIED

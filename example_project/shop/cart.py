@@ -1,4 +1,4 @@
-"""The shopping bag: slugs, quantities and granted prices in the session."""
+"""The shopping bag: slugs, quantities and prices in the session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from django.http import HttpRequest
 
-from shop.catalogue import CATEGORIES, PRODUCTS, Product
+from shop.catalog import CATEGORIES, PRODUCTS, Product
 
 SESSION_KEY = "cart"
 FREE_DELIVERY_FROM = Decimal(150)
@@ -17,7 +17,7 @@ DELIVERY = Decimal("4.90")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One product in the bag at the price of one piece."""
+    """One product in the bag; ``price`` is for one piece."""
 
     product: Product
     quantity: int
@@ -30,19 +30,19 @@ class Line:
 
     @property
     def is_reduced(self) -> bool:
-        """Return whether an offer made it cheaper."""
+        """Return whether an offer reduced the price."""
         return self.price < self.product.price
 
 
 class Cart:
-    """The bag of one visitor; reads the session when it is first asked, and not before."""
+    """The bag of one visitor. It doesn't read the session before a property or method needs it."""
 
     def __init__(self, request: HttpRequest) -> None:
         self._session = request.session
 
     @property
     def lines(self) -> list[Line]:
-        """Return what is in the bag, in the order it went in."""
+        """Return the lines, in the order in which the products were added."""
         stored = self._session.get(SESSION_KEY, {})
         return [
             Line(PRODUCTS[slug], entry["quantity"], Decimal(entry["price"]))
@@ -57,26 +57,26 @@ class Cart:
 
     @property
     def value(self) -> Decimal:
-        """Return the price of everything in the bag, without delivery."""
+        """Return the price of all lines, without delivery."""
         return sum((line.total for line in self.lines), Decimal(0))
 
     @property
     def delivery(self) -> Decimal:
-        """Return what delivery costs: nothing from FREE_DELIVERY_FROM, or for an empty bag."""
+        """Return the price of delivery; it is free from FREE_DELIVERY_FROM on and for an empty bag."""
         return DELIVERY if 0 < self.value < FREE_DELIVERY_FROM else Decimal(0)
 
     @property
     def total(self) -> Decimal:
-        """Return what there is to pay."""
+        """Return the price of all lines with delivery."""
         return self.value + self.delivery
 
     @property
     def missing(self) -> Decimal:
-        """Return how much more makes delivery free."""
+        """Return the amount that is missing for free delivery."""
         return max(FREE_DELIVERY_FROM - self.value, Decimal(0))
 
     def add(self, product: Product, *, price: Decimal | None = None) -> None:
-        """Put one more piece in; ``price`` is an offer's, and then holds for the pieces already there."""
+        """Add one piece; the ``price`` of an offer then applies to all pieces of the product."""
         stored = self._session.setdefault(SESSION_KEY, {})
         entry = stored.setdefault(product.slug, {"quantity": 0, "price": str(product.price)})
         entry["quantity"] += 1
@@ -85,11 +85,11 @@ class Cart:
         self._session.modified = True
 
     def remove(self, product: Product) -> None:
-        """Take all pieces of a product out; without one in the bag nothing happens."""
+        """Remove all pieces of a product, if there are any."""
         if self._session.get(SESSION_KEY, {}).pop(product.slug, None) is not None:
             self._session.modified = True
 
 
 def context(request: HttpRequest) -> dict[str, Any]:
-    """Give every template what its header shows: the shelves and the bag (a context processor)."""
+    """Add the shelves and the bag to every template, for its header (a context processor)."""
     return {"shelves": CATEGORIES.values(), "cart": Cart(request)}

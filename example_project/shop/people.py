@@ -1,4 +1,4 @@
-"""The three customers of the demonstration; the sandbox's workspace knows them by these ids."""
+"""The three customers of the demonstration; the sandbox's workspace has the same ids."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from django.contrib.auth.models import AbstractBaseUser
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Person:
-    """A customer one can sign in as."""
+    """A customer to sign in as."""
 
     pk: int
     username: str
@@ -27,6 +27,6 @@ PEOPLE: Final = (
 
 
 def get_user(person: Person) -> AbstractBaseUser:
-    """Return the user of a person, made or mended; nobody can sign in to it with a password."""
+    """Return the user of a person, created or updated, without a usable password."""
     defaults = {"username": person.username, "first_name": person.name, "password": "!"}
     return get_user_model().objects.update_or_create(pk=person.pk, defaults=defaults)[0]

@@ -1,21 +1,21 @@
-"""What this shop tells MoEngage about a page, besides what the package collects by itself."""
+"""The attributes that this shop sends to MoEngage in addition to those that the package collects."""
 
 from __future__ import annotations
 
 from django.http import HttpRequest
 
 from shop.cart import Cart
-from shop.catalogue import PRODUCTS
+from shop.catalog import PRODUCTS
 
 
 def cart(request: HttpRequest) -> dict[str, str]:
-    """Return the value of the bag, so that an audience may ask for it; an empty bag says nothing."""
+    """Return the value of the bag for audiences such as "Free delivery reached"; an empty bag has no attribute."""
     value = Cart(request).value
     return {"cart_value": str(value)} if value else {}
 
 
 def page(request: HttpRequest) -> dict[str, str]:
-    """Return which page this is and, on a category or a product, which shelf the visitor looks at."""
+    """Return the name of the page and, on the page of a category or product, the category."""
     match = request.resolver_match
     if match is None or match.url_name is None:
         return {}

@@ -1,4 +1,4 @@
-"""Routes of the shop; their names are what ``EXPERIENCES`` in the settings refers to."""
+"""The routes of the shop; ``EXPERIENCES`` in the settings uses their names."""
 
 from django.urls import path
 

@@ -1,7 +1,8 @@
-"""The pages of the shop. Three ways to say what a page needs: settings, a decorator, a mixin.
+"""The pages of the shop, with three ways to declare the experiences of a page.
 
-``home`` is planned by ``EXPERIENCES`` in the settings, ``cart`` by ``@personalize``, the product
-page by ``PersonalizeMixin``; the strip on every page by ``"shop:*"``. So each page is one call.
+``EXPERIENCES`` in the settings declares those of ``home``, and with ``"shop:*"`` the strip on every page;
+``@personalize`` declares those of ``cart``, ``PersonalizeMixin`` those of the product page. So each page
+makes only one call.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from django.views.generic import TemplateView
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
 from shop.cart import Cart
-from shop.catalogue import CATEGORIES, PRODUCTS, Product
+from shop.catalog import CATEGORIES, PRODUCTS, Product
 from shop.people import PEOPLE, get_user
 
 BESTSELLERS = (
@@ -36,7 +37,7 @@ BESTSELLERS = (
 
 
 def home(request: HttpRequest) -> HttpResponse:
-    """Show the front page; the default content of its experiences stands in the template."""
+    """Show the front page; the template has the fallback content of its experiences."""
     return render(request, "shop/home.html", {"bestsellers": [PRODUCTS[slug] for slug in BESTSELLERS]})
 
 
@@ -55,13 +56,13 @@ class CategoryView(TemplateView):
 
 
 class ProductView(PersonalizeMixin, TemplateView):
-    """Show one product, and what MoEngage recommends beside it."""
+    """Show one product and MoEngage's recommendations."""
 
     template_name = "shop/product.html"
     experiences = ("recommendations",)
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        """Add the product and, for visitors without a recommendation, what else is on its shelf."""
+        """Add the product, and other products of its category for visitors without recommendations."""
         product = get_product(kwargs["slug"])
         neighbors = [other for other in PRODUCTS.values() if other.category == product.category and other != product]
         return super().get_context_data(product=product, neighbors=neighbors, **kwargs)
@@ -92,7 +93,7 @@ def remove_from_cart(request: HttpRequest, slug: str) -> HttpResponse:
 @require_POST
 @personalize("cart-upsell")
 def take_offer(request: HttpRequest) -> HttpResponse:
-    """Put the product of the upsell into the bag at the price that MoEngage decided, whatever the form says."""
+    """Put the product of the upsell into the bag, at the price of the experience and not of the form."""
     upsell = request.personalization.get("cart-upsell")
     product = PRODUCTS.get(upsell.payload.get("Product", "")) if upsell else None
     if upsell is None or product is None:
@@ -104,7 +105,7 @@ def take_offer(request: HttpRequest) -> HttpResponse:
 
 
 class SignInView(TemplateView):
-    """Sign in as one of the demo users, without a password. Nothing for a real shop."""
+    """Sign in as one of the demo users, without a password. Don't copy this into a real shop."""
 
     template_name = "shop/sign_in.html"
 
@@ -113,7 +114,7 @@ class SignInView(TemplateView):
         return super().get_context_data(people=PEOPLE, **kwargs)
 
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Sign in and go back to where the visitor came from."""
+        """Sign in and go back to the page that the visitor came from."""
         person = next((person for person in PEOPLE if person.username == request.POST.get("username")), None)
         if person is None:
             raise Http404
@@ -123,7 +124,7 @@ class SignInView(TemplateView):
 
 @require_POST
 def sign_out(request: HttpRequest) -> HttpResponse:
-    """Sign out and go back to where the visitor came from."""
+    """Sign out and go back to the page that the visitor came from."""
     logout(request)
     return redirect(get_next(request))
 
@@ -136,13 +137,13 @@ def get_product(slug: str) -> Product:
 
 
 def get_next(request: HttpRequest) -> str:
-    """Return the page of this site that the form names, or the front page."""
+    """Return the URL in the form if it is on this site, else the front page."""
     url = request.POST.get("next", "")
     return url if url_has_allowed_host_and_scheme(url, allowed_hosts={request.get_host()}) else "/"
 
 
 def read_price(value: object, product: Product) -> Decimal:
-    """Return the price a marketer wrote; one that is none, or above the shop's own, is the shop's own."""
+    """Return the price in an experience; if it isn't a price below the shop's, return the shop's."""
     try:
         price = Decimal(str(value)).quantize(Decimal("0.01"))
         return price if 0 < price < product.price else product.price

@@ -1,4 +1,4 @@
-"""The ledger in numbers: impressions, clicks and click-through rate by experience and variation."""
+"""The ledger's page: impressions, clicks and click-through rate by experience and variation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LAST = 14
 
 @dataclass(slots=True)
 class Tally:
-    """Impressions and clicks of something."""
+    """Impressions and clicks."""
 
     impressions: int = 0
     clicks: int = 0
@@ -34,7 +34,7 @@ class Tally:
 
 @dataclass(slots=True)
 class Bar(Tally):
-    """One variation, with the lengths of its bars from 0 to 100."""
+    """One variation, with the lengths of its two bars from 0 to 100."""
 
     variation: str = ""
     audience: str = ""
@@ -52,9 +52,8 @@ class Chart(Tally):
 
 @dataclass(frozen=True, slots=True)
 class EventLine:
-    """One event as the table shows it."""
+    """One event, as the table shows it."""
 
-    uuid: str
     time: datetime
     is_click: bool
     experience_key: str
@@ -65,7 +64,7 @@ class EventLine:
 
 @dataclass(frozen=True, slots=True)
 class LedgerView:
-    """The whole page."""
+    """All that the page shows."""
 
     total: Tally
     visitors: int
@@ -74,7 +73,7 @@ class LedgerView:
 
 
 def build_ledger(events: Sequence[Mapping[str, Any]]) -> LedgerView:
-    """Return the numbers of ``events``, which are the ledger's entries, oldest first."""
+    """Return the page for ``events``, the ledger's entries, oldest first."""
     total = Tally()
     charts: dict[str, Chart] = {}
     for event in events:
@@ -93,7 +92,7 @@ def build_ledger(events: Sequence[Mapping[str, Any]]) -> LedgerView:
 
 
 def measure(bars: Iterable[Bar]) -> None:
-    """Give the bars their lengths: the longest of all is 100, so that experiences compare."""
+    """Set the lengths of the bars. The longest bar of all experiences is 100, so that they can be compared."""
     bars = list(bars)
     longest = max((max(bar.impressions, bar.clicks) for bar in bars), default=1)
     for bar in bars:
@@ -102,12 +101,11 @@ def measure(bars: Iterable[Bar]) -> None:
 
 
 def build_line(event: Mapping[str, Any]) -> EventLine:
-    """Return one event for the table; an anonymous visitor is shortened."""
+    """Return the line of one event; the id of an anonymous visitor is shortened."""
     customer_id = event["customer_id"]
     known = {str(person.pk): person.name for person in PEOPLE}
     visitor = known.get(customer_id) or (customer_id if len(customer_id) <= 12 else f"{customer_id[:11]}…")
     return EventLine(
-        uuid=event["event_uuid"],
         time=datetime.fromtimestamp(event["event_time"], UTC),
         is_click=event["action"] == CLICKED,
         experience_key=event["experience_key"],
@@ -115,27 +113,3 @@ def build_line(event: Mapping[str, Any]) -> EventLine:
         element=event["element"],
         visitor=visitor,
     )
-
-
-def build_data(view: LedgerView) -> dict[str, Any]:
-    """Return the numbers for those who read JSON."""
-    return {
-        "visitors": view.visitors,
-        **build_numbers(view.total),
-        "experiences": [
-            {
-                "experience_key": chart.experience_key,
-                **build_numbers(chart),
-                "variations": [
-                    {"variation": bar.variation, "audience": bar.audience, **build_numbers(bar)}
-                    for bar in chart.bars.values()
-                ],
-            }
-            for chart in view.charts
-        ],
-    }
-
-
-def build_numbers(tally: Tally) -> dict[str, float]:
-    """Return a tally's numbers."""
-    return {"impressions": tally.impressions, "clicks": tally.clicks, "rate": round(tally.rate, 2)}

@@ -1,4 +1,4 @@
-"""The panel on every page: what was sent, what came, why this, and the switches to make it another."""
+"""The panel on every page: the attributes sent, the experiences received and why, and the switches."""
 
 from __future__ import annotations
 
@@ -8,44 +8,45 @@ from typing import Any
 
 from django.http import HttpRequest
 
+from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import DataSource, Experience
 from shop.people import PEOPLE
 from workbench import sandbox
 from workbench.switches import Switches, SwitchForm
 
 OPEN_COOKIE = "panel"
-"""Set by panel.js, read here: so the panel is open from the first paint."""
+"""panel.js sets this cookie. The server reads it, so that an open panel is open from the first paint."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One experience of the page: what came, and why."""
+    """One experience key of the page: its experience, and the sandbox's decision on it."""
 
     experience_key: str
     experience: Experience | None
-    why: sandbox.Why | None
+    why: Mapping[str, Any] | None
 
     @property
     def variation(self) -> str:
-        """Return the id of the variation that came."""
+        """Return the id of the variation."""
         return str(self.experience.experience_context.get("moe_variation_id", "")) if self.experience else ""
 
     @property
     def audience(self) -> str:
-        """Return the audience for which it came."""
+        """Return the name of the audience."""
         return str(self.experience.experience_context.get("audience_name", "")) if self.experience else ""
 
     @property
     def source(self) -> str:
-        """Return where the answer came from."""
+        """Return the source of the experience, in words."""
         if self.experience is None:
             return ""
         return "from the cache" if self.experience.source is DataSource.CACHE else "from the network"
 
     @property
     def is_late(self) -> bool:
-        """Return whether the sandbox would serve it and the page did without."""
-        return self.experience is None and self.why is not None and self.why.served
+        """Return whether the sandbox serves the experience, but the page didn't get it in time."""
+        return self.experience is None and self.why is not None and self.why["served"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,15 +63,15 @@ class Panel:
 
     @property
     def came(self) -> int:
-        """Return how many experiences came."""
+        """Return how many experiences the page got."""
         return sum(finding.experience is not None for finding in self.findings)
 
 
 def build_panel(request: HttpRequest) -> Panel:
-    """Return the panel of a page; to be called at its end, when everything was asked."""
+    """Return the panel of a page. Call it at the end of the page, when all keys are known."""
     personalization = request.personalization
-    keys = personalization.experience_keys
-    reasons: dict[str, sandbox.Why] = {}
+    keys = get_page(request).experience_keys
+    reasons: dict[str, Mapping[str, Any]] = {}
     trouble = ""
     try:
         reasons = sandbox.explain(build_body(request, keys)) if keys else {}
@@ -88,7 +89,7 @@ def build_panel(request: HttpRequest) -> Panel:
 
 
 def build_body(request: HttpRequest, keys: tuple[str, ...]) -> dict[str, Any]:
-    """Return the body of the fetch that this page has made."""
+    """Return the body of the fetch that this page made."""
     identity = request.personalization.identity
     identifiers: dict[str, Any] = {}
     if identity.customer_id is not None:
@@ -99,18 +100,18 @@ def build_body(request: HttpRequest, keys: tuple[str, ...]) -> dict[str, Any]:
 
 
 def describe_visitor(request: HttpRequest) -> str:
-    """Say who is asking."""
+    """Return who the visitor is, in words."""
     identity = request.personalization.identity
     if identity.anonymous:
         return f"an anonymous browser, {str(identity.customer_id)[:11]}…"
     if identity.customer_id is None:
-        return "nobody known"
+        return "an unknown visitor"
     name = next((person.name for person in PEOPLE if str(person.pk) == identity.customer_id), "customer")
     return f"{name}, customer {identity.customer_id}"
 
 
 def build_form(request: HttpRequest) -> SwitchForm:
-    """Return the switches as they stand."""
+    """Return the form with the current choices."""
     switches: Switches = request.switches
     user = request.user.get_username() if request.user.is_authenticated else ""
     return SwitchForm(

@@ -1,4 +1,4 @@
-"""Switches: the visitor of the demonstration chooses device, day and hour, kept in a signed cookie."""
+"""Switches: the visitor of the demonstration chooses device, day and hour; a signed cookie keeps the choice."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from django import forms
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 
-from django_moe_personalize.visitor.attributes import DAYS
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.visitor.attributes import DAYS
 from shop.people import PEOPLE
 
 COOKIE: Final = "workbench"
@@ -33,7 +33,7 @@ MEDIUMS: Final = ("email", "cpc", "social")
 
 
 class SwitchForm(forms.Form):
-    """All switches of the panel; an empty value leaves things as they are in reality."""
+    """The switches of the panel; an empty value changes nothing."""
 
     device = forms.ChoiceField(
         required=False, choices=[("", "My own"), *((name, name.capitalize()) for name in USER_AGENTS)]
@@ -52,14 +52,14 @@ class SwitchForm(forms.Form):
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What was chosen; the defaults change nothing."""
+    """The choices; the defaults change nothing."""
 
     device: str = ""
     hour: int | None = None
     day: str = ""
 
     def build_moment(self, now: datetime) -> datetime | None:
-        """Return the chosen day and hour, nearest after ``now``'s own midnight; ``None`` if neither was chosen."""
+        """Return the next moment, today included, with the chosen day and hour; ``None`` without a choice."""
         if self.hour is None and not self.day:
             return None
         local = now.astimezone(get_settings().time_zone)
@@ -68,7 +68,7 @@ class Switches:
 
 
 def read_switches(request: HttpRequest) -> Switches:
-    """Return what the cookie says; a cookie that is not ours, or of another version, says nothing."""
+    """Return the choices in the cookie, or no choices if the cookie is invalid."""
     text = request.get_signed_cookie(COOKIE, default="", salt=SALT)
     form = SwitchForm(dict(zip(("device", "hour", "day"), text.split("|"), strict=False)))
     if not form.is_valid():
@@ -77,20 +77,20 @@ def read_switches(request: HttpRequest) -> Switches:
 
 
 def write_switches(response: HttpResponse, switches: Switches) -> None:
-    """Keep ``switches`` for the browser's session."""
+    """Set the cookie, for the session of the browser."""
     hour = "" if switches.hour is None else switches.hour
     value = f"{switches.device}|{hour}|{switches.day}"
     response.set_signed_cookie(COOKIE, value, salt=SALT, httponly=True, samesite="Lax")
 
 
 class SwitchesMiddleware:
-    """Make the request look as chosen. Stands after PersonalizeMiddleware, which asks only once views are known."""
+    """Change the request as chosen. It follows PersonalizeMiddleware, which reads the request later, for the view."""
 
     def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
         self.get_response = get_response
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
-        """Set the user agent and the moment of the page."""
+        """Set the user agent and the time of the page."""
         switches = read_switches(request)
         if switches.device:
             request.META["HTTP_USER_AGENT"] = USER_AGENTS[switches.device]

@@ -1,4 +1,4 @@
-"""Routes of the workbench. They stand outside the namespace of the shop, so nothing is fetched for them."""
+"""The routes of the workbench. They aren't in the namespace ``shop``, so these pages fetch no experiences."""
 
 from django.urls import path
 
@@ -8,6 +8,6 @@ app_name = "workbench"
 urlpatterns = [
     path("switches/", views.switch, name="switch"),
     path("ledger/", views.ledger, name="ledger"),
-    path("ledger/data.json", views.ledger_data, name="ledger-data"),
+    path("ledger/live/", views.ledger_live, name="ledger-live"),
     path("ledger/clear/", views.clear_ledger, name="ledger-clear"),
 ]

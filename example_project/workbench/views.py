@@ -1,4 +1,4 @@
-"""The switches' target and the ledger. None of these pages is personalized."""
+"""The form of the switches, and the ledger. None of these pages is personalized."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from django.contrib.auth import login, logout
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
-from django.template.loader import render_to_string
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
-from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.visitor.identity import delete_anonymous_cookie
 from shop.people import PEOPLE, get_user
 from shop.views import get_next
 from workbench import sandbox
-from workbench.ledger import build_data, build_ledger
+from workbench.ledger import build_ledger
 from workbench.switches import Switches, SwitchForm, write_switches
 
 
 @require_POST
 def switch(request: HttpRequest) -> HttpResponse:
-    """Set the switches and go back to the page, now seen with other eyes."""
+    """Set the switches and go back to the page."""
     form = SwitchForm(request.POST)
     if not form.is_valid():
         return redirect(get_next(request))
@@ -40,7 +39,7 @@ def switch(request: HttpRequest) -> HttpResponse:
 
 
 def forget_visitor(request: HttpRequest) -> HttpResponse:
-    """Sign out, empty the session and drop the anonymous id: the next page meets somebody new."""
+    """Sign out, clear the session and delete the anonymous id, so that the next page has a new visitor."""
     request.session.flush()
     response = redirect(build_return_url(get_next(request), ""))
     delete_anonymous_cookie(response)
@@ -48,7 +47,7 @@ def forget_visitor(request: HttpRequest) -> HttpResponse:
 
 
 def change_user(request: HttpRequest, username: str) -> None:
-    """Sign in as ``username``, or out."""
+    """Sign in as ``username``; without a username sign out."""
     person = next((person for person in PEOPLE if person.username == username), None)
     if person is None:
         if request.user.is_authenticated:
@@ -58,14 +57,14 @@ def change_user(request: HttpRequest, username: str) -> None:
 
 
 def forget_medium(request: HttpRequest) -> None:
-    """Take the remembered campaign out of the session; a new one comes with the query."""
+    """Remove the remembered campaign from the session; the query may bring a new one."""
     remembered = request.session.get(SESSION_KEY)
     if remembered and remembered.pop("utm_medium", None):
         request.session.modified = True
 
 
 def build_return_url(url: str, medium: str) -> str:
-    """Return ``url`` with ``utm_medium`` as chosen."""
+    """Return ``url`` with the chosen ``utm_medium``."""
     parts = urlsplit(url)
     query = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "utm_medium"]
     query += [("utm_medium", medium)] if medium else []
@@ -75,30 +74,28 @@ def build_return_url(url: str, medium: str) -> str:
 @require_GET
 @never_cache
 def ledger(request: HttpRequest) -> HttpResponse:
-    """Show what the sandbox has counted."""
+    """Show the events that the sandbox counted."""
     return render(request, "workbench/ledger.html", build_context())
 
 
 @require_GET
 @never_cache
-def ledger_data(request: HttpRequest) -> HttpResponse:
-    """Give the numbers, and the part of the page that shows them, for the script that keeps it live."""
-    context = build_context()
-    data = {} if context["view"] is None else build_data(context["view"])
-    return JsonResponse(data | {"html": render_to_string("workbench/ledger_live.html", context)})
+def ledger_live(request: HttpRequest) -> HttpResponse:
+    """Return the part of the page that the script refreshes."""
+    return render(request, "workbench/ledger_live.html", build_context())
 
 
 @require_POST
 def clear_ledger(request: HttpRequest) -> HttpResponse:
-    """Begin to count anew."""
-    # Where there is none to clear, the page that follows says so.
+    """Clear the ledger and show it."""
+    # Without a sandbox the ledger's page says so.
     with suppress(sandbox.SandboxUnreachableError):
         sandbox.clear_events()
     return redirect("workbench:ledger")
 
 
 def build_context() -> dict[str, Any]:
-    """Return what the ledger's templates need; ``view`` is ``None`` where there is no sandbox to ask."""
+    """Return the context of the ledger's templates; ``view`` is ``None`` if there is no sandbox."""
     context: dict[str, Any] = {"view": None, "source": sandbox.describe(), "delivery": get_delivery().counts()}
     context["dropped"] = sum(context["delivery"].dropped.values())
     try:

@@ -13,8 +13,8 @@ class Asked:
 
     def __init__(self, visitor: Visitor, keys: Sequence[str]) -> None:
         runtime = get_runtime()
-        question = Question(runtime, visitor, tuple(keys), Deadline(runtime.settings.deadline))
-        self.found, self.flight = start_fetch(question)
+        answers, self.flight = start_fetch(runtime, visitor, tuple(keys))
+        self.found = {key: answers[key] for key in keys if answers.get(key) is not None}
 
     @property
     def done(self) -> bool:

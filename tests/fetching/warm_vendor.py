@@ -23,7 +23,7 @@ from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.visitor.gather import Visitor
 from django_moe_personalize.visitor.identity import Identity
 from tests.loopback import Exchange, Loopback
-from tests.wire import LONG, wait_until
+from tests.wire import LONG, has_idle, wait_until
 
 
 class Vendor:
@@ -81,10 +81,7 @@ class Vendor:
 
     def is_kept(self) -> bool:
         """Return whether there is a connection to ask on at once."""
-        exchange = self.transport.reserve()
-        if exchange is not None:
-            exchange.release()
-        return exchange is not None
+        return has_idle(self.transport)
 
     @property
     def fetches(self) -> list[dict[str, Any]]:

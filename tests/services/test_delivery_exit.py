@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.delivery_vendor import SOON, Vendor
+from tests.delivery.vendor import SOON, Vendor
 
 ROOT = Path(__file__).parent.parent.parent
 

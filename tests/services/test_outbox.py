@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.delivery_vendor import Vendor
+from tests.delivery.vendor import Vendor
 from tests.services.databases import STARTS, Database
 from tests.services.outbox import RECORD, BadWeather, Site, run_experiment
 from tests.services.serving import start_sandbox

@@ -1,4 +1,4 @@
-"""Start the example shop on a free port as a stranger would, read pages over HTTP, and stop it.
+"""Start the example shop on a free port as a new user does, read pages over HTTP, and stop it.
 
 Run by `tox run -e demo-check`. Not collected by pytest.
 """
@@ -29,7 +29,7 @@ PHONE = (
 
 
 def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
+    """Return a free port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])
@@ -43,19 +43,19 @@ def read(url: str, *, user_agent: str = LAPTOP) -> tuple[int, str]:
 
 
 def wait_until_served(address: str, process: subprocess.Popen[bytes]) -> None:
-    """Return once somebody listens; raise RuntimeError when the demo ends or nobody does in time."""
+    """Return when the demo listens; raise RuntimeError if it ends or doesn't listen in time."""
     host, _, port = address.partition(":")
     over = time.monotonic() + START_SECONDS
     while time.monotonic() < over and process.poll() is None:
         with contextlib.suppress(ConnectionError), socket.create_connection((host, int(port)), timeout=1):
             return
         time.sleep(0.1)
-    raise RuntimeError(f"the demo does not listen on {address}; its exit status is {process.poll()}")
+    raise RuntimeError(f"The demo doesn't listen on {address}. Its exit code is {process.poll()}.")
 
 
 @contextlib.contextmanager
 def running_demo(address: str) -> Iterator[IO[bytes]]:
-    """Run the demo command on ``address`` and give its output; stop it as Ctrl-C does."""
+    """Run the demo command on ``address`` and yield its output; stop it like Ctrl-C."""
     command = [sys.executable, "-u", str(MANAGE), "demo", address]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
@@ -75,30 +75,30 @@ def running_demo(address: str) -> Iterator[IO[bytes]]:
 
 
 def visible_text(html: str) -> str:
-    """Return the page's words, without what differs between any two answers (tokens, nonces, scripts)."""
+    """Return the visible text of the page, so that tokens, nonces and scripts don't count as differences."""
     body = re.sub(r"(?s)<(script|style)\b.*?</\1>", " ", html.partition("<main")[2].partition("</main>")[0])
     return " ".join(re.sub(r"<[^>]*>", " ", body).split())
 
 
 def main() -> None:
-    """Check that the shop says where it is, and that its home page differs with who comes and from where."""
+    """Check that the demo prints its address, and that its home page differs by device and campaign."""
     address = f"127.0.0.1:{free_port()}"
     home = f"http://{address}/"
     with running_demo(address) as log:
         pages = {
-            "laptop": read(home),
+            "on a laptop": read(home),
             "from an email": read(f"{home}?utm_medium=email"),
-            "phone": read(home, user_agent=PHONE),
+            "on a phone": read(home, user_agent=PHONE),
         }
         log.seek(0)
-        said = log.read().decode()
-    assert home in said, f"the demo does not say {home}:\n{said}"
+        output = log.read().decode()
+    assert home in output, f"the demo doesn't print {home}:\n{output}"
     texts = {name: visible_text(html) for name, (_, html) in pages.items()}
     assert {status for status, _ in pages.values()} == {200}
-    assert all(texts.values()), f"a page without words in <main>: {texts}"
-    assert texts["from an email"] != texts["laptop"], "the home page is the same for ?utm_medium=email"
-    assert texts["phone"] != texts["laptop"], "the home page is the same for a phone"
-    print(f"{home} differed for {', '.join(name for name in texts if name != 'laptop')}")
+    assert all(texts.values()), f"a page without text in <main>: {texts}"
+    assert texts["from an email"] != texts["on a laptop"], "the home page is the same for ?utm_medium=email"
+    assert texts["on a phone"] != texts["on a laptop"], "the home page is the same for a phone"
+    print(f"{home} differs for a visitor {', '.join(name for name in texts if name != 'on a laptop')}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""``manage.py moe_sandbox``: the sandbox as a server of its own."""
+"""``manage.py moe_sandbox``: run the sandbox as an HTTP server."""
 
 from __future__ import annotations
 
@@ -21,33 +21,34 @@ DEFAULT_PORT = 8899
 
 
 class Command(BaseCommand):
-    """Serve the sandbox until it is interrupted or terminated; the exit code is then 0."""
+    """Serve the sandbox until SIGTERM or Ctrl-C; the exit code is then 0."""
 
     help = "Runs MoEngage Personalize locally, from a workspace file."
-    # It needs no settings: it is what a site is configured against.
+    # It needs no valid settings: a site gets its settings from this command's output.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See BaseCommand.add_arguments()."""
         parser.add_argument("address", nargs="?", default="", metavar="ADDR:PORT", help="default: 127.0.0.1:8899")
-        parser.add_argument("--workspace", metavar="FILE", help="a workspace file (default: the shipped one)")
+        parser.add_argument("--workspace", metavar="FILE", help="a workspace file (default: this package's)")
         parser.add_argument("--latency-ms", type=float, default=0.0, metavar="N", help="wait before every answer")
         parser.add_argument("--error-rate", type=float, default=0.0, metavar="P", help="share of answers that are 500")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Serve. Raises CommandError for a bad address, a port in use, a bad workspace or fault."""
+        """Serve. Raises CommandError for a wrong address, a port in use, a wrong workspace or a wrong fault."""
         host, port = parse_address(options["address"])
         try:
             workspace = load_workspace(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
         except WorkspaceError as error:
-            raise CommandError(f"The workspace cannot be used:\n{error}") from error
+            raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
             raise CommandError(str(error)) from error
         try:
             server = build_server(Engine(workspace), host, port, faults=faults)
         except OSError as error:
-            raise CommandError(f"{host}:{port} cannot be had: {error.strerror}.") from error
+            message = f"The sandbox can't listen on {host}:{port}: {error.strerror}. Choose another ADDR:PORT."
+            raise CommandError(message) from error
         with server:
             self._serve(server, workspace, host)
 
@@ -61,31 +62,31 @@ class Command(BaseCommand):
             self.stdout.write(f"    MOE_PERSONALIZE_{name}={value}")
         self.stdout.write(f"\n{len(workspace.definitions)} experiences: {', '.join(workspace.definitions)}")
         if not is_loopback(host):
-            self.stderr.write("Anyone who reaches this machine reaches the sandbox.")
-        self.stdout.write("Ctrl-C ends it.")
+            self.stderr.write("Everyone who can reach this machine can use the sandbox.")
+        self.stdout.write("Press Ctrl-C to stop it.")
         self.stdout.flush()
 
     def _serve(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
-        def end(number: int, frame: FrameType | None) -> None:
-            # Not an exception, which is lost where one is ignored (a finaliser, say); and not here,
-            # where shutdown() would wait for the loop it interrupts.
+        def stop(number: int, frame: FrameType | None) -> None:
+            # shutdown() waits for the loop that this handler interrupts, so it needs another thread. An exception
+            # from here could get lost in a finalizer.
             threading.Thread(target=server.shutdown, daemon=True).start()
 
         before = {}
         if threading.current_thread() is threading.main_thread():
-            # Before the announcement: whoever waits for it may end the sandbox the moment it is out.
-            before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
+            # Before the announcement: a script may send the signal as soon as it reads that.
+            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             self._announce(server, workspace, host)
             server.serve_forever()
-            self.stdout.write("The sandbox has ended.")
+            self.stdout.write("The sandbox has stopped.")
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
 
 def parse_address(text: str) -> tuple[str, int]:
-    """Return (host, port) of ``ADDR:PORT``, ``ADDR``, ``PORT`` or ``""``; raises CommandError."""
+    """Return (host, port) from ``ADDR:PORT``, ``ADDR``, ``PORT`` or ``""``. Raises CommandError."""
     host, colon, port = text.rpartition(":")
     if not colon or (text.startswith("[") and text.endswith("]")):
         host, port = (DEFAULT_HOST, text) if text.isdigit() else (text, "")
@@ -94,7 +95,7 @@ def parse_address(text: str) -> tuple[str, int]:
         ipaddress.ip_address(host)
         number = int(port or DEFAULT_PORT)
     except ValueError as error:
-        raise CommandError(f'"{text}" is not an address: write ADDR:PORT, such as 127.0.0.1:8899.') from error
+        raise CommandError(f'"{text}" is not an address. Write ADDR:PORT, such as 127.0.0.1:8899.') from error
     if not 0 <= number <= 65535:
-        raise CommandError(f"{number} is not a port: it must be 0 to 65535.")
+        raise CommandError(f"{number} is not a port. Choose one from 0 to 65535.")
     return host, number

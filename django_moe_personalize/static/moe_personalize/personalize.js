@@ -1,6 +1,6 @@
-// Reports clicks on data-moe-click elements and, where the page asks for it, experiences seen.
-// The page has an empty <template> before and one after an experience: these marks take part in
-// no layout, may stand in tables and lists, and hold the signed token to report.
+// Reports clicks on data-moe-click elements and, if the page asks for it, experiences that come into view.
+// The page has a mark before and after an experience: an empty <template>, which doesn't change the layout, may
+// stand in tables and lists, and holds the signed token to report.
 (() => {
   // A page that loads the script twice reports once.
   if (document.moeSent) return;
@@ -8,12 +8,12 @@
   const url = document.currentScript.dataset.beacon;
   const pending = [];
 
-  // Each event once; what happens within a second travels in one beacon.
+  // Report each event once. One beacon carries all events of a second.
   function report(...event) {
     const text = JSON.stringify(event);
     if (reported[text]) return;
     reported[text] = true;
-    // The server reads at most 16 KiB, and 100 events: with their tokens, those are always more.
+    // The server reads 16 KiB at most. It also reads 100 events at most, which with their tokens are larger.
     if ((pending + text).length > 15000) send();
     if (!pending[0]) setTimeout(send, 1000);
     pending.push(text);
@@ -22,11 +22,11 @@
   function send() {
     if (!pending[0]) return;
     const body = `{"events":[${pending.splice(0)}]}`;
-    // Not every browser has sendBeacon, and it refuses when too much is on its way.
+    // Some browsers lack sendBeacon. It also refuses a beacon while too many bytes are being sent.
     navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: true }).catch(() => {});
   }
 
-  // The experiences around an element, innermost last: the marks before it, less those already closed.
+  // List the marks of the experiences around an element, the innermost last: marks before it that are still open.
   function listMarks(element) {
     const open = [];
     for (const mark of document.querySelectorAll("[data-moe-experience],[data-moe-context],[data-moe-end]")) {
@@ -39,14 +39,14 @@
     return open;
   }
 
-  // IMPRESSIONS = "web_sdk": the vendor's own script counts, if it is there.
+  // IMPRESSIONS = "web_sdk": MoEngage's own script counts, if the page has loaded it.
   function tell(method, context, details) {
     const sdk = window.MoEngage?.personalize;
     sdk?.[method](JSON.parse(context), details);
     return sdk;
   }
 
-  // Captured, because the page's own handlers may stop the event or take the element out.
+  // In the capture phase, because the page's own handlers may stop the event or remove the element.
   addEventListener(
     "click",
     ({ target }) => {
@@ -57,30 +57,30 @@
       const { moeContext: context, moeExperience: token } = mark.dataset;
       if (context) tell("trackClick", context, { button_id: name });
       else report("click", token, name);
-      // The click may leave the page.
+      // The click may lead to another page.
       send();
     },
     true,
   );
 
-  // A page that is left, hidden, or kept for the back button shows nothing and may never come back.
+  // A hidden page shows nothing, and its visitor may never return. So send the waiting reports now.
   let interrupted = 0;
   addEventListener("visibilitychange", (event) => {
     interrupted = event.timeStamp;
     send();
   });
 
-  // IMPRESSIONS = "visible": half of the experience in view for one second without a break.
+  // IMPRESSIONS = "visible": report an experience when half of it was in view for one second without a break.
   function watch(mark) {
     let elements, since, timer;
 
-    // Observed anew, all its elements tell where they are now, clipped by whatever clips them.
+    // Observe all elements again, so that the observer reports which part of each is in view now.
     function measure() {
       elements = [];
       for (let next = mark; (next = next.nextElementSibling) && listMarks(next).includes(mark); ) elements.push(next);
-      // At least the end mark is there, unless all was taken out of the page.
+      // There is at least the end mark, unless a script has removed the experience.
       if (!elements[0]) return;
-      // Bare text is seen with the element that holds it.
+      // Bare text has no element of its own, so watch its parent.
       if (!elements[1]) elements = [mark.parentElement];
       observer.disconnect();
       elements.forEach((element) => observer.observe(element));
@@ -99,7 +99,7 @@
           right = Math.max(right, box.right);
         }
       }
-      // What is taller than the window has to fill half of its height.
+      // An experience that is taller than the window has to fill half of the window's height.
       since =
         !document.hidden &&
         seen &&
@@ -119,9 +119,9 @@
     timer = 0;
     for (const mark of document.querySelectorAll("[data-moe-watch],[data-moe-context]")) {
       const { moeContext: context, moeExperience: token = context } = mark.dataset;
-      // Libraries that morph a page keep the mark and change its token.
+      // A library that morphs the page keeps the mark and changes its token.
       if (mark.moe !== token) {
-        // The vendor's script may still be on its way.
+        // MoEngage's script may still be loading.
         if (context && !tell("trackImpression", context)) schedule();
         else {
           mark.moe = token;
@@ -136,6 +136,6 @@
   }
 
   scan();
-  // What is put into the page later counts too.
+  // Experiences that a script adds to the page later count too.
   new MutationObserver(schedule).observe(document, { childList: true, subtree: true });
 })();

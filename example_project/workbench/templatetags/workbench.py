@@ -1,4 +1,4 @@
-"""``{% workbench_panel %}``, at the end of a page."""
+"""The tag ``{% workbench_panel %}`` for the end of a page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ register = template.Library()
 
 @register.inclusion_tag("workbench/panel.html", takes_context=True)
 def workbench_panel(context: Context) -> dict[str, Panel | object]:
-    """Show the panel; nothing on a page whose request has not come through the middleware, such as an error."""
+    """Render the panel, or nothing on a page that didn't pass the middleware, such as an error page."""
     request = context.get("request")
     panel = build_panel(request) if hasattr(request, "personalization") else None
     return {"panel": panel, "request": request}

@@ -1,4 +1,4 @@
-"""``manage.py demo``: make the database ready and serve the shop."""
+"""``manage.py demo``: prepare the database and serve the shop."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ ADDRESS = re.compile(r"(?:(?P<host>[^\[\]]*|\[[0-9A-Fa-f:.]+\]):)?(?P<port>\d{1,
 
 
 class QuietHandler(WSGIRequestHandler):
-    """Log no requests: what the shop does is on its pages."""
+    """Don't log requests: the pages of the shop show what it does."""
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing."""
 
 
 class Command(BaseCommand):
-    """Migrate, make the demo users, serve until Ctrl-C."""
+    """Migrate, create the demo users, serve until Ctrl-C."""
 
-    help = "Serve the example shop: migrates, makes the demo users, and serves until Ctrl-C."
+    help = "Migrates the database, creates the demo users and serves the example shop until Ctrl-C."
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        """Take an address and a port."""
+        """Add the address."""
         parser.add_argument("addrport", nargs="?", default="127.0.0.1:8000", metavar="ADDR:PORT")
 
     def handle(self, *args: Any, addrport: str, **options: Any) -> None:
-        """Run the demonstration. Raises CommandError when the address cannot be had."""
+        """Run the demonstration. Raises CommandError if the address can't be bound."""
         host, port = read_address(addrport)
         server = self.build_server(host, port)
         with server:
@@ -44,7 +44,7 @@ class Command(BaseCommand):
             for person in PEOPLE:
                 get_user(person)
             self.greet(host, server.server_port)
-            # A stop by `kill` or by tox ends like Ctrl-C, so that the last events are delivered.
+            # `kill` and tox stop the shop like Ctrl-C does, so that it delivers its last events.
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.default_int_handler)
             try:
@@ -53,7 +53,7 @@ class Command(BaseCommand):
                 self.stdout.write("\nThe shop is closed.")
 
     def build_server(self, host: str, port: int) -> ThreadedWSGIServer:
-        """Return the server, bound; static files come straight from the apps. Raises CommandError."""
+        """Return a bound server that also serves the static files of the apps. Raises CommandError."""
         try:
             server = ThreadedWSGIServer((host.strip("[]"), port), QuietHandler, ipv6=host.startswith("["))
         except OSError as error:
@@ -63,34 +63,34 @@ class Command(BaseCommand):
         return server
 
     def greet(self, host: str, port: int) -> None:
-        """Say where the shop is and what to try."""
+        """Print the address of the shop and what to try."""
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}/"  # noqa: S104 - compared, not bound
         lines = (
             self.style.SUCCESS(f"The shop is at {url}"),
             f"Its experiences come from {sandbox.describe()}.",
-            f"Try {url}?utm_medium=email, sign in as Ada, open «Behind this page» and turn the clock;",
-            f"then watch the clicks arrive at {url}ledger/. Ctrl-C closes the shop.",
+            f"Try {url}?utm_medium=email, sign in as Ada, open “Behind this page” and change the hour.",
+            f"Watch the clicks arrive at {url}ledger/. Press Ctrl-C to close the shop.",
         )
         self.stdout.write("\n".join(lines))
         self.stdout.flush()
 
 
 def read_address(text: str) -> tuple[str, int]:
-    """Return host and port of ``ADDR:PORT`` or ``PORT``; raises CommandError."""
+    """Return host and port from ``ADDR:PORT`` or ``PORT``; raises CommandError."""
     match = ADDRESS.fullmatch(text)
     if match is None or int(match["port"]) > 65535:
-        raise CommandError(f"{text!r} is no address: write ADDR:PORT as in 127.0.0.1:8000, or a port alone.")
+        raise CommandError(f"{text!r} is not an address. Write ADDR:PORT, such as 127.0.0.1:8000, or only a port.")
     return match["host"] or "127.0.0.1", int(match["port"])
 
 
 def describe_bind_error(error: OSError, host: str, port: int) -> str:
-    """Say what keeps the server from starting, and the mend."""
+    """Return why the server can't start, and how to fix it."""
     if error.errno == errno.EADDRINUSE:
         other = f"{host}:{port + 1 if port < 65535 else 8001}"
         return (
-            f"{host}:{port} is taken by another program. Stop that one, or give the shop another port: "
+            f"Another program uses {host}:{port}. Stop that program, or give the shop another port: "
             f"python example_project/manage.py demo {other} (or: python3 -m tox run -e demo -- {other})."
         )
     if error.errno == errno.EACCES:
-        return f"Port {port} needs more rights than you have. Take one above 1023, such as {host}:8000."
-    return f"{host}:{port} cannot be served: {error.strerror or error}. Try 127.0.0.1:8000."
+        return f"You may not use port {port}. Choose one above 1023, such as {host}:8000."
+    return f"The shop can't listen on {host}:{port}: {error.strerror or error}. Try 127.0.0.1:8000."

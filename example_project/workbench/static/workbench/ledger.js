@@ -1,5 +1,5 @@
-// Keeps the ledger live: asks for the server's own rendering and changes what differs, so that
-// bars grow instead of jumping and a selection or a focus survives. Pauses in a hidden tab.
+// Keep the ledger live: fetch the server's HTML and change only the nodes that differ, so that bars grow
+// smoothly and a selection or a focus stays. Pause in a hidden tab.
 "use strict";
 
 const PERIOD = 1500;
@@ -34,10 +34,10 @@ async function refresh() {
   clearTimeout(timer);
   if (document.hidden) return;
   try {
-    const response = await fetch(live.dataset.url, { headers: { accept: "application/json" } });
-    if (response.ok) show((await response.json()).html);
+    const response = await fetch(live.dataset.url);
+    if (response.ok) show(await response.text());
   } catch {
-    // The shop is closed or restarting: the page keeps what it has, and asks again.
+    // The shop is closed or restarting: keep the page and try again.
   }
   timer = setTimeout(refresh, PERIOD);
 }

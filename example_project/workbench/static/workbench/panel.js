@@ -1,5 +1,5 @@
-// The panel: switches act at once, and the browser remembers whether it stands open.
-// Without this script the button does the former, and the panel starts closed.
+// The panel: a changed switch applies at once, and a cookie remembers whether the panel is open.
+// Without this script the visitor presses "Apply", and the panel starts closed.
 "use strict";
 
 const panel = document.getElementById("panel");

@@ -1,0 +1,275 @@
+"""``manage.py check``: one message for each mistake, with its fix, and none for a right site."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from django.apps import apps
+from django.core.checks import Error, run_checks
+from django.core.checks.registry import registry
+from django.http import HttpResponse
+from django.test import override_settings
+from django.urls import include, path
+
+from django_moe_personalize import checks
+from django_moe_personalize.checks.settings import DUMMY_CACHE, LOCAL_CACHE
+from django_moe_personalize.checks.settings import MIDDLEWARE as OURS
+from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.middleware import PersonalizeMiddleware
+from tests.conf.configured import CREDENTIALS, SECRET
+
+SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+THEIRS = f"{__name__}.TheirMiddleware"
+PAGE = f"{__name__}.page"
+SITE = {
+    "DEBUG": False,
+    "MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS],
+    "CACHES": {"default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}},
+    "ROOT_URLCONF": __name__,
+}
+SANDBOX_URL = {"BASE_URL": "http://127.0.0.1:8899/v1"}
+not_callable = "a string"
+
+
+class TheirMiddleware(PersonalizeMiddleware):
+    """A site's own subclass."""
+
+
+def page(request):
+    """Return an empty page."""
+    return HttpResponse()
+
+
+class ShopURLs:
+    """The URLs of a shop, with an office below."""
+
+    app_name = "shop"
+    urlpatterns = [
+        path("", page, name="home"),
+        path("back/", include(([path("", page, name="index")], "office"), namespace="back")),
+    ]
+
+
+urlpatterns = [
+    path("", page),
+    path("plain/", page, name="plain"),
+    path("shop/", include(ShopURLs)),
+    path("more/", include([path("page/", page, name="page")])),
+    path("moe/", include("django_moe_personalize.urls")),
+]
+
+
+class WithoutOurURLs:
+    """URLs without this package's."""
+
+    urlpatterns = [path("plain/", page, name="plain")]
+
+
+def check_site(moe=None, **changes):
+    """Return the messages for a right site with these changes. ``moe`` changes keys of MOE_PERSONALIZE."""
+    with override_settings(**{**SITE, "MOE_PERSONALIZE": {**CREDENTIALS, **(moe or {})}, **changes}):
+        return run_checks(tags=["moe_personalize"])
+
+
+def read_numbers(messages):
+    """Return the ids without their prefix."""
+    return [message.id.removeprefix("moe_personalize.") for message in messages]
+
+
+ROUTES = ["*", "plain", PAGE, "shop:home", "shop:*", "shop:back:*", "shop:back:index", "page", "moe_personalize:*"]
+
+
+@pytest.mark.parametrize(
+    ("moe", "changes"),
+    [
+        ({}, {}),
+        ({"ENABLED": False}, {}),
+        ({}, {"MOE_PERSONALIZE": {"ENABLED": False}}),
+        ({}, {"DEBUG": True, "MOE_PERSONALIZE": {}}),
+        ({}, {"DEBUG": True, "MOE_PERSONALIZE": SANDBOX_URL}),
+        ({}, {"DEBUG": True, "CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
+        ({}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, THEIRS]}),
+        ({}, {"MIDDLEWARE": [OURS]}),
+        ({}, {"MIDDLEWARE": [SESSIONS, OURS, "no.such.Middleware"]}),
+        ({}, {"MIDDLEWARE": [OURS, PAGE]}),
+        ({}, {"ROOT_URLCONF": "no.such.urls"}),
+        ({}, {"CACHES": {"default": {"BACKEND": "no.such.Cache"}}}),
+        ({"EXPERIENCES": {route: ["a"] for route in ROUTES}}, {}),
+        ({}, {"DEBUG": True, "MOE_PERSONALIZE": {"EXPERIENCES": {"*": ["hero-banner"]}}}),
+        ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8"]}, {}),
+        ({"CACHE_CONTROL": "Private, max-age=0"}, {}),
+        ({"DATA_CENTER": "", "BASE_URL": "https://proxy.example.com/v1"}, {}),
+        # The sandbox behind a URL has its workspace file elsewhere.
+        ({"SANDBOX": "/no/such.json", **SANDBOX_URL}, {"DEBUG": True}),
+    ],
+)
+def test_right_site(moe, changes):
+    """A site without a mistake gets no message."""
+    assert check_site(moe, **changes) == []
+
+
+@pytest.mark.parametrize(
+    ("moe", "number", "text", "hint"),
+    [
+        ({"DEADLNE": 1}, "E001", "'DEADLNE'", 'Did you mean "DEADLINE"?'),
+        ({"DEADLINE": -1}, "E002", "above 0", "remove it to use the default"),
+        ({"DEADLINE": "1"}, "E002", "a number", "without quotation marks"),
+        ({"WORKSPACE_ID": ""}, "E003", "has API_KEY, but no WORKSPACE_ID.", "dashboard"),
+        ({"API_KEY": ""}, "E004", "has WORKSPACE_ID, but no API_KEY.", "Personalize key"),
+        ({"DATA_CENTER": ""}, "E005", "has no DATA_CENTER.", "address of your dashboard"),
+        ({"DATA_CENTER": 3}, "E005", "is 3; expected one of", 'Write "03".'),
+        ({"BASE_URL": "http://example.com"}, "E006", "https", "Remove it"),
+        ({"IDENTIFY": "no.such.identify"}, "E009", "IDENTIFY", "Correct the path"),
+        ({"CONSENT": f"{__name__}.not_callable"}, "E009", "isn't callable", "Name a"),
+        ({"ATTRIBUTES": [f"{__name__}.no"]}, "E009", "ATTRIBUTES", "Correct"),
+        ({"DELIVERY": {"BACKEND": "no.such.Delivery"}}, "E010", "DELIVERY", "Correct"),
+        ({"TRANSPORT": {"BACKEND": "no.such.Transport"}}, "E011", "TRANSPORT", "Correct"),
+        ({"TRANSPORT": {"OPTIONS": {"verfy": 1}}}, "E011", "'verfy'", "verify"),
+        ({"TRANSPORT": {"OPTIONS": {"verify": "/no"}}}, "E011", "verify must", "OPTIONS"),
+        ({"CACHE": "defualt"}, "E012", "'defualt'", 'Did you mean "default"?'),
+        ({"CACHE": "zzz"}, "E012", "'zzz'", "Use one of 'default'."),
+        ({"CACHE_CONTROL": "max-age=60"}, "W009", "shared cache", "private, no-store"),
+        ({"TRUSTED_PROXIES": ["::/0"]}, "W010", "every address", "your own"),
+        ({"EXPERIENCES": {"shop:hme": ["a"]}}, "W007", "'shop:hme'", '"shop:home"?'),
+        ({"EXPERIENCES": {"shop": ["a"]}}, "W007", "'shop'", '"shop:*"?'),
+        ({"EXPERIENCES": {"q": ["a"]}}, "W007", "'q'", "Use a view name"),
+        # While a value is wrong, the other checks are silent.
+        ({"DEADLINE": "soon", "CACHE": "zzz"}, "E002", "a number", "remove it"),
+    ],
+)
+def test_mistake_in_the_settings(moe, number, text, hint):
+    """One mistake gives one message, which says what is wrong and how to fix it."""
+    [message] = check_site(moe)
+    assert read_numbers([message]) == [number]
+    assert text in message.msg
+    assert hint in message.hint
+    assert isinstance(message, Error) == number.startswith("E")
+    assert SECRET not in str(message)
+
+
+@pytest.mark.parametrize(
+    ("expected", "moe", "changes"),
+    [
+        # Without any credential, no message mentions the other half.
+        (["E003", "E004", "E005"], {}, {"MOE_PERSONALIZE": {}}),
+        (["E011"], {}, {"DEBUG": True, "MOE_PERSONALIZE": {"TRANSPORT": {"BACKEND": "no.such.Transport"}}}),
+        (["W001"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION]}),
+        (["E007"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS, OURS]}),
+        (["E007"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS, THEIRS]}),
+        (["E008"], {}, {"MIDDLEWARE": [SESSIONS, OURS, AUTHENTICATION]}),
+        (["E008", "E008"], {}, {"MIDDLEWARE": [OURS, SESSIONS, AUTHENTICATION]}),
+        (["E008"], {}, {"MIDDLEWARE": [THEIRS, SESSIONS]}),
+        (["W004"], {}, {"CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
+        (["W005"], {}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}}),
+        (["W005"], {}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}, "DEBUG": True}),
+        # The sandbox costs no calls, so the local cache doesn't matter.
+        (["W006"], {"SANDBOX": True}, {"CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
+        (["W006"], {}, {"MOE_PERSONALIZE": {"SANDBOX": True}}),
+        (["W003"], {}, {"ROOT_URLCONF": WithoutOurURLs}),
+        # A site that uses the API alone needs no URLs.
+        (["W001"], {}, {"ROOT_URLCONF": WithoutOurURLs, "MIDDLEWARE": []}),
+        # A site that is off needs nothing of this.
+        ([], {"ENABLED": False, "SANDBOX": True}, {"MIDDLEWARE": [], "ROOT_URLCONF": WithoutOurURLs}),
+        ([], {"ENABLED": False}, {"MOE_PERSONALIZE": {"ENABLED": False, "SANDBOX": True}}),
+        ([], {"ENABLED": False}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}}),
+    ],
+)
+def test_mistake_in_the_site(expected, moe, changes):
+    """Each mistake outside MOE_PERSONALIZE gives one message with a hint."""
+    messages = check_site(moe, **changes)
+    assert read_numbers(messages) == expected
+    assert all(message.hint for message in messages)
+    assert not any(", but no " in message.msg for message in messages)
+
+
+def test_unknown_variable(monkeypatch):
+    """A misspelled environment variable is a warning with the right name."""
+    monkeypatch.setenv("MOE_PERSONALIZE_DEADLNE", "1")
+    [message] = check_site()
+    assert (message.id, message.hint) == ("moe_personalize.W002", 'Did you mean "DEADLINE"?')
+
+
+@pytest.mark.parametrize("moe", [{}, SANDBOX_URL])
+def test_broken_workspace_file(tmp_path, moe):
+    """The error names the place of the mistake in the file."""
+    file = tmp_path / "moe.json"
+    file.write_text("{")
+    [message] = check_site(DEBUG=True, MOE_PERSONALIZE={"SANDBOX": file, **moe})
+    assert message.id == "moe_personalize.E013"
+    assert "moe.json: line 1" in message.msg
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "hint"),
+    [
+        (None, "hero-baner", 'Did you mean "hero-banner"?'),
+        (None, "qqq", "Use one of hero-banner, "),
+        ('{"workspace_id": "W", "api_key": "k", "experiences": []}', "a", "Add an experience to the workspace file."),
+    ],
+)
+def test_key_that_the_sandbox_does_not_have(tmp_path, file, key, hint):
+    """A wrong key is one warning, even if several routes have it."""
+    if file is not None:
+        (tmp_path / "moe.json").write_text(file)
+    moe = {"SANDBOX": tmp_path / "moe.json" if file else True, "EXPERIENCES": {"*": [key], "plain": [key]}}
+    [message] = check_site(DEBUG=True, MOE_PERSONALIZE=moe)
+    assert message.id == "moe_personalize.W008"
+    assert message.hint.startswith(hint)
+
+
+@pytest.mark.parametrize(("mode", "lost"), [("render", "so clicks aren't"), ("visible", "so clicks and impressions")])
+def test_missing_urls(mode, lost):
+    """The message says what isn't counted without the package's URLs."""
+    [message] = check_site({"IMPRESSIONS": mode}, ROOT_URLCONF=WithoutOurURLs)
+    assert lost in message.msg
+    assert 'include("django_moe_personalize.urls")' in message.hint
+
+
+def test_checks_are_registered_once(monkeypatch):
+    """The app registers one check, which runs them all, even if Django calls ready() twice."""
+    apps.get_app_config("moe_personalize").ready()
+    (registered,) = [check for check in registry.get_checks() if "moe_personalize" in check.tags]
+    assert all(check.__doc__ and check.__name__.startswith("check_") for check in checks.CHECKS)
+    monkeypatch.setattr(checks, "CHECKS", [lambda number=number, **kwargs: [number] for number in range(3)])
+    assert registered(app_configs=None) == [0, 1, 2]
+
+
+def test_checks_open_no_connection(monkeypatch):
+    """No check uses the network; pytest-django forbids the database."""
+    monkeypatch.setattr("socket.socket.connect", lambda *args: pytest.fail("a check opened a socket"))
+    assert check_site() == []
+
+
+def test_check_command_prints_the_hint():
+    """``manage.py check`` ends with the error and its fix."""
+    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "MOE_PERSONALIZE_DATA_CENTER": "3"}
+    done = subprocess.run(
+        [sys.executable, "-m", "django", "check"], check=False, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert "moe_personalize.E005" in done.stderr
+    assert 'HINT: Write "03".' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "warned"),
+    [
+        ({}, True),
+        ({"enable-threads": b"false"}, True),
+        ({"enable-threads": True}, False),
+        ({"enable-threads": b"true"}, False),
+        ({"threads": b"4"}, False),
+    ],
+)
+def test_uwsgi_without_threads(monkeypatch, caplog, options, warned):
+    """In a uWSGI without threads, the check and the log name the missing option."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    found = check_site({})
+    assert read_numbers(found) == ["W011"] * warned
+    assert all("enable-threads" in message.hint for message in found)
+    assert check_site({"DELIVERY": {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}}) == []
+    ThreadDelivery().close()
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * warned

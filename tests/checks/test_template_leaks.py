@@ -1,0 +1,231 @@
+"""``{% cache %}`` around one visitor's content: the check finds it in any template, and survives foreign nodes."""
+
+import django
+import pytest
+from django.core.checks import run_checks
+from django.template import Engine, Library, Node
+from django.template.backends.dummy import TemplateStrings
+from django.template.loaders.base import Loader
+
+from django_moe_personalize.checks.settings import check_template_leaks
+
+register = Library()
+
+FILES = {
+    "hero.html": "{% load moe_personalize %}<b>\n{% experience 'hero' as hero %}{{ hero.Title }}{% endexperience %}",
+    "deeper.html": "{% include 'hero.html' %}",
+    "plain.html": "{% if request.user.is_staff %}hero and personalization{% endif %}",
+    "again.html": "{% include 'again.html' %}",
+    "card.html": "{% load cache %}{% cache 60 card %}<i>{{ hero.Title }}</i>{% endcache %}",
+    "base.html": "{% load cache %}{% cache 60 side %}\n{% block side %}{% endblock %}{% endcache %}",
+    "middle.html": "{% extends 'base.html' %}",
+    "loop.html": "{% extends 'loop2.html' %}",
+    "loop2.html": "{% extends 'loop.html' %}{% load cache %}{% cache 60 x %}{% endcache %}",
+    "broken.html": "{% load cache %}{% cache 60 x %}{% nonsense %}",
+}
+PAGE = "{% load cache moe_personalize leaks %}\n"
+EXPERIENCE = "{% experience 'hero' as hero %}"
+
+
+class OtherTemplates(TemplateStrings):
+    """A template engine of another language."""
+
+    def __init__(self, params):
+        super().__init__(params | {"OPTIONS": {}})
+
+
+class BrokenLoader(Loader):
+    """A third-party loader that fails, and has odd attributes."""
+
+    loaders = None
+
+    def get_template_sources(self, template_name):
+        """Find no template."""
+        return []
+
+    def get_dirs(self):
+        """Fail."""
+        raise ValueError("no folders")
+
+
+@register.inclusion_tag("hero.html")
+def show_hero():
+    """Show the hero."""
+    return {}
+
+
+@register.inclusion_tag(["hero.html"])
+def show_one_of():
+    """Show a template that the check can't know."""
+    return {}
+
+
+class Foreign(Node):
+    """A third-party tag with odd attributes, such as ``extra_context=None``."""
+
+    def __init__(self, nodelist, attributes):
+        self.nodelist = nodelist
+        self.__dict__.update(attributes)
+
+
+ODD_ATTRIBUTES = {
+    "none": {"extra_context": None, "loopvars": None},
+    "strings": {"extra_context": {"a": "text"}, "loopvars": 7},
+    "partial": {"partial_mapping": None, "partial_name": "hero"},
+    "parts": {"child_nodelists": None},
+    "conditions": {"conditions_nodelists": [7]},
+}
+
+
+@register.tag
+def foreign(parser, token):
+    """Parse ``{% foreign kind %}…{% endforeign %}``."""
+    nodelist = parser.parse(("endforeign",))
+    parser.delete_first_token()
+    return Foreign(nodelist, ODD_ATTRIBUTES[token.split_contents()[1]])
+
+
+@pytest.fixture
+def find(settings, tmp_path):
+    """Return a function that writes a page, ``[…]`` for ``{% cache %}``, and returns the (message, hint) pairs."""
+
+    def find(source, *, options=None):
+        page = source.replace("[", "{% cache 60 page %}").replace("]", "{% endcache %}")
+        for name, text in {**FILES, "page.html": page}.items():
+            (tmp_path / name).write_text(text)
+        library = {"libraries": {"leaks": __name__}}
+        settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path], "OPTIONS": library | (options or {})}]
+        found = [m for m in run_checks(tags=["moe_personalize"]) if m.id == "moe_personalize.E014"]
+        return [(m.msg.replace(f"{tmp_path}/", ""), m.hint.replace(f"{tmp_path}/", "")) for m in found]
+
+    return find
+
+
+HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("[{% include 'hero.html' %}]", HERO),
+        ("[{% if x %}{% include 'deeper.html' %}{% endif %}]", HERO),
+        ("[{% show_hero %}]", HERO),
+        ("[{{ personalization.hero.Title }}]", "{{ personalization.hero.Title }} in page.html, line 2"),
+        ("[{% if 1 %}{% elif request.personalization.hero %}{% endif %}]", "{% if 1 %} in page.html, line 2"),
+        (EXPERIENCE + "[{{ hero.Title }}]{% endexperience %}", "{{ hero.Title }} in page.html, line 2"),
+        (EXPERIENCE + "{% include 'card.html' %}{% endexperience %}", "{{ hero.Title }} in card.html, line 1"),
+        (
+            EXPERIENCE + "{% for o in hero.offerings %}[{{ o.title }}]{% endfor %}{% endexperience %}",
+            "{{ o.title }} in page.html, line 2",
+        ),
+        (
+            EXPERIENCE + "{% with a=hero.Title b=x %}[{{ a }}{{ b }}]{% endwith %}{% endexperience %}",
+            "{{ a }} in page.html, line 2",
+        ),
+        (
+            "{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]",
+            "{{ title|upper }} in page.html, line 2",
+        ),
+    ],
+)
+def test_content_of_one_visitor_is_found(find, source, found):
+    """A tag or a variable inside {% cache %} is an error that names both places and the fix."""
+    place = "card.html, line 1" if "card" in source else "page.html, line 2"
+    message = f"{{% cache %}} shows one visitor's content to all visitors: {found}."
+    hint = f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
+    assert find(PAGE + source) == [(message, hint)]
+
+
+@pytest.mark.parametrize("parent", ["base.html", "middle.html"])
+@pytest.mark.parametrize("body", ["{% experience 'hero' %}{% endexperience %}", "{% click_url x '/' %}"])
+def test_block_in_the_fragment_of_a_parent(find, parent, body):
+    """The content that a child puts into a parent's {% cache %} is found, with both places."""
+    source = f"{{% extends '{parent}' %}}{{% load moe_personalize %}}\n{{% block side %}}{body}{{% endblock %}}"
+    [(message, hint)] = find(source)
+    assert "in page.html, line 2" in message
+    assert "in base.html, line 1" in hint
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "[{% include 'plain.html' %}]{% include 'hero.html' %}",
+        EXPERIENCE + "[hero]{{ hero.Title }}[{{ other.hero }}]{% endexperience %}",
+        EXPERIENCE + "{% cache 60 x hero.Title %}{{ hero.Title }}{% endcache %}{% endexperience %}[{{ hero }}]",
+        EXPERIENCE + "{% with hero='x' %}[{% trans 'the hero' %}]{% endwith %}{% endexperience %}",
+        "[{% include name %}{% include 'nowhere.html' %}{% include 'again.html' %}{% include 'broken.html' %}]",
+        "[{% show_one_of %}{% block x %}{% endblock %}]",
+        "{% include 'hero.html' %}",
+        "{% extends 'loop.html' %}",
+        "{% extends name %}[x]",
+        # It doesn't compile: the tag itself refuses to stand here.
+        "[{% experience 'hero' %}{% endexperience %}]",
+    ],
+)
+def test_content_for_all_visitors_is_right(find, source):
+    """Other {% cache %} tags, and templates that don't compile, give no message."""
+    load = "" if "extends" in source else PAGE + "{% load i18n %}"
+    assert find(load + source) == []
+
+
+@pytest.mark.parametrize("kind", ODD_ATTRIBUTES)
+def test_foreign_node(find, kind):
+    """A third-party node never makes the check fail, and hides no leak elsewhere."""
+    foreign = f"{{% foreign {kind} %}}{{% include 'hero.html' %}}{{% endforeign %}}"
+    found = find(f"{PAGE}[{foreign}{{{{ personalization.hero }}}}]{foreign}")
+    inside = [HERO] if kind in ("none", "strings", "partial") else []
+    expected = [*inside, "{{ personalization.hero }} in page.html, line 2"]
+    assert [message.partition("visitors: ")[2] for message, _ in found] == [f"{place}." for place in expected]
+
+
+def test_foreign_loader(find, settings, tmp_path):
+    """The check skips a loader that fails, and reports no loader that can't be imported: Django does."""
+    files = ("django.template.loaders.filesystem.Loader", [tmp_path])
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"APP_DIRS": False}]
+    for loader, count in ((f"{__name__}.BrokenLoader", 1), ("no.such.Loader", 0)):
+        found = find(PAGE + "[{% include 'hero.html' %}]", options={"loaders": [loader, files]})
+        assert len(found) == count
+
+
+def test_partial_in_a_fragment(find):
+    """A partial of Django 6.0 is followed."""
+    partial = "{% partialdef hero %}{% include 'hero.html' %}{% endpartialdef %}[{% partial hero %}]"
+    assert len(find(PAGE + partial)) == (django.VERSION >= (6, 0))
+
+
+def test_first_folder_wins(find, settings, tmp_path, tmp_path_factory):
+    """Of two templates with one name, the first folder's counts. A file that isn't text is skipped."""
+    other = tmp_path_factory.mktemp("other")
+    (other / "hero.html").write_text("plain")
+    (other / "deeper.html").write_text(PAGE + "{% cache 60 x %}{{ personalization.hero }}{% endcache %}")
+    (other / "image.html").write_bytes(b"\xff{% cache")
+    loaders = [("django.template.loaders.filesystem.Loader", [other, tmp_path])]
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"APP_DIRS": False}]
+    [(message, _)] = find(PAGE + "[{% include 'hero.html' %}]", options={"loaders": loaders})
+    assert f"{other}/deeper.html" in message
+
+
+def test_site_without_fragments_compiles_nothing(find, monkeypatch):
+    """Without {% cache %} the check only reads the files."""
+    monkeypatch.setattr("django.template.Engine.get_template", lambda *args: pytest.fail("compiled"))
+    for name in [name for name, text in FILES.items() if "cache" in text]:
+        monkeypatch.setitem(FILES, name, "")
+    assert find("{% include 'hero.html' %}{% extends 'base.html' %}") == []
+
+
+def test_children_are_compiled_only_for_a_block(find, monkeypatch):
+    """Templates that extend another one are compiled only if a {% cache %} contains a block."""
+    for name in ("base.html", "loop.html", "loop2.html"):
+        monkeypatch.setitem(FILES, name, "{% block side %}{% endblock %}")
+    compiled = []
+    load = Engine.get_template
+    monkeypatch.setattr(Engine, "get_template", lambda self, name: compiled.append(name) or load(self, name))
+    assert len(find(PAGE + "[{% include 'hero.html' %}]")) == 1
+    assert "middle.html" not in compiled
+
+
+@pytest.mark.parametrize("backend", ["django.template.backends.nonsense.None", f"{__name__}.OtherTemplates"])
+def test_other_engines(settings, backend):
+    """Django reports TEMPLATES that don't load. Another language has no {% cache %} of Django's."""
+    settings.TEMPLATES = [{"BACKEND": backend, "DIRS": [], "APP_DIRS": False}]
+    assert check_template_leaks() == []

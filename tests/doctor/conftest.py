@@ -1,0 +1,57 @@
+"""The sites that the doctor examines."""
+
+import pytest
+
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.testing import override_personalize
+from tests.doctor.diagnosis import build_backend
+from tests.loopback import Loopback
+
+
+class Vendor:
+    """The sandbox over HTTP. A test may replace its answers."""
+
+    def __init__(self):
+        self.engine = Engine(load_workspace())
+        self.behave = self.answer
+        self.headers = {}
+
+    def answer(self, exchange):
+        """Answer as MoEngage does."""
+        received = exchange.received
+        target, _, query = received.target.removeprefix("/v1").partition("?")
+        response = self.engine.handle(Request(received.method, target, query, received.headers, received.body))
+        exchange.reply(response.body, status=f"{response.status} OK", headers=self.headers)
+
+    def fail(self, status, body=b"{}"):
+        """Answer every call like this from now on."""
+        self.behave = lambda exchange: exchange.reply(body, status=f"{status} X")
+
+
+@pytest.fixture
+def vendor():
+    """Let the site call a server of the test."""
+    end = Vendor()
+    with Loopback(lambda exchange: end.behave(exchange)) as server:
+        workspace = end.engine.workspace
+        credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
+        with override_personalize(BASE_URL=server.url, SANDBOX=False, **credentials):
+            end.server = server
+            yield end
+
+
+@pytest.fixture
+def outbox(db):
+    """Let the site deliver from an outbox."""
+    with override_personalize(DELIVERY=build_backend("database.DatabaseDelivery")):
+        yield get_delivery().outbox
+
+
+@pytest.fixture
+def shared_cache(settings, tmp_path):
+    """Let the site's processes share a cache."""
+    backend = "django.core.cache.backends.filebased.FileBasedCache"
+    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}

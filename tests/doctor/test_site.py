@@ -1,0 +1,230 @@
+"""The doctor's findings about the site: its cache, processes, delivery and installed packages."""
+
+import os
+import re
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+from django.core.cache.backends.base import BaseCache
+from django.db import connection as database
+from django.utils import timezone
+
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.delivery.queued import QueuedDelivery
+from django_moe_personalize.doctor import site
+from django_moe_personalize.fetching.shared import put_up_notice
+from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
+from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking.watchdog import TOPIC
+from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, find, record_events
+
+
+def test_shared_cache(shared_cache):
+    """A cache that works and is shared is ok."""
+    assert find("The cache 'default' works")[1].endswith("and processes share it.")
+
+
+def test_cache_of_one_process():
+    """The finding says what such a cache doesn't share."""
+    assert find("The cache 'default' works, but each process has its own")[0] == "ok"
+    assert find("share no cache, so only their logs report rate limits")[0] == "ok"
+
+
+class SlowCache(BaseCache):
+    """A cache that is slow, or that loses values."""
+
+    delay, keeps, values = 0.0, True, {}
+
+    def __init__(self, location, params):
+        super().__init__(params)
+
+    def set(self, key, value, timeout=None, version=None):
+        """Wait, then store the value."""
+        time.sleep(self.delay)
+        self.values.update({key: value} if self.keeps else {})
+
+    def get(self, key, default=None, version=None):
+        """Return the value."""
+        return self.values.get(key, default)
+
+    def delete(self, key, version=None):
+        """Remove the value."""
+        return self.values.pop(key, None) is not None
+
+    def clear(self):
+        """Remove all values."""
+        self.values.clear()
+
+
+def test_caches_that_do_not_work(settings, monkeypatch):
+    """A cache that is slow, loses values, hangs or fails has a finding, and the doctor goes on."""
+    settings.CACHES = {"default": {"BACKEND": f"{__name__}.SlowCache"}}
+    monkeypatch.setattr(SlowCache, "delay", 0.05)
+    with override_personalize(DEADLINE=0.01, SANDBOX=True):
+        assert find("which is longer than DEADLINE")[0] == "warning"
+    monkeypatch.setattr(SlowCache, "keeps", False)
+    assert find("loses values at once")[0] == "problem"
+    monkeypatch.setattr(SlowCache, "delay", 1.0)
+    assert find("The doctor tried the cache, and got no answer in time.", diagnose(SHORT))[0] == "problem"
+    settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
+    found = diagnose()
+    assert find("The doctor tried the cache, and got the error ConnectionError.", found)[0] == "problem"
+    assert "secret-host" not in str(found)
+
+
+def test_caches_that_the_checks_report(settings):
+    """DummyCache and an unknown alias are reported once, by the system checks."""
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
+    assert len([text for _, text in diagnose() if "stores nothing" in text]) == 1
+    assert as_pairs(site.examine_cache(get_settings())) == []
+    with override_personalize(CACHE="nowhere"):
+        assert as_pairs(site.examine_cache(get_settings())) == []
+
+
+def test_processes_that_are_well(shared_cache):
+    """A circuit breaker that has closed again is not reported."""
+    put_up_notice(BREAKER_TOPIC, state="closed", reason="the probe was answered")
+    put_up_notice(TOPIC, missed={}, stalled=False)
+    assert find("No process reported a rate limit or an open circuit breaker")[0] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "words"),
+    [
+        ("open", "5 failures in a row", "The circuit breaker of {} changed to open {} ago: 5 failures in a row. Check"),
+        ("half-open", "why", "The circuit breaker of {} changed to half-open {} ago: why. Check above"),
+        (
+            "open",
+            "rate limited for 30 s",
+            "MoEngage's rate limit stopped {} {} ago: rate limited for 30 s. Raise CACHE",
+        ),
+        ("closed", "the rate limit is over", "MoEngage's rate limit stopped {} until {} ago. Raise CACHE_TTL, narrow"),
+    ],
+)
+def test_processes_that_were_stopped(shared_cache, state, reason, words):
+    """An open circuit breaker, and a rate limit even when it is over, are warnings with process, time and fix."""
+    put_up_notice(BREAKER_TOPIC, state=state, reason=reason)
+    found = [finding for finding in diagnose() if f":{os.getpid()}" in finding[1]]
+    assert [kind for kind, _ in found] == ["warning"]
+    assert re.match(words.format(rf"process \S+:{os.getpid()}", r"\d+ s"), found[0][1])
+
+
+def test_missing_impressions_and_stalled_delivery(shared_cache):
+    """The notices of the watchdogs are problems."""
+    put_up_notice(TOPIC, missed={"hero": 300}, stalled=True)
+    found = diagnose()
+    assert find("At least 300 pages showed experience 'hero', but no impression", found)[0] == "problem"
+    assert find(f":{os.getpid()} recorded events, but ", found)[0] == "problem"
+
+
+@pytest.mark.parametrize(
+    ("name", "debug", "state", "words"),
+    [
+        ("thread.ThreadDelivery", False, "ok", "delivers in each web process, and only that process knows its counts"),
+        ("immediate.ImmediateDelivery", False, "ok", "sends while the page waits"),
+        ("dummy.DummyDelivery", False, "warning", "sends nothing. Remove DELIVERY"),
+        ("dummy.DummyDelivery", True, "ok", "sends nothing."),
+    ],
+)
+def test_deliveries(settings, name, debug, state, words):
+    """The finding says how events are delivered and who knows the counts."""
+    settings.DEBUG = debug
+    with override_personalize(SANDBOX=True, DELIVERY=build_backend(name)):
+        assert find(words)[0] == state
+
+
+def test_delivery_with_wrong_options():
+    """The mistake in the options is a problem."""
+    with override_personalize(DELIVERY=build_backend("immediate.ImmediateDelivery", timeout=-1, nonsense=1)):
+        assert find("The doctor couldn't try the delivery: ")[0] == "problem"
+
+
+class Queued(QueuedDelivery):
+    """A delivery whose queue takes nothing."""
+
+    def __init__(self, *, fallback=None):
+        super().__init__(fallback=fallback, timeout=1, max_attempts=1, backoff=1, max_backoff=1, pause=1)
+
+
+@pytest.mark.parametrize("options", [{}, {"fallback": build_backend("immediate.ImmediateDelivery")}])
+def test_queue_and_its_fallback(options):
+    """The doctor examines both."""
+    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Queued", "OPTIONS": options}):
+        found = diagnose()
+    assert find("hands events to a queue", found)[0] == "ok"
+    assert len([text for _, text in found if "ImmediateDelivery" in text]) == len(options)
+
+
+def test_outbox_that_works(outbox):
+    """The finding has the counts of all processes."""
+    record_events(3)
+    found = diagnose()
+    assert find("The outbox in the database 'default': 3 events accepted, 0 delivered, 3 pending", found)[0] == "ok"
+    assert not [text for _, text in found if "pending event" in text]
+
+
+def test_outbox_without_a_deliverer(outbox):
+    """An old event is a problem. The finding says whether a deliverer is sending now."""
+    record_events(2)
+    outbox.rows.update(created_at=timezone.now() - timedelta(minutes=45))
+    state, text = find("The oldest pending event has waited for 45 minutes, and no deliverer is sending events now.")
+    assert state == "problem"
+    assert "moe_deliver --watch" in text
+    outbox.rows.update(lease="0" * 32, due_at=timezone.now() + timedelta(minutes=1))
+    assert find("a deliverer is sending 2 events now. Read the log of the deliverer.")[0] == "problem"
+    outbox.rows.update(created_at=timezone.now())
+    assert find("A deliverer is sending 2 events now.")[0] == "ok"
+
+
+def test_outbox_with_parked_events(outbox):
+    """Events that MoEngage refused are a warning."""
+    record_events(2)
+    outbox.rows.update(state=OutboxEvent.State.REFUSED)
+    found = diagnose()
+    assert find("2 events are parked", found)[0] == "warning"
+    assert "2 dropped (refused)" in find("The outbox in", found)[1]
+
+
+def test_outbox_without_a_table(outbox):
+    """The finding names the command that creates the table."""
+    with database.cursor() as cursor:
+        cursor.execute("ALTER TABLE moe_personalize_outboxevent RENAME TO elsewhere")
+    try:
+        assert find("so every event is lost. Run `manage.py migrate --database default`.")[0] == "problem"
+    finally:
+        with database.cursor() as cursor:
+            cursor.execute("ALTER TABLE elsewhere RENAME TO moe_personalize_outboxevent")
+
+
+def test_database_that_fails():
+    """The doctor goes on, without the text of the error, which may show a password."""
+    with override_personalize(DELIVERY=build_backend("database.DatabaseDelivery")):
+        found = diagnose()
+    assert find("The doctor tried the delivery, and got the error RuntimeError.", found)[0] == "problem"
+
+
+def install(folder, name, version):
+    """Write a distribution's metadata into a folder."""
+    info = folder / f"{name}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_right_packages():
+    """Right packages give no finding."""
+    assert as_pairs(site.examine_environment(shows_html=False)) == []
+
+
+def test_wrong_packages(tmp_path, monkeypatch):
+    """A replaced urllib3, an old one, and HTML without nh3 are warnings."""
+    install(tmp_path, "niquests", "3.14.0")
+    install(tmp_path, "urllib3", "1.26.20")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "nh3", None)
+    found = as_pairs(site.examine_environment(shows_html=True))
+    assert [state for state, _ in found] == ["warning"] * 3
+    assert [text.split()[0] for _, text in found] == ["niquests", "urllib3", "A"]
+    assert "1.26.20" in found[1][1]

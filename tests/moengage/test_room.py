@@ -1,0 +1,43 @@
+"""What other rooms import from ``moengage``, and what that costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from django_moe_personalize import moengage
+
+MODULES = {path.stem for path in Path(moengage.__file__).parent.glob("*.py")} - {"__init__"}
+
+
+def test_each_module_is_introduced():
+    """The docstring names every module of the room."""
+    assert {name for name in MODULES if f"``{name}``" not in moengage.__doc__} == set()
+
+
+@pytest.mark.parametrize("name", moengage.__all__)
+def test_name_is_exported(name):
+    """Each name that is promised can be imported."""
+    assert getattr(moengage, name)
+
+
+def test_other_name_is_not_there():
+    """As in any module."""
+    with pytest.raises(AttributeError, match="has no attribute 'Session'"):
+        _ = moengage.Session
+
+
+@pytest.mark.parametrize(
+    ("imported", "absent"),
+    [
+        ("from django_moe_personalize.moengage.types import Event", "moengage.client"),
+        ("from django_moe_personalize.moengage import PersonalizeClient, Request, NotTakenError", "requests"),
+    ],
+)
+def test_importing_is_cheap(imported, absent):
+    """The models need no client, and a client of the sandbox needs no requests."""
+    program = f"import sys; {imported}; sys.exit(any(name.endswith({absent!r}) for name in sys.modules))"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,214 @@
+"""The template tags and filters that show content."""
+
+import re
+import sys
+
+import pytest
+from django.template import Context, TemplateSyntaxError, engines
+from django.template.defaulttags import CommentNode
+from django.test import RequestFactory
+from django.utils.safestring import mark_safe
+
+from django_moe_personalize import rendering
+from django_moe_personalize.context import Personalization
+from django_moe_personalize.context_processors import personalization
+from django_moe_personalize.moengage.types import Experience
+from django_moe_personalize.rendering import experience
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking import PageTracker
+from tests.rendering.conftest import compile_template
+
+ESCAPED = "&lt;b&gt;bold&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ('{% experience "hero" as h %}{{ h.Title }}{% endexperience %}', "Hello"),
+        ('{% experience "hero" %}{{ experience.Title }}{% endexperience %}', "Hello"),
+        ('{% experience "hero" as h %}{{ h.Nope }}!{% endexperience %}', "!"),
+        ('{% experience "hero" as h %}{{ h.payload.Title }}{% endexperience %}', "Hello"),
+        ('{% experience "nope" as h %}x{% fallback %}default{% endexperience %}', "default"),
+        ('{% experience "nope" %}x{% endexperience %}', ""),
+        ('{% experience "" %}x{% fallback %}default{% endexperience %}', "default"),
+        ("{% experience key %}{{ experience.Title }}{% endexperience %}", "Hello"),
+        ("{% experience absent %}x{% fallback %}default{% endexperience %}", "default"),
+        ("{% experience number %}x{% fallback %}default{% endexperience %}", "default"),
+        ("{% for k in keys %}{% experience k %}a{% fallback %}b{% endexperience %}{% endfor %}", "aba"),
+        ('{% experience "hero" as h %}{{ h.Title }}{% endexperience %}{{ h.Title }}', "Hello"),
+        (
+            '{% experience "hero" as a %}{% experience "offers" as b %}{{ a.Title }} {{ b.Title }}'
+            "{% endexperience %}{% endexperience %}",
+            "Hello For you",
+        ),
+        (
+            '{% experience "nope" %}{% fallback %}{% experience "hero" as h %}{{ h.Title }}'
+            "{% endexperience %}{% endexperience %}",
+            "Hello",
+        ),
+        (
+            '{% experience "offers" as o %}{% for offer in o.offerings %}{{ offer.title }};{% endfor %}'
+            "{% endexperience %}",
+            "Offer 1;Offer 2;",
+        ),
+        (
+            '{% experience "hero" as h %}{% for offer in h.offerings %}x{% empty %}none{% endfor %}{% endexperience %}',
+            "none",
+        ),
+        (
+            '{% extends "base.html" %}{% load moe_personalize %}{% block main %}'
+            '{% experience "offers" as o %}{{ o.Title }}{% endexperience %}{% endblock %}',
+            "[Hello]For you",
+        ),
+        ('{% include "piece.html" %}', "<Hello>"),
+        ('{% include "piece.html" only %}', "<Hello>"),
+        ('{% experience_value "hero" "Title" %}', "Hello"),
+        ('{% experience_value "hero" "Zero" default="x" %}', "0"),
+        ('{% experience_value "hero" "Nope" default="x" %}', "x"),
+        ('{% experience_value "nope" "Title" default="x" %}', "x"),
+        ('{% experience_value "nope" "Title" %}', ""),
+        ('{% experience_value absent "Title" default="x" %}', "x"),
+        ('{% experience_value "hero" "Title" as t %}{{ t }}', "Hello"),
+        ('{% experience_value "hero" "Body" %}', ESCAPED),
+        ('{% experience_value "nope" "Title" default=unsafe %}', "&lt;i&gt;"),
+        ('{% experience "hero" as h %}{{ h.Body }}{% endexperience %}', ESCAPED),
+        ('{% experience "hero" as h %}{{ h.Body|experience_html }}{% endexperience %}', "<b>bold</b>"),
+        ('{% experience "hero" as h %}{{ h.Evil|experience_url }}{% endexperience %}', "#"),
+        ("{{ '/sale/'|experience_url }}", "/sale/"),
+    ],
+)
+def test_tags(render, source, expected):
+    """Content is escaped, defaults replace missing content, and names are valid inside their block only."""
+    assert render(source, key="hero", keys=["hero", "nope", "hero"], number=7, unsafe="<i>") == expected
+
+
+def test_payload_for_scripts(render):
+    """Django's json_script escapes a payload."""
+    page = render('{% experience "hero" as h %}{{ h.payload|json_script:"data" }}{% endexperience %}')
+    assert "<script>alert" not in page
+    assert r"\u003Cscript\u003Ealert(1)" in page
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% experience %}{% endexperience %}", 'of {% experience %}. Write {% experience "key" as name %}…'),
+        ('{% experience "a" "b" %}{% endexperience %}', "Wrong arguments of {% experience %}"),
+        ('{% experience "a" as %}{% endexperience %}', "Wrong arguments of {% experience %}"),
+        ('{% experience "a" as 1x %}{% endexperience %}', "Wrong arguments of {% experience %}"),
+        ('{% experience "a" %}', "Unclosed tag"),
+        ('{% experience "a" %}{% fallback %}{% fallback %}{% endexperience %}', "Misplaced {% fallback %}"),
+        ("{% fallback %}", 'Misplaced {% fallback %}. Write it once, as in {% experience "key" as name %}'),
+        ("{% click_url hero %}", "of {% click_url %}. Write {% click_url hero '/sale/' element='cta' %}"),
+        ("{% click_url hero '/a/' 'b' %}", "Wrong arguments of {% click_url %}"),
+        ("{% click_url hero '/a/' nope='b' %}", "Wrong arguments of {% click_url %}"),
+        ("{% experience_value 'hero' %}", '. Write {% experience_value "key" "Variable" default="…" %}'),
+        ("{% experience_value 'hero' 'Title' 'x' %}", "Wrong arguments of {% experience_value %}"),
+        ("{% experience_value 'hero' 'Title' nope='x' %}", "Wrong arguments of {% experience_value %}"),
+    ],
+)
+def test_syntax_errors_show_the_right_form(source, message):
+    """A mistake in a template raises TemplateSyntaxError."""
+    with pytest.raises(TemplateSyntaxError, match=re.escape(message)):
+        compile_template(source)
+
+
+@pytest.mark.parametrize("tag", ["experience 'a' %}{% endexperience", "experience_value 'a' 'b'", "click_url a '/b/'"])
+def test_tags_inside_a_fragment_cache_are_refused(tag):
+    """``{% cache %}`` would show one visitor's content to all. Next to a tag and inside of it, it is fine."""
+    engine = engines["django"]
+    opening, closing = "{% load cache moe_personalize %}{% cache 60 x %}{% if y %}", "{% endif %}{% endcache %}"
+    with pytest.raises(TemplateSyntaxError, match="one visitor's content to all visitors"):
+        engine.from_string(opening + "{% " + tag + " %}" + closing)
+    assert engine.from_string(opening + closing + "{% experience 'a' %}" + opening + closing + "{% endexperience %}")
+
+
+@pytest.mark.parametrize("has_request", [True, False])
+def test_template_without_the_middleware(caplog, has_request):
+    """A template for an email, or a request without the middleware, shows the defaults. The log says why once."""
+    source = (
+        '{% experience "hero" %}x{% fallback %}A{% endexperience %}'
+        '{% experience_value "hero" "Title" default="B" %}{% click_url hero "/c/" %}'
+    )
+    context = Context({"request": RequestFactory().get("/")} if has_request else {})
+    assert compile_template(source).render(context) == "AB/c/"
+    [message] = caplog.messages
+    assert "no request that passed PersonalizeMiddleware" in message
+
+
+def test_missing_variable_is_logged_once(render, caplog):
+    """The log names the experience and the variable."""
+    render("{% experience_value 'hero' 'Nope' %}{% experience_value 'hero' 'Nope' %}")
+    assert caplog.messages == [
+        "The experience 'hero' has no variable 'Nope', so its default is shown. Check the name in the template."
+    ]
+
+
+def test_nodes_of_both_halves_are_found():
+    """Tools that walk a compiled template find the nodes of the body and of the fallback."""
+    comment = "{% comment %}{% endcomment %}"
+    source = f"{{% experience 'a' %}}{comment}{{% fallback %}}{comment}{{% endexperience %}}"
+    node = compile_template(source).nodelist[-1]
+    assert len(list(node)) == len(node.get_nodes_by_type(CommentNode)) == 2
+
+
+def test_safe_text_is_not_taken_for_an_equal_one():
+    """A SafeString stays HTML, and an equal str is escaped, in any order. Few and short values are remembered."""
+    tracker, hero = PageTracker(None), Experience("hero", {})
+    experience._escape.cache_clear()
+    for _ in range(2):
+        assert rendering.render_value(tracker, hero, "<b>") == "&lt;b&gt;"
+        assert rendering.render_value(tracker, hero, mark_safe("<b>")) == "<b>"
+    assert rendering.render_value(tracker, hero, "<" * 3000) == "&lt;" * 3000
+    assert experience._escape.cache_info()[:2] == (1, 1)
+    assert experience._escape.cache_info().maxsize == 1024
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ('<a href="/a" onclick="x()" style="x">t</a>', '<a href="/a" rel="noopener noreferrer">t</a>'),
+        ('<a href="https://evil.example/">t</a>', '<a rel="noopener noreferrer">t</a>'),
+        ('<a href="https://cdn.example/">t</a>', '<a href="https://cdn.example/" rel="noopener noreferrer">t</a>'),
+        ('<img src="//evil.example/x.png" alt="a">', '<img alt="a">'),
+        ('<img src="/x.png" onerror="x()">', '<img src="/x.png">'),
+        ("<svg><script>x</script></svg>t", "t"),
+        ('<p class="lead">t</p>', '<p class="lead">t</p>'),
+        ("<iframe src='/'></iframe>t", "t"),
+    ],
+)
+def test_html_is_cleaned(given, expected):
+    """The HTML of marketers keeps its text, its emphasis, and links and images of allowed hosts."""
+    with override_personalize(CONTENT_HOSTS=["cdn.example"]):
+        assert rendering.render_html(given) == expected
+
+
+def test_html_without_nh3_is_escaped(render, monkeypatch, caplog):
+    """The log says what to install."""
+    monkeypatch.setitem(sys.modules, "nh3", None)
+    page = render('{% experience "hero" as h %}{{ h.Body|experience_html }}{% endexperience %}')
+    assert page == ESCAPED
+    assert "Install django-moe-personalize[html]" in caplog.text
+
+
+def test_scripts(render):
+    """The script is a static file of the site, and has the URL of the beacon."""
+    page = render("{% personalize_scripts %}")
+    assert page == '<script src="/static/moe_personalize/personalize.js" data-beacon="/moe/beacon/" defer></script>'
+
+
+@pytest.mark.urls("tests.site")
+@pytest.mark.parametrize("name", ["_csp_nonce", "csp_nonce"])
+def test_scripts_have_the_nonce(name):
+    """Both Django's nonce (6.0 and later) and the one of django-csp are used."""
+    request = RequestFactory().get("/")
+    setattr(request, name, "n0nce")
+    assert ' nonce="n0nce" ' in compile_template("{% personalize_scripts %}").render(Context({"request": request}))
+
+
+def test_context_processor():
+    """Templates get ``request.personalization``, or ``None`` without the middleware."""
+    request = RequestFactory().get("/")
+    assert personalization(request) == {"personalization": None}
+    request.personalization = Personalization(request)
+    assert personalization(request)["personalization"] is request.personalization

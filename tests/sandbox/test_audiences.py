@@ -1,0 +1,195 @@
+"""Audiences: which visitors match a rule, and the sentence that says why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_moe_personalize.sandbox.audiences import AllRule, Finding, Visitor, find_device, list_hours
+from django_moe_personalize.sandbox.reading import Problems
+from django_moe_personalize.sandbox.rule_reader import read_rule
+
+CUSTOMER = {"loyalty": "gold", "points": 2480, "vip": True, "score": "12.5"}
+SESSION = {
+    "utm_medium": "email",
+    "cart_value": "149.5",
+    "word": "many",
+    "flag": "true",
+    "day": "x",
+    "a.b": "dotted",
+    "DAY_OF_THE_WEEK": "Sunday",
+    "TIME_OF_THE_DAY": "23",
+    "USER_IP_ADDRESS": "203.0.113.9",
+    "USER_AGENT": "Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Mobile/15E148",
+}
+
+
+def check(rule: Any, visitor: Visitor | None = None) -> Finding:
+    """Read a rule and check it."""
+    problems = Problems("test")
+    read = read_rule(rule, "", problems)
+    problems.raise_any()
+    return read.check(Visitor(CUSTOMER, SESSION) if visitor is None else visitor)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"utm_medium": "email"},
+        {"session.utm_medium": "email"},
+        {"session.day": "x"},
+        {"session.a.b": "dotted"},
+        {"utm_medium": ["cpc", "email"]},
+        {"utm_medium": {"is": "email"}},
+        {"utm_medium": {"is_not": "cpc"}},
+        {"nothing": {"is_not": "cpc"}},
+        {"utm_medium": {"in": ["cpc", "email"]}},
+        {"utm_medium": {"not_in": ["cpc"]}},
+        {"nothing": {"not_in": ["cpc"]}},
+        {"utm_medium": {"contains": "mai"}},
+        {"utm_medium": {"starts_with": "e", "ends_with": "l"}},
+        {"cart_value": 149.5},
+        {"cart_value": "149.5"},
+        {"cart_value": {"gte": 149.5, "lte": "149.5"}},
+        {"cart_value": {"gt": 20, "lt": 1000}},
+        {"cart_value": [1, 149.5]},
+        {"flag": True},
+        {"customer.vip": True},
+        {"customer.vip": "true"},
+        {"customer.points": {"gte": 500}},
+        {"customer.points": "2480"},
+        {"customer.score": {"gt": 12}},
+        {"utm_medium": {"exists": True}},
+        {"nothing": {"exists": False}},
+        {"and": [{"utm_medium": "email"}, {"customer.loyalty": "gold"}]},
+        {"or": [{"utm_medium": "cpc"}, {"customer.loyalty": "gold"}]},
+        {"not": {"utm_medium": "cpc"}},
+        {"day": "Sunday"},
+        {"day": ["Saturday", "Sunday"]},
+        {"hour": 23},
+        {"hour": [1, 23]},
+        {"hour": {"from": 22, "until": 5}},
+        {"hour": {"from": 0, "until": 0}},
+        {"device": "phone"},
+        {"device": ["tablet", "phone"]},
+        {"ip": "203.0.113.0/24"},
+        {"ip": ["2001:db8::/32", "203.0.113.9"]},
+        {"//": "a note", "utm_medium": {"//": "another", "is": "email"}},
+    ],
+)
+def test_a_rule_that_matches(rule: Any) -> None:
+    """The visitor matches the rule and doesn't match its opposite."""
+    assert check(rule).matched
+    assert not check({"not": rule}).matched
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"nothing": "email"},
+        {"nothing": ["email"]},
+        {"nothing": {"contains": ""}},
+        {"nothing": {"lt": 1}},
+        {"nothing": {"exists": True}},
+        {"utm_medium": "Email"},
+        {"utm_medium": {"is_not": "email"}},
+        {"utm_medium": {"not_in": ["email"]}},
+        {"utm_medium": {"exists": False}},
+        {"word": {"gte": 0}},
+        {"word": {"lt": 1e9}},
+        {"word": 5},
+        {"customer.vip": 1},
+        {"customer.vip": {"gt": 0}},
+        {"cart_value": int("9" * 400)},
+        {"loyalty": "gold"},
+        {"customer.utm_medium": "email"},
+        {"utm_medium": "email", "customer.loyalty": "none"},
+        {"day": "Monday"},
+        {"hour": {"from": 5, "until": 23}},
+        {"device": ["desktop", "bot"]},
+        {"ip": "198.51.100.0/24"},
+    ],
+)
+def test_a_rule_that_does_not_match(rule: Any) -> None:
+    """The visitor doesn't match the rule, but matches its opposite."""
+    assert not check(rule).matched
+    assert check({"not": rule}).matched
+
+
+@pytest.mark.parametrize(
+    "rule", [{"day": "Sunday"}, {"hour": {"from": 0, "until": 0}}, {"device": "desktop"}, {"ip": "0.0.0.0/0"}]
+)
+def test_a_visitor_without_the_attribute_matches_no_rule(rule: Any) -> None:
+    """The sandbox doesn't guess an attribute that the request doesn't have."""
+    assert not check(rule, Visitor()).matched
+
+
+def test_an_invalid_address_is_in_no_network() -> None:
+    """Other text in USER_IP_ADDRESS is not an error."""
+    assert not check({"ip": ["0.0.0.0/0", "::/0"]}, Visitor(session={"USER_IP_ADDRESS": "home"})).matched
+
+
+@pytest.mark.parametrize(
+    ("rule", "sentence"),
+    [
+        ({"utm_medium": "email"}, "utm_medium is email"),
+        ({"customer.points": {"gte": 5000}}, "the customer's points is at least 5000 (it is 2480)"),
+        ({"nothing": ["a", 1]}, "nothing is one of a, 1 (it is absent)"),
+        ({"utm_medium": {"not_in": ["email"]}}, "utm_medium is none of email (it is email)"),
+        ({"nothing": {"exists": True}}, "nothing exists (it is absent)"),
+        ({"utm_medium": {"exists": False}}, "utm_medium doesn't exist (it is email)"),
+        ({"hour": [9, 1]}, "the hour is one of 01, 09 (it is 23)"),
+        ({"device": ["bot", "tablet"]}, "the device is a bot or tablet (it is phone)"),
+        ({"ip": ["10.0.0.0/8", "::/0"]}, "the address is in 10.0.0.0/8 or ::/0 (it is 203.0.113.9)"),
+        ({"utm_medium": "email", "hour": 23}, "utm_medium is email and the hour is one of 23"),
+        ({"utm_medium": "email", "word": "x"}, "word is x (it is many)"),
+        ({"or": [{"word": "x"}, {"flag": True}]}, "flag is true"),
+        ({"or": [{"word": "x"}, {"flag": False}]}, "word is x (it is many) or flag is false (it is true)"),
+        ({"not": {"flag": True}}, "not (flag is true)"),
+    ],
+)
+def test_the_sentence_says_why(rule: Any, sentence: str) -> None:
+    """It names the conditions that decided, with the actual value of a condition that didn't match."""
+    assert check(rule).sentence == sentence
+
+
+def test_every_visitor_matches_a_rule_without_conditions() -> None:
+    """All of no conditions match."""
+    assert AllRule(()).check(Visitor()) == Finding(True, "")
+
+
+@pytest.mark.parametrize(
+    ("user_agent", "device"),
+    [
+        ("", None),
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "desktop"),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 15_0) AppleWebKit/605.1.15 Version/19.0 Safari/605.1.15", "desktop"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Mobile/15E148 Safari/604.1", "phone"),
+        ("Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 Chrome/140.0 Mobile Safari/537.36", "phone"),
+        ("Mozilla/5.0 (Linux; Android 15; SM-X910) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "tablet"),
+        ("Mozilla/5.0 (iPad; CPU OS 19_0 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148", "tablet"),
+        ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "bot"),
+        ("Mozilla/5.0 (Linux; Android 6.0.1) Mobile Safari/537.36 (compatible; bingbot/2.0)", "bot"),
+        ("curl/8.5.0", "bot"),
+    ],
+)
+def test_the_user_agent_names_the_device(user_agent: str, device: str | None) -> None:
+    """A bot that claims to be a phone is a bot; a tablet is not a phone."""
+    assert find_device(user_agent) == device
+
+
+@given(st.integers(0, 23), st.integers(0, 23))
+def test_hours_go_from_the_first_to_before_the_second(start: int, until: int) -> None:
+    """A span and the opposite span make a day, also past midnight."""
+    span = list_hours(start, until)
+
+    assert start in span
+    if start == until:
+        assert span == frozenset(range(24))
+    else:
+        assert until not in span
+        assert span | list_hours(until, start) == frozenset(range(24))
+        assert not span & list_hours(until, start)

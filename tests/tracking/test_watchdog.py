@@ -1,0 +1,294 @@
+"""The watchdog: experiences without impressions, events that are never delivered, and the notices about them."""
+
+from dataclasses import replace
+
+import pytest
+from django.core.cache import cache
+from django.test import Client
+
+from django_moe_personalize import tracking
+from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.fetching.shared import NOTICE_SECONDS, read_notices
+from django_moe_personalize.fetching.upstream import get_background
+from django_moe_personalize.moengage.types import Action, Event, Experience
+from django_moe_personalize.signals import impressions_missing
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, TOPIC, Watchdog, get_watchdog
+from tests.conftest import settle
+from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
+
+HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
+SEEN = Event(Action.SHOWN, "42", HERO.experience_context, 1)
+
+
+class Clock:
+    """A clock that stands still until the test moves it."""
+
+    now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
+class Hoarding(BaseDelivery):
+    """A delivery that accepts events and sends none."""
+
+    def take(self, events):
+        """Keep the events."""
+
+
+class Speechless(Hoarding):
+    """A delivery that can't count."""
+
+    def counts(self):
+        """Fail."""
+        raise OSError("away")
+
+
+class Refusing(Hoarding):
+    """A delivery that breaks its promise never to raise an exception."""
+
+    def record(self, events):
+        """Fail."""
+        raise OSError("full")
+
+
+@pytest.fixture
+def clock():
+    """Return a clock that stands still."""
+    return Clock()
+
+
+@pytest.fixture
+def missing():
+    """Collect the keys and pages of the signal ``impressions_missing``."""
+    told = []
+
+    def hear(sender, experience_key, rendered, **kwargs):
+        told.append((experience_key, rendered))
+
+    impressions_missing.connect(hear)
+    yield told
+    impressions_missing.disconnect(hear)
+
+
+@pytest.fixture
+def visible():
+    """Let the browser count."""
+    with override_personalize(IMPRESSIONS="visible"):
+        yield
+
+
+@pytest.fixture
+def hoarding():
+    """Use a delivery that sends nothing."""
+    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Hoarding"}):
+        yield
+
+
+def show(watchdog, clock, pages=100, seconds=61.0):
+    """Let pages show the hero, evenly over some time."""
+    for _ in range(pages):
+        clock.now += seconds / (pages - 1)
+        watchdog.add_rendered_page([HERO])
+    settle()
+
+
+def record(watchdog, clock, *, after, times=1):
+    """Record an event some time later, and let the watchdog check the delivery."""
+    for _ in range(times):
+        clock.now += after
+        get_delivery().record([SEEN])
+        watchdog.add_recorded_events([SEEN])
+        settle()
+
+
+def test_shown_on_many_pages_and_never_counted(visible, clock, caplog, missing):
+    """The log has one error with the fix, and the signal is sent once."""
+    watchdog = Watchdog(clock=clock)
+    show(watchdog, clock, pages=99)
+    assert caplog.messages == []
+    show(watchdog, clock, pages=301)
+    [error] = caplog.messages
+    assert error.startswith("100 pages showed the experience 'hero', but no impression of it was recorded. In the mode")
+    assert "{% personalize_scripts %}" in error
+    assert missing == [("hero", 100)]
+
+
+def test_many_pages_within_a_moment(visible, clock, caplog):
+    """Browsers had no time to report yet, so the watchdog checks again after the next hundred pages."""
+    watchdog = Watchdog(clock=clock)
+    show(watchdog, clock, pages=199, seconds=1.0)
+    assert caplog.messages == []
+    show(watchdog, clock, pages=2)
+    assert len(caplog.messages) == 1
+
+
+@pytest.mark.parametrize("mode", ["web_sdk", "manual"])
+def test_modes_that_are_not_watched(clock, caplog, mode):
+    """MoEngage's script or the site's own code counts there."""
+    with override_personalize(IMPRESSIONS=mode):
+        show(Watchdog(clock=clock), clock, pages=300)
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize(("action", "errors"), [(Action.SHOWN, 0), (Action.CLICKED, 1)])
+def test_one_impression_is_enough(visible, clock, caplog, action, errors):
+    """An experience with an impression is not missing. A click is not an impression."""
+    watchdog = Watchdog(clock=clock)
+    watchdog.add_recorded_events([replace(SEEN, action=action)])
+    show(watchdog, clock)
+    assert len(caplog.messages) == errors
+
+
+def test_impression_in_another_process(shared, visible, clock, caplog):
+    """All beacons may reach one process. It tells the others in the cache, again and again."""
+    counting, showing = Watchdog(clock=clock), Watchdog(clock=clock)
+    counting.add_recorded_events([SEEN, SEEN])
+    settle()
+    show(showing, clock)
+    show(showing, clock)
+    assert caplog.messages == []
+    assert showing._counted == {"The hero": 0.0}
+    clock.now = until = counting._counted["The hero"]
+    counting.add_recorded_events([SEEN])
+    settle()
+    assert counting._counted["The hero"] > until
+
+
+def test_memory_is_bounded(clock):
+    """The watchdog remembers 1,000 experiences."""
+    watchdog = Watchdog(clock=clock)
+    for number in range(MAX_EXPERIENCES + 5):
+        watchdog.add_rendered_page([Experience(f"key-{number}", {}, {})])
+    assert len(watchdog._rendered) == MAX_EXPERIENCES
+
+
+def test_busy_background_thread(visible, clock, caplog):
+    """The watchdog checks again after the next hundred pages, and shares an impression with the next event."""
+    watchdog = Watchdog(clock=clock)
+    with filled(get_background()):
+        for _ in range(100):
+            clock.now += 1
+            watchdog.add_rendered_page([HERO])
+    assert caplog.messages == []
+    show(watchdog, clock)
+    assert len(caplog.messages) == 1
+    with filled(get_background()):
+        watchdog.add_recorded_events([SEEN])
+    assert watchdog._counted["The hero"] == clock.now
+    watchdog.add_recorded_events([SEEN])
+    settle()
+    assert watchdog._counted["The hero"] > clock.now
+
+
+def test_events_that_are_never_delivered(hoarding, clock, caplog, missing):
+    """After ten minutes the log has one error, and the signal is sent for the shown experiences."""
+    watchdog = Watchdog(clock=clock)
+    watchdog.add_rendered_page([HERO])
+    record(watchdog, clock, after=300, times=3)
+    record(watchdog, clock, after=299)
+    assert caplog.messages == []
+    record(watchdog, clock, after=300, times=3)
+    [error] = caplog.messages
+    assert error.startswith("4 events were recorded in the last 14 minutes, but none was delivered. Run")
+    assert missing == [("hero", 1)]
+    # A delivered event ends the stall. The next one is another error.
+    get_delivery().deliver(1)
+    record(watchdog, clock, after=300, times=5)
+    assert len(caplog.messages) == 2
+
+
+def test_rare_events(hoarding, clock, caplog):
+    """One event an hour, which is pending during the check, is no stall."""
+    watchdog = Watchdog(clock=clock)
+    for _ in range(5):
+        record(watchdog, clock, after=3600)
+        get_delivery().deliver(1)
+    assert caplog.messages == []
+
+
+def test_delivery_that_cannot_count(clock, caplog):
+    """A database that is down has its own errors."""
+    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Speechless"}):
+        record(Watchdog(clock=clock), clock, after=300)
+    assert caplog.messages == []
+
+
+def test_lost_events_do_not_count():
+    """An impression that the delivery didn't accept is missing."""
+    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Refusing"}):
+        tracking.record([SEEN])
+        assert get_watchdog()._counted == {}
+
+
+@pytest.mark.urls("tests.site")
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    ("options", "pages"),
+    [
+        ({"IMPRESSIONS": "render"}, 1),
+        ({"IMPRESSIONS": "visible"}, 1),
+        ({"IMPRESSIONS": "web_sdk"}, 0),
+        ({"IMPRESSIONS": "manual"}, 0),
+        ({"IMPRESSIONS": "visible", "ANONYMOUS_ID": False}, 0),
+        ({"IMPRESSIONS": "visible", "CONSENT": "tests.tracking.test_views.deny_everything"}, 0),
+    ],
+)
+def test_pages_that_are_watched(upstream, options, pages):
+    """Only a page that shows experiences to a person who may be counted: no robot, no error page, no HEAD."""
+    with override_personalize(**options):
+        for method, path, agent in (
+            ("get", "/tags/", "Mozilla/5.0"),
+            ("get", "/tags/", "Googlebot"),
+            ("head", "/tags/", "Mozilla/5.0"),
+            ("get", "/missing/", "Mozilla/5.0"),
+        ):
+            getattr(Client(), method)(path, headers={"User-Agent": agent})
+        rendered = {key: rendered.pages for key, rendered in get_watchdog()._rendered.items()}
+    assert rendered == (dict.fromkeys(["hero-banner", "promo-strip"], pages) if pages else {})
+
+
+@pytest.mark.urls("tests.site")
+@pytest.mark.django_db
+def test_pages_count_themselves_in_the_mode_render(upstream, caplog, monkeypatch):
+    """After a hundred pages nothing is missing."""
+    monkeypatch.setattr(tracking.watchdog, "RENDERED_SECONDS", 0.0)
+    client = Client()
+    for _ in range(101):
+        client.get("/tags/")
+    settle()
+    assert get_watchdog()._rendered["hero-banner"].pages == 101
+    assert caplog.messages == []
+
+
+def read_notice():
+    """Return what the notice of this process says."""
+    [notice] = read_notices(TOPIC)
+    return notice["missed"], notice["stalled"]
+
+
+def test_notice_about_missing_impressions(shared, visible, clock):
+    """Other processes, such as the doctor, can read the notice as long as something is missing."""
+    watchdog = Watchdog(clock=clock)
+    show(watchdog, clock)
+    assert read_notice() == ({"hero": 100}, False)
+    show(watchdog, clock, pages=100, seconds=60.0)
+    assert read_notice() == ({"hero": 100}, False)
+    cache.clear()
+    show(watchdog, clock, pages=100, seconds=NOTICE_SECONDS)
+    assert read_notice() == ({"hero": 300}, False)
+    watchdog.add_recorded_events([SEEN])
+    settle()
+    show(watchdog, clock, pages=100, seconds=NOTICE_SECONDS)
+    assert read_notice() == ({}, False)
+
+
+def test_notice_about_a_stall(shared, hoarding, clock):
+    """The notice ends when an event is delivered."""
+    watchdog = Watchdog(clock=clock)
+    record(watchdog, clock, after=300, times=5)
+    assert read_notice() == ({}, True)
+    get_delivery().deliver(1)
+    record(watchdog, clock, after=300)
+    assert read_notice() == ({}, False)
