@@ -55,7 +55,7 @@ def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
 @part
 def has_shared_cache(runtime: Runtime) -> bool:
     """Return whether processes share the site's cache, so that using it takes a round trip."""
-    return not isinstance(caches[runtime.settings.cache], LocMemCache | DummyCache)
+    return _use(lambda cache: not isinstance(cache, LocMemCache | DummyCache), False)
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
