@@ -9,10 +9,11 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import metadata
 from django_moe_personalize.fetching.metadata import get_metadata_store
-from django_moe_personalize.fetching.shared import build_key, set_many
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.virtual_time import Clock
 
@@ -44,6 +45,15 @@ def test_another_client_has_other_metadata(upstream):
     get_metadata_store().get(deadline=Deadline(10))
     with get_client.override(PersonalizeClient(workspace_id="OTHER", api_key="k", transport=upstream)):
         assert get_metadata_store().find_unavailable(KEYS) == frozenset()
+
+
+def test_thread_that_outlives_its_settings(upstream):
+    """It writes nothing into the workspace of the next settings."""
+    store = get_metadata_store()
+    store.find_unavailable(KEYS)
+    with override_personalize(WORKSPACE_ID="OTHER"):
+        store.get(deadline=Deadline(10))
+        assert get_many([build_key("metadata")]) == {}
 
 
 def test_explanations_come_one_at_a_time(upstream, caplog):
