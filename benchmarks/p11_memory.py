@@ -1,7 +1,7 @@
-"""P11: memory per cached visitor, in the process and in Redis; each visitor has 3 of 30 variations of 2 KB.
+"""P11: memory for each cached visitor, with 3 experiences out of 30 variations of 2 KB, in the process and in Redis.
 
-In the process the key (a hash of the visitor) does not count, since every cache needs it. In Redis everything
-but the shared bodies counts.
+In the process the visitor's digest does not count, because every cache needs a key. In Redis everything counts
+except the shared bodies.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ACTIVE = 1_000
 
 
 def build_variations() -> dict[str, list[Any]]:
-    """Return ten experiences for each key, each of about 2 KB of JSON."""
-    from django_moe_personalize.moengage.types import Experience
+    """Return ten experiences for each key, about 2 KB of JSON each, as the reader builds them."""
+    from django_moe_personalize.moengage.reader import read_experience
 
     names = ("Title", "Subtitle", "Text", "ImageUrl", "CtaLabel", "CtaUrl", "Color", "Terms")
     found: dict[str, list[Any]] = {}
@@ -40,24 +40,24 @@ def build_variations() -> dict[str, list[Any]]:
             payload = {name: f"{name} {number} ".ljust(BODY_BYTES // len(names) - 35, ".") for name in names}
             context = {"cid": f"{key}_{number}".ljust(40, "0"), "experience": key, "moe_locale_id": "0"}
             context |= {"moe_variation_id": str(number), "audience_name": "Everybody", "audience_id": "7" * 24}
-            found[key].append(Experience(key, payload, context))
+            found[key].append(read_experience(key, {"payload": payload, "experience_context": context}))
     return found
 
 
 def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
-    """Return the experiences of the visitor with this number; all combinations occur."""
+    """Return the answers for the visitor of this number; all combinations occur."""
     return {key: variations[key][number // VARIATIONS**place % VARIATIONS] for place, key in enumerate(KEYS)}
 
 
 def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
-    """Return the digests of ``number`` visitors."""
+    """Return the digests of visitors."""
     from django_moe_personalize.digest import build_digest
 
     return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
 
 
 def weigh(build: Callable[[], object], number: int) -> float:
-    """Return the bytes that ``build()`` and its kept result add to the process, divided by ``number``."""
+    """Return the bytes that ``build()`` adds to the process for each of ``number``, its result included."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     kept = build()
@@ -68,40 +68,38 @@ def weigh(build: Callable[[], object], number: int) -> float:
 
 
 def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return the bytes per visitor in the process, against a copy of the parsed JSON for each visitor."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    """Return the bytes for each visitor in the process, against a copy of each answer's parsed JSON."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    visitors, settings = name_visitors(VISITORS), get_settings()
+    visitors, cache = name_visitors(VISITORS), get_cache()
 
     def store() -> None:
         for number, visitor in enumerate(visitors):
-            ExperienceCache(visitor, settings).set(pick(variations, number))
+            cache.keep(visitor, pick(variations, number))
 
     tracemalloc.start()
     copies = weigh(lambda: copy_answers(variations, 1_000), 1_000)
     ours = weigh(store, VISITORS)
     keys = weigh(lambda: name_visitors(10_000, "another"), 10_000)
     tracemalloc.stop()
-    counts = local_cache.counts
     check_process(visitors, variations)
     return Figure(
-        what=f"memory per visitor in the process, {VISITORS:,} visitors, key excluded; baseline: the parsed responses",
+        what=f"a visitor of {VISITORS:,} in the process, beyond the key, against a copy of the parsed answers",
         baseline=copies,
         ours=ours,
         difference=ours,
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"the key takes another {keys:.0f} bytes",
-            f"the cache's own estimate for all, keys included: {counts.bytes:,} bytes",
+            f"the key takes {keys:.0f} bytes more",
+            f"the cache's own estimate, key included: {cache.memory.counts.bytes / VISITORS:.0f} bytes",
         ],
         context=time_calls(visitors, variations, options),
     )
 
 
 def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[Any]:
-    """Return the parsed JSON of the responses for ``number`` visitors, a copy for each."""
+    """Return a copy of the parsed JSON of the answers for each of ``number`` visitors."""
     entries = (pick(variations, visitor) for visitor in range(number))
     return [
         json.loads(json.dumps({key: [e.payload, e.experience_context] for key, e in entry.items()}))
@@ -110,70 +108,66 @@ def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[A
 
 
 def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Raise WrongMeasurement unless the cache has all visitors, the first and the last with their own content."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    """Raise WrongMeasurement unless memory holds all visitors, and the first and the last with their own answers."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    counts = local_cache.counts
-    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts}")
+    counts = get_cache().memory.counts
+    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"held are {counts}")
     for number in (0, len(visitors) - 1):
-        found = ExperienceCache(visitors[number], get_settings()).get_local(KEYS)
-        shown = {key: found[key].experience.payload for key in KEYS}
-        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another visitor's content")
+        answers = get_cache().peek(visitors[number], KEYS).answers
+        shown = {key: answers[key].payload for key in KEYS}
+        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
 
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
-    """Return the microseconds of the cache calls of a page while all visitors are in memory."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache
+    """Return the microseconds of the calls that a page makes, with all visitors in memory."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    settings, turns = get_settings(), iter(range(10**12))
+    cache, turns = get_cache(), iter(range(10**12))
 
-    def visit() -> ExperienceCache:
-        return ExperienceCache(visitors[next(turns) * 7919 % len(visitors)], settings)
+    def choose() -> str:
+        return visitors[next(turns) * 7919 % len(visitors)]
 
     answers = pick(variations, 0)
     calls = {
-        "get_local() of 3 keys, another visitor each time, µs": lambda: visit().get_local(KEYS),
-        "get_local() of 3 keys, the same visitor, µs": lambda: ExperienceCache(visitors[0], settings).get_local(KEYS),
-        "set() of 3 known bodies, no site cache, µs": lambda: visit().set(answers),
+        "peek() of 3 keys, another visitor each time, µs": lambda: cache.peek(choose(), KEYS),
+        "peek() of 3 keys, the same visitor, µs": lambda: cache.peek(visitors[0], KEYS),
+        "keep() of 3 known bodies, µs": lambda: cache.keep(choose(), answers),
     }
     found = alternate(calls, rounds=options.pick(15, 5))
     return {name: found.median(name) * 1e6 for name in calls}
 
 
 def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return how many active visitors are still in memory after a flood of visitors who come once."""
+    """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
     from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
-    from django_moe_personalize.fetching.local_cache import Span, unfold
+    from django_moe_personalize.fetching.cache import ExperienceCache
 
-    settings, now = get_settings(), time.time()
-    active, once = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5)
+    now = time.time()
+    cache, answers = ExperienceCache(get_settings(), clock=lambda: now), pick(variations, 0)
+    active, once, most = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5), 0
     for visitor in active:
-        ExperienceCache(visitor, settings, clock=lambda: now).set(pick(variations, 0))
-        ExperienceCache(visitor, settings, clock=lambda: now + 2).get_local(KEYS)
-    # The last step of set(), without building the same bodies a million times.
-    record = local_cache.find(active[0], 0)
-    answers = {body.name: (at, body) for at, body in unfold(record)}
-    span, most = Span(record[0], record[0]), 0
+        cache.keep(visitor, answers)
+    now += 2
+    for visitor in active:
+        cache.peek(visitor, KEYS)
     for number in range(once):
-        local_cache.merge(f"{number:032x}", answers, span, overwrite=True)
+        cache.keep(f"{number:032x}", answers)
         if number % 100 == 0:
-            most = max(most, local_cache.counts.visitors)
-    there = sum(len(ExperienceCache(v, settings, clock=lambda: now).get_local(KEYS)) == len(KEYS) for v in active)
+            most = max(most, cache.memory.counts.visitors)
+    there = sum(not cache.peek(visitor, KEYS).due for visitor in active)
     return Figure(
-        what=f"active visitors still in memory after {once:,} visitors who came once",
+        what=f"active visitors still in memory after {once:,} who came once",
         baseline=ACTIVE,
         ours=there,
         limit=">= 1",
         unit="visitors",
-        notes=[f"at most {most:,} visitors in memory"],
+        notes=[f"never more than {most:,} in memory"],
     )
 
 
 def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, options: Options) -> Figure:
-    """Return the bytes per visitor in Redis without the shared bodies, against a pickle of each visitor's responses."""
+    """Return the bytes for each visitor in Redis beyond the bodies, against a pickle of the answers of each."""
     import redis
 
     server = redis.Redis.from_url(redis_url)
@@ -182,49 +176,47 @@ def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, optio
     ours = (full - bodies) / len(visitors)
     copy_to_site_cache(visitors[:1_000], variations)
     return Figure(
-        what=f"memory per visitor in Redis, {len(visitors):,} visitors, key included; baseline: the pickled responses",
+        what=f"a visitor of {len(visitors):,} in Redis, key included, against a pickle of the answers each",
         baseline=(read_used(server) - full) / 1_000,
         ours=ours,
         difference=ours,
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"MEMORY USAGE of one visitor: {weigh_entry(server, visitors[0])} bytes",
+            f"MEMORY USAGE of one: {weigh_entry(server, visitors[0])} bytes",
             f"all bodies: {bodies - empty:,} bytes",
         ],
     )
 
 
 def read_used(server: Any) -> int:
-    """Return the bytes that Redis uses."""
+    """Return the bytes that Redis has in use."""
     return int(server.info("memory")["used_memory"])
 
 
 def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> tuple[int, int, int]:
-    """Store all bodies, then all visitors; return the bytes that Redis uses before, between and after."""
+    """Store all bodies, then all visitors; return the bytes in use before, between and after."""
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    from django_moe_personalize.fetching.cache import ExperienceCache, get_cache
 
-    settings = get_settings()
-    # So that the connection and its buffers exist.
+    # The connection and its buffers.
     site_cache.set("warm", 1)
     empty = read_used(server)
     for index in range(VARIATIONS):
-        ExperienceCache(f"first-{index}", settings).set({key: variations[key][index] for key in KEYS})
+        get_cache().write(f"first-{index}", {key: variations[key][index] for key in KEYS})
     bodies, keys = read_used(server), server.dbsize()
     for index, visitor in enumerate(visitors):
-        ExperienceCache(visitor, settings).set(pick(variations, index))
-    expect(server.dbsize() - keys == len(visitors), "not every visitor is one entry")
-    local_cache.clear()
-    found = ExperienceCache(visitors[-1], settings).get(KEYS)
-    expect(all(found[key].fresh for key in KEYS), "the entries in Redis can't be read")
+        get_cache().write(visitor, pick(variations, index))
+    expect(server.dbsize() - keys == len(visitors), "a visitor is not one entry")
+    another_process = ExperienceCache(get_settings())
+    expect(not another_process.read(visitors[-1], KEYS).due, "another process cannot read a visitor from Redis")
     return empty, bodies, read_used(server)
 
 
 def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Store the complete responses of each visitor, as a cache without shared bodies does."""
+    """Store each visitor's answers whole, as a cache without shared bodies does."""
     from django.core.cache import cache as site_cache
 
     for index, visitor in enumerate(visitors):
@@ -233,16 +225,16 @@ def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequenc
 
 
 def weigh_entry(server: Any, visitor: str) -> int:
-    """Return the bytes of one visitor's key and value, as Redis reports them."""
+    """Return the bytes that one visitor's key and value take, according to Redis."""
     from django.core.cache import cache as site_cache
 
-    from django_moe_personalize.fetching.cache import build_key
+    from django_moe_personalize.fetching.shared import build_key
 
     return int(server.memory_usage(site_cache.make_key(build_key("visitor", visitor))))
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Measure the process, flood it with visitors, and measure Redis if there is a redis-server."""
+    """Weigh the process, flood it, and weigh Redis where there is one."""
     from django.test import override_settings
 
     dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
@@ -251,7 +243,7 @@ def measure(options: Options) -> Iterator[Figure]:
     yield measure_process(variations, options)
     yield measure_scan(variations, options)
     if shutil.which("redis-server") is None:
-        what, notes = "memory per visitor in Redis", ["not measured: PATH has no redis-server"]
+        what, notes = "a visitor in Redis", ["not measured: there is no redis-server in PATH"]
         yield Figure(what=what, baseline=1, ours=float("nan"), limit=LIMIT, unit="bytes", notes=notes)
         return
     with start_redis() as url:

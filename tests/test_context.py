@@ -47,7 +47,6 @@ def test_outliving_the_request():
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []
     assert personalization.attributes == {}
-    assert page.plan(lambda request: None) == ()
     assert async_to_sync(personalization.aget)("hero-banner") is None
     async_to_sync(personalization.aprefetch)("hero-banner")
     assert async_to_sync(page._aget_visitor)().attributes == {}

@@ -3,7 +3,8 @@
 import pytest
 from django.test import RequestFactory
 
-from django_moe_personalize.tracking.robots import _is_robot, is_counted
+from django_moe_personalize.tracking import is_counted
+from django_moe_personalize.tracking.robots import is_robot
 
 CHROME = "Mozilla/5.0 (Linux; Android 13) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Mobile Safari/537.36"
 
@@ -31,10 +32,10 @@ def test_requests_of_persons_count(headers, counts):
 
 def test_memory_is_bounded():
     """1,024 user agents are remembered, cut to 512 characters."""
-    _is_robot.cache_clear()
+    is_robot.cache_clear()
     for number in range(1200):
         assert is_counted(RequestFactory().get("/", headers={"User-Agent": "x" * 512 + str(number)}))
-    assert _is_robot.cache_info().currsize == 1
+    assert is_robot.cache_info().currsize == 1
     for number in range(1200):
         assert is_counted(RequestFactory().get("/", headers={"User-Agent": f"Browser/{number}"}))
-    assert _is_robot.cache_info().currsize == 1024
+    assert is_robot.cache_info().currsize == 1024

@@ -194,7 +194,7 @@ def test_events_that_are_never_delivered(hoarding, clock, caplog, missing):
     assert error.startswith("4 events were recorded in the last 14 minutes, but none was delivered. Run")
     assert missing == [("hero", 1)]
     # A delivered event ends the stall. The next one is another error.
-    get_delivery().deliver(1)
+    get_delivery().count_delivered(1)
     record(watchdog, clock, after=300, times=5)
     assert len(caplog.messages) == 2
 
@@ -204,7 +204,7 @@ def test_rare_events(hoarding, clock, caplog):
     watchdog = Watchdog(clock=clock)
     for _ in range(5):
         record(watchdog, clock, after=3600)
-        get_delivery().deliver(1)
+        get_delivery().count_delivered(1)
     assert caplog.messages == []
 
 
@@ -289,6 +289,6 @@ def test_notice_about_a_stall(shared, hoarding, clock):
     watchdog = Watchdog(clock=clock)
     record(watchdog, clock, after=300, times=5)
     assert read_notice() == ({}, True)
-    get_delivery().deliver(1)
+    get_delivery().count_delivered(1)
     record(watchdog, clock, after=300)
     assert read_notice() == ({}, False)

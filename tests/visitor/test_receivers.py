@@ -25,7 +25,7 @@ def sign_in(request):
     return HttpResponse("in")
 
 
-async def asign_in(request):
+async def sign_in_async(request):
     """Log the visitor in, in an event loop."""
     await alogin(request, await User.objects.aget(pk=1))
     return HttpResponse("in")
@@ -37,7 +37,7 @@ def sign_out(request):
     return HttpResponse("out")
 
 
-async def asign_out(request):
+async def sign_out_async(request):
     """Log the visitor out, in an event loop."""
     await alogout(request)
     return HttpResponse("out")
@@ -62,8 +62,8 @@ def browse(upstream, visit, settings):
     """Return a visitor of pages that log in and out."""
     module, is_async = ModuleType("routes"), visit.mode == "async"
     module.urlpatterns = [
-        path("sign-in/", asign_in if is_async else sign_in),
-        path("sign-out/", asign_out if is_async else sign_out),
+        path("sign-in/", sign_in_async if is_async else sign_in),
+        path("sign-out/", sign_out_async if is_async else sign_out),
         path("sign-out-and-read/", sign_out_and_read),
         path("rest-framework/", sign_in_through_rest_framework),
         path("", include(site)),
