@@ -216,11 +216,11 @@ def test_personalization_is_that_of_the_code():
 
 
 def test_api_is_that_of_the_code():
-    """The reference has each call of the API with its parameters."""
+    """The reference has each call of the API with its parameters. An async twin has those of its sync call."""
     calls = {
-        f.__name__: list(inspect.signature(f).parameters)
-        for f in vars(api).values()
-        if inspect.isfunction(f) and f.__module__ == api.__name__ and not f.__name__.startswith("_")
+        name: list(inspect.signature(getattr(api, name.removeprefix("a"), f)).parameters)
+        for name, f in vars(api).items()
+        if inspect.isfunction(f) and f.__module__ == api.__name__ and not name.startswith("_")
     }
     listed = {}
     for call, _ in read_rows(read("reference/python.md"), "call", "gives"):
