@@ -74,14 +74,14 @@ class PersonalizeMiddleware:
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Start to fetch the experiences that the page is known to need, and let the view run meanwhile."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(view):
+        if keys := page.plan(request, view):
             # An async view under WSGI can't wait in its event loop later.
             (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """See process_view(). The template of an async view can't wait, so the fetch ends before the view runs."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(view):
+        if keys := page.plan(request, view):
             await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
 
     async def aprocess_template_response(

@@ -66,12 +66,11 @@ class Page:
 
     # Planning
 
-    def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
+    def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        request = self._request()
-        if request is not None and self._settings.enabled:
-            self._planned = planning.get_early_keys(request, view)
+        if self._settings.enabled:
+            self._planned = planning.get_early_keys(request, view, self._runtime)
         return self._planned
 
     def is_planned(self, experience_keys: tuple[str, ...]) -> bool:

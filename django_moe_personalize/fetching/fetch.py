@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from django_moe_personalize.fetching.cache import get_cache, pick
+from django_moe_personalize.fetching.cache import Answers, get_cache, pick
 from django_moe_personalize.fetching.flight import Flight, get_flights
 from django_moe_personalize.fetching.resolve import log_bug
 from django_moe_personalize.fetching.upstream import Question
-from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime
 from django_moe_personalize.visitor import Visitor
-
-Answers = Mapping[str, Experience | None]
 
 
 def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -20,11 +19,11 @@ from django.db import close_old_connections
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
-from django_moe_personalize.fetching.cache import Known, get_cache
+from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
+from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
-    Outcome,
     conclude,
     explain,
     follow_up,
@@ -36,7 +35,7 @@ from django_moe_personalize.fetching.resolve import (
 from django_moe_personalize.fetching.shared import has_shared_cache
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
 from django_moe_personalize.moengage.messages import Exchange, NotTakenError
-from django_moe_personalize.moengage.types import MAX_KEYS, Experience
+from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
 
@@ -67,7 +66,7 @@ class Flight(Future[Experiences]):
         self.is_followed = False
         # The request that was sent, until its response is read. Only the thread or task that holds the turn uses it.
         self._exchange: Exchange | None = None
-        self._answers: Mapping[str, Experience | None] = {}
+        self._answers: Answers = {}
         self._missing: tuple[str, ...] = ()
         self._turn = threading.Lock()
         self._deadline = question.deadline
@@ -92,8 +91,11 @@ class Flight(Future[Experiences]):
 
     async def ajoin(self, seconds: float) -> Experiences:
         """See join()."""
-        if self.done():
+        if self.done() or (self._deadline.expired and self.poll()):
             return self.result(0.0)
+        if self._exchange is not None:
+            # MoEngage has no longer, however much time this page has left.
+            seconds = min(seconds, self._deadline.remaining() or 0.0)
         try:
             async with asyncio.timeout(seconds):
                 if self._exchange is not None:
@@ -135,9 +137,11 @@ class Flight(Future[Experiences]):
         with suppress(Exception):
             # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
             if is_waited_for and not has_shared_cache(question.runtime):
-                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+                self._answers, self._missing = known
+                if get_metadata_store.find(question.runtime) is not None:
+                    self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
-                    self._land(conclude(question, self._answers, ()))
+                    self._land({}, pick(self._answers, question.keys))
                     return
                 if len(self._missing) <= MAX_KEYS:
                     exchange = self._exchange = start_call(question, self._missing)
@@ -167,7 +171,7 @@ class Flight(Future[Experiences]):
         except Exception as error:
             log_bug(self.question.runtime, error)
         finally:
-            self._land(found)
+            self._land(found.learned, found.experiences)
         self._follow_up(found)
 
     def _follow_up(self, found: Answer) -> None:
@@ -177,17 +181,17 @@ class Flight(Future[Experiences]):
             # The site's cache may be its database. No request ends in this thread, so close its connections here.
             close_old_connections()
 
-    def _land(self, found: Answer) -> None:
-        """Give the answer to all pages that wait for it."""
+    def _land(self, learned: Answers, experiences: Experiences) -> None:
+        """Give the experiences to all pages that wait for them. ``learned`` is what MoEngage answered."""
         runtime = self.question.runtime
         try:
             # First the cache: a page that finds no flight must find the answer.
-            if found.learned:
-                get_cache(runtime).keep(self.question.visitor.digest, found.learned)
+            if learned:
+                get_cache(runtime).keep(self.question.visitor.digest, learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:
-            get_flights(runtime).finish(self, found.experiences)
+            get_flights(runtime).finish(self, experiences)
 
     # Reading. One thread or task at a time has the turn.
 
@@ -247,12 +251,14 @@ class Flight(Future[Experiences]):
         except Exception as error:
             log_bug(self.question.runtime, error)
             exchange.release()
-            self._conclude([])
+            self._fail()
         else:
-            if outcome is not None:
-                self._conclude([outcome])
+            if isinstance(outcome, APIError):
+                self._fail(outcome)
+            elif outcome is not None:
+                self._arrive(outcome)
 
-    def _receive(self, exchange: Exchange, seconds: float) -> Outcome | None:
+    def _receive(self, exchange: Exchange, seconds: float) -> ExperiencesResult | APIError | None:
         runtime = self.question.runtime
         client, until = get_client(runtime), time.monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
@@ -270,7 +276,7 @@ class Flight(Future[Experiences]):
             raise
         if result is not None:
             tell_breaker(runtime, None)
-            return self._missing, result
+            return result
         if not self._deadline.expired:
             return None
         exchange.release()
@@ -281,19 +287,24 @@ class Flight(Future[Experiences]):
     def _ask_again(self) -> None:
         """Ask again on a new connection, if there is time: the server had closed the idle one."""
         if self.question.deadline.expired:
-            self._conclude([])
+            self._fail()
             return
         self._exchange = None
         self._submit()
 
-    def _conclude(self, outcomes: list[Outcome]) -> None:
+    def _arrive(self, result: ExperiencesResult) -> None:
         self._exchange = None
-        found = conclude(self.question, self._answers, outcomes)
-        self._land(found)
-        if not found.errors:
-            explain(self.question.runtime, found)
+        learned = {key: result.experiences.get(key) for key in self._missing}
+        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
+        if None in learned.values():
+            explain(self.question.runtime, learned)
+
+    def _fail(self, *errors: APIError) -> None:
+        self._exchange = None
+        found = conclude(self.question, self._answers, errors)
+        self._land({}, found.experiences)
         # The receivers of the signal run in this page's thread only if no other thread is free.
-        elif not get_pool(self.question.runtime).offer(self._follow_up, found):
+        if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found)
 
     def _give_up(self) -> None:
@@ -302,7 +313,7 @@ class Flight(Future[Experiences]):
             try:
                 if (exchange := self._exchange) is not None:
                     exchange.release()
-                    self._conclude([])
+                    self._fail()
             finally:
                 self._turn.release()
 

@@ -136,16 +136,16 @@ def follow_up(question: Question, answer: Answer) -> None:
     if answer.learned:
         # Only answers are stored, so an error overwrites nothing.
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
-    explain(question.runtime, answer)
+    explain(question.runtime, answer.learned)
     for error in answer.errors:
         report(question.runtime, error, answer.unanswered)
     if any(isinstance(error, CircuitOpenError) for error in answer.errors):
         _probe(question)
 
 
-def explain(runtime: Runtime, answer: Answer) -> None:
-    """Log, in the background, why some keys have no experience."""
-    if absent := [key for key, experience in answer.learned.items() if experience is None]:
+def explain(runtime: Runtime, learned: Mapping[str, Experience | None]) -> None:
+    """Have the log say why some keys have no experience."""
+    if absent := [key for key, experience in learned.items() if experience is None]:
         get_metadata_store(runtime).explain(absent)
 
 

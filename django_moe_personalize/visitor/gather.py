@@ -136,7 +136,9 @@ def _has_other_inputs(known: Mapping[str, Any], query: tuple[tuple[str, str], ..
 
 
 def _gather(request: HttpRequest, now: datetime) -> Visitor:
-    consent = get_consent(request)
+    # Most sites and browsers have neither of the two.
+    is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
+    consent = GRANTED if is_default else get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NOBODY

@@ -1,4 +1,4 @@
-"""Ask as a page and as a task does."""
+"""Ask as pages and as tasks do."""
 
 from collections.abc import Sequence
 
@@ -18,7 +18,7 @@ class Asked:
 
     @property
     def done(self) -> bool:
-        """Whether reading the answer doesn't wait."""
+        """Whether the answer is there."""
         return self.flight is None or self.flight.done()
 
     def poll(self) -> bool:
