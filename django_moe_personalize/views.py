@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from io import BytesIO
 from typing import Any, Final
 
@@ -116,15 +117,12 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
         # A middleware of the site may have read the form already, which leaves nothing to read.
-        fields = request.POST if hasattr(request, "_post") else _parse_parts(request, body)
+        if hasattr(request, "_post"):
+            return json.loads(request.POST.get("events", ""))
+        fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
         return json.loads(fields.get("events", ""))
     data = json.loads(body)
     return data.get("events") if isinstance(data, dict) else None
-
-
-def _parse_parts(request: HttpRequest, body: bytes) -> QueryDict:
-    fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
-    return fields
 
 
 Report = tuple[tracking.Token, str | None]
@@ -173,24 +171,21 @@ def _is_within_limit(kind: str, customer_id: str) -> bool:
     """
     minute = int(time.time()) // 60
     sent = add_to_count(f"{kind}/{minute}/{customer_id}", 1, 60.0)
-    return (_get_report_counter().add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
+    return (_count_alone(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
 
 
-class _ReportCounter:
-    """The reports of this minute in this process. Without a lock: threads may count one report too few."""
-
-    def __init__(self) -> None:
-        self._minute = 0
-        self._counts: dict[tuple[str, str], int] = {}
-
-    def add(self, minute: int, kind: str, customer_id: str) -> int:
-        """Add one report of a visitor and return their number."""
-        if minute != self._minute or len(self._counts) >= MAX_VISITORS_A_MINUTE:
-            self._minute, self._counts = minute, {}
-        count = self._counts[kind, customer_id] = self._counts.get((kind, customer_id), 0) + 1
-        return count
+def _count_alone(minute: int, *report: str) -> int:
+    minutes = _get_reports()
+    counts = minutes.get(minute)
+    if counts is None or len(counts) >= MAX_VISITORS_A_MINUTE:
+        minutes.clear()
+        counts = minutes[minute] = Counter()
+    # Without a lock: threads may count one report too few.
+    counts[report] += 1
+    return counts[report]
 
 
 @part
-def _get_report_counter(runtime: Runtime) -> _ReportCounter:
-    return _ReportCounter()
+def _get_reports(runtime: Runtime) -> dict[int, Counter[tuple[str, ...]]]:
+    """Return the numbers of this minute's reports in this process, by minute, kind and visitor."""
+    return {}
