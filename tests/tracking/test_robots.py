@@ -4,7 +4,7 @@ import pytest
 from django.test import RequestFactory
 
 from django_moe_personalize.tracking import is_counted
-from django_moe_personalize.tracking.robots import is_robot
+from django_moe_personalize.tracking.page import is_robot
 
 CHROME = "Mozilla/5.0 (Linux; Android 13) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Mobile Safari/537.36"
 
