@@ -27,10 +27,7 @@ MAX_ROUTES: Final = 1000
 MAX_KEYS_A_ROUTE: Final = 100
 
 MAX_READ_KEYS: Final = 25
-"""Keys that a route may learn from Python code: as many as one call takes.
-
-Code may build endless keys (``f"product-{pk}"``). A template has few literals.
-"""
+"""Keys that a route may learn from Python code, which may build endless keys (``f"product-{pk}"``)."""
 
 MAX_TEMPLATES: Final = 100
 """How many parents and includes of a template are searched. Templates may include each other endlessly."""
@@ -87,10 +84,9 @@ _template_keys: Final = weakref.WeakKeyDictionary[Template, tuple[str, ...]]()
 
 
 def find_template_keys(template: Template) -> tuple[str, ...]:
-    """Return the literal keys in a compiled template, its parents and its includes.
+    """Return the literal keys in a compiled template, its parents and its includes, in all branches.
 
-    All branches count, because a key too many travels in the same call. The result is remembered as long as the
-    template lives, which is as long as the process under the cached loader.
+    The result is remembered as long as the template lives, which is as long as the process under the cached loader.
     """
     known = _template_keys.get(template)
     if known is None:

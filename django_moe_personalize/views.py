@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
 
@@ -53,22 +54,15 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 
     The token of an old page or of another visitor redirects too, but counts nothing. So does one without consent.
     """
-    try:
-        found = tracking.read_token(token)
-    except BadSignature:
-        return _refuse_click()
-    hosts = rendering.get_allowed_hosts(request, found.host)
-    if not found.destination or not rendering.is_safe_url(found.destination, hosts):
-        return _refuse_click()
+    found = _read_token(token)
+    hosts = rendering.get_allowed_hosts(request, found.host) if found else ()
+    if found is None or not found.destination or not rendering.is_safe_url(found.destination, hosts):
+        return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
     if tracking.is_counted(request) and not found.expired:
         customer_id = _find_customer_id(request)
         if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
             tracking.record([found.build_event(customer_id)])
     return HttpResponseRedirect(found.destination)
-
-
-def _refuse_click() -> HttpResponse:
-    return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
 
 
 @login_not_required
@@ -125,23 +119,23 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
     return data.get("events") if isinstance(data, dict) else None
 
 
+def _read_token(text: str) -> tracking.Token | None:
+    with suppress(BadSignature):
+        return tracking.read_token(text)
+    return None
+
+
 Report = tuple[tracking.Token, str | None]
 """A token and the clicked element, which is ``None`` in the report of an impression."""
 
 
 def _read_report(report: object) -> Report | None:
     match report:
-        case ["impression", str(text)]:
-            element = None
-        case ["click", str(text), str(element)]:
-            pass
-        case _:
-            return None
-    try:
-        token = tracking.read_token(text)
-    except BadSignature:
-        return None
-    return None if token.expired or (element is not None and element not in token.elements) else (token, element)
+        case ["impression", str(text)] if (token := _read_token(text)) and not token.expired:
+            return token, None
+        case ["click", str(text), str(element)] if (token := _read_token(text)) and not token.expired:
+            return (token, element) if element in token.elements else None
+    return None
 
 
 def _build_events(reports: list[Report], customer_id: str) -> list[Event]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -37,16 +38,14 @@ MAX_INPUT_LENGTH: Final = 1024
 QUARTER_OF_AN_HOUR: Final = 15 * 60
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Visitor:
     """A visitor's identity, in-session attributes and consent. The repr shows no personal data."""
 
-    __slots__ = ("_digest", "attributes", "consent", "identity")
-
-    def __init__(self, identity: Identity, attributes: Mapping[str, str], consent: Consent = GRANTED) -> None:
-        self.identity = identity
-        self.attributes = attributes
-        self.consent = consent
-        self._digest = ""
+    identity: Identity
+    attributes: Mapping[str, str]
+    consent: Consent = GRANTED
+    _digest: str = field(default="", init=False)
 
     @property
     def digest(self) -> str:
@@ -69,7 +68,7 @@ class Visitor:
 
 
 NOBODY: Final = Visitor(Identity(), {}, DENIED)
-"""The visitor if the package may ask nothing: the visitor denies ``fetch``, or the identity can't be read."""
+"""The visitor if the package may ask nothing: ``fetch`` is denied, or the identity can't be read."""
 
 
 @part
