@@ -122,17 +122,13 @@ def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
 @lru_cache(maxsize=1024)
 def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return the pairs of read_query()."""
-    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
-    found = dict(parse_qsl(_decode_query(raw)))
-    cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
-    return tuple((name, text) for name, text in cleaned if text)
-
-
-def _decode_query(raw: str) -> str:
     # WSGI servers give the bytes as latin-1 (PEP 3333). ASGI servers have decoded them.
     with suppress(UnicodeError):
-        return raw.encode("latin-1").decode()
-    return raw
+        raw = raw.encode("latin-1").decode()
+    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
+    found = dict(parse_qsl(raw))
+    cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
+    return tuple((name, text) for name, text in cleaned if text)
 
 
 def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
@@ -194,7 +190,7 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
     """Return the attributes in the result of the site's function at ``path`` that can be sent. Log the others once."""
     accepted: dict[str, str] = {}
     for name, value in result.items():
-        text = build_text(value)
+        text = _build_text(value)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             message = "%s returned an attribute whose name doesn't match %s, so it is left out."
             log_once(("name", path), message, path, _NAME.pattern)
@@ -209,15 +205,10 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
     return accepted
 
 
-def build_text(value: object) -> str | None:
-    """Return a custom attribute's value as text, ``""`` for None, or ``None`` for a type that can't be sent.
-
-    The vendor's SDKs type custom attributes as strings (contract §2).
-    """
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
+def _build_text(value: object) -> str | None:
+    """Return a custom attribute's value as text (contract §2), or ``None`` for a type that can't be sent."""
+    if value is None or isinstance(value, str):
+        return value or ""
     if isinstance(value, bool):
         return "true" if value else "false"
     # str() of an integer with thousands of digits raises an exception.

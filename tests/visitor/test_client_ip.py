@@ -136,14 +136,6 @@ def test_what_a_visitor_writes_changes_nothing(junk, visitor, kind):
     assert read(**{kind: f"{junk}, {added}"}) == read(**{kind: added})
 
 
-@given(st.ip_addresses())
-def test_forms_of_an_address(address):
-    """An address with brackets, with a port and mapped from IPv4 is the same address."""
-    expected = getattr(address, "ipv4_mapped", None) or address
-    node = str(address) if address.version == 4 else f"[{address}]"
-    assert {parse_node(text) for text in (str(address), node, f"{node}:80")} == {expected}
-
-
 def test_memory_is_bounded():
     """1,024 addresses are remembered, and no long text."""
     _describe.cache_clear()
