@@ -142,7 +142,8 @@ class Watchdog:
             if self._is_stalled:
                 self._is_stalled = False
                 self._publish_notice()
-        elif counts.accepted > self._accepted:
+        else:
+            # A check follows new events, so some have been accepted since then.
             self._stalled_since = min(self._stalled_since, now)
             if now - self._stalled_since >= STALLED_SECONDS:
                 self._report_stall(counts.accepted - self._accepted, now - self._stalled_since)

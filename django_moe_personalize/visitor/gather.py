@@ -58,11 +58,11 @@ class Visitor:
             kind = "anonymous" if identity.anonymous else "identified"
             customer = "none" if identity.customer_id is None else "id:" + identity.customer_id
             parts = [kind, customer, str(len(identity.user_identifiers))]
-            for name, value in sorted(identity.user_identifiers.items()):
-                parts += name, value
-            for name, value in sorted(self.attributes.items()):
-                if vary is None or name in vary:
-                    parts += name, value
+            for pair in sorted(identity.user_identifiers.items()):
+                parts += pair
+            for pair in sorted(self.attributes.items()):
+                if vary is None or pair[0] in vary:
+                    parts += pair
             self._digest = build_digest(parts)
         return self._digest
 
