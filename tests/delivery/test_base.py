@@ -190,7 +190,7 @@ def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, set
         ("drain.deliver_outbox", {}, "isn't a subclass of BaseDelivery"),
         ("base.DeliveryCounts", {}, "isn't a subclass of BaseDelivery"),
         ("thread.ThreadDelivery", {"max_event": 1}, "max_events, max_bytes"),
-        ("dummy.DummyDelivery", {"max_events": 1}, "no options"),
+        ("dummy.DummyDelivery", {"max_events": 1}, "Remove the options"),
         ("thread.ThreadDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
         ("thread.ThreadDelivery", {"max_events": 0}, "max_events must be at least 1, not 0"),
         ("thread.ThreadDelivery", {"max_bytes": "x"}, "OPTIONS"),
