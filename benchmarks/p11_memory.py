@@ -1,7 +1,7 @@
-"""P11: memory per cached visitor, in the process and in Redis; each visitor has 3 of 30 variations of 2 KB.
+"""P11: memory for each cached visitor, with 3 experiences out of 30 variations of 2 KB, in the process and in Redis.
 
-In the process the key (a hash of the visitor) does not count, since every cache needs it. In Redis everything
-but the shared bodies counts.
+In the process the visitor's digest does not count, because every cache needs a key. In Redis everything counts
+except the shared bodies.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ ACTIVE = 1_000
 
 
 def build_variations() -> dict[str, list[Any]]:
-    """Return ten experiences for each key, each of about 2 KB of JSON."""
-    from django_moe_personalize.moengage.types import Experience
+    """Return ten experiences for each key, about 2 KB of JSON each, as the reader builds them."""
+    from django_moe_personalize.moengage.reader import read_experience
 
     names = ("Title", "Subtitle", "Text", "ImageUrl", "CtaLabel", "CtaUrl", "Color", "Terms")
     found: dict[str, list[Any]] = {}
@@ -40,7 +40,7 @@ def build_variations() -> dict[str, list[Any]]:
             payload = {name: f"{name} {number} ".ljust(BODY_BYTES // len(names) - 35, ".") for name in names}
             context = {"cid": f"{key}_{number}".ljust(40, "0"), "experience": key, "moe_locale_id": "0"}
             context |= {"moe_variation_id": str(number), "audience_name": "Everybody", "audience_id": "7" * 24}
-            found[key].append(Experience(key, payload, context))
+            found[key].append(read_experience(key, {"payload": payload, "experience_context": context}))
     return found
 
 
@@ -68,22 +68,20 @@ def weigh(build: Callable[[], object], number: int) -> float:
 
 
 def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return the bytes per visitor in the process, against a copy of the parsed JSON for each visitor."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    """Return the bytes for each visitor in the process, against a copy of each answer's parsed JSON."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    visitors, settings = name_visitors(VISITORS), get_settings()
+    visitors, cache = name_visitors(VISITORS), get_cache()
 
     def store() -> None:
         for number, visitor in enumerate(visitors):
-            ExperienceCache(visitor, settings).set(pick(variations, number))
+            cache.keep(visitor, pick(variations, number))
 
     tracemalloc.start()
     copies = weigh(lambda: copy_answers(variations, 1_000), 1_000)
     ours = weigh(store, VISITORS)
     keys = weigh(lambda: name_visitors(10_000, "another"), 10_000)
     tracemalloc.stop()
-    counts = local_cache.counts
     check_process(visitors, variations)
     return Figure(
         what=f"memory per visitor in the process, {VISITORS:,} visitors, key excluded; baseline: the parsed responses",
@@ -93,8 +91,8 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"the key takes another {keys:.0f} bytes",
-            f"the cache's own estimate for all, keys included: {counts.bytes:,} bytes",
+            f"the key takes {keys:.0f} bytes more",
+            f"the cache's own estimate, key included: {cache.memory.counts.bytes / VISITORS:.0f} bytes",
         ],
         context=time_calls(visitors, variations, options),
     )
@@ -110,33 +108,31 @@ def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[A
 
 
 def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Raise WrongMeasurement unless the cache has all visitors, the first and the last with their own content."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    """Raise WrongMeasurement unless memory holds all visitors, and the first and the last with their own answers."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    counts = local_cache.counts
+    counts = get_cache().memory.counts
     expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts}")
     for number in (0, len(visitors) - 1):
-        found = ExperienceCache(visitors[number], get_settings()).get_local(KEYS)
-        shown = {key: found[key].experience.payload for key in KEYS}
+        answers = get_cache().peek(visitors[number], KEYS).answers
+        shown = {key: answers[key].payload for key in KEYS}
         expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another visitor's content")
 
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
-    """Return the microseconds of the cache calls of a page while all visitors are in memory."""
-    from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache
+    """Return the microseconds of the calls that a page makes, with all visitors in memory."""
+    from django_moe_personalize.fetching.cache import get_cache
 
-    settings, turns = get_settings(), iter(range(10**12))
+    cache, turns = get_cache(), iter(range(10**12))
 
-    def visit() -> ExperienceCache:
-        return ExperienceCache(visitors[next(turns) * 7919 % len(visitors)], settings)
+    def choose() -> str:
+        return visitors[next(turns) * 7919 % len(visitors)]
 
     answers = pick(variations, 0)
     calls = {
-        "get_local() of 3 keys, another visitor each time, µs": lambda: visit().get_local(KEYS),
-        "get_local() of 3 keys, the same visitor, µs": lambda: ExperienceCache(visitors[0], settings).get_local(KEYS),
-        "set() of 3 known bodies, no site cache, µs": lambda: visit().set(answers),
+        "peek() of 3 keys, another visitor each time, µs": lambda: cache.peek(choose(), KEYS),
+        "peek() of 3 keys, the same visitor, µs": lambda: cache.peek(visitors[0], KEYS),
+        "keep() of 3 known bodies, µs": lambda: cache.keep(choose(), answers),
     }
     found = alternate(calls, rounds=options.pick(15, 5))
     return {name: found.median(name) * 1e6 for name in calls}
@@ -145,23 +141,21 @@ def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]],
 def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
     """Return how many active visitors are still in memory after a flood of visitors who come once."""
     from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
-    from django_moe_personalize.fetching.local_cache import Span, unfold
+    from django_moe_personalize.fetching.cache import ExperienceCache
 
-    settings, now = get_settings(), time.time()
-    active, once = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5)
+    now = time.time()
+    cache, answers = ExperienceCache(get_settings(), clock=lambda: now), pick(variations, 0)
+    active, once, most = name_visitors(ACTIVE, "active"), options.pick(ONCE, ONCE // 5), 0
     for visitor in active:
-        ExperienceCache(visitor, settings, clock=lambda: now).set(pick(variations, 0))
-        ExperienceCache(visitor, settings, clock=lambda: now + 2).get_local(KEYS)
-    # The last step of set(), without building the same bodies a million times.
-    record = local_cache.find(active[0], 0)
-    answers = {body.name: (at, body) for at, body in unfold(record)}
-    span, most = Span(record[0], record[0]), 0
+        cache.keep(visitor, answers)
+    now += 2
+    for visitor in active:
+        cache.peek(visitor, KEYS)
     for number in range(once):
-        local_cache.merge(f"{number:032x}", answers, span, overwrite=True)
+        cache.keep(f"{number:032x}", answers)
         if number % 100 == 0:
-            most = max(most, local_cache.counts.visitors)
-    there = sum(len(ExperienceCache(v, settings, clock=lambda: now).get_local(KEYS)) == len(KEYS) for v in active)
+            most = max(most, cache.memory.counts.visitors)
+    there = sum(not cache.peek(visitor, KEYS).due for visitor in active)
     return Figure(
         what=f"active visitors still in memory after {once:,} visitors who came once",
         baseline=ACTIVE,
@@ -205,21 +199,19 @@ def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Se
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.conf import get_settings
-    from django_moe_personalize.fetching.cache import ExperienceCache, local_cache
+    from django_moe_personalize.fetching.cache import ExperienceCache, get_cache
 
-    settings = get_settings()
     # So that the connection and its buffers exist.
     site_cache.set("warm", 1)
     empty = read_used(server)
     for index in range(VARIATIONS):
-        ExperienceCache(f"first-{index}", settings).set({key: variations[key][index] for key in KEYS})
+        get_cache().write(f"first-{index}", {key: variations[key][index] for key in KEYS})
     bodies, keys = read_used(server), server.dbsize()
     for index, visitor in enumerate(visitors):
-        ExperienceCache(visitor, settings).set(pick(variations, index))
+        get_cache().write(visitor, pick(variations, index))
     expect(server.dbsize() - keys == len(visitors), "not every visitor is one entry")
-    local_cache.clear()
-    found = ExperienceCache(visitors[-1], settings).get(KEYS)
-    expect(all(found[key].fresh for key in KEYS), "the entries in Redis can't be read")
+    another_process = ExperienceCache(get_settings())
+    expect(not another_process.read(visitors[-1], KEYS).due, "another process cannot read a visitor from Redis")
     return empty, bodies, read_used(server)
 
 
@@ -236,7 +228,7 @@ def weigh_entry(server: Any, visitor: str) -> int:
     """Return the bytes of one visitor's key and value, as Redis reports them."""
     from django.core.cache import cache as site_cache
 
-    from django_moe_personalize.fetching.cache import build_key
+    from django_moe_personalize.fetching.shared import build_key
 
     return int(server.memory_usage(site_cache.make_key(build_key("visitor", visitor))))
 

@@ -6,8 +6,8 @@ Each call has an async twin, such as ``afetch_experiences``. A key without an ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import ParamSpec, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
 from django.db import close_old_connections
@@ -57,11 +57,6 @@ def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> E
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
 
 
-async def afetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
-    """See fetch_experiences_meta()."""
-    return await _run(fetch_experiences_meta, tuple(statuses))
-
-
 def _read_status(status: str | ExperienceStatus) -> ExperienceStatus:
     found = ExperienceStatus(status)
     if found is ExperienceStatus.UNKNOWN:
@@ -82,24 +77,6 @@ def fetch_experience(
     """Return the customer's experience of this key, or ``None`` if there is none. See fetch_experiences()."""
     answer = _fetch([experience_key], customer_id, user_identifiers, attributes)
     return None if answer is None else answer.experiences.get(experience_key)
-
-
-@sensitive_variables()
-async def afetch_experience(
-    experience_key: str,
-    *,
-    customer_id: str | None = None,
-    user_identifiers: Mapping[str, str] | None = None,
-    attributes: Mapping[str, str] | None = None,
-) -> Experience | None:
-    """See fetch_experience()."""
-    return await _run(
-        fetch_experience,
-        experience_key,
-        customer_id=customer_id,
-        user_identifiers=user_identifiers,
-        attributes=attributes,
-    )
 
 
 @sensitive_variables()
@@ -126,31 +103,13 @@ def fetch_experiences(
 
 
 @sensitive_variables()
-async def afetch_experiences(
-    experience_keys: Sequence[str],
-    *,
-    customer_id: str | None = None,
-    user_identifiers: Mapping[str, str] | None = None,
-    attributes: Mapping[str, str] | None = None,
-) -> ExperiencesResult:
-    """See fetch_experiences()."""
-    return await _run(
-        fetch_experiences,
-        experience_keys,
-        customer_id=customer_id,
-        user_identifiers=user_identifiers,
-        attributes=attributes,
-    )
-
-
-@sensitive_variables()
 def _fetch(
     experience_keys: Sequence[str],
     customer_id: str | None,
     user_identifiers: Mapping[str, str] | None,
     attributes: Mapping[str, str] | None,
 ) -> Answer | None:
-    """Return the answer for these keys, or ``None`` where nothing is asked: without keys, or with ENABLED off."""
+    """Return the answer for these keys; ``None`` without keys, or with ENABLED off."""
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
         raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
     _check_visitor(customer_id, user_identifiers or {}, attributes or {})
@@ -179,7 +138,7 @@ def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attribut
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
-    """Return why keys are absent: the reasons that the server sent, else those that the metadata tells."""
+    """Return the reasons for absent keys: those from MoEngage's response, else those from the metadata."""
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
@@ -197,67 +156,32 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
 @sensitive_variables()
 def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
     """Report that ``customer_id`` was shown these experiences: a result's mapping, or several experiences."""
-    tracking.record(_build_shown(experiences, customer_id))
-
-
-@sensitive_variables()
-async def aexperiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
-    """See experiences_shown()."""
-    await tracking.arecord(_build_shown(experiences, customer_id))
-
-
-def _build_shown(experiences: Mapping[str, Experience] | Iterable[Experience], customer_id: str) -> list[Event]:
     # An Experience is a mapping too, of its payload.
     if isinstance(experiences, Experience):
         raise ValueError("experiences must be a mapping or a list of experiences: write [experience].")
     shown = experiences.values() if isinstance(experiences, Mapping) else experiences
-    return _keep([tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown])
+    _record(tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown)
 
 
 @sensitive_variables()
 def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
-    tracking.record(_build_click(experience, customer_id, element=element))
-
-
-@sensitive_variables()
-async def aexperience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
-    """See experience_clicked()."""
-    await tracking.arecord(_build_click(experience, customer_id, element=element))
+    _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
 
 
 @sensitive_variables()
 def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
-    """Report that offerings were shown, where OFFERING_EVENTS is on; otherwise there is nothing to report.
+    """Report that offerings were shown. A no-op unless OFFERING_EVENTS is on.
 
     By default an offering's impression is part of its experience's: call experiences_shown() (contract §5).
     """
-    tracking.record(_keep(tracking.build_offering_impressions(offerings, _check(customer_id))))
-
-
-@sensitive_variables()
-async def aofferings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
-    """See offerings_shown()."""
-    await tracking.arecord(_keep(tracking.build_offering_impressions(offerings, _check(customer_id))))
+    _record(tracking.build_offering_impressions(offerings, _check(customer_id)))
 
 
 @sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
-    """Report a click on an offering. It counts as a click on its experience too: don't report that as well."""
-    tracking.record(_build_click(experience, customer_id, offering=offering))
-
-
-@sensitive_variables()
-async def aoffering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
-    """See offering_clicked()."""
-    await tracking.arecord(_build_click(experience, customer_id, offering=offering))
-
-
-def _build_click(
-    experience: Experience, customer_id: str, *, element: str = "", offering: Offering | None = None
-) -> list[Event]:
-    event = tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element, offering=offering)
-    return _keep([event])
+    """Report a click on an offering. It counts as a click on its experience too, so don't report that as well."""
+    _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
 @sensitive_variables()
@@ -272,31 +196,48 @@ def erase(*, customer_id: str) -> int:
     return get_delivery().erase(customer_id)
 
 
-@sensitive_variables()
-async def aerase(*, customer_id: str) -> int:
-    """See erase()."""
-    return await _run(erase, customer_id=customer_id)
-
-
 def _check(customer_id: str) -> str:
     if not isinstance(customer_id, str) or not customer_id:
         raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
     return customer_id
 
 
-def _keep(events: Sequence[Event | None]) -> list[Event]:
-    """Return the events to record: none while ENABLED is off."""
-    return [event for event in events if event is not None] if get_runtime().settings.enabled else []
+def _record(events: Iterable[Event | None]) -> None:
+    # A list first: building an event checks the arguments, also while ENABLED is off.
+    found = [event for event in events if event is not None]
+    if get_runtime().settings.enabled:
+        tracking.record(found)
 
 
-async def _run(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a blocking call in a thread, where it doesn't hold up the site's other synchronous code."""
+def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, Coroutine[Any, Any, T]]:
+    """Return the async twin of ``call``: the same in a thread, so that it never blocks the event loop."""
 
-    def run() -> T:
-        try:
-            return call(*args, **kwargs)
-        finally:
-            # The site's cache may be its database. No request ends in this thread, so close its connections here.
-            close_old_connections()
+    @sensitive_variables()
+    async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
+        # An outbox is written on the connection of the site's own synchronous code, so in the same transaction.
+        thread_sensitive = records and get_delivery().uses_database
 
-    return await sync_to_async(run, thread_sensitive=False)()
+        @sensitive_variables()
+        def run() -> T:
+            try:
+                return call(*args, **kwargs)
+            finally:
+                if not thread_sensitive:
+                    # The site's cache may be its database. No request ends in this thread and closes connections.
+                    close_old_connections()
+
+        return await sync_to_async(run, thread_sensitive=thread_sensitive)()
+
+    twin.__name__ = twin.__qualname__ = f"a{call.__name__}"
+    twin.__doc__ = f"See {call.__name__}()."
+    return twin
+
+
+afetch_experiences_meta = _build_twin(fetch_experiences_meta)
+afetch_experience = _build_twin(fetch_experience)
+afetch_experiences = _build_twin(fetch_experiences)
+aexperiences_shown = _build_twin(experiences_shown, records=True)
+aexperience_clicked = _build_twin(experience_clicked, records=True)
+aofferings_shown = _build_twin(offerings_shown, records=True)
+aoffering_clicked = _build_twin(offering_clicked, records=True)
+aerase = _build_twin(erase, records=True)

@@ -106,8 +106,7 @@ def build_client(
         variables = ", ".join(f"{SETTING}_{name}" for name in missing)
         hint = f'Set {variables} in the environment, or {SETTING}["SANDBOX"] = True to work without MoEngage.'
         raise ConfigurationError(f"{SETTING} lacks {' and '.join(missing)}.", hint=hint)
-    workspace_id, api_key = settings.workspace_id, settings.api_key
-    if not workspace_id:
-        workspace = load_sandbox_workspace(settings)
-        workspace_id, api_key = workspace.workspace_id, workspace.api_key
-    return PersonalizeClient(workspace_id=workspace_id, api_key=api_key, transport=wrap(build_transport(settings)))
+    transport = wrap(build_transport(settings))
+    # The key is in no variable here, because an error report prints the variables.
+    owner = settings if settings.workspace_id else load_sandbox_workspace(settings)
+    return PersonalizeClient(workspace_id=owner.workspace_id, api_key=owner.api_key, transport=transport)

@@ -18,9 +18,9 @@ T = TypeVar("T")
 class Personalization(Mapping[str, Experience]):
     """The experiences of one request's visitor.
 
-    ``get(key)`` returns the experience, or ``None`` if this visitor has none of that key; in async code
-    ``await aget(key)``. The first read asks for everything the page is known to need, in one call. All reads
-    of a page together wait at most DEADLINE seconds.
+    ``get(key)`` returns the experience, or ``None`` if this visitor has no experience of that key. In async code,
+    use ``await aget(key)``. The first read asks for all keys that the page is known to need, in one call. All
+    reads of a page together wait at most DEADLINE seconds.
 
     Iterating, ``len()`` and ``items()`` cover the keys that the page is known to need or has read.
     """
@@ -43,7 +43,7 @@ class Personalization(Mapping[str, Experience]):
     @overload
     def get(self, key: str, /, default: T) -> Experience | T: ...
     def get(self, key: str, /, default: Any = None) -> Any:
-        """Return the experience, or ``default`` when this visitor has none of that key."""
+        """Return the experience, or ``default`` if this visitor has no experience of that key."""
         experience = self._page.read(key)
         return default if experience is None else experience
 
@@ -71,12 +71,12 @@ class Personalization(Mapping[str, Experience]):
     def __repr__(self) -> str:
         return f"<Personalization of {', '.join(self._page.experience_keys) or 'no experiences yet'}>"
 
-    # Without it Sentry iterates over the mapping, which would ask MoEngage in the middle of an error report.
+    # Otherwise Sentry iterates over the mapping, and asks MoEngage in the middle of an error report.
     __sentry_repr__ = __repr__
 
     @property
     def now(self) -> datetime | None:
-        """The moment that day and hour are sent of, or ``None`` for the real one. Set it before the first read."""
+        """The moment whose day and hour are sent; ``None`` for the current one. Set it before the first read."""
         return self._page.now
 
     @now.setter
@@ -84,7 +84,7 @@ class Personalization(Mapping[str, Experience]):
         self._page.now = moment
 
     def prefetch(self, *experience_keys: str) -> None:
-        """Start fetching the keys in one call and return at once; the first read waits for it."""
+        """Start to fetch the keys in one call, and return at once. The first read waits for the call."""
         self._page.prefetch(*experience_keys)
 
     async def aprefetch(self, *experience_keys: str) -> None:
@@ -92,19 +92,19 @@ class Personalization(Mapping[str, Experience]):
         await self._page.aprefetch(*experience_keys)
 
     def load(self, *experience_keys: str) -> None:
-        """Fetch the keys and wait for them, at most for the rest of the page's deadline; never raises.
+        """Fetch the keys and wait for them, at most until the page's deadline. Never raises.
 
         Without keys, wait for those that are being fetched.
         """
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
-        """See load(). In a task of its own it overlaps with the view's other awaits."""
+        """See load(). In a task of its own, it overlaps with the other awaits of the view."""
         await self._page.aload(*experience_keys)
 
     @property
     def identity(self) -> Identity:
-        """Who asks, as far as that is known and allowed."""
+        """The visitor's ids, as far as they are known and the visitor allows their use."""
         return self._page.visitor.identity
 
     @property
@@ -114,16 +114,16 @@ class Personalization(Mapping[str, Experience]):
 
     @property
     def attributes(self) -> Mapping[str, str]:
-        """The in-session attributes that are sent to MoEngage."""
+        """The in-session attributes that the page sends to MoEngage."""
         return self._page.visitor.attributes
 
     def track_impression(self, experience_key: str) -> None:
-        """Count that an experience was shown, once a page however often called."""
+        """Report that the page shows an experience. Counts once a page, however often it is called."""
         if (experience := self._page.read(experience_key)) is not None:
             self._page.tracker.show(experience)
 
     def track_click(self, experience_key: str, *, element: str = "", offering: Offering | None = None) -> None:
-        """Count that this request is a click on ``element`` (``b_id``) or on ``offering`` of an experience."""
+        """Report that this request is a click on ``element`` (``b_id``) or on ``offering`` of an experience."""
         if (experience := self._page.read(experience_key)) is not None:
             self._page.tracker.click(experience, element=element, offering=offering)
 

@@ -1,4 +1,4 @@
-"""A keyed hash of several texts: nobody without the site's secret key can guess a text from its digest."""
+"""A keyed hash of several texts. Without the site's secret key, a text can't be guessed from its digest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Request: attach ``request.personalization``, start early what the page is known to need, seal the response."""
+"""Request: attach ``request.personalization``, start the page's fetch early, and seal the response."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseB
 
 
 class PersonalizeMiddleware:
-    """Put after sessions and authentication. A page that reads no experience passes untouched.
+    """List it after the middleware for sessions and authentication. Pages that read no experience pass unchanged.
 
-    Raises ConfigurationError at start-up, also under servers that run no system checks.
+    Raises ConfigurationError at start-up, because some servers run no system checks.
     """
 
     sync_capable = True
@@ -38,9 +38,9 @@ class PersonalizeMiddleware:
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
             markcoroutinefunction(self)
-            # Django would run a sync hook in a thread; an instance's own attribute wins over the class's.
+            # Django would run a sync hook in a thread. The instance's attribute hides the class's.
             self.process_view = self.aprocess_view  # type: ignore[method-assign, assignment]
-            # Where threads may wait, the first tag finds out by itself what the template needs.
+            # In a sync site the first tag fetches all that the template needs, and may wait.
             self.process_template_response = self.aprocess_template_response
 
     def __call__(self, request: HttpRequest) -> Any:
@@ -51,7 +51,7 @@ class PersonalizeMiddleware:
         try:
             response = self.get_response(request)
         except BaseException:
-            # The server ends this worker, so there is no response.
+            # The server ends this worker before there is a response.
             page.release()
             raise
         if events := page.seal(response):
@@ -64,7 +64,7 @@ class PersonalizeMiddleware:
         try:
             response: HttpResponseBase = await self.get_response(request)
         except BaseException:
-            # The visitor has closed the connection, which cancels the page.
+            # The visitor has closed the connection, and the server cancels the page.
             page.release()
             raise
         if events := page.seal(response):
@@ -72,23 +72,23 @@ class PersonalizeMiddleware:
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Start fetching the experiences that the page is known to need, and let the view run meanwhile."""
+        """Start to fetch the experiences that the page is known to need, and let the view run meanwhile."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(view):
+        if keys := page.plan(request, view):
             # An async view under WSGI can't wait in its event loop later.
             (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """See process_view(). The template of an async view can't wait, so its experiences come first."""
+        """See process_view(). The template of an async view can't wait, so the fetch ends before the view runs."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(view):
+        if keys := page.plan(request, view):
             await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
 
     async def aprocess_template_response(
         self, request: HttpRequest, response: SimpleTemplateResponse
     ) -> SimpleTemplateResponse:
-        """Fetch what the template needs before it is rendered in an event loop, where its tags can't wait."""
-        # A template that is missing or broken fails when the page renders it.
+        """Fetch what the template needs. Its tags would wait in the one thread that all sync code shares."""
+        # A template that is missing or broken fails when Django renders it.
         with suppress(TemplateDoesNotExist, TemplateSyntaxError):
             template = getattr(response.resolve_template(response.template_name), "template", None)
             # A Jinja2 template has no nodes to search.

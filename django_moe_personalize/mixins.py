@@ -1,4 +1,4 @@
-"""``PersonalizeMixin``: the same as ``@personalize`` for class-based views."""
+"""``PersonalizeMixin``: ``@personalize`` for class-based views."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from django.views import View
 
 from django_moe_personalize.planning import declare_keys
 
-# For a type checker the mixin is a view, so that its as_view() agrees with the one of the next base class.
+# A type checker takes the mixin for a view, so that its as_view() agrees with that of the next base class.
 if TYPE_CHECKING:
     Base = View
 else:

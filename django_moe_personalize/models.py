@@ -1,4 +1,4 @@
-"""The outbox of ``DatabaseDelivery``: events that wait in the site's own database, and what became of the others."""
+"""The outbox of ``DatabaseDelivery``: events that wait in the site's database, and counters of those that left it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _PENDING = "pending"
 
 
 class OutboxEvent(models.Model):
-    """One event that waits to be sent, or that was parked. Its row is gone once MoEngage has taken it.
+    """An event that waits to be sent, or a parked one. MoEngage's acceptance deletes its row.
 
-    ``due_at`` is when anyone may take a pending event: a lease puts it off to the lease's end, a
-    failure to the next attempt. Of a parked event it is when that was parked.
+    ``due_at`` of a pending event is the time from which a deliverer may lease it. A lease moves it to the lease's
+    end, a failure to the next attempt. ``due_at`` of a parked event is the time at which it was parked.
     """
 
     class State(models.TextChoices):
-        """What is to become of an event; all but the first are parked, for a reason that is counted."""
+        """Pending, or parked for a reason."""
 
         PENDING = _PENDING, "pending"
         REFUSED = "refused", "refused by MoEngage"
         ATTEMPTS = "attempts", "given up after too many attempts"
 
     event_uuid = models.UUIDField(unique=True)
-    # Found by erase(). A hash, because databases differ in how they compare and bound text.
+    # For erase(). A hash, because databases differ in how they compare and limit text.
     customer_hash = models.CharField(max_length=32)
-    # What is sent, as it is sent. In ASCII: not every database and encoding takes every character of a context.
+    # The JSON that is sent. ASCII, because not every database and encoding can store all characters of a context.
     body = models.TextField()
     state = models.CharField(max_length=8, choices=State.choices, default=State.PENDING)
-    # For the index: of a table it has not looked at for a while, which is what an outage makes of this one, PostgreSQL
-    # expects next to no rows of one text, and would rather sort all that wait than follow an index; half, of a boolean.
+    # For the index. PostgreSQL expects few rows with one text in a table that it hasn't analyzed lately, such as this
+    # one after an outage: it would sort all pending rows and ignore the index. Of a boolean it expects half the rows.
     is_pending = models.GeneratedField(
         expression=models.Case(models.When(state=_PENDING, then=True), default=False),
         output_field=models.BooleanField(),
@@ -59,7 +59,7 @@ class OutboxEvent(models.Model):
 
     @classmethod
     def build(cls, event: Event, now: datetime) -> OutboxEvent:
-        """Return the row of an event that is due at once; raises TypeError or ValueError if it is no JSON."""
+        """Return the row of an event that is due at once. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
@@ -69,28 +69,28 @@ class OutboxEvent(models.Model):
         )
 
     def read_action(self) -> Mapping[str, Any]:
-        """Return what ``body`` says that happened, without whose it was; raises ValueError where it says nothing."""
+        """Return the action in ``body``, which doesn't name the customer. Raises ValueError if there is none."""
         try:
             (action,) = json.loads(self.body)["actions"]
             return dict(action)
         except (LookupError, TypeError) as error:
-            raise ValueError("no event") from error
+            raise ValueError("the row contains no event") from error
 
 
-class OutboxTally(models.Model):
-    """How many events left the outbox with one outcome: ``delivered``, or a reason for dropping."""
+class OutboxCounter(models.Model):
+    """The number of events that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
     outcome = models.CharField(max_length=20, primary_key=True)
     count = models.PositiveBigIntegerField(default=0)
 
     class Meta:
-        verbose_name = "tally of the outbox"
-        verbose_name_plural = "tallies of the outbox"
+        verbose_name = "counter of the outbox"
+        verbose_name_plural = "counters of the outbox"
 
     def __str__(self) -> str:
         return self.outcome
 
 
 def hash_customer(customer_id: str) -> str:
-    """Return what the events of one customer have in common."""
+    """Return the hash that all events of one customer share."""
     return hashlib.blake2b(customer_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

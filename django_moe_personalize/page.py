@@ -1,7 +1,7 @@
-"""The private side of one request: who asks, what was asked, what came, what is counted.
+"""The private side of one request: its visitor, its questions, their answers, and the events to report.
 
-``request.personalization`` is a small mapping over a ``Page``; the middleware and the template tags use the
-page itself. Nothing is gathered, asked or touched until a key is planned or read.
+``request.personalization`` is a small mapping over a ``Page``. The middleware and the template tags use the page
+itself. A page gathers and asks nothing until a key is planned or read.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ import asyncio
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -19,13 +20,13 @@ from django.template import Template
 from django.utils import timezone
 
 from django_moe_personalize import planning, tracking
-from django_moe_personalize.fetching import Experiences, Flight, Question, start_fetch
+from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.rendering import headers
-from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
+    COOKIE_CHANGES,
     NOBODY,
     Visitor,
     agather_visitor,
@@ -34,17 +35,20 @@ from django_moe_personalize.visitor import (
     set_anonymous_cookie,
 )
 
+_gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
+"""The page whose visitor is being gathered in this context: in this thread or task, and in those that it starts."""
+
 
 class Page:
-    """One request and its experiences. All waiting of a page together lasts at most DEADLINE seconds."""
+    """One request and its experiences. A page waits at most DEADLINE seconds, all its reads together."""
 
-    # Defaults of the class, since every request makes a page and most requests change next to nothing.
+    # Defaults of the class: every request makes a page, and most requests change few of its attributes.
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
     _charged_until = 0.0
     _expected: tuple[str, ...] = ()
-    _gathering: tuple[asyncio.Task[Any] | None, asyncio.Event] | None = None
+    _gathered: asyncio.Event | None = None
     _is_closed = False
     _planned: tuple[str, ...] = ()
     _tracker: PageTracker | None = None
@@ -53,7 +57,7 @@ class Page:
     _waiting = 0
 
     def __init__(self, request: HttpRequest) -> None:
-        # A strong reference back would be a cycle, and each request would wait for the garbage collector.
+        # With a strong reference, each request would be a cycle that waits for the garbage collector.
         self._request = weakref.ref(request)
         self._runtime = get_runtime()
         self._settings = self._runtime.settings
@@ -62,12 +66,11 @@ class Page:
 
     # Planning
 
-    def plan(self, view: Callable[..., Any]) -> tuple[str, ...]:
-        """Return the keys worth asking for before ``view`` runs."""
+    def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
+        """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        request = self._request()
-        if request is not None and self._settings.enabled:
-            self._planned = planning.get_early_keys(request, view)
+        if self._settings.enabled:
+            self._planned = planning.get_early_keys(request, view, self._runtime)
         return self._planned
 
     def is_planned(self, experience_keys: tuple[str, ...]) -> bool:
@@ -75,7 +78,7 @@ class Page:
         return set(experience_keys).issubset(self._planned)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
-        """Return the experience for a tag of ``template``. The first question carries all keys of the template."""
+        """Return the experience for a tag of ``template``. The first question asks for all keys of the template."""
         if experience_key not in self._answers and template is not None and not self.is_asked(experience_key):
             self._expected = planning.find_template_keys(template)
             self._learn(*self._expected)
@@ -101,19 +104,24 @@ class Page:
     # Starting
 
     def prefetch(self, *experience_keys: str) -> None:
-        """Start one call for the keys that aren't asked for yet, and return at once."""
+        """Start one call for the keys that this page hasn't asked for, and return at once."""
         if (wanted := self._find_unasked(experience_keys)) and (visitor := self._find_visitor()) is not None:
             self._start(visitor, wanted)
 
     async def aprefetch(self, *experience_keys: str) -> None:
         """See prefetch()."""
-        if wanted := self._find_unasked(experience_keys):
-            self._start(await self._aget_visitor(), wanted)
+        wanted = self._find_unasked(experience_keys)
+        if wanted and self._visitor is None:
+            await self._agather()
+            # Meanwhile another task may have asked for the keys, or the response may have been sealed.
+            wanted = self._find_unasked(experience_keys)
+        if wanted and self._visitor is not None:
+            self._start(self._visitor, wanted)
 
     # Waiting
 
     def load(self, *experience_keys: str) -> None:
-        """Fetch the keys, or without keys those that are under way, and wait for them."""
+        """Fetch the keys and wait for them. Without keys, wait for all that is under way."""
         self.prefetch(*experience_keys)
         if not _is_in_event_loop():
             for flight in self._find_flights(experience_keys):
@@ -128,12 +136,15 @@ class Page:
                 found = await flight.ajoin(self._get_budget())
             finally:
                 self._charge(-1)
-            self._settle(flight, found)
+            self._keep(flight.question.keys, found)
 
     # Reading
 
     def read(self, key: str) -> Experience | None:
-        """Return the experience, fetching it and waiting where that is possible; the page is private from then on."""
+        """Return the experience, after a fetch if need be. From then on the page is private.
+
+        In an event loop, which must not wait, an experience that hasn't arrived is ``None``.
+        """
         request = self._request()
         if request is None or self._is_closed or not self._settings.enabled:
             return None
@@ -144,7 +155,7 @@ class Page:
             return self._answer(request, key)
 
     def mark_read(self, request: HttpRequest) -> None:
-        """Make the page private: its response belongs to one visitor."""
+        """Make the page private: its response is for one visitor alone."""
         self.is_read = True
         headers.keep_out_of_site_cache(request)
 
@@ -152,14 +163,15 @@ class Page:
         """See read()."""
         request = self._request()
         if request is not None and key not in self._answers:
-            await self.aload(*planning.get_planned_keys(request, self._view), key)
+            await self.aprefetch(*planning.get_planned_keys(request, self._view), key)
+            await self.aload(key)
         return self.read(key)
 
     def _answer(self, request: HttpRequest, key: str) -> Experience | None:
         flight = self._find_flight(key)
         in_event_loop = _is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
-            self._settle(flight, flight.result(0.0))
+            self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
             self._learn(key, limit=planning.MAX_READ_KEYS)
             self._runtime.log_once(("unplanned", key), _UNPLANNED, key)
@@ -180,11 +192,11 @@ class Page:
 
     @property
     def tracker(self) -> PageTracker:
-        """The impressions and tokens of this page, as far as the visitor allows counting."""
+        """The impressions and tokens of this page. Without the visitor's consent it counts nothing."""
         if self._tracker is None:
             visitor = self._find_visitor()
             if visitor is None:
-                # Not kept: once the visitor is known there may be something to count.
+                # Not kept, because the page may count once its visitor is known.
                 return PageTracker(None)
             self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
         return self._tracker
@@ -192,11 +204,11 @@ class Page:
     # The response
 
     def seal(self, response: HttpResponseBase) -> Sequence[Event]:
-        """Mark ``response`` as one visitor's own if the page read an experience; return the events it counts.
+        """Mark ``response`` as private if the page read an experience; return the events to report.
 
-        Reads after this point get the default: a response whose headers are gone can't be marked any more.
+        Later reads return the default, because the headers of a response that is sent can't be changed.
         """
-        if self._visitor is None and not self.is_read and self._gathering is None:
+        if self._visitor is None and not self.is_read and self._gathered is None:
             # Nothing was asked, as on most pages of a site.
             self._is_closed = True
             return ()
@@ -209,21 +221,20 @@ class Page:
         headers.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         headers.add_server_timing(request, response, describe=self._describe, waited=waited)
-        set_anonymous_cookie(request, response)
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+            set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
-            tracking.record_when_streamed(response, lambda: self._take_events(request, response))
+            tracking.record_when_streamed(response, lambda: self._end(request, response))
             return ()
-        # A middleware that replaces this response doesn't know that the page would be one visitor's.
-        self._is_closed = True
-        return self._take_events(request, response)
+        return self._end(request, response)
 
     def release(self) -> None:
-        """Leave the responses that this page hasn't read to other pages, or to a thread."""
+        """Leave the responses that this page hasn't read to other pages, or to threads."""
         for flight in self._flights:
             flight.release()
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether a response that read nothing belongs to one visitor all the same, or may still read."""
+        """Return whether a response without a read is private all the same, or may still read while it is streamed."""
         return has_stored_parameters(request) or (isinstance(response, StreamingHttpResponse) and bool(self._flights))
 
     def _describe(self) -> str:
@@ -231,7 +242,11 @@ class Page:
         cached = sum(experience.source is DataSource.CACHE for experience in came)
         return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
-    def _take_events(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
+    def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
+        # A middleware that replaces the response doesn't know that a later read would make it private.
+        self._is_closed = True
+        # Once more, because a streamed response may have asked.
+        self.release()
         if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
         return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
@@ -254,12 +269,11 @@ class Page:
         if visitor is NOBODY:
             self._answers.update(dict.fromkeys(keys))
             return
-        question = Question(self._runtime, visitor, keys, Deadline(self._settings.deadline))
-        found, flight = start_fetch(question)
-        if flight is not None:
+        answers, flight = start_fetch(self._runtime, visitor, keys)
+        if flight is None:
+            self._keep(keys, answers)
+        else:
             self._flights.append(flight)
-        elif found is not None:
-            self._keep(keys, found)
 
     def _join(self, flight: Flight) -> None:
         self._charge(+1)
@@ -267,17 +281,17 @@ class Page:
             found = flight.join(self._get_budget())
         finally:
             self._charge(-1)
-        self._settle(flight, found)
-
-    def _settle(self, flight: Flight, found: Experiences) -> None:
         self._keep(flight.question.keys, found)
 
-    def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience]) -> None:
+    def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
+        brought = []
         for key in keys:
-            self._answers.setdefault(key, found.get(key))
-        if found:
+            experience = self._answers.setdefault(key, found.get(key))
+            if experience is not None:
+                brought.append(key)
+        if brought:
             # The next page of this route asks early for a key that brought an experience.
-            self._learn(*found, limit=planning.MAX_READ_KEYS)
+            self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         request = self._request()
@@ -286,11 +300,11 @@ class Page:
             planning.get_route_memory(self._runtime).learn(route, *keys, limit=limit)
 
     def _get_budget(self) -> float:
-        """Return the seconds that this page may still wait."""
+        """Return how many seconds this page may still wait."""
         return self._settings.deadline if self._budget is None else self._budget
 
     def _charge(self, change: int) -> None:
-        """Start or end one wait. Time that several tasks of a page wait at once is charged once."""
+        """Start or end one wait. If several tasks of a page wait at the same time, the time is charged once."""
         now = time.monotonic()
         if self._waiting:
             self._budget = max(0.0, self._get_budget() - (now - self._charged_until))
@@ -298,52 +312,54 @@ class Page:
         self._waiting += change
 
     def _find_visitor(self) -> Visitor | None:
-        """Gather the visitor, once. NOBODY if nothing may be asked for them, ``None`` if they can't be known yet."""
+        """Return the visitor, gathered once: NOBODY if nothing may be asked, ``None`` if that isn't known yet."""
         if self._visitor is not None:
             return self._visitor
         request = self._request()
-        if request is None or self._gathering is not None or not self._settings.enabled:
+        if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
         if _is_in_event_loop():
             self._runtime.log_once("gather", _UNGATHERED)
             return None
-        # A function of the site that reads an experience while the visitor is gathered gets the default.
-        self._visitor = NOBODY
-        self._visitor = gather_visitor(request, self.now or timezone.now())
+        token = _gathering.set(self)
+        try:
+            self._visitor = gather_visitor(request, self.now or timezone.now())
+        finally:
+            _gathering.reset(token)
         return self._visitor
 
-    async def _aget_visitor(self) -> Visitor:
-        """See _find_visitor(). Of several tasks of a request the first gathers, and the others wait for it."""
-        request = self._request()
-        if self._visitor is None and self._gathering is None and request is not None:
-            _, gathered = self._gathering = asyncio.current_task(), asyncio.Event()
+    async def _agather(self) -> None:
+        """Gather the visitor. The first task of a page does that, and the others wait for it.
+
+        A function of the site that reads an experience while it is asked for the visitor gets the default.
+        """
+        while self._visitor is None and _gathering.get() is not self and (request := self._request()) is not None:
+            if self._gathered is not None:
+                await self._gathered.wait()
+                continue
+            self._gathered, token = asyncio.Event(), _gathering.set(self)
             try:
                 self._visitor = await agather_visitor(request, self.now or timezone.now())
             finally:
+                _gathering.reset(token)
+                self._gathered.set()
                 if self._visitor is None:
-                    # The task was cancelled. The next task gathers the visitor again.
-                    self._gathering = None
-                gathered.set()
-        elif self._visitor is None and self._gathering is not None:
-            owner, gathered = self._gathering
-            if owner is not asyncio.current_task():
-                await gathered.wait()
-                return await self._aget_visitor()
-        return self._visitor or NOBODY
+                    # This task was cancelled. The next task gathers the visitor.
+                    self._gathered = None
 
 
 _UNPLANNED = (
-    "Experience %r was read in async code before its response was there, so its default is shown. "
+    "Experience %r was read in async code before its response arrived, so the page shows its default. "
     "Declare it with @personalize or EXPERIENCES, or await request.personalization.aload() first."
 )
 
 _UNGATHERED = (
-    "request.personalization was used in async code before its visitor was known. "
+    "request.personalization was used in async code before its visitor was known, so it is empty there. "
     "Await request.personalization.aload() or aget() first."
 )
 
 
 def _is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
-    # get_running_loop() raises outside of a loop, which takes ten times as long, several times a page.
+    # Outside of a loop get_running_loop() raises, which takes ten times as long, several times a page.
     return asyncio._get_running_loop() is not None

@@ -69,9 +69,8 @@ class RouteMemory:
         if len(known) >= limit or set(known).issuperset(experience_keys):
             return
         with self._lock:
-            known = self.get(route)
-            if len(known) < limit:
-                self._routes[route] = tuple(dict.fromkeys([*known, *experience_keys]))[:limit]
+            keys = dict.fromkeys([*self.get(route), *experience_keys])
+            self._routes[route] = tuple(keys)[:MAX_KEYS_A_ROUTE]
             if len(self._routes) > MAX_ROUTES:
                 del self._routes[next(iter(self._routes))]
 
@@ -136,11 +135,14 @@ def get_route(request: HttpRequest) -> str | None:
     return None if request.resolver_match is None else request.resolver_match.view_name
 
 
-def get_planned_keys(request: HttpRequest, view: Callable[..., Any] | None = None) -> tuple[str, ...]:
+def get_planned_keys(
+    request: HttpRequest, view: Callable[..., Any] | None = None, runtime: Runtime | None = None
+) -> tuple[str, ...]:
     """Return the keys that ``request`` is known to need: those of the view, of EXPERIENCES, and of earlier pages."""
-    route = get_route(request)
+    match = request.resolver_match
+    route = None if match is None else match.view_name
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    seen = () if route is None else get_route_memory().get(route)
+    seen = () if route is None else get_route_memory(runtime).get(route)
     experiences = get_settings().experiences
     if not experiences and not (declared and seen):
         # Pages without experiences get here too, and may take 120 bytecodes in all. Merging takes 55 more.
@@ -149,17 +151,17 @@ def get_planned_keys(request: HttpRequest, view: Callable[..., Any] | None = Non
     return tuple(dict.fromkeys([*declared, *configured, *seen]))
 
 
-def get_early_keys(request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
+def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runtime | None = None) -> tuple[str, ...]:
     """Return the keys to ask for before ``view`` runs.
 
     A POST gets the keys of the view alone, because it often just redirects. The package's own endpoints get none.
     """
-    match = request.resolver_match
-    if match is not None and "moe_personalize" in match.app_names:
+    keys = get_planned_keys(request, view, runtime)
+    if keys and (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
         return ()
-    if request.method in ("GET", "HEAD"):
-        return get_planned_keys(request, view)
-    return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
+    if keys and request.method not in ("GET", "HEAD"):
+        return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
+    return keys
 
 
 def _iterate_route_names(route: str | None) -> Iterator[str]:

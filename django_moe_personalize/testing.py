@@ -1,6 +1,6 @@
-"""For the tests of a site: choose what visitors get, and see what was reported.
+"""For the tests of a site: choose the visitors' experiences, and see which events the site reports.
 
-The real request path runs, down to the wire format; the other end is a sandbox made for the test.
+Pages run as in production, down to the wire format. A sandbox, made for the test, stands in for MoEngage.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class override_personalize(override_settings):
         self.options = {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
 
     def enable(self) -> None:
-        """Merge with the settings as they are now, and put them in force."""
+        """Merge the changes into the current settings and apply them."""
         self._merge()
         super().enable()
 
@@ -48,12 +48,12 @@ class override_personalize(override_settings):
 
 
 class override_experiences(TestContextDecorator):
-    """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, key → payload.
+    """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, payloads by key.
 
-    All other keys are absent. Nothing is cached, and events arrive at once: ``impressions`` and
-    ``clicks`` count them by key. A context manager, and a decorator of test functions, sync and
-    async, and of test case classes; ``kwarg_name`` and ``attr_name`` hand it to them, as in
-    Django's own. ``settings`` are those of ``MOE_PERSONALIZE`` to change besides.
+    All other keys have no experience. Nothing is cached, and events are sent at once: ``impressions`` and
+    ``clicks`` count them by key. Use it as a context manager, or as a decorator of test functions, sync and
+    async, and of test case classes. As with Django's own, ``kwarg_name`` passes it to the decorated function
+    and ``attr_name`` sets it on the test case. ``settings`` are further changes to ``MOE_PERSONALIZE``.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class override_experiences(TestContextDecorator):
         self._stack = ExitStack()
 
     def enable(self) -> override_experiences:
-        """Put the experiences in force, with nothing counted yet."""
+        """Apply the experiences, and count from 0."""
         self.engine = Engine(self._workspace)
-        # A workspace of its own, so that what others left in the site's cache is another's.
+        # Each use has its own workspace, so that it doesn't see what earlier tests left in the site's cache.
         settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
         self._stack.enter_context(override_personalize(**settings))
         client = PersonalizeClient(
@@ -95,17 +95,17 @@ class override_experiences(TestContextDecorator):
         return self
 
     def disable(self) -> None:
-        """Bring back what was there before."""
+        """Restore the settings and the client."""
         self._stack.close()
 
     @property
     def impressions(self) -> dict[str, int]:
-        """How often each experience was shown so far, by key."""
+        """How often each experience was shown, by key."""
         return self._count(Action.SHOWN)
 
     @property
     def clicks(self) -> dict[str, int]:
-        """How often each experience was clicked so far, by key."""
+        """How often each experience was clicked, by key."""
         return self._count(Action.CLICKED)
 
     def _count(self, action: Action) -> dict[str, int]:

@@ -24,7 +24,7 @@ from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
-from tests.fetching.warm_vendor import heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # noqa: F401 - fixtures
 from tests.wire import build_wire, tls_ends  # noqa: F401 - fixtures
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.

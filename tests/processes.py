@@ -1,8 +1,15 @@
-"""What tests of processes that work side by side share: their cache, and threads that are all busy."""
+"""For tests of processes and threads that work at the same time."""
 
 import contextlib
+import os
+import signal
+import threading
+import warnings
 
 import pytest
+
+SOON = 30.0
+"""Seconds that nothing takes on the busiest machine. A wait that ends with them has failed."""
 
 
 @pytest.fixture(name="shared")
@@ -14,10 +21,54 @@ def use_shared_cache(settings, tmp_path):
 
 @contextlib.contextmanager
 def filled(pool):
-    """Let a pool take no work for so long."""
-    crew = pool._crew
-    crew.in_flight += 1000
+    """Let a pool accept no work while the context lasts."""
+    pool.in_flight += 1000
     try:
         yield
     finally:
-        crew.in_flight -= 1000
+        pool.in_flight -= 1000
+
+
+def together(number, call):
+    """Call ``call(index)`` in this many threads that start at the same moment; return the results."""
+    start = threading.Barrier(number)
+    results = []
+
+    def run(index):
+        start.wait(SOON)
+        results.append(call(index))
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SOON)
+    assert len(results) == number
+    return results
+
+
+@contextlib.contextmanager
+def no_threads():
+    """Let the system start no thread: each asks for a larger stack than there is memory to address."""
+    previous = threading.stack_size(1 << 46)
+    try:
+        yield
+    finally:
+        threading.stack_size(previous)
+
+
+def in_child(check):
+    """Run ``check`` in a forked child and return whether it was true there."""
+    with warnings.catch_warnings():
+        # Python warns of forks in processes with threads. The tests show that this one goes well.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        # A child that hangs fails.
+        signal.alarm(int(SOON))
+        passed = False
+        try:
+            passed = bool(check())
+        finally:
+            os._exit(0 if passed else 1)
+    return os.waitpid(pid, 0)[1] == 0

@@ -1,6 +1,6 @@
-"""Which keys a page is known to need."""
+"""Which experience keys a page is known to need."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import django
 import pytest
@@ -8,7 +8,9 @@ from asgiref.sync import async_to_sync
 from django.template import Engine
 from django.test import RequestFactory
 from django.urls import ResolverMatch
+from django.views import View
 
+from django_moe_personalize import planning
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
 from django_moe_personalize.planning import (
@@ -25,11 +27,11 @@ from django_moe_personalize.testing import override_personalize
 
 
 def view(request):
-    """Answer nothing."""
+    """Return nothing."""
 
 
 def routed(name="home", namespaces=(), route="home/"):
-    """Return a request that was resolved to a route."""
+    """Return a request with a route."""
     request = RequestFactory().get("/")
     request.resolver_match = ResolverMatch(view, (), {}, name, [], list(namespaces), route)
     return request
@@ -46,7 +48,7 @@ def routed(name="home", namespaces=(), route="home/"):
     ids=["name", "namespace", "nameless", "unresolved"],
 )
 def test_route(request_, route):
-    """A route is called by its view name, a nameless one by its view."""
+    """A route has its view name. Without a name it has the path of its view."""
     assert get_route(request_) == route
 
 
@@ -62,7 +64,7 @@ def test_route(request_, route):
     ids=["name", "namespace", "nested", "other", "unresolved"],
 )
 def test_settings_by_route(request_, keys):
-    """EXPERIENCES means a view name, a namespace at any depth, and everything."""
+    """EXPERIENCES names a view, a namespace at any depth, or every page."""
     experiences = {
         "home": ["home"],
         "shop:cart": ["cart"],
@@ -78,8 +80,8 @@ def test_settings_by_route(request_, keys):
     ("method", "keys"),
     [("GET", ("declared", "configured")), ("HEAD", ("declared", "configured")), ("POST", ("declared",))],
 )
-def test_what_is_asked_early(method, keys):
-    """Before a POST's view only what the view itself declares is asked: it may just redirect."""
+def test_keys_before_the_view(method, keys):
+    """A POST asks only for the keys of its view, because it often just redirects."""
     request = routed()
     request.method = method
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
@@ -87,7 +89,7 @@ def test_what_is_asked_early(method, keys):
 
 
 def test_own_endpoints_ask_nothing():
-    """The beacon and the click are no pages, whatever EXPERIENCES says of everything."""
+    """The beacon and the click redirect are not pages, even if EXPERIENCES names every page."""
     request = routed("beacon", ["moe_personalize"])
     request.resolver_match.app_names = ["moe_personalize"]
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
@@ -95,7 +97,7 @@ def test_own_endpoints_ask_nothing():
 
 
 def test_sources_add_up_without_repetition():
-    """Decorator, settings and what was learned are one list, each key once."""
+    """The keys of the decorator, the settings and earlier pages are one list, each key once."""
     with override_personalize(EXPERIENCES={"home": ["b", "a"]}):
         get_route_memory().learn("home", "c")
         get_route_memory().learn("home", "a")
@@ -103,38 +105,33 @@ def test_sources_add_up_without_repetition():
 
 
 def test_decorators_add_up_and_leave_the_view_alone():
-    """Two decorators declare the keys of both; the view itself, used elsewhere, declares none."""
+    """Two decorators declare the keys of both. The undecorated view declares none."""
     decorated = personalize("a")(personalize("b")(view))
     assert getattr(decorated, KEYS_ATTRIBUTE) == ("b", "a")
     assert not hasattr(view, KEYS_ATTRIBUTE)
     assert decorated.__name__ == "view"
 
 
-def test_decorated_view_runs_without_the_middleware():
-    """A view tested on its own, without the middleware, is just the view."""
-    assert personalize("a")(lambda request: "answer")(RequestFactory().get("/")) == "answer"
+def test_decorated_views_without_the_middleware():
+    """A sync or async view just runs, for example in a unit test."""
 
-
-def test_decorated_async_view_runs_without_the_middleware():
-    """See test_decorated_view_runs_without_the_middleware()."""
-
-    @personalize("a")
     async def aview(request):
         return "answer"
 
-    assert async_to_sync(aview)(RequestFactory().get("/")) == "answer"
+    request = RequestFactory().get("/")
+    assert personalize("a")(lambda request: "answer")(request) == "answer"
+    assert async_to_sync(personalize("a")(aview))(request) == "answer"
 
 
 @pytest.mark.parametrize("keys", [("",), (None,), (view,)], ids=["empty", "none", "no parentheses"])
-def test_decorator_refuses_what_is_no_key(keys):
-    """A mistake in the declaration is found when the module is imported."""
+def test_decorator_refuses_bad_keys(keys):
+    """A mistake fails when the module is imported."""
     with pytest.raises(ValueError, match="experience keys are"):
         personalize(*keys)(view)
 
 
-def test_mixin_refuses_a_bare_string():
-    """One key is a list of one."""
-    from django.views import View
+def test_mixin_refuses_a_string():
+    """One key is a list too."""
 
     class Home(PersonalizeMixin, View):
         experiences = "hero-banner"
@@ -143,9 +140,8 @@ def test_mixin_refuses_a_bare_string():
         Home.as_view()
 
 
-def test_mixin_takes_keys_where_the_route_is_made():
-    """as_view(experiences=…) wins over the class."""
-    from django.views import View
+def test_mixin_takes_keys_from_the_urls():
+    """``as_view(experiences=…)`` wins over the class."""
 
     class Home(PersonalizeMixin, View):
         experiences = ("a",)
@@ -154,26 +150,24 @@ def test_mixin_takes_keys_where_the_route_is_made():
     assert getattr(Home.as_view(), KEYS_ATTRIBUTE) == ("a",)
 
 
-def test_memory_is_bounded():
-    """However many routes and keys a site has, the memory of them stays small."""
-    memory = RouteMemory(max_routes=2, max_keys=2)
+def test_route_memory_is_bounded(monkeypatch):
+    """The route that was learned first is forgotten, and a route with enough keys learns no more."""
+    monkeypatch.setattr(planning, "MAX_ROUTES", 2)
+    monkeypatch.setattr(planning, "MAX_KEYS_A_ROUTE", 4)
+    memory = RouteMemory()
     for route in ("a", "b", "c"):
         for key in ("1", "2", "3"):
-            memory.learn(route, key)
-    assert [memory.get(route) for route in ("a", "b", "c")] == [(), ("1", "2"), ("1", "2")]
-    memory.forget()
-    assert memory.get("c") == ()
+            memory.learn(route, key, limit=2)
+    memory.learn("c", "3", "4", "5", "6")
+    assert [memory.get(route) for route in ("a", "b", "c")] == [(), ("1", "2"), ("1", "2", "3", "4")]
 
 
-def test_memory_is_shared_by_threads():
-    """No key is lost when threads learn at once."""
+def test_route_memory_is_shared_by_threads():
+    """No key is lost when threads learn at the same time."""
     memory = RouteMemory()
-    threads = [threading.Thread(target=memory.learn, args=("home", str(n))) for n in range(50)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(memory.get("home")) == sorted(str(n) for n in range(50))
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(lambda number: memory.learn("home", str(number)), range(50)))
+    assert sorted(memory.get("home")) == sorted(str(number) for number in range(50))
 
 
 TEMPLATES = {
@@ -199,15 +193,15 @@ def build_engine(**templates):
     )
 
 
-def test_template_tells_its_keys():
-    """Literal keys are found in every branch, in parents, includes and fallbacks; what cannot load is passed over."""
+def test_keys_of_a_template():
+    """Literal keys are found in all branches, parents, includes and fallbacks. Broken templates are left out."""
     template = build_engine().get_template("page.html")
     assert set(find_template_keys(template)) == {"base", "branch", "nested", "in-fallback", "piece"}
     assert find_template_keys(build_engine().get_template("plain.html")) == ()
 
 
-def test_template_is_looked_through_once(monkeypatch):
-    """What a template needs is remembered as long as the template lives."""
+def test_template_is_searched_once(monkeypatch):
+    """Its keys are remembered as long as it lives."""
     engine = build_engine()
     template = engine.get_template("page.html")
     keys = find_template_keys(template)
@@ -215,8 +209,8 @@ def test_template_is_looked_through_once(monkeypatch):
     assert find_template_keys(template) == keys
 
 
-def test_templates_that_include_without_end():
-    """However many templates refer to one another, only so many are followed."""
+def test_templates_that_include_each_other_endlessly():
+    """The search ends after MAX_TEMPLATES."""
     source = "{%% load moe_personalize %%}{%% experience 'k%d' %%}{%% endexperience %%}{%% include 't%d.html' %%}"
     many = {f"t{n}.html": source % (n, n + 1) for n in range(300)}
     keys = find_template_keys(build_engine(**many).get_template("t0.html"))
@@ -225,8 +219,8 @@ def test_templates_that_include_without_end():
 
 if django.VERSION >= (6, 0):
 
-    def test_partials_tell_their_keys():
-        """A partial is looked through where it is defined, and as a template of its own."""
+    def test_keys_of_partials():
+        """A partial is searched as part of its template, and as a template of its own."""
         tag = "{% experience 'in-partial' %}{% endexperience %}"
         source = f"{{% load moe_personalize %}}{{% partialdef p %}}{tag}{{% endpartialdef %}}"
         engine = build_engine(**{"partials.html": source})

@@ -1,4 +1,4 @@
-"""Personalised pages and Django's own page caches: one visitor's page is nobody else's."""
+"""Personalized pages and Django's own page caches: no visitor gets the page of another."""
 
 from types import ModuleType
 
@@ -15,13 +15,13 @@ FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
 
 
 def read(request):
-    """Show who the vendor takes the visitor for."""
+    """Show the visitor's id, and whether there is an experience."""
     hero = request.personalization.get("hero-banner")
     return HttpResponse(f"{request.personalization.identity.customer_id} {hero is not None}")
 
 
 def plain(request):
-    """Show a page that a cache may keep, different each time it is made."""
+    """Show a page that a cache may keep, different on each call."""
     plain.calls += 1
     return HttpResponse(str(plain.calls))
 
@@ -54,8 +54,8 @@ def routes(settings):
     ],
     ids=["site cache outside", "site cache inside", "ours innermost", "cache_page inside", "cache_page outside"],
 )
-def test_personalised_page_is_stored_by_no_page_cache(upstream, visit, routes, settings, middleware, url):
-    """Another visitor never gets the page of the first, in whichever order the caches stand."""
+def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, settings, middleware, url):
+    """A second visitor never gets the page of the first, whatever the order of the middleware."""
     settings.MIDDLEWARE = middleware
     first = visit(url).content
     visit.forget_cookies()
@@ -68,7 +68,7 @@ def test_personalised_page_is_stored_by_no_page_cache(upstream, visit, routes, s
     ("middleware", "url"),
     [([UPDATE, OURS, FETCH], "/plain/"), ([OURS], "/plain-cached/")],
 )
-def test_page_that_reads_nothing_is_stored_as_ever(visit, routes, settings, middleware, url):
-    """A page that is the same for everybody stays cacheable."""
+def test_page_that_reads_nothing_is_stored(visit, routes, settings, middleware, url):
+    """A page without experiences stays cacheable."""
     settings.MIDDLEWARE = middleware
     assert visit(url).content == visit(url).content

@@ -1,13 +1,20 @@
-"""Time for state machines: virtual, and in quarters of a second, which floats hold exactly.
-
-So models compare for equality.
-"""
+"""Virtual time. State machines move it in quarters of a second, which floats hold exactly, so models compare equal."""
 
 from hypothesis import settings
 from hypothesis import strategies as st
 
 MACHINE = settings(max_examples=60, stateful_step_count=50, deadline=None)
-"""How long each machine is run."""
+"""How long each state machine runs."""
+
+
+class Clock:
+    """A clock that stands still until a test moves it."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
 
 
 def quarters(seconds):

@@ -1,8 +1,7 @@
-"""What every way of delivering events is: an interface, its books, and the shared instance."""
+"""The interface of every delivery, its counters, and the delivery of this process."""
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,15 +26,15 @@ Kind = TypeVar("Kind", bound="BaseDelivery")
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:
-    """How many events this process took over, and what became of them.
+    """How many events this process accepted, and what became of them.
 
-    ``accepted == delivered + handed_over + sum(dropped.values()) + pending`` at every moment. What
-    was handed over to a queue is counted again, as accepted, by the process that takes it out: over
-    all processes, what is in the queue is ``handed_over`` less what workers accepted. The reasons:
-    ``overflow`` (the memory bound), ``refused`` (by MoEngage), ``attempts`` (too many),
-    ``exit`` (not delivered in time when the process ended), ``failed`` (a way that does not
-    retry), ``broker`` (the queue took nothing), ``error`` (could not be taken over),
-    ``erased`` (at the customer's wish).
+    ``accepted == delivered + handed_over + sum(dropped.values()) + pending`` at every moment. A queue's worker
+    counts the events that it takes from the queue as accepted again. So the queue holds ``handed_over`` of all
+    processes minus ``accepted`` of all workers.
+
+    The reasons for dropping: ``overflow`` (the memory limit), ``refused`` (by MoEngage), ``attempts`` (too
+    many), ``exit`` (the process ended first), ``failed`` (a delivery without retries failed), ``broker`` (the
+    queue didn't accept the event), ``error`` (the delivery couldn't accept it), ``erased`` (the customer's wish).
     """
 
     accepted: int = 0
@@ -45,44 +44,39 @@ class DeliveryCounts:
     handed_over: int = 0
 
 
-class Books:
-    """The counts of one process. Pending is what the others leave, so the sum always holds."""
+class Counters:
+    """The counters of one delivery. ``pending`` is computed from the others, so the sum is always right."""
 
     def __init__(self) -> None:
-        # Reentrant: a signal handler or a finaliser may record while this thread is recording.
+        # Reentrant: a signal handler or a finalizer may record an event while its thread holds the lock.
         self._lock = threading.RLock()
         self._accepted = 0
         self._delivered = 0
         self._handed_over = 0
         self._dropped: Counter[str] = Counter()
 
-    def accept(self, count: int) -> None:
-        """Count events taken over."""
+    def add_accepted(self, count: int) -> None:
+        """Count events that the delivery accepts; a negative number takes them back."""
         with self._lock:
             self._accepted += count
 
-    def deliver(self, count: int) -> None:
-        """Count events that MoEngage took."""
+    def add_delivered(self, count: int) -> None:
+        """Count events that MoEngage accepted."""
         with self._lock:
             self._delivered += count
 
-    def hand_over(self, count: int) -> None:
-        """Count events that a queue took: another process has them in its books from there on."""
+    def add_handed_over(self, count: int) -> None:
+        """Count events that a queue accepted."""
         with self._lock:
             self._handed_over += count
 
-    def pass_on(self, count: int) -> None:
-        """Strike events that another delivery of this process takes over, and counts."""
-        with self._lock:
-            self._accepted -= count
-
-    def drop(self, count: int, reason: str) -> None:
-        """Count events given up."""
+    def add_dropped(self, count: int, reason: str) -> None:
+        """Count events that are given up."""
         with self._lock:
             self._dropped[reason] += count
 
-    def counts(self) -> DeliveryCounts:
-        """Return all counts as of one moment."""
+    def read(self) -> DeliveryCounts:
+        """Return all counters as of one moment."""
         with self._lock:
             dropped = dict(self._dropped)
             pending = self._accepted - self._delivered - self._handed_over - sum(dropped.values())
@@ -90,128 +84,121 @@ class Books:
 
 
 class BaseDelivery:
-    """One way of delivering events; a subclass writes ``take`` and has its options as keyword arguments.
+    """A way to deliver events. A subclass implements ``take`` and gets its options as keyword arguments.
 
-    Wrong options raise TypeError or ValueError. Instances are shared by all threads, and start
-    empty in a forked child: what the parent took over stays the parent's.
+    Wrong options raise TypeError or ValueError. All threads of a process share one instance.
     """
 
-    asks_again = True
-    """Whether events are looked at once more when they are sent, since ``erase`` cannot reach them all."""
+    checks_withdrawal = True
+    """Whether to look for withdrawn customers before sending, because ``erase`` can't reach every event."""
 
     uses_database = False
-    """Whether events are taken over on the connections of the thread where the site's sync code runs."""
+    """Whether ``take`` must run in the thread of the site's sync code, because it uses a database connection."""
+
+    fallback: BaseDelivery | None = None
+    """The delivery of the events that this one can't accept."""
+
+    runtime: Runtime | None = None
+    """The runtime whose client sends the events. ``None`` is the current one of the default workspace."""
 
     def __init__(self) -> None:
-        self.after_fork()
-
-    def after_fork(self) -> None:
-        """Start with empty books."""
-        self._pid = os.getpid()
-        self._books = Books()
+        self._counters = Counters()
         self._health = "working"
 
-    def enter_process(self) -> None:
-        """Start afresh after a fork made by C code that runs no hooks of Python, as some servers do."""
-        if self._pid != os.getpid():
-            self.after_fork()
+    def bind(self, runtime: Runtime) -> None:
+        """Send with the client of ``runtime``, also while it's being closed after a change of settings."""
+        self.runtime = runtime
+        if self.fallback is not None:
+            self.fallback.bind(runtime)
 
     def record(self, events: Sequence[Event]) -> None:
-        """Take events over; never raises, and blocks only where the class says so."""
+        """Accept events for delivery. Never raises, and blocks only where the class says so."""
         if not events:
             return
-        self.enter_process()
-        self._books.accept(len(events))
+        self._counters.add_accepted(len(events))
         try:
             self.take(events)
         except Exception as error:
-            logger.error("Events could not be taken over for delivery and are dropped: %s", describe(error))
-            self.drop(len(events), "error")
+            logger.error("Dropped %d events: %s failed (%s)", len(events), type(self).__name__, describe(error))
+            self.count_dropped(len(events), "error")
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""
         await sync_to_async(self.record, thread_sensitive=self.uses_database)(events)
 
     def take(self, events: Sequence[Event]) -> None:
-        """Take over all of the events, which are counted as accepted, or raise having taken none."""
+        """Take all of the events, which are already counted as accepted. To take none of them, raise."""
         raise NotImplementedError
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Deliver what was recorded, within ``timeout`` seconds if given, and return the counts."""
+        """Deliver the pending events, for at most ``timeout`` seconds if given, and return the counters."""
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
-        """Return the counts of this process."""
-        self.enter_process()
-        return self._books.counts()
+        """Return the counters of this process."""
+        return self._counters.read()
 
     def erase(self, customer_id: str) -> int:
-        """Drop the customer's events that are held here, as ``erased``, and return how many.
+        """Drop the customer's events in this delivery as ``erased`` and return their number.
 
-        An event on its way to MoEngage at this moment may still arrive there.
+        An event that is being sent at this moment may still arrive at MoEngage.
         """
         return 0
 
     def close(self) -> None:
-        """Flush and stop; what cannot be delivered in time is dropped."""
+        """Flush and stop. Drop the events that can't be delivered in time. May be called twice."""
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
-        """Make one attempt to deliver events, log when that begins or ceases to work; never raises. See send()."""
-        events, withdrawn = split_withdrawn(events) if self.asks_again else (events, ())
-        outcome = send(events, timeout=timeout, until=until)
+        """Make one attempt to deliver the events. Log when attempts start or stop failing. See sending.send()."""
+        events, withdrawn = split_withdrawn(events) if self.checks_withdrawal else (events, ())
+        outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)
         if not events:
-            # Nothing was asked, so nothing was learned of the vendor.
+            # Without a call there is no news of MoEngage.
             return outcome
         if outcome.refused:
-            logger.warning(
-                "MoEngage refused %d of %d events: %s",
-                len(outcome.refused),
-                len(events),
-                describe(outcome.refused[0][1]),
-            )
+            reason = describe(outcome.refused[0][1])
+            logger.warning("MoEngage refused %d of %d events: %s", len(outcome.refused), len(events), reason)
         health = "working"
         if outcome.error is not None:
-            health = "paused" if outcome.needs_human else "failing"
-        self._log_change(self._health, health, outcome.error)
+            health = "paused" if outcome.wrong_credentials else "failing"
+        if health != self._health:
+            _log_health(health, outcome.error)
         self._health = health
         return outcome
 
-    def settle(self, outcome: Outcome) -> None:
-        """Enter what was delivered and what was refused; the kept events are the caller's to keep or drop."""
+    def count_outcome(self, outcome: Outcome) -> None:
+        """Count the events that an attempt settled. The caller keeps or drops the ``kept`` ones."""
         if outcome.delivered:
-            self.deliver(len(outcome.delivered))
+            self.count_delivered(len(outcome.delivered))
         if outcome.refused:
-            self.drop(len(outcome.refused), "refused")
+            self.count_dropped(len(outcome.refused), "refused")
         if outcome.withdrawn:
-            self.drop(len(outcome.withdrawn), "erased")
+            self.count_dropped(len(outcome.withdrawn), "erased")
 
-    def deliver(self, count: int) -> None:
-        """Enter events as delivered and send the signal."""
-        self._books.deliver(count)
+    def count_delivered(self, count: int) -> None:
+        """Count events as delivered and send the signal."""
+        self._counters.add_delivered(count)
         events_delivered.send_robust(sender=type(self), count=count)
 
-    def drop(self, count: int, reason: str) -> None:
-        """Enter events as dropped and send the signal."""
-        self._books.drop(count, reason)
+    def count_dropped(self, count: int, reason: str) -> None:
+        """Count events as dropped and send the signal."""
+        self._counters.add_dropped(count, reason)
         events_dropped.send_robust(sender=type(self), count=count, reason=reason)
 
-    def _log_change(self, old: str, new: str, error: Exception | None) -> None:
-        if old == new:
-            return
-        if error is None:
-            logger.info("Events are delivered again")
-        elif new == "paused":
-            logger.error(
-                "MoEngage takes no events with these settings (%s): check WORKSPACE_ID, API_KEY and DATA_CENTER",
-                describe(error),
-            )
-        else:
-            logger.warning("Events cannot be delivered for now: %s", describe(error))
+
+def _log_health(health: str, error: Exception | None) -> None:
+    if error is None:
+        logger.info("MoEngage accepts events again")
+    elif health == "paused":
+        message = "Events wait, because the credentials don't work (%s). Check WORKSPACE_ID, API_KEY and DATA_CENTER"
+        logger.error(message, describe(error))
+    else:
+        logger.warning("Events can't be delivered at the moment: %s", describe(error))
 
 
 def describe(error: Exception) -> str:
-    """Say what happened without what was sent: only our own messages are known to hold nothing personal."""
+    """Describe an error without personal data: only the messages of this package are known to contain none."""
     name = type(error).__name__
     return f"{name}: {error}" if isinstance(error, (MoePersonalizeError, ConfigurationError)) else name
 
@@ -219,22 +206,25 @@ def describe(error: Exception) -> str:
 @part
 def get_delivery(runtime: Runtime) -> BaseDelivery:
     """Return the delivery that the setting DELIVERY names. Raises ConfigurationError."""
-    return build_delivery(runtime.settings.delivery)
+    delivery = build_delivery(runtime.settings.delivery)
+    delivery.bind(runtime)
+    return delivery
 
 
-def find_delivery(kind: type[Kind]) -> Kind | None:
-    """Return the site's delivery, or its fallback, if that is one of ``kind``; raises ConfigurationError."""
-    delivery = get_delivery()
-    return next((each for each in (delivery, getattr(delivery, "fallback", None)) if isinstance(each, kind)), None)
+def find_delivery(kind: type[Kind], runtime: Runtime | None = None) -> Kind | None:
+    """Return the site's delivery or its fallback, whichever is a ``kind``. Raises ConfigurationError."""
+    delivery = get_delivery(runtime)
+    return next((each for each in (delivery, delivery.fallback) if isinstance(each, kind)), None)
 
 
-def build_delivery(told: Backend, name: str = "DELIVERY") -> BaseDelivery:
-    """Return a new delivery as the setting ``name`` tells; raises ConfigurationError."""
-    backend = load_backend(name, told)
+def build_delivery(backend: Backend, name: str = "DELIVERY") -> BaseDelivery:
+    """Return a new delivery, as the setting ``name`` describes it. Raises ConfigurationError."""
+    found = load_backend(name, backend)
     place = f'{SETTING}["{name}"]'
-    if not (isinstance(backend, type) and issubclass(backend, BaseDelivery)):
-        raise ConfigurationError(f"{place} names {told.backend!r}, which is no subclass of BaseDelivery.")
+    if not (isinstance(found, type) and issubclass(found, BaseDelivery)):
+        message = f'{place}["BACKEND"] is {backend.backend!r}, which isn\'t a subclass of BaseDelivery.'
+        raise ConfigurationError(message, hint="Name one of the classes in django_moe_personalize.delivery.")
     try:
-        return backend(**told.options)
+        return found(**backend.options)
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f'{place}["OPTIONS"]: {error}.') from error

@@ -1,49 +1,58 @@
-"""Deliver from an outbox in the site's database: an event that was recorded outlives every process.
+"""Keep events in an outbox in the site's database: a recorded event outlives every process.
 
-Recording is one INSERT. ``manage.py moe_deliver`` sends what is there, from as many processes as
-wanted: each leases a batch, sends it outside any transaction, and settles it. A process killed in
-between leaves its lease to run out, and its events are sent again with the same UUID, by which
-MoEngage knows them (contract §4).
+To record events, a page runs one INSERT. Deliverers send them, in as many processes as you like: ``manage.py
+moe_deliver``, or the task ``deliver_outbox`` (see ``django_moe_personalize.tasks``). A deliverer leases a batch,
+sends it outside any transaction, and settles it. If a deliverer is killed in between, its lease runs out and
+another one sends the events again with the same UUIDs, so that MoEngage counts them once (contract §4).
 """
 
 from __future__ import annotations
 
+import math
+import queue
 import re
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from django.db import connections
+from django.db import DatabaseError, InterfaceError, connections
 
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, find_delivery
-from django_moe_personalize.delivery.deliverer import Deliverer
 from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
+from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
 
+DATABASE_ERRORS = (DatabaseError, InterfaceError)
+
 DAY = 24 * 60 * 60.0
 MAX_PAUSE_SECONDS = 3600.0
-"""The longest pause after an authentication error."""
+"""The longest pause after wrong credentials."""
 
 SENDING_SHARE = 0.75
-"""Of a lease, so that no call lasts beyond it where the clocks of two machines differ."""
+"""The share of a lease in which its batch is sent. The rest allows for clocks that differ between machines."""
 
-_NOT_READABLE = "The row holds no event."
+PATIENCE = 5
+"""Failures in a row after which a single run of a deliverer ends."""
+
+PURGE_SECONDS = 3600.0
+"""The time between two searches of a process for parked events that are too old."""
 
 
 class DatabaseDelivery(BaseDelivery):
-    """Keep events in the database ``using``, by default the router's, until ``moe_deliver`` has sent them.
+    """Keep events in the database ``using``, by default the router's, until a deliverer has sent them.
 
-    A deliverer takes up to ``batch_size`` events at a time, for ``lease`` seconds; a call may last
-    ``timeout`` seconds. A failure is retried after a full-jitter wait between nothing and
-    ``backoff``, doubling to ``max_backoff``, or after the vendor's Retry-After; after
-    ``max_attempts`` failures, if given, an event is parked. Wrong credentials pause a deliverer for
-    ``pause`` seconds, doubling. Parked events are kept for ``retention`` seconds.
+    A deliverer leases up to ``batch_size`` events for ``lease`` seconds. A call takes at most ``timeout``
+    seconds. A failed event is sent again after a random wait: at most ``backoff`` seconds at first, doubling up
+    to ``max_backoff``, and at least MoEngage's Retry-After. After ``max_attempts`` failures, if given, it is
+    parked. Wrong credentials pause a deliverer for ``pause`` seconds, doubling up to an hour. Parked events are
+    deleted after ``retention`` seconds.
     """
 
-    # Every event is here, for erase() to find.
-    asks_again = False
+    checks_withdrawal = False  # erase() finds every event in the table.
     uses_database = True
 
     def __init__(
@@ -67,58 +76,56 @@ class DatabaseDelivery(BaseDelivery):
             raise ValueError(f"lease must be at least 1 second, not {lease!r}")
         if using is not None and using not in connections.settings:
             raise ValueError(f"using must be one of {', '.join(connections.settings)}, not {using!r}")
+        super().__init__()
         self.outbox = Outbox(using)
         self.backoff = Backoff(backoff, max_backoff)
-        self.pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
-        self.retention = retention
+        self._retention = retention
+        self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._batch_size = batch_size
         self._lease = lease
         self._timeout = timeout
         self._max_attempts = max_attempts
-        super().__init__()
-
-    def after_fork(self) -> None:
-        """Start with no losses of its own; the outbox is everybody's."""
-        super().after_fork()
+        self._pauses = 0
+        self._resume_at = 0.0
+        self._purge_at = 0.0
         self._lock = threading.Lock()
         self._lost = 0
 
     def take(self, events: Sequence[Event]) -> None:
-        """Add the events to the outbox, with one INSERT; in a transaction of the caller they share its fate."""
+        """Add the events to the outbox with one INSERT. In a transaction of the caller they share its fate."""
         self.outbox.insert(events)
         if connections[self.outbox.alias].in_atomic_block:
-            # Losses are no part of the caller's transaction, whose failure would undo that they were entered.
+            # Record losses outside the caller's transaction, so that a rollback doesn't lose the count.
             return
         with self._lock:
             lost, self._lost = self._lost, 0
         if lost:
-            self._enter_loss(lost)
+            self._add_loss(lost)
 
-    def drop(self, count: int, reason: str) -> None:
-        """Enter events as dropped and send the signal; what the database did not take it learns later."""
-        super().drop(count, reason)
+    def count_dropped(self, count: int, reason: str) -> None:
+        """See BaseDelivery. Remember the events that the database didn't take, and add them to its counters later."""
+        super().count_dropped(count, reason)
         if reason == "error":
             with self._lock:
                 self._lost += count
 
-    def _enter_loss(self, count: int) -> None:
+    def _add_loss(self, count: int) -> None:
         try:
-            self.outbox.enter_loss(count, "error")
+            self.outbox.add_loss(count, "error")
         except Exception:
-            # These events are stored, and must not be dropped for the sake of the books.
+            # The new events are stored: don't drop them because the counters failed.
             with self._lock:
                 self._lost += count
 
     def counts(self) -> DeliveryCounts:
-        """Return the counts of all processes that share the outbox, with this one's losses not yet entered there."""
-        self.enter_process()
+        """Return the counters of all processes with this outbox, and the losses that this process still has to add."""
         dropped = self.outbox.count()
         dropped["error"] += self._lost
         delivered, pending = dropped.pop(DELIVERED, 0), dropped.pop(State.PENDING, 0)
         return DeliveryCounts(delivered + pending + dropped.total(), delivered, dict(+dropped), pending)
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Send what is due, whoever recorded it, within ``timeout`` seconds if given, and return the counts.
+        """Send the due events of all processes, for at most ``timeout`` seconds if given, and return the counters.
 
         Gives up when several attempts in a row fail. Raises RuntimeError inside a transaction.
         """
@@ -126,20 +133,26 @@ class DatabaseDelivery(BaseDelivery):
         return self.counts()
 
     def erase(self, customer_id: str) -> int:
-        """Delete the customer's events, parked ones too, and return how many. See BaseDelivery.erase()."""
+        """Delete the customer's events, parked ones too, and return their number. See BaseDelivery.erase()."""
         count = self.outbox.erase(customer_id)
         if count:
-            self.drop(count, ERASED)
+            self.count_dropped(count, ERASED)
         return count
 
-    def deliver_batch(self) -> Outcome | None:
-        """Lease what is due, send it and settle it; ``None`` when nothing was due.
+    @property
+    def pause_left(self) -> float:
+        """The seconds for which wrong credentials still pause the deliverers of this process."""
+        return max(0.0, self._resume_at - time.monotonic())
 
-        Raises a database's error; what was leased is then due again when the lease has run out.
+    def deliver_batch(self) -> Outcome | None:
+        """Lease due events, send them and settle them. Return ``None`` if no event was due.
+
+        Raises the database's error. Then leased events are due again when the lease has run out.
         """
         until = Deadline(self._lease * SENDING_SHARE)
         lease = self.outbox.lease(self._batch_size, self._lease)
         if not lease.rows:
+            self._purge()
             return None
         settlement = Settlement()
         rows = {}
@@ -148,47 +161,123 @@ class DatabaseDelivery(BaseDelivery):
             try:
                 event = Event.read(row.body)
             except (LookupError, TypeError, ValueError):
-                settlement.parked[row.pk] = State.REFUSED, _NOT_READABLE
+                settlement.parked[row.pk] = State.REFUSED, "The row contains no event."
             else:
                 events.append(event)
                 rows[event.event_uuid] = row
         outcome = self.send(events, timeout=self._timeout, until=until)
-        self._judge(outcome, rows, settlement)
-        self._announce(lease, settlement)
+        self._decide(outcome, rows, settlement)
+        self._settle(lease, settlement)
+        self._schedule_pause(outcome)
         return outcome
 
-    def _judge(self, outcome: Outcome, rows: dict[str, LeasedRow], settlement: Settlement) -> None:
-        """Say what is to become of each row."""
+    def _decide(self, outcome: Outcome, rows: dict[str, LeasedRow], settlement: Settlement) -> None:
+        """Decide about each row: delivered, parked, or due again."""
         settlement.delivered = [rows[event.event_uuid].pk for event in outcome.delivered]
         for event, error in outcome.refused:
             settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, _explain(error, event)
-        # Nobody's fault but the settings': the events wait for no longer than these do.
-        settlement.counts_as_attempt = not outcome.needs_human
+        # Wrong settings aren't the events' fault: no attempt is counted, and the events are due at once.
+        settlement.counts_as_attempt = not outcome.wrong_credentials
         wait = min(outcome.retry_after, MAX_GATE_SECONDS)
         for row in (rows[event.event_uuid] for event in outcome.kept):
-            if outcome.error is None or outcome.needs_human:
+            if outcome.error is None or outcome.wrong_credentials:
                 settlement.released[row.pk] = 0.0
             elif self._max_attempts is not None and row.attempts + 1 >= self._max_attempts:
                 settlement.parked[row.pk] = State.ATTEMPTS, describe(outcome.error)
             else:
                 settlement.released[row.pk] = max(wait, self.backoff.delay(row.attempts))
 
-    def _announce(self, lease: Lease, settlement: Settlement) -> None:
-        """Settle, and tell the signals' receivers what was really settled by this deliverer."""
+    def _settle(self, lease: Lease, settlement: Settlement) -> None:
+        """Settle the lease, and count the rows that this deliverer really settled."""
         for outcome, count in self.outbox.settle(lease, settlement).items():
             if outcome == DELIVERED:
-                self.deliver(count)
+                self.count_delivered(count)
             else:
-                self.drop(count, State(outcome).value)
+                self.count_dropped(count, State(outcome).value)
+
+    def _purge(self) -> None:
+        if time.monotonic() >= self._purge_at:
+            self.outbox.purge(self._retention)
+            self._purge_at = time.monotonic() + PURGE_SECONDS
+
+    def drop_connection(self, error: Exception) -> None:
+        """Log a database's error and close this thread's connection, so that the next query opens another."""
+        logger.warning("The outbox can't be used at the moment: %s", type(error).__name__)
+        connections[self.outbox.alias].close()
+
+    def _schedule_pause(self, outcome: Outcome) -> None:
+        if outcome.wrong_credentials:
+            self._resume_at = time.monotonic() + self._pause.delay(self._pauses)
+            self._pauses += 1
+        else:
+            self._resume_at, self._pauses = 0.0, 0
+
+
+class Deliverer:
+    """The work of one process on the outbox. ``on_batch`` gets the outcome of each batch."""
+
+    def __init__(
+        self, delivery: DatabaseDelivery, *, on_batch: Callable[[Outcome], None] = lambda outcome: None
+    ) -> None:
+        self._delivery = delivery
+        self._on_batch = on_batch
+        # A queue, because a signal handler can't set an Event whose lock its own thread may hold.
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End after the current batch. May be called from another thread or a signal handler."""
+        self._stopped = True
+        self._wake.put(None)
+
+    def drain(self, *, deadline: Deadline | None = None, patience: float = PATIENCE) -> Outcome | None:
+        """Send batches until no event is due. Return the outcome that ended it earlier, if any.
+
+        Wrong credentials end it, and so do ``patience`` failures in a row. Starts no batch after ``deadline``.
+        Raises the database's error.
+        """
+        failures = 0
+        while not self._stopped and not (deadline and deadline.expired):
+            outcome = self._delivery.deliver_batch()
+            if outcome is None:
+                return None
+            self._on_batch(outcome)
+            failures = failures + 1 if outcome.error else 0
+            if outcome.wrong_credentials or failures >= patience:
+                return outcome
+            if failures:
+                asked = min(outcome.retry_after, MAX_GATE_SECONDS)
+                self._wait(max(asked, self._delivery.backoff.delay(failures - 1)), deadline)
+        return None
+
+    def watch(self, interval: float) -> None:
+        """Drain the outbox again and again until stopped, every ``interval`` seconds. Survives all failures."""
+        failures = 0
+        while not self._stopped:
+            wait = interval
+            try:
+                self.drain(patience=math.inf)
+            except DATABASE_ERRORS as error:
+                self._delivery.drop_connection(error)
+                wait += self._delivery.backoff.delay(failures)
+                failures += 1
+            else:
+                failures = 0
+            self._wait(self._delivery.pause_left or wait)
+
+    def _wait(self, seconds: float, deadline: Deadline | None = None) -> None:
+        left = deadline.remaining() if deadline else None
+        with suppress(queue.Empty):
+            self._wake.get(timeout=seconds if left is None else min(seconds, left))
 
 
 def find_outbox_delivery() -> DatabaseDelivery | None:
-    """Return the site's delivery if it has an outbox, or a queue's for what its broker does not take."""
+    """Return the site's delivery, or the fallback of its queue, if it has an outbox. Raises ConfigurationError."""
     return find_delivery(DatabaseDelivery)
 
 
 def _explain(error: Exception, event: Event) -> str:
-    """Say why an event was refused, in the vendor's words where there are some, without whose it was."""
+    """Describe a refusal, with MoEngage's own words if there are any and without the customer's id."""
     said = error.description if isinstance(error, ResponseError) else ""
     whole_word = rf"(?<!\w){re.escape(event.customer_id)}(?!\w)"
     return f"{describe(error)} {re.sub(whole_word, '...', said)}".rstrip()

@@ -1,4 +1,4 @@
-"""Deliver nothing and remember everything: for the tests of a site."""
+"""Keep events in memory and send nothing: for a site's tests."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from django_moe_personalize.moengage.types import Event
 
 
 class DummyDelivery(BaseDelivery):
-    """Keep events in ``events``, in the order they were recorded, and count them as delivered."""
+    """Keep events in ``events``, in the order in which they were recorded, and count them as delivered."""
 
-    def after_fork(self) -> None:
-        """Start with no events."""
-        super().after_fork()
+    def __init__(self) -> None:
+        super().__init__()
         self.events: list[Event] = []
 
     def take(self, events: Sequence[Event]) -> None:
-        """Remember the events."""
+        """Keep the events."""
         self.events.extend(events)
-        self.deliver(len(events))
+        self.count_delivered(len(events))
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record()."""

@@ -1,7 +1,7 @@
-"""Who asks to be forgotten, or takes a consent back, has nothing sent that was recorded before.
+"""Customers who withdraw consent or ask to be forgotten: their earlier events aren't sent.
 
-Events wait in the memory of other processes and in queues, out of reach of the page that is told.
-So a mark is left in the site's cache, and looked for when events are sent.
+Events wait in the memory of other processes and in queues, where the process that handles the withdrawal can't
+reach them. So it leaves a mark in the site's cache, and every process looks for marks before it sends.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.types import Event
 
 MARK_SECONDS: Final = 7 * 24 * 60 * 60
-"""How long a mark is kept: longer than an event waits anywhere but in the outbox, which erases its own."""
+"""How long a mark lasts: longer than an event waits anywhere except in the outbox, which deletes its own events."""
 
 MAX_SKEW: Final = 5
 """Seconds by which the clocks of a site's machines may differ."""
 
 
 def mark_withdrawal(customer_id: str) -> bool:
-    """Let no event of ``customer_id`` be sent that happened until now; return whether the cache took the mark.
+    """Stop all events of ``customer_id`` up to now. Return whether the cache stored the mark.
 
-    What happens from now on is sent: whoever is asked again and agrees needs nothing to be undone.
+    Later events are sent, so a customer who agrees again needs no second call.
     """
     return set_many({build_key("withdrawn", customer_id): int(time.time())}, timeout=MARK_SECONDS)
 
 
 def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
-    """Return the events to send and those of a visitor who has withdrawn since; one round trip to the cache.
+    """Return the events to send, and those of customers who have withdrawn since. One round trip to the cache.
 
-    With a cache that fails all are sent.
+    If the cache fails, all events are to be sent.
     """
     names = {event.customer_id: build_key("withdrawn", event.customer_id) for event in events}
     marks = get_many(names.values())

@@ -1,9 +1,9 @@
-"""The tables of the outbox: who may take an event, and what became of it. Several processes use them at once.
+"""The tables of the outbox, which several processes use at once: who may send an event, and what became of it.
 
-A deliverer leases rows in one short transaction, sends outside of any, and settles in another.
-Until a lease runs out nobody else takes its rows; afterwards anybody does, so that a deliverer
-that was killed delays its events and loses none. What leaves the table is entered in the tallies
-in the same transaction, so that the books are right whatever is killed when.
+A deliverer leases rows in one short transaction, sends outside any transaction, and settles the rows in another
+one. Until its lease runs out, no other deliverer takes its rows. Afterwards any deliverer does, so a killed
+deliverer delays its events and loses none. A row that leaves the table is counted in the same transaction, so the
+counters are right whichever process is killed at whichever moment.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TypeVar
 from django.db import OperationalError, connections, models, router, transaction
 from django.utils import timezone
 
-from django_moe_personalize.models import OutboxEvent, OutboxTally, hash_customer
+from django_moe_personalize.models import OutboxCounter, OutboxEvent, hash_customer
 from django_moe_personalize.moengage.types import Event
 
 T = TypeVar("T")
@@ -30,12 +30,12 @@ DELIVERED = "delivered"
 ERASED = "erased"
 
 _RETRY_WAITS = (0.05, 0.2)
-"""Seconds before a transaction that lost a deadlock, or waited too long for a lock, is tried again."""
+"""Seconds to wait before a transaction is tried again after a deadlock or a lock timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedRow:
-    """What a deliverer needs of a row; ``body`` holds the event. No instance of a model, which takes far longer."""
+    """The columns that a deliverer needs. A model instance would take much longer to build."""
 
     pk: int
     body: str = field(repr=False)
@@ -44,7 +44,7 @@ class LeasedRow:
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """Rows that one deliverer may send, and the token that says so."""
+    """Rows that one deliverer may send, and the token that proves it."""
 
     token: uuid.UUID
     rows: Sequence[LeasedRow] = ()
@@ -52,7 +52,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Settlement:
-    """What is to become of leased rows, by primary key: taken, parked for a reason, or due again after seconds."""
+    """The result for each leased row by primary key: delivered, parked for a reason, or due again after seconds."""
 
     delivered: list[int] = field(default_factory=list)
     parked: dict[int, tuple[OutboxEvent.State, str]] = field(default_factory=dict)
@@ -61,19 +61,19 @@ class Settlement:
 
 
 class Outbox:
-    """The outbox in the database ``using``, by default the one where the site's router writes it."""
+    """The outbox in the database ``using``, by default the one to which the site's router writes it."""
 
     def __init__(self, using: str | None = None) -> None:
         self._using = using
 
     @property
     def alias(self) -> str:
-        """The database, as ``DATABASES`` names it."""
+        """The alias of the database in ``DATABASES``."""
         return self._using or router.db_for_write(OutboxEvent)
 
     @property
     def is_migrated(self) -> bool:
-        """Whether the database has the outbox's table."""
+        """Whether the database has the table of the outbox."""
         return OutboxEvent._meta.db_table in connections[self.alias].introspection.table_names()
 
     @property
@@ -83,19 +83,19 @@ class Outbox:
 
     @property
     def parked(self) -> models.QuerySet[OutboxEvent]:
-        """The rows that wait for somebody to look at them."""
+        """The parked rows: a person has to decide about them."""
         return self.rows.exclude(state=State.PENDING)
 
     @property
     def due(self) -> models.QuerySet[OutboxEvent]:
         """The rows that a deliverer may lease now."""
-        # IN, because Django leaves out that a boolean "= 1", without which SQLite does not see the index.
+        # IN, because Django writes a boolean without "= 1", and then SQLite doesn't use the index.
         return self.rows.filter(is_pending__in=[True], due_at__lte=timezone.now())
 
     def insert(self, events: Iterable[Event]) -> None:
-        """Add events that are due at once, in one INSERT; those it has already are not added again.
+        """Add events that are due at once, with one INSERT. Skip events that the table has already.
 
-        In a transaction of the caller a failure undoes nothing but the INSERT itself.
+        In a transaction of the caller, a failure undoes the INSERT alone.
         """
         now = timezone.now()
         rows = [OutboxEvent.build(event, now) for event in events]
@@ -103,97 +103,97 @@ class Outbox:
             OutboxEvent.objects.using(self.alias).bulk_create(rows, ignore_conflicts=True)
 
     def lease(self, limit: int, seconds: float) -> Lease:
-        """Take up to ``limit`` due rows for ``seconds``, the longest due first; nobody else has them until then.
+        """Lease up to ``limit`` due rows for ``seconds``, the longest due first.
 
-        Raises RuntimeError inside a transaction of the caller, which would hide the lease from others.
+        Raises RuntimeError inside a transaction of the caller, because other deliverers wouldn't see the lease.
         """
         token = uuid.uuid4()
         skip_locked = connections[self.alias].features.has_select_for_update_skip_locked
         with transaction.atomic(using=self.alias, durable=True):
-            # SQLite has one writer, and only who writes first can be it: who has read may be too late.
+            # SQLite has one writer. A transaction that reads first may be too late to become the writer.
             self.rows.filter(pk=0).update(attempts=0)
             due = self.due.select_for_update(skip_locked=skip_locked).order_by("due_at")
             rows = [LeasedRow(*row) for row in due.values_list("pk", "body", "attempts")[:limit]]
             until = timezone.now() + timedelta(seconds=seconds)
-            self._only(row.pk for row in rows).update(lease=token, due_at=until)
+            self._select(row.pk for row in rows).update(lease=token, due_at=until)
         return Lease(token, rows)
 
     def settle(self, lease: Lease, settlement: Settlement) -> Counter[str]:
-        """Enter what became of leased rows, and return how many were delivered, and parked in which state.
+        """Store the result of each leased row. Return the number of delivered rows, and of parked rows by state.
 
-        Rows whose lease ran out, and that somebody else has leased since, are left to them.
+        Leaves rows alone that another deliverer has leased, because this lease had run out.
         """
         return self._transact(lambda: self._settle(lease.token, settlement))
 
     def _settle(self, token: uuid.UUID, settlement: Settlement) -> Counter[str]:
         now = timezone.now()
         counts: Counter[str] = Counter()
-        counts[DELIVERED], _ = self._only(settlement.delivered).filter(lease=token).delete()
+        counts[DELIVERED], _ = self._select(settlement.delivered).filter(lease=token).delete()
         for pk, (state, reason) in settlement.parked.items():
-            row = self._only([pk]).filter(lease=token)
+            row = self._select([pk]).filter(lease=token)
             counts[state] += row.update(
                 state=state, reason=_escape(reason), due_at=now, lease=None, attempts=models.F("attempts") + 1
             )
         if settlement.released:
-            self._only(settlement.released).filter(lease=token).update(
+            self._select(settlement.released).filter(lease=token).update(
                 due_at=_choose_due(now, settlement.released),
                 lease=None,
                 attempts=models.F("attempts") + int(settlement.counts_as_attempt),
             )
-        self._tally(DELIVERED, counts[DELIVERED])
+        self._add_to_counter(DELIVERED, counts[DELIVERED])
         return +counts
 
     def replay(self, event_uuids: Collection[uuid.UUID] | None = None) -> int:
-        """Make parked events due again, all of them or those given, and return how many."""
+        """Make parked events due again, all of them or those with the given UUIDs, and return their number."""
         rows = self.parked if event_uuids is None else self.parked.filter(event_uuid__in=event_uuids)
         return rows.update(state=State.PENDING, attempts=0, reason="", lease=None, due_at=timezone.now())
 
     def erase(self, customer_id: str) -> int:
-        """Delete all events of a customer, parked ones too, and return how many."""
+        """Delete all events of a customer, parked ones too, and return their number."""
         rows = self.rows.filter(customer_hash=hash_customer(customer_id))
         return self._transact(lambda: self._delete(rows, ERASED))
 
     def purge(self, seconds: float) -> int:
-        """Delete what was parked longer than ``seconds`` ago, which stays counted, and return how many."""
+        """Delete events that were parked longer than ``seconds`` ago, and return their number. They stay counted."""
         before = timezone.now() - timedelta(seconds=seconds)
         old = {state: self.rows.filter(state=state, due_at__lt=before) for state in State if state != State.PENDING}
         return self._transact(lambda: sum(self._delete(rows, state) for state, rows in old.items()))
 
-    def enter_loss(self, count: int, reason: str) -> None:
-        """Enter events that could not be added."""
-        self._transact(lambda: self._tally(reason, count))
+    def add_loss(self, count: int, reason: str) -> None:
+        """Count events that could not be added."""
+        self._transact(lambda: self._add_to_counter(reason, count))
 
     def count(self) -> Counter[str]:
-        """Return the number of ``pending`` events, of ``delivered`` ones, and of others by reason, as of one moment."""
-        tallies = OutboxTally.objects.using(self.alias).values_list("outcome", "count")
+        """Return the number of ``pending`` and ``delivered`` events, and of others by reason, as of one moment."""
+        gone = OutboxCounter.objects.using(self.alias).values_list("outcome", "count")
         states = self.rows.order_by().values("state").annotate(count=models.Count("pk")).values_list("state", "count")
         counts: Counter[str] = Counter()
-        for outcome, count in tallies.union(states, all=True):
-            # A union of two kinds of integers is a Decimal on MariaDB.
+        for outcome, count in gone.union(states, all=True):
+            # On MariaDB a union of two integer types is a Decimal.
             counts[outcome] += int(count)
         return counts
 
     def find_oldest(self) -> datetime | None:
-        """Return when the first of the pending events was recorded."""
+        """Return the time at which the oldest pending event was recorded."""
         return self.rows.filter(state=State.PENDING).order_by("pk").values_list("created_at", flat=True).first()
 
-    def _only(self, pks: Iterable[int]) -> models.QuerySet[OutboxEvent]:
+    def _select(self, pks: Iterable[int]) -> models.QuerySet[OutboxEvent]:
         return self.rows.filter(pk__in=list(pks))
 
     def _delete(self, rows: models.QuerySet[OutboxEvent], reason: str) -> int:
         count, _ = rows.delete()
-        self._tally(reason, count)
+        self._add_to_counter(reason, count)
         return count
 
-    def _tally(self, outcome: str, count: int) -> None:
+    def _add_to_counter(self, outcome: str, count: int) -> None:
         if not count:
             return
-        tallies = OutboxTally.objects.using(self.alias)
-        mine = tallies.filter(outcome=outcome)
-        if not mine.update(count=models.F("count") + count):
-            # Two processes may come to this at once.
-            tallies.bulk_create([OutboxTally(outcome=outcome)], ignore_conflicts=True)
-            mine.update(count=models.F("count") + count)
+        counters = OutboxCounter.objects.using(self.alias)
+        counter = counters.filter(outcome=outcome)
+        if not counter.update(count=models.F("count") + count):
+            # Two processes may get here at once.
+            counters.bulk_create([OutboxCounter(outcome=outcome)], ignore_conflicts=True)
+            counter.update(count=models.F("count") + count)
 
     def _transact(self, work: Callable[[], T]) -> T:
         for wait in _RETRY_WAITS:
@@ -207,12 +207,12 @@ class Outbox:
 
 
 def _escape(reason: str) -> str:
-    """Return it in ASCII: one word of the vendor's that the database cannot hold would undo the whole settlement."""
+    """Return ``reason`` in ASCII: a character that the database can't store would undo the whole settlement."""
     return reason.encode("unicode_escape").decode("ascii")
 
 
 def _choose_due(now: datetime, seconds: Mapping[int, float]) -> models.Case:
-    """Give each row a moment of its own: a failed batch must not come back as it was, with what spoils it."""
+    """Give each row its own due time, so that a bad event doesn't meet the same batch again."""
     output = models.DateTimeField()
     whens = [
         models.When(pk=pk, then=models.Value(now + timedelta(seconds=wait), output_field=output))

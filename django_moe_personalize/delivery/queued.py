@@ -1,20 +1,18 @@
-"""What deliveries through a queue of the site's have in common: a page's events travel as one message.
+"""What deliveries through a queue of the site share: the events of a page travel as one message.
 
-The web process writes the message and hands it over; a worker of the queue reads it, makes one
-attempt, and hands what has to wait over again, with the same UUIDs. How a message gets into the
-queue, at once or later, is all that a subclass says.
+The web process hands the message over to the queue. A worker of the queue makes one attempt to send its events,
+and hands the failed ones over again, with the same UUIDs. A subclass knows how to put a message into its queue.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
 from django_moe_personalize.delivery.base import (
@@ -23,69 +21,58 @@ from django_moe_personalize.delivery.base import (
     build_delivery,
     describe,
     find_delivery,
-    logger,
 )
-from django_moe_personalize.moengage.types import Action, Event
+from django_moe_personalize.delivery.sending import Outcome
+from django_moe_personalize.log import logger
+from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Backoff
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from django_moe_personalize.delivery.sending import Outcome
+from django_moe_personalize.runtime import Runtime
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
 
-_stand_ins: dict[type[Any], Any] = {}
-
 FALLBACK = 'DELIVERY"]["OPTIONS"]["fallback'
-"""Where the setting of the other delivery stands, as load_backend() writes it."""
+"""The place of the fallback in the settings, as load_backend() quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The events of a page, and how often they were sent in vain: ``pauses`` for want of right credentials."""
+    """The events of a page, the number of failed attempts, and the number of pauses for wrong credentials."""
 
     events: Sequence[Event]
     attempts: int = 0
     pauses: int = 0
 
     def write(self) -> str:
-        """Return it as JSON; raises TypeError or ValueError for what JSON cannot say."""
-        events = [{**_read_fields(event), "action": event.action.value} for event in self.events]
-        return json.dumps({"events": events, "attempts": self.attempts, "pauses": self.pauses})
+        """Return the message as JSON. Raises TypeError or ValueError for events that JSON can't express."""
+        elements = ",".join(event.element for event in self.events)
+        return f'{{"attempts":{self.attempts},"pauses":{self.pauses},"elements":[{elements}]}}'
 
     @classmethod
     def read(cls, text: str) -> Message:
-        """Return what write() wrote, here or in another release; raises ValueError."""
+        """Return the message that write() wrote, in this release or another one. Raises ValueError."""
         try:
-            told = json.loads(text)
-            names = [name.name for name in dataclasses.fields(Event) if name.init]
-            events = [{name: event[name] for name in names if name in event} for event in told["events"]]
-            made = [Event(**{**event, "action": Action(event["action"])}) for event in events]
-            return cls(made, told["attempts"], told["pauses"])
-        except (LookupError, TypeError, AttributeError) as error:
-            raise ValueError("no message of ours") from error
-
-
-def _read_fields(event: Event) -> dict[str, Any]:
-    return {name.name: getattr(event, name.name) for name in dataclasses.fields(event) if name.init}
+            content = json.loads(text)
+            elements = [json.dumps(element, separators=(",", ":")) for element in content["elements"]]
+            return cls([Event.read(element) for element in elements], content["attempts"], content["pauses"])
+        except (LookupError, TypeError) as error:
+            raise ValueError("not a message of this package") from error
 
 
 @dataclass(slots=True)
-class _Turn:
-    """One hand-over; ``inline`` when the queue, being none, did the work while it was handed over."""
+class _HandOver:
+    """One hand-over. ``is_inline`` if the queue ran the task at once, in the same thread."""
 
-    inline: bool = False
+    is_inline: bool = False
 
 
-_turn: ContextVar[_Turn | None] = ContextVar("moe_personalize_turn", default=None)
+_current: ContextVar[_HandOver | None] = ContextVar("moe_personalize_hand_over", default=None)
 
 
 class QueuedDelivery(BaseDelivery):
-    """Hand the events of each page to a queue; a subclass writes ``hand_over`` and calls ``work`` in its task.
+    """Hand the events of each page over to a queue. A subclass implements ``hand_over``; its task calls ``work``.
 
-    What the queue does not take goes to ``fallback``, another delivery as in DELIVERY, and without
-    one is dropped as ``broker``.
+    Events that the queue doesn't accept go to ``fallback``, another delivery written as in DELIVERY. Without a
+    fallback they are dropped as ``broker``.
     """
 
     def __init__(
@@ -100,77 +87,74 @@ class QueuedDelivery(BaseDelivery):
     ) -> None:
         if max_attempts < 1:
             raise ValueError(f"max_attempts must be at least 1, not {max_attempts!r}")
+        super().__init__()
         self._timeout = timeout
         self._max_attempts = max_attempts
         self._backoff = Backoff(backoff, max_backoff)
         self._max_wait = max_backoff
         self._pause = Backoff(pause, max(pause, max_backoff), draw=lambda: 1.0)
-        self.fallback = None if fallback is None else build_delivery(_read_backend(fallback), FALLBACK)
-        super().__init__()
-
-    def after_fork(self) -> None:
-        """Start with empty books and a queue that nothing is known against."""
-        super().after_fork()
         self._queue_works = True
+        if fallback is not None:
+            self.fallback = build_delivery(_read_backend(fallback), FALLBACK)
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
-        """Put a message into the queue, to be worked on after ``wait`` seconds, or raise."""
+        """Put a message into the queue, to be worked on after ``wait`` seconds. Raises if the queue fails."""
         raise NotImplementedError
 
     def take(self, events: Sequence[Event]) -> None:
         """Hand the events over as one message."""
         message = Message(events).write()
-        with _taking_turn() as turn:
-            handed_over = self._try_to_hand_over(message)
-        if turn.inline:
+        with _handing_over() as current:
+            is_accepted = self._try_to_hand_over(message)
+        if current.is_inline:
+            # work() has counted the events.
             return
-        if handed_over:
-            self._books.hand_over(len(events))
+        if is_accepted:
+            self._counters.add_handed_over(len(events))
         else:
             self._divert(events)
 
     def work(self, text: str) -> bool:
-        """Send the events of a message; False says that the queue is to keep the message.
+        """Send the events of a message. Return False if the queue should keep the message.
 
-        What may be sent again is handed over again. Refused events are dropped, with the reason in
-        the log, and so are those of ``max_attempts`` attempts. Wrong credentials cost no attempt.
+        Hands failed events over again. Drops refused events, and all events after ``max_attempts`` attempts, with
+        the reason in the log. Wrong credentials cost no attempt.
         """
         try:
             message = Message.read(text)
         except ValueError:
-            logger.error("A message in the queue is not of this package, or of another release, and is dropped")
+            logger.error("Dropped a message from the queue: it isn't from this package, or from another release of it")
             return True
-        turn = _turn.get()
-        if turn is None:
-            self.enter_process()
-            self._books.accept(len(message.events))
+        current = _current.get()
+        if current is None:
+            self._counters.add_accepted(len(message.events))
         else:
-            turn.inline = True
+            current.is_inline = True
         outcome = self.send(message.events, timeout=self._timeout)
-        self.settle(outcome)
-        return not outcome.kept or self._keep(message, outcome, inline=turn is not None)
+        self.count_outcome(outcome)
+        return not outcome.kept or self._keep(message, outcome, is_inline=current is not None)
 
-    def _keep(self, message: Message, outcome: Outcome, *, inline: bool) -> bool:
-        """Find a place for the events that were not delivered; whether there is one."""
+    def _keep(self, message: Message, outcome: Outcome, *, is_inline: bool) -> bool:
+        """Hand the failed events over again, or drop them. Return False if the queue should keep the message."""
         kept = outcome.kept
-        attempts = message.attempts + (not outcome.needs_human)
-        if inline:
-            self.drop(len(kept), "failed")
+        attempts = message.attempts + (not outcome.wrong_credentials)
+        if is_inline:
+            self.count_dropped(len(kept), "failed")
             return True
         if attempts >= self._max_attempts:
-            logger.error("%d events were sent in vain %d times and are dropped", len(kept), attempts)
-            self.drop(len(kept), "attempts")
+            logger.error("Dropped %d events after %d failed attempts", len(kept), attempts)
+            self.count_dropped(len(kept), "attempts")
             return True
-        pauses = message.pauses + outcome.needs_human
-        wait = self._pause.delay(pauses - 1) if outcome.needs_human else self._backoff.delay(attempts - 1)
+        pauses = message.pauses + outcome.wrong_credentials
+        wait = self._pause.delay(pauses - 1) if outcome.wrong_credentials else self._backoff.delay(attempts - 1)
         wait = max(wait, min(outcome.retry_after, self._max_wait))
         if not self._try_to_hand_over(Message(kept, attempts, pauses).write(), wait=wait):
             return self.return_to_queue(kept)
-        self._books.hand_over(len(kept))
+        self._counters.add_handed_over(len(kept))
         return True
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
-        """Say whether the queue may forget the message whose events could not be handed over again."""
+        """Keep failed events that can't be handed over again. Return False if the queue should keep their message."""
         self._divert(events)
         return True
 
@@ -179,30 +163,30 @@ class QueuedDelivery(BaseDelivery):
             self.hand_over(message, wait=wait)
         except Exception as error:
             if self._queue_works:
-                where = "dropped" if self.fallback is None else "handed to the fallback"
-                logger.error("The queue takes no events (%s): until it does they are %s", describe(error), where)
+                where = "are dropped" if self.fallback is None else "go to the fallback"
+                logger.error("The queue doesn't accept events (%s). Until it does, they %s", describe(error), where)
             self._queue_works = False
             return False
         if not self._queue_works:
-            logger.info("The queue takes events again")
+            logger.info("The queue accepts events again")
         self._queue_works = True
         return True
 
     def _divert(self, events: Sequence[Event]) -> None:
         if self.fallback is None:
-            self.drop(len(events), "broker")
+            self.count_dropped(len(events), "broker")
         else:
-            self._books.pass_on(len(events))
+            self._counters.add_accepted(-len(events))
             self.fallback.record(events)
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Flush the fallback, if there is one, and return the counts; what was handed over is the workers' to send."""
+        """Flush the fallback, if there is one, and return the counters. Workers send the events in the queue."""
         if self.fallback is not None:
             self.fallback.flush(timeout)
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
-        """Return the counts of this process, those of the fallback included."""
+        """Return the counters of this process, including those of the fallback."""
         own = super().counts()
         if self.fallback is None:
             return own
@@ -222,33 +206,31 @@ class QueuedDelivery(BaseDelivery):
 
 
 @contextmanager
-def _taking_turn() -> Iterator[_Turn]:
-    turn = _Turn()
-    token = _turn.set(turn)
+def _handing_over() -> Iterator[_HandOver]:
+    current = _HandOver()
+    token = _current.set(current)
     try:
-        yield turn
+        yield current
     finally:
-        _turn.reset(token)
+        _current.reset(token)
 
 
 def _read_backend(fallback: object) -> readers.Backend:
     try:
         return readers.read_backend(fallback, default=DELIVERY)
     except readers.InvalidValue as error:
-        raise ValueError(f"fallback must be as DELIVERY is: {error.expected}") from None
+        raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
 
 
-def get_worker(kind: type[Kind]) -> Kind:
-    """Return the delivery with which a worker sends: the site's or its fallback, else one with default options.
+def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
+    """Return the delivery with which a worker sends: the site's, its fallback, or one with default options.
 
-    So a queue is emptied also after a site has changed its DELIVERY, and while its settings are wrong.
+    So workers empty a queue even after the site has changed its DELIVERY, and while its settings are wrong.
     """
     with suppress(ConfigurationError):
-        if (found := find_delivery(kind)) is not None:
+        if (found := find_delivery(kind, runtime)) is not None:
             return found
-    if kind not in _stand_ins:
-        build: Any = kind
-        # Threads that come to this at once have to keep the same books.
-        _stand_ins.setdefault(kind, build())
-    stand_in: Kind = _stand_ins[kind]
+    build: Any = kind
+    stand_in: Kind = build()
+    stand_in.bind(runtime)
     return stand_in

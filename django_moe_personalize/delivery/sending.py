@@ -1,4 +1,4 @@
-"""One attempt to hand events to MoEngage, and what became of each of them; every backend shares it."""
+"""One attempt to deliver events to MoEngage. Every delivery shares it."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import Runtime
 
 MAX_BODY_BYTES = 90_000
-"""Estimated size of one call; the vendor's limit is 100 to 128 KB (contract §7)."""
-
-_ENVELOPE_BYTES = 100
-"""What an event that cannot be written takes beside its attributes."""
+"""The estimated size of one call; MoEngage's limit is 100 to 128 KB (contract §7)."""
 
 _REFUSALS = frozenset({400, 413, 422})
 _UNKNOWN_WORKSPACE = "Request Error"
@@ -25,9 +23,9 @@ _UNKNOWN_WORKSPACE = "Request Error"
 class Outcome:
     """What became of the events of one attempt.
 
-    ``refused`` events can never be delivered, each with the error that says why; ``kept`` ones
-    may be sent again, with the same UUID, and ``error`` says why they were not delivered.
-    ``withdrawn`` ones were not sent, as their visitor does not want it any more.
+    ``refused`` events can never be delivered; each comes with its error. ``kept`` events may be sent again with
+    the same UUIDs, and ``error`` says why they weren't delivered. ``withdrawn`` events weren't sent, because
+    their customer withdrew.
     """
 
     delivered: list[Event] = field(default_factory=list)
@@ -37,50 +35,43 @@ class Outcome:
     error: Exception | None = None
 
     @property
-    def needs_human(self) -> bool:
-        """Whether no retry can help before somebody mends the settings: id, key or data centre."""
+    def wrong_credentials(self) -> bool:
+        """Whether no retry can help until someone corrects WORKSPACE_ID, API_KEY or DATA_CENTER."""
         return isinstance(self.error, (AuthenticationError, ConfigurationError)) or _is_unknown_workspace(self.error)
 
     @property
     def retry_after(self) -> float:
-        """The seconds MoEngage asked to be left alone; 0.0 when it did not."""
+        """The seconds for which MoEngage asked to be left alone, or 0.0."""
         return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
 
 
-def estimate_size(event: Event) -> int:
-    """Return about how many bytes an event takes, in memory and on the wire, as which it is written here."""
-    try:
-        return len(event.element)
-    except (TypeError, ValueError):
-        return _ENVELOPE_BYTES + len(event.customer_id) + len(repr(event.attributes))
-
-
-def count_fitting(sized: Iterable[tuple[Event, int]], *, max_customers: int = MAX_ELEMENTS) -> int:
-    """Return how many of the leading events, each with its size, fit into one call (contract §4); at least one."""
+def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
+    """Return how many of the first events fit into one call (contract §4): at least one."""
     customers: set[str] = set()
     total = number = 0
-    for event, size in sized:
+    for event in events:
         customers.add(event.customer_id)
-        total += size
+        total += event.size
         if number and (len(customers) > max_customers or total > MAX_BODY_BYTES):
             break
         number += 1
     return number
 
 
-def send(events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
-    """Hand events to MoEngage in as few calls as the contract allows; never raises.
+def send(
+    events: Sequence[Event], *, timeout: float, until: Deadline | None = None, runtime: Runtime | None = None
+) -> Outcome:
+    """Send events to MoEngage in as few calls as the contract allows. Never raises.
 
-    Each call takes ``timeout`` seconds at most, and none lasts beyond ``until``. A refused batch is
-    halved until the bad event stands alone, so that the good ones arrive (contract §4). After
-    any other failure nothing more is asked.
+    A call takes at most ``timeout`` seconds and never ends after ``until``. A refused batch is halved until the
+    bad event is alone, so that the good ones arrive (contract §4). Any other failure ends the attempt.
     """
     outcome = Outcome()
-    parts = list(_batches(list(events)))[::-1]
+    parts = list(_split_into_calls(list(events)))[::-1]
     while parts:
         part = parts.pop()
         try:
-            get_client().send_events(part, deadline=_shorter(timeout, until))
+            get_client(runtime).send_events(part, deadline=_choose_deadline(timeout, until))
         except Exception as error:
             if not _is_refusal(error):
                 outcome.error = error
@@ -96,27 +87,25 @@ def send(events: Sequence[Event], *, timeout: float, until: Deadline | None = No
     return outcome
 
 
-def _batches(events: list[Event]) -> Iterator[list[Event]]:
+def _split_into_calls(events: list[Event]) -> Iterator[list[Event]]:
     while events:
-        # Most often all do, since most deliveries ask for no more.
-        fits = len(events) <= MAX_ELEMENTS and sum(map(estimate_size, events)) <= MAX_BODY_BYTES
-        number = len(events) if fits else count_fitting((event, estimate_size(event)) for event in events)
+        number = count_fitting(events)
         yield events[:number]
         events = events[number:]
 
 
-def _shorter(timeout: float, until: Deadline | None) -> Deadline:
+def _choose_deadline(timeout: float, until: Deadline | None) -> Deadline:
     left = until.remaining() if until else None
     return Deadline(timeout if left is None else min(timeout, left))
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the events are to blame; an event that cannot be written as JSON is a ValueError or TypeError."""
+    """Whether the events are the cause. An event that JSON can't express is a ValueError or TypeError."""
     if isinstance(error, ResponseError):
         return error.status in _REFUSALS and not _is_unknown_workspace(error)
     return isinstance(error, (TypeError, ValueError))
 
 
 def _is_unknown_workspace(error: Exception | None) -> bool:
-    """Whether this 400 is about the MOE-APPKEY header, not about the events (contract §1)."""
+    """Whether this 400 is about the MOE-APPKEY header and not about the events (contract §1)."""
     return isinstance(error, ResponseError) and error.status == 400 and error.title == _UNKNOWN_WORKSPACE

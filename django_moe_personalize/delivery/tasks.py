@@ -1,6 +1,6 @@
-"""Deliver from the workers of Django's tasks: ``django.tasks``, or before Django 6.0 its backport ``django_tasks``.
+"""Hand events over to Django's tasks: ``django.tasks``, or its backport ``django_tasks`` before Django 6.0.
 
-How safe events are between the page and the worker is up to the backend that the site has in TASKS.
+How safe a message is between the page and the worker depends on the backend in TASKS.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
-from django_moe_personalize.delivery.queued import QueuedDelivery, get_worker
+from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
+from django_moe_personalize.runtime import Runtime, part
 
 _task: Any = import_module("django.tasks" if find_spec("django.tasks") else "django_tasks").task
 
@@ -23,17 +25,19 @@ _MAX_SLEEP_SECONDS = 10.0
 
 
 class TasksDelivery(QueuedDelivery):
-    """Enqueue one task a page, in the caller's thread, with the backend that has the alias ``backend`` in TASKS.
+    """Enqueue one task a page, in the caller's thread, in the backend with the alias ``backend`` in TASKS.
 
-    In the worker a call may last ``timeout`` seconds; a failure is retried up to ``max_attempts``
-    times, after a full-jitter wait between nothing and ``backoff``, doubling to ``max_backoff``,
-    or after the vendor's Retry-After. Wrong credentials cost no attempt: they are tried again
-    after ``pause`` seconds, doubling to ``max_backoff``. What cannot be enqueued goes to
-    ``fallback``, another delivery's ``{"BACKEND": …, "OPTIONS": …}``, or is dropped as ``broker``.
-    With a backend that runs tasks at once nothing is retried: what fails is dropped as ``failed``.
+    Events that can't be enqueued go to ``fallback``, another delivery written as ``{"BACKEND": …, "OPTIONS": …}``,
+    or are dropped as ``broker``.
+
+    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
+    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
+    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
+    seconds, doubling up to ``max_backoff``. A backend that runs tasks at once retries nothing: failed events are
+    dropped as ``failed``.
     """
 
-    # As many backends have their queue there.
+    # Many backends keep their queue in the database.
     uses_database = True
 
     def __init__(
@@ -50,8 +54,7 @@ class TasksDelivery(QueuedDelivery):
         try:
             deliver.using(backend=backend)
         except ImproperlyConfigured as error:
-            raise ValueError(f"backend {backend!r} cannot be used: {error}") from None
-        self._alias = backend
+            raise ValueError(f"backend {backend!r} can't be used: {error}") from None
         super().__init__(
             fallback=fallback,
             timeout=timeout,
@@ -60,19 +63,32 @@ class TasksDelivery(QueuedDelivery):
             max_backoff=max_backoff,
             pause=pause,
         )
+        self._alias = backend
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
-        """Enqueue a task; raises what the backend raises."""
+        """Enqueue a task. Raises the backend's errors."""
         task = deliver.using(backend=self._alias)
         if wait and task.get_backend().supports_defer:
             task = task.using(run_after=timezone.now() + timedelta(seconds=wait))
         elif wait:
-            # In a worker of a backend that knows no later.
+            # The caller is a worker of a backend that can't delay a task.
             time.sleep(min(wait, _MAX_SLEEP_SECONDS))
         task.enqueue(message)
+
+
+@part
+def get_worker(runtime: Runtime) -> TasksDelivery:
+    """Return the delivery with which this worker sends messages."""
+    return find_worker(TasksDelivery, runtime)
 
 
 @_task  # type: ignore[untyped-decorator]
 def deliver(message: str) -> None:
     """Send the events of one page."""
-    get_worker(TasksDelivery).work(message)
+    get_worker().work(message)
+
+
+@_task  # type: ignore[untyped-decorator]
+def deliver_outbox(max_seconds: float = drain.MAX_SECONDS) -> int:
+    """See drain.deliver_outbox()."""
+    return drain.deliver_outbox(max_seconds)

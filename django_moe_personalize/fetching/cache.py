@@ -1,7 +1,7 @@
 """The cache of answers: this process's memory above the site's Django cache.
 
-In the site's cache, a visitor is one short text: for each moment at which MoEngage answered, the references of
-the bodies. A body, the content of one answer, is stored once under its reference, a keyed hash of the content.
+The site's cache stores each body, the content of one answer, once under its reference, a keyed hash of the
+content. A visitor is one short text: the moments at which MoEngage answered, each with references to its bodies.
 An entry that this package didn't write, or wrote with another secret, is a miss.
 """
 
@@ -24,8 +24,8 @@ from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.runtime import Runtime, part
 
 MAX_SKEW: Final = 5_000
-"""Milliseconds by which the clocks of a site's machines may differ. A later answer comes from before this
-machine's clock was set back, nobody knows how long ago, so it is a miss."""
+"""Milliseconds by which the clocks of a site's machines may differ. An answer from further in the future is a miss,
+because its age is unknown: a clock was set back since."""
 
 TIME_BYTES: Final = 6
 HEAD_BYTES: Final = 1 + TIME_BYTES
@@ -37,22 +37,24 @@ _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _encode_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
-class Known(NamedTuple):
-    """What the cache knows of a visitor.
+Answers = Mapping[str, Experience | None]
+"""Experiences by key, ``None`` where MoEngage has none for the visitor."""
 
-    ``answers`` has fresh and stale answers, None where MoEngage has no experience, and may have more keys than
-    asked for. Visitors share it, so nobody changes it. ``due`` has the keys asked for without a fresh answer.
+
+class Known(NamedTuple):
+    """The answers of a visitor that the cache has.
+
+    ``answers`` are fresh or stale, and None where MoEngage has no experience. Never change this mapping: visitors
+    share it. It may have more keys than the caller asked for. ``due`` are the keys asked for that have no fresh
+    answer.
     """
 
-    answers: Mapping[str, Experience | None]
+    answers: Answers
     due: tuple[str, ...]
 
 
 class ExperienceCache:
-    """MoEngage's answers for each visitor. ``clock`` returns Unix seconds, which all processes share.
-
-    A visitor is 32 hexadecimal characters: Visitor.digest.
-    """
+    """MoEngage's answers for each visitor, who is named by Visitor.digest. ``clock`` returns Unix seconds."""
 
     def __init__(
         self, settings: Settings, *, clock: Callable[[], float] = time.time, memory: LocalCache | None = None
@@ -61,12 +63,11 @@ class ExperienceCache:
         self._clock = clock
         ttl = int(settings.cache_ttl * 1000)
         self._lifetime = max(ttl, int(settings.cache_stale_ttl * 1000))
-        # Ages in milliseconds.
+        # The ages, in milliseconds, of fresh answers.
         self._fresh = range(-MAX_SKEW, ttl) if ttl else range(0)
-        self._usable = range(-MAX_SKEW, self._lifetime + 1)
 
     def peek(self, visitor: str, keys: Sequence[str]) -> Known:
-        """Return what this process has in memory; takes microseconds and does no I/O."""
+        """Return the answers in this process's memory. Takes about a microsecond and does no I/O."""
         now = int(self._clock() * 1000)
         record = self.memory.find(visitor, now)
         if len(record) == 2:
@@ -77,7 +78,7 @@ class ExperienceCache:
         return self._judge(record, keys, now)
 
     def read(self, visitor: str, keys: Sequence[str]) -> Known:
-        """Return what memory and, for the keys that are due, the site's cache have.
+        """Return the answers in memory and, if keys are due, those in the site's cache.
 
         Takes one round trip to the site's cache, and a second one for bodies that this process hasn't seen.
         """
@@ -85,52 +86,55 @@ class ExperienceCache:
         if not known.due or not self._lifetime:
             return known
         now = int(self._clock() * 1000)
-        record = self.memory.store(visitor, self._read(visitor, now), self._get_span(now), overwrite=False)
+        record = self.memory.store(visitor, self._read(visitor), self._get_usable(now), overwrite=False)
         return self._judge(record, keys, now)
 
-    def keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+    def keep(self, visitor: str, answers: Answers) -> None:
         """Store answers in this process's memory, next to the visitor's other answers; does no I/O."""
         if answers and self._lifetime:
-            self._store(visitor, self._build_bodies(answers), int(self._clock() * 1000))
+            self._keep(visitor, answers)
 
-    def write(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+    def write(self, visitor: str, answers: Answers) -> None:
         """Store answers in memory and in the site's cache, next to the visitor's other answers.
 
         Takes one round trip to the site's cache, and another one before it for bodies that are new there.
         """
         if not answers or not self._lifetime:
             return
-        now, bodies = int(self._clock() * 1000), self._build_bodies(answers)
-        record = self._store(visitor, bodies, now)
-        # The bodies first, so that other processes find what the visitor's text refers to.
+        now, bodies, record = self._keep(visitor, answers)
+        # The bodies first, because other processes may read the visitor's text at once.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
 
-    def _get_span(self, now: int) -> range:
+    def _get_usable(self, now: int) -> range:
         return range(now - self._lifetime, now + MAX_SKEW + 1)
 
     def _judge(self, record: Record, keys: Sequence[str], now: int) -> Known:
         answers: dict[str, Experience | None] = {}
-        due = keys
+        due, usable = keys, self._get_usable(now)
         for at, bundle in unfold(record):
-            if now - at in self._usable:
+            if at in usable:
                 answers |= bundle.answers
                 if now - at in self._fresh:
                     due = [key for key in due if key not in bundle.answers]
         return Known(answers, tuple(due))
 
-    def _build_bodies(self, answers: Mapping[str, Experience | None]) -> list[Body]:
-        return [
-            self.memory.find_body_of(key, experience) or _build_body(key, experience)
-            for key, experience in answers.items()
-        ]
+    def _keep(self, visitor: str, answers: Answers) -> tuple[int, list[Body], Record]:
+        now, bodies = int(self._clock() * 1000), [self._get_body(*answer) for answer in answers.items()]
+        return now, bodies, self.memory.store(visitor, [(now, bodies)], self._get_usable(now), overwrite=True)
 
-    def _store(self, visitor: str, bodies: Iterable[Body], now: int) -> Record:
-        return self.memory.store(visitor, [(now, bodies)], self._get_span(now), overwrite=True)
+    def _get_body(self, key: str, experience: Experience | None) -> Body:
+        # The reader returns the same objects for the same response: 0.2 µs, against 13 to write and hash 2 KB of JSON.
+        body = self.memory.find_body_of(key, experience)
+        if body is not None:
+            return body
+        payload, context = (None, None) if experience is None else (experience.payload, experience.experience_context)
+        reference = _hash(key, payload, context)
+        return self.memory.find_body(reference) or _build_body(reference, key, experience)
 
     def _write_bodies(self, bodies: Iterable[Body], now: int) -> None:
-        # A body is stored for twice the lifetime of an answer. Written again after half of its time, it is there
-        # for as long as any answer that refers to it.
+        # The site's cache keeps a body for twice the lifetime of an answer. A body that is written again after half
+        # of this time outlives all answers that refer to it.
         due = {
             _build_body_key(body.reference): body
             for body in bodies
@@ -141,20 +145,25 @@ class ExperienceCache:
             for body in due.values():
                 body.written_at = now
 
-    def _read(self, visitor: str, now: int) -> list[tuple[int, list[Body]]]:
-        """Return the visitor's answers in the site's cache, as far as their bodies can be found."""
+    def _read(self, visitor: str) -> list[tuple[int, list[Body]]]:
+        """Return the visitor's answers in the site's cache, without those whose bodies it has lost."""
         key = build_key("visitor", visitor)
-        moments = [moment for moment in _unpack(get_many([key]).get(key)) if now - moment[0] in self._usable]
+        moments = _unpack(get_many([key]).get(key))
         bodies = self._find_bodies({reference for _, references in moments for reference in references})
-        return [(at, [bodies[one] for one in references if one in bodies]) for at, references in moments]
+        return [(at, [bodies[r] for r in references if r in bodies]) for at, references in moments]
 
     def _find_bodies(self, references: Collection[bytes]) -> dict[bytes, Body]:
-        found = {one: body for one in references if (body := self.memory.find_body(one)) is not None}
-        missing = {_build_body_key(one): one for one in references if one not in found}
+        found = {reference: body for reference in references if (body := self.memory.find_body(reference)) is not None}
+        missing = {_build_body_key(reference): reference for reference in references if reference not in found}
         for key, text in get_many(missing).items() if missing else ():
             if (body := _parse_body(text, missing[key])) is not None:
                 found[body.reference] = body
         return found
+
+
+def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:
+    """Return the experiences of ``keys`` among the answers, without the absent ones."""
+    return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
 @part
@@ -167,19 +176,19 @@ def _build_body_key(reference: bytes) -> str:
     return build_key("body", reference.hex())
 
 
-def _build_body(key: str, experience: Experience | None) -> Body:
-    if experience is None:
-        return Body(_hash(key, None, None), key, None, None)
-    payload, context = freeze(experience.payload), freeze(experience.experience_context)
-    cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
-    # Only an object that nobody can change has the same content the next time.
-    is_frozen = payload is experience.payload and context is experience.experience_context
-    return Body(_hash(key, payload, context), key, cached, experience if is_frozen else cached)
-
-
 def _hash(key: str, payload: Mapping[str, Any] | None, context: Mapping[str, Any] | None) -> bytes:
     # Sorted, because MoEngage may send the names of an object in any order.
     return bytes.fromhex(build_digest(["body", _encode_sorted([key, payload, context])]))
+
+
+def _build_body(reference: bytes, key: str, experience: Experience | None) -> Body:
+    if experience is None:
+        return Body(reference, key, None, None)
+    payload, context = freeze(experience.payload), freeze(experience.experience_context)
+    cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
+    # Only a frozen object has the same content the next time.
+    is_frozen = payload is experience.payload and context is experience.experience_context
+    return Body(reference, key, cached, experience if is_frozen else cached)
 
 
 def _dump(body: Body) -> str:
@@ -198,10 +207,9 @@ def _parse_body(text: Any, reference: bytes) -> Body | None:
     except (TypeError, ValueError, RecursionError):
         return None
     if payload is None:
-        return Body(reference, key, None, None)
+        return _build_body(reference, key, None)
     payload = freeze(payload)
-    cached = Experience(key, payload, freeze(context), DataSource.CACHE, tuple(find_offerings(payload)))
-    return Body(reference, key, cached, cached)
+    return _build_body(reference, key, Experience(key, payload, context, offerings=tuple(find_offerings(payload))))
 
 
 def _pack(record: Record) -> str:

@@ -1,8 +1,8 @@
-"""One question under way, shared by all pages that ask the same meanwhile: single flight.
+"""Single flight: pages that ask the same question at the same time share one call.
 
-The page that asks first leads: its request is written at once on a warm connection, and whichever page
-wants the response first reads it, in its own thread or task. Where that isn't possible a thread of the
-pool resolves the question.
+The page that asks first leads the flight: it writes its request on an idle connection at once. The first page
+that needs the response reads it, in its own thread or task. Where no request can be written without waiting,
+a thread of the pool resolves the question.
 """
 
 from __future__ import annotations
@@ -10,52 +10,52 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
-from django_moe_personalize.fetching.cache import Known, get_cache
+from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
+from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
-    Outcome,
     conclude,
     explain,
     follow_up,
     leave_out_unavailable,
+    log_bug,
     log_error,
-    pick,
     resolve,
 )
 from django_moe_personalize.fetching.shared import has_shared_cache
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
 from django_moe_personalize.moengage.messages import Exchange, NotTakenError
-from django_moe_personalize.moengage.types import MAX_KEYS, Experience
+from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
 
 EXTRA_SECONDS = 0.1
 """Extra time to read the rest of a response that no page started to read before the deadline.
 
-The operating system buffers some 64 KB of it, and a page that was busy with its view isn't MoEngage's fault.
+The operating system buffers some 64 KB. MoEngage isn't to blame for a page that was busy with its view.
 """
 
 MAX_SECONDS = 30.0
-"""How long a flight can be joined. A leader that never finishes delays nobody for longer."""
+"""How long pages join a flight. After this time they start another one, should the leader never finish."""
 
 MAX_FLIGHTS = 4096
-"""How many flights are shared at a time; beyond this bound each page asks for itself."""
+"""How many flights are shared at a time. Beyond this bound each page asks for itself."""
 
 
 class Flight(Future[Experiences]):
-    """A question and, later, its experiences by key. No page can cancel it for the others.
+    """A question and, later, its experiences by key.
 
-    ``known`` are the experiences to show when the answer doesn't come in time.
+    ``known`` holds the experiences to show if the answer doesn't come in time.
     """
 
     def __init__(self, question: Question, known: Experiences, until: float) -> None:
@@ -64,9 +64,9 @@ class Flight(Future[Experiences]):
         self.known = known
         self.until = until
         self.is_followed = False
-        # The request that was sent, until its response is read. Only the holder of the turn uses it.
+        # The request that was sent, until its response is read. Only the thread or task that holds the turn uses it.
         self._exchange: Exchange | None = None
-        self._answers: Mapping[str, Experience | None] = {}
+        self._answers: Answers = {}
         self._missing: tuple[str, ...] = ()
         self._turn = threading.Lock()
         self._deadline = question.deadline
@@ -74,13 +74,13 @@ class Flight(Future[Experiences]):
         self._is_unread = True
 
     def cancel(self) -> bool:
-        """Return False: not even an event loop that cancels one waiting task cancels it for the others."""
+        """Return False. A page whose task is cancelled doesn't cancel the flight for the other pages."""
         return False
 
     # A page waits.
 
     def join(self, seconds: float) -> Experiences:
-        """Return the experiences by key after at most ``seconds``; without an answer by then, the known ones."""
+        """Wait at most ``seconds`` for the answer and return the experiences by key, else the known ones."""
         until = time.monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
@@ -91,30 +91,39 @@ class Flight(Future[Experiences]):
 
     async def ajoin(self, seconds: float) -> Experiences:
         """See join()."""
-        if self.done():
+        if self.done() or (self._deadline.expired and self.poll()):
             return self.result(0.0)
+        if self._exchange is not None:
+            # MoEngage has no longer, however much time this page has left.
+            seconds = min(seconds, self._deadline.remaining() or 0.0)
         try:
             async with asyncio.timeout(seconds):
                 if self._exchange is not None:
                     await self._aread()
-                return self.result(0.0) if self.done() else await asyncio.shield(asyncio.wrap_future(self))
+                return self.result(0.0) if self.done() else await asyncio.wrap_future(self)
         except TimeoutError:
             return self._abandon()
 
     def poll(self) -> bool:
-        """Read the part of the response that is here, without waiting; return whether the answer is complete."""
+        """Read what has arrived, without waiting; return whether the answer is complete."""
         if self._exchange is not None:
             self._read(0.0)
+            if self.is_followed and not self.done():
+                # A task that finds the turn taken doesn't try again. So a thread reads for it.
+                self._start_thread()
         return self.done()
 
     def release(self) -> None:
-        """Leave the response to others: the caller doesn't read it any more. A thread reads it if need be."""
+        """Stop reading for the caller's page. A thread of the pool reads the rest of the response."""
         if self._exchange is not None and self._deadline.expired:
             self._read(0.0)
         if self._exchange is not None and not self._start_thread():
             self._give_up()
 
     def _abandon(self) -> Experiences:
+        """End the caller's wait: return the answer if it has just arrived, else the known experiences."""
+        if self.poll():
+            return self.result(0.0)
         log_error(self.question.runtime, DeadlineExceeded("the page's deadline passed"))
         self.release()
         return self.known
@@ -122,22 +131,24 @@ class Flight(Future[Experiences]):
     # The leader asks.
 
     def take_off(self, known: Known, *, is_waited_for: bool) -> None:
-        """Ask the question: here and now where that can't block, else in a thread of the pool."""
+        """Ask the question: in this thread if that can't block, else in a thread of the pool."""
         question, exchange = self.question, None
-        # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
-        if is_waited_for and not has_shared_cache(question.runtime):
-            # If this raises, the thread meets the same error, and logs it.
-            with suppress(Exception):
-                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+        # If this raises, the thread of the pool meets the same error and logs it.
+        with suppress(Exception):
+            # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
+            if is_waited_for and not has_shared_cache(question.runtime):
+                self._answers, self._missing = known
+                if get_metadata_store.find(question.runtime) is not None:
+                    self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
-                    self._land(conclude(question, self._answers, ()))
+                    self._land({}, pick(self._answers, question.keys))
                     return
                 if len(self._missing) <= MAX_KEYS:
                     exchange = self._exchange = start_call(question, self._missing)
         if exchange is None:
             self._submit()
         elif self.is_followed:
-            # A page that joined while the request was being sent waits for the future, so a thread has to read.
+            # A page that joined before the request was sent waits without reading. So a thread reads.
             self._start_thread()
 
     def _submit(self) -> None:
@@ -145,7 +156,7 @@ class Flight(Future[Experiences]):
         try:
             pool.submit(self._run)
         except PoolBusy as error:
-            message = "All threads that fetch experiences are busy (%s); pages show cached content or their defaults."
+            message = "All threads that fetch are busy (%s), so pages show cached content or their defaults."
             self.question.runtime.log_once("busy", message, error)
             get_flights(self.question.runtime).finish(self, self.known)
 
@@ -153,42 +164,39 @@ class Flight(Future[Experiences]):
         """Resolve the question in a thread of the pool, then do the work that no page waits for."""
         found = Answer()
         try:
-            found = resolve(self.question, publish=self._publish)
+            found = resolve(self.question, publish=partial(setattr, self, "known"))
         except ConfigurationError as error:
-            self.question.runtime.log_once(("configuration", str(error)), "MoEngage is not asked: %s", error)
+            message = "MoEngage can't be asked, so pages show their defaults: %s"
+            self.question.runtime.log_once(("configuration", str(error)), message, error)
         except Exception as error:
-            self._log_bug(error)
+            log_bug(self.question.runtime, error)
         finally:
-            self._land(found)
+            self._land(found.learned, found.experiences)
         self._follow_up(found)
 
-    def _publish(self, known: Experiences) -> None:
-        self.known = known
-
     def _follow_up(self, found: Answer) -> None:
-        follow_up(self.question, found)
-        # The site's cache may be its database. No request ends in this thread, so close its connections here.
-        close_old_connections()
+        try:
+            follow_up(self.question, found)
+        finally:
+            # The site's cache may be its database. No request ends in this thread, so close its connections here.
+            close_old_connections()
 
-    def _land(self, found: Answer) -> None:
-        """Give the answer to all pages that wait for it."""
+    def _land(self, learned: Answers, experiences: Experiences) -> None:
+        """Give the experiences to all pages that wait for them. ``learned`` is what MoEngage answered."""
         runtime = self.question.runtime
         try:
             # First the cache: a page that finds no flight must find the answer.
-            if found.learned:
-                get_cache(runtime).keep(self.question.visitor.digest, found.learned)
+            if learned:
+                get_cache(runtime).keep(self.question.visitor.digest, learned)
+        except Exception as error:
+            log_bug(runtime, error)
         finally:
-            get_flights(runtime).finish(self, found.experiences)
+            get_flights(runtime).finish(self, experiences)
 
-    def _log_bug(self, error: Exception) -> None:
-        # The page shows its defaults. No traceback: its frames hold the visitor.
-        message = "Fetching experiences failed unexpectedly (%s); pages show their defaults. Please report this."
-        self.question.runtime.log_once(("bug", type(error)), message, type(error).__name__)
-
-    # Whoever has the turn reads.
+    # Reading. One thread or task at a time has the turn.
 
     def _read(self, seconds: float) -> None:
-        """Read the response, after the thread that reads it already, waiting at most ``seconds`` in all."""
+        """Wait for the turn and read, both together for at most ``seconds``."""
         until = time.monotonic() + seconds
         if self._turn.acquire(timeout=seconds):
             try:
@@ -205,16 +213,17 @@ class Flight(Future[Experiences]):
                 await _wait_readable(exchange.fileno())
                 self._advance(0.0)
         except Exception:
-            # Not every event loop can watch every socket. Windows' proactor loop can't watch any.
-            self.question.runtime.log_once("add_reader", "This event loop can't watch sockets, so a thread reads.")
+            # Some event loops can't watch every socket. Windows' proactor loop can't watch any.
+            message = "This event loop can't watch sockets, so threads read MoEngage's responses."
+            self.question.runtime.log_once("add_reader", message)
         finally:
             self._turn.release()
             self.release()
 
     def _start_thread(self) -> bool:
-        """Have a thread of the pool read the response; return False when all threads are busy."""
+        """Have a thread of the pool read the response; return False if all threads are busy."""
         if not self._has_thread:
-            # One thread is enough, however many pages leave.
+            # One thread is enough, however many pages stop reading.
             self._has_thread = True
             if not get_pool(self.question.runtime).offer(self._read_on):
                 self._has_thread = False
@@ -222,12 +231,16 @@ class Flight(Future[Experiences]):
 
     def _read_on(self) -> None:
         try:
-            self._read(self._deadline.remaining() or 0.0)
+            while self._exchange is not None:
+                self._read(self._deadline.remaining() or 0.0)
+                # A thread that starts after the deadline gets extra time, and reads once more.
+                if self._deadline.expired:
+                    return
         finally:
             self._has_thread = False
 
     def _advance(self, seconds: float) -> None:
-        """Read for at most ``seconds``, and land if that completes the response or ends in an error."""
+        """Read for at most ``seconds``. Land once the response is complete or has failed."""
         exchange = self._exchange
         if exchange is None:
             return
@@ -236,14 +249,16 @@ class Flight(Future[Experiences]):
         except NotTakenError:
             self._ask_again()
         except Exception as error:
-            self._log_bug(error)
+            log_bug(self.question.runtime, error)
             exchange.release()
-            self._conclude([])
+            self._fail()
         else:
-            if outcome is not None:
-                self._conclude([outcome])
+            if isinstance(outcome, APIError):
+                self._fail(outcome)
+            elif outcome is not None:
+                self._arrive(outcome)
 
-    def _receive(self, exchange: Exchange, seconds: float) -> Outcome | None:
+    def _receive(self, exchange: Exchange, seconds: float) -> ExperiencesResult | APIError | None:
         runtime = self.question.runtime
         client, until = get_client(runtime), time.monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
@@ -261,7 +276,7 @@ class Flight(Future[Experiences]):
             raise
         if result is not None:
             tell_breaker(runtime, None)
-            return self._missing, result
+            return result
         if not self._deadline.expired:
             return None
         exchange.release()
@@ -270,51 +285,56 @@ class Flight(Future[Experiences]):
         return late
 
     def _ask_again(self) -> None:
-        """Ask on a new connection, since this one had died while it was idle; after the deadline, don't."""
+        """Ask again on a new connection, if there is time: the server had closed the idle one."""
         if self.question.deadline.expired:
-            self._conclude([])
+            self._fail()
             return
         self._exchange = None
         self._submit()
 
-    def _conclude(self, outcomes: list[Outcome]) -> None:
+    def _arrive(self, result: ExperiencesResult) -> None:
         self._exchange = None
-        found = conclude(self.question, self._answers, outcomes)
-        self._land(found)
-        if not found.errors:
-            explain(self.question.runtime, found)
-        # A receiver of the signal has nothing to do with this page.
-        elif not get_pool(self.question.runtime).offer(self._follow_up, found):
+        learned = {key: result.experiences.get(key) for key in self._missing}
+        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
+        if None in learned.values():
+            explain(self.question.runtime, learned)
+
+    def _fail(self, *errors: APIError) -> None:
+        self._exchange = None
+        found = conclude(self.question, self._answers, errors)
+        self._land({}, found.experiences)
+        # The receivers of the signal run in this page's thread only if no other thread is free.
+        if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found)
 
     def _give_up(self) -> None:
-        """End the flight without an answer. That tells nothing about MoEngage, so the breaker isn't told."""
+        """End the flight without an answer. MoEngage may well be fine, so the breaker isn't told."""
         if self._turn.acquire(blocking=False):
             try:
                 if (exchange := self._exchange) is not None:
                     exchange.release()
-                    self._conclude([])
+                    self._fail()
             finally:
                 self._turn.release()
 
 
 class Flights:
-    """The flights of this process, by visitor and keys."""
+    """The flights of this process by visitor and keys. Thread-safe."""
 
     def __init__(self, *, max_seconds: float = MAX_SECONDS, max_flights: int = MAX_FLIGHTS) -> None:
         self.landed = 0
-        """How many flights have landed. A page that saw another number may have missed one, so it looks again."""
+        """How many flights have landed. If it changes while a page looks for the answer, the page looks again."""
         self._max_seconds = max_seconds
         self._max_flights = max_flights
         self._lock = threading.Lock()
-        # The oldest first: a flight is only ever added, never moved.
+        # The oldest first.
         self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
-        """Return the flight for this question, and True to the caller that leads it and must let it take off."""
+        """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
         key = question.visitor.digest, question.keys
         with self._lock:
             now = time.monotonic()
@@ -329,13 +349,13 @@ class Flights:
         return flight, True
 
     def finish(self, flight: Flight, experiences: Experiences) -> None:
-        """Give ``experiences`` to all pages of the flight. The next page that asks the same starts another."""
+        """Give ``experiences`` to all pages of the flight. The next page with this question starts another flight."""
         question = flight.question
         flight.set_result(experiences)
         with self._lock:
             self.landed += 1
             key = question.visitor.digest, question.keys
-            # Another flight has this place if this one was overdue.
+            # If this flight was overdue, another one may have its place.
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
@@ -349,45 +369,16 @@ class Flights:
 
 @part
 def get_flights(runtime: Runtime) -> Flights:
-    """Return the questions that are under way in this process."""
+    """Return the flights of this process."""
     return Flights()
 
 
-def start_fetch(question: Question) -> tuple[Experiences | None, Flight | None]:
-    """Return the experiences if this process has all of them in memory, else the flight that fetches them.
-
-    A stale experience is returned at once and refreshed in the background. Never raises.
-    """
-    runtime, visitor, keys, *_ = question
-    flights, cache = get_flights(runtime), get_cache(runtime)
-    landed = flights.landed
-    known = cache.peek(visitor.digest, keys)
-    experiences = pick(known.answers, keys)
-    if not known.due:
-        return experiences, None
-    flight, leads = flights.join(question, experiences)
-    is_complete = all(key in known.answers for key in known.due)
-    if leads:
-        if flights.landed != landed:
-            # A flight that has just landed may have brought the answer after peek() looked.
-            known = cache.peek(visitor.digest, keys)
-        if known.due:
-            flight.take_off(known, is_waited_for=not is_complete)
-        else:
-            flights.finish(flight, pick(known.answers, keys))
-    return (experiences, None) if is_complete else (None, flight)
-
-
 async def _wait_readable(fileno: int) -> None:
-    loop = asyncio.get_running_loop()
-    arrived = loop.create_future()
-    loop.add_reader(fileno, _set, arrived)
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(fileno, arrived.set)
     try:
-        await arrived
+        await arrived.wait()
     finally:
-        loop.remove_reader(fileno)
-
-
-def _set(future: asyncio.Future[None]) -> None:
-    if not future.done():
-        future.set_result(None)
+        # The loop is closed if it was thrown away in the middle of its work.
+        if not loop.is_closed():
+            loop.remove_reader(fileno)

@@ -1,8 +1,8 @@
 """The memory of one process: visitors, and the answers that they share.
 
 A visitor is one tuple ``(milliseconds, bundle[, milliseconds, bundle …])``, the newest first. A bundle maps
-experience keys to answers that arrived at one moment. Visitors with the same answers share one bundle, and
-bundles share the experiences in them, so a visitor takes 200 bytes however long the content is.
+experience keys to the answers of one moment. Visitors with the same answers share one bundle, and bundles share
+the experiences in them, so a visitor takes about 270 bytes, however long the content is.
 """
 
 from __future__ import annotations
@@ -22,18 +22,19 @@ MAX_VISITORS: Final = 100_000
 """Visitors in one process: about 30 MB, or ten minutes of 160 new visitors a second."""
 
 MAX_BYTES: Final = 96 * 1024 * 1024
-"""Estimated bytes of all visitors and answers. Visitors don't share content that was made for one of them."""
+"""The limit of the estimated bytes of all visitors and answers. A site that makes content for each visitor reaches it
+with fewer visitors, because they don't share that content."""
 
 MAX_ANSWERS: Final = 255
-"""Experience keys kept for one visitor, the newest: a site may build keys from a visitor's input."""
+"""How many answers of one visitor are kept, the newest ones: a site may build its keys from a visitor's input."""
 
 RETURNING_SHARE: Final = 0.8
-"""The share of the places that returning visitors may hold. Other visitors can't take these places from them."""
+"""The share of MAX_VISITORS that returning visitors may hold. Other visitors can't take these places from them."""
 
 RETURN_MILLISECONDS: Final = 1_000
-"""A visitor returns when a read comes this long after the last answer. An earlier read belongs to the same page."""
+"""A visitor who reads this long after the last answer is a returning one. An earlier read belongs to the same page."""
 
-# Measured on 64-bit CPython: the visitor's key and its place in the map; each moment; what surrounds the content.
+# Measured on 64-bit CPython: a visitor's digest and place in the map, a moment, and the objects around the content.
 _VISITOR_BYTES: Final = 210
 _MOMENT_BYTES: Final = 48
 _BUNDLE_BYTES: Final = 200
@@ -47,10 +48,10 @@ Moments = Iterable[tuple[int, Iterable["Body"]]]
 
 
 class Body:
-    """One answer of MoEngage; ``experience`` is None when MoEngage has none.
+    """One answer, shared by all visitors who have it. ``experience`` is None when MoEngage has none.
 
-    ``reference`` is a hash of the content. ``origin`` is the experience that ``experience`` was made from.
-    ``written_at`` is the time in milliseconds at which this process last wrote the body to the site's cache.
+    ``reference`` is a hash of the content. ``origin`` is the object that ``experience`` was made from. ``written_at``
+    is the time, in milliseconds, at which this process last wrote the body to the site's cache.
     """
 
     __slots__ = ("experience", "holders", "identity", "key", "origin", "reference", "size", "written_at")
@@ -131,9 +132,8 @@ class LocalCache:
         return self._bodies.get(reference)
 
     def find_body_of(self, key: str, origin: Experience | None) -> Body | None:
-        """Return the body of ``key`` that was made from this very object, if a visitor has it."""
-        body = self._by_origin.get(key if origin is None else id(origin))
-        return body if body is not None and body.origin is origin else None
+        """Return the body that was made from this very object, None for an absent answer, if a visitor has it."""
+        return self._by_origin.get(key if origin is None else id(origin))
 
     def store(self, visitor: str, moments: Moments, usable: range, *, overwrite: bool) -> Record:
         """Add answers to a visitor's record and return it, without the moments that are not in ``usable``.
@@ -147,7 +147,7 @@ class LocalCache:
             if not overwrite:
                 merged.sort(key=itemgetter(0))
             answers = {body.key: (at, body) for at, bodies in merged if at in usable for body in bodies}
-            # Held before the old record is released, so that the bodies in both stay the same objects.
+            # The new record is held before the old one is released, so that bodies in both stay the same objects.
             record = self._hold(answers.values())
             self._release(old)
             if record:

@@ -1,6 +1,6 @@
-"""Which experiences the workspace has, and from that why a key has no experience (contract §3 and §6).
+"""Which experiences the workspace has, and therefore why a key has no experience (contract §3 and §6).
 
-No page waits for the metadata. When a page got no experience for a key, the background thread reads the
+No page waits for the metadata. After a page got no experience for a key, the background thread reads the
 metadata and logs the reason. From then on pages don't ask for keys that no visitor can get.
 """
 
@@ -28,7 +28,7 @@ METADATA_DEADLINE = 10.0
 """Seconds that the background thread may take to read the metadata."""
 
 RETRY_SECONDS = 60.0
-"""How long the metadata isn't asked for again after it couldn't be read: a failing vendor has enough to do."""
+"""How long pages don't ask for the metadata after it couldn't be read. MoEngage has enough to do then."""
 
 
 class MetadataStore:
@@ -36,15 +36,17 @@ class MetadataStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        # Kept, because the background thread may run on when the next test has changed the settings.
+        self._settings = runtime.settings
         self._statuses: Mapping[str, ExperienceStatus] = {}
         self._until = self._not_before = float("-inf")
 
     def get(self, *, deadline: Deadline) -> ExperiencesMetadata:
-        """Return all experiences of the workspace. MoEngage is asked about once in METADATA_TTL seconds.
+        """Return all experiences of the workspace, from the cache if they are there.
 
-        Raises APIError when the metadata isn't cached and MoEngage doesn't answer.
+        Raises APIError when they aren't cached and MoEngage doesn't answer.
         """
-        name, ttl = build_key("metadata"), self._runtime.settings.metadata_ttl
+        name, ttl = build_key("metadata", settings=self._settings), self._settings.metadata_ttl
         metadata = _read_rows(get_many([name]).get(name))
         if metadata is None:
             metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)
@@ -55,9 +57,9 @@ class MetadataStore:
         return metadata
 
     def find_unavailable(self, experience_keys: Iterable[str]) -> frozenset[str]:
-        """Return those keys that no visitor can get, as far as this process knows; takes microseconds.
+        """Return the keys that no visitor can get, as far as this process knows; takes microseconds.
 
-        A key that becomes active is asked for again after at most METADATA_TTL seconds.
+        Pages ask again for a key that becomes active after at most METADATA_TTL seconds.
         """
         if self._until < time.monotonic():
             return frozenset()
@@ -65,9 +67,9 @@ class MetadataStore:
         return frozenset([key for key in experience_keys if self._statuses.get(key) is not active])
 
     def explain(self, experience_keys: Iterable[str]) -> None:
-        """Log, once for each key, why no visitor can get it. Happens in the background; never raises."""
+        """Log, once for each key and in the background, why no visitor can get it. Never raises."""
         if time.monotonic() >= self._not_before:
-            # When the thread is busy, the next page without an experience asks again.
+            # If the thread is busy, the next page without an experience tries again.
             get_background(self._runtime).offer(self._explain, tuple(experience_keys))
 
     def _explain(self, experience_keys: tuple[str, ...]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 
 from django_moe_personalize import signals
-from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded
+from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, RateLimitedError
 from django_moe_personalize.fetching import shared, upstream
-from django_moe_personalize.fetching.cache import Known, get_cache
+from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
@@ -23,9 +24,9 @@ Outcome = tuple[tuple[str, ...], ExperiencesResult] | APIError
 
 
 class Answer:
-    """The experiences found for a question. ``errors`` say why some keys are ``unanswered``.
+    """The experiences found for a question. ``errors`` explain why some keys are ``unanswered``.
 
-    ``learned`` has what MoEngage answered: ``None`` for a key that this visitor has no experience of.
+    ``learned`` holds MoEngage's own answers: ``None`` for a key without an experience for this visitor.
     """
 
     __slots__ = ("errors", "experiences", "failures", "learned", "unanswered")
@@ -36,11 +37,6 @@ class Answer:
         self.errors: list[APIError] = []
         self.learned: dict[str, Experience | None] = {}
         self.unanswered: tuple[str, ...] = ()
-
-
-def pick(answers: Mapping[str, Experience | None], keys: Iterable[str]) -> dict[str, Experience]:
-    """Return the experiences of ``keys`` among the answers, without the absent ones."""
-    return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
 def resolve(question: Question, *, publish: Callable[[Experiences], None] | None = None) -> Answer:
@@ -60,7 +56,7 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
 
 
 def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, Experience | None], tuple[str, ...]]:
-    """Return the known answers and the keys to ask MoEngage for: those that are due and that somebody can get."""
+    """Return the known answers, and the due keys that MoEngage may have an experience for."""
     store = get_metadata_store.find(runtime)
     unavailable = frozenset[str]() if store is None else store.find_unavailable(known.due)
     if not unavailable:
@@ -70,7 +66,7 @@ def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, 
 
 
 def conclude(question: Question, known: Mapping[str, Experience | None], outcomes: Iterable[Outcome]) -> Answer:
-    """Return the answer that the calls' outcomes and the known answers add up to."""
+    """Combine the calls' outcomes with the known answers."""
     answer = Answer()
     for outcome in outcomes:
         if isinstance(outcome, APIError):
@@ -90,14 +86,14 @@ def conclude(question: Question, known: Mapping[str, Experience | None], outcome
 
 
 def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> dict[str, Experience | None]:
-    """Return the answers of another process that asks the same now, or nothing if this process is to ask.
+    """Return the answers of another process that asks the same question now, or nothing if this process must ask.
 
-    Works only where processes share a cache: the process that adds the claim asks. The others look for its
-    answers in the cache, for at most half of the time that is left.
+    Works only where processes share a cache. The process that adds the claim asks MoEngage. The others look for
+    its answers in the cache, for at most half of the time that is left.
     """
     runtime, visitor = question.runtime, question.visitor.digest
     left = question.deadline.remaining() or 0.0
-    # Without a TTL an answer in the cache is never fresh.
+    # If CACHE_TTL is 0, an answer in the cache is never fresh.
     if not runtime.settings.cache_ttl or shared.claim(visitor, missing, left):
         return {}
     until = time.monotonic() + left / 2
@@ -112,7 +108,10 @@ def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> d
 
 
 def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outcome]:
-    """Yield an outcome for each batch of MAX_KEYS keys. This thread asks for the first, the pool for the others."""
+    """Yield the outcome of each batch of MAX_KEYS keys. This thread asks for the first batch, the pool for the others.
+
+    This thread also asks for the batches that the pool has no thread for.
+    """
     batches = [keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS)]
     pooled: list[Future[ExperiencesResult] | None] = []
     for batch in batches[1:]:
@@ -133,25 +132,25 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
 
 
 def follow_up(question: Question, answer: Answer) -> None:
-    """Do the work that no page waits for: store, explain and report; and probe a vendor that failed a while ago."""
+    """Do the work that no page waits for: store, explain and report the answer, and probe MoEngage if that is due."""
     if answer.learned:
         # Only answers are stored, so an error overwrites nothing.
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
-    explain(question.runtime, answer)
+    explain(question.runtime, answer.learned)
     for error in answer.errors:
         report(question.runtime, error, answer.unanswered)
     if any(isinstance(error, CircuitOpenError) for error in answer.errors):
         _probe(question)
 
 
-def explain(runtime: Runtime, answer: Answer) -> None:
+def explain(runtime: Runtime, learned: Mapping[str, Experience | None]) -> None:
     """Have the log say why some keys have no experience."""
-    if absent := [key for key, experience in answer.learned.items() if experience is None]:
+    if absent := [key for key, experience in learned.items() if experience is None]:
         get_metadata_store(runtime).explain(absent)
 
 
 def _probe(question: Question) -> None:
-    """Make the half-open probe, if the breaker is due for one."""
+    """Make the half-open probe if it is due."""
     runtime, keys = question.runtime, question.keys[:MAX_KEYS]
     if ticket := upstream.get_breaker(runtime).claim_probe():
         probe = question._replace(deadline=Deadline(runtime.settings.deadline))
@@ -164,10 +163,12 @@ def _probe(question: Question) -> None:
 
 def report(runtime: Runtime, error: APIError, keys: tuple[str, ...]) -> None:
     """Send the signal for a failed fetch, and log the kind of error once; ``keys`` have no answer at all."""
-    # The error that opened the breaker is in the log already, and so is the breaker's change.
-    if not isinstance(error, CircuitOpenError):
+    # The breaker logs each of its changes itself.
+    if not isinstance(error, CircuitOpenError | RateLimitedError):
         log_error(runtime, error)
-    signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=keys)
+    # Async receivers can't be called from an event loop. A page runs this there if all threads are busy.
+    with suppress(RuntimeError):
+        signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=keys)
 
 
 def log_error(runtime: Runtime, error: APIError) -> None:
@@ -175,3 +176,9 @@ def log_error(runtime: Runtime, error: APIError) -> None:
     status = getattr(error, "status", None)
     message = "MoEngage gave no experiences (%s: %s), so pages show cached content or their defaults."
     runtime.log_once(("fetch", type(error), status), message, type(error).__name__, error)
+
+
+def log_bug(runtime: Runtime, error: Exception) -> None:
+    """Log an error that this package didn't expect. Without a traceback: its frames hold the visitor."""
+    message = "Fetching experiences failed unexpectedly (%s), so pages show their defaults. Please report this."
+    runtime.log_once(("bug", type(error)), message, type(error).__name__)

@@ -17,27 +17,27 @@ from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.digest import build_digest
 from django_moe_personalize.runtime import Runtime, log_once, part
 
 T = TypeVar("T")
 
 CACHE_FORMAT: Final = 3
-"""Part of every key. Raise it when a stored value changes shape: old entries are then never read."""
+"""A part of every key. Raise it when a stored value changes shape, so that no process reads the old entries."""
 
 NOTICE_SECONDS: Final = 60 * 60
-"""How long other processes can read a notice."""
+"""Seconds during which other processes can read a notice."""
 
 MAX_NOTICES: Final = 200
-"""How many of a topic's latest notices are read."""
+"""How many notices of a topic read_notices() reads, the latest ones."""
 
 _COUNT_SECONDS: Final = 7 * 24 * 60 * 60.0
 
 
-def build_key(*parts: str) -> str:
-    """Return the cache key of ``parts`` in the configured workspace. Nobody can read the parts from it."""
-    settings = get_settings()
+def build_key(*parts: str, settings: Settings | None = None) -> str:
+    """Return the cache key of ``parts`` in the configured workspace. It is a keyed hash and reveals none of them."""
+    settings = settings or get_settings()
     workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
     return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 
@@ -55,24 +55,24 @@ def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
 @part
 def has_shared_cache(runtime: Runtime) -> bool:
     """Return whether processes share the site's cache, so that using it takes a round trip."""
-    return not isinstance(caches[runtime.settings.cache], LocMemCache | DummyCache)
+    return _use(lambda cache: not isinstance(cache, LocMemCache | DummyCache), False)
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
-    """Return whether this process is the one to ask MoEngage for ``experience_keys`` of a visitor.
+    """Claim a question for this process; return False if another process asks it at the moment.
 
-    A claim lasts ``seconds``, also when its process dies. Every process asks if the cache isn't shared or fails.
+    A claim lasts ``seconds``, also if its process dies. If processes share no cache, or if it fails, all may ask.
     """
     if not has_shared_cache():
         return True
-    key, timeout = build_key("claim", visitor, *experience_keys), max(1, math.ceil(seconds))
-    return _use(lambda cache: cache.add(key, 1, timeout=timeout), True)
+    key = build_key("claim", visitor, *experience_keys)
+    return _use(lambda cache: cache.add(key, 1, timeout=math.ceil(seconds)), True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:
-    """Add to a number that all processes share and return the sum; None if they share no cache.
+    """Add to a number that all processes share and return the sum, or None if they share no cache.
 
-    A new number is kept for twice ``seconds``.
+    The cache keeps the number for twice ``seconds``.
     """
     if not has_shared_cache():
         return None
@@ -82,7 +82,7 @@ def add_to_count(name: str, amount: int, seconds: float) -> int | None:
         try:
             return cache.incr(key, amount)
         except ValueError:
-            # There is no such number yet. If another process adds it first, this one adds to that.
+            # The number doesn't exist yet. If another process creates it first, this one adds to it.
             return amount if cache.add(key, amount, timeout=2 * seconds) else cache.incr(key, amount)
 
     return _use(add, None)
@@ -91,7 +91,7 @@ def add_to_count(name: str, amount: int, seconds: float) -> int | None:
 def put_up_notice(topic: str, **said: object) -> None:
     """Publish a notice of this process for the site's other processes, if they share a cache. Never raises.
 
-    ``said`` holds JSON values. The call waits for the cache, so pages leave it to the background.
+    ``said`` are JSON values. The call waits for the cache, so only background threads make it.
     """
     number = add_to_count(f"notices/{topic}", 1, _COUNT_SECONDS)
     if number is not None:
@@ -102,8 +102,8 @@ def put_up_notice(topic: str, **said: object) -> None:
 def read_notices(topic: str) -> list[dict[str, Any]]:
     """Return the last notice of each process, the latest last. Raises the errors of the cache.
 
-    Notices are numbered, because no cache lists its keys, and two processes that add to one list would
-    overwrite each other.
+    Notices have numbers, because a cache can't list its keys, and processes that extend one list would overwrite
+    each other's notices.
     """
     if not has_shared_cache():
         return []

@@ -22,14 +22,14 @@ from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
 GATE_SECONDS = 5.0
-"""How long no call is made after a 429 that names no time."""
+"""How long this process makes no call after a 429 that names no time, or none that is left."""
 
 BREAKER_TOPIC = "breaker"
-"""The topic under which a process tells the site's other processes about its breaker. The doctor reads it."""
+"""The topic of the notices in which each process publishes the state of its breaker. The doctor reads them."""
 
 
 class Question(NamedTuple):
-    """Which experiences to fetch for whom, and until when. ``is_page`` says that a page waits for the answer."""
+    """Which experiences to fetch, for which visitor, and until when. ``is_page``: a page waits for the answer."""
 
     runtime: Runtime
     visitor: Visitor
@@ -52,13 +52,13 @@ def get_background(runtime: Runtime) -> WorkerPool:
 
 @part
 def get_breaker(runtime: Runtime) -> CircuitBreaker:
-    """Return the circuit breaker around fetches. Each change of its state is one log line."""
+    """Return the circuit breaker around fetches. It logs each change of its state."""
 
     def tell(old: str, new: str, reason: str) -> None:
-        logger.warning("MoEngage: the circuit breaker went from %s to %s (%s).", old, new, reason)
+        logger.warning("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason)
         if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
             return
-        # All threads are busy. An async receiver can't be reached from an event loop.
+        # All threads are busy. Async receivers can't be called from an event loop.
         with suppress(RuntimeError):
             breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
 
@@ -73,7 +73,7 @@ def _announce(old: str, new: str, reason: str) -> None:
 def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> ExperiencesResult:
     """Fetch at most MAX_KEYS experiences and wait for them. Raises the APIError tree.
 
-    A page is never the probe of an open breaker. Another caller may be, and ``ticket`` is the probe's.
+    A page never makes the probe of an open breaker. Other callers may. ``ticket`` is the ticket of a claimed probe.
     """
     runtime, visitor = question.runtime, question.visitor
     client, breaker = get_client(runtime), get_breaker(runtime)
@@ -97,7 +97,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
 
 
 def start_call(question: Question, keys: tuple[str, ...]) -> Exchange | None:
-    """Send the request now and return at once, or return ``None`` where sending could block or isn't allowed."""
+    """Send the request and return at once; ``None`` if sending could block, or the breaker is open."""
     client = get_client.find(question.runtime)
     if client is None or not get_breaker(question.runtime).allow():
         return None
@@ -111,10 +111,10 @@ def start_call(question: Question, keys: tuple[str, ...]) -> Exchange | None:
 
 
 def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> None:
-    """Report how a call ended: ``error`` is ``None`` after a response that can be used."""
+    """Report how a call ended. ``error`` is ``None`` after a usable response."""
     breaker = get_breaker(runtime)
     if isinstance(error, RateLimitedError):
-        breaker.close_gate(GATE_SECONDS if error.retry_after is None else error.retry_after, ticket)
+        breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
     elif error is None or _is_about_request(error):
         breaker.success(ticket)
     else:
@@ -122,5 +122,5 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> 
 
 
 def _is_about_request(error: Exception) -> bool:
-    """Return whether MoEngage works and only refused this request. A redirect is not a response of MoEngage's."""
+    """Return whether MoEngage works, and refused only this request. A redirect doesn't come from MoEngage."""
     return isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)

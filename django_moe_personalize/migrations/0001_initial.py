@@ -1,10 +1,10 @@
-"""The tables of the outbox, which only ``DatabaseDelivery`` uses."""
+"""The tables of the outbox. Only ``DatabaseDelivery`` uses them."""
 
 from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    """Create them."""
+    """Create the tables."""
 
     initial = True
 
@@ -12,12 +12,12 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
-            name="OutboxTally",
+            name="OutboxCounter",
             fields=[
                 ("outcome", models.CharField(max_length=20, primary_key=True, serialize=False)),
                 ("count", models.PositiveBigIntegerField(default=0)),
             ],
-            options={"verbose_name": "tally of the outbox", "verbose_name_plural": "tallies of the outbox"},
+            options={"verbose_name": "counter of the outbox", "verbose_name_plural": "counters of the outbox"},
         ),
         migrations.CreateModel(
             name="OutboxEvent",

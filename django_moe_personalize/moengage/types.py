@@ -197,13 +197,23 @@ class Event(Value):
         Raises TypeError or ValueError for values that JSON doesn't have.
         """
         if not self._element:
+            attributes = getattr(self.attributes, "_json", "") or encode(self.attributes)
             # By hand, around the remembered JSON of the context: 65 bytecodes and 0.5 µs, against 115 and 4.5 µs.
             self._element = (
                 f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
                 f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{_write_integer(self.event_time)},'
-                f'"platform":{_write_text(self.platform)},"attributes":{encode(self.attributes)}}}]}}'
+                f'"platform":{_write_text(self.platform)},"attributes":{attributes}}}]}}'
             )
         return self._element
+
+    @property
+    def size(self) -> int:
+        """About how many bytes the event takes, in memory and on the wire."""
+        try:
+            return len(self.element)
+        except (TypeError, ValueError):
+            # It can't be sent, but it is held until a delivery finds that out.
+            return 100 + len(self.customer_id) + len(repr(self.attributes))
 
     @classmethod
     def read(cls, element: str) -> Event:

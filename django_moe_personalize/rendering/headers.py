@@ -44,13 +44,10 @@ def add_server_timing(
 
     Browsers show it in their network panel: https://www.w3.org/TR/server-timing/
     """
-    if django_settings.DEBUG or _is_staff(request):
+    # Only a user that this request has loaded already: loading one could block.
+    known = request.__dict__
+    user = known.get("_cached_user") or known.get("_acached_user")
+    if django_settings.DEBUG or getattr(user, "is_staff", False):
         entry = f'moe;desc="{describe()}";dur={waited * 1000:.1f}'
         existing = response.headers.get("Server-Timing")
         response.headers["Server-Timing"] = f"{existing}, {entry}" if existing else entry
-
-
-def _is_staff(request: HttpRequest) -> bool:
-    """Return whether the user is staff, if this request has loaded the user already. Loading could block."""
-    known = request.__dict__
-    return any(getattr(user, "is_staff", False) for user in (known.get("_cached_user"), known.get("_acached_user")))

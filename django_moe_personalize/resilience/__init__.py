@@ -1,11 +1,10 @@
-"""Time and threads: how long a call may take, who may make it, and which thread does. No Django in here.
+"""Time and threads: how long a call may take, whether it may be made, and in which thread. Without Django.
 
-``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker, ``pool`` the bounded thread pool,
-``counting`` the sliding count that the breaker uses.
+``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker with the count of recent
+calls that it uses, and ``pool`` the bounded pool of threads.
 """
 
-from django_moe_personalize.resilience.breaker import BreakerState, CircuitBreaker
-from django_moe_personalize.resilience.counting import SlidingCount
+from django_moe_personalize.resilience.breaker import BreakerState, CircuitBreaker, SlidingCount
 from django_moe_personalize.resilience.deadline import MAX_GATE_SECONDS, Backoff, Deadline
 from django_moe_personalize.resilience.pool import PoolBusy, WorkerPool
 

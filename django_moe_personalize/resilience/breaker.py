@@ -1,34 +1,73 @@
-"""The circuit breaker: stop asking an upstream that is not well, and probe it beside the pages. No Django."""
+"""The circuit breaker: stop calling an upstream that fails, and probe it in the background."""
 
 from __future__ import annotations
 
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Literal
 
-from django_moe_personalize.resilience.counting import SlidingCount
 from django_moe_personalize.resilience.deadline import MAX_GATE_SECONDS
 
 BreakerState = Literal["closed", "open", "half-open"]
 
 
+class SlidingCount:
+    """Count the events of the last ``seconds`` in constant memory. Not thread-safe: its owner holds a lock.
+
+    Time is divided into slots of ``seconds / slots``. The total covers the current slot and the ``slots`` slots
+    before it: all events of the last ``seconds``, and those of up to one slot more.
+    """
+
+    __slots__ = ("_counts", "_slots", "_total", "_width")
+
+    def __init__(self, seconds: float, *, slots: int = 10) -> None:
+        self._width = seconds / slots
+        self._slots = slots
+        self.clear()
+
+    def clear(self) -> None:
+        """Count from 0 again."""
+        self._counts: deque[list[int]] = deque()
+        self._total = 0
+
+    def add(self, now: float, amount: int = 1) -> None:
+        """Count ``amount`` events at ``now``, in seconds on a monotonic clock."""
+        slot = int(now // self._width)
+        counts = self._counts
+        if not counts or counts[-1][0] != slot:
+            self._expire(slot)
+            counts.append([slot, 0])
+        counts[-1][1] += amount
+        self._total += amount
+
+    def total(self, now: float) -> int:
+        """Return the number of events in the last ``seconds`` before ``now``."""
+        self._expire(int(now // self._width))
+        return self._total
+
+    def _expire(self, slot: int) -> None:
+        counts = self._counts
+        while counts and counts[0][0] < slot - self._slots:
+            self._total -= counts.popleft()[1]
+
+
 class CircuitBreaker:
-    """Stop asking an upstream that keeps failing, and find out cheaply when it is back.
+    """Stop calling an upstream that keeps failing, and find out at little cost when it works again.
 
-    ``closed``: everyone may ask. It opens at a failure that is the ``failure_threshold``-th in a
-    row, or that makes ``failure_rate`` of at least ``rate_calls`` calls in the last
-    ``rate_seconds`` (and up to a tenth more): an upstream that answers every other call costs
-    pages their deadline, and never fails often enough in a row.
-    ``open``: nobody may ask, for between a half and the whole of ``open_seconds``, doubled for
-    every probe that failed, up to ``max_open_seconds``. Then ``claim_probe`` gives one caller, who
-    no page waits for, a ticket: ``half-open``. The probe's success closes the breaker, its failure
-    opens it again; one not reported on for ``probe_seconds``, longer than any call lasts, is given
-    up for another.
-    A rate limit opens it too, behind a gate that is over when its time is: no probe needed.
+    ``closed``: every caller may call. The breaker opens after ``failure_threshold`` failures in a row, or when
+    ``failure_rate`` of at least ``rate_calls`` calls in the last ``rate_seconds`` failed: an upstream that answers
+    every other call never fails often enough in a row, but each failure costs a page its deadline.
+    ``open``: no caller may call, for a random time between half of ``open_seconds`` and all of it. The time doubles
+    with each failed probe, up to ``max_open_seconds``.
+    ``half-open``: claim_probe() has given one caller, which no page waits for, a ticket for the probe. If the probe
+    succeeds, the breaker closes. If it fails, the breaker opens again. A probe that doesn't report within
+    ``probe_seconds``, longer than any call lasts, is lost: the next caller gets a ticket.
+    A rate limit opens the breaker too, but needs no probe: the breaker closes when the time of the limit is over.
 
-    ``on_change(old, new, reason)`` is called outside the lock, in the thread that caused the change.
+    ``on_change(old, new, reason)`` runs outside the lock, in the thread that caused the change.
     """
 
     def __init__(
@@ -48,26 +87,22 @@ class CircuitBreaker:
         self._threshold = failure_threshold
         self._rate = failure_rate
         self._rate_calls = rate_calls
-        self._rate_seconds = rate_seconds
         self._open_seconds = open_seconds
         self._max_open_seconds = max_open_seconds
         self._probe_seconds = probe_seconds
         self._clock = clock
         self._draw = draw
         self._on_change = on_change
-        self._tickets = 0
-        self._gate_until = float("-inf")
-        self._gate_reason = ""
         self._lock = threading.Lock()
-        self._calls = SlidingCount(self._rate_seconds)
-        self._failed_calls = SlidingCount(self._rate_seconds)
+        self._calls = SlidingCount(rate_seconds)
+        self._failed_calls = SlidingCount(rate_seconds)
+        self._tickets = 0
+        self._gate_until = self._until = float("-inf")
+        self._gate_reason = self._cause = self._reason = ""
         self._in_a_row = self._failed_probes = self._probe = 0
-        self._until = float("-inf")
-        self._cause = self._reason = ""
-        # Opened by failures, so that a probe must be answered before anyone else may ask.
+        # Whether failures have opened the breaker, so that only a probe can close it.
         self._tripped = False
         self._state: BreakerState = "closed"
-        self._settle(self._clock())
 
     @property
     def state(self) -> BreakerState:
@@ -76,31 +111,30 @@ class CircuitBreaker:
 
     @property
     def reason(self) -> str:
-        """Why it is not closed, as "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"; else ""."""
+        """Why it isn't closed, as "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"; else ""."""
         return self._reason
 
     @property
     def retry_in(self) -> float:
-        """Seconds until the next may ask: a probe, or anyone after a rate limit. 0.0 when closed or due.
+        """Seconds until the next probe, or until the rate limit ends. 0.0 when closed or due.
 
-        In ``half-open`` it is the time after which the probe that is out is given up.
+        In ``half-open``, the seconds until the claimed probe is lost.
         """
         with self._lock:
             return 0.0 if self._state == "closed" else max(0.0, self._find_due() - self._clock())
 
     def allow(self) -> bool:
-        """Return whether the caller may ask now. It never makes the caller the probe, so a page may rely on it.
+        """Return whether the caller may call now. It never makes the caller the probe, so pages can use it.
 
-        Whoever was let through reports with ``success``, ``failure`` or ``close_gate``. Whoever was
-        not shows what is stale, and may offer a worker that no page waits for to ``claim_probe``.
+        A caller that may call reports the outcome with success(), failure() or close_gate().
         """
-        # Without the lock: a caller that reads this a moment early asks once too often, no more.
+        # Without the lock. At worst, a caller that reads an old state calls once too often.
         if self._state == "closed":
             return True
         return self._clock() >= self._find_due() and self._pass_gate()
 
     def _pass_gate(self) -> bool:
-        """Close again, unless a probe is due, and return whether it is closed."""
+        """Close after a rate limit, unless a probe is due; return whether the breaker is closed."""
         with self._lock:
             old = self._state
             if not self._tripped:
@@ -110,10 +144,9 @@ class CircuitBreaker:
         return new == "closed"
 
     def claim_probe(self) -> int:
-        """Return a ticket, above 0, to the one caller who may ask an upstream that failed; 0 to all others.
+        """Return a ticket above 0 to the one caller that may make the probe now, and 0 to all others.
 
-        The ticket goes into the report, ``success(ticket)`` and so on, or back with
-        ``return_probe(ticket)`` when nothing was asked after all.
+        The caller passes the ticket to success(), failure() or close_gate().
         """
         if not self._tripped or self._clock() < self._until:
             return 0
@@ -130,27 +163,17 @@ class CircuitBreaker:
         self._announce(old, "half-open", reason)
         return ticket
 
-    def return_probe(self, ticket: int) -> None:
-        """Give a ticket back unused: nothing was learned, and the next caller may have one at once. 0 is none."""
-        with self._lock:
-            if not ticket or ticket != self._probe:
-                return
-            self._probe = 0
-            self._until = self._clock()
-            self._state = "open"
-            reason = self._reason
-        self._announce("half-open", "open", reason)
-
     def success(self, ticket: int = 0) -> None:
-        """Report an answer. Once the breaker has opened only the probe's, with its ticket, changes anything."""
+        """Report a response. Once the breaker is open, only the report of the probe changes its state."""
         with self._lock:
             old = self._state
             self._accept(self._clock(), ticket)
             new, reason = self._state, self._reason
-        self._announce(old, new, reason or "the probe was answered")
+        if old != new:
+            self._announce(old, new, reason or "the probe was answered")
 
     def failure(self, ticket: int = 0) -> None:
-        """Report that no usable answer came. Once the breaker has opened: see success()."""
+        """Report that no usable response came. See success()."""
         with self._lock:
             now = self._clock()
             old = self._state
@@ -168,9 +191,9 @@ class CircuitBreaker:
         self._announce(old, new, reason)
 
     def close_gate(self, seconds: float, ticket: int = 0) -> None:
-        """Let nobody through for ``seconds``, at most MAX_GATE_SECONDS: the vendor's rate limit (contract §1).
+        """Let no caller through for ``seconds``, at most MAX_GATE_SECONDS: a rate limit (contract §1).
 
-        A rate limit is an answer of a living upstream, so it counts as a success besides.
+        It also counts as a success, because the upstream responds.
         """
         seconds = min(seconds, MAX_GATE_SECONDS)
         with self._lock:
@@ -186,7 +209,7 @@ class CircuitBreaker:
         self._announce(old, new, reason or "the probe was answered")
 
     def _accept(self, now: float, ticket: int) -> None:
-        """Count an answer that still says something."""
+        """Count a success, unless it belongs to a call from before the breaker opened."""
         if ticket and ticket == self._probe:
             self._recover(now)
         elif self._state == "closed":
@@ -194,7 +217,7 @@ class CircuitBreaker:
             self._calls.add(now)
 
     def _trip(self, now: float) -> None:
-        """Open for a failure, each time for twice as long until a probe is answered."""
+        """Open after a failure, for twice as long as before if it was a probe's."""
         seconds = min(self._max_open_seconds, self._open_seconds * 2.0 ** min(self._failed_probes, 32))
         self._until = now + seconds * (1.0 - self._draw() / 2)
         self._probe = 0
@@ -204,7 +227,7 @@ class CircuitBreaker:
         self._reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
 
     def _recover(self, now: float) -> None:
-        """Forget all failures: what was counted is of an upstream that was not well."""
+        """Forget all calls so far: they say nothing about an upstream that works again."""
         self._calls.clear()
         self._failed_calls.clear()
         self._in_a_row = self._failed_probes = self._probe = 0
@@ -214,7 +237,7 @@ class CircuitBreaker:
         self._settle(now)
 
     def _settle(self, now: float) -> None:
-        """Where nothing has failed, only a rate limit stands in the way."""
+        """Set the state for a breaker without failures: open during a rate limit, else closed."""
         limited = now < self._gate_until
         self._state = "open" if limited else "closed"
         self._reason = self._gate_reason if limited else ""
@@ -223,7 +246,7 @@ class CircuitBreaker:
         return max(self._until, self._gate_until)
 
     def _find_cause(self, now: float) -> str:
-        """Return why the failures so far are too many, or nothing."""
+        """Return the reason to open, or ``""`` if there are too few failures."""
         if self._in_a_row >= self._threshold:
             return f"{self._in_a_row} failure{'s' * (self._in_a_row > 1)} in a row"
         calls = self._calls.total(now)

@@ -1,4 +1,4 @@
-"""How long something may take, and how long to wait before the next try."""
+"""How long a call may take, and how long to wait before the next try."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import time
 from collections.abc import Callable
 
 MAX_GATE_SECONDS = 300.0
-"""The longest time that a rate limit may keep this process quiet, however long its Retry-After is."""
+"""The longest time for which a rate limit stops this process, however long its Retry-After is."""
 
 
 class Deadline:
-    """A moment on a monotonic clock by which something must be over.
+    """The moment on a monotonic clock by which a call must be over; ``None`` seconds for no deadline.
 
-    ``seconds`` may be ``None`` for no deadline. One deadline is handed down every step of a call,
-    and each step waits at most ``remaining()`` seconds.
+    All steps of a call share one deadline, and each step waits at most ``remaining()`` seconds.
     """
 
     __slots__ = ("_at", "_clock")
@@ -24,7 +23,7 @@ class Deadline:
         self._at = None if seconds is None else clock() + seconds
 
     def remaining(self) -> float | None:
-        """Return the seconds left, never below 0.0; ``None`` when there is no deadline."""
+        """Return the seconds left, at least 0.0; ``None`` without a deadline."""
         return None if self._at is None else max(0.0, self._at - self._clock())
 
     @property
@@ -34,10 +33,10 @@ class Deadline:
 
 
 class Backoff:
-    """Waiting times that double from ``base`` to ``maximum`` seconds, with full jitter.
+    """Waits that double from ``base`` to ``maximum`` seconds, with full jitter.
 
-    Full jitter (a uniform draw between nothing and the ceiling) spreads the retries of many
-    processes best: https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+    Full jitter, a uniform draw between 0 and the ceiling, spreads the retries of many processes best:
+    https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
 
     def __init__(self, base: float = 0.5, maximum: float = 60.0, *, draw: Callable[[], float] = random.random) -> None:

@@ -1,4 +1,4 @@
-"""A bounded pool of threads that a caller can abandon."""
+"""A bounded pool of threads whose work a caller can abandon."""
 
 from __future__ import annotations
 
@@ -14,32 +14,74 @@ T = TypeVar("T")
 
 
 class PoolBusy(RuntimeError):
-    """Every worker of a pool is busy; the work was not taken."""
+    """All threads of a pool are busy, so the pool didn't accept the work."""
 
 
-class _Crew:
-    """The threads, the work and the counts of one pool in one process."""
+class WorkerPool:
+    """A bulkhead: at most ``max_workers`` daemon threads, whose work a caller can abandon.
 
-    __slots__ = ("in_flight", "jobs", "lock", "threads")
+    A thread starts when it is first needed, serves one call after another, and ends after ``idle_seconds`` without
+    work. A call that hangs keeps its thread busy, but doesn't keep the process from exiting.
+    """
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
-        self.threads = 0
+    def __init__(self, max_workers: int, *, name: str, idle_seconds: float = 30.0) -> None:
+        self._max_workers = max_workers
+        self._name = name
+        self._idle_seconds = idle_seconds
+        self._lock = threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
+        self._threads = 0
         self.in_flight = 0
+        """How many calls are accepted and not over yet."""
 
-    def work(self, idle_seconds: float) -> None:
+    def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run ``fn(*args, **kwargs)`` in a thread of the pool and return its future.
+
+        Raises PoolBusy, without waiting, if ``max_workers`` calls are in flight or the system has no thread left.
+        Callbacks added to the future run in the pool's thread: keep them short.
+        """
+        with self._lock:
+            if self.in_flight >= self._max_workers:
+                raise PoolBusy(f"{self._name}: all {self._max_workers} workers are busy")
+            self.in_flight += 1
+            needs_thread = self._threads < self.in_flight
+            self._threads += needs_thread
+        if needs_thread:
+            self._start_thread()
+        future: Future[T] = Future()
+        self._jobs.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def offer(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+        """Run ``fn(*args, **kwargs)`` in the background and return True; False if all threads are busy."""
+        try:
+            self.submit(fn, *args, **kwargs)
+        except PoolBusy:
+            return False
+        return True
+
+    def _start_thread(self) -> None:
+        try:
+            threading.Thread(target=self._work, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self.in_flight -= 1
+                self._threads -= 1
+            raise PoolBusy(f"{self._name}: no thread could be started") from error
+
+    def _work(self) -> None:
         """Run jobs until none has come for ``idle_seconds``."""
         while True:
             try:
-                self.run(*self.jobs.get(timeout=idle_seconds))
+                self._run(*self._jobs.get(timeout=self._idle_seconds))
             except queue.Empty:
-                with self.lock:
-                    if self.threads > self.in_flight:
-                        self.threads -= 1
+                with self._lock:
+                    # Otherwise a job for this thread is on its way.
+                    if self._threads > self.in_flight:
+                        self._threads -= 1
                         return
 
-    def run(self, future: Future[Any], call: Callable[[], Any]) -> None:
+    def _run(self, future: Future[Any], call: Callable[[], Any]) -> None:
         """Run one job and put its outcome into the future."""
         result, error = None, None
         try:
@@ -47,8 +89,8 @@ class _Crew:
                 result = call()
         except BaseException as caught:
             error = caught
-        # Free the place before the caller learns of the outcome: it may submit again at once.
-        with self.lock:
+        # Before the caller learns the outcome, because it may submit again at once.
+        with self._lock:
             self.in_flight -= 1
         try:
             if error is not None:
@@ -56,61 +98,5 @@ class _Crew:
             elif not future.cancelled():
                 future.set_result(result)
         finally:
-            # The traceback holds this frame, and the future the error: break the cycle.
+            # A cycle otherwise: the future holds the error, its traceback holds this frame, and the frame the future.
             del future, call, result, error
-
-
-class WorkerPool:
-    """A bounded pool of daemon threads that a caller can abandon: a bulkhead.
-
-    Threads start when they are first needed, are reused, and leave after ``idle_seconds`` without
-    work. A function that hangs keeps its place until it returns, and never the process's exit.
-    A forked child starts with an empty pool; futures of the parent never complete there.
-    """
-
-    def __init__(self, max_workers: int, *, name: str, idle_seconds: float = 30.0) -> None:
-        self._max_workers = max_workers
-        self._name = name
-        self._idle_seconds = idle_seconds
-        self._crew = _Crew()
-
-    @property
-    def in_flight(self) -> int:
-        """How many functions are taken and not yet over."""
-        return self._crew.in_flight
-
-    def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run ``fn(*args, **kwargs)`` on a worker at once and return its future.
-
-        Raises PoolBusy, without waiting, when ``max_workers`` functions are in flight or the
-        system gives no thread. Callbacks added to the future run on the worker: keep them short.
-        """
-        crew = self._crew
-        with crew.lock:
-            if crew.in_flight >= self._max_workers:
-                raise PoolBusy(f"{self._name}: all {self._max_workers} workers are busy")
-            crew.in_flight += 1
-            hire = crew.threads < crew.in_flight
-            crew.threads += hire
-        if hire:
-            self._hire(crew)
-        future: Future[T] = Future()
-        crew.jobs.put((future, partial(fn, *args, **kwargs)))
-        return future
-
-    def offer(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Run ``fn(*args, **kwargs)`` beside the caller if a worker is free; return whether one was. See submit()."""
-        try:
-            self.submit(fn, *args, **kwargs)
-        except PoolBusy:
-            return False
-        return True
-
-    def _hire(self, crew: _Crew) -> None:
-        try:
-            threading.Thread(target=crew.work, args=(self._idle_seconds,), name=self._name, daemon=True).start()
-        except RuntimeError as error:
-            with crew.lock:
-                crew.in_flight -= 1
-                crew.threads -= 1
-            raise PoolBusy(f"{self._name}: no thread could be started") from error

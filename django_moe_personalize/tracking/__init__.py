@@ -10,10 +10,10 @@ from django_moe_personalize.tracking.page import (
     arecord,
     build_event,
     build_offering_impressions,
+    is_counted,
     record,
     record_when_streamed,
 )
-from django_moe_personalize.tracking.robots import is_counted
 from django_moe_personalize.tracking.tokens import Token, read_token
 
 __all__ = [

@@ -8,16 +8,30 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
-from django.http import StreamingHttpResponse
+from django.http import HttpRequest, StreamingHttpResponse
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.tracking.robots import is_robot
 from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid
 from django_moe_personalize.tracking.watchdog import get_watchdog
+
+_MAX_USER_AGENT: Final = 512
+
+
+def is_counted(request: HttpRequest) -> bool:
+    """Return whether impressions and clicks of this request count: not for HEAD, a prefetch or a robot."""
+    # Not request.headers: building it takes 830 bytecodes and 8.4 µs.
+    meta = request.META
+    purpose = meta.get("HTTP_SEC_PURPOSE") or meta.get("HTTP_PURPOSE") or meta.get("HTTP_X_MOZ") or ""
+    if request.method == "HEAD" or "prefetch" in purpose.lower():
+        return False
+    # Cut, so that a made-up user agent takes neither much time nor much memory.
+    return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
 
 
 def build_event(

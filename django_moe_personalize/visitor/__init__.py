@@ -8,9 +8,15 @@ visitor's address behind proxies, and ``hooks`` calls the site's functions ``CON
 from django_moe_personalize.visitor.attributes import has_stored_parameters
 from django_moe_personalize.visitor.consent import Consent, build_default_consent
 from django_moe_personalize.visitor.gather import NOBODY, Visitor, agather_visitor, gather_visitor
-from django_moe_personalize.visitor.identity import Identity, delete_anonymous_cookie, set_anonymous_cookie
+from django_moe_personalize.visitor.identity import (
+    COOKIE_CHANGES,
+    Identity,
+    delete_anonymous_cookie,
+    set_anonymous_cookie,
+)
 
 __all__ = [
+    "COOKIE_CHANGES",
     "NOBODY",
     "Consent",
     "Identity",

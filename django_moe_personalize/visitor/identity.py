@@ -33,9 +33,12 @@ SALT: Final = "moe_personalize.identity.1"
 
 _MAX_COOKIE_LENGTH: Final = 256
 _VERIFIED_SECONDS: Final = 60 * 60
-_COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
-_MINTED: Final = "_moe_personalize_minted_id"
-_FORGOTTEN: Final = "_moe_personalize_forgotten_id"
+COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
+MINTED: Final = "_moe_personalize_minted_id"
+FORGOTTEN: Final = "_moe_personalize_forgotten_id"
+
+COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
+"""Attributes of a request whose response has to set or delete the cookie: see set_anonymous_cookie()."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +93,7 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
 
     Mark the response as private first. A shared cache would give the id of one visitor to all visitors.
     """
-    minted = getattr(request, _MINTED, None)
+    minted = getattr(request, MINTED, None)
     if minted is not None:
         response.set_signed_cookie(
             _get_cookie_name(request),
@@ -102,7 +105,7 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
             httponly=True,
             samesite="Lax",
         )
-    elif hasattr(request, _FORGOTTEN):
+    elif hasattr(request, FORGOTTEN):
         delete_anonymous_cookie(response)
 
 
@@ -111,15 +114,15 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
 
     Returns whether the browser sent a cookie with the old id; set_anonymous_cookie() replaces or deletes it.
     """
-    request.__dict__.pop(_MINTED, None)
-    if any(name in request.COOKIES for name in _COOKIE_NAMES):
-        setattr(request, _FORGOTTEN, True)
-    return hasattr(request, _FORGOTTEN)
+    request.__dict__.pop(MINTED, None)
+    if any(name in request.COOKIES for name in COOKIE_NAMES):
+        setattr(request, FORGOTTEN, True)
+    return hasattr(request, FORGOTTEN)
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
     """Delete the browser's anonymous id: for a "forget me" view, or when a visitor withdraws consent."""
-    for name in _COOKIE_NAMES:
+    for name in COOKIE_NAMES:
         response.delete_cookie(name, path="/", samesite="Lax")
 
 
@@ -179,12 +182,12 @@ def _complete(request: HttpRequest, identity: Identity) -> Identity:
 
 def _get_anonymous_id(request: HttpRequest) -> str:
     """Return the id that this request got before, the id in its cookie, or a new id."""
-    known: str | None = getattr(request, _MINTED, None)
-    if known is None and not hasattr(request, _FORGOTTEN):
+    known: str | None = getattr(request, MINTED, None)
+    if known is None and not hasattr(request, FORGOTTEN):
         known = read_anonymous_cookie(request)
     if known is None:
         known = f"anon-{uuid.uuid4().hex}"
-        setattr(request, _MINTED, known)
+        setattr(request, MINTED, known)
     return known
 
 
@@ -223,7 +226,7 @@ def _verify_cookie(name: str, raw: str, secrets: tuple[str | bytes, ...], period
 
 def _get_cookie_name(request: HttpRequest) -> str:
     # Browsers accept a __Host- cookie over https only, and only from the host itself.
-    return _COOKIE_NAMES[request.is_secure()]
+    return COOKIE_NAMES[request.is_secure()]
 
 
 def _report_unknown(path: str, error: Exception) -> None:

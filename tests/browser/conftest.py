@@ -1,4 +1,4 @@
-"""Chromium, driven by Selenium through Debian's chromedriver, on a real site with the sandbox behind it."""
+"""Chromium, driven by Selenium and Debian's chromedriver, visits a real site that uses the sandbox."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def driver() -> Iterator[webdriver.Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     chrome = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
     try:
-        # The window has a frame; what counts is the viewport.
+        # WIDTH and HEIGHT are those of the viewport. The window also has a frame.
         frame = chrome.execute_script("return [outerWidth - innerWidth, outerHeight - innerHeight]")
         chrome.set_window_size(WIDTH + frame[0], HEIGHT + frame[1])
         yield chrome
@@ -53,7 +53,7 @@ class Visitor:
         self._seen: override_experiences | None = None
 
     def use(self, impressions: str, **settings: Any) -> None:
-        """Choose who counts impressions."""
+        """Set IMPRESSIONS and other settings."""
         self._seen = self._stack.enter_context(override_experiences(EXPERIENCES, IMPRESSIONS=impressions, **settings))
 
     def close(self) -> None:
@@ -71,15 +71,15 @@ class Visitor:
         return self.driver.execute_script(script, *arguments)
 
     def click(self, selector: str) -> None:
-        """Click as a mouse does."""
+        """Click with the mouse."""
         self.driver.find_element(By.CSS_SELECTOR, selector).click()
 
     def scroll(self, top: int) -> None:
-        """Scroll the window, at once."""
+        """Scroll the window at once."""
         self.run("scrollTo({top: arguments[0], behavior: 'instant'})", top)
 
     def wait_until(self, is_true: Callable[[], object], seconds: float = 6) -> None:
-        """Wait until something holds; fail when it does not."""
+        """Wait until the condition is true, or fail."""
         until = time.monotonic() + seconds
         while not is_true():
             assert time.monotonic() < until, f"{self.site.beacons}"
@@ -87,28 +87,28 @@ class Visitor:
 
     @property
     def impressions(self) -> dict[str, int]:
-        """Impressions in the sandbox's ledger, by experience."""
+        """The impressions that arrived, by experience."""
         return self._seen.impressions
 
     @property
     def clicks(self) -> list[tuple[str, str]]:
-        """Clicks in the sandbox's ledger: experience and element."""
+        """The clicks that arrived: experience and element."""
         entries = self._seen.engine.ledger.entries()
         return [(entry.experience_key, entry.element) for entry in entries if "CLICK" in entry.action.upper()]
 
     @property
     def beacons(self) -> list[list[str]]:
-        """The kinds of reports of each beacon so far."""
+        """The kinds of reports in each beacon so far."""
         return [[event[0] for event in events] for events in self.site.beacons]
 
     def read_complaints(self) -> list[str]:
-        """Return what the console was told since the last time."""
+        """Return the messages in the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 
 @pytest.fixture
 def visitor(driver: webdriver.Chrome, running_site: Site, settings: Any) -> Iterator[Visitor]:
-    """Give a new person; whose console has to stay empty."""
+    """Return a new visitor. The console must stay empty."""
     settings.ALLOWED_HOSTS = ["127.0.0.1"]
     running_site.clear()
     driver.delete_all_cookies()

@@ -1,4 +1,4 @@
-"""The site that Chromium visits: pages given as templates, and a record of what they report."""
+"""The site that Chromium visits: pages from templates, and a record of their reports."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{path}</title>
 {{% personalize_scripts %}}</body></html>"""
 
 pages: dict[str, tuple[str, str]] = {}
-"""What the site has: path → media type and template."""
+"""The pages of the site: path → media type and template."""
 
 
 def show(request: HttpRequest, name: str) -> HttpResponse:
-    """Render the page that the test put at this path."""
+    """Render the page at this path."""
     if name not in pages:
         raise Http404
     kind, source = pages[name]
@@ -42,11 +42,11 @@ class _Handler(WSGIRequestHandler):
     protocol_version = "HTTP/1.0"
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Keep the tests' output free of requests."""
+        """Log nothing."""
 
 
 class Site:
-    """A running site: ``put`` pages, read the ``beacons`` that came."""
+    """A running site: ``put`` pages, and read the ``beacons`` that arrived."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -60,11 +60,11 @@ class Site:
         return f"{self.url}/{name}"
 
     def put_file(self, name: str, text: str, kind: str = "text/javascript") -> None:
-        """Put a script, or a piece of HTML, at a path; it is a template too."""
+        """Put a script or a piece of HTML at a path. It is a template too."""
         pages[name] = (kind, text)
 
     def clear(self) -> None:
-        """Forget the pages, and what they reported."""
+        """Forget the pages and their reports."""
         pages.clear()
         self.put_file("favicon.ico", "", "image/x-icon")
         self.beacons.clear()
@@ -85,7 +85,7 @@ class Site:
 
 @contextmanager
 def serve() -> Iterator[Site]:
-    """Run the site on a free port of the loopback interface."""
+    """Run the site on a free port of this machine."""
     server = ThreadedWSGIServer(("127.0.0.1", 0), _Handler)
     site = Site(f"http://127.0.0.1:{server.server_port}")
     server.set_app(site)

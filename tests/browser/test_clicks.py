@@ -18,7 +18,7 @@ BUTTON = (
 
 
 def test_click_on_a_button(visitor):
-    """One beacon, one click with the button's name, and the page stays; the impression was counted with the page."""
+    """One beacon reports a click with the button's name, and the page stays open. The server counts the impression."""
     visitor.open(BUTTON)
     visitor.click("button")
     visitor.wait_until(lambda: visitor.clicks)
@@ -29,7 +29,7 @@ def test_click_on_a_button(visitor):
 
 
 def test_second_click_counts_nothing(visitor):
-    """A click again on the same button of the same page view reports nothing; after a reload it counts."""
+    """A second click on the button in the same page view counts nothing. After a reload it counts."""
     visitor.open(BUTTON)
     visitor.click("button")
     visitor.click("button")
@@ -44,21 +44,21 @@ def test_second_click_counts_nothing(visitor):
 
 @pytest.mark.parametrize("child", ["span", "svg", "rect"])
 def test_click_on_a_child(visitor, child):
-    """What lies inside the button is the button, pictures too."""
+    """A click on text or a picture inside the button is a click on the button."""
     visitor.open(BUTTON)
     visitor.click(child)
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 
 def test_key_on_a_button(visitor):
-    """A button pressed with the keyboard is clicked."""
+    """Pressing the button with the keyboard is a click."""
     visitor.open(BUTTON)
     visitor.driver.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 
 def test_buttons_have_names(visitor):
-    """Two buttons of one experience are two clicks; one without a name is the experience's; none outside counts."""
+    """Two buttons of an experience are two clicks, one of them without a name. A button outside doesn't count."""
     visitor.open(
         '<button id="out" data-moe-click="out">o</button>{% experience "hero" %}<button id="a" data-moe-click="größe">a'
         '</button><button id="b" data-moe-click>b</button><i>plain</i>{% endexperience %}'
@@ -86,7 +86,7 @@ def test_nested_experiences(visitor, button, experience):
 
 
 def test_link_that_redirects(visitor):
-    """A click_url link counts one click without a beacon and arrives."""
+    """A click_url link counts one click without a beacon, and redirects."""
     visitor.site.put("sale", "sale")
     visitor.open(
         "{% experience 'hero' as hero %}<a href=\"{% click_url hero '/sale' element='cta' %}\">x</a>{% endexperience %}"
@@ -98,7 +98,7 @@ def test_link_that_redirects(visitor):
 
 
 def test_beacon_of_a_click_that_leaves(visitor):
-    """A plain link with data-moe-click is reported although the page goes."""
+    """A plain link with data-moe-click is reported although the browser leaves the page."""
     visitor.site.put("sale", "sale")
     visitor.open('{% experience "hero" %}<a href="/sale" data-moe-click="cta">x</a>{% endexperience %}')
     visitor.click("a")
@@ -107,7 +107,7 @@ def test_beacon_of_a_click_that_leaves(visitor):
 
 
 def test_page_that_stops_the_event(visitor):
-    """A page whose own handlers stop the event, and take the button out, still counts it."""
+    """A click counts even if the page's own handlers stop the event and remove the button."""
     visitor.site.put_file(
         "stop.js",
         "addEventListener('DOMContentLoaded', () => document.querySelector('button').addEventListener('click',"
@@ -131,7 +131,7 @@ def test_without_beacons(visitor, broken):
 
 
 def test_nothing_can_be_reported(visitor):
-    """Where fetch fails too, the page works on and its console stays empty."""
+    """If fetch fails too, the page goes on working and the console stays empty."""
     visitor.site.put_file(
         "broken.js",
         "delete Navigator.prototype.sendBeacon;"
@@ -154,7 +154,7 @@ def test_script_loaded_twice(visitor):
 
 
 def test_button_inserted_later(visitor):
-    """A button that came with a piece of HTML, as HTMX swaps it in, counts."""
+    """A button in HTML that a script inserts, as HTMX does, counts."""
     visitor.open("<main></main>")
     visitor.site.put_file("piece", "{% load moe_personalize %}" + BUTTON, "text/html")
     visitor.run(
@@ -165,7 +165,7 @@ def test_button_inserted_later(visitor):
 
 
 def test_nothing_is_inline(visitor):
-    """Everything works under script-src 'self': no inline script, no handler, no style attribute."""
+    """The page needs only script-src 'self': it has no inline script, no handler and no style attribute."""
     visitor.open(BUTTON)
     assert visitor.run("return [...document.scripts].filter((s) => s.text || !s.src).length") == 0
     names = visitor.run("return [...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())")
@@ -186,8 +186,8 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_marks_take_no_room(visitor, layout):
-    """With the marks every box stands where it stands without them, and the click counts."""
+def test_marks_do_not_change_the_layout(visitor, layout):
+    """Every box is where it is without the marks, and the click counts."""
     visitor.site.put("plain", LAYOUTS[layout].format("", ""))
     visitor.open(LAYOUTS[layout].format("{% experience 'hero' %}", "{% endexperience %}"), impressions="visible")
     boxes = (

@@ -1,4 +1,4 @@
-"""The script as a file: small, plain, and safe under a strict policy."""
+"""The script is small and works under a strict Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SCRIPT = Path(django_moe_personalize.__file__).parent / "static" / "moe_personal
 
 
 def test_script_is_small():
-    """Minified, as a site's own build or CDN does it, the script has at most 2 KiB."""
+    """A site's build or a CDN minifies the script. Then it has 2 KiB at most."""
     assert len(minify.string("application/javascript", SCRIPT.read_text()).encode()) <= 2048
 
 
 def test_script_evaluates_no_text():
-    """Nothing in it needs 'unsafe-eval' or 'unsafe-inline'."""
+    """It needs neither 'unsafe-eval' nor 'unsafe-inline'."""
     text = SCRIPT.read_text()
     assert [word for word in ("eval(", "Function(", "innerHTML", ".style", "document.write") if word in text] == []

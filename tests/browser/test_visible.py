@@ -12,12 +12,12 @@ GAP = "<div style='height:2000px'>gap</div>"
 
 
 def experience(key: str, style: str = "height:200px", text: str = "x") -> str:
-    """Return an experience whose one element looks like that."""
+    """Return an experience with one element in this style."""
     return f'{{% experience "{key}" %}}<div id="{key}" style="{style}">{text}</div>{{% endexperience %}}'
 
 
 def test_in_view(visitor):
-    """What is in view counts after a second, not before, and once however long it stays."""
+    """An experience in view counts after one second, not earlier, and only once."""
     visitor.open(experience("hero"), impressions="visible")
     time.sleep(0.7)
     assert visitor.beacons == []
@@ -28,7 +28,7 @@ def test_in_view(visitor):
 
 
 def test_below_the_fold(visitor):
-    """An element below the fold counts only once it is scrolled to and stays for a second."""
+    """An element below the fold counts after it has been scrolled into view for a second."""
     visitor.open(GAP + experience("hero"), impressions="visible")
     time.sleep(2.5)
     assert visitor.beacons == []
@@ -37,7 +37,7 @@ def test_below_the_fold(visitor):
 
 
 def test_scrolled_past(visitor):
-    """Seen for 200 ms is not seen; nor do several such moments add up."""
+    """200 ms in view are not enough. Several such moments don't add up."""
     visitor.open(GAP + experience("hero") + GAP, impressions="visible")
     for _ in range(7):
         visitor.scroll(1800)
@@ -52,7 +52,7 @@ def test_scrolled_past(visitor):
 
 @pytest.mark.parametrize(("shown", "counts"), [(80, False), (120, True)])
 def test_half_of_the_element(visitor, shown, counts):
-    """40 % of an element in view is not enough, 60 % is."""
+    """40 % of an element in view is not enough. 60 % is."""
     visitor.open(GAP + experience("hero") + GAP, impressions="visible")
     visitor.scroll(2000 - 600 + shown)
     if counts:
@@ -65,7 +65,7 @@ def test_half_of_the_element(visitor, shown, counts):
 @pytest.mark.parametrize(("shown", "counts"), [(240, False), (360, True)])
 @pytest.mark.parametrize("width", ["auto", "150px"])
 def test_taller_than_the_window(visitor, height, shown, counts, width):
-    """What is taller than the window counts when it fills half of its height, however narrow it is."""
+    """An element that is taller than the window counts when it fills half of its height, even if it is narrow."""
     visitor.open(GAP + experience("hero", f"height:{height}px;width:{width}") + GAP, impressions="visible")
     visitor.scroll(2000 - 600 + 20)
     time.sleep(0.3)
@@ -78,7 +78,7 @@ def test_taller_than_the_window(visitor, height, shown, counts, width):
 
 @pytest.mark.parametrize(("shown", "counts"), [(80, False), (120, True)])
 def test_several_elements(visitor, shown, counts):
-    """An experience of several elements is seen when half of all of them is."""
+    """An experience of several elements counts when half of their area is in view."""
     rows = "<p style='height:50px;margin:0'>row</p>" * 4
     visitor.open(f"{GAP}{{% experience 'hero' %}}{rows}{{% endexperience %}}{GAP}", impressions="visible")
     visitor.scroll(2000 - 600 + shown)
@@ -89,14 +89,14 @@ def test_several_elements(visitor, shown, counts):
 
 
 def test_long_list(visitor):
-    """Rows that fill half of the window are enough, if there are more than fit."""
+    """For a list that is longer than the window, rows that fill half of the window are enough."""
     rows = "<li style='height:50px'>row</li>" * 60
     visitor.open(f"<ul>{{% experience 'hero' %}}{rows}{{% endexperience %}}</ul>", impressions="visible")
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
 
 
 def test_bare_text(visitor):
-    """Text without an element is seen with the element that holds it."""
+    """Text without its own element counts with its parent element."""
     visitor.open(
         f"{GAP}<h1>{{% experience 'hero' as hero %}}{{{{ hero.Title }}}}{{% endexperience %}}</h1>",
         impressions="visible",
@@ -118,7 +118,7 @@ def test_table_and_list(visitor):
 
 
 def test_nested(visitor):
-    """The outer and the inner experience are each seen for themselves."""
+    """The outer and the inner experience count separately."""
     visitor.open(
         f"{{% experience 'hero' %}}{experience('promo')}<div style='height:3000px'>x</div>{GAP}"
         f"{experience('offer')}{{% endexperience %}}",
@@ -131,7 +131,7 @@ def test_nested(visitor):
 
 @pytest.mark.parametrize("style", ["opacity:0", "visibility:hidden", "display:none"])
 def test_hidden_by_style(visitor, style):
-    """What a style hides is not seen, until the style goes: the other pictures of a carousel."""
+    """Elements that a style hides, as in a carousel, count only after they become visible."""
     visitor.open(f"<main style='{style}'>{experience('hero')}</main>", impressions="visible")
     time.sleep(2.2)
     assert visitor.beacons == []
@@ -140,7 +140,7 @@ def test_hidden_by_style(visitor, style):
 
 
 def test_clipped(visitor):
-    """What its container cuts off is not seen, though it lies within the window."""
+    """An element that its container clips doesn't count, although it is within the window."""
     visitor.open(
         "<main style='width:300px;height:200px;overflow:hidden'><div style='display:flex;width:600px'>"
         + experience("hero", "width:300px;height:200px")
@@ -155,14 +155,14 @@ def test_clipped(visitor):
 
 
 def test_seen_together(visitor):
-    """What is seen together travels in one beacon."""
+    """One beacon reports all experiences that came into view together."""
     visitor.open("".join(experience(f"e{n}", "height:20px") for n in range(8)), impressions="visible")
     visitor.wait_until(lambda: len(visitor.impressions) == 8)
     assert visitor.beacons == [["impression"] * 8]
 
 
 def test_more_than_a_beacon_takes(visitor):
-    """What the server would cut off goes in another beacon: 120 experiences, each counted."""
+    """Reports above the server's limits go into another beacon. All 120 experiences count."""
     visitor.open("".join(experience(f"e{n}", "height:4px", "") for n in range(120)), impressions="visible")
     visitor.wait_until(lambda: len(visitor.impressions) == 120)
     assert sum(map(len, visitor.beacons)) == 120
@@ -171,10 +171,10 @@ def test_more_than_a_beacon_takes(visitor):
 
 
 def test_left_before_the_beacon(visitor):
-    """What was seen but not yet reported is reported when the page is left; what was not seen is not."""
+    """When the visitor leaves, the page reports the experiences seen so far, and no others."""
     visitor.site.put("next", "next")
     visitor.open(experience("hero") + GAP + experience("promo"), impressions="visible")
-    # Seen after 1 s, and with 1 s of waiting for others before the beacon goes.
+    # The experience counts after 1 s, and the beacon waits 1 s for other reports.
     visitor.wait_until(lambda: visitor.run("return Object.keys(document.moeSent).length"))
     assert visitor.beacons == []
     visitor.driver.get(f"{visitor.site.url}/next")
@@ -183,7 +183,7 @@ def test_left_before_the_beacon(visitor):
 
 
 def test_inserted_later(visitor):
-    """A piece of HTML put into the page later counts when it is seen, and its clicks count."""
+    """An experience in HTML that a script inserts counts when it is in view. Its clicks count too."""
     visitor.open("<main></main>", impressions="visible")
     piece = "{% load moe_personalize %}" + experience("hero", text="<button data-moe-click='go'>x</button>")
     visitor.site.put_file("piece", piece, "text/html")
@@ -195,8 +195,8 @@ def test_inserted_later(visitor):
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
 
 
-def test_taken_out(visitor):
-    """What is taken out of the page before its second is over does not count, and breaks nothing."""
+def test_removed(visitor):
+    """An experience that a script removes within its first second doesn't count, and causes no error."""
     visitor.open(f"<main>{experience('hero')}</main>{experience('promo')}", impressions="visible")
     time.sleep(0.5)
     visitor.run("document.querySelector('main').innerHTML = ''")
@@ -206,7 +206,7 @@ def test_taken_out(visitor):
 
 
 def test_morphed(visitor):
-    """A library that keeps the mark and changes its token has shown another page view: both count."""
+    """If a library keeps the mark and changes its token, this is another page view. Both count."""
     visitor.open(f"<main>{experience('hero')}</main>", impressions="visible")
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
     visitor.site.put_file("piece", "{% load moe_personalize %}" + experience("hero"), "text/html")
@@ -228,7 +228,7 @@ def test_script_loaded_twice(visitor):
 
 
 def test_hidden_tab(visitor):
-    """A tab in the background sees nothing; shown again, it starts its second anew."""
+    """A hidden tab counts nothing. When it is shown again, the second starts again."""
     visitor.open(experience("hero"), impressions="visible")
     page = visitor.driver.current_window_handle
     time.sleep(0.6)
@@ -248,7 +248,7 @@ def test_hidden_tab(visitor):
 
 
 def test_hidden_document(visitor):
-    """A browser that still measures while the page is hidden counts nothing."""
+    """A hidden page counts nothing, even if the browser still measures it."""
     visitor.site.put_file(
         "hide.js",
         "let hidden = true; Object.defineProperty(document, 'hidden', { get: () => hidden });"
@@ -264,7 +264,7 @@ def test_hidden_document(visitor):
 
 @pytest.mark.parametrize("seconds", [0.5, 2.5])
 def test_back_forward_cache(visitor, seconds):
-    """A page that comes back as it was left counts once in all, and goes on working."""
+    """A page that the back button restores counts once, and goes on working."""
     visitor.site.put("next", "next")
     visitor.use("visible", CACHE_CONTROL="private, no-cache")
     button = "<button data-moe-click='go'>x</button>"

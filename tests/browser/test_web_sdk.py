@@ -1,4 +1,4 @@
-"""IMPRESSIONS = "web_sdk" in a real browser: the vendor's own script counts, and the server hears nothing."""
+"""IMPRESSIONS = "web_sdk" in a real browser: MoEngage's own script counts, and the site gets no reports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY = (
 
 
 def test_sdk_counts(visitor):
-    """It is told the context of what is shown and of what is clicked; our server is told nothing."""
+    """It gets the contexts of shown and clicked experiences. The site gets no reports."""
     visitor.site.put_file("sdk.js", SDK)
     visitor.open(BODY, impressions="web_sdk", head='<script src="/sdk.js"></script>')
     visitor.click("button")
@@ -38,7 +38,7 @@ def test_sdk_counts(visitor):
 
 
 def test_sdk_comes_later(visitor):
-    """A script of the vendor's that loads after ours is told too, once; clicks before it are lost, not thrown."""
+    """A Web SDK that loads later gets the impression too, once. Earlier clicks are lost, without an error."""
     visitor.site.put_file("sdk.js", SDK)
     visitor.open(BODY, impressions="web_sdk")
     visitor.click("button")
@@ -51,7 +51,7 @@ def test_sdk_comes_later(visitor):
 
 
 def test_inserted_later(visitor):
-    """What is put into the page later is told too; what was told is not told again."""
+    """The Web SDK gets the impressions of inserted experiences too, and no impression twice."""
     visitor.site.put_file("sdk.js", SDK)
     visitor.open(BODY + "<main></main>", impressions="web_sdk", head='<script src="/sdk.js"></script>')
     visitor.site.put_file(

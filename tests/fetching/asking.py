@@ -1,4 +1,4 @@
-"""Ask as a page and as a task does."""
+"""Ask as pages and as tasks do."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ class Asked:
 
     def __init__(self, visitor: Visitor, keys: Sequence[str]) -> None:
         runtime = get_runtime()
-        question = Question(runtime, visitor, tuple(keys), Deadline(runtime.settings.deadline))
-        self.found, self.flight = start_fetch(question)
+        answers, self.flight = start_fetch(runtime, visitor, tuple(keys))
+        self.found = {key: answers[key] for key in keys if answers.get(key) is not None}
 
     @property
     def done(self) -> bool:
-        """Whether reading the answer doesn't wait."""
+        """Whether the answer is there."""
         return self.flight is None or self.flight.done()
 
     def poll(self) -> bool:

@@ -1,8 +1,7 @@
-"""Questions in two steps: sent at once on a kept connection, and read by whoever wants the answer first."""
+"""Flights over a real connection: who sends the request, and who reads the response."""
 
 import asyncio
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,64 +11,74 @@ from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Visitor
 from tests.conftest import settle
 from tests.fetching.asking import Asked
-from tests.fetching.warm_vendor import build_visitor
+from tests.fetching.warm_vendor import KEYS, SOON, VISITOR, build_visitor
 from tests.wire import LONG, wait_until
 
-KEYS = ("hero-banner",)
-VISITOR = build_visitor()
-SOON = 0.2
-MARGIN = 0.75
+
+@pytest.fixture
+def threads():
+    """Give threads that the test can wait in."""
+    with ThreadPoolExecutor(8) as pool:
+        yield pool
 
 
-def busy(*args):
-    """Refuse as a pool does whose threads are all busy."""
-    raise PoolBusy("busy")
+@pytest.fixture
+def held(vendor):
+    """Give a vendor that answers no fetch until ``go_on`` is set."""
+    with vendor.hold():
+        yield vendor
 
 
-# -- who sends
+def start_reading(threads, asked, seconds=LONG):
+    """Join in another thread, and return the future once that thread reads."""
+    future = threads.submit(asked.join, seconds)
+    wait_until(asked.flight._turn.locked)
+    return future
 
 
-def test_question_is_sent_at_once_and_read_by_who_asks(vendor, submitted, heard):
-    """It is on the wire before anyone waits, no thread has to do with it, and the connection is used again."""
+# Sending
+
+
+def test_page_sends_at_once_and_reads_itself(vendor, submitted, heard):
+    """The request is on the wire before the page waits. No other thread takes part, and the connection stays."""
     for number in range(3):
-        question = Asked(build_visitor(number), KEYS)
+        asked = Asked(build_visitor(number), KEYS)
         vendor.wait_for_answers(number + 1)
-        assert not question.done
-        assert question.join(LONG).keys() == {"hero-banner"}
-        assert question.done
-    assert submitted == []
-    assert heard == ["success"] * 3
+        assert not asked.done
+        assert asked.join(LONG).keys() == {"hero-banner"}
+        assert asked.done
+    assert (submitted, heard) == ([], ["success"] * 3)
     assert vendor.server.connections == 1
 
 
 def test_answer_is_remembered(vendor, submitted):
-    """Who asks the same afterwards finds it in memory."""
+    """The next page with this question finds the answer in memory."""
     Asked(VISITOR, KEYS).join(LONG)
-    question = Asked(VISITOR, KEYS)
-    assert question.done
-    assert question.join(0.0).keys() == {"hero-banner"}
+    asked = Asked(VISITOR, KEYS)
+    assert asked.done
+    assert asked.join(0.0).keys() == {"hero-banner"}
     assert (len(vendor.fetches), submitted) == (1, [])
 
 
-def test_keys_that_nobody_can_get_are_not_sent(vendor, submitted):
-    """Once the workspace's experiences are known, a question about others alone is answered at once."""
+def test_keys_without_an_experience_are_not_sent(vendor, submitted):
+    """Once the metadata is known, a page doesn't ask for keys that no visitor can get."""
     assert Asked(VISITOR, ["no-such-key"]).join(LONG) == {}
     settle()
     assert get_metadata_store().find_unavailable(["no-such-key"])
-    question = Asked(build_visitor(2), ["no-such-key"])
-    assert question.done
-    assert question.join(0.0) == {}
+    asked = Asked(build_visitor(2), ["no-such-key"])
+    assert asked.done
+    assert asked.join(0.0) == {}
     assert Asked(build_visitor(3), ["no-such-key", *KEYS]).join(LONG).keys() == {"hero-banner"}
     assert [body["experience_key"] for body in vendor.fetches] == [["no-such-key"], ["hero-banner"]]
     assert submitted == []
 
 
-def test_flight_that_was_just_missed(vendor, monkeypatch, submitted):
-    """Whoever looks into memory a moment too early looks again before it asks."""
+def test_flight_that_lands_while_a_page_looks(vendor, monkeypatch, submitted):
+    """A page that looked into memory a moment too early looks again before it asks."""
     flights = get_flights()
     join = flights.join
 
@@ -79,15 +88,15 @@ def test_flight_that_was_just_missed(vendor, monkeypatch, submitted):
         return join(question, known)
 
     monkeypatch.setattr(flights, "join", join_late)
-    question = Asked(VISITOR, KEYS)
-    assert question.done
-    assert question.join(0.0).keys() == {"hero-banner"}
+    asked = Asked(VISITOR, KEYS)
+    assert asked.done
+    assert asked.join(0.0).keys() == {"hero-banner"}
     assert len(vendor.fetches) == 1
 
 
-@pytest.mark.parametrize("why", ["cold", "many-keys", "shared-cache", "broken-reserve", "dead"])
-def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, why):
-    """A new connection, several calls, the site's cache, or what nobody foresaw: one step on the pool."""
+@pytest.mark.parametrize("why", ["cold", "many-keys", "shared-cache", "no-cache", "bug", "dead"])
+def test_threads_do_what_could_block(vendor, submitted, monkeypatch, settings, why):
+    """A thread makes new connections, several calls, and round trips to a cache. It also meets the bugs."""
     keys = KEYS
     if why == "cold":
         vendor.transport.close()
@@ -95,7 +104,10 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
         keys = (*KEYS, *(f"key-{number}" for number in range(25)))
     elif why == "shared-cache":
         settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
-    elif why == "broken-reserve":
+    elif why == "no-cache":
+        settings.CACHES = {"default": {"BACKEND": "no.such.Cache"}}
+        vendor.transport.close()
+    elif why == "bug":
         monkeypatch.setattr(PersonalizeClient, "start_fetch", {}.__getitem__)
     else:
         monkeypatch.setattr(PersonalizeClient, "start_fetch", lambda self, *args, **kwargs: None)
@@ -103,11 +115,18 @@ def test_what_may_block_is_a_threads(vendor, submitted, monkeypatch, settings, w
     assert submitted[0] == "_run"
 
 
-def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
-    """To load the CA bundle takes a page's whole processor for a while, and an event loop's."""
-    makers = []
+def test_bug_before_the_flight(vendor, monkeypatch, caplog):
+    """If not even the visitor's digest can be built, the page shows its default and the log says so."""
+    monkeypatch.setattr(Visitor, "digest", property(lambda visitor: 1 / 0))
+    assert Asked(VISITOR, KEYS).join(LONG) == {}
+    assert "failed unexpectedly (ZeroDivisionError)" in caplog.text
+
+
+def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
+    """Loading the CA bundle would block a page, and an event loop."""
+    builders = []
     real = client.build_client
-    monkeypatch.setattr(client, "build_client", lambda of: makers.append(threading.current_thread()) or real(of))
+    monkeypatch.setattr(client, "build_client", lambda of: builders.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
@@ -115,215 +134,193 @@ def test_client_is_made_by_a_thread(vendor, monkeypatch, submitted):
         for number in range(2):
             assert Asked(build_visitor(number), KEYS).join(LONG).keys() == {"hero-banner"}
         settle()
-    assert ["fetch" in thread.name for thread in makers] == [True]
+    assert ["fetch" in thread.name for thread in builders] == [True]
     assert submitted == ["_run"]
 
 
 def test_open_breaker_sends_nothing(vendor):
-    """While it is open the default shows, and the connection is kept."""
+    """While the breaker is open, pages show their defaults, and the connection stays."""
     for _ in range(5):
         upstream.get_breaker().failure()
     assert Asked(VISITOR, KEYS).join(LONG) == {}
     settle()
     assert vendor.fetches == []
-    assert vendor.is_kept()
+    assert vendor.has_idle_connection()
 
 
-# -- who reads
+# Reading
 
 
-def test_those_who_ask_the_same_share_one_exchange(vendor, submitted):
-    """Eight threads wait for one answer, whoever reads it."""
-    with vendor.hold():
-        questions = [Asked(VISITOR, KEYS) for _ in range(8)]
-        with ThreadPoolExecutor(8) as pool:
-            answers = [pool.submit(question.join, LONG) for question in questions]
-            time.sleep(SOON / 4)
-            vendor._go_on.set()
-            assert [answer.result().keys() for answer in answers] == [{"hero-banner"}] * 8
-    assert (len(vendor.fetches), submitted) == (1, [])
+def test_threads_share_one_call(held, threads, submitted):
+    """Eight threads wait for one response. One of them reads it."""
+    answers = [threads.submit(Asked(VISITOR, KEYS).join, LONG) for _ in range(8)]
+    wait_until(lambda: len(held.fetches) == 1)
+    held.go_on.set()
+    assert [answer.result().keys() for answer in answers] == [{"hero-banner"}] * 8
+    assert (len(held.fetches), submitted) == (1, [])
 
 
-@pytest.mark.parametrize("who", ["thread", "task"])
-def test_who_comes_while_it_is_sent(vendor, monkeypatch, submitted, who):
-    """Found without a reader, the answer is read by a thread: who asked first may be long in wanting it."""
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_page_that_joins_before_the_request_is_sent(vendor, threads, monkeypatch, submitted, way):
+    """It waits without reading, so a thread reads: the leader may not need the response for a long time."""
     start_call = upstream.start_call
-    followers = []
+    waiting = threading.Event()
+    answers = []
 
     def start_late(question, keys):
-        call = start_call(question, keys)
-        followers.append(Asked(VISITOR, KEYS))
-        pool.submit(take, followers[0])
+        follower = Asked(VISITOR, KEYS)
+        answers.append(threads.submit(take, follower))
         wait_until(waiting.is_set)
-        return call
+        return start_call(question, keys)
 
     def take(follower):
         waiting.set()
-        read = follower.join if who == "thread" else lambda seconds: asyncio.run(follower.ajoin(seconds))
-        answers.append(read(LONG))
+        return follower.join(LONG) if way == "thread" else asyncio.run(follower.ajoin(LONG))
 
     monkeypatch.setattr(flight, "start_call", start_late)
-    waiting, answers = threading.Event(), []
-    with ThreadPoolExecutor(1) as pool:
-        leader = Asked(VISITOR, KEYS)
-        wait_until(lambda: answers)
+    leader = Asked(VISITOR, KEYS)
+    assert answers[0].result().keys() == {"hero-banner"}
     assert leader.done
-    assert answers[0].keys() == {"hero-banner"}
     assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
 
 
-def test_who_finds_another_at_it_for_a_moment_reads_afterwards(vendor, submitted):
-    """A page that only looks whether the answer is there keeps nobody from waiting for it."""
-    with ThreadPoolExecutor(1) as pool:
-        with vendor.hold():
-            question = Asked(VISITOR, KEYS)
-            with question.flight._turn:
-                waiting = pool.submit(question.join, LONG)
-                time.sleep(SOON / 4)
-        assert waiting.result().keys() == {"hero-banner"}
+def test_thread_waits_for_its_turn(held, threads, submitted):
+    """A page that only polls holds the turn for a moment. A thread that waits reads afterwards."""
+    asked = Asked(VISITOR, KEYS)
+    with asked.flight._turn:
+        waiting = threads.submit(asked.join, LONG)
+        held.go_on.set()
+        held.wait_for_answers(1)
+    assert waiting.result().keys() == {"hero-banner"}
     assert submitted == []
 
 
+def test_task_does_not_wait_for_its_turn(held, submitted):
+    """A task that finds the turn taken by a page that polls gets the answer from a thread."""
+
+    async def read():
+        leader, follower = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
+        with leader.flight._turn:
+            task = asyncio.create_task(follower.ajoin(LONG))
+            await asyncio.sleep(0)
+        assert not leader.poll()
+        held.go_on.set()
+        return await task
+
+    assert asyncio.run(read()).keys() == {"hero-banner"}
+    assert submitted == ["_read_on"]
+
+
 @pytest.mark.parametrize("first", ["thread", "task"])
-def test_thread_and_tasks_share_one_exchange(vendor, submitted, first):
-    """Over WSGI and ASGI alike, and both at once."""
+def test_thread_and_tasks_share_one_call(held, submitted, first):
+    """Pages over WSGI and ASGI share a call, whichever reads first."""
 
-    async def wait():
-        questions = [Asked(VISITOR, KEYS) for _ in range(4)]
-        tasks = [asyncio.create_task(question.ajoin(LONG)) for question in questions[1:]]
-        if first == "task":
-            await asyncio.sleep(SOON / 4)
-        thread = asyncio.create_task(asyncio.to_thread(questions[0].join, LONG))
-        await asyncio.sleep(SOON / 4)
-        vendor._go_on.set()
-        return await asyncio.gather(thread, *tasks)
+    async def read():
+        asked = [Asked(VISITOR, KEYS) for _ in range(4)]
+        turn = asked[0].flight._turn
+        thread = None
+        if first == "thread":
+            thread = asyncio.create_task(asyncio.to_thread(asked[0].join, LONG))
+            while not turn.locked():
+                await asyncio.sleep(0.001)
+        tasks = [asyncio.create_task(one.ajoin(LONG)) for one in asked[1:]]
+        await asyncio.sleep(0)
+        assert turn.locked()
+        held.go_on.set()
+        return await asyncio.gather(thread or asyncio.to_thread(asked[0].join, LONG), *tasks)
 
-    with vendor.hold():
-        answers = asyncio.run(wait())
-    assert [answer.keys() for answer in answers] == [{"hero-banner"}] * 4
-    assert (len(vendor.fetches), submitted) == (1, [])
+    assert [answer.keys() for answer in asyncio.run(read())] == [{"hero-banner"}] * 4
+    assert (len(held.fetches), submitted) == (1, [])
 
 
-def test_who_is_in_a_hurry_leaves_the_answer_to_others(vendor, submitted):
-    """One page's time is over before the answer comes; the other's is not."""
-    with vendor.hold():
-        hurried, patient, late = (Asked(VISITOR, KEYS) for _ in range(3))
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(hurried.join, SOON)
-            time.sleep(SOON / 4)
-            start = time.monotonic()
-            with ThreadPoolExecutor(1) as other:
-                answer = other.submit(patient.join, LONG)
-                assert waiting.result() == {}
-                assert time.monotonic() - start < SOON + MARGIN
-                vendor._go_on.set()
-                assert answer.result().keys() == {"hero-banner"}
+def test_page_without_time_leaves_the_response_to_the_next(held, threads, submitted):
+    """A page whose time is over doesn't take the answer from the others."""
+    hurried, patient, late = (Asked(VISITOR, KEYS) for _ in range(3))
+    first = start_reading(threads, hurried, SOON)
+    second = threads.submit(patient.join, LONG)
+    assert first.result() == {}
+    assert not second.done()
+    held.go_on.set()
+    assert second.result().keys() == {"hero-banner"}
     assert late.join(LONG).keys() == {"hero-banner"}
-    assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
+    assert (len(held.fetches), submitted) == (1, ["_read_on"])
 
 
-def test_task_in_a_hurry_leaves_the_answer_to_others(vendor, submitted):
-    """A thread reads on for whoever comes later."""
+def test_task_without_time_leaves_the_response_to_a_thread(held, submitted):
+    """The thread reads on for later pages."""
+    asked = [Asked(VISITOR, KEYS) for _ in range(3)]
+    for one in asked[:2]:
+        assert asyncio.run(one.ajoin(0.01)) == {}
+    held.go_on.set()
+    assert asked[2].join(LONG).keys() == {"hero-banner"}
+    assert (len(held.fetches), submitted) == (1, ["_read_on"])
 
-    async def wait(question):
-        return await question.ajoin(SOON / 4)
 
+@pytest.mark.parametrize("way", ["thread", "task"])
+def test_page_without_time_takes_an_answer_that_is_there(vendor, way):
+    """A page that spent its deadline on other keys still shows a response that has arrived."""
+    asked = Asked(VISITOR, KEYS)
+    vendor.wait_for_answers(1)
+    answer = asked.join(0.0) if way == "thread" else asyncio.run(asked.ajoin(0.0))
+    assert answer.keys() == {"hero-banner"}
+
+
+def test_released_response_is_read_by_one_thread(vendor, heard, submitted):
+    """If no page reads a response, a thread does: the connection is used again, and the answer is remembered."""
     with vendor.hold():
-        questions = [Asked(VISITOR, KEYS) for _ in range(3)]
-        for question in questions[:2]:
-            assert asyncio.run(wait(question)) == {}
-    assert questions[2].join(LONG).keys() == {"hero-banner"}
-    assert (len(vendor.fetches), submitted) == (1, ["_read_on"])
-
-
-def test_nobody_reads_and_nobody_wants_to(vendor, heard, submitted):
-    """Released, it is read by a thread: the connection comes back and the answer is remembered."""
-    with vendor.hold():
-        question = Asked(VISITOR, KEYS)
+        asked = Asked(VISITOR, KEYS)
         for _ in range(3):
-            question.release()
+            asked.release()
     settle()
-    question.release()
-    assert vendor.is_kept()
+    asked.release()
+    assert vendor.has_idle_connection()
     assert Asked(VISITOR, KEYS).done
     assert (heard, submitted) == (["success"], ["_read_on"])
 
 
-def test_thread_reads_after_who_is_at_it(vendor, submitted):
-    """Whoever is released while another reads leaves it to them, and takes over when they give up."""
-    with vendor.hold():
-        reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.join, SOON)
-            wait_until(reading.flight._turn.locked)
-            leaving.release()
-            assert waiting.result() == {}
+@pytest.mark.parametrize("seconds", [SOON, LONG], ids=["reader-stops", "reader-finishes"])
+def test_thread_waits_for_the_page_that_reads(held, threads, heard, submitted, seconds):
+    """The thread takes over when the page stops reading, and has nothing to do when the page finishes."""
+    reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
+    answer = start_reading(threads, reading, seconds)
+    leaving.release()
+    if seconds == SOON:
+        assert answer.result() == {}
+    held.go_on.set()
+    if seconds == LONG:
+        assert answer.result().keys() == {"hero-banner"}
     assert later.join(LONG).keys() == {"hero-banner"}
-    assert submitted == ["_read_on"]
-
-
-@pytest.mark.parametrize("who", ["released", "hurried", "task"])
-def test_nobody_reads_and_the_pool_is_busy(vendor, heard, monkeypatch, who):
-    """The question ends without an answer, which says nothing of the vendor; the connection is not used again."""
-    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
-    with vendor.hold():
-        question, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
-        if who == "released":
-            question.release()
-        elif who == "hurried":
-            assert question.join(0.01) == {}
-        else:
-
-            async def wait():
-                return await question.ajoin(0.01)
-
-            assert asyncio.run(wait()) == {}
-        assert other.done
-        assert other.join(0.0) == {}
-    assert heard == []
-    assert not vendor.is_kept()
-
-
-def test_thread_that_takes_over_too_late(vendor, heard, submitted):
-    """When whoever was at it got the answer after all, there is nothing left to do."""
-    with vendor.hold():
-        reading, leaving = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.join, LONG)
-            wait_until(reading.flight._turn.locked)
-            leaving.release()
-            time.sleep(SOON / 4)
-            vendor._go_on.set()
-            assert waiting.result().keys() == {"hero-banner"}
     settle()
     assert (heard, submitted) == (["success"], ["_read_on"])
 
 
-def test_pool_that_was_busy_for_a_moment(vendor, submitted, monkeypatch):
-    """Whoever leaves last finds a thread, though one who left before found none."""
-    with vendor.hold():
-        reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.join, SOON)
-            wait_until(reading.flight._turn.locked)
-            with monkeypatch.context() as patch:
-                patch.setattr(upstream.get_pool(), "submit", busy)
-                leaving.release()
-            assert waiting.result() == {}
-    settle()
-    assert later.done
-    assert later.join(0.0).keys() == {"hero-banner"}
-    assert submitted == ["_read_on"]
+@pytest.mark.parametrize("way", ["released", "thread", "task"])
+def test_full_pool_ends_a_flight_that_no_page_reads(held, heard, fill_pool, way):
+    """It ends without an answer, which says nothing about MoEngage. The connection isn't used again."""
+    fill_pool()
+    asked, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
+    if way == "released":
+        asked.release()
+    else:
+        assert (asked.join(0.01) if way == "thread" else asyncio.run(asked.ajoin(0.01))) == {}
+    assert other.done
+    assert other.join(0.0) == {}
+    assert heard == []
+    assert not held.has_idle_connection()
 
 
-def test_pool_is_busy_while_another_reads(vendor, monkeypatch):
-    """Who reads goes on; leaving takes nothing from them."""
-    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
-    with vendor.hold():
-        reading, leaving = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
-        with ThreadPoolExecutor(1) as pool:
-            waiting = pool.submit(reading.join, LONG)
-            wait_until(reading.flight._turn.locked)
-            leaving.release()
-            vendor._go_on.set()
-            assert waiting.result().keys() == {"hero-banner"}
+@pytest.mark.parametrize("seconds", [SOON, LONG], ids=["reader-stops", "reader-finishes"])
+def test_full_pool_while_a_page_reads(held, threads, fill_pool, monkeypatch, submitted, seconds):
+    """The page that reads goes on. If it stops later, it may find a thread."""
+    reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
+    answer = start_reading(threads, reading, seconds)
+    with monkeypatch.context() as patch:
+        patch.setattr(upstream.get_pool(), "offer", lambda *args: False)
+        leaving.release()
+    if seconds == SOON:
+        assert answer.result() == {}
+    held.go_on.set()
+    if seconds == LONG:
+        assert answer.result().keys() == {"hero-banner"}
+    assert later.join(LONG).keys() == {"hero-banner"}
+    assert submitted == (["_read_on"] if seconds == SOON else [])

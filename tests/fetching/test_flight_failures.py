@@ -1,4 +1,4 @@
-"""Questions in two steps that go wrong: on time, told once, and nothing left behind."""
+"""Flights that fail: on time, reported once, and nothing left behind."""
 
 import asyncio
 import json
@@ -9,175 +9,172 @@ import pytest
 
 from django_moe_personalize import signals
 from django_moe_personalize.fetching import flight, upstream
+from django_moe_personalize.fetching.cache import ExperienceCache
+from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.moengage import client
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.fetching.asking import Asked
-from tests.fetching.warm_vendor import build_visitor
+from tests.fetching.warm_vendor import KEYS, SOON, VISITOR
 from tests.loopback import Exchange, build_head
 from tests.wire import LONG, break_off, wait_until
 
-KEYS = ("hero-banner",)
-VISITOR = build_visitor()
-SOON = 0.2
-MARGIN = 0.75
+
+def join(asked, seconds=LONG):
+    """Read in a thread."""
+    return asked.join(seconds)
 
 
-def aresult(question, seconds=LONG):
-    """Read a question in an event loop of its own."""
-
-    async def read():
-        return await question.ajoin(seconds)
-
-    return asyncio.run(read())
+def ajoin(asked, seconds=LONG):
+    """Read in an event loop."""
+    return asyncio.run(asked.ajoin(seconds))
 
 
-def result(question, seconds=LONG):
-    """Read a question in a thread."""
-    return question.join(seconds)
+both_ways = pytest.mark.parametrize("read", [join, ajoin], ids=["thread", "task"])
 
 
-both_ways = pytest.mark.parametrize("read", [result, aresult], ids=["thread", "task"])
-
-
-# -- on time
-
-
-def test_answer_that_came_in_time_is_shown_however_late_it_is_read(vendor, heard):
-    """The deadline is the vendor's, not the view's."""
+@pytest.fixture
+def brief(vendor):
+    """Give a vendor to pages with a short deadline."""
     with override_personalize(DEADLINE=SOON):
         vendor.warm()
-        question = Asked(VISITOR, KEYS)
-        vendor.wait_for_answers(1)
-        time.sleep(SOON)
-        assert question.join(SOON).keys() == {"hero-banner"}
+        yield vendor
 
 
-def test_vendor_that_hangs_costs_the_deadline_once(vendor, heard, submitted):
-    """At the deadline the default shows, and the breaker learns of one failure."""
-    with override_personalize(DEADLINE=SOON), vendor.hold():
-        vendor.warm()
+# In time
+
+
+def test_answer_that_a_busy_page_reads_late(brief, heard):
+    """The deadline is MoEngage's, not the view's."""
+    asked = Asked(VISITOR, KEYS)
+    brief.wait_for_answers(1)
+    time.sleep(SOON)
+    assert asked.join(SOON).keys() == {"hero-banner"}
+    assert heard == ["success"]
+
+
+def test_hanging_vendor_fails_once(brief, heard):
+    """At the deadline all pages of the flight show their defaults, and the breaker hears of one failure."""
+    with brief.hold():
         start = time.monotonic()
-        questions = [Asked(VISITOR, KEYS) for _ in range(2)]
-        assert [question.join(SOON) for question in questions] == [{}, {}]
-        assert SOON <= time.monotonic() - start < SOON + MARGIN
+        asked = [Asked(VISITOR, KEYS) for _ in range(2)]
+        assert [one.join(SOON) for one in asked] == [{}, {}]
+        assert SOON <= time.monotonic() - start < LONG / 2
         settle()
         assert heard == ["failure"]
-        assert not vendor.is_kept()
+        assert not brief.has_idle_connection()
 
 
 @both_ways
-def test_what_a_slow_view_does_not_wait_for(vendor, heard, read):
-    """A vendor that has not answered by the deadline is given up the moment a late page reads."""
-    with override_personalize(DEADLINE=SOON), vendor.hold():
-        vendor.warm()
-        question = Asked(VISITOR, KEYS)
+def test_late_page_does_not_wait_for_a_late_vendor(brief, heard, read):
+    """A vendor that hasn't answered by the deadline fails as soon as a late page reads."""
+    with brief.hold():
+        asked = Asked(VISITOR, KEYS)
         time.sleep(SOON)
         start = time.monotonic()
-        question.release()
-        assert read(question) == {}
-        assert time.monotonic() - start < MARGIN
+        assert read(asked) == {}
+        assert time.monotonic() - start < LONG / 2
+    settle()
     assert heard == ["failure"]
 
 
-@pytest.mark.parametrize("who", ["thread", "task", "nobody"])
-def test_long_answer_that_nobody_reads_in_time(vendor, heard, who, monkeypatch):
-    """A system takes in only the beginning of it by itself; the rest comes when a late page reads, or has left."""
+@pytest.mark.parametrize("way", ["thread", "task", "released", "late-thread"])
+def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way):
+    """The system buffers only its beginning. The rest comes when a late page, or a thread, reads."""
     # The vendor is a thread of this process, and may be slow.
     monkeypatch.setattr(flight, "EXTRA_SECONDS", LONG)
-    variable = {"value": "x" * 900_000, "data_type": "string"}
-    entry = {"payload": {"Title": variable}, "experience_context": {}}
+    entry = {"payload": {"Title": {"value": "x" * 900_000, "data_type": "string"}}, "experience_context": {}}
     body = json.dumps({"experiences": {"hero-banner": entry}}).encode()
 
     def behave(exchange):
         exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         exchange.reply(body)
 
-    vendor.behave = behave
-    with override_personalize(DEADLINE=SOON):
-        vendor.warm()
-        question = Asked(VISITOR, KEYS)
-        time.sleep(SOON * 1.5)
-        if who == "nobody":
-            question.release()
-            settle()
-            assert question.done
-        answer = aresult(question, SOON) if who == "task" else question.join(SOON)
+    def offer_late(fn, *args):
+        time.sleep(1.5 * SOON)
+        return offer(fn, *args)
+
+    brief.behave = behave
+    asked = Asked(VISITOR, KEYS)
+    if way == "late-thread":
+        pool = upstream.get_pool()
+        offer = pool.offer
+        monkeypatch.setattr(pool, "offer", offer_late)
+    else:
+        time.sleep(1.5 * SOON)
+    if way in ("released", "late-thread"):
+        asked.release()
+        wait_until(lambda: asked.done)
+    answer = ajoin(asked, SOON) if way == "task" else asked.join(SOON)
     assert answer.keys() == {"hero-banner"}
     assert heard == ["success"]
-    assert vendor.is_kept()
+    assert brief.has_idle_connection()
 
 
-def test_long_answer_that_stops_in_the_middle(vendor, heard):
-    """The rest is waited for a moment, not for ever, and then the vendor has failed."""
-    vendor.behave = lambda exchange: (exchange.send(build_head("200 OK", {"Content-Length": "9"})), exchange.hang())
-    with override_personalize(DEADLINE=SOON):
-        vendor.warm()
-        question = Asked(VISITOR, KEYS)
-        time.sleep(SOON * 1.5)
-        start = time.monotonic()
-        assert question.join(LONG) == {}
-        assert time.monotonic() - start < MARGIN
+def test_long_response_that_stops_in_the_middle(brief, heard):
+    """Nothing waits long for the rest of it. Then MoEngage has failed."""
+    brief.behave = lambda exchange: (exchange.send(build_head("200 OK", {"Content-Length": "9"})), exchange.hang())
+    asked = Asked(VISITOR, KEYS)
+    time.sleep(1.5 * SOON)
+    start = time.monotonic()
+    assert asked.join(LONG) == {}
+    assert time.monotonic() - start < LONG / 2
     settle()
     assert heard == ["failure"]
-    assert not vendor.is_kept()
+    assert not brief.has_idle_connection()
 
 
-# -- failures
+# Dead connections
 
 
 @both_ways
-def test_connection_that_died_idle(vendor, heard, read, submitted):
-    """Asked again in one step, and shown; the breaker learns of the answer alone."""
+def test_idle_connection_that_the_server_closed(vendor, heard, read, submitted):
+    """A thread asks again on a new connection. The breaker hears of the response alone."""
     vendor.behave = lambda exchange: exchange.close() if exchange.turn > 1 else vendor.reply(exchange)
-    question = Asked(VISITOR, KEYS)
+    asked = Asked(VISITOR, KEYS)
     wait_until(lambda: len(vendor.fetches) == 1)
-    assert read(question).keys() == {"hero-banner"}
+    assert read(asked).keys() == {"hero-banner"}
     assert (len(vendor.fetches), vendor.server.connections) == (2, 2)
     assert (heard, submitted) == (["success"], ["_run"])
 
 
-def test_connection_that_died_idle_and_the_pool_is_busy(vendor, heard, monkeypatch):
-    """Without a thread nobody asks again, and the default shows at once."""
-    monkeypatch.setattr(upstream.get_pool(), "submit", busy)
+def test_idle_connection_that_the_server_closed_and_a_full_pool(vendor, heard, fill_pool):
+    """Without a thread to ask again, the page shows its default at once."""
+    fill_pool()
     vendor.behave = Exchange.close
     assert Asked(VISITOR, KEYS).join(LONG) == {}
     assert (len(vendor.fetches), heard) == (1, [])
 
 
-@pytest.mark.parametrize("is_busy", [False, True], ids=["hangs", "died-idle"])
-def test_what_was_known_shows_when_no_answer_comes(vendor, heard, monkeypatch, is_busy):
-    """One key's stale experience is better than the default; the other's default shows."""
+def test_idle_connection_found_closed_after_the_deadline(brief, heard, submitted):
+    """There is no time to ask again, and nothing is known about MoEngage."""
+    brief.behave = Exchange.close
+    asked = Asked(VISITOR, KEYS)
+    time.sleep(SOON)
+    assert asked.join(LONG) == {}
+    assert (len(brief.fetches), heard, submitted) == (1, [], [])
+
+
+@pytest.mark.parametrize("behave", [Exchange.close, Exchange.hang])
+def test_known_experiences_show_when_no_answer_comes(vendor, heard, fill_pool, behave):
+    """A stale experience is better than the default. The key without one shows its default."""
     with override_personalize(CACHE_TTL=0, DEADLINE=1.0):
         vendor.warm()
         Asked(VISITOR, KEYS).join(LONG)
         settle()
-        if is_busy:
-            monkeypatch.setattr(upstream.get_pool(), "submit", busy)
-        vendor.behave = Exchange.close if is_busy else Exchange.hang
+        if behave is Exchange.close:
+            fill_pool()
+        vendor.behave = behave
         assert Asked(VISITOR, (*KEYS, "promo-strip")).join(LONG).keys() == {"hero-banner"}
-    assert heard == (["success"] if is_busy else ["success", "failure"])
+    assert heard == (["success"] if behave is Exchange.close else ["success", "failure"])
 
 
-def test_connection_that_died_idle_is_found_out_too_late(vendor, heard, submitted):
-    """Past the deadline nobody waits for a second try, and nothing was learned of the vendor."""
-    vendor.behave = Exchange.close
-    with override_personalize(DEADLINE=SOON):
-        vendor.warm()
-        question = Asked(VISITOR, KEYS)
-        time.sleep(SOON)
-        assert question.join(LONG) == {}
-    assert (len(vendor.fetches), heard, submitted) == (1, [], [])
+# Responses that can't be used, and bugs
 
 
-def busy(*args):
-    """Refuse as a pool does whose threads are all busy."""
-    raise PoolBusy("busy")
-
-
-def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
-    """What was read meanwhile is not given up."""
+def test_full_pool_gives_up_no_answer_that_another_page_read(vendor, monkeypatch):
+    """A page that finds no thread keeps the answer that another page has read in the meantime."""
     with vendor.hold():
         leaving, reading = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
 
@@ -188,11 +185,11 @@ def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
     monkeypatch.setattr(upstream.get_pool(), "submit", submit)
     leaving.release()
     assert leaving.join(0.0).keys() == {"hero-banner"}
-    assert vendor.is_kept()
+    assert vendor.has_idle_connection()
 
 
 @both_ways
-@pytest.mark.parametrize("is_busy", [False, True], ids=["thread-tells", "page-tells"])
+@pytest.mark.parametrize("is_full", [False, True], ids=["thread-reports", "page-reports"])
 @pytest.mark.parametrize(
     ("behave", "told", "kind"),
     [
@@ -206,43 +203,71 @@ def test_pool_is_busy_and_another_was_faster(vendor, monkeypatch):
     ],
     ids=["400", "401", "429", "500", "html", "half", "ssh"],
 )
-def test_bad_answer_is_told_once(vendor, heard, monkeypatch, behave, told, kind, is_busy, read):
-    """The default shows; breaker, signal and log learn of it once, however many pages share it."""
+def test_bad_response_is_reported_once(vendor, heard, fill_pool, behave, told, kind, is_full, read):
+    """The breaker and the signal's sync and async receivers hear of it once, however many pages share it."""
     errors = []
 
     def listen(sender, error, experience_keys, **kwargs):
         errors.append((type(error).__name__.startswith(kind), experience_keys))
 
+    async def alisten(sender, error, **kwargs):
+        errors.append("async")
+
     vendor.behave = behave
-    if is_busy:
-        monkeypatch.setattr(upstream.get_pool(), "submit", busy)
+    if is_full:
+        fill_pool()
     signals.fetch_failed.connect(listen)
+    signals.fetch_failed.connect(alisten)
     try:
-        questions = [Asked(VISITOR, KEYS) for _ in range(3)]
-        assert [read(question) for question in questions] == [{}] * 3
+        asked = [Asked(VISITOR, KEYS) for _ in range(3)]
+        assert [read(one) for one in asked] == [{}] * 3
         settle()
     finally:
         signals.fetch_failed.disconnect(listen)
+        signals.fetch_failed.disconnect(alisten)
     assert heard == [told]
-    assert errors == [(True, KEYS)]
+    # An async receiver can't be called from the event loop of a page.
+    assert errors == ([(True, KEYS)] if is_full and read is ajoin else [(True, KEYS), "async"])
     assert len(vendor.fetches) == 1
 
 
+def test_polling_page_reports_a_bad_response_to_no_async_receiver(vendor, fill_pool):
+    """With a full pool, a tag in an event loop that finds a bad response still shows its default."""
+
+    async def alisten(sender, **kwargs):
+        raise AssertionError("must not be called")
+
+    async def poll():
+        asked = Asked(VISITOR, KEYS)
+        vendor.wait_for_answers(1)
+        wait_until(asked.poll)
+        return asked.join(0.0)
+
+    fill_pool()
+    vendor.behave = lambda exchange: exchange.reply(b"oops", status="500 Oops")
+    signals.fetch_failed.connect(alisten)
+    try:
+        assert asyncio.run(poll()) == {}
+    finally:
+        signals.fetch_failed.disconnect(alisten)
+
+
 @both_ways
-@pytest.mark.parametrize("place", ["read_fetch", "receive"])
-def test_bug_in_reading(vendor, heard, monkeypatch, caplog, read, place):
-    """Whatever nobody foresaw ends with the default, for all who wait, and the connection is not left open."""
+@pytest.mark.parametrize("place", ["read_fetch", "finish_fetch", "keep"])
+def test_bug_after_the_response(vendor, heard, monkeypatch, caplog, read, place):
+    """An unexpected error costs the pages their experiences at most. The log doesn't quote it."""
 
     def fail(*args):
         raise KeyError("ada@example.com")
 
-    if place == "receive":
-        monkeypatch.setattr(client.PersonalizeClient, "finish_fetch", fail)
-    else:
-        monkeypatch.setattr(client, "read_fetch", fail)
-    questions = [Asked(VISITOR, KEYS) for _ in range(2)]
-    assert [read(question) for question in questions] == [{}, {}]
+    owner = {"read_fetch": client, "finish_fetch": client.PersonalizeClient, "keep": ExperienceCache}[place]
+    monkeypatch.setattr(owner, place, fail)
+    asked = [Asked(VISITOR, KEYS) for _ in range(2)]
+    expected = {"hero-banner"} if place == "keep" else set()
+    assert [read(one).keys() for one in asked] == [expected] * 2
+    settle()
     assert "failed unexpectedly (KeyError)" in caplog.text
     assert "ada@example.com" not in caplog.text
-    assert heard == ["failure"]
-    assert vendor.is_kept() == (place == "read_fetch")
+    assert heard == (["success"] if place == "keep" else ["failure"])
+    assert vendor.has_idle_connection() == (place != "finish_fetch")
+    assert len(get_flights()) == 0

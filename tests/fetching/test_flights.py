@@ -1,97 +1,64 @@
-"""Single flight, with real threads and a real event loop."""
+"""The flights of a process, with real threads."""
 
 import asyncio
 import gc
 import threading
 import weakref
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from django_moe_personalize.fetching import flight as flight_module
 from django_moe_personalize.fetching.flight import Flights, Question
-from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from tests.fetching.warm_vendor import build_visitor
-from tests.test_resilience import SOON, together
+from tests.processes import SOON, together
+from tests.virtual_time import MACHINE, Clock, quarters
 
 
 def about(key):
     """Return a question about one key."""
-    return Question(get_runtime(), build_visitor(), (key,), Deadline(10))
+    return Question(get_runtime(), build_visitor(), (key,), Deadline(SOON))
 
 
-def test_first_leads_and_the_others_follow():
-    """The first caller leads, all callers get its result, and the next caller leads again."""
+def test_first_page_leads_and_the_others_follow():
+    """All pages get the leader's result. Afterwards another page leads again."""
     flights = Flights()
     lead, leads = flights.join(about("a"), {})
     follow, also_leads = flights.join(about("a"), {})
-    assert (leads, also_leads) == (True, False)
-    assert follow is lead
-    assert not follow.done()
+    assert (leads, also_leads, follow) == (True, False, lead)
+    other, other_leads = flights.join(about("b"), {})
+    assert other_leads
     flights.finish(lead, {"a": "result"})
     assert follow.join(0) == {"a": "result"}
-    assert (len(flights), flights.landed) == (0, 1)
+    assert not other.done()
+    assert (len(flights), flights.landed) == (1, 1)
     assert flights.join(about("a"), {})[1]
 
 
-def test_other_keys_are_another_flight():
-    """A question about other keys shares nothing."""
+def test_many_threads_have_one_leader():
+    """Of 200 threads that ask at the same moment one leads, and all get its result."""
     flights = Flights()
-    (first, _), (second, leads) = flights.join(about("a"), {}), flights.join(about("b"), {})
-    assert leads
-    flights.finish(first, {})
-    assert not second.done()
-
-
-def test_a_thousand_at_once_have_one_leader():
-    """Of a thousand threads that ask at the same moment one leads, and all get its result."""
-    flights = Flights()
-    started = threading.Barrier(1000)
+    joined = threading.Barrier(200)
 
     def ask(index):
         flight, leads = flights.join(about("a"), {})
-        # The leader works until the last thread has joined.
-        started.wait(SOON * 3)
+        joined.wait(SOON)
         if leads:
             flights.finish(flight, {"a": index})
-        return leads, flight.join(SOON * 3)["a"]
+        return leads, flight.join(SOON)["a"]
 
-    answers = together(1000, ask)
+    answers = together(200, ask)
     (leader,) = [result for leads, result in answers if leads]
-    assert Counter(result for _, result in answers) == {leader: 1000}
+    assert Counter(result for _, result in answers) == {leader: 200}
     assert len(flights) == 0
 
 
-def test_leader_that_never_finishes_is_replaced():
-    """After the time of a flight another caller leads, and the late leader doesn't end the new flight."""
-    flights = Flights(max_seconds=0)
-    lost, _ = flights.join(about("a"), {})
-    current, leads = flights.join(about("a"), {})
-    assert leads
-    assert len(flights) == 1
-    flights.finish(lost, {"a": "late"})
-    assert lost.join(0) == {"a": "late"}
-    assert not current.done()
-    assert len(flights) == 1
-
-
-def test_memory_is_bounded():
-    """Beyond the bound each caller leads alone, and the flights under way go on."""
-    flights = Flights(max_flights=2)
-    first, _ = flights.join(about("a"), {})
-    flights.join(about("b"), {})
-    alone, leads = flights.join(about("c"), {})
-    assert leads
-    assert flights.join(about("c"), {})[1]
-    assert len(flights) == 2
-    flights.finish(alone, {})
-    flights.finish(first, {})
-    flights.join(about("c"), {})
-    assert not flights.join(about("c"), {})[1]
-
-
-def test_nothing_is_held_after_a_flight():
+def test_finished_flight_keeps_nothing_alive():
     """The result is freed with the last reference to the flight."""
 
     class Large:
@@ -110,20 +77,86 @@ def test_nothing_is_held_after_a_flight():
         gc.enable()
 
 
-def test_follower_that_is_cancelled_cancels_no_other():
-    """A task that is cancelled while it waits leaves the flight to the others."""
+def test_cancelled_follower_cancels_no_other():
+    """A task that is cancelled leaves the flight to the other pages."""
     flights = Flights()
-    hero = Experience("a", {}, {})
     flight, _ = flights.join(about("a"), {})
 
-    async def go_away():
+    async def leave():
         follower = asyncio.ensure_future(flight.ajoin(SOON))
         await asyncio.sleep(0)
         follower.cancel()
         with pytest.raises(asyncio.CancelledError):
             await follower
 
-    asyncio.run(go_away())
+    asyncio.run(leave())
     assert not flight.cancel()
-    flights.finish(flight, {"a": hero})
-    assert flight.join(0) == {"a": hero}
+    flights.finish(flight, {"a": "result"})
+    assert flight.join(0) == {"a": "result"}
+
+
+class FlightsMachine(RuleBasedStateMachine):
+    """At most three flights against a list of all flights so far."""
+
+    def __init__(self):
+        super().__init__()
+        self.clock = Clock()
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(flight_module, "time", SimpleNamespace(monotonic=self.clock))
+        self.flights = Flights(max_seconds=8, max_flights=3)
+        self.shared = {}
+        self.leading = []
+        self.finished = {}
+
+    @rule(seconds=quarters(6))
+    def time_passes(self, seconds):
+        self.clock.now += seconds
+
+    @rule(key=st.sampled_from("abcde"))
+    def join(self, key):
+        flight, leads = self.flights.join(about(key), {})
+        current = {k: (f, until) for k, (f, until) in self.shared.items() if self.clock.now < until}
+        assert leads == (key not in current)
+        assert not flight.done()
+        if not leads:
+            assert flight is current[key][0]
+            return
+        assert flight not in self.finished
+        self.leading.append((key, flight))
+        self.shared = current
+        if len(current) < 3:
+            current[key] = flight, self.clock.now + 8
+
+    @precondition(lambda self: self.leading)
+    @rule(data=st.data(), dies=st.booleans())
+    def leader_ends(self, data, dies):
+        key, flight = self.leading.pop(data.draw(st.integers(0, len(self.leading) - 1)))
+        if dies:
+            return
+        result = {key: len(self.finished)}
+        self.flights.finish(flight, result)
+        self.finished[flight] = result
+        if self.shared.get(key, (None, 0))[0] is flight:
+            del self.shared[key]
+
+    @invariant()
+    def pages_have_their_leaders_result(self):
+        assert all(flight.done() and flight.result() == result for flight, result in self.finished.items())
+        assert self.flights.landed == len(self.finished)
+
+    @invariant()
+    def memory_is_bounded(self):
+        assert len(self.flights) <= 3
+
+    def teardown(self):
+        """Let any page lead once the time of the old flights is over."""
+        self.clock.now += 8
+        flight, leads = self.flights.join(about("a"), {})
+        assert leads
+        self.flights.finish(flight, {})
+        assert len(self.flights) == 0
+        self.patch.undo()
+
+
+TestFlightsMachine = FlightsMachine.TestCase
+TestFlightsMachine.settings = MACHINE

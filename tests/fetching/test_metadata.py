@@ -1,47 +1,63 @@
-"""The metadata: read rarely, in the background, and never at a page's expense."""
+"""The metadata, which the background thread reads rarely."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
 from django_moe_personalize.client import get_client
+from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import metadata
 from django_moe_personalize.fetching.metadata import get_metadata_store
-from django_moe_personalize.fetching.shared import build_key, set_many
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Response
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
+from tests.virtual_time import Clock
 
 KEYS = ("hero-banner", "spring-sale", "winter-gala", "nope")
 
 
-def test_nothing_is_known_at_first(upstream):
-    """Before the metadata is read every key may exist."""
-    assert get_metadata_store().find_unavailable(KEYS) == frozenset()
-    assert upstream.requests == []
+@pytest.fixture
+def clock(monkeypatch):
+    """Give the clock of the metadata."""
+    clock = Clock()
+    monkeypatch.setattr(metadata, "time", SimpleNamespace(monotonic=clock))
+    return clock
 
 
-def test_keys_that_no_visitor_can_get(upstream, monkeypatch):
-    """Paused, scheduled and unknown keys are known until METADATA_TTL is over."""
+def test_keys_that_no_visitor_can_get(upstream, clock):
+    """Paused, scheduled and unknown keys are known from the first read until METADATA_TTL is over."""
     store = get_metadata_store()
+    assert store.find_unavailable(KEYS) == frozenset()
+    assert upstream.requests == []
     store.get(deadline=Deadline(10))
+    clock.now += 299
     assert store.find_unavailable(KEYS) == {"spring-sale", "winter-gala", "nope"}
-    now = metadata.time.monotonic()
-    monkeypatch.setattr(metadata.time, "monotonic", lambda: now + 301)
+    clock.now += 2
     assert store.find_unavailable(KEYS) == frozenset()
 
 
-def test_another_client_starts_without_metadata(upstream):
-    """The metadata of one client's workspace says nothing about another's."""
+def test_another_client_has_other_metadata(upstream):
+    """The metadata of one workspace says nothing about another one."""
     get_metadata_store().get(deadline=Deadline(10))
     with get_client.override(PersonalizeClient(workspace_id="OTHER", api_key="k", transport=upstream)):
         assert get_metadata_store().find_unavailable(KEYS) == frozenset()
 
 
-def test_explaining_is_one_at_a_time(upstream, caplog):
-    """While the background thread is busy, further questions are dropped, not queued."""
+def test_thread_that_outlives_its_settings(upstream):
+    """It writes nothing into the workspace of the next settings."""
+    store = get_metadata_store()
+    store.find_unavailable(KEYS)
+    with override_personalize(WORKSPACE_ID="OTHER"):
+        store.get(deadline=Deadline(10))
+        assert get_many([build_key("metadata")]) == {}
+
+
+def test_explanations_come_one_at_a_time(upstream, caplog):
+    """While the background thread is busy, further questions are dropped."""
     released = threading.Event()
     sandbox = upstream._sandbox
 
@@ -55,7 +71,6 @@ def test_explaining_is_one_at_a_time(upstream, caplog):
     assert get_background().in_flight == 1
     released.set()
     settle()
-    assert len(upstream.requests) == 1
     assert caplog.text == ""
     get_metadata_store().explain(KEYS)
     settle()
@@ -63,26 +78,26 @@ def test_explaining_is_one_at_a_time(upstream, caplog):
     assert len(caplog.records) == 3
 
 
-def test_metadata_that_cannot_be_read(upstream, caplog, monkeypatch):
-    """After a failure nothing is explained for a while; then the metadata is read again."""
-    upstream.answer = lambda request: Response(500, {}, b"")
+def test_metadata_that_cannot_be_read(upstream, caplog, clock):
+    """After a failure pages don't ask for a while."""
+    upstream.respond(500)
     store = get_metadata_store()
+    with pytest.raises(APIError):
+        store.get(deadline=Deadline(10))
     for _ in range(3):
         store.explain(KEYS)
         settle()
-    assert len(upstream.requests) == 1
-    now = metadata.time.monotonic()
-    monkeypatch.setattr(metadata.time, "monotonic", lambda: now + 61)
+    assert len(upstream.requests) == 2
+    clock.now += 61
     upstream.answer = None
     store.explain(["nope"])
-    monkeypatch.undo()
     settle()
     assert "The workspace has no experience 'nope'" in caplog.text
 
 
 @pytest.mark.parametrize("garbage", ["text", 7, [1], [("a", "b")], {"a": 1}], ids=repr)
-def test_garbage_in_the_cache_is_a_miss(upstream, garbage):
-    """A cache entry that isn't ours is ignored, and MoEngage is asked."""
+def test_garbage_in_the_cache(upstream, garbage):
+    """A cache entry of another shape is a miss."""
     set_many({build_key("metadata"): garbage}, timeout=60)
     assert len(get_metadata_store().get(deadline=Deadline(10)).experiences) > 3
     assert len(upstream.requests) == 1

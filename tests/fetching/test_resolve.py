@@ -1,7 +1,6 @@
-"""Batches, the breaker and the signal of a fetch."""
+"""Answering a question in one step: batches, the breaker, the signal, and stale answers."""
 
 import threading
-import time
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -10,87 +9,100 @@ from django_moe_personalize import signals
 from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
 from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.upstream import get_breaker, get_pool
-from django_moe_personalize.resilience import Deadline, PoolBusy
-from django_moe_personalize.resilience.breaker import CircuitBreaker
+from django_moe_personalize.resilience import CircuitBreaker, Deadline
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor.gather import Visitor
-from django_moe_personalize.visitor.identity import Identity
+from django_moe_personalize.visitor import Identity, Visitor
 from tests.conftest import settle
 from tests.fetching.asking import Asked, ask
+from tests.virtual_time import Clock
+from tests.wire import LONG, wait_until
 
 KEYS = tuple(f"key-{number}" for number in range(60))
 VISITOR = Visitor(Identity("1"), {})
+PATIENT = Deadline(None)
 
 
-def test_batches_are_asked_beside_each_other(upstream):
-    """Sixty keys are three calls that are under way at the same time."""
-    together = threading.Barrier(3, timeout=10)
+@pytest.fixture
+def held(upstream):
+    """Return a function that lets MoEngage answer again; until then requests wait, or those with ``only`` in them."""
+    released = threading.Event()
+
+    def hold(only=b""):
+        def answer(request):
+            if only in request.body:
+                released.wait(LONG)
+            return upstream._sandbox.send(request, deadline=PATIENT)
+
+        upstream.answer = answer
+        return released.set
+
+    yield hold
+    released.set()
+    settle()
+
+
+def test_batches_are_asked_at_the_same_time(upstream):
+    """Sixty keys are three calls, under way at the same time."""
+    together = threading.Barrier(3, timeout=LONG)
 
     def answer(request):
         together.wait()
-        return upstream._sandbox.send(request, deadline=Deadline(10))
+        return upstream._sandbox.send(request, deadline=PATIENT)
 
     upstream.answer = answer
-    result = ask(VISITOR, KEYS, deadline=Deadline(20))
+    result = ask(VISITOR, KEYS, deadline=Deadline(2 * LONG))
     assert result.errors == []
     assert result.learned.keys() == set(KEYS)
 
 
-def test_batches_without_a_free_thread(upstream, monkeypatch):
-    """When the pool is busy the batches follow one another."""
-
-    def busy(*args):
-        raise PoolBusy("busy")
-
-    monkeypatch.setattr(get_pool(), "submit", busy)
-    assert ask(VISITOR, KEYS, deadline=Deadline(10)).errors == []
+def test_batches_without_a_free_thread(upstream, fill_pool):
+    """With a full pool the caller asks for one batch after another."""
+    fill_pool()
+    assert ask(VISITOR, KEYS, deadline=Deadline(LONG)).errors == []
     assert len(upstream.fetches) == 3
 
 
-def test_batch_that_is_late(upstream):
-    """A batch that does not come in time is missing, the others are there."""
-    released = threading.Event()
-
-    def answer(request):
-        if b'"key-59"' in request.body:
-            released.wait(20)
-        return upstream._sandbox.send(request, deadline=Deadline(10))
-
-    upstream.answer = answer
-    result = ask(VISITOR, KEYS, deadline=Deadline(0.3))
-    released.set()
+def test_batch_that_is_late(held):
+    """A batch that doesn't come in time is missing. The others are there."""
+    release = held(only=b'"key-59"')
+    result = ask(VISITOR, KEYS, deadline=Deadline(1.0))
+    release()
     assert [type(error) for error in result.errors] == [DeadlineExceeded]
     assert result.unanswered == KEYS[50:]
 
 
 def test_batch_that_fails(upstream):
-    """One failing batch loses its own keys alone."""
+    """A batch that fails loses only its own keys."""
 
     def answer(request):
         if b'"key-0"' in request.body:
             raise TransportError("reset")
-        return upstream._sandbox.send(request, deadline=Deadline(10))
+        return upstream._sandbox.send(request, deadline=PATIENT)
 
     upstream.answer = answer
-    result = ask(VISITOR, KEYS, deadline=Deadline(10))
-    assert result.unanswered == KEYS[:25]
+    assert ask(VISITOR, KEYS, deadline=Deadline(LONG)).unanswered == KEYS[:25]
 
 
 @pytest.mark.parametrize(
     ("status", "state"),
     [(307, "open"), (500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "open")],
 )
-def test_what_opens_the_breaker(upstream, status, state):
-    """Failures of the vendor and of the credentials open it; a question it does not like does not."""
+def test_responses_that_open_the_breaker(upstream, status, state):
+    """Failures of MoEngage and of the credentials open it. A request that MoEngage refuses doesn't."""
     upstream.respond(status)
     for _ in range(5):
-        ask(VISITOR, ["hero-banner"], deadline=Deadline(10))
+        ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG))
     assert get_breaker().state == state
+    if state == "open":
+        upstream.requests.clear()
+        (error,) = ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG)).errors
+        assert isinstance(error, CircuitOpenError)
+        assert upstream.requests == []
 
 
 def test_bug_counts_as_a_failure(upstream):
-    """What nobody foresaw is no success, so that a probe is never left unreported."""
+    """So a probe always reports."""
 
     def answer(request):
         raise KeyError
@@ -98,21 +110,12 @@ def test_bug_counts_as_a_failure(upstream):
     upstream.answer = answer
     for _ in range(5):
         with pytest.raises(KeyError):
-            ask(VISITOR, ["hero-banner"], deadline=Deadline(10))
+            ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG))
     assert get_breaker().state == "open"
 
 
-def test_open_breaker_asks_nothing(upstream):
-    """While it is open the error says that nobody was asked."""
-    for _ in range(5):
-        get_breaker().failure()
-    [error] = ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).errors
-    assert isinstance(error, CircuitOpenError)
-    assert upstream.requests == []
-
-
-def test_signal_tells_every_failure(upstream):
-    """fetch_failed comes for each page that got nothing, with the error and the keys."""
+def test_signal_for_every_failure(upstream):
+    """fetch_failed carries the error and the keys, for each flight that got nothing."""
     heard = []
 
     def listen(sender, error, experience_keys, **kwargs):
@@ -122,111 +125,97 @@ def test_signal_tells_every_failure(upstream):
     try:
         upstream.respond(400)
         for _ in range(2):
-            Asked(VISITOR, ["hero-banner"]).join(10)
+            Asked(VISITOR, ["hero-banner"]).join(LONG)
             settle()
     finally:
         signals.fetch_failed.disconnect(listen)
     assert heard == [(ResponseError, ("hero-banner",))] * 2
 
 
-def test_repr_tells_nothing_of_the_visitor():
-    """Neither identity nor attributes are in the repr."""
+def test_visitors_repr_tells_nothing():
+    """Neither identity nor attributes are in it."""
     assert "4711" not in repr(Visitor(Identity("customer-4711"), {"USER_AGENT": "4711"}))
 
 
-def test_thousand_identical_misses_are_one_call(upstream):
-    """Whoever asks the same at the same time shares one question, however many they are."""
-    released = threading.Event()
-    sandbox = upstream._sandbox
-
-    def answer(request):
-        released.wait(10)
-        return sandbox.send(request, deadline=Deadline(10))
-
-    upstream.answer = answer
-    questions = [Asked(VISITOR, ["hero-banner"]) for _ in range(1000)]
-    assert not any(question.done for question in questions)
-    released.set()
-    answers = [question.join(10) for question in questions]
-    assert all(answer.keys() == {"hero-banner"} for answer in answers)
+def test_a_thousand_pages_share_one_call(upstream, held):
+    """Pages that ask the same question at the same time share one call."""
+    release = held()
+    asked = [Asked(VISITOR, ["hero-banner"]) for _ in range(1000)]
+    assert not any(one.done for one in asked)
+    release()
+    assert all(one.join(LONG).keys() == {"hero-banner"} for one in asked)
     assert len(upstream.fetches) == 1
 
 
-def test_nobody_asks_again_while_the_cache_is_written(upstream, monkeypatch):
-    """Between the answer and the site's cache, a page finds it in memory."""
+def test_answer_is_in_memory_before_it_is_in_the_cache(upstream, monkeypatch):
+    """So no page asks again while a thread writes to the site's cache."""
     seen = []
 
     def write(cache, visitor, answers):
         seen.append(Asked(VISITOR, ["hero-banner"]).done)
 
     monkeypatch.setattr(ExperienceCache, "write", write)
-    Asked(VISITOR, ["hero-banner"]).join(10)
+    Asked(VISITOR, ["hero-banner"]).join(LONG)
     settle()
     assert seen == [True]
 
 
+def test_failing_follow_up_keeps_no_database_connection(upstream, monkeypatch):
+    """The thread closes its connections whatever happens."""
+    closed = []
+    monkeypatch.setattr("django_moe_personalize.fetching.flight.close_old_connections", lambda: closed.append(1))
+    monkeypatch.setattr(ExperienceCache, "write", lambda *args: 1 / 0)
+    assert Asked(VISITOR, ["hero-banner"]).join(LONG).keys() == {"hero-banner"}
+    settle()
+    assert closed == [1]
+
+
 def test_memory_answers_at_once(upstream, monkeypatch):
-    """What this process knows needs no thread, no cache and no waiting."""
-    Asked(VISITOR, ["hero-banner"]).join(10)
+    """It needs no thread, no cache and no waiting."""
+    Asked(VISITOR, ["hero-banner"]).join(LONG)
     settle()
     monkeypatch.setattr(get_pool(), "submit", None)
-    question = Asked(VISITOR, ["hero-banner"])
-    assert question.done
-    assert question.join(0.0).keys() == {"hero-banner"}
-    assert async_to_sync(question.ajoin)(0.0) == question.join(0.0)
+    asked = Asked(VISITOR, ["hero-banner"])
+    assert asked.done
+    assert asked.join(0.0).keys() == {"hero-banner"}
+    assert async_to_sync(asked.ajoin)(0.0) == asked.join(0.0)
 
 
 def test_stale_answers_show_while_they_are_refreshed(upstream):
-    """After CACHE_TTL a page shows what is known, at once, and the next one what the vendor says now."""
+    """After CACHE_TTL a page shows the old answer at once, and a thread fetches the new one."""
     with override_personalize(CACHE_TTL=0):
-        Asked(VISITOR, ["hero-banner"]).join(10)
+        Asked(VISITOR, ["hero-banner"]).join(LONG)
         settle()
-        question = Asked(VISITOR, ["hero-banner"])
-        assert question.done
-        assert question.join(0.0).keys() == {"hero-banner"}
+        asked = Asked(VISITOR, ["hero-banner"])
+        assert asked.done
+        assert asked.join(0.0).keys() == {"hero-banner"}
         settle()
     assert len(upstream.fetches) == 2
 
 
-def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
-    """What the cache had when the vendor was asked is shown at the deadline, though the page gives up first."""
-    released = threading.Event()
+def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream, held):
+    """They show at the deadline, also to a page that stops waiting before the thread does."""
     with override_personalize(CACHE_TTL=0):
-        Asked(VISITOR, ["hero-banner"]).join(10)
+        Asked(VISITOR, ["hero-banner"]).join(LONG)
         settle()
-        # Another process has it in the cache they share, not in its memory.
+        # As in another process, the answer is in the cache and not in memory.
         reset_runtimes()
-        upstream.answer = lambda request: released.wait(20)
-        question = Asked(VISITOR, ["hero-banner"])
-        until = time.monotonic() + 10
-        while question.flight.known is None and time.monotonic() < until:
-            time.sleep(0.001)
-        assert question.join(0.01).keys() == {"hero-banner"}
-        assert async_to_sync(question.ajoin)(0.01).keys() == {"hero-banner"}
-        released.set()
+        release = held()
+        asked = Asked(VISITOR, ["hero-banner"])
+        wait_until(lambda: asked.flight.known)
+        assert asked.join(0.01).keys() == {"hero-banner"}
+        assert async_to_sync(asked.ajoin)(0.01).keys() == {"hero-banner"}
+        release()
         settle()
 
 
-def test_full_bulkhead_shows_what_memory_has(upstream, monkeypatch):
-    """Past the bulkhead a page shows stale content, or its default, at once."""
-    Asked(VISITOR, ["hero-banner"]).join(10)
+def test_full_pool_shows_memory(upstream, fill_pool):
+    """With a full pool pages show stale content, or their defaults, at once."""
+    Asked(VISITOR, ["hero-banner"]).join(LONG)
     settle()
-
-    def busy(*args):
-        raise PoolBusy("busy")
-
-    monkeypatch.setattr(get_pool(), "submit", busy)
+    fill_pool()
     assert Asked(VISITOR, ["hero-banner", "promo-strip"]).join(0.0).keys() == {"hero-banner"}
     assert Asked(Visitor(Identity("2"), {}), ["hero-banner"]).join(0.0) == {}
-
-
-class Clock:
-    """Seconds that the test moves."""
-
-    now = 0.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture
@@ -237,7 +226,7 @@ def clock():
 
 @pytest.fixture
 def breaker(upstream, clock):
-    """Give the process's breaker: open, and due for a probe after five seconds."""
+    """Give the process's breaker: open, with a probe after five seconds."""
     with get_breaker.override(CircuitBreaker(clock=clock, draw=lambda: 0.0)) as breaker:
         for _ in range(5):
             breaker.failure()
@@ -245,39 +234,37 @@ def breaker(upstream, clock):
 
 
 def test_page_is_never_the_probe(upstream, breaker, clock):
-    """When the breaker is due for a probe, the page shows its default and a thread makes the probe, once."""
-    assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
-    settle()
-    assert upstream.fetches == []
-    clock.now = 6.0
-    assert Asked(VISITOR, ["hero-banner"]).join(10) == {}
-    settle()
-    assert len(upstream.fetches) == 1
+    """The page shows its default at once, and a thread makes the probe, once."""
+    for seconds in (0, 6):
+        clock.now += seconds
+        assert Asked(VISITOR, ["hero-banner"]).join(LONG) == {}
+        settle()
+        assert len(upstream.fetches) == (seconds > 0)
     assert breaker.state == "closed"
-    assert Asked(VISITOR, ["hero-banner"]).join(10).keys() == {"hero-banner"}
+    assert Asked(VISITOR, ["hero-banner"]).join(LONG).keys() == {"hero-banner"}
 
 
-def test_failed_probe_opens_again(upstream, breaker, clock):
-    """A probe that fails opens the breaker for longer."""
+def test_failed_probe(upstream, breaker, clock):
+    """It opens the breaker again."""
     upstream.respond(500)
-    clock.now = 6.0
-    Asked(VISITOR, ["hero-banner"]).join(10)
+    clock.now += 6
+    Asked(VISITOR, ["hero-banner"]).join(LONG)
     settle()
     assert (len(upstream.fetches), breaker.state) == (1, "open")
 
 
-def test_task_may_be_the_probe(breaker, clock):
-    """A task's own call may be the probe, since no page waits for it."""
-    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).unanswered == ("hero-banner",)
-    clock.now = 6.0
-    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).experiences.keys() == {"hero-banner"}
+def test_task_may_make_the_probe(breaker, clock):
+    """No page waits for a task's own call."""
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG)).unanswered == ("hero-banner",)
+    clock.now += 6
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG)).experiences.keys() == {"hero-banner"}
     assert breaker.state == "closed"
 
 
 def test_answers_cannot_be_changed(upstream):
-    """A page that would change what others are shown fails the first time, not when it comes from memory."""
+    """Code that would change the experiences of other pages fails, with fresh and with remembered ones."""
     for _ in range(2):
-        experience = Asked(VISITOR, ["hero-banner"]).join(10)["hero-banner"]
+        experience = Asked(VISITOR, ["hero-banner"]).join(LONG)["hero-banner"]
         settle()
         with pytest.raises(TypeError):
             experience.payload["Title"] = "mine"

@@ -4,7 +4,6 @@ import os
 import tempfile
 import time
 
-import pytest
 from django.core.cache import cache, caches
 from django.core.cache.backends.filebased import FileBasedCache
 

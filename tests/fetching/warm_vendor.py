@@ -1,4 +1,4 @@
-"""MoEngage's end of a real connection: the sandbox's answers over HTTP, held back or replaced by the test."""
+"""MoEngage as a real HTTP server: the sandbox's responses, which a test can hold back or replace."""
 
 from __future__ import annotations
 
@@ -16,28 +16,30 @@ from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request
 from django_moe_personalize.moengage.transport import RequestsTransport
-from django_moe_personalize.resilience import Deadline, WorkerPool
-from django_moe_personalize.resilience.breaker import CircuitBreaker
+from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
-from django_moe_personalize.visitor.gather import Visitor
-from django_moe_personalize.visitor.identity import Identity
+from django_moe_personalize.visitor import Identity, Visitor
 from tests.loopback import Exchange, Loopback
-from tests.wire import LONG, has_idle, wait_until
+from tests.wire import LONG, wait_until
+
+KEYS = ("hero-banner",)
+SOON = 0.2
+"""The deadline of tests in which it passes."""
 
 
 class Vendor:
-    """A server with the sandbox behind it, and a client with a connection to it that is kept.
+    """A server with the sandbox behind it, and a client with an idle connection to it.
 
-    While ``hold()`` lasts no fetch is answered. ``behave``, where it is set, answers fetches instead.
+    While ``hold()`` lasts, no fetch is answered. If ``behave`` is set, it answers the fetches.
     """
 
     def __init__(self) -> None:
         self.engine = Engine(load_workspace())
         self.behave: Callable[[Exchange], object] | None = None
         self.answered = 0
-        self._go_on = threading.Event()
-        self._go_on.set()
+        self.go_on = threading.Event()
+        self.go_on.set()
         self.server = Loopback(self._serve)
         self.transport = RequestsTransport(self.server.url)
         workspace = self.engine.workspace
@@ -48,7 +50,7 @@ class Vendor:
     def _serve(self, exchange: Exchange) -> None:
         is_fetch = exchange.received.target.endswith("/fetch")
         if is_fetch:
-            self._go_on.wait(LONG)
+            self.go_on.wait(LONG)
         if is_fetch and self.behave is not None:
             self.behave(exchange)
         else:
@@ -64,24 +66,26 @@ class Vendor:
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
-        """Answer no fetch for so long."""
-        self._go_on.clear()
+        """Answer no fetch while the context lasts, or until ``go_on`` is set."""
+        self.go_on.clear()
         try:
             yield
         finally:
-            self._go_on.set()
+            self.go_on.set()
 
     def warm(self) -> None:
-        """Leave a connection that is kept, and nothing else."""
+        """Make a call that leaves an idle connection."""
         self.client.fetch_metadata(deadline=Deadline(LONG))
 
     def wait_for_answers(self, count: int) -> None:
-        """Wait until so many fetches were answered, whoever reads them."""
+        """Wait until this many fetches are answered, read or not."""
         wait_until(lambda: self.answered >= count)
 
-    def is_kept(self) -> bool:
-        """Return whether there is a connection to ask on at once."""
-        return has_idle(self.transport)
+    def has_idle_connection(self) -> bool:
+        """Return whether the client can ask without a new connection. Afterwards it can."""
+        before = self.server.connections
+        self.warm()
+        return self.server.connections == before
 
     @property
     def fetches(self) -> list[dict[str, Any]]:
@@ -91,12 +95,12 @@ class Vendor:
 
 @pytest.fixture
 def vendor() -> Iterator[Vendor]:
-    """Give a vendor with a kept connection to it."""
+    """Give a vendor with an idle connection. Afterwards no flight may be left."""
     end = Vendor()
     with end.server, get_client.override(end.client):
         end.warm()
         yield end
-        end._go_on.set()
+        end.go_on.set()
         wait_until(lambda: not get_pool().in_flight and not get_background().in_flight)
         assert len(get_flights()) == 0
         end.client.close()
@@ -104,7 +108,7 @@ def vendor() -> Iterator[Vendor]:
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Give what the breaker is told, in order."""
+    """Give the reports to the circuit breaker, in order."""
     told: list[str] = []
     for name in ("success", "failure", "close_gate"):
         real = getattr(CircuitBreaker, name)
@@ -114,7 +118,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Give the names of what the pool of fetching threads was given."""
+    """Give the names of the functions that the pool of fetching threads accepted."""
     names: list[str] = []
     real = WorkerPool.submit
 
@@ -127,6 +131,19 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.fixture
+def fill_pool(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Give a function after which the pool of fetching threads accepts no work."""
+
+    def refuse(*args: object) -> None:
+        raise PoolBusy("busy")
+
+    return lambda: monkeypatch.setattr(get_pool(), "submit", refuse)
+
+
 def build_visitor(number: int = 1) -> Visitor:
-    """Return a visitor of their own."""
+    """Return a new visitor."""
     return Visitor(Identity(f"visitor-{number}"), {})
+
+
+VISITOR = build_visitor()

@@ -1,7 +1,7 @@
-"""Visitors whose every trait is a canary, and a site whose pages say all that MoEngage was asked of them.
+"""Visitors with recognizable data (canaries), and a site whose pages show all data that was sent to MoEngage.
 
-Whatever of one visitor is in an answer to another was leaked on the way: by a page cache, a fragment,
-the package's own caches, a connection, a thread or the event loop.
+If the page of one visitor has the data of another, a page cache, a fragment, the package's caches, a connection, a
+thread or the event loop has leaked it.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SETTINGS = {
 }
 
 PERSONALIZE = {"TRUSTED_PROXIES": ["127.0.0.0/8"], "CACHE_TTL": 1, "CACHE_STALE_TTL": 2}
-"""Answers that go stale while visitors browse, and the test client as a proxy that says who is behind it."""
+"""Answers get stale while visitors browse, and the test client is a trusted proxy that names the address."""
 
 SOURCE = "{% load moe_personalize %}{% experience 'hero-banner' as hero %}{{ hero.Asked }}{% endexperience %}"
 
 
 def take_users(get_response: Any) -> Any:
-    """Take who signs in from a header, which stands for a site's authentication."""
+    """Set the user from a header, in place of a site's authentication."""
 
     def middleware(request: HttpRequest) -> HttpResponse:
         name = request.headers.get("X-User")
@@ -63,7 +63,7 @@ def take_users(get_response: Any) -> Any:
 
 
 def echo(request: Request) -> Response:
-    """Answer as MoEngage, with content that says what was asked."""
+    """Answer as MoEngage, with the request as content."""
     asked = json.loads(request.body or b"{}")
     context = dict.fromkeys(("cid", "experience", "moe_locale_id", "moe_variation_id"), "x")
     context |= {"audience_name": json.dumps(asked.get("identifiers")), "audience_id": "x"}
@@ -74,19 +74,19 @@ def echo(request: Request) -> Response:
 
 
 def read(request: HttpRequest) -> HttpResponse:
-    """Show what was asked."""
+    """Show the content."""
     hero = request.personalization.get("hero-banner")  # type: ignore[attr-defined]
     return HttpResponse(hero["Asked"] if hero else "default")
 
 
 async def aread(request: HttpRequest) -> HttpResponse:
-    """Show it from the event loop."""
+    """Show the content from an async view."""
     hero = await request.personalization.aget("hero-banner")  # type: ignore[attr-defined]
     return HttpResponse(hero["Asked"] if hero else "default")
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Show it while the response is sent."""
+    """Show the content in a streamed response."""
 
     def parts() -> Iterator[bytes]:
         yield b"<html>"
@@ -100,12 +100,12 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def respond(request: HttpRequest) -> TemplateResponse:
-    """Show it in a response that is rendered after the view."""
+    """Show the content in a response that is rendered after the view."""
     return TemplateResponse(request, engines["django"].from_string(SOURCE))
 
 
 def fail(request: HttpRequest) -> HttpResponse:
-    """Show it on an error page."""
+    """Show the content on an error page."""
     return HttpResponse(read(request).content, status=404)
 
 
@@ -124,7 +124,7 @@ PAGES = [f"/{pattern.pattern}" for pattern in urlpatterns[1:]]
 
 
 class Visitor:
-    """One browser: customer, or without ``user`` somebody anonymous; it keeps all that it was ever sent."""
+    """A browser of a customer, or without ``user`` of an anonymous visitor. It keeps all answers."""
 
     def __init__(self, name: str, number: int, *, user: bool, mode: str) -> None:
         address = f"9.9.{number}.{number}"
@@ -140,14 +140,14 @@ class Visitor:
         self.etag = ""
 
     def choose(self, chance: random.Random, number: int) -> tuple[str, str, dict[str, Any]]:
-        """Return method, path and options of the next request; the first one comes from a campaign."""
+        """Return method, path and options of the next request. The first request is from a campaign."""
         method = "head" if chance.random() < 0.1 else "get"
         headers = self.headers | ({"If-None-Match": self.etag} if self.etag and chance.random() < 0.3 else {})
         page = "/read/?utm_source=" + f"{self.name}-campaign" if number == 0 else chance.choice(PAGES)
         return method, page, {"headers": headers}
 
     def take(self, response: Any, body: bytes) -> None:
-        """Keep what came."""
+        """Keep an answer."""
         assert response.status_code in (200, 304, 404), response.status_code
         self.etag = response.headers.get("ETag", self.etag)
         text = body.decode()
@@ -156,7 +156,7 @@ class Visitor:
 
 
 def browse(visitors: Sequence[Visitor], requests: int, *, mode: str, seed: int) -> None:
-    """Let all visitors ask at the same time, ``requests`` in all."""
+    """Let all visitors browse at the same time, with ``requests`` in all."""
     share = requests // len(visitors)
     if mode == "sync":
         with ThreadPoolExecutor(len(visitors)) as pool:
@@ -166,7 +166,7 @@ def browse(visitors: Sequence[Visitor], requests: int, *, mode: str, seed: int) 
 
 
 async def _gather(visitors: Sequence[Visitor], share: int, seed: int) -> None:
-    # All are let finish: asgiref waits for ever for a sync middleware whose inner half is cancelled before it begins.
+    # Wait for all. If a sync middleware is canceled before its inner half begins, asgiref waits for it forever.
     outcomes = await asyncio.gather(*(_abrowse(visitor, share, seed) for visitor in visitors), return_exceptions=True)
     for failure in filter(None, outcomes):
         raise failure
@@ -188,13 +188,13 @@ async def _abrowse(visitor: Visitor, share: int, seed: int) -> None:
         if not response.streaming:
             body = response.content
         else:
-            # The test client puts an empty list, which is no async stream, in place of what HEAD does not get.
+            # For HEAD the test client replaces the body with an empty list, which is not an async stream.
             body = b"" if method == "head" else b"".join([part async for part in response])
         visitor.take(response, body)
 
 
 def count_foreign(visitors: Sequence[Visitor]) -> int:
-    """Return how many answers hold a trait of another visitor, the id in the other's cookie included."""
+    """Return how many answers have data of another visitor, or the id in another visitor's cookie."""
     found = 0
     for visitor in visitors:
         others = {trait for other in visitors if other is not visitor for trait in _collect_traits(other)}
@@ -208,6 +208,6 @@ def _collect_traits(visitor: Visitor) -> set[str]:
 
 
 def build_visitors(mode: str) -> list[Visitor]:
-    """Return two customers and two who are anonymous."""
+    """Return two customers and two anonymous visitors."""
     names = [("ada", True), ("grace", True), ("alan", False), ("edsger", False)]
     return [Visitor(name, number, user=user, mode=mode) for number, (name, user) in enumerate(names, start=11)]

@@ -1,4 +1,4 @@
-"""What must be found nowhere that it is not needed."""
+"""Secrets and personal data that the tests search for in places where they must not be."""
 
 SECRET = "canary-key-4711"
 CUSTOMER = "canary-customer-4711"

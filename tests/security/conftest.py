@@ -1,4 +1,4 @@
-"""How much is tried: a little in every run, everything with ``--long``."""
+"""Fixtures of the experiments. They try a little in every run, and everything with ``--long``."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from django.db import close_old_connections
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the long form, where tests/services has not."""
+    """Add the option ``--long``, unless tests/services has added it."""
     with suppress(ValueError):
         parser.addoption("--long", action="store_true", help="the whole of each experiment")
 
 
 @pytest.fixture(scope="session")
 def extent(pytestconfig: pytest.Config) -> Callable[[int, int], int]:
-    """Give what chooses between the short and the long number of attempts."""
-    # Only where this folder is named on the command line is there such an option.
+    """Return a function that chooses between the short and the long number of attempts."""
+    # The option exists only if this folder is named on the command line.
     long = pytestconfig.getoption("--long", default=False)
     return lambda short, whole: whole if long else short
 
 
 @pytest.fixture
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Give what puts a line of figures into the report, and shows it with ``-s``."""
+    """Return a function that adds a line of figures to the report, and prints it with ``-s``."""
 
     def say(line: str) -> None:
         record_property("figures", line)
@@ -37,7 +37,7 @@ def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
-    """Let requests go to a handler itself; as with the test client, what another test left open is not theirs."""
+    """Allow requests to a handler itself: like the test client, they don't close the connections of other tests."""
     for signal in (request_started, request_finished):
         signal.disconnect(close_old_connections)
     yield

@@ -1,4 +1,4 @@
-"""Text that wants to be a script or another site's link, combined from the ways that are known to work somewhere."""
+"""Texts that try to become scripts or links to another site, in forms that work in some browsers or libraries."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ MARKUP = [
     "&#60;script&#62;alert(1)&#60;/script&#62;",
     "\uff1cscript\uff1ealert(1)\uff1c/script\uff1e",
 ]
-"""What wants to become an element or an attribute."""
+"""Texts that try to become an element or an attribute."""
 
 _SCHEMES = ("javascript", "JaVaScRiPt", "data", "vbscript", "file", "blob", "view-source", "about", "ftp", "intent")
 _DISGUISES = (
@@ -98,7 +98,7 @@ SCHEMES = [
     form.format(scheme=scheme, head=scheme[:4], tail=scheme[4:], rest=_RESTS.get(scheme, SCRIPT))
     for scheme, form in product(_SCHEMES, _DISGUISES)
 ]
-"""Addresses that a browser would run or that leave http."""
+"""Addresses with a scheme that runs a script or isn't http."""
 
 _HOST = "evil.example"
 FOREIGN = [
@@ -132,6 +132,6 @@ LINKS = [
     *(f'<a href="{escape(url)}">x</a>' for url in [*SCHEMES[::3], *FOREIGN]),
     *(f'<img src="{escape(url)}">' for url in [*SCHEMES[1::5], *FOREIGN[::2]]),
 ]
-"""Elements that HTML content may have, with addresses that it may not."""
+"""Allowed elements with forbidden addresses."""
 
 CORPUS = [*MARKUP, *SCHEMES, *FOREIGN, *LINKS, *map(escape, SCHEMES[:20])]

@@ -1,4 +1,4 @@
-"""What a request costs of the processor that is ours, told apart from what a busy machine and Django take."""
+"""Measure the processor time that the package adds to a request, without that of Django or of a busy machine."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from django_moe_personalize.fetching.local_cache import LocalCache
 from tests.conftest import settle
 
 LIMIT = 0.010
-"""Seconds of the processor; a usual request takes a fiftieth of it."""
+"""Seconds of processor time. A usual request takes a fiftieth of it."""
 
 TRIES = 10
 PAUSE = 0.05
-"""Seconds more before each try than before the last: what else the machine does comes and goes."""
+"""Seconds by which the pause before a try grows, so that other work on the machine can end."""
 
 OURS = "django_moe_personalize."
 
 
 def answer(request: HttpRequest) -> HttpResponse:
-    """Answer as a page without personalization does; with sessions or languages a site reads the cookies."""
+    """Answer as a page without personalization. Sites with sessions or languages read the cookies too."""
     return HttpResponse(f"plain, {len(request.COOKIES)} cookies")
 
 
@@ -38,11 +38,11 @@ urlpatterns = [re_path("", answer)]
 
 
 class Meter:
-    """Takes the processor time of all threads, less what the sandbox takes to answer, which is no part of a site.
+    """Measures the processor time of all threads, without the time that the sandbox takes to answer.
 
-    Not the time on the clock, which on a shared machine is others'. A collection of garbage, or
-    another thread's work, is in it too, so that what is over the limit is tried again: slow is what
-    is slow every time, with no visitor in memory, and by more than a site without us.
+    Clock time would include other work on the machine. Processor time still includes garbage collections and
+    background threads, so a request over the limit is tried again. It is slow if every try is slow, with empty
+    memories, compared with a site without the package.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Meter:
         self._aside = 0.0
 
     def set_aside(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a function whose own time does not count."""
+        """Return a function whose time is not measured."""
 
         def timed(argument: Any) -> Any:
             began = time.thread_time()
@@ -64,24 +64,24 @@ class Meter:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Add what is done inside to the costs."""
+        """Add the time of the block to the costs."""
         began = time.process_time() - self._aside
         yield
         self.costs.append(time.process_time() - self._aside - began)
 
     def find_excess(self, ask: Callable[[], object]) -> float:
-        """Return the least that ``ask``, which measures one request, takes, less what it takes without us."""
+        """Return the least time of ``ask``, which measures one request, minus its least time without the package."""
         self.repeated += 1
         whole = self._find_least(ask)
         if whole <= LIMIT:
             return whole
         others = [path for path in _list_middleware() if not path.startswith(OURS)]
         with override_settings(ROOT_URLCONF=__name__, MIDDLEWARE=others):
-            # The very least: what it takes without us must not be said to be more than it is.
+            # All tries, because a time that is too long here would hide a slow request.
             return whole - self._find_least(ask, enough=0.0)
 
     def _find_least(self, ask: Callable[[], object], *, enough: float = LIMIT) -> float:
-        """Return the least of some tries, the last of which took ``enough``; each finds nothing remembered."""
+        """Return the least time of several tries with empty memories. Stop after a try within ``enough``."""
         known = len(self.costs)
         for attempt in range(TRIES):
             time.sleep(attempt * PAUSE)
@@ -94,7 +94,7 @@ class Meter:
         return min(tried)
 
     def describe(self) -> str:
-        """Say what requests cost."""
+        """Return a line about the costs of all requests."""
         ranked = sorted(self.costs)
         median, rare = (ranked[int(share * len(ranked))] * 1000 for share in (0.5, 0.999))
         return (
@@ -116,17 +116,17 @@ def _forget_all() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(OURS):
             for attribute, value in vars(module).items():
-                # What is got once a process is no memory of requests.
+                # A get_…() function remembers no requests.
                 if hasattr(value, "cache_clear") and not attribute.startswith("get_"):
                     value.cache_clear()
 
 
 @contextmanager
 def untraced() -> Iterator[None]:
-    """Keep out what measures the tests: it takes most of the time, and says nothing that other tests do not."""
+    """Turn off coverage, which would take most of the time. Other tests cover the same code."""
     tracer, tracer_of_new_threads = sys.gettrace(), threading.gettrace()
     sys.settrace(None)
-    # Under ASGI a request has a thread of its own for what is synchronous.
+    # Under ASGI, the synchronous parts of a request run in a new thread.
     threading.settrace(cast(Any, None))
     try:
         yield
@@ -137,7 +137,7 @@ def untraced() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Keep the collector out."""
+    """Turn off garbage collection."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""Pages that fail, each after or inside another step of ours; nothing here holds what a report must not show."""
+"""Views that fail, each inside or after another step of the package. They hold no canaries themselves."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ READ = "{% load moe_personalize %}{% experience 'hero-banner' as hero %}{{ hero.
 
 
 def fail() -> None:
-    """Fail as a function in a template's context does."""
+    """Raise an exception, as a function in a template's context may."""
     raise RuntimeError("the site's own")
 
 
 def render(request: HttpRequest, source: str) -> HttpResponse:
-    """Render a template in which something fails."""
+    """Render a template that calls ``fail``."""
     return HttpResponse(engines["django"].from_string(source).render({"fail": fail}, request))
 
 
 @personalize("hero-banner", "promo-strip")
 def after_reading(request: HttpRequest) -> HttpResponse:
-    """Fail with a page that knows all of its visitor."""
+    """Fail after reading all data of the visitor."""
     page = request.personalization  # type: ignore[attr-defined]
     hero, asked, visitor = page.get("hero-banner"), page.attributes, page.identity  # noqa: F841 - in the report
     del asked
@@ -37,14 +37,14 @@ def after_reading(request: HttpRequest) -> HttpResponse:
 
 
 async def after_reading_async(request: HttpRequest) -> HttpResponse:
-    """Fail in the event loop."""
+    """Fail in an event loop."""
     hero = await request.personalization.aget("hero-banner")  # type: ignore[attr-defined]  # noqa: F841
     fail()
     return HttpResponse()
 
 
 def missing_key(request: HttpRequest) -> HttpResponse:
-    """Fail inside our mapping."""
+    """Fail inside the mapping."""
     return HttpResponse(request.personalization["no-such-experience"])  # type: ignore[attr-defined]
 
 
@@ -64,7 +64,7 @@ def in_default(request: HttpRequest) -> HttpResponse:
 
 
 def in_api(request: HttpRequest) -> HttpResponse:
-    """Let an error of the API through."""
+    """Fail inside a call of the API."""
     api.fetch_experiences(
         ["hero-banner"],
         customer_id=canary_values.CUSTOMER,
@@ -75,7 +75,7 @@ def in_api(request: HttpRequest) -> HttpResponse:
 
 
 def in_erasing(request: HttpRequest) -> HttpResponse:
-    """Let an error of the outbox's database through."""
+    """Fail inside the database of the outbox."""
     api.erase(customer_id=canary_values.CUSTOMER)
     return HttpResponse()
 

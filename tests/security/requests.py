@@ -1,4 +1,4 @@
-"""Requests that nobody means well with, from a seed, straight to the WSGI and the ASGI handler."""
+"""Random hostile requests from a seed, and functions that send them to the WSGI and the ASGI handler."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ TYPES = (
 
 
 class Generator:
-    """Make requests; what the site hands out (cookies, tokens) is taken along, whole and altered.
+    """Builds requests, with cookies and tokens of the site, whole and altered.
 
-    ``own`` is the cookie of one visitor who comes back again and again.
+    ``own`` is the cookie of one visitor who sends many requests.
     """
 
     def __init__(self, seed: int) -> None:
@@ -53,7 +53,7 @@ class Generator:
         self._worst = WorstCases(self._chance, self.tokens)
 
     def write(self, pieces: int = 4) -> str:
-        """Return some text."""
+        """Return a random text."""
         chance = self._chance
         return "".join(
             chance.choice(PIECES) if chance.random() < 0.7 else chance.choice(string.printable)
@@ -61,7 +61,7 @@ class Generator:
         )
 
     def alter(self, text: str) -> str:
-        """Return the text as it is, or with one place changed, doubled or cut."""
+        """Return the text unchanged, or changed in one place, cut or repeated."""
         chance = self._chance
         place = chance.randrange(len(text) + 1)
         match chance.randrange(4):
@@ -79,7 +79,7 @@ class Generator:
         chance = self._chance
         if chance.random() < 0.1:
             method, path, query, headers, body = self._worst.build()
-            # Of a visitor whom some of the tokens belong to.
+            # From a visitor who owns some of the tokens.
             headers.setdefault("Cookie", f"moe_id={self.own if chance.random() < 0.8 else 'x'}")
             return method, path, query, headers, body
         headers = {chance.choice(HEADERS): self._clean(self.write()) for _ in range(chance.randrange(5))}
@@ -108,7 +108,7 @@ class Generator:
         return quote_from_bytes(data, safe="%+;") if self._chance.random() < 0.8 else self._clean(text).replace("#", "")
 
     def _clean(self, text: str) -> str:
-        # What a server lets through: latin-1 without line ends.
+        # Servers pass on latin-1 without line ends.
         return text.encode("utf-8", "surrogatepass").decode("latin-1").translate({10: None, 13: None, 0: None}).strip()
 
     def _write_cookies(self) -> str:
@@ -132,7 +132,7 @@ Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
 def ask_wsgi(handler: WSGIHandler, request: tuple[str, str, str, dict[str, str], bytes], meter: Meter) -> Answer:
-    """Return status, headers and body of an answer over WSGI (PEP 3333)."""
+    """Send a request over WSGI (PEP 3333) and return status, headers and body of the answer."""
     method, path, query, headers, body = request
     environ: dict[str, Any] = {
         "REQUEST_METHOD": method,
@@ -159,13 +159,13 @@ def ask_wsgi(handler: WSGIHandler, request: tuple[str, str, str, dict[str, str],
 def ask_asgi(
     handler: ASGIHandler, requests: Sequence[tuple[str, str, str, dict[str, str], bytes]], meter: Meter
 ) -> list[Answer]:
-    """Return the same over ASGI, one after the other in one event loop."""
+    """Send requests over ASGI, one after the other in one event loop, and return the answers."""
 
     async def ask_all() -> list[Answer]:
         return [await _ask_asgi(handler, request, meter) for request in requests]
 
-    # In a context as empty as a server's: asgiref carries each variable there is from thread to thread, and tests that
-    # were run before have left hundreds.
+    # In an empty context, as in a server. asgiref copies all context variables between threads, and earlier tests left
+    # hundreds of them.
     return Context().run(asyncio.run, ask_all())
 
 

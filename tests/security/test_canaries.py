@@ -1,17 +1,15 @@
-"""Nothing of one visitor reaches another, through whichever cache, page and server."""
+"""No page shows the data of another visitor, with any cache, view or server."""
 
 import pytest
 
-from django_moe_personalize import context
+from django_moe_personalize.rendering import headers
 from django_moe_personalize.testing import override_personalize
-from tests.security.canaries import PERSONALIZE, SETTINGS, STACKS, browse, build_visitors, count_foreign
+from tests.security.canaries import PERSONALIZE, SETTINGS, STACKS, browse, build_visitors, count_foreign, echo
 
 
 @pytest.fixture
 def site(upstream, settings):
-    """Serve the canaries' pages, with an upstream that says what it was asked."""
-    from tests.security.canaries import echo
-
+    """Serve the pages of the canaries, with an upstream that returns the request as content."""
     upstream.answer = echo
     for name, value in SETTINGS.items():
         setattr(settings, name, value)
@@ -22,7 +20,7 @@ def site(upstream, settings):
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_foreign_canary(site, extent, tell, stack, mode):
-    """Four visitors who ask at the same time get their own content and nobody else's."""
+    """Four visitors who browse at the same time get only their own content."""
     site.MIDDLEWARE = STACKS[stack]
     visitors = build_visitors(mode)
     requests = extent(40, 2600)
@@ -35,8 +33,8 @@ def test_no_foreign_canary(site, extent, tell, stack, mode):
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_experiment_can_fail(site, mode, monkeypatch):
-    """Without what keeps pages out of the site's cache, canaries are found in others' pages."""
-    monkeypatch.setattr(context.headers, "keep_out_of_site_cache", lambda request: None)
+    """If pages aren't kept out of the site's cache, the pages of other visitors have canaries."""
+    monkeypatch.setattr(headers, "keep_out_of_site_cache", lambda request: None)
     site.MIDDLEWARE = STACKS["site cache inside"]
     visitors = build_visitors(mode)
     with override_personalize(**PERSONALIZE):

@@ -1,4 +1,4 @@
-"""Nobody adds a count that nobody made: forged, altered, foreign, old and repeated reports count nothing."""
+"""Forged, altered, foreign, old and repeated reports count nothing."""
 
 import json
 import random
@@ -11,15 +11,16 @@ import pytest
 from django.core import signing
 from django.test import Client
 
-from django_moe_personalize import tracking, views
+from django_moe_personalize import views
 from django_moe_personalize.testing import override_experiences
+from django_moe_personalize.tracking.tokens import SALT, TOKEN_MAX_AGE
 
 ALPHABET = string.ascii_letters + string.digits + "-_:."
 
 
 @pytest.fixture
 def shown(settings):
-    """Give every visitor a hero, in a page with a mark and a link."""
+    """Give every visitor a hero, with a mark and a link."""
     settings.ROOT_URLCONF = "tests.site"
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     with override_experiences({"hero-banner": {"Title": "Hello", "CtaLabel": "Go"}}, IMPRESSIONS="visible") as shown:
@@ -27,13 +28,13 @@ def shown(settings):
 
 
 def read_tokens(client):
-    """Return the mark's and the link's token of a page made for this client."""
+    """Return the tokens of the mark and of the link in a page of this client."""
     page = client.get("/tags/").content.decode()
     return re.search(r'data-moe-experience="([^"]+)"', page)[1], re.search(r"/moe/click/([^/]+)/", page)[1]
 
 
 def forge(chance, token):
-    """Return another text than ``token`` that looks like one."""
+    """Return a text that looks like ``token`` but is different."""
     body, _, signature = token.rpartition(":")
     match chance.randrange(8):
         case 0:
@@ -49,11 +50,11 @@ def forge(chance, token):
         case 4:
             return signing.dumps([str(uuid.uuid4())] * 7, salt="guessed", compress=True)
         case 5:
-            return signing.dumps([str(uuid.uuid4())] * 7, key="guessed", salt=tracking._SALT, compress=True)
+            return signing.dumps([str(uuid.uuid4())] * 7, key="guessed", salt=SALT, compress=True)
         case 6:
             return token.swapcase()
         case _:
-            # What the visitor's own cookie says, and what other signatures of the site say, is no token.
+            # A text with another signature of the site.
             return signing.dumps({"events": token}, salt="django.contrib.sessions.backends.signed_cookies")
 
 
@@ -64,12 +65,12 @@ def send(client, reports, **headers):
 
 
 def count(shown):
-    """Return how many events there are."""
+    """Return the number of events."""
     return len(shown.engine.ledger.entries())
 
 
 def test_forged_and_altered_reports_count_nothing(shown, extent, tell):
-    """A report is worth what its signature is worth."""
+    """A report without a genuine signature counts nothing. A genuine report of the same visitor counts."""
     client, chance = Client(), random.Random(2026)
     mark, link = read_tokens(client)
     wanted = extent(400, 10_000)
@@ -79,15 +80,14 @@ def test_forged_and_altered_reports_count_nothing(shown, extent, tell):
         send(client, [["click", token, "cta"] for token in forged])
         client.get(f"/moe/click/{forged[start % 100].replace('/', '')}/")
     assert count(shown) == 0
-    # The same visitor's genuine report does count.
     send(client, [["impression", mark]])
     assert count(shown) == 1
     tell(f"{2 * wanted} forged reports: 0 counted")
 
 
 def test_repeated_reports_count_once(shown, extent, tell, monkeypatch):
-    """A genuine report counts once, however often, in whichever order and company it comes."""
-    # Not because they are too many in a minute.
+    """A genuine report counts once, in any order and together with any other reports."""
+    # The limit of a minute must not be the reason.
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 1_000_000)
     client, chance = Client(), random.Random(2026)
     mark, link = read_tokens(client)
@@ -105,7 +105,7 @@ def test_repeated_reports_count_once(shown, extent, tell, monkeypatch):
 
 
 def test_foreign_and_old_reports_count_nothing(shown, extent, tell, monkeypatch):
-    """A token is worth nothing in another browser, from another site, by a robot, or a day later."""
+    """A token counts nothing in another browser, from another site, from a robot, or a day later."""
     client, other = Client(), Client()
     tokens = [read_tokens(client)[0] for _ in range(extent(20, 200))]
     read_tokens(other)
@@ -116,7 +116,7 @@ def test_foreign_and_old_reports_count_nothing(shown, extent, tell, monkeypatch)
     send(client, reports, **{"User-Agent": "Googlebot/2.1"})
     send(client, reports, **{"Sec-Purpose": "prefetch"})
     send(client, reports, **{"Sec-GPC": "1"})
-    yesterday = time.time() - tracking.TOKEN_MAX_AGE - 60
+    yesterday = time.time() - TOKEN_MAX_AGE - 60
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: yesterday)
         old = [read_tokens(client)[0] for _ in tokens]
@@ -128,7 +128,7 @@ def test_foreign_and_old_reports_count_nothing(shown, extent, tell, monkeypatch)
 
 
 def test_swapped_identity_counts_nothing(shown):
-    """A cookie made up, cut or taken from another name is no visitor, so its reports are nobody's."""
+    """Reports with a cookie that is invented, cut or signed for another purpose count nothing."""
     client = Client()
     mark, _ = read_tokens(client)
     genuine = client.cookies["moe_id"].value

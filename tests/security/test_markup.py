@@ -1,4 +1,4 @@
-"""Content is a marketer's, and a marketer's account can be anybody's: it becomes no script and no way out."""
+"""Content can't run scripts or lead to other sites, even if an attacker has the account of a marketer."""
 
 import json
 import re
@@ -45,7 +45,7 @@ PAGE = "https://testserver/page/"
 
 @pytest.fixture
 def render(settings):
-    """Return a function that renders a template with a text as the content of an experience."""
+    """Return a function that renders a template with this text as content."""
     settings.ALLOWED_HOSTS = ["testserver"]
     settings.ROOT_URLCONF = "tests.site"
     keys = {text: f"text-{number}" for number, text in enumerate(dict.fromkeys(CORPUS))}
@@ -61,7 +61,7 @@ def render(settings):
 
 
 def build_payload(text):
-    """Return a payload that holds the text wherever it can."""
+    """Return a payload with the text in every place."""
     offering = {
         "dp_offering_id": text,
         "offering_content": {"type": "json", "payload": {"title": text}},
@@ -71,7 +71,7 @@ def build_payload(text):
 
 
 def find_faults(page):
-    """Return what in a page would run, load or lead elsewhere."""
+    """Return the parts of a page that would run a script, load a file or lead to another site."""
     tree = html5lib.parse(page, treebuilder="etree", namespaceHTMLElements=False)
     faults = []
     for element in tree.iter():
@@ -101,18 +101,18 @@ def find_faults(page):
 
 
 def is_ours(element):
-    """Return whether a script is the package's own file, or data."""
+    """Return whether a script is the package's own file or JSON."""
     return element.attrib.get("type") == "application/json" or element.attrib.get("src", "").startswith("/static/moe_")
 
 
 def leaves(name, url):
-    """Return whether a browser on the page would run the URL or go to another host for it."""
+    """Return whether a browser on the page would run the URL or follow it to another host."""
     if name not in URLS:
         return False
-    # What browsers leave out and turn round, https://url.spec.whatwg.org/#url-parsing.
+    # Browsers remove these characters and turn backslashes: https://url.spec.whatwg.org/#url-parsing
     url = re.sub(r"[\t\r\n]", "", url).strip("".join(map(chr, range(33)))).replace("\\", "/")
     try:
-        # More slashes than two mean no more than two, before a host that is not there.
+        # To a browser, three slashes before a host are the same as two.
         found = urlsplit(urljoin(PAGE, re.sub(r"^(https?:)?/{2,}", lambda m: f"{m[1] or ''}//", url, flags=re.I)))
     except ValueError:
         return True
@@ -120,7 +120,7 @@ def leaves(name, url):
 
 
 def test_corpus_is_large():
-    """There are more than three hundred different texts, and the judge finds what is wrong with them."""
+    """There are more than 300 different texts, and find_faults() finds their faults."""
     assert len(set(CORPUS)) > 300
     raw = [text for text in CORPUS if find_faults(f"<p>{text}</p><p title='{text}'></p><a href=\"{text}\">x</a>")]
     assert len(raw) > 250
@@ -128,13 +128,13 @@ def test_corpus_is_large():
 
 @pytest.mark.parametrize("part", range(4))
 def test_content_is_no_script_and_no_way_out(render, part):
-    """Through every tag and filter no text becomes an element, a handler or a foreign address."""
+    """No tag and no filter turns a text into an element, a handler or a foreign address."""
     faults = {text: found for text in CORPUS[part::4] if (found := find_faults(render(text)))}
     assert faults == {}
 
 
 def test_destinations_of_signed_links(render, client):
-    """A link made of content redirects within the site, or is no link at all."""
+    """A link to content redirects within the site, or is not a link."""
     followed = 0
     for text in [*SCHEMES, *FOREIGN]:
         url = render(text, LINK)
@@ -149,7 +149,7 @@ def test_destinations_of_signed_links(render, client):
 
 
 def test_json_of_a_mark_is_text(settings):
-    """The vendor's context in a mark of the mode web_sdk is one attribute, whatever it holds."""
+    """In the mode web_sdk, the experience context in a mark is one attribute with JSON."""
     settings.ROOT_URLCONF = "tests.site"
     with override_experiences({"hero": {"Text": "x"}}, IMPRESSIONS="web_sdk"):
         request = RequestFactory().get("/page/")

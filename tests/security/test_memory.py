@@ -1,4 +1,4 @@
-"""Who makes up values of his own fills nobody's memory and takes nobody's answers away."""
+"""A client that invents values fills no memory, and takes no answers from other visitors."""
 
 import resource
 from datetime import UTC, datetime
@@ -7,10 +7,9 @@ import pytest
 from django.test import RequestFactory
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.fetching import cache, local_cache
 from django_moe_personalize.fetching.cache import ExperienceCache
-from django_moe_personalize.fetching.local_cache import LocalCache
-from django_moe_personalize.moengage.types import DataSource, Experience
+from django_moe_personalize.fetching.local_cache import MAX_BYTES, MAX_VISITORS, LocalCache
+from django_moe_personalize.moengage.reader import read_experience
 from django_moe_personalize.visitor.attributes import collect_attributes
 from django_moe_personalize.visitor.consent import GRANTED
 from django_moe_personalize.visitor.gather import Visitor
@@ -19,45 +18,43 @@ from tests.conftest import settle
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 SEEN = {
-    "hero": Experience("hero", {"Title": "Hello"}, {"cid": "x"}, DataSource.NETWORK),
+    "hero": read_experience("hero", {"payload": {"Title": "Hello"}, "experience_context": {"cid": "x"}}),
     "promo": None,
 }
 
 
 @pytest.mark.timeout(1800)
-def test_made_up_campaigns_stay_within_their_bound(monkeypatch, extent, tell):
-    """A flood of distinct UTM values fills its share of the memory; a visitor who comes back hits as ever."""
-    values = extent(6_000, 1_000_000)
-    places = extent(600, local_cache.MAX_VISITORS)
-    memory = LocalCache(max_visitors=places)
-    monkeypatch.setattr(cache, "local_cache", memory)
-    now, settings = [1_800_000_000.0], get_settings()
-    regular = ExperienceCache(Visitor(Identity("regular"), {}).build_digest(), settings, clock=lambda: now[0])
-    regular.set_local(SEEN)
+def test_made_up_campaigns_stay_within_their_bound(extent, tell):
+    """A flood of distinct UTM values fills its share of the memory, and a returning visitor still hits."""
+    values, places = extent(6_000, 1_000_000), extent(600, MAX_VISITORS)
+    now = 1_800_000_000.0
+    cache = ExperienceCache(get_settings(), clock=lambda: now, memory=LocalCache(max_visitors=places))
+    regular = Visitor(Identity("regular"), {}).digest
+    cache.keep(regular, SEEN)
     request = RequestFactory().get("/")
     held, hits = [], []
     for number in range(values):
         request.META["QUERY_STRING"] = f"utm_source=made-up-{number}&utm_medium={number % 7}"
         visitor = Visitor(Identity("flood"), collect_attributes(request, now=NOW, consent=GRANTED))
-        ExperienceCache(visitor.build_digest(), settings, clock=lambda: now[0]).set_local(SEEN)
+        cache.keep(visitor.digest, SEEN)
         if number % 100 == 0:
-            now[0] += 2
-            hits.append(len(regular.get_local(SEEN)) == len(SEEN))
+            now += 2
+            hits.append(not cache.peek(regular, tuple(SEEN)).due)
             if len(hits) % 20 == 0:
-                # As a page would have it refreshed.
-                regular.set_local(SEEN)
+                # As a page has stale answers refreshed.
+                cache.keep(regular, SEEN)
         if number in (values // 2, values - 1):
-            held.append((memory.counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+            held.append((cache.memory.counts, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
     (before, rss_before), (after, rss_after) = held
     tell(f"{values} values: {after}, {rss_after} KiB at most, the regular visitor hit {sum(hits)} of {len(hits)}")
     assert after.visitors <= places
-    assert after.bytes <= before.bytes * 1.05 <= local_cache.MAX_BYTES
+    assert after.bytes <= before.bytes * 1.05 <= MAX_BYTES
     assert rss_after <= rss_before * 1.05
     assert all(hits)
 
 
 def test_the_site_cache_gets_nothing_without_an_end(upstream, settings, client):
-    """What a made-up campaign leaves in the site's cache goes by itself, and is a reference, not a copy."""
+    """An invented campaign leaves references in the site's cache, not copies, and they expire."""
     from django.core.cache import cache as site_cache
 
     settings.ROOT_URLCONF = "tests.site"

@@ -1,4 +1,4 @@
-"""Django's own reports of errors, the page of DEBUG and the mail to ADMINS, show nothing that we put there."""
+"""Django's own error reports (the DEBUG page, the mail to ADMINS) show no data that the package holds."""
 
 import logging
 
@@ -9,9 +9,10 @@ from django.test import AsyncClient, Client
 from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
-from django_moe_personalize import client, context
-from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.client import get_client
+from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.rendering import headers
 from django_moe_personalize.testing import override_personalize
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PASSWORD, PERSONAL, SECRET
 from tests.security.failing import VIEWS
@@ -19,11 +20,11 @@ from tests.security.test_counts import read_tokens
 from tests.security.test_traces import HERE, find, is_ours
 
 OURS_ALONE = (CUSTOMER, MAIL, CART, CAMPAIGN, SECRET)
-"""Of a page without a query: what Django does not print of the request by itself."""
+"""The canaries that Django doesn't print with the request, for a page without a query."""
 
 
 class Mails(AdminEmailHandler):
-    """Keep what would be mailed, and the error it is about."""
+    """Keep the mails and their errors instead of sending them."""
 
     def __init__(self):
         super().__init__(include_html=True)
@@ -31,14 +32,14 @@ class Mails(AdminEmailHandler):
         self.errors = []
 
     def emit(self, record):
-        """Take the error of a 500 along."""
+        """Keep the error of a 500."""
         if not record.exc_info:
             return
         self.errors.append(record.exc_info[1])
         super().emit(record)
 
     def send_mail(self, subject, message, *args, html_message=None, **kwargs):
-        """Keep it."""
+        """Keep the mail."""
         self.sent += [f"{subject} {message}", html_message]
 
 
@@ -53,7 +54,7 @@ def mails():
 
 @pytest.fixture
 def site(upstream, settings):
-    """Serve pages that fail to a visitor of whom everything is known."""
+    """Serve failing pages to a visitor with known data."""
     settings.ROOT_URLCONF = "tests.security.failing"
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
     told = {"IDENTIFY": f"{HERE}.identify", "ATTRIBUTES": [f"{HERE}.describe_cart"], "WORKSPACE_ID": "W"}
@@ -68,14 +69,14 @@ def enter(asks_async=False):
 
 
 def read_frames(error):
-    """Return the locals of our frames, as reports print them with DEBUG off."""
+    """Return the local variables of the package's frames, as reports print them with DEBUG off."""
     reporter = ExceptionReporter(None, type(error), error, error.__traceback__)
     frames = [frame for frame in reporter.get_traceback_data()["frames"] if is_ours(frame)]
     return {f"{f['function']} {name}": str(value) for f in frames for name, value in f["vars"]}
 
 
 def check(mails):
-    """Check the mails, text and HTML, and our frames in them."""
+    """Check the text and HTML of the mails, and the package's frames in them."""
     assert mails.sent
     assert find(dict(enumerate(mails.sent)), OURS_ALONE) == []
     for error in mails.errors:
@@ -84,10 +85,10 @@ def check(mails):
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_reports_of_a_failing_page(site, mails, settings, monkeypatch, name):
-    """Whatever of a page fails, in its view, in a tag of ours or in a call of ours, the report tells nothing more."""
+    """The view, a tag or a call of the package fails, and the report shows no personal data."""
     client = enter()
     client.get(f"/read/?utm_source={CAMPAIGN}")
-    assert CAMPAIGN in str(site.requests[-1].body), "the visitor's data goes where it is needed"
+    assert CAMPAIGN in str(site.requests[-1].body), "MoEngage gets the data"
     if name in ("in_api", "in_erasing"):
         site.refuse()
         monkeypatch.setattr(BaseDelivery, "erase", _refuse)
@@ -96,7 +97,7 @@ def test_reports_of_a_failing_page(site, mails, settings, monkeypatch, name):
     settings.DEBUG = True
     page = client.get(f"/{name}/").content.decode()
     assert "Traceback" in page
-    # Of what it was called with, Django hides nothing from a developer.
+    # On the DEBUG page Django shows the arguments of the API.
     canaries = (SECRET,) if name in ("in_api", "in_erasing") else OURS_ALONE
     assert find({"page": page}, canaries) == []
 
@@ -107,7 +108,7 @@ def _refuse(self, customer_id):
 
 @pytest.mark.parametrize("name", ["after_reading_async", "in_experience"])
 def test_reports_of_a_failing_page_over_asgi(site, mails, name):
-    """The event loop's frames are as quiet."""
+    """Frames of the event loop show no personal data either."""
     client = enter(asks_async=True)
     async_to_sync(client.get)(f"/aread/?utm_source={CAMPAIGN}")
     assert async_to_sync(client.get)(f"/{name}/").status_code == 500
@@ -116,8 +117,8 @@ def test_reports_of_a_failing_page_over_asgi(site, mails, name):
 
 @pytest.mark.parametrize("part", ["seal_response", "add_server_timing"])
 def test_reports_of_our_own_failure(site, mails, monkeypatch, part):
-    """Were something of ours to fail after the view, its report would be as quiet."""
-    monkeypatch.setattr(context.headers, part, _break)
+    """If the package itself fails after the view, the report shows no personal data."""
+    monkeypatch.setattr(headers, part, _break)
     client = enter()
     assert client.get("/tags/").status_code == 500
     check(mails)
@@ -125,7 +126,7 @@ def test_reports_of_our_own_failure(site, mails, monkeypatch, part):
 
 @pytest.mark.parametrize("path", ["/moe/beacon/", "/moe/click/"])
 def test_reports_of_a_failing_endpoint(site, mails, monkeypatch, path):
-    """Were an endpoint to fail, the report would not say whose click it was."""
+    """If an endpoint fails, the report doesn't show the visitor."""
     client = enter()
     with override_personalize(IMPRESSIONS="visible"):
         mark, link = read_tokens(client)
@@ -159,11 +160,11 @@ def _break(*args, **kwargs):
     ids=lambda told: next(iter(told)),
 )
 def test_reports_of_a_mistake_in_the_settings(settings, told, debug):
-    """Whatever is wrong with the settings, no frame or message of ours shows the key or a password."""
+    """No frame and no message of the package shows the key or a password."""
     settings.DEBUG = debug
     settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03", **told}
     errors = []
-    for ask in (settings.get_settings, client.get_client, get_delivery):
+    for ask in (get_settings, get_client, get_delivery):
         try:
             ask()
         except ConfigurationError as error:
@@ -176,7 +177,7 @@ def test_reports_of_a_mistake_in_the_settings(settings, told, debug):
 
 
 def test_settings_in_a_report(settings):
-    """Django hides the key in the settings that it prints, and shows the options of a transport."""
+    """Django hides the key in the settings that it prints, but shows the options of a transport."""
     settings.MOE_PERSONALIZE = {
         "API_KEY": SECRET,
         "TRANSPORT": {"OPTIONS": {"proxies": {"https": f"http://u:{PASSWORD}@proxy"}}},
@@ -184,17 +185,17 @@ def test_settings_in_a_report(settings):
     reporter = ExceptionReporter(None, RuntimeError, RuntimeError("x"), None)
     for report in (reporter.get_traceback_html(), reporter.get_traceback_text()):
         assert SECRET not in report
-        # docs/configuration.md tells how to keep it out.
+        # The threat model says how to hide it.
         assert PASSWORD in report
 
 
 def test_password_of_a_proxy_in_the_environment(settings, monkeypatch):
-    """An option that comes from the environment is in no settings that are printed."""
+    """Django doesn't print options from the environment."""
     monkeypatch.setenv(
         "MOE_PERSONALIZE_TRANSPORT", f'{{"OPTIONS": {{"proxies": {{"https": "http://u:{PASSWORD}@p"}}}}}}'
     )
     settings.MOE_PERSONALIZE = {"WORKSPACE_ID": "W", "API_KEY": SECRET, "DATA_CENTER": "03"}
-    assert PASSWORD in str(settings.get_settings().transport.options)
+    assert PASSWORD in str(get_settings().transport.options)
     reporter = ExceptionReporter(None, RuntimeError, RuntimeError("x"), None)
     for report in (reporter.get_traceback_html(), reporter.get_traceback_text()):
         assert find({"report": report}, (SECRET, PASSWORD)) == []

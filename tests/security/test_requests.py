@@ -1,4 +1,4 @@
-"""Whatever is sent to the site, it answers soon, and what goes on to MoEngage is what the contract says."""
+"""The site answers every request quickly, and sends MoEngage only bodies that follow the contract."""
 
 import functools
 import json
@@ -92,13 +92,13 @@ def site(upstream, handlers, settings, monkeypatch):
         return response
 
     upstream.answer = answer
-    # One visitor sends thousands of reports in a minute, and each is to be looked at.
+    # One visitor sends thousands of reports in a minute, and none of them should be left out.
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 1_000_000)
     return upstream
 
 
 def learn(generator, answers):
-    """Take along the cookies and tokens that the site hands out."""
+    """Give the generator the cookies and tokens of these answers."""
     for _, headers, body in answers:
         text = "".join(f"{name}: {value}\n" for name, value in headers)
         generator.cookies += re.findall(r"moe_id=([\w:.-]+)", text)
@@ -113,7 +113,7 @@ def learn(generator, answers):
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("server", "impressions"), [("wsgi", "render"), ("asgi", "visible")])
 def test_no_request_breaks_the_site_or_the_contract(site, server, impressions, extent, tell):
-    """No request is a 500 or slow, no redirect leaves the site, and every body that goes on is as the contract says."""
+    """No request is slow or a 500, no redirect leaves the site, and all bodies for MoEngage follow the contract."""
     generator, meter = Generator(2026), Meter()
     site.answer = meter.set_aside(site.answer)
     wsgi, asgi = WSGIHandler(), ASGIHandler()
@@ -146,8 +146,8 @@ def test_no_request_breaks_the_site_or_the_contract(site, server, impressions, e
 
 
 def check_upstream(upstream):
-    """Check every body that went to MoEngage since the last time, by the contract and by the sandbox."""
-    # A new sandbox each time: it knows every visitor of its own, and looks through them.
+    """Check the bodies for MoEngage since the last call, against the contract and the sandbox."""
+    # A new sandbox each time, because it gets slower with every visitor.
     upstream._sandbox = SandboxTransport(Engine(load_workspace()))
     bodies = [(request.path, json.loads(request.body)) for request in upstream.requests if request.body]
     upstream.requests.clear()

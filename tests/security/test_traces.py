@@ -1,4 +1,4 @@
-"""Secrets and personal data are where they are needed and nowhere else: not in logs, reports, keys, caches or reprs."""
+"""Secrets and personal data don't get into logs, error reports, caches, cache keys or reprs."""
 
 import json
 import logging
@@ -17,7 +17,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError, TransportError
 from django_moe_personalize.fetching.cache import get_cache
-from django_moe_personalize.models import OutboxEvent, OutboxTally
+from django_moe_personalize.models import OutboxCounter, OutboxEvent
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
@@ -30,50 +30,50 @@ HERE = "tests.security.test_traces"
 
 
 def identify(request):
-    """Know everything of the visitor."""
+    """Return the visitor."""
     return Identity(CUSTOMER, {"u_em": MAIL})
 
 
 def identify_wrongly(request):
-    """Fail, and quote the visitor."""
+    """Fail with an error that quotes the visitor."""
     raise LookupError(f"{CUSTOMER} {MAIL} {ADDRESS}")
 
 
 def describe_cart(request):
-    """Give an attribute."""
+    """Return an attribute."""
     return {"cart": CART}
 
 
 def describe_wrongly(request):
-    """Fail, and quote the attribute."""
+    """Fail with an error that quotes the attribute."""
     raise ValueError(CART)
 
 
 def deny(request):
-    """Allow nothing."""
+    """Deny everything."""
     return Consent(fetch=False, identify=False, track=False)
 
 
 def only_fetch(request):
-    """Allow content, but not to know whose it is."""
+    """Allow fetching alone."""
     return Consent(fetch=True, identify=False, track=False)
 
 
 class Log(logging.Handler):
-    """Keep every line, arguments and tracebacks included, of every logger and level."""
+    """Keep every line with its arguments and tracebacks."""
 
     def __init__(self):
         super().__init__(level=0)
         self.lines = []
 
     def emit(self, record):
-        """Keep it."""
+        """Keep the line."""
         self.lines.append(f"{record.getMessage()} {record.args!r} {record.exc_info!r} {vars(record)!r}")
 
 
 @pytest.fixture
 def log(monkeypatch):
-    """Collect what our loggers say at any level."""
+    """Collect the lines of the package's logger at all levels."""
     handler, logger = Log(), logging.getLogger("django_moe_personalize")
     logger.addHandler(handler)
     monkeypatch.setattr(logger, "level", logging.DEBUG)
@@ -84,7 +84,7 @@ def log(monkeypatch):
 
 @pytest.fixture
 def site(upstream, settings):
-    """Serve the test site to a visitor of whom everything is known."""
+    """Serve the test site to a visitor with known data."""
     settings.ROOT_URLCONF = "tests.site"
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
     with override_personalize(IDENTIFY=f"{HERE}.identify", ATTRIBUTES=[f"{HERE}.describe_cart"], API_KEY=SECRET):
@@ -92,7 +92,7 @@ def site(upstream, settings):
 
 
 def browse(client=None):
-    """Read pages, report what was seen, and fail here and there; return the answers."""
+    """Visit pages, some of which fail, and send bad reports. Return the answers."""
     client = client or Client(raise_request_exception=False)
     options = {"headers": {"User-Agent": AGENT}, "REMOTE_ADDR": ADDRESS}
     paths = ("/tags/", "/read/", "/panel/", "/streaming/", "/missing/", "/failing/", "/one-by-one/", "/method/")
@@ -103,12 +103,12 @@ def browse(client=None):
 
 
 def find(places, canaries=PERSONAL):
-    """Return which canary stands in which place."""
+    """Return the places that have a canary, with the canary."""
     return [(place, canary) for place, text in places.items() for canary in canaries if canary in text]
 
 
 def read_cache():
-    """Return the keys and the values of the site's cache, unpickled."""
+    """Return the keys and the unpickled values of the site's cache."""
     return {key: repr(pickle.loads(value)) for key, value in site_cache._cache.items()}
 
 
@@ -118,7 +118,7 @@ def read_cache():
     ids=str,
 )
 def test_logs_and_caches_name_nobody(site, log, upstream_fails):
-    """Whatever MoEngage answers, echoes of the question included, no log and no cache entry tells whose it was."""
+    """No log line and no cache entry names the visitor, even if MoEngage fails and quotes the request."""
     said = json.dumps({"title": "Error", "description": " ".join((*PERSONAL, SECRET))}).encode()
     if upstream_fails == "refuse":
         site.refuse()
@@ -127,12 +127,12 @@ def test_logs_and_caches_name_nobody(site, log, upstream_fails):
     elif upstream_fails:
         site.respond(upstream_fails, said)
     browse()
-    assert CUSTOMER in str(site.requests[-1].body), "the visitor's data went where it is needed"
+    assert CUSTOMER in str(site.requests[-1].body), "MoEngage gets the data"
     everything = read_cache()
     session = {key: everything.pop(key) for key in list(everything) if "sessions" in key}
     assert find({f"log {n}": line for n, line in enumerate(log)}, (*PERSONAL, SECRET)) == []
     assert find({f"cache {key}": f"{key} {value}" for key, value in everything.items()}, (*PERSONAL, SECRET)) == []
-    # The session remembers the campaign, as the privacy page says, and nothing else.
+    # The session has the campaign, as the privacy page says, and nothing else.
     assert {canary for _, canary in find(session, (*PERSONAL, SECRET))} <= {CAMPAIGN}
     memory = get_cache().memory
     local = repr([*memory._new, *memory._returning, *(bundle.answers for bundle in memory._bundles.values())])
@@ -141,7 +141,7 @@ def test_logs_and_caches_name_nobody(site, log, upstream_fails):
 
 @pytest.mark.parametrize("broken", ["IDENTIFY", "ATTRIBUTES"])
 def test_errors_of_the_sites_own_functions_are_not_quoted(site, log, broken):
-    """What a site's function says of the visitor when it fails stays out of the log."""
+    """The text of a function's exception isn't logged, because it may quote the visitor."""
     wrong = {"IDENTIFY": f"{HERE}.identify_wrongly", "ATTRIBUTES": [f"{HERE}.describe_wrongly"]}
     with override_personalize(**{broken: wrong[broken]}):
         browse()
@@ -150,7 +150,7 @@ def test_errors_of_the_sites_own_functions_are_not_quoted(site, log, broken):
 
 
 def test_error_reports_show_nothing_of_ours(site):
-    """A report of an error, as mailed with include_html, has nothing that only our frames and settings hold."""
+    """A mailed error report with include_html has no data from the package's frames and settings."""
     errors = []
     signals.fetch_failed.connect(lambda sender, error, **kwargs: errors.append(error), weak=False, dispatch_uid="t")
     try:
@@ -162,7 +162,7 @@ def test_error_reports_show_nothing_of_ours(site):
     finally:
         signals.fetch_failed.disconnect(dispatch_uid="t")
     assert errors
-    # Of the request itself Django shows address, agent and cookies; what our frames know besides is the rest.
+    # Django itself shows the address, the user agent and the cookies of the request. Search for the rest.
     ours = (CUSTOMER, MAIL, CART, SECRET)
     for error in errors:
         reporter = ExceptionReporter(RequestFactory().get("/"), type(error), error, error.__traceback__)
@@ -178,7 +178,7 @@ def test_error_reports_show_nothing_of_ours(site):
 
 @pytest.mark.parametrize("upstream_fails", ["refuse", 400], ids=str)
 def test_reporters_that_open_collections_find_nothing_of_ours(site, upstream_fails):
-    """Some write out what is in a tuple or a mapping of a frame, whatever its repr says."""
+    """Some error reporters write out the parts of tuples and mappings, and not their reprs."""
     site.refuse() if upstream_fails == "refuse" else site.respond(400, CUSTOMER.encode())
     with pytest.raises(APIError) as raised:
         get_client().fetch_experiences(["hero-banner"], customer_id=CUSTOMER, deadline=Deadline(5.0))
@@ -188,7 +188,7 @@ def test_reporters_that_open_collections_find_nothing_of_ours(site, upstream_fai
 
 
 def write_out(value):
-    """Return what a reporter writes that opens every collection."""
+    """Return the text of a reporter that writes out every collection."""
     if isinstance(value, Mapping):
         return "".join(f"{name!r}: {write_out(part)} " for name, part in value.items())
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -197,25 +197,27 @@ def write_out(value):
 
 
 def is_ours(frame):
-    """Return whether a frame of a report is the package's."""
+    """Return whether a frame of a report belongs to the package."""
     return "django_moe_personalize" in frame["filename"]
 
 
 def test_reprs_name_nobody(site):
-    """Whatever of ours stands in a traceback or a debugger shows nothing of the visitor."""
+    """The package's objects show no personal data in a traceback or a debugger."""
     client = Client()
     response = client.get("/tags/", headers={"User-Agent": AGENT}, REMOTE_ADDR=ADDRESS)
-    page = response.wsgi_request.personalization
+    personalization = response.wsgi_request.personalization
+    page = personalization._page
     answers = page._answers.values()
-    shown = [page, page.identity, page.tracker, page._visitor, *answers, get_delivery(), *site.requests]
     assert None not in answers
+    shown = [personalization, page, personalization.identity, personalization.consent, page.tracker, page.visitor]
+    shown += [*answers, get_delivery(), *site.requests]
     assert find({type(value).__name__: repr(value) for value in shown}, (*PERSONAL, SECRET)) == []
 
 
 @pytest.mark.parametrize("consent", ["deny", "only_fetch", "gpc"])
 @pytest.mark.parametrize("signed_in", [True, False])
 def test_without_consent_no_identifier_goes_anywhere(site, log, consent, signed_in, django_assert_num_queries):
-    """Denied, nothing that tells who it is goes on the wire, into a cookie, the session, the cache or the log."""
+    """Without consent, no identifier is sent, or stored in a cookie, the session, the cache or the log."""
     client = Client(raise_request_exception=False, headers={"Sec-GPC": "1"} if consent == "gpc" else {})
     told = {} if consent == "gpc" else {"CONSENT": f"{HERE}.{consent}"}
     told |= {"ATTRIBUTES": []} | ({} if signed_in else {"IDENTIFY": ""})
@@ -223,7 +225,7 @@ def test_without_consent_no_identifier_goes_anywhere(site, log, consent, signed_
         answers = browse(client)
     wire = "".join(str(request.body) for request in site.requests)
     headers = "".join(f"{answer.headers}{answer.cookies.output()}" for answer in answers)
-    # The page's own address and the browser are no identifiers; without fetch not even these are sent.
+    # The campaign of the page and the user agent aren't identifiers. Without fetch they aren't sent either.
     identifiers = (CUSTOMER, MAIL, ADDRESS, "anon-", "moe_id")
     identifiers += (CAMPAIGN, AGENT) if consent == "deny" else ()
     assert find({"wire": wire, "headers": headers, "cache": repr(read_cache())}, identifiers) == []
@@ -235,7 +237,7 @@ def test_without_consent_no_identifier_goes_anywhere(site, log, consent, signed_
 
 
 def test_events_on_their_way_are_in_memory_alone(site, log):
-    """A delivery that fails says so without saying whose events it holds."""
+    """A delivery that fails doesn't log the visitors of its events."""
     delivery = {"BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery", "OPTIONS": {"exit_timeout": 0.05}}
     site.answer = lambda request: Response(500, {}, CUSTOMER.encode())
     with override_personalize(DELIVERY=delivery):
@@ -248,7 +250,7 @@ def test_events_on_their_way_are_in_memory_alone(site, log):
 
 @pytest.mark.django_db
 def test_outbox_holds_what_is_sent_and_nothing_else(site, log):
-    """A row has the customer's id, which has to go on the wire, in its body alone; erased, nothing is left of it."""
+    """The customer id is only in the body of a row, which is sent. After an erasure no row is left."""
     delivery = {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"}
     with override_personalize(DELIVERY=delivery):
         browse()
@@ -259,7 +261,7 @@ def test_outbox_holds_what_is_sent_and_nothing_else(site, log):
         assert rows
         assert all(CUSTOMER in row.pop("body") for row in rows)
         assert find({"rows": repr(rows), "log": "".join(log)}, (*PERSONAL, SECRET)) == []
-        assert find({"books": repr(list(OutboxTally.objects.values()))}, PERSONAL) == []
+        assert find({"counters": repr(list(OutboxCounter.objects.values()))}, PERSONAL) == []
         bodies = "".join(row.body for row in OutboxEvent.objects.all())
         assert {canary for _, canary in find({"bodies": bodies}, (*PERSONAL, SECRET))} == {CUSTOMER}
         assert api.erase(customer_id=CUSTOMER) == len(rows)

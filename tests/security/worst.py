@@ -1,4 +1,4 @@
-"""The most expensive requests that a server lets through: one way of making them for each of our readers."""
+"""The most expensive requests that a server passes on, for each part of the package that reads requests."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 
 from django.core import signing
 
-from django_moe_personalize import tracking
+from django_moe_personalize.tracking.tokens import SALT
 
 Built = tuple[str, str, str, dict[str, str], bytes]
 
 HEADER = 60_000
-"""Characters of a header or a query; uvicorn takes 64 KiB in all, gunicorn 8 KiB a line, waitress 256 KiB in all."""
+"""Characters of a header or a query. uvicorn accepts 64 KiB in all, gunicorn 8 KiB a line, waitress 256 KiB in all."""
 
 BODY = 16_000
 
@@ -27,14 +27,14 @@ BOMB = base64.urlsafe_b64encode(zlib.compress(bytes(2_000_000), 9)).decode().str
 
 
 class WorstCases:
-    """Make the costly requests, from the tokens that the site has handed out."""
+    """Builds expensive requests, with tokens of the site."""
 
     def __init__(self, chance: random.Random, tokens: Sequence[str]) -> None:
         self._chance = chance
         self._tokens = tokens
 
     def build(self) -> Built:
-        """Return one of them."""
+        """Return a random one."""
         kinds: tuple[Callable[[], Built], ...] = (
             self._ask_with_agent,
             self._ask_through_proxies,
@@ -54,7 +54,7 @@ class WorstCases:
         chance = self._chance
         node = chance.choice(("{}", "for={}", 'for="[{}]";proto=https', "for={};" + "a=b;" * 20, ";" * 50, "{}:80"))
         separator = chance.choice((",", ", "))
-        # Addresses of proxies that the site trusts, which are walked through, and no two alike.
+        # Many different addresses of trusted proxies, which are all searched.
         nodes = (node.format(f"10.{chance.randrange(256)}.{n >> 8}.{n & 255}") for n in range(HEADER // len(node) // 5))
         name = chance.choice(("X-Forwarded-For", "Forwarded"))
         return self._ask({name: separator.join(nodes)[:HEADER]})
@@ -69,12 +69,12 @@ class WorstCases:
     def _click(self) -> Built:
         chance = self._chance
         token = chance.choice(self._tokens) if self._tokens else "x"
-        bomb = signing.TimestampSigner(key="guessed", salt=tracking._SALT).sign(f".{BOMB}")
+        bomb = signing.TimestampSigner(key="guessed", salt=SALT).sign(f".{BOMB}")
         token = chance.choice((token * 100, ":" * HEADER, "." * HEADER, bomb, f".{BOMB}:" + token.partition(":")[2]))
         return "GET", f"/moe/click/{token}/", "", {"Host": "testserver"}, b""
 
     def _report_much(self) -> Built:
-        """Report as many genuine tokens as fit, all of one visitor or of many."""
+        """Report as many genuine tokens as fit, of one visitor or of many."""
         chance = self._chance
         tokens = list(self._tokens) or ["x"]
         one = chance.choice(tokens)
@@ -116,7 +116,7 @@ class WorstCases:
         return "GET", path, query, {"Host": "testserver", **headers}, b""
 
     def _report(self, body: bytes, kind: str) -> Built:
-        # Some servers hand on more than was announced, and some less.
+        # Some servers pass on more or less than the header says.
         length = self._chance.choice((len(body), len(body), len(body), 10, BODY))
         headers = {"Host": "testserver", "Content-Type": kind, "Content-Length": str(length)}
         return "POST", "/moe/beacon/", "", headers, body

@@ -1,4 +1,4 @@
-"""A RabbitMQ of a test's own, a site with Celery, and workers of it that may be killed."""
+"""Brokers for as long as a context lasts, and a site with Celery whose workers can be killed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.services.serving import ROOT, START_SECONDS, STOP_SECONDS, find_free_port, running
+from tests.services.serving import ROOT, START_SECONDS, STOP_SECONDS, find_free_port, running, start_redis
 
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 """Debian's own. Its wrapper in the path insists on the user rabbitmq and on /var/lib."""
@@ -24,7 +24,7 @@ SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 
 @contextmanager
 def start_rabbitmq(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a RabbitMQ with its own name server; nothing of it remains."""
+    """Run a RabbitMQ with its own name server. It leaves nothing behind."""
     names = find_free_port()
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -53,7 +53,7 @@ def start_rabbitmq(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def running_group(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program with all that it starts; end them, and kill those that do not go."""
+    """Run a program. End it and all its children, and kill those that don't end."""
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
@@ -67,7 +67,7 @@ def running_group(command: list[str], **options: Any) -> Iterator[subprocess.Pop
 
 
 def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a program and all that it has started."""
+    """Send a signal to a program and all its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -80,68 +80,107 @@ def _wait_until(process: subprocess.Popen[bytes], is_ready: Any) -> None:
         time.sleep(0.1)
 
 
-class Site:
-    """A site whose pages and workers are processes of their own."""
+@contextmanager
+def redis() -> Iterator[tuple[str, Any]]:
+    """Run Redis; give its URL and process."""
+    port = find_free_port()
+    with start_redis(port) as process:
+        yield f"redis://127.0.0.1:{port}/0", process
 
-    def __init__(self, moe: Mapping[str, Any], broker: str, log: Path) -> None:
-        told = {"moe": moe, "broker": broker}
+
+@contextmanager
+def rabbitmq() -> Iterator[tuple[str, Any]]:
+    """Run RabbitMQ; give its URL and process."""
+    port = find_free_port()
+    with start_rabbitmq(port) as process:
+        yield f"amqp://guest:guest@127.0.0.1:{port}//", process
+
+
+class CelerySite:
+    """A site whose pages, workers and beat are separate processes. They write into ``log``."""
+
+    def __init__(
+        self,
+        moe: Mapping[str, Any],
+        broker: str,
+        log: Path,
+        *,
+        database: Mapping[str, Any] | None = None,
+        **transport: Any,
+    ) -> None:
+        told = {"moe": moe, "broker": broker, "database": database, "transport": transport}
         self._environment = {**os.environ, "CELERY_SITE": json.dumps(told), "PYTHONDEVMODE": ""}
-        self._log = log
+        self.log = log
 
     @contextmanager
     def record(self, pages: int, seconds: float) -> Iterator[subprocess.Popen[bytes]]:
-        """Record two events a page, spread over the time; the process then prints a report as JSON."""
+        """Record two events a page, spread over the time. The process then prints a report as JSON."""
         command = [sys.executable, "-m", "tests.services.celery_site", str(pages), str(seconds)]
         with running(command, env=self._environment, stdout=subprocess.PIPE) as process:
             yield process
 
     @contextmanager
-    def work(self) -> Iterator[Worker]:
+    def schedule(self) -> Iterator[None]:
+        """Run Celery beat."""
+        with self.log.open("ab") as log:
+            command = [*CELERY, "beat", "--schedule", str(self.log.with_suffix(".beat")), "--pidfile="]
+            with running(command, env=self._environment, stdout=log, stderr=log):
+                yield
+
+    @contextmanager
+    def work(self) -> Iterator[CeleryWorker]:
         """Run a worker with two processes."""
-        with self._log.open("ab") as log:
-            worker = Worker(self._environment, log)
+        with self.log.open("ab") as log:
+            worker = CeleryWorker(self._environment, log)
             try:
                 yield worker
             finally:
                 worker.kill()
 
-    def read_log(self) -> str:
-        """Return what the workers have written."""
-        return self._log.read_text()
+
+CELERY = [sys.executable, "-m", "celery", "--app", "tests.services.celery_site"]
 
 
-class Worker:
-    """A Celery worker that is killed and comes back."""
+class CeleryWorker:
+    """A Celery worker that a test kills and starts again."""
 
     def __init__(self, environment: dict[str, str], log: Any) -> None:
         self._options = {"env": environment, "stdout": log, "stderr": log}
+        self.kills = 0
         self.start()
 
     def start(self) -> None:
         """Start it."""
-        command = [sys.executable, "-m", "celery", "--app", "tests.services.celery_site", "worker"]
-        command += ["--concurrency", "2", "--loglevel", "WARNING"]
+        command = [*CELERY, "worker", "--concurrency", "2", "--loglevel", "WARNING"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-        self._process = subprocess.Popen(
+        self.process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **self._options
         )
 
-    def revive(self) -> None:
-        """Start it again if it has ended by itself, as whatever watches over a site's workers does.
+    def restart(self) -> None:
+        """Kill it and start it again, like a supervisor."""
+        self.kill()
+        self.start()
 
-        Celery's gives up when one of its processes is killed while it starts them.
+    def revive(self) -> bool:
+        """Start it again if it has ended by itself, like a supervisor. Return whether it had ended.
+
+        A Celery worker gives up if one of its processes is killed while the worker starts it.
         """
-        if self._process.poll() is not None:
-            self.start()
+        has_ended = self.process.poll() is not None
+        if has_ended:
+            self.restart()
+        return has_ended
 
     def kill(self) -> None:
-        """Kill it and its processes outright."""
-        signal_group(self._process, signal.SIGKILL)
-        self._process.wait(5)
+        """Kill it and its processes with SIGKILL."""
+        self.kills += 1
+        signal_group(self.process, signal.SIGKILL)
+        self.process.wait(5)
 
     def kill_one(self) -> None:
         """Kill one of the processes that run tasks, if there is one."""
-        found = subprocess.run(["pgrep", "-P", str(self._process.pid)], capture_output=True, text=True, check=False)
+        found = subprocess.run(["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True, check=False)
         if children := found.stdout.split():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(random.choice(children)), signal.SIGKILL)

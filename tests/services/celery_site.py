@@ -1,6 +1,6 @@
-"""The site that Celery's workers load; ``python -m tests.services.celery_site PAGES SECONDS`` is its web process.
+"""The site that Celery's workers and beat load. Its configuration comes in CELERY_SITE; see brokers.py.
 
-What it is configured with comes in CELERY_SITE; see brokers.py.
+``python -m tests.services.celery_site PAGES SECONDS`` is its web process.
 """
 
 from __future__ import annotations
@@ -26,17 +26,31 @@ CONTEXT = {
 }
 
 told: dict[str, Any] = json.loads(os.environ["CELERY_SITE"])
-settings.configure(SECRET_KEY="site", INSTALLED_APPS=["django_moe_personalize"], MOE_PERSONALIZE=told["moe"])
+settings.configure(
+    SECRET_KEY="site",
+    INSTALLED_APPS=["django_moe_personalize"],
+    DATABASES={"default": told["database"]} if told.get("database") else {},
+    MOE_PERSONALIZE=told["moe"],
+)
 django.setup()
 
 app = Celery("site", broker=told["broker"])
 app.set_default()
 app.conf.broker_connection_retry_on_startup = True
+app.conf.broker_transport_options = told["transport"]
+app.conf.beat_schedule = {
+    "deliver the outbox": {
+        "task": "django_moe_personalize.deliver_outbox",
+        "schedule": 0.2,
+        "kwargs": {"max_seconds": 2.0},
+        "options": {"expires": 2.0},
+    },
+}
 app.autodiscover_tasks(["django_moe_personalize"])
 
 
 def record(pages: int, seconds: float) -> dict[str, Any]:
-    """Record two events a page and report their UUIDs, the counts, and how long each page was held."""
+    """Record two events a page. Report their UUIDs, the counters, and how long each page waited."""
     from django_moe_personalize.delivery.base import get_delivery
     from django_moe_personalize.moengage.types import Action, Event
 
@@ -49,7 +63,7 @@ def record(pages: int, seconds: float) -> dict[str, Any]:
         held.append(time.monotonic() - before)
         uuids += [event.event_uuid for event in events]
         if delivery.counts().handed_over >= 100 > handed_over:
-            print("The broker takes events.", flush=True)
+            print("The broker accepts events.", flush=True)
         handed_over = delivery.counts().handed_over
         time.sleep(max(0.0, start + (page + 1) * seconds / pages - time.monotonic()))
     counts = delivery.flush(10)

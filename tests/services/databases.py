@@ -1,4 +1,4 @@
-"""Databases for as long as a context lasts, each in a folder of its own, reached through a socket in it."""
+"""Database servers for as long as a context lasts. Each has a folder of its own with its socket."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 from tests.services.serving import ROOT, running, wait_until
 
 Database = dict[str, Any]
-"""What DATABASES has for an alias."""
+"""The value of an alias in DATABASES."""
 
 
 @contextmanager
@@ -26,7 +26,7 @@ def start_postgresql() -> Iterator[Database]:
         data = folder / "data"
         initialize = [programs / "initdb", "--auth=trust", "--username=tests", "--no-sync", "--encoding=UTF8"]
         _run([*initialize, "--locale=C", f"--pgdata={data}"], owner)
-        # Nothing here survives the machine: what is tried is the death of the database's clients.
+        # The tests kill the clients of the database, not the machine.
         command = [programs / "postgres", "-D", data, "-k", folder, "-c", "listen_addresses=", "-c", "fsync=off"]
         log = folder / "log"
         with log.open("wb") as file, running(command, stdout=file, stderr=file, **owner) as process:
@@ -40,7 +40,7 @@ def start_postgresql() -> Iterator[Database]:
 
 
 def _find_postgresql() -> Path:
-    """Return the folder of the newest one's programs, where Debian has them or on the path."""
+    """Return the folder with the programs of the newest PostgreSQL, from Debian or from the path."""
     debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name))
     return debian[-1] if debian else Path(shutil.which("postgres") or "").parent
 
@@ -68,7 +68,7 @@ def start_mariadb() -> Iterator[Database]:
 
 @contextmanager
 def start_sqlite() -> Iterator[Database]:
-    """Give a file with a write-ahead log, as Django's documents recommend where several processes write."""
+    """Use SQLite with a write-ahead log, which Django's documentation recommends for several writing processes."""
     with tempfile.TemporaryDirectory() as folder:
         options = {"timeout": 20, "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;"}
         yield {"ENGINE": "django.db.backends.sqlite3", "NAME": f"{folder}/site.sqlite3", "OPTIONS": options}
@@ -76,7 +76,7 @@ def start_sqlite() -> Iterator[Database]:
 
 @contextmanager
 def _folder(user: str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Give a folder, and who is to run there: database servers refuse to be root."""
+    """Give a folder, and the user that runs the server: database servers refuse to run as root."""
     with tempfile.TemporaryDirectory(prefix="moe-") as name:
         folder, owner = Path(name), {}
         if os.geteuid() == 0:

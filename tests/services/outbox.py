@@ -1,9 +1,10 @@
-"""Web processes that fill an outbox, deliverers that empty it, visitors, and somebody who kills both kinds."""
+"""Web processes that fill an outbox, deliverers that drain it, visitors, and a killer of both kinds of processes."""
 
 from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -15,11 +16,12 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.services.brokers import CelerySite, CeleryWorker
 from tests.services.databases import Database
 from tests.services.outbox_site import EVENTS
 from tests.services.serving import CREDENTIALS, ROOT, running, wait_until
@@ -44,41 +46,62 @@ for start in range(0, {count}, 100):
 
 @dataclass
 class Site:
-    """A site with its own database and an outbox in it; ``folder`` is for what its processes write."""
+    """A site with its own database and an outbox in it. Its processes write into ``folder``."""
 
     database: Database
     folder: Path
     base_url: str
     options: dict[str, Any] = field(default_factory=dict)
 
-    def environ(self, **moe: Any) -> dict[str, str]:
-        """Return the environment of its processes."""
+    @property
+    def moe(self) -> dict[str, Any]:
+        """Its MOE_PERSONALIZE."""
         backend = "django_moe_personalize.delivery.database.DatabaseDelivery"
         delivery = {"BACKEND": backend, "OPTIONS": QUICK | self.options}
-        settings = {**CREDENTIALS, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery, **moe}
-        told = {"database": self.database, "moe": settings}
+        return {**CREDENTIALS, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery}
+
+    def environ(self, **moe: Any) -> dict[str, str]:
+        """Return the environment of its processes."""
+        told = {"database": self.database, "moe": {**self.moe, **moe}}
         return {**os.environ, "OUTBOX_SITE": json.dumps(told), "PYTHONDEVMODE": ""}
 
     def manage(self, *arguments: str) -> str:
-        """Run manage.py and return what it printed."""
+        """Run manage.py and return its output."""
         command = [sys.executable, "-m", MODULE, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environ(), capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def count(self) -> dict[str, Any]:
-        """Return the books."""
+        """Return the counters."""
         return json.loads(self.manage("-c", COUNT))
 
     def start_deliverer(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start ``moe_deliver`` in a process of its own."""
+        """Start ``moe_deliver``."""
         command = [sys.executable, "-m", MODULE, "moe_deliver", *arguments]
         out = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=self.environ(), stdout=out, stderr=subprocess.DEVNULL, text=True)
 
     @contextmanager
+    def watch(self) -> Iterator[list[Deliverer | CeleryWorker]]:
+        """Run two ``moe_deliver --watch``."""
+        deliverers = [Deliverer(self), Deliverer(self)]
+        try:
+            yield list(deliverers)
+        finally:
+            for deliverer in deliverers:
+                deliverer.kill()
+
+    @contextmanager
+    def watch_with_celery(self, broker: str) -> Iterator[list[Deliverer | CeleryWorker]]:
+        """Run two workers of Celery, and its beat, which schedules ``deliver_outbox``."""
+        site = CelerySite(self.moe, broker, self.folder / "celery.log", database=self.database)
+        with site.schedule(), site.work() as first, site.work() as second:
+            yield [first, second]
+
+    @contextmanager
     def serve(self, pages_from: str, *, workers: int, threads: int = 4) -> Iterator[WebServer]:
-        """Serve its pages, whose experiences come from elsewhere, with gunicorn."""
+        """Serve its pages with gunicorn. Their experiences come from another sandbox."""
         log = self.folder / "gunicorn.log"
         with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, log.open("wb") as errors:
             command = [sys.executable, "-m", "gunicorn", f"{MODULE}:wsgi()", "--worker-class", "gthread"]
@@ -93,18 +116,18 @@ class Site:
 
 @dataclass
 class WebServer:
-    """The site's pages."""
+    """The web server of the site."""
 
     port: int
     process: subprocess.Popen[bytes]
 
     def answers(self) -> bool:
-        """Return whether it answers, with a page on which nothing happens."""
+        """Return whether it answers, with a page without experiences."""
         with contextlib.closing(self.connect()) as visitor:
             return visitor.get("/missing/", "first").status == 404
 
     def connect(self) -> Visitor:
-        """Give a visitor."""
+        """Return a new visitor."""
         return Visitor(self.port)
 
     def find_workers(self) -> list[int]:
@@ -115,7 +138,7 @@ class WebServer:
 
 @dataclass(frozen=True)
 class Answer:
-    """A page, and the UUIDs of the events that were in the outbox when it was answered."""
+    """A page, and the UUIDs of its events in the outbox."""
 
     status: int
     body: str
@@ -123,13 +146,13 @@ class Answer:
 
 
 class Visitor:
-    """One visitor's browser; it opens a new connection when the old one breaks."""
+    """One visitor's browser. It opens a new connection when the old one breaks."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
 
     def get(self, path: str, name: str) -> Answer:
-        """Return a page; raises OSError or HTTPException when none comes."""
+        """Return a page. Raises OSError or HTTPException if none comes."""
         try:
             self._connection.request("GET", path, headers={"X-Visitor": name})
             answer = self._connection.getresponse()
@@ -140,12 +163,12 @@ class Visitor:
             raise
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 class Crowd:
-    """Visitors who read pages until as many events as wanted were recorded by pages that answered 200."""
+    """Visitors who read pages until pages with status 200 have recorded ``wanted`` events."""
 
     def __init__(self, server: WebServer, wanted: int, *, visitors: int = 6) -> None:
         self.events: list[str] = []
@@ -177,15 +200,38 @@ class Crowd:
                     self.events += answer.events
 
 
-class Killer:
-    """Kill a random web worker or deliverer with ``kill -9``, again and again, and start another deliverer."""
+class Deliverer:
+    """A ``moe_deliver --watch`` that a test kills and starts again."""
 
-    def __init__(self, site: Site, server: WebServer, *, deliverers: int, every: tuple[float, float]) -> None:
-        self.killed_workers = self.killed_deliverers = 0
+    def __init__(self, site: Site) -> None:
         self._site = site
+        self.start()
+
+    def start(self) -> None:
+        """Start it."""
+        self._process = self._site.start_deliverer("--watch", "0.05")
+
+    def restart(self) -> None:
+        """Kill it and start it again, like a supervisor."""
+        self.kill()
+        self.start()
+
+    def kill(self) -> None:
+        """Kill it with SIGKILL."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class Killer:
+    """Kill a random deliverer and start it again, then kill a random web worker, and so on."""
+
+    def __init__(
+        self, server: WebServer, deliverers: list[Deliverer | CeleryWorker], *, every: tuple[float, float]
+    ) -> None:
+        self.killed_workers = self.killed_deliverers = 0
         self._server = server
         self._every = every
-        self._deliverers = [site.start_deliverer("--watch", "0.05") for _ in range(deliverers)]
+        self._deliverers = deliverers
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._work)
 
@@ -196,28 +242,22 @@ class Killer:
     def __exit__(self, *exc_info: object) -> None:
         self._over.set()
         self._thread.join()
-        for process in self._deliverers:
-            self._kill(process)
 
     def _work(self) -> None:
-        while not self._over.wait(random.uniform(*self._every)):
-            if random.random() < 0.5:
-                place = random.randrange(len(self._deliverers))
-                self._kill(self._deliverers[place])
-                self._deliverers[place] = self._site.start_deliverer("--watch", "0.05")
+        for is_deliverers_turn in itertools.cycle((True, False)):
+            if self._over.wait(random.uniform(*self._every)):
+                return
+            if is_deliverers_turn:
+                random.choice(self._deliverers).restart()
                 self.killed_deliverers += 1
             elif workers := self._server.find_workers():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(random.choice(workers), signal.SIGKILL)
                     self.killed_workers += 1
 
-    def _kill(self, process: subprocess.Popen[str]) -> None:
-        process.kill()
-        process.communicate()
-
 
 class BadWeather:
-    """The sandbox's faults, changed all the time: errors, resets after the events were taken, and timeouts."""
+    """The faults of the sandbox, which change all the time: errors, resets after it counted the events, timeouts."""
 
     def __init__(self, port: int) -> None:
         self._url = f"http://127.0.0.1:{port}/_sandbox"
@@ -248,7 +288,7 @@ class BadWeather:
         urllib.request.urlopen(request, timeout=30).close()
 
     def read_ledger(self) -> tuple[int, set[str]]:
-        """Return how many events were counted, and the UUIDs of the last 100,000."""
+        """Return the number of counted events, and the UUIDs of the last 100,000."""
         with urllib.request.urlopen(f"{self._url}/ledger", timeout=60) as answer:
             ledger = json.load(answer)
         counted = sum(each["impressions"] for each in ledger["counts"].values())
@@ -256,7 +296,7 @@ class BadWeather:
 
 
 def drain(site: Site, seconds: float) -> dict[str, Any]:
-    """Deliver until nothing is pending, as leases of the dead run out, and return the books."""
+    """Deliver until no event is pending, while the leases of killed deliverers run out. Return the counters."""
     end = time.monotonic() + seconds
     while True:
         site.manage("moe_deliver")
@@ -268,7 +308,7 @@ def drain(site: Site, seconds: float) -> dict[str, Any]:
 
 @dataclass
 class Result:
-    """What became of the events of an experiment; ``counted`` and ``arrived`` are MoEngage's side of it."""
+    """The result of an experiment. ``counted`` and ``arrived`` come from the sandbox."""
 
     recorded: list[str] = field(default_factory=list)
     arrived: set[str] = field(default_factory=set)
@@ -278,7 +318,7 @@ class Result:
     killed_workers: int = 0
     killed_deliverers: int = 0
     seconds: float = 0.0
-    books: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
         """Return figures."""
@@ -290,24 +330,31 @@ class Result:
 
 
 def run_experiment(
-    site: Site, weather: BadWeather, pages_from: str, wanted: int, *, kills: tuple[float, float]
+    site: Site,
+    weather: BadWeather,
+    pages_from: str,
+    wanted: int,
+    *,
+    deliverers: AbstractContextManager[list[Deliverer | CeleryWorker]],
+    every: tuple[float, float],
 ) -> Result:
-    """Record, deliver, fail and kill at the same time until enough was recorded; then deliver the rest in peace."""
+    """Record, deliver, fail and kill at the same time until pages have recorded enough. Then deliver the rest."""
     result = Result()
     start = time.monotonic()
     with (
         site.serve(pages_from, workers=3) as server,
         weather,
-        Killer(site, server, deliverers=2, every=kills) as killer,
+        deliverers as running_deliverers,
+        Killer(server, running_deliverers, every=every) as killer,
     ):
-        # In halves, since the ledger names only so many of the events that it counts.
+        # In halves, because the ledger keeps the UUIDs of the last 100,000 events only.
         for crowd in (Crowd(server, wanted // 2), Crowd(server, wanted // 2)):
             crowd.run()
             result.recorded += crowd.events
             result.unanswered += crowd.unanswered
             result.during, uuids = weather.read_ledger()
             result.arrived |= uuids
-    result.books = drain(site, 120)
+    result.counts = drain(site, 120)
     result.seconds = time.monotonic() - start
     result.counted, uuids = weather.read_ledger()
     result.arrived |= uuids

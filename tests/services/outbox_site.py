@@ -26,7 +26,7 @@ _here = threading.local()
 
 
 def configure() -> None:
-    """Configure Django as told."""
+    """Configure Django from OUTBOX_SITE."""
     import django
 
     told: dict[str, Any] = json.loads(os.environ["OUTBOX_SITE"])
@@ -45,7 +45,7 @@ def configure() -> None:
 
 
 def show_in_transaction(request: HttpRequest) -> HttpResponse:
-    """Make a row and an impression in the view's own transaction."""
+    """Store a row and record an impression in the view's transaction."""
     from django.contrib.auth.models import Group
 
     from django_moe_personalize import api
@@ -59,7 +59,7 @@ urlpatterns = [path("page/", page), path("in-transaction/", show_in_transaction)
 
 
 def wsgi() -> Any:
-    """Return an application that names in a header the events that are in the outbox when it answers."""
+    """Return an application that lists the UUIDs of a page's stored events in a header."""
     configure()
     from django.core.handlers.wsgi import WSGIHandler
 
@@ -87,10 +87,10 @@ def wsgi() -> Any:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be manage.py."""
+    """Act as manage.py."""
     configure()
     if arguments[0] == "-c":
-        exec(arguments[1], {})  # noqa: S102 - a test's own
+        exec(arguments[1], {})  # noqa: S102 - the code of a test
         return
     from django.core.management import execute_from_command_line
 

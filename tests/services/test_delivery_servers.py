@@ -1,4 +1,4 @@
-"""What ThreadDelivery holds when a server is told to stop arrives, once: real processes, real pages."""
+"""The events in a ThreadDelivery arrive once when a server stops: real processes, real pages."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from tests.services.serving import Server, _listen, _serve, start_gunicorn, star
 PAGES = 1000
 DELIVERY = {
     "BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery",
-    # No batch is ever due: only a full one leaves, and what the stop sends.
+    # Only full batches leave, and the rest when the server stops.
     "OPTIONS": {"interval": 600.0},
 }
 
 
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Iterator[int]:
-    """Run a sandbox whose ledger is this test's own, and give its port."""
+    """Run a sandbox with a ledger of this test's own, and give its port."""
     with start_sandbox(tmp_path) as port:
         yield port
 
 
 def read_ledger(port: int) -> dict[str, int]:
-    """Return the impressions of each experience."""
+    """Return the number of impressions by experience."""
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/_sandbox/ledger", timeout=10) as answer:
         counts = json.load(answer)["counts"]
     return {key: each["impressions"] for key, each in counts.items()}
@@ -40,7 +40,7 @@ def read_ledger(port: int) -> dict[str, int]:
 
 @contextmanager
 def start_green_gunicorn(base_url: str, folder: Path, **site: Any) -> Iterator[Server]:
-    """Serve the site with gunicorn's gevent workers, which load it after they have patched the library."""
+    """Serve the site with gunicorn's gevent workers, which load it after they have patched the standard library."""
     with _listen() as listener:
         options: Sequence[str] = ["--worker-class", "gevent", "--workers", "2", "--no-control-socket"]
         command = [sys.executable, "-m", "gunicorn", "tests.services.site:wsgi()", *options]
@@ -58,13 +58,13 @@ def start_green_gunicorn(base_url: str, folder: Path, **site: Any) -> Iterator[S
         pytest.param(start_uvicorn, "/apage/", id="uvicorn, async view"),
     ],
 )
-def test_all_events_arrive_once_when_the_server_is_told_to_stop(
+def test_all_events_arrive_once_when_the_server_stops(
     start: Any, path: str, sandbox: int, tmp_path: Path, tell: Callable[[str], None]
 ) -> None:
-    """1,000 pages with two impressions each, then SIGTERM: the ledger has 1,000 of both, and nothing was lost."""
+    """1,000 pages with two impressions each, then SIGTERM: the ledger has 1,000 of both."""
     base_url = f"http://127.0.0.1:{sandbox}/v1"
     with start(base_url, tmp_path, DEADLINE=10, DELIVERY=DELIVERY) as server:
-        # Not by connect(): it asks for an async view, which Django cannot run beside others under gevent.
+        # Not with connect(): it reads an async view, which Django can't run concurrently under gevent.
         lines = [Line(server.port) for _ in range(8)]
         pages = visit(lines, PAGES, lambda line, number: line.get(path))
         for line in lines:
@@ -78,6 +78,6 @@ def test_all_events_arrive_once_when_the_server_is_told_to_stop(
     assert all("From the sandbox" in page.body for page in pages)
     assert before < 2 * PAGES
     assert read_ledger(sandbox) == {"hero": PAGES, "strip": PAGES}
-    # As without us: gunicorn says 0, uvicorn ends by the signal.
+    # As without the package: gunicorn returns 0, uvicorn ends by the signal.
     assert code == (-signal.SIGTERM if server.kind == "uvicorn" else 0)
     assert said == ""

@@ -1,4 +1,4 @@
-"""The outbox on real databases: what was committed arrives once, whatever is killed."""
+"""The outbox on real databases: each committed event arrives once, whichever processes are killed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,22 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.delivery_vendor import Vendor
-from tests.services.databases import STARTS, Database
-from tests.services.outbox import RECORD, BadWeather, Site, run_experiment
+from tests.delivery.vendor import Vendor
+from tests.services.brokers import redis
+from tests.services.databases import STARTS, Database, start_postgresql
+from tests.services.outbox import RECORD, BadWeather, Result, Site, run_experiment
 from tests.services.serving import start_sandbox
 
 EVENTS = 5_000
 LONG_EVENTS = 100_000
 DELIVERERS = 4
 
-# While one deliverer holds what it leases, how many rows another may lease.
+# Prints how many rows another deliverer can lease while one holds its locks.
 LOOK = """
 import threading
 from django.db import connection, transaction
@@ -44,7 +45,7 @@ with transaction.atomic():
 print(*seen)
 """
 
-# They hold on to the machine for a while: one database after the other, in one of pytest's processes.
+# Each test loads the machine for a while: one of pytest's processes runs them one after the other.
 pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
 
 
@@ -57,14 +58,14 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 @pytest.fixture
 def vendor() -> Iterator[Vendor]:
-    """Run a MoEngage that records each call."""
+    """Run a MoEngage on loopback."""
     with Vendor() as vendor:
         yield vendor
 
 
 @pytest.fixture
 def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
-    """Give a site with an empty outbox."""
+    """Return a site with an empty outbox."""
     site = Site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
     site.manage("migrate", "--verbosity", "0")
     site.manage("flush", "--no-input", "--verbosity", "0")
@@ -72,7 +73,7 @@ def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
 
 
 def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor, tell: Callable[[str], None]) -> None:
-    """4 processes that start together share the work; nobody sends what another has leased."""
+    """4 processes that start together share the work. None sends the rows that another one has leased."""
     site.manage("-c", RECORD.format(count=2000))
     vendor.delay = 0.02
     start = time.monotonic()
@@ -90,7 +91,7 @@ def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor
 
 
 def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) -> None:
-    """99 are delivered; one is parked with the vendor's reason, and sent again when somebody says so."""
+    """99 are delivered. One is parked with MoEngage's reason, and sent again by --replay."""
     site.manage("-c", RECORD.format(count=100))
     find = "from django_moe_personalize.models import OutboxEvent as E; "
     vendor.poison = {site.manage("-c", find + "print(E.objects.order_by('pk')[37].event_uuid)").strip()}
@@ -105,7 +106,7 @@ def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) 
 
 @pytest.mark.parametrize("count", [2000, 20_000])
 def test_a_lease_follows_the_index(site: Site, count: int) -> None:
-    """Many are neither sorted nor locked for a batch, though the database has not counted them yet."""
+    """For a batch the database neither sorts nor locks all rows, though it hasn't analyzed the table yet."""
     site.manage("-c", RECORD.format(count=count))
     *lines, others = site.manage("-c", LOOK).split("\n")[:-1]
     plan = " ".join(lines)
@@ -116,7 +117,7 @@ def test_a_lease_follows_the_index(site: Site, count: int) -> None:
 
 
 def test_erasing_finds_the_customer_alone(site: Site) -> None:
-    """However the database compares text."""
+    """Databases compare text differently, but erase() finds exactly one customer."""
     erase = "from django_moe_personalize.delivery.base import get_delivery; print(get_delivery().erase({!r}))"
     site.manage("-c", RECORD.format(count=20).replace("str(number)", "'aA ßs'[number % 5] * 2"))
     assert [site.manage("-c", erase.format(name)).strip() for name in ("aa", "ss", "ßß", "nobody")] == [
@@ -129,8 +130,8 @@ def test_erasing_finds_the_customer_alone(site: Site) -> None:
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (20, {"erased": 12}, 8)
 
 
-def test_failing_insert_costs_the_page_nothing_but_its_events(site: Site, sandbox: int) -> None:
-    """With ATOMIC_REQUESTS the page is a 200 with its own row; the loss is booked with the next event outside one."""
+def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int) -> None:
+    """With ATOMIC_REQUESTS the page is a 200 with its own row. The next event outside a transaction adds the loss."""
     rename = "from django.db import connection as c; c.cursor().execute('ALTER TABLE {} RENAME TO {}')"
     table = "moe_personalize_outboxevent"
     with (
@@ -147,30 +148,50 @@ def test_failing_insert_costs_the_page_nothing_but_its_events(site: Site, sandbo
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (6, {"error": 3}, 3)
 
 
-def test_nothing_is_missing_and_nothing_counted_twice(
-    database: Database,
-    folder: Path,
-    sandbox: int,
-    tmp_path: Path,
-    tell: Callable[[str], None],
-    pytestconfig: pytest.Config,
+def test_no_event_is_missing_or_counted_twice(
+    database: Database, sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
 ) -> None:
-    """Web workers and deliverers are killed at random and MoEngage fails: each event of a 200 arrives once."""
-    long = pytestconfig.getoption("--long")
-    wanted, kills = (LONG_EVENTS, (1.0, 3.0)) if long else (EVENTS, (0.5, 2.0))
-    vendor_folder = tmp_path / "vendor"
+    """Web workers and ``moe_deliver`` are killed at random and MoEngage fails: each event of a page arrives once."""
+    is_long = pytestconfig.getoption("--long")
+    wanted, every = (LONG_EVENTS, (1.0, 3.0)) if is_long else (EVENTS, (0.5, 2.0))
+    with build_experiment(database, tmp_path) as (site, weather):
+        pages_from = f"http://127.0.0.1:{sandbox}/v1"
+        result = run_experiment(site, weather, pages_from, wanted, deliverers=site.watch(), every=every)
+    check(result, wanted, f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver", tell)
+
+
+def test_celery_on_redis_misses_no_event_and_counts_none_twice(
+    sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
+) -> None:
+    """Celery's workers run ``deliver_outbox`` for its beat, with Redis as the broker. Killing them loses no event."""
+    is_long = pytestconfig.getoption("--long")
+    wanted, every = (LONG_EVENTS, (2.0, 5.0)) if is_long else (EVENTS, (1.0, 3.0))
+    with start_postgresql() as database, redis() as (url, _), build_experiment(database, tmp_path) as (site, weather):
+        pages_from, deliverers = f"http://127.0.0.1:{sandbox}/v1", site.watch_with_celery(url)
+        result = run_experiment(site, weather, pages_from, wanted, deliverers=deliverers, every=every)
+    check(result, wanted, "postgresql, celery on redis", tell)
+    assert "Traceback" not in (tmp_path / "celery.log").read_text()
+
+
+@contextmanager
+def build_experiment(database: Database, folder: Path) -> Iterator[tuple[Site, BadWeather]]:
+    """Give a site with an empty outbox, and a sandbox of its own that fails."""
+    vendor_folder = folder / "vendor"
     vendor_folder.mkdir()
     with start_sandbox(vendor_folder) as port:
-        site = Site(database, tmp_path, f"http://127.0.0.1:{port}/v1")
-        weather = BadWeather(port)
+        site = Site(database, folder, f"http://127.0.0.1:{port}/v1")
         site.manage("migrate", "--verbosity", "0")
         site.manage("flush", "--no-input", "--verbosity", "0")
-        result = run_experiment(site, weather, f"http://127.0.0.1:{sandbox}/v1", wanted, kills=kills)
+        yield site, BadWeather(port)
+
+
+def check(result: Result, wanted: int, name: str, tell: Callable[[str], None]) -> None:
+    """Compare the recorded events with the sandbox's and with the counters of the outbox."""
     missing, twice = set(result.recorded) - result.arrived, result.counted - len(result.arrived)
-    tell(f"{database['ENGINE'].rpartition('.')[2]}: {result.describe()}; {len(missing)} missing, {twice} counted twice")
-    counts = result.books
+    tell(f"{name}: {result.describe()}; {len(missing)} missing, {twice} counted twice")
+    counts = result.counts
     assert len(result.recorded) == len(set(result.recorded)) >= wanted
     assert (len(missing), twice) == (0, 0)
-    assert min(result.killed_workers, result.killed_deliverers) > 0
+    assert min(result.during, result.killed_workers, result.killed_deliverers) > 0
     assert (counts["pending"], counts["dropped"]) == (0, {})
     assert counts["accepted"] == counts["delivered"] == result.counted

@@ -1,4 +1,4 @@
-"""What the processes of a site share through Redis or Memcached, and what becomes of pages without it."""
+"""The processes of a site share answers through Redis or Memcached, and pages survive without it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.services.serving import (
 
 PROCESSES = 4
 DEADLINE = 10.0
-"""So long that nobody sees a default because a machine is busy."""
+"""So long that no page shows a default because the machine is busy."""
 
 SHORT_DEADLINE = 0.5
 ALLOWANCE = 0.1
@@ -50,7 +50,7 @@ def caches(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
 def test_identical_misses_of_all_processes_are_one_call(
     caches: dict[str, Any], folder: Path, tell: Callable[[str], None]
 ) -> None:
-    """12 pages of a new visitor at once, in 4 processes: one asks, all show its answer, then and later."""
+    """Of 12 pages of a new visitor at once, in 4 processes, one asks; all show its answer, then and later."""
     with (
         Echo(delay=0.3) as upstream,
         start_gunicorn(upstream.url, folder, workers=PROCESSES, caches=caches, DEADLINE=DEADLINE) as server,
@@ -71,8 +71,8 @@ def test_identical_misses_of_all_processes_are_one_call(
         assert server.read_log() == ""
 
 
-def test_what_one_process_learned_the_others_read(caches: dict[str, Any], folder: Path) -> None:
-    """A visitor who moves between processes is asked for once."""
+def test_processes_read_each_others_answers(caches: dict[str, Any], folder: Path) -> None:
+    """MoEngage is asked once for a visitor who moves between processes."""
     with (
         Echo() as upstream,
         start_gunicorn(upstream.url, folder, caches=caches, DEADLINE=DEADLINE) as server,
@@ -98,7 +98,7 @@ def count_calls_for_a_round(upstream: Echo, lines: list[Line], visitor: str) -> 
 
 @dataclass
 class OnRedis:
-    """A site with a Redis of its own, which ``redis`` is until ``start_again()``."""
+    """A site and its Redis; ``start_again()`` starts another Redis on the same port."""
 
     server: Server
     upstream: Echo
@@ -126,7 +126,7 @@ def read_as_new(line: Line, _: int) -> tuple[str, Page]:
 
 
 def test_redis_killed_and_started_again_costs_no_page(folder: Path, tell: Callable[[str], None]) -> None:
-    """Pages keep status and content; each process says once what is wrong; then the cache is used again."""
+    """Pages keep status and content, each process logs the problem once, and then the cache is used again."""
     with serving_on_redis(folder, DEADLINE=DEADLINE) as site:
         assert count_calls_for_a_round(site.upstream, site.lines[:2], name_visitor()) == 1
         pages = visit(site.lines, 80, read_as_new)
@@ -151,7 +151,7 @@ def test_redis_killed_and_started_again_costs_no_page(folder: Path, tell: Callab
 
 
 def test_redis_that_hangs_costs_no_page_more_than_its_deadline(folder: Path, tell: Callable[[str], None]) -> None:
-    """A Redis that takes connections and answers nothing delays pages up to the deadline; then content is back."""
+    """A Redis that accepts connections and answers nothing delays pages up to the deadline; then content is back."""
     with serving_on_redis(folder, DEADLINE=SHORT_DEADLINE) as site:
         beside, lines = site.lines[:2], site.lines[2:]
         visit(lines, 12, read_as_new)

@@ -1,4 +1,4 @@
-"""Who signs in or out leaves nothing of themselves to whoever asks next from the browser."""
+"""A login or logout starts a new anonymous identity, so that the browser's next user starts without a history."""
 
 from types import ModuleType, SimpleNamespace
 
@@ -9,62 +9,63 @@ from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import include, path
 
-from django_moe_personalize.visitor.attributes import SESSION_KEY
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.identity import Identity, get_identity, set_anonymous_cookie
 from django_moe_personalize.receivers import start_new_identity
+from django_moe_personalize.visitor.attributes import SESSION_KEY
+from django_moe_personalize.visitor.consent import GRANTED
+from django_moe_personalize.visitor.identity import Identity, get_identity, set_anonymous_cookie
 from tests import site
 from tests.pages import title
 
+pytestmark = pytest.mark.django_db
 
-def enter(request):
-    """Sign a visitor in."""
+
+def sign_in(request):
+    """Log the visitor in."""
     login(request, User.objects.get(pk=1))
     return HttpResponse("in")
 
 
-async def aenter(request):
-    """Sign a visitor in, in the event loop."""
+async def sign_in_async(request):
+    """Log the visitor in, in an event loop."""
     await alogin(request, await User.objects.aget(pk=1))
     return HttpResponse("in")
 
 
-def leave(request):
-    """Sign a visitor out, and show them a page."""
+def sign_out(request):
+    """Log the visitor out."""
     logout(request)
-    if "quiet" in request.GET:
-        return HttpResponse("out")
+    return HttpResponse("out")
+
+
+async def sign_out_async(request):
+    """Log the visitor out, in an event loop."""
+    await alogout(request)
+    return HttpResponse("out")
+
+
+def sign_out_and_read(request):
+    """Log the visitor out, read an experience, and return the new customer id."""
+    logout(request)
     request.personalization.get("hero-banner")
     return HttpResponse(request.personalization.identity.customer_id)
 
 
-async def aleave(request):
-    """Sign a visitor out in the event loop, and show them a page."""
-    await alogout(request)
-    if "quiet" in request.GET:
-        return HttpResponse("out")
-    await request.personalization.aget("hero-banner")
-    return HttpResponse(request.personalization.identity.customer_id)
-
-
-def enter_through_a_wrapper(request):
-    """Sign in by a request around Django's, as REST framework has it."""
+def sign_in_through_rest_framework(request):
+    """Send the signal with a wrapped request, as Django REST framework does, and without a request."""
     start_new_identity(request=SimpleNamespace(_request=request))
     start_new_identity(request=None)
     return HttpResponse("in")
 
 
-pytestmark = pytest.mark.django_db
-
-
 @pytest.fixture
 def browse(upstream, visit, settings):
-    """Return a visitor of pages that sign in and out, sync and async ones."""
-    module, asynchronous = ModuleType("routes"), visit.mode == "async"
+    """Return a visitor of pages that log in and out."""
+    module, is_async = ModuleType("routes"), visit.mode == "async"
     module.urlpatterns = [
-        path("enter/", aenter if asynchronous else enter),
-        path("leave/", aleave if asynchronous else leave),
-        path("wrapped/", enter_through_a_wrapper),
+        path("sign-in/", sign_in_async if is_async else sign_in),
+        path("sign-out/", sign_out_async if is_async else sign_out),
+        path("sign-out-and-read/", sign_out_and_read),
+        path("rest-framework/", sign_in_through_rest_framework),
         path("", include(site)),
     ]
     settings.ROOT_URLCONF = module
@@ -72,109 +73,105 @@ def browse(upstream, visit, settings):
     return visit
 
 
-def ask(upstream, browse, url="/read/"):
-    """Return whom MoEngage was asked for by a page."""
-    upstream.engine.ledger.clear()
+def find_customer(upstream, browse):
+    """Return the customer id in the fetch of a page."""
     before = len(upstream.fetches)
-    browse(url)
-    return [body["identifiers"]["customer_id"] for body in upstream.fetches[before:]]
+    browse("/read/")
+    [body] = upstream.fetches[before:]
+    return body["identifiers"]["customer_id"]
 
 
 def test_anonymous_id_ends_with_the_sign_in(upstream, browse):
-    """Signing in takes the cookie away; after signing out the browser has another id."""
-    [before] = ask(upstream, browse)
-    response = browse("/enter/")
+    """The login deletes the cookie. After the logout the browser has another id."""
+    before = find_customer(upstream, browse)
+    response = browse("/sign-in/")
     assert response.cookies["moe_id"]["max-age"] == 0
     assert response.headers["Cache-Control"] == "private, no-store"
     del browse.client.cookies["moe_id"]
-    assert ask(upstream, browse) == ["1"]
-    assert browse("/leave/?quiet").content == b"out"
-    [after] = ask(upstream, browse)
-    assert before.startswith("anon-")
-    assert after.startswith("anon-")
+    assert find_customer(upstream, browse) == "1"
+    assert browse("/sign-out/").content == b"out"
+    after = find_customer(upstream, browse)
+    assert (before[:5], after[:5]) == ("anon-", "anon-")
     assert before != after
 
 
-@pytest.mark.parametrize("url", ["/leave/", "/leave/?quiet"])
-def test_anonymous_id_ends_with_the_sign_out(upstream, browse, url):
-    """A cookie that outlived the customer's visit is not the next visitor's; the page itself has a new id."""
-    [before] = ask(upstream, browse)
+def test_anonymous_id_ends_with_the_sign_out(upstream, browse):
+    """A cookie that is older than the login is deleted, or replaced by the new id of the page."""
+    before = find_customer(upstream, browse)
     browse.log_in(User.objects.get(pk=1))
-    response = browse(url)
-    cookie = response.cookies["moe_id"]
-    if "quiet" in url:
-        assert cookie["max-age"] == 0
-    else:
-        assert response.content.startswith(b"anon-")
-        assert response.content != before.encode()
-        assert cookie["max-age"]
-        assert response.content.decode() in cookie.value
+    assert browse("/sign-out/").cookies["moe_id"]["max-age"] == 0
+    browse.log_in(User.objects.get(pk=1))
+    response = browse("/sign-out-and-read/")
+    new = response.content.decode()
+    assert new.startswith("anon-")
+    assert new != before
+    assert new in response.cookies["moe_id"].value
 
 
 def test_sign_in_without_an_id_sets_no_cookie(browse):
-    """Where there is nothing to take away, the response of the site's own view stays as it is."""
-    response = browse("/enter/")
+    """If there is no cookie to delete, the response stays as it is."""
+    response = browse("/sign-in/")
     assert "moe_id" not in response.cookies
     assert response.headers.get("Cache-Control") is None
 
 
-def test_id_minted_for_the_page_that_signs_in():
-    """An id that the request was given before its view signed in is not set either."""
+def test_id_minted_before_the_sign_in():
+    """An id that this request got before its view logged in is forgotten too."""
     request, response = RequestFactory().get("/"), HttpResponse()
-    before = get_identity(request, Consent())
+    before = get_identity(request, GRANTED)
     start_new_identity(request=request)
     set_anonymous_cookie(request, response)
     assert not response.cookies
-    assert get_identity(request, Consent()) != before
+    assert get_identity(request, GRANTED) != before
 
 
 def test_remembered_parameters_end_with_the_sign_in(upstream, browse):
-    """The campaign that brought the one is not sent with the other."""
+    """The campaign of the anonymous visitor is not sent with the customer."""
     browse("/read/?utm_source=canary")
     assert upstream.fetches[-1]["utm_source"] == "canary"
-    browse("/enter/")
+    browse("/sign-in/")
     browse("/read/")
     assert upstream.fetches[-1]["identifiers"] == {"customer_id": "1"}
     assert "utm_source" not in upstream.fetches[-1]
     assert SESSION_KEY not in browse.client.session
 
 
-def test_request_around_djangos(upstream, browse):
-    """What REST framework hands over is looked through; no request at all is no error."""
-    ask(upstream, browse)
-    assert browse("/wrapped/").cookies["moe_id"]["max-age"] == 0
+def test_request_of_rest_framework(upstream, browse):
+    """The receiver finds Django's request inside. A signal without a request is not an error."""
+    find_customer(upstream, browse)
+    assert browse("/rest-framework/").cookies["moe_id"]["max-age"] == 0
 
 
-def test_without_session_and_middleware():
-    """A request that has neither is let through, and its id is another from there on."""
+def test_request_without_session_and_middleware():
+    """The receiver raises no exception, and the visitor has a new id."""
     request = RequestFactory().get("/")
     request.COOKIES["moe_id"] = "x"
     start_new_identity(request=request)
-    assert get_identity(request, Consent()).anonymous
+    assert get_identity(request, GRANTED).anonymous
+
+
+def identify_same(request):
+    """Return one id for the browser and for the customer, a mistake of the site."""
+    return Identity("same", anonymous=identify_same.anonymous)
 
 
 def test_identified_visitor_never_gets_an_anonymous_entry(upstream, browse, settings):
-    """What the browser was shown before the sign-in is not shown after it, also when MoEngage fails."""
-    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"IDENTIFY": f"{__name__}.identify_by_mail"}
-    identify_by_mail.anonymous = True
+    """After the login no cached content of the browser is shown, even if MoEngage fails and the ids are equal."""
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"IDENTIFY": f"{__name__}.identify_same"}
+    identify_same.anonymous = True
     assert browse("/read/").content != b"default"
     upstream.refuse()
-    identify_by_mail.anonymous = False
+    identify_same.anonymous = False
     assert browse("/read/").content == b"default"
-    identify_by_mail.anonymous = True
+    identify_same.anonymous = True
     assert browse("/read/").content != b"default"
 
 
-def identify_by_mail(request):
-    """Give one id to the browser and to the customer, which a site should not."""
-    return Identity("same", anonymous=identify_by_mail.anonymous)
-
-
-def test_page_of_the_one_and_the_page_of_the_other(upstream, browse):
-    """The customer's content is gone with the customer."""
+def test_content_of_the_customer_ends_with_the_sign_out(upstream, browse):
+    """The next user of the browser doesn't see it, even if MoEngage fails."""
     anonymous = title(browse("/tags/"))
-    browse("/enter/")
+    browse("/sign-in/")
     assert title(browse("/tags/")) != anonymous
-    browse("/leave/?quiet")
+    browse("/sign-out/")
     upstream.refuse()
     assert title(browse("/tags/")) == "Welcome"

@@ -1,4 +1,4 @@
-"""``manage.py moe_deliver``: send what is in the outbox."""
+"""``manage.py moe_deliver``: send the events in the outbox."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, get_settings
 from django_moe_personalize.delivery.base import describe
-from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
-from django_moe_personalize.delivery.deliverer import Deliverer
+from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer, find_outbox_delivery
 from django_moe_personalize.delivery.sending import Outcome
 
 POLL_SECONDS = 1.0
@@ -23,7 +22,7 @@ BAR_WIDTH = 30
 
 
 class Command(BaseCommand):
-    """Send what is due and end, or go on until interrupted or terminated; the batch in hand is finished."""
+    """Send the due events and end, or watch the outbox until a signal comes. A started batch is always finished."""
 
     help = "Sends the events in the outbox of DatabaseDelivery to MoEngage."
 
@@ -35,60 +34,61 @@ class Command(BaseCommand):
             type=float,
             const=POLL_SECONDS,
             metavar="SECONDS",
-            help="go on, and look for new events every so many seconds (default: 1)",
+            help="don't end, and look for new events every SECONDS (default: 1)",
         )
         parser.add_argument(
             "--replay",
             nargs="*",
             type=uuid.UUID,
             metavar="UUID",
-            help="first make parked events due again: those named, or all of them",
+            help="first make parked events due again: those with the given UUIDs, or all of them",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Deliver. Raises CommandError where there is no outbox, and when due events could not be sent."""
+        """Deliver. Raises CommandError if there is no outbox, or if due events couldn't be sent."""
         interval = options["watch"]
         if interval is not None and not interval > 0:
-            raise CommandError("--watch takes seconds, more than 0.")
+            raise CommandError("--watch must be a number of seconds above 0.")
         delivery = _find_delivery()
         if options["replay"] is not None:
             self.stdout.write(f"{delivery.outbox.replay(options['replay'] or None)} parked events are due again.")
-        watching = interval is not None
-        work = _Work(self, delivery.outbox.due.count() if options["verbosity"] and not watching else 0)
-        deliverer = Deliverer(delivery, on_batch=work.add)
+        is_watching = interval is not None
+        progress = _Progress(self, delivery.outbox.due.count() if options["verbosity"] and not is_watching else 0)
+        deliverer = Deliverer(delivery, on_batch=progress.add)
         with _stopping_on_signals(deliverer):
-            if watching:
-                self.stdout.write("The outbox is watched. Ctrl-C ends it.")
+            if is_watching:
+                self.stdout.write("Watching the outbox. Ctrl-C ends it.")
                 self.stdout.flush()
                 deliverer.watch(interval)
                 failed = None
             else:
                 failed = deliverer.drain()
-        work.report(delivery)
+        progress.report(delivery)
         if failed is not None and failed.error is not None:
-            raise CommandError(_say_why(failed, failed.error))
+            raise CommandError(_explain(failed, failed.error))
 
 
 def _find_delivery() -> DatabaseDelivery:
-    """Return the delivery if it has an outbox with its tables; raises CommandError."""
+    """Return the delivery, if it has an outbox and the outbox has its tables. Raises CommandError."""
     try:
         delivery = find_outbox_delivery()
     except ConfigurationError as error:
         raise CommandError(str(error)) from error
     if delivery is None:
         name = f"{DatabaseDelivery.__module__}.{DatabaseDelivery.__qualname__}"
-        message = f'{SETTING}["DELIVERY"] is {get_settings().delivery.backend}, which has no outbox: set it to {name}.'
-        raise CommandError(message)
+        backend = get_settings().delivery.backend
+        raise CommandError(f'{SETTING}["DELIVERY"] is {backend}, which has no outbox. Set it to {name}.')
     if not delivery.outbox.is_migrated:
         alias = delivery.outbox.alias
-        raise CommandError(f"The database {alias!r} has no outbox: run `manage.py migrate --database {alias}` first.")
+        raise CommandError(f"The database {alias!r} has no outbox. Run `manage.py migrate --database {alias}`.")
     return delivery
 
 
-def _say_why(outcome: Outcome, error: Exception) -> str:
-    if outcome.needs_human:
-        return f"MoEngage takes no events with these settings ({describe(error)}). They wait."
-    return f"MoEngage fails ({describe(error)}). What could not be sent waits for the next time."
+def _explain(outcome: Outcome, error: Exception) -> str:
+    if outcome.wrong_credentials:
+        hint = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
+        return f"The credentials don't work ({describe(error)}), so the events wait. {hint}"
+    return f"MoEngage fails ({describe(error)}). The remaining events wait for the next run."
 
 
 @contextmanager
@@ -106,8 +106,8 @@ def _stopping_on_signals(deliverer: Deliverer) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-class _Work:
-    """What was done so far; on a terminal also as a bar, of ``total`` events."""
+class _Progress:
+    """The number of events sent so far. On a terminal it draws a bar of ``total`` events."""
 
     def __init__(self, command: Command, total: int) -> None:
         self._command = command
@@ -125,7 +125,7 @@ class _Work:
             self._command.stderr.flush()
 
     def report(self, delivery: DatabaseDelivery) -> None:
-        """Say what was done."""
+        """Print the totals."""
         if self._total:
             self._command.stderr.write("")
         pending = delivery.counts().pending

@@ -1,4 +1,4 @@
-"""``manage.py moe_erase``: forget what waits to be reported of one customer."""
+"""``manage.py moe_erase``: erase the waiting events of one customer."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from django_moe_personalize import api
 from django_moe_personalize.conf import get_settings
 
 REMAINS = """\
-What other processes hold of this customer is dropped when its turn comes to be sent.
-Cached answers hold no personal data and end by themselves within {seconds:g} seconds.
-The anonymous cookie is the browser's, the profile MoEngage's: ask for its erasure there."""
+Other processes may hold more events of this customer. They drop them instead of sending them, if all processes
+share the cache.
+Cached responses contain no personal data and expire within {seconds:g} seconds.
+The anonymous cookie is in the browser, the profile at MoEngage. Ask MoEngage to erase the profile."""
 
 
 class Command(BaseCommand):
-    """Erase the events of a customer that wait for their delivery, and let none recorded until now be sent."""
+    """Erase the waiting events of a customer, and stop all events that were recorded up to now."""
 
-    help = "Erase what waits to be reported of one customer, and say what else there is."
+    help = "Erases the waiting events of one customer, and lists the data that remains."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
-        """Add the customer's id."""
-        parser.add_argument("customer_id", help="The id under which MoEngage knows the customer, or an anonymous id.")
+        """See BaseCommand.add_arguments()."""
+        parser.add_argument("customer_id", help="The customer id at MoEngage, or an anonymous id.")
 
     def handle(self, *args: Any, customer_id: str, **options: Any) -> None:
-        """Erase, and print what was erased and what remains. Raises CommandError without an id."""
+        """Erase the events, and print their number and the data that remains. Raises CommandError for an empty id."""
         if not customer_id.strip():
-            raise CommandError("Give the id of a customer: it is empty.")
+            raise CommandError("The customer id is empty. Give the id of a customer.")
         count = api.erase(customer_id=customer_id)
-        self.stdout.write(f"Erased {count} event{'' if count == 1 else 's'} that waited for delivery.")
+        self.stdout.write(f"Erased {count} waiting event{'' if count == 1 else 's'}.")
         self.stdout.write(REMAINS.format(seconds=get_settings().cache_stale_ttl))

@@ -1,21 +1,22 @@
-"""TasksDelivery: a page is one task of Django's tasks, or of their backport."""
+"""TasksDelivery: a page enqueues one task, with Django's tasks or their backport."""
 
 import asyncio
 import sys
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 
 import pytest
 from asgiref.sync import sync_to_async
+from django.utils.module_loading import import_string
 
+from django_moe_personalize import tasks as package_tasks
 from django_moe_personalize.conf import Backend, ConfigurationError
 from django_moe_personalize.conf.backends import load_backend
 from django_moe_personalize.delivery import tasks
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.delivery.queued import Message, get_worker
-from tests.test_delivery import backend, make_events, messages, vendor  # noqa: F401 - fixtures among them
+from django_moe_personalize.delivery.queued import Message
+from tests.delivery.events import backend, make_events, messages, uuids
 
 FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 DUMMY = f"{FRAMEWORK}.backends.dummy.DummyBackend"
@@ -25,21 +26,21 @@ DummyBackend = tasks.import_module(f"{FRAMEWORK}.backends.dummy").DummyBackend
 
 
 class BrokenBackend(DummyBackend):
-    """A queue whose store is down."""
+    """A queue whose storage fails."""
 
     def enqueue(self, task, args, kwargs):
         raise OSError("down")
 
 
 class PromptBackend(DummyBackend):
-    """A queue that knows no later."""
+    """A queue that can't delay a task."""
 
     supports_defer = False
 
 
 @pytest.fixture
-def configure(vendor, settings):  # noqa: F811
-    """Configure the site's tasks and its delivery, and return that."""
+def configure(vendor, settings):
+    """Configure the site's tasks and its delivery, and return the delivery."""
 
     def configure(path=DUMMY, **options):
         settings.TASKS = {"default": {"BACKEND": DUMMY}, "events": {"BACKEND": path}}
@@ -51,7 +52,7 @@ def configure(vendor, settings):  # noqa: F811
 
 
 def take_out():
-    """Return what was enqueued: for each task its message and the seconds until it is due; forget it."""
+    """Return message and delay in seconds of each enqueued task, and empty the queue."""
     results = tasks.deliver.using(backend="events").get_backend().results
     found = [(result.args[0], result.task.run_after) for result in results]
     results.clear()
@@ -59,7 +60,7 @@ def take_out():
 
 
 def test_a_page_is_one_task(configure):
-    """What a page recorded is enqueued together, and counts as handed over."""
+    """All events of a page are enqueued together, and count as handed over."""
     delivery, events = configure(), make_events(3)
     delivery.record(events)
     assert take_out() == [(Message(events).write(), None)]
@@ -67,7 +68,7 @@ def test_a_page_is_one_task(configure):
 
 
 def test_async_pages_enqueue_in_the_thread_of_sync_code(configure):
-    """The database connections used are those that Django closes."""
+    """The task uses database connections that Django closes."""
     delivery, threads = configure(), []
     delivery.hand_over = lambda message, wait: threads.append(threading.current_thread())
 
@@ -78,17 +79,17 @@ def test_async_pages_enqueue_in_the_thread_of_sync_code(configure):
     assert asyncio.run(page()) is threads[0]
 
 
-def test_a_worker_delivers(configure, vendor):  # noqa: F811
-    """The task is found by its path, as workers find it, and sends the events once."""
+def test_a_worker_delivers(configure, vendor):
+    """Workers find the task by its path. It sends each event once."""
     delivery, events = configure(), make_events(3)
     tasks.deliver.call(Message(events).write())
     assert tasks.deliver.module_path == "django_moe_personalize.delivery.tasks.deliver"
-    assert vendor.taken == dict.fromkeys([event.event_uuid for event in events], 1)
+    assert vendor.taken == dict.fromkeys(uuids(events), 1)
     assert delivery.counts() == DeliveryCounts(accepted=3, delivered=3)
 
 
-def test_a_failure_is_enqueued_again_for_later(configure, vendor):  # noqa: F811
-    """The same events wait in the queue, not in the worker."""
+def test_a_failure_is_enqueued_again_for_later(configure, vendor):
+    """Failed events wait in the queue, not in the worker."""
     delivery, events = configure(), make_events(3)
     vendor.status = 429
     vendor.headers = {"Retry-After": "120"}
@@ -99,8 +100,8 @@ def test_a_failure_is_enqueued_again_for_later(configure, vendor):  # noqa: F811
     assert delivery.counts() == DeliveryCounts(accepted=3, handed_over=3)
 
 
-def test_a_backend_that_knows_no_later_keeps_its_worker_waiting(configure, vendor, monkeypatch):  # noqa: F811
-    """For a bounded time, and then the events are in the queue again."""
+def test_a_backend_without_delays_keeps_its_worker_waiting(configure, vendor, monkeypatch):
+    """The worker waits for a limited time, then the events are in the queue again."""
     monkeypatch.setattr(tasks, "_MAX_SLEEP_SECONDS", 0.2)
     configure(f"{__name__}.PromptBackend", pause=100.0)
     vendor.status = 401
@@ -110,8 +111,8 @@ def test_a_backend_that_knows_no_later_keeps_its_worker_waiting(configure, vendo
     assert [wait for _, wait in take_out()] == [None]
 
 
-def test_a_backend_that_runs_tasks_at_once_delivers_in_place(configure, vendor):  # noqa: F811
-    """There is no queue, and no retry: what fails is dropped."""
+def test_a_backend_that_runs_tasks_at_once_delivers_in_place(configure, vendor):
+    """There is no queue and no retry: failed events are dropped."""
     delivery = configure(IMMEDIATE)
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
@@ -121,35 +122,35 @@ def test_a_backend_that_runs_tasks_at_once_delivers_in_place(configure, vendor):
     assert len(vendor.calls) == 2
 
 
-def test_what_cannot_be_enqueued_is_dropped_or_the_fallbacks(configure, vendor, caplog):  # noqa: F811
-    """A queue that is down costs events a reason and one line, or nothing with a fallback."""
+def test_events_that_cannot_be_enqueued_are_dropped_or_go_to_the_fallback(configure, vendor, caplog):
+    """A failing queue costs the events, with one log line. With a fallback it costs nothing."""
     path = f"{__name__}.BrokenBackend"
     delivery = configure(path)
     delivery.record(make_events(2))
     delivery.record(make_events(1))
     assert delivery.counts() == DeliveryCounts(accepted=3, dropped={"broker": 3})
-    assert messages(caplog) == [("ERROR", "The queue takes no events (OSError): until it does they are dropped")]
+    assert messages(caplog) == [("ERROR", "The queue doesn't accept events (OSError). Until it does, they are dropped")]
     delivery = configure(path, fallback=backend("immediate.ImmediateDelivery"))
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
 
 
-def test_a_retry_that_cannot_be_enqueued_is_the_fallbacks(configure, vendor):  # noqa: F811
-    """A worker's queue that is down loses nothing either."""
+def test_a_retry_that_cannot_be_enqueued_goes_to_the_fallback(configure, vendor):
+    """A queue that fails in the worker costs nothing either."""
     delivery = configure(f"{__name__}.BrokenBackend", fallback=backend("dummy.DummyDelivery"))
     vendor.status = 500
     tasks.deliver.call(Message(make_events(2)).write())
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
 
 
-def test_an_alias_that_there_is_not_is_found_at_the_start(configure):
-    """The message names it."""
-    with pytest.raises(ConfigurationError, match="backend 'nowhere' cannot be used"):
+def test_an_unknown_alias_is_an_error(configure):
+    """The message names the alias."""
+    with pytest.raises(ConfigurationError, match="backend 'nowhere' can't be used"):
         configure(backend="nowhere")
 
 
-def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
-    """Where Django has no tasks the mend is a command to type."""
+def test_a_missing_library_is_named_with_its_extra(monkeypatch):
+    """If Django has no tasks, the fix is a command to type."""
     monkeypatch.delitem(sys.modules, "django_moe_personalize.delivery.tasks")
     monkeypatch.setitem(sys.modules, "django_tasks", None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
@@ -157,16 +158,15 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch):
         load_backend("DELIVERY", Backend("django_moe_personalize.delivery.tasks.TasksDelivery"))
 
 
-def test_threads_that_begin_at_once_share_a_stand_in():
-    """A worker whose site has another delivery keeps one set of books, however many threads it has."""
-    barrier = threading.Barrier(2, timeout=10)
-
-    class Meeting(tasks.TasksDelivery):
-        def __init__(self):
-            barrier.wait()
-            super().__init__()
-
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(get_worker, [Meeting, Meeting])
-    assert first is second
-    assert get_worker(Meeting) is first
+@pytest.mark.django_db
+def test_the_outbox_task_is_one_of_djangos_tasks(configure, settings, vendor):
+    """enqueue() of the documented task enqueues it. A worker finds it by its path, and drains the outbox."""
+    configure()
+    package_tasks.deliver_outbox.enqueue(max_seconds=5.0)
+    backend_used = tasks.deliver_outbox.get_backend()
+    ((path, told),) = [(result.task.module_path, result.kwargs) for result in backend_used.results]
+    backend_used.results.clear()
+    assert import_string(path) is tasks.deliver_outbox
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("database.DatabaseDelivery"))
+    get_delivery().record(make_events(3))
+    assert tasks.deliver_outbox.call(**told) == vendor.taken.total() == 3

@@ -1,4 +1,4 @@
-"""The outbox on SQLite: what is recorded, leased, settled, parked, erased, and how the books stay right."""
+"""DatabaseDelivery on SQLite: recording, sending, retries and the counters."""
 
 import contextlib
 import threading
@@ -16,26 +16,17 @@ from django.utils import timezone
 
 from django_moe_personalize import api
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
-from django_moe_personalize.delivery.database import DatabaseDelivery
-from django_moe_personalize.delivery.deliverer import PATIENCE, Deliverer
+from django_moe_personalize.delivery.database import PATIENCE, DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.outbox import Outbox, State
-from django_moe_personalize.models import OutboxEvent, OutboxTally
+from django_moe_personalize.models import OutboxCounter, OutboxEvent
 from django_moe_personalize.moengage.types import Action, Event, Experience
-from tests.delivery_vendor import SOON
-from tests.test_delivery import (  # noqa: F401 - fixtures
-    backend,
-    heard,
-    make_event,
-    make_events,
-    messages,
-    vendor,
-)
-from tests.test_resilience import in_child
+from tests.delivery.conftest import make_due
+from tests.delivery.events import backend, make_event, make_events, messages
+from tests.delivery.vendor import SOON
 
 pytestmark = pytest.mark.django_db
 
 EXPERIENCE = Experience("hero", {}, {"cid": "c", "experience": "Hero"})
-QUICK = {"backoff": 0.001, "max_backoff": 0.01}
 
 
 def record_in_transaction(request):
@@ -48,25 +39,8 @@ def record_in_transaction(request):
 urlpatterns = [path("", record_in_transaction)]
 
 
-@pytest.fixture
-def build(vendor):  # noqa: F811
-    """Give what makes a delivery of the vendor's."""
-    return lambda **options: DatabaseDelivery(**QUICK | options)
-
-
-@pytest.fixture
-def delivery(build):
-    """Give a delivery with short waits."""
-    return build()
-
-
-def make_due():
-    """Let time pass for every pending row, and every lease run out."""
-    OutboxEvent.objects.filter(state=State.PENDING).update(due_at=timezone.now() - timedelta(seconds=1))
-
-
 def break_outbox():
-    """Have every INSERT into the outbox fail, as a full disk does."""
+    """Let every INSERT into the outbox fail, as on a full disk."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TRIGGER full BEFORE INSERT ON moe_personalize_outboxevent "
@@ -74,7 +48,7 @@ def break_outbox():
         )
 
 
-def mend_outbox():
+def repair_outbox():
     """Let INSERTs succeed again."""
     with connection.cursor() as cursor:
         cursor.execute("DROP TRIGGER full")
@@ -84,15 +58,15 @@ def mend_outbox():
 
 
 def test_recording_is_one_insert(delivery, django_assert_num_queries):
-    """The events of a page are one statement, beside the savepoint, and are pending for all processes."""
+    """The events of a page are one statement besides the savepoint, and all processes see them as pending."""
     with django_assert_num_queries(3) as queries:
         delivery.record(make_events(5))
     assert [query["sql"].split()[0] for query in queries] == ["SAVEPOINT", "INSERT", "RELEASE"]
     assert DatabaseDelivery().counts() == DeliveryCounts(accepted=5, pending=5)
 
 
-def test_event_comes_back_as_it_was(delivery, vendor):  # noqa: F811
-    """Whatever characters and nesting a context has, and the UUID, time and platform, arrive unchanged."""
+def test_event_comes_back_as_it_was(delivery, vendor):
+    """UUID, time, platform and attributes arrive unchanged, with all characters and nested values."""
     attributes = MappingProxyType({"experience": "Ä \x00 \ud800 😀", "offerings": [{"id": "1"}]})
     event = Event(Action.CLICKED, "\ud800 ß \x00", attributes, 1_760_000_000, platform="ios")
     delivery.record([event])
@@ -104,7 +78,7 @@ def test_event_comes_back_as_it_was(delivery, vendor):  # noqa: F811
 
 
 def test_an_event_recorded_twice_is_stored_once(delivery):
-    """A beacon that comes again has the same UUID, and costs neither a row nor the events beside it."""
+    """A repeated beacon has the same UUID: it adds no row, and the events next to it are stored."""
     first, second = make_events(2)
     delivery.record([first])
     delivery.record([first, second])
@@ -112,7 +86,7 @@ def test_an_event_recorded_twice_is_stored_once(delivery):
 
 
 def test_async_recording_shares_the_transaction_of_the_request(delivery):
-    """Under ASGI the INSERT runs where the request's other queries do, not on a connection that nobody closes."""
+    """Under ASGI the INSERT runs in the thread of the request's other queries, on a connection that Django closes."""
     threads = []
     take = delivery.take
 
@@ -127,8 +101,8 @@ def test_async_recording_shares_the_transaction_of_the_request(delivery):
 
 
 @pytest.mark.urls(__name__)
-def test_failing_insert_costs_the_page_nothing_but_its_events(settings, heard, caplog):  # noqa: F811
-    """In the view's own transaction: 200, its own queries intact, the loss counted, nobody named in the log."""
+def test_failing_insert_costs_the_page_only_its_events(settings, heard, caplog):
+    """In the view's transaction: status 200, its own rows are stored, the loss is counted, no customer is logged."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("database.DatabaseDelivery")}
     break_outbox()
     with transaction.atomic():
@@ -142,16 +116,15 @@ def test_failing_insert_costs_the_page_nothing_but_its_events(settings, heard, c
 
 
 @pytest.mark.django_db(transaction=True)
-def test_losses_reach_the_books_of_all_with_the_next_event(delivery, monkeypatch):
-    """What one process could not store, the others learn when the database works again, if only at a second try."""
+def test_losses_reach_the_shared_counters_with_the_next_event(delivery, monkeypatch):
+    """When the database works again, the process adds its losses to the shared counters, if need be at a second try."""
     break_outbox()
     delivery.record(make_events(3))
     assert DatabaseDelivery().counts() == DeliveryCounts()
-    mend_outbox()
-    enter_loss = Outbox.enter_loss
-    monkeypatch.setattr(Outbox, "enter_loss", None)
-    delivery.record(make_events(1))
-    monkeypatch.setattr(Outbox, "enter_loss", enter_loss)
+    repair_outbox()
+    with monkeypatch.context() as context:
+        context.setattr(Outbox, "add_loss", None)
+        delivery.record(make_events(1))
     assert delivery.counts() == DeliveryCounts(accepted=4, dropped={"error": 3}, pending=1)
     delivery.record(make_events(1))
     for each in (delivery, DatabaseDelivery()):
@@ -159,8 +132,8 @@ def test_losses_reach_the_books_of_all_with_the_next_event(delivery, monkeypatch
 
 
 @pytest.mark.django_db(transaction=True)
-def test_losses_are_not_undone_with_somebody_elses_transaction(delivery):
-    """They wait for an event that is recorded outside of any."""
+def test_a_rollback_of_the_caller_does_not_undo_losses(delivery):
+    """They wait for an event that is recorded outside a transaction."""
     delivery.record([make_event(b_id=object())])
     with contextlib.suppress(KeyError), transaction.atomic():
         delivery.record(make_events(1))
@@ -170,35 +143,28 @@ def test_losses_are_not_undone_with_somebody_elses_transaction(delivery):
     assert DatabaseDelivery().counts() == DeliveryCounts(accepted=2, dropped={"error": 1}, pending=1)
 
 
-def test_an_event_that_is_no_json_is_counted(delivery):
-    """What cannot be written is dropped when it is recorded."""
+def test_an_event_that_json_cannot_express_is_counted(delivery):
+    """It is dropped when it is recorded."""
     delivery.record([make_event(b_id=object())])
     assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
-
-
-def test_losses_are_each_process_own(delivery):
-    """A forked child does not enter its parent's losses a second time."""
-    delivery.drop(2, "error")
-    assert in_child(lambda: delivery._lost == 1 or delivery._lost == 0)
-    assert delivery._lost == 2
 
 
 # -- delivering
 
 
-def test_delivered_events_leave_the_table_and_stay_counted(delivery, vendor, heard):  # noqa: F811
-    """Each event arrives once; no row, and so nothing personal, is left."""
+def test_delivered_events_leave_the_table_and_stay_counted(delivery, vendor, heard):
+    """Each event arrives once. No row with personal data is left."""
     events = make_events(250)
     delivery.record(events)
     assert delivery.flush(SOON) == DeliveryCounts(accepted=250, delivered=250)
     assert vendor.taken == {event.event_uuid: 1 for event in events}
     assert not OutboxEvent.objects.exists()
-    assert list(OutboxTally.objects.values_list("outcome", "count")) == [("delivered", 250)]
+    assert list(OutboxCounter.objects.values_list("outcome", "count")) == [("delivered", 250)]
     assert heard == [("delivered", 100), ("delivered", 100), ("delivered", 50)]
 
 
-def test_sending_is_outside_any_transaction(delivery, vendor, django_assert_num_queries):  # noqa: F811
-    """While MoEngage is asked, the lease is there for others to see, and no transaction of ours is open."""
+def test_sending_is_outside_any_transaction(delivery, vendor, django_assert_num_queries):
+    """During the call other deliverers see the lease, and this one holds no transaction open."""
     delivery.record(make_events(1))
     depth = len(connection.savepoint_ids)
     seen = []
@@ -215,14 +181,14 @@ def test_sending_is_outside_any_transaction(delivery, vendor, django_assert_num_
 
 @pytest.mark.django_db(transaction=True)
 def test_flush_inside_a_transaction_is_refused(delivery):
-    """A lease that others cannot see yet is none."""
+    """Other deliverers couldn't see the lease yet."""
     delivery.record(make_events(1))
     with transaction.atomic(), pytest.raises(RuntimeError, match="durable"):
         delivery.flush()
 
 
-def test_one_poison_event_among_100_is_parked_alone(delivery, vendor, heard):  # noqa: F811
-    """99 are delivered, one is parked with the vendor's reason and without the customer's name."""
+def test_one_poison_event_among_100_is_parked_alone(delivery, vendor, heard):
+    """99 are delivered. The bad one is parked with MoEngage's reason."""
     events = make_events(100)
     vendor.poison = {events[37].event_uuid}
     delivery.record(events)
@@ -241,8 +207,8 @@ def test_one_poison_event_among_100_is_parked_alone(delivery, vendor, heard):  #
         ("ann@example.community", "ann@example.community"),
     ],
 )
-def test_reason_does_not_name_the_customer(delivery, vendor, said, kept):  # noqa: F811
-    """The vendor may quote the id; what is kept does not, and is text that every database takes."""
+def test_reason_does_not_name_the_customer(delivery, vendor, said, kept):
+    """MoEngage may quote the id. The stored reason doesn't contain it, and every database can store the text."""
     event = make_event("ann@example.com")
     vendor.poison, vendor.description = {event.event_uuid}, said
     delivery.record([event])
@@ -250,19 +216,19 @@ def test_reason_does_not_name_the_customer(delivery, vendor, said, kept):  # noq
     assert OutboxEvent.objects.get().reason.endswith(f"Invalid Field Value {kept}")
 
 
-def test_a_row_that_holds_no_event_is_parked(delivery, vendor):  # noqa: F811
-    """A body that cannot be read does not stop those behind it."""
+def test_a_row_without_an_event_is_parked(delivery, vendor):
+    """An unreadable body doesn't stop the events after it."""
     delivery.record(make_events(4))
     bodies = ["[", "[]", '{"action":"other"}', '{"actions":[]}', '{"actions":[{"action":"other"}]}', None]
     delivery.record(make_events(2))
     for row, body in zip(OutboxEvent.objects.order_by("pk"), bodies, strict=True):
         OutboxEvent.objects.filter(pk=row.pk).update(body=body or row.body)
     assert delivery.flush() == DeliveryCounts(accepted=6, delivered=1, dropped={"refused": 5})
-    assert set(OutboxEvent.objects.values_list("reason", flat=True)) == {"The row holds no event."}
+    assert set(OutboxEvent.objects.values_list("reason", flat=True)) == {"The row contains no event."}
 
 
-def test_failures_are_retried_with_the_same_uuid(delivery, vendor):  # noqa: F811
-    """A batch that failed is due again, later and each row at its own time, and counted as an attempt."""
+def test_failures_are_retried_with_the_same_uuid(delivery, vendor):
+    """Each row of a failed batch is due again at its own time, with one attempt more."""
     vendor.failures = [500, 503]
     events = make_events(10)
     delivery.record(events)
@@ -279,8 +245,8 @@ def test_failures_are_retried_with_the_same_uuid(delivery, vendor):  # noqa: F81
     assert vendor.taken == {event.event_uuid: 1 for event in events}
 
 
-def test_retry_after_is_respected(delivery, vendor):  # noqa: F811
-    """No event of the batch is due before the vendor wants to hear of it."""
+def test_retry_after_is_respected(delivery, vendor):
+    """No event of the batch is due earlier than MoEngage asked."""
     vendor.failures, vendor.headers = [429], {"Retry-After": "7"}
     delivery.record(make_events(2))
     before = timezone.now()
@@ -289,16 +255,16 @@ def test_retry_after_is_respected(delivery, vendor):  # noqa: F811
     assert delivery.deliver_batch() is None
 
 
-def test_flush_waits_as_long_as_the_vendor_asks_but_not_beyond_its_timeout(delivery, vendor):  # noqa: F811
-    """A deliverer leaves MoEngage alone after a 429, also with other events that are due."""
+def test_flush_waits_for_retry_after_but_not_beyond_its_timeout(delivery, vendor):
+    """After a 429 a deliverer doesn't send other due events either."""
     vendor.status, vendor.headers = 429, {"Retry-After": "30"}
     delivery.record(make_events(150))
     assert delivery.flush(timeout=0.1).pending == 150
     assert len(vendor.calls) == 1
 
 
-def test_who_drains_once_gives_up(delivery, vendor):  # noqa: F811
-    """After some failures in a row it leaves the others for later."""
+def test_a_single_run_gives_up(delivery, vendor):
+    """After some failures in a row it leaves the other events for later."""
     vendor.status = 500
     delivery.record(make_events(1000))
     outcome = Deliverer(delivery).drain()
@@ -306,9 +272,9 @@ def test_who_drains_once_gives_up(delivery, vendor):  # noqa: F811
     assert len(vendor.calls) == PATIENCE
 
 
-def test_events_are_parked_after_the_last_attempt(build, vendor, heard):  # noqa: F811
-    """With a limit, an event that fails too often is parked with the reason; without one it never is."""
-    delivery = build(max_attempts=2)
+def test_events_are_parked_after_the_last_attempt(build_outbox, vendor, heard):
+    """With a limit, an event that fails too often is parked with the reason."""
+    delivery = build_outbox(max_attempts=2)
     vendor.status = 500
     delivery.record(make_events(1))
     for _ in range(2):
@@ -320,8 +286,8 @@ def test_events_are_parked_after_the_last_attempt(build, vendor, heard):  # noqa
     assert heard == [("attempts", 1)]
 
 
-def test_wrong_credentials_pause_with_one_loud_line(delivery, vendor, caplog):  # noqa: F811
-    """Nothing more is asked, no attempt is counted, and the events are due as soon as somebody has mended it."""
+def test_wrong_credentials_pause_with_one_loud_line(delivery, vendor, caplog):
+    """There is no further call and no attempt is counted. The events are due as soon as the credentials work."""
     vendor.failures = [401]
     delivery.record(make_events(250))
     assert delivery.flush().pending == 250
@@ -344,13 +310,13 @@ def test_wrong_credentials_pause_with_one_loud_line(delivery, vendor, caplog):  
     ],
 )
 def test_wrong_options_say_what_is_valid(options, message):
-    """A mistake is a ValueError at start-up."""
+    """A wrong option is a ValueError."""
     with pytest.raises(ValueError, match=message):
         DatabaseDelivery(**options)
 
 
-def test_the_database_is_the_routers_or_the_one_named(settings):
-    """A site's router may put the outbox elsewhere; ``using`` overrules it."""
+def test_the_database_is_the_routers_or_the_named_one(settings):
+    """A site's router may choose the database of the outbox; ``using`` overrides it."""
     settings.DATABASE_ROUTERS = [type("Router", (), {"db_for_write": lambda self, model, **hints: "events"})()]
     assert DatabaseDelivery().outbox.alias == "events"
     assert DatabaseDelivery(using="default").outbox.alias == "default"

@@ -1,4 +1,4 @@
-"""``manage.py moe_deliver``: once, watching, replaying, and what it says and returns."""
+"""``manage.py moe_deliver``: a single run, watching, replaying, and its output."""
 
 import io
 import json
@@ -19,9 +19,9 @@ from django.test import override_settings
 
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.models import OutboxEvent
-from tests.delivery_vendor import SOON
+from tests.delivery.events import backend, make_events
+from tests.delivery.vendor import SOON
 from tests.documents import ROOT
-from tests.test_delivery import backend, make_events, vendor  # noqa: F401 - a fixture among them
 
 pytestmark = pytest.mark.django_db
 
@@ -29,14 +29,14 @@ POLL = "0.02"
 
 
 class Terminal(io.StringIO):
-    """A text stream that says it is a terminal."""
+    """A text stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 @pytest.fixture
-def outbox(settings, vendor):  # noqa: F811
+def outbox(settings, vendor):
     """Deliver to the vendor from an outbox."""
     settings.MOE_PERSONALIZE = vendor.settings(
         DELIVERY=backend("database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
@@ -45,7 +45,7 @@ def outbox(settings, vendor):  # noqa: F811
 
 
 def deliver(*arguments, error=None, stderr=None):
-    """Run the command; return what it printed and, where it ends with an error, check that."""
+    """Run the command and return its output. Expect the CommandError ``error`` if given."""
     stdout = io.StringIO()
     run = partial(call_command, "moe_deliver", *arguments, stdout=stdout, stderr=stderr or io.StringIO())
     if error is None:
@@ -56,16 +56,16 @@ def deliver(*arguments, error=None, stderr=None):
     return stdout.getvalue()
 
 
-def test_what_is_due_is_sent_once(outbox, vendor):  # noqa: F811
-    """It drains the outbox and says what it did; with nothing to do it says that."""
+def test_due_events_are_sent_once(outbox, vendor):
+    """It drains the outbox and prints the numbers, also if there is nothing to do."""
     get_delivery().record(make_events(150))
     assert deliver() == "150 events delivered, 0 refused and parked, 0 pending.\n"
     assert vendor.taken.total() == 150
     assert deliver() == "0 events delivered, 0 refused and parked, 0 pending.\n"
 
 
-def test_replayed_events_are_sent_again(outbox, vendor):  # noqa: F811
-    """Parked events, some by UUID or all, are due again and sent."""
+def test_replayed_events_are_sent_again(outbox, vendor):
+    """Some parked events by UUID, or all of them, are due again and sent."""
     events = make_events(3)
     vendor.poison = {event.event_uuid for event in events}
     get_delivery().record(events)
@@ -76,23 +76,23 @@ def test_replayed_events_are_sent_again(outbox, vendor):  # noqa: F811
     assert deliver("--replay").startswith("2 parked events are due again.\n2 events delivered,")
 
 
-def test_wrong_credentials_are_an_error(outbox, vendor):  # noqa: F811
-    """Somebody has to act: the exit code is not 0, and the events wait."""
+def test_wrong_credentials_are_an_error(outbox, vendor):
+    """A person has to act: the exit code is not 0, and the events wait."""
     vendor.status = 401
     get_delivery().record(make_events(2))
-    said = deliver(error="takes no events with these settings .AuthenticationError.*They wait")
+    said = deliver(error="credentials don't work .AuthenticationError.*so the events wait. Check WORKSPACE_ID")
     assert said == "0 events delivered, 0 refused and parked, 2 pending.\n"
 
 
-def test_a_failing_vendor_is_an_error(outbox, vendor):  # noqa: F811
-    """What could not be sent waits for the next time, and a scheduler learns of it."""
+def test_a_failing_vendor_is_an_error(outbox, vendor):
+    """The events wait for the next run, and the scheduler sees an exit code."""
     vendor.status = 500
     get_delivery().record(make_events(600))
-    assert "600 pending" in deliver(error="MoEngage fails .ServerError.*waits for the next time")
+    assert "600 pending" in deliver(error="MoEngage fails .ServerError.*wait for the next run")
 
 
-def test_a_bar_on_a_terminal_alone(outbox):
-    """Who sits before a terminal sees how far it is; a log does not."""
+def test_only_a_terminal_shows_a_bar(outbox):
+    """A terminal shows the progress, a log file does not."""
     terminal, log = Terminal(), io.StringIO()
     get_delivery().record(make_events(200))
     deliver(stderr=terminal)
@@ -105,33 +105,33 @@ def test_a_bar_on_a_terminal_alone(outbox):
 
 
 def test_other_deliveries_have_no_outbox(settings):
-    """The message says what to set."""
+    """The message names the setting and its value."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("dummy.DummyDelivery")}
-    deliver(error="dummy.DummyDelivery, which has no outbox: set it to .*database.DatabaseDelivery")
+    deliver(error="dummy.DummyDelivery, which has no outbox. Set it to .*database.DatabaseDelivery")
 
 
 def test_settings_that_cannot_be_used_are_an_error(settings):
-    """A mistake in the options is told as everywhere else."""
+    """The command prints the configuration error."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("database.DatabaseDelivery", lease=0.1)}
     deliver(error="lease must be at least 1 second")
 
 
 def test_a_missing_table_is_an_error(outbox):
-    """The message says which command makes it."""
+    """The message names the command that creates it."""
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {OutboxEvent._meta.db_table} RENAME TO away")
     deliver(error="migrate --database default")
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan"])
-def test_interval_is_some_time(outbox, interval):
-    """Looking all the time is no watching."""
-    deliver(f"--watch={interval}", error="--watch takes seconds, more than 0")
+def test_the_interval_is_above_zero(outbox, interval):
+    """Without a pause the command would load the database all the time."""
+    deliver(f"--watch={interval}", error="--watch must be a number of seconds above 0")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_the_watch_after_the_batch_in_hand(outbox, vendor, number):  # noqa: F811
-    """What is on its way is settled, the exit is a good one, and the process has its own handlers back."""
+def test_a_signal_ends_the_watch_after_the_current_batch(outbox, vendor, number):
+    """Events in flight are settled, there is no error, and the process gets its own handlers back."""
     before = signal.getsignal(number)
     get_delivery().record(make_events(150))
     vendor.hang.clear()
@@ -150,7 +150,7 @@ def test_a_signal_ends_the_watch_after_the_batch_in_hand(outbox, vendor, number)
 
 
 def test_outside_the_main_thread_there_are_no_signals(outbox):
-    """A site may call the command from a thread."""
+    """A site may call the command in a thread."""
     with override_settings():
         said = []
         thread = threading.Thread(target=lambda: said.append(deliver_nothing()))
@@ -160,16 +160,16 @@ def test_outside_the_main_thread_there_are_no_signals(outbox):
 
 
 def deliver_nothing():
-    """Run the command on this thread's own connection, and close that."""
+    """Run the command and close the connection of this thread."""
     try:
         return deliver()
     finally:
-        # The connection's own close() keeps a database that is in memory.
+        # The close() of SQLite's connection keeps a database in memory open.
         BaseDatabaseWrapper.close(connection)
 
 
-def test_a_process_watches_until_it_is_terminated(tmp_path, vendor):  # noqa: F811
-    """As a service runs it: it announces itself, delivers what is there, and ends with 0."""
+def test_a_process_watches_until_it_is_terminated(tmp_path, vendor):
+    """As in a service: it prints its start, delivers the events, and ends with 0."""
     site = tmp_path / "site_settings.py"
     site.write_text(
         "from tests.settings import *\n"
@@ -189,7 +189,7 @@ def test_a_process_watches_until_it_is_terminated(tmp_path, vendor):  # noqa: F8
         vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
         process.terminate()
         said = process.stdout.read()
-    assert announced == "The outbox is watched. Ctrl-C ends it.\n"
+    assert announced == "Watching the outbox. Ctrl-C ends it.\n"
     assert said == "3 events delivered, 0 refused and parked, 0 pending.\n"
     assert process.returncode == 0
 

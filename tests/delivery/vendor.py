@@ -1,4 +1,4 @@
-"""A recording MoEngage on loopback that fails as told, for the tests of delivery."""
+"""A MoEngage on loopback that records calls and fails as ordered."""
 
 import json
 import threading
@@ -7,7 +7,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 SOON = 10.0
-"""Seconds after which a thing that should have happened at once is taken not to happen."""
+"""Seconds after which a test gives up waiting."""
 
 TITLES = {400: "Invalid Field Value", 401: "Authentication required"}
 
@@ -15,10 +15,10 @@ TITLES = {400: "Invalid Field Value", 401: "Authentication required"}
 class Vendor:
     """The events endpoint.
 
-    ``arrived`` counts calls, ``calls`` has (status, uuids) of every one answered, ``taken`` counts each UUID
-    answered 200.
-    ``failures`` are statuses for the next calls, ``status`` is for all others; a call with a UUID
-    in ``poison`` is answered 400; while ``hang`` is clear, calls wait for it; each takes ``delay`` seconds.
+    ``arrived`` counts calls. ``calls`` has (status, UUIDs) of each answered call, ``bodies`` its body. ``taken``
+    counts each UUID answered with 200. ``failures`` are the statuses of the next calls, ``status`` is that of all
+    others. A call with a UUID in ``poison`` gets a 400. A call waits while ``hang`` is clear, and then for ``delay``
+    seconds.
     """
 
     def __init__(self):
@@ -51,12 +51,17 @@ class Vendor:
         self._server.server_close()
         self._thread.join(SOON)
 
+    def recover(self):
+        """Answer every call with 200 from now on."""
+        self.status, self.failures, self.poison = 200, [], set()
+        self.hang.set()
+
     def settings(self, **changes):
         """Return MOE_PERSONALIZE of a site that uses this vendor."""
         return {"WORKSPACE_ID": "TESTS", "API_KEY": "tests", "BASE_URL": self.url, "SANDBOX": False, **changes}
 
     def arrive(self):
-        """Count a call that has come, and let it hang if told so."""
+        """Count a call, and let it hang if ordered."""
         with self.changed:
             self.arrived += 1
             self.changed.notify_all()
@@ -64,7 +69,7 @@ class Vendor:
         time.sleep(self.delay)
 
     def answer(self, uuids, body):
-        """Record a call and return the status it gets."""
+        """Record a call and return its status."""
         with self.changed:
             status = self.failures.pop(0) if self.failures else self.status
             if self.poison.intersection(uuids):
@@ -88,7 +93,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request, client_address):
-        """Keep quiet about callers that gave up waiting."""
+        """Ignore callers that stopped waiting."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -116,4 +121,4 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *args):
-        """Keep quiet."""
+        """Log nothing."""

@@ -1,4 +1,4 @@
-"""The outbox in the admin: rows without persons, the books above them, and parked events sent again."""
+"""The outbox in the admin: rows without customers, the counters, and parked events sent again."""
 
 import re
 
@@ -8,7 +8,7 @@ from django.contrib.auth.models import Permission, User
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.outbox import State
 from django_moe_personalize.models import OutboxEvent
-from tests.test_delivery import backend, make_event, make_events, vendor  # noqa: F401 - a fixture among them
+from tests.delivery.events import backend, make_event, make_events
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin_urls")]
 
@@ -16,8 +16,8 @@ LIST = "/admin/moe_personalize/outboxevent/"
 
 
 @pytest.fixture(autouse=True)
-def site(settings, vendor):  # noqa: F811
-    """Be a site with the admin and an outbox."""
+def site(settings, vendor):
+    """Use the admin and an outbox."""
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.admin", "django.contrib.messages"]
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.messages.middleware.MessageMiddleware"]
     processors = ["django.contrib.auth.context_processors.auth", "django.contrib.messages.context_processors.messages"]
@@ -28,7 +28,7 @@ def site(settings, vendor):  # noqa: F811
 
 @pytest.fixture
 def staff(client):
-    """Sign in somebody who may see the outbox, and what ``allow`` names; return the client."""
+    """Give a function that signs in a user who may see the outbox, with further permissions."""
 
     def sign_in(*codenames):
         user = User.objects.create(username="staff", is_staff=True)
@@ -39,23 +39,23 @@ def staff(client):
     return sign_in
 
 
-def read_books(response):
-    """Return the books on the page as a dict."""
-    table = re.search(r'<table class="moe-books">.*?</table>', response.text, re.DOTALL)[0]
+def read_counters(response):
+    """Return the counters on the page as a dict."""
+    table = re.search(r'<table class="moe-counters">.*?</table>', response.text, re.DOTALL)[0]
     cells = [re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", table) for tag in ("th", "td")]
     return dict(zip(*cells, strict=True))
 
 
-def park(vendor, *events):  # noqa: F811
-    """Have the vendor refuse events."""
+def park(vendor, *events):
+    """Let MoEngage refuse events."""
     vendor.poison = {event.event_uuid for event in events}
     get_delivery().record(events)
     get_delivery().flush()
     vendor.poison = set()
 
 
-def test_list_shows_events_and_no_person(staff, vendor):  # noqa: F811
-    """State, action, experience, age, attempts and reason are there; the customer is not, in the list or in detail."""
+def test_list_shows_events_and_no_customer(staff, vendor):
+    """List and detail show state, action, experience, age, attempts and reason, but not the customer."""
     vendor.description = "customer-4711 is unknown"
     park(vendor, make_event("customer-4711"))
     client = staff("change_outboxevent", "delete_outboxevent", "add_outboxevent")
@@ -75,15 +75,20 @@ def test_list_shows_events_and_no_person(staff, vendor):  # noqa: F811
         assert OutboxEvent.objects.get().customer_hash not in page.text
 
 
-def test_books_of_all_processes_stand_above_the_list(staff, vendor):  # noqa: F811
-    """Accepted, delivered, dropped by reason, pending, and how long the oldest has waited."""
+def test_counters_of_all_processes_are_above_the_list(staff, vendor):
+    """Accepted, delivered, dropped by reason, pending, and the age of the oldest pending event."""
     client = staff()
-    assert read_books(client.get(LIST)) == {"accepted": "0", "delivered": "0", "of these parked": "0", "pending": "0"}
+    assert read_counters(client.get(LIST)) == {
+        "accepted": "0",
+        "delivered": "0",
+        "of these parked": "0",
+        "pending": "0",
+    }
     get_delivery().record(make_events(2))
     get_delivery().flush()
     park(vendor, make_event())
     get_delivery().record(make_events(1))
-    assert read_books(client.get(LIST)) == {
+    assert read_counters(client.get(LIST)) == {
         "accepted": "4",
         "delivered": "2",
         "dropped: refused": "1",
@@ -94,7 +99,7 @@ def test_books_of_all_processes_stand_above_the_list(staff, vendor):  # noqa: F8
 
 
 def test_nothing_can_be_added_changed_or_deleted(staff):
-    """Not even by who has every permission: the outbox is not for editing."""
+    """Not even a user with every permission can edit the outbox."""
     get_delivery().record(make_events(1))
     client = staff("add_outboxevent", "change_outboxevent", "delete_outboxevent")
     row = OutboxEvent.objects.get()
@@ -104,8 +109,8 @@ def test_nothing_can_be_added_changed_or_deleted(staff):
     assert OutboxEvent.objects.get().state == State.PENDING
 
 
-def test_parked_events_are_sent_again(staff, vendor):  # noqa: F811
-    """Who may change events chooses some; pending ones among them stay as they are."""
+def test_parked_events_are_sent_again(staff, vendor):
+    """A user who may change events selects some. Pending ones among them stay as they are."""
     first, second = make_events(2)
     park(vendor, first, second)
     get_delivery().record(make_events(1))
@@ -119,8 +124,8 @@ def test_parked_events_are_sent_again(staff, vendor):  # noqa: F811
     assert vendor.taken[first.event_uuid] == 1
 
 
-def test_who_may_only_look_sends_nothing(staff, vendor):  # noqa: F811
-    """The action is not offered, nor done."""
+def test_a_user_who_may_only_view_sends_nothing(staff, vendor):
+    """The admin neither offers nor runs the action."""
     park(vendor, make_event())
     client = staff()
     assert "send_again" not in client.get(LIST).text
@@ -129,8 +134,8 @@ def test_who_may_only_look_sends_nothing(staff, vendor):  # noqa: F811
     assert OutboxEvent.objects.get().state == State.REFUSED
 
 
-def test_a_row_that_holds_no_event_is_shown(staff):
-    """What is parked because it cannot be read must be seen."""
+def test_a_row_without_an_event_is_shown(staff):
+    """A user must see rows that are parked because they can't be read."""
     bodies = ["[", "{}", '{"actions":[{"attributes":[]}]}']
     get_delivery().record(make_events(len(bodies)))
     for row, body in zip(OutboxEvent.objects.all(), bodies, strict=True):
@@ -138,15 +143,15 @@ def test_a_row_that_holds_no_event_is_shown(staff):
     assert staff().get(LIST).text.count("field-experience") == len(bodies)
 
 
-def test_without_an_outbox_rows_are_shown_alone(staff, settings):
-    """A site that changed its delivery sees what is left, without books, and cannot send it."""
+def test_without_an_outbox_only_rows_are_shown(staff, settings):
+    """A site that changed its delivery sees the remaining rows, without counters, and can't send them."""
     get_delivery().record(make_events(1))
     OutboxEvent.objects.update(state=State.REFUSED)
     settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("dummy.DummyDelivery")}
     client = staff("change_outboxevent")
     response = client.get(LIST)
     assert "refused by MoEngage" in response.text
-    assert "moe-books" not in response.text
+    assert "moe-counters" not in response.text
     row = OutboxEvent.objects.get()
     client.post(LIST, {"action": "send_again", "_selected_action": [row.pk]})
     assert OutboxEvent.objects.get().state == State.REFUSED

@@ -1,21 +1,19 @@
-"""The breaker against a simple model, over whatever order of events Hypothesis finds."""
+"""The breaker against a simple model, in any order of events that Hypothesis finds."""
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from django_moe_personalize.resilience import MAX_GATE_SECONDS
-from django_moe_personalize.resilience.breaker import CircuitBreaker
-from tests.test_resilience import Clock
-from tests.virtual_time import MACHINE, quarters
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker
+from tests.virtual_time import MACHINE, Clock, quarters
 
 LONG_AGO = float("-inf")
 
 
 class BreakerMachine(RuleBasedStateMachine):
-    """The breaker against a model of what its callers may see.
+    """The breaker against a model of its callers.
 
-    The model knows what was reported and when; it says when the breaker may open and why, who may
-    ask, and who is the probe.
+    The model knows each report and its time. So it knows when the breaker may open and why, which callers may call,
+    and which one makes the probe.
     """
 
     def __init__(self):
@@ -43,14 +41,14 @@ class BreakerMachine(RuleBasedStateMachine):
         self.probe = None
         self.lost = []
 
-    # What the model knows
+    # The model.
 
     @property
     def now(self):
         return self.clock.now
 
     def find_cause(self):
-        """Say why a failure that was just reported is one too many."""
+        """Return why the failure that was just reported opens the breaker."""
         if len(self.reports) >= 3 and all(failed for _, failed in self.reports[-3:]):
             row = 0
             for _, failed in reversed(self.reports):
@@ -58,7 +56,7 @@ class BreakerMachine(RuleBasedStateMachine):
                     break
                 row += 1
             return f"{row} failures in a row"
-        # Ten seconds, counted in slots of one.
+        # Ten seconds, in slots of one second.
         recent = [failed for moment, failed in self.reports if moment >= self.now // 1 - 10]
         if len(recent) >= 6 and sum(recent) / len(recent) >= 0.4:
             return f"{100 * sum(recent) / len(recent):.0f} % of {len(recent)} calls failed"
@@ -73,7 +71,7 @@ class BreakerMachine(RuleBasedStateMachine):
         self.reports, self.failed_probes, self.due = [], 0, LONG_AGO
 
     def check_change(self, before, after, reason):
-        """Compare with what was announced since, which is at most one change."""
+        """Compare with the change that the breaker announced, if any."""
         expected = [] if before == after else [(before, after, reason)]
         assert self.changes == expected
         self.changes.clear()
@@ -84,10 +82,10 @@ class BreakerMachine(RuleBasedStateMachine):
         return self.now < self.gate
 
     def settled(self):
-        """Say which state remains when nothing has failed."""
+        """Return the state of a breaker without failures."""
         return "open" if self.limited else "closed"
 
-    # What can happen
+    # The events.
 
     @rule(seconds=quarters(25))
     def time_passes(self, seconds):
@@ -114,7 +112,7 @@ class BreakerMachine(RuleBasedStateMachine):
         assert len(tickets) == due
         if due:
             if self.probe is not None:
-                # At most one probe at a time, but for one that is lost.
+                # There is one probe at a time, unless it is lost.
                 assert self.now >= self.probe_until
                 self.lost.append(self.probe)
             self.probe, self.probe_until = tickets[0], self.now + 8
@@ -189,25 +187,18 @@ class BreakerMachine(RuleBasedStateMachine):
         after = self.settled()
         self.check_change("half-open", after, self.gate_reason if self.limited else "the probe was answered")
 
-    @precondition(lambda self: self.probe)
-    @rule()
-    def probe_is_returned(self):
-        self.breaker.return_probe(self.probe)
-        self.probe, self.due = None, self.now
-        self.check_change("half-open", "open", self.breaker.reason)
-
     @precondition(lambda self: self.lost and self.breaker.state != "closed")
     @rule(data=st.data())
     def lost_probe_reports_after_all(self, data):
         ticket = self.lost.pop()
         before = self.breaker.state
-        data.draw(st.sampled_from([self.breaker.success, self.breaker.failure, self.breaker.return_probe]))(ticket)
+        data.draw(st.sampled_from([self.breaker.success, self.breaker.failure]))(ticket)
         self.check_change(before, before, "")
 
-    # What holds at any time
+    # Always true.
 
     @invariant()
-    def state_and_reason_are_what_the_model_knows(self):
+    def state_and_reason_equal_the_models(self):
         state, reason = self.breaker.state, self.breaker.reason
         if self.cause is None:
             assert (state, reason) in [("closed", ""), ("open", getattr(self, "gate_reason", None))]
@@ -218,14 +209,14 @@ class BreakerMachine(RuleBasedStateMachine):
             assert ("failed probe" in reason) == bool(self.failed_probes)
 
     @invariant()
-    def it_says_when_to_come_again(self):
+    def retry_time_equals_the_models(self):
         if self.breaker.state == "closed":
             assert self.breaker.retry_in == 0.0
         else:
             assert self.breaker.retry_in == max(0.0, max(self.due, self.gate) - self.now)
 
     def teardown(self):
-        """Recover, whatever happened, within one open interval and a probe, or when the rate limit is over."""
+        """Recover after one open interval and a probe, or after the rate limit."""
         wait = self.breaker.retry_in
         assert wait <= max(20, 8, self.gate - self.now)
         self.clock.now += wait

@@ -1,4 +1,4 @@
-"""A site whose only view records an event, and a script that records some and ends; for test_delivery_exit.py."""
+"""A site whose views record an event, and a script that records events and ends; for test_delivery_exit.py."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def view(request):
 
 
 async def aview(request):
-    """Do so in the event loop."""
+    """See view(), in the event loop."""
     event = Event(Action.SHOWN, "async", {"cid": "c"}, 1_760_000_000)
     await get_delivery().arecord([event])
     return HttpResponse(event.event_uuid)
@@ -34,7 +34,7 @@ urlpatterns = [path("", view), path("async/", aview)]
 
 
 def record(count):
-    """Record events of as many customers and return their UUIDs."""
+    """Record events of ``count`` customers and return their UUIDs."""
     events = [Event(Action.SHOWN, str(number), {"cid": "c"}, 1_760_000_000) for number in range(count)]
     get_delivery().record(events)
     return [event.event_uuid for event in events]
@@ -47,7 +47,7 @@ def end(way):
     elif way == "error":
         raise RuntimeError("unhandled")
     elif way == "interrupt":
-        # A shell makes what it starts in the background ignore Ctrl-C.
+        # A process that a shell starts in the background ignores Ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.raise_signal(signal.SIGINT)
     elif way == "thread":
@@ -57,13 +57,13 @@ def end(way):
 settings.configure(
     SECRET_KEY="site",
     ALLOWED_HOSTS=["*"],
-    ROOT_URLCONF="tests.delivery_site",
+    ROOT_URLCONF="tests.delivery.site",
     MOE_PERSONALIZE=json.loads(os.environ["SITE_MOE_PERSONALIZE"]),
 )
 django.setup()
 application = get_wsgi_application()
 asgi = get_asgi_application()
-# With gunicorn --preload this is the master's own event, recorded before it forks.
+# With gunicorn --preload this is an event of the master, recorded before it forks.
 at_import = record(1)
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""Fixtures for the tests of delivery."""
+
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_moe_personalize.delivery.database import DatabaseDelivery
+from django_moe_personalize.delivery.outbox import State
+from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.signals import events_delivered, events_dropped
+from tests.delivery.vendor import Vendor
+
+
+@pytest.fixture
+def vendor(settings):
+    """Run a MoEngage on loopback and let the site use it."""
+    with Vendor() as vendor:
+        settings.MOE_PERSONALIZE = vendor.settings()
+        yield vendor
+        # Let pending events leave before the server stops.
+        vendor.recover()
+        reset_runtimes()
+
+
+@pytest.fixture
+def build(vendor):
+    """Build ThreadDeliveries that retry quickly and send only when full or flushed. Close them after the test."""
+    built = []
+
+    def build(**options):
+        delivery = ThreadDelivery(**{"interval": 600.0, "backoff": 0.01, "pause": 600.0, **options})
+        built.append(delivery)
+        return delivery
+
+    yield build
+    vendor.recover()
+    for delivery in built:
+        delivery.close()
+
+
+@pytest.fixture
+def build_outbox(vendor):
+    """Build DatabaseDeliveries with short waits."""
+    return lambda **options: DatabaseDelivery(**{"backoff": 0.001, "max_backoff": 0.01, **options})
+
+
+@pytest.fixture
+def delivery(build_outbox):
+    """Give a DatabaseDelivery with short waits."""
+    return build_outbox()
+
+
+def make_due():
+    """Let time pass for every pending row, and let every lease run out."""
+    OutboxEvent.objects.filter(state=State.PENDING).update(due_at=timezone.now() - timedelta(seconds=1))
+
+
+@pytest.fixture
+def heard():
+    """Collect the signals of delivery: ("delivered", count) or (reason, count)."""
+    signals = []
+
+    def on_delivered(count, **kwargs):
+        signals.append(("delivered", count))
+
+    def on_dropped(count, reason, **kwargs):
+        signals.append((reason, count))
+
+    events_delivered.connect(on_delivered)
+    events_dropped.connect(on_dropped)
+    yield signals
+    events_delivered.disconnect(on_delivered)
+    events_dropped.disconnect(on_dropped)

@@ -1,0 +1,38 @@
+"""Events, settings and log lines for the tests of delivery."""
+
+from django_moe_personalize.moengage.types import Action, Event
+
+CONTEXT = {
+    "cid": "65ea_F_T_WP_AB_2_P_0_AU_42D",
+    "experience": "Home hero",
+    "moe_locale_id": "0",
+    "moe_variation_id": "2",
+    "audience_name": "Everyone",
+    "audience_id": "42D",
+}
+
+
+def make_event(customer="42", **attributes):
+    """Return an impression."""
+    return Event(Action.SHOWN, customer, {**CONTEXT, **attributes}, 1_760_000_000)
+
+
+def make_events(count):
+    """Return impressions of ``count`` customers."""
+    return [make_event(str(number)) for number in range(count)]
+
+
+def uuids(events):
+    """Return the UUIDs of events."""
+    return [event.event_uuid for event in events]
+
+
+def backend(name, **options):
+    """Return a value of DELIVERY."""
+    return {"BACKEND": f"django_moe_personalize.delivery.{name}", "OPTIONS": options}
+
+
+def messages(caplog):
+    """Return level and text of the package's log lines."""
+    ours = [record for record in caplog.records if record.name == "django_moe_personalize"]
+    return [(record.levelname, record.getMessage()) for record in ours]

@@ -1,0 +1,233 @@
+"""The interface of deliveries, their counters, the delivery of a runtime, and the deliveries that keep nothing."""
+
+import asyncio
+import logging
+import os
+import signal
+import warnings
+from types import SimpleNamespace
+
+import pytest
+
+from django_moe_personalize.client import get_client
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, find_delivery, get_delivery
+from django_moe_personalize.delivery.dummy import DummyDelivery
+from django_moe_personalize.delivery.immediate import ImmediateDelivery
+from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.signals import events_delivered
+from tests.delivery.events import backend, make_event, make_events, messages
+from tests.delivery.vendor import SOON, Vendor
+
+
+def test_base_class_is_an_interface():
+    """Without ``take`` events are dropped, and no exception reaches the page."""
+    delivery = BaseDelivery()
+    delivery.record(make_events(2))
+    assert delivery.flush() == DeliveryCounts(accepted=2, dropped={"error": 2})
+    assert delivery.erase("0") == 0
+    delivery.close()
+    with pytest.raises(NotImplementedError):
+        delivery.take([])
+
+
+def test_record_never_raises(caplog, heard):
+    """A delivery that fails drops the events with a reason, a signal and a log line without personal data."""
+
+    class Broken(BaseDelivery):
+        def take(self, events):
+            raise RuntimeError(f"cannot store {events[0].customer_id}")
+
+    delivery = Broken()
+    delivery.record([make_event("customer-4711")])
+    assert delivery.counts().dropped == {"error": 1}
+    assert heard == [("error", 1)]
+    assert messages(caplog) == [("ERROR", "Dropped 1 events: Broken failed (RuntimeError)")]
+
+
+def test_recording_no_events_does_nothing():
+    """An empty list is not even counted."""
+    delivery = DummyDelivery()
+    delivery.record([])
+    assert delivery.counts() == DeliveryCounts()
+
+
+def test_a_receiver_that_raises_does_no_harm():
+    """The exception of a signal's receiver does not reach the page."""
+
+    def explode(**kwargs):
+        raise ValueError("mine")
+
+    events_delivered.connect(explode)
+    try:
+        delivery = DummyDelivery()
+        delivery.record(make_events(1))
+    finally:
+        events_delivered.disconnect(explode)
+    assert delivery.counts().delivered == 1
+
+
+def test_dummy_keeps_events_for_a_sites_tests(heard):
+    """Events stay in order and count as delivered, in sync and async code."""
+    delivery = DummyDelivery()
+    events = make_events(3)
+    delivery.record(events[:2])
+    asyncio.run(delivery.arecord(events[2:]))
+    assert delivery.events == events
+    assert delivery.flush(1.0) == DeliveryCounts(accepted=3, delivered=3)
+    assert heard == [("delivered", 2), ("delivered", 1)]
+
+
+# -- ImmediateDelivery
+
+
+def test_immediate_delivers_before_it_returns(vendor, heard):
+    """Events have arrived when record() returns."""
+    delivery = ImmediateDelivery()
+    events = make_events(2)
+    delivery.record(events)
+    assert vendor.taken == {event.event_uuid: 1 for event in events}
+    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
+    assert heard == [("delivered", 2)]
+
+
+def test_immediate_drops_failed_events(vendor, heard):
+    """A failing MoEngage costs the events and raises nothing. A refused event has its own reason."""
+    delivery = ImmediateDelivery(timeout=1.0)
+    events = make_events(2)
+    vendor.poison = {events[0].event_uuid}
+    delivery.record(events)
+    vendor.status = 500
+    delivery.record(make_events(1))
+    assert delivery.counts() == DeliveryCounts(accepted=3, delivered=1, dropped={"refused": 1, "failed": 1})
+    assert heard == [("delivered", 1), ("refused", 1), ("failed", 1)]
+
+
+def test_immediate_does_not_block_the_event_loop(vendor):
+    """While one record() waits for MoEngage, the loop and other records go on."""
+
+    async def record_concurrently():
+        vendor.hang.clear()
+        delivery = ImmediateDelivery()
+        tasks = [asyncio.create_task(delivery.arecord(make_events(1))) for _ in range(2)]
+        assert await asyncio.to_thread(vendor.wait_for, lambda vendor: vendor.arrived == 2)
+        assert not any(task.done() for task in tasks)
+        vendor.hang.set()
+        await asyncio.wait_for(asyncio.gather(*tasks), SOON)
+
+    asyncio.run(record_concurrently())
+    assert vendor.taken.total() == 2
+
+
+def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
+    """However many attempts fail: one line when it starts, one when it gets worse, one when it is over."""
+    caplog.set_level(logging.INFO, "django_moe_personalize")
+    delivery = ImmediateDelivery()
+    vendor.failures = [500, 503, 401, 401, 401]
+    for _ in range(7):
+        delivery.record([make_event("customer-4711")])
+    assert messages(caplog) == [
+        ("WARNING", "Events can't be delivered at the moment: ServerError: MoEngage answered 500"),
+        (
+            "ERROR",
+            "Events wait, because the credentials don't work (AuthenticationError: MoEngage answered 401: "
+            "Authentication required). Check WORKSPACE_ID, API_KEY and DATA_CENTER",
+        ),
+        ("INFO", "MoEngage accepts events again"),
+    ]
+
+
+def test_refused_events_are_logged_by_number(vendor, caplog):
+    """The line names the number and the reason, and no customer."""
+    events = [make_event("customer-4711"), make_event("customer-4712")]
+    vendor.poison = {events[0].event_uuid}
+    ImmediateDelivery().record(events)
+    (line,) = messages(caplog)
+    assert line == (
+        "WARNING",
+        "MoEngage refused 1 of 2 events: ResponseError: MoEngage answered 400: Invalid Field Value",
+    )
+
+
+# -- get_delivery
+
+
+def test_get_delivery_is_the_one_of_the_settings(settings):
+    """A runtime has one delivery, built as the setting says. The default is the thread."""
+    settings.MOE_PERSONALIZE = {"SANDBOX": True}
+    assert isinstance(get_delivery(), ThreadDelivery)
+    settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("immediate.ImmediateDelivery", timeout=1.5)}
+    delivery = get_delivery()
+    assert isinstance(delivery, ImmediateDelivery)
+    assert get_delivery() is delivery
+    assert delivery.runtime is get_runtime()
+    assert find_delivery(ImmediateDelivery) is delivery
+    assert find_delivery(DummyDelivery) is None
+
+
+@pytest.mark.parametrize("is_used", [False, True], ids=["client not built yet", "client in use"])
+def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, settings, is_used):
+    """Events recorded before a change of settings go to the workspace of that time, not to the new one."""
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("thread.ThreadDelivery", interval=600.0))
+    old = get_delivery()
+    if is_used:
+        old.record(make_events(2))
+        old.flush(SOON)
+    with Vendor() as other:
+        old.record(make_events(3))
+        settings.MOE_PERSONALIZE = other.settings(DELIVERY=backend("dummy.DummyDelivery"))
+        assert isinstance(get_delivery(), DummyDelivery)
+        assert get_client() is not get_client(old.runtime)
+        assert other.arrived == 0
+    assert old.counts().delivered == vendor.taken.total() == (5 if is_used else 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("missing.Delivery", {}, "can't be imported"),
+        ("drain.deliver_outbox", {}, "isn't a subclass of BaseDelivery"),
+        ("base.DeliveryCounts", {}, "isn't a subclass of BaseDelivery"),
+        ("thread.ThreadDelivery", {"max_event": 1}, "max_events, max_bytes"),
+        ("dummy.DummyDelivery", {"max_events": 1}, "Remove the options"),
+        ("thread.ThreadDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
+        ("thread.ThreadDelivery", {"max_events": 0}, "max_events must be at least 1, not 0"),
+        ("thread.ThreadDelivery", {"max_bytes": "x"}, "OPTIONS"),
+    ],
+)
+def test_mistakes_in_the_setting_name_the_valid_values(settings, name, options, message):
+    """A wrong backend or option is a configuration error with a fix."""
+    settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend(name, **options)}
+    with pytest.raises(ConfigurationError, match=message):
+        get_delivery()
+
+
+def test_a_forked_child_builds_its_own_delivery(vendor, settings):
+    """Parent and child deliver their own events, each once, though a thread of the parent held the lock at the fork."""
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("thread.ThreadDelivery", interval=600.0))
+    delivery = get_delivery()
+    delivery.record(make_events(3))
+    with delivery._changed, warnings.catch_warnings():
+        # Python warns of a fork in a process with threads: this is what the test tries.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        try:
+            signal.alarm(30)
+            get_delivery().record(make_events(2))
+            os._exit(get_delivery().flush(SOON) != DeliveryCounts(accepted=2, delivered=2))
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert vendor.taken.total() == 2
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=3)
+    assert set(vendor.taken.values()) == {1}
+
+
+def test_an_object_that_is_not_an_event_does_not_reach_the_page():
+    """It is dropped when it is recorded."""
+    delivery = ThreadDelivery()
+    delivery.record([SimpleNamespace(attributes={})])
+    assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
+    delivery.close()

@@ -1,0 +1,183 @@
+"""Deliverers of the outbox on SQLite: watching, stopping, and the task ``deliver_outbox``."""
+
+import math
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django.utils import timezone
+
+from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
+from django_moe_personalize.delivery.database import PATIENCE, Deliverer
+from django_moe_personalize.delivery.drain import deliver_outbox
+from django_moe_personalize.delivery.outbox import State
+from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.resilience import Deadline
+from tests.delivery.conftest import make_due
+from tests.delivery.events import backend, make_events, messages
+from tests.delivery.vendor import SOON
+
+pytestmark = pytest.mark.django_db
+
+
+def watch(delivery, *, until, interval=0.01):
+    """Watch the outbox until ``until(batches)`` is true after a wait. Return the batches and the waits."""
+    batches = []
+    deliverer = Deliverer(delivery, on_batch=batches.append)
+    wait = deliverer._wait
+    waits = []
+
+    def wait_a_little(seconds, deadline=None):
+        waits.append(seconds)
+        make_due()
+        if until(batches) or len(waits) > 100:
+            deliverer.stop()
+        wait(min(seconds, 0.01), deadline)
+
+    deliverer._wait = wait_a_little
+    deliverer.watch(interval)
+    return batches, waits
+
+
+def test_watching_delivers_what_comes_later(delivery, vendor):
+    """A watching deliverer looks again after the interval, also after failures, until it is stopped."""
+    vendor.failures = [500] * (PATIENCE + 2)
+    delivery.record(make_events(1))
+    _, waits = watch(delivery, until=lambda batches: vendor.taken)
+    assert len(vendor.calls) == PATIENCE + 3
+    assert waits[-1] == 0.01
+    delivery.record(make_events(1))
+    watch(delivery, until=lambda batches: vendor.taken.total() == 2)
+    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
+
+
+def test_a_process_purges_old_parked_events_once_an_hour(build_outbox, vendor):
+    """It does so when it first finds no due event, and not each time."""
+    delivery = build_outbox(retention=60.0)
+    for expected in (0, 1):
+        delivery.record(make_events(1))
+        OutboxEvent.objects.update(state=State.REFUSED, due_at=timezone.now() - timedelta(seconds=61))
+        delivery.flush()
+        assert OutboxEvent.objects.count() == expected
+    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"refused": 2})
+
+
+def test_watching_pauses_longer_after_each_rejection(build_outbox, vendor):
+    """There is one call for each pause. The pause doubles, and starts small again when the credentials have worked."""
+    delivery = build_outbox(pause=60.0)
+    vendor.failures = [401, 401, 401, 200]
+    delivery.record(make_events(1))
+    _, waits = watch(delivery, until=lambda batches: len(batches) == 4)
+    assert [math.ceil(wait) for wait in waits] == [60, 120, 240, 1]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_watching_survives_the_database(delivery, vendor, caplog):
+    """A failing database is a log line without the database's message, and a wait."""
+    table = OutboxEvent._meta.db_table
+    delivery.record(make_events(1))
+    deliverer = Deliverer(delivery, on_batch=lambda outcome: deliverer.stop())
+    lines = []
+
+    def wait(seconds, deadline=None):
+        lines[:] = messages(caplog)
+        if len(lines) == 2 and not vendor.taken:
+            rename("away", table)
+
+    deliverer._wait = wait
+    rename(table, "away")
+    deliverer.watch(0.01)
+    assert vendor.taken.total() == 1
+    assert lines == [("WARNING", "The outbox can't be used at the moment: OperationalError")] * 2
+
+
+def rename(old, new):
+    """Rename a table."""
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
+
+
+def test_a_stopped_deliverer_finishes_its_batch(delivery, vendor):
+    """Events in flight are settled, the others are left for other deliverers."""
+    delivery.record(make_events(250))
+    deliverer = Deliverer(delivery, on_batch=lambda outcome: deliverer.stop())
+    assert deliverer.drain(deadline=Deadline(SOON)) is None
+    assert delivery.counts() == DeliveryCounts(accepted=250, delivered=100, pending=150)
+
+
+# -- deliver_outbox
+
+
+@pytest.fixture
+def site(settings, vendor):
+    """Use an outbox in the site's settings and return its delivery."""
+    told = backend("database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=told)
+    return get_delivery()
+
+
+def test_the_task_drains_the_outbox(site, vendor):
+    """It returns the number of delivered events."""
+    events = make_events(151)
+    vendor.poison = {events[7].event_uuid}
+    site.record(events)
+    assert deliver_outbox() == vendor.taken.total() == 150
+    assert deliver_outbox() == 0
+    assert site.counts() == DeliveryCounts(accepted=151, delivered=150, dropped={"refused": 1})
+
+
+def test_the_task_ends_in_time(site, vendor):
+    """It starts no batch after its time."""
+    site.record(make_events(150))
+    assert deliver_outbox(max_seconds=0.0) == 0
+    assert (vendor.arrived, site.counts().pending) == (0, 150)
+
+
+def test_the_task_ends_quietly_when_moengage_fails(site, vendor, caplog):
+    """The events wait for the next run."""
+    vendor.status = 500
+    site.record(make_events(600))
+    assert deliver_outbox() == 0
+    assert len(vendor.calls) == PATIENCE
+    assert [level for level, _ in messages(caplog)] == ["WARNING"]
+
+
+def test_the_task_pauses_after_wrong_credentials(site, vendor, caplog):
+    """However often it is scheduled, there is one call and one error. When the pause is over, it tries again."""
+    vendor.status = 401
+    site.record(make_events(2))
+    assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
+    assert len(vendor.calls) == 1
+    assert [level for level, _ in messages(caplog)] == ["ERROR"]
+    vendor.status, site._resume_at = 200, 0.0
+    assert deliver_outbox() == 2
+    assert site.pause_left == 0.0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_task_ends_quietly_when_the_database_fails(site, caplog):
+    """The log line names the kind of the error alone."""
+    table = OutboxEvent._meta.db_table
+    rename(table, "away")
+    try:
+        assert deliver_outbox() == 0
+    finally:
+        rename("away", table)
+    assert messages(caplog) == [("WARNING", "The outbox can't be used at the moment: OperationalError")]
+
+
+@pytest.mark.parametrize(
+    ("delivery", "line"),
+    [
+        (backend("dummy.DummyDelivery"), 'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery'),
+        (backend("database.DatabaseDelivery", lease=0.1), "lease must be at least 1 second"),
+    ],
+    ids=["no outbox", "a mistake"],
+)
+def test_the_task_names_a_mistake_in_the_settings_once(settings, vendor, caplog, delivery, line):
+    """A schedule does not fill the log."""
+    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=delivery)
+    assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
+    ((level, text),) = messages(caplog)
+    assert level == "WARNING"
+    assert line in text

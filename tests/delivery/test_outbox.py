@@ -1,0 +1,154 @@
+"""The outbox on SQLite: leases, and parked, replayed, erased and purged events."""
+
+import json
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from django_moe_personalize.delivery import outbox as outbox_module
+from django_moe_personalize.delivery.base import DeliveryCounts
+from django_moe_personalize.delivery.outbox import Outbox, Settlement, State
+from django_moe_personalize.models import OutboxCounter, OutboxEvent
+from django_moe_personalize.moengage.types import Event
+from tests.delivery.conftest import make_due
+from tests.delivery.events import make_event, make_events
+
+pytestmark = pytest.mark.django_db
+
+
+# -- leases
+
+
+def test_a_lease_belongs_to_one_deliverer_until_it_runs_out(delivery):
+    """Two deliverers never lease the same row. When a lease has run out, another deliverer gets the row."""
+    delivery.record(make_events(5))
+    first, second, third = (Outbox().lease(limit, 60.0) for limit in (3, 3, 3))
+    assert [len(lease.rows) for lease in (first, second, third)] == [3, 2, 0]
+    assert len({row.pk for lease in (first, second) for row in lease.rows}) == 5
+    make_due()
+    assert len(Outbox().lease(10, 60.0).rows) == 5
+
+
+def test_the_longest_due_are_first():
+    """Rows come in the order in which they became due."""
+    now = timezone.now()
+    events = make_events(3)
+    for event, age in zip(events, (1, 3, 2), strict=True):
+        OutboxEvent.build(event, now - timedelta(seconds=age)).save()
+    assert [Event.read(row.body) for row in Outbox().lease(2, 60.0).rows] == [events[1], events[2]]
+
+
+def test_due_rows_are_found_by_the_index(delivery):
+    """The database neither sorts the pending rows nor reads them all."""
+    delivery.record(make_events(5))
+    plan = delivery.outbox.due.order_by("due_at")[:2].explain()
+    assert "USING INDEX moe_outbox_due" in plan
+    assert "TEMP" not in plan
+
+
+def test_the_repr_of_a_lease_does_not_show_the_customer(delivery):
+    """An error report prints the local variables of a deliverer."""
+    delivery.record([make_event("customer-4711")])
+    lease = Outbox().lease(1, 60.0)
+    assert "customer-4711" in lease.rows[0].body
+    assert "4711" not in repr(lease)
+
+
+def test_a_deliverer_that_lost_its_lease_settles_nothing(delivery, vendor, heard):
+    """It leaves the rows and the counters to the deliverer that has leased the rows since."""
+    delivery.record(make_events(3))
+    late = Outbox().lease(10, 60.0)
+    pks = [row.pk for row in late.rows]
+    make_due()
+    assert len(Outbox().lease(10, 60.0).rows) == 3
+    settlement = Settlement([pks[0]], {pks[1]: (State.REFUSED, "no")}, {pks[2]: 0.0})
+    assert Outbox().settle(late, settlement) == {}
+    assert delivery.counts() == DeliveryCounts(accepted=3, pending=3)
+    assert not OutboxEvent.objects.filter(lease=late.token).exists()
+    assert heard == []
+
+
+def test_a_deadlock_is_retried(delivery, monkeypatch):
+    """A transaction that loses a deadlock is tried again. The caller gets the error of the third time."""
+    monkeypatch.setattr(outbox_module, "_RETRY_WAITS", (0.0, 0.0))
+    failures = [1, 2]
+    delete = Outbox._delete
+
+    def deadlock(outbox, *args):
+        if failures:
+            failures.pop()
+            raise outbox_module.OperationalError("deadlock detected")
+        return delete(outbox, *args)
+
+    monkeypatch.setattr(Outbox, "_delete", deadlock)
+    delivery.record(make_events(1))
+    assert delivery.erase("0") == 1
+    failures += [1, 2, 3]
+    with pytest.raises(outbox_module.OperationalError):
+        delivery.erase("0")
+
+
+# -- parked, erased, purged
+
+
+def test_replayed_events_are_sent_again(delivery, vendor):
+    """Some or all parked events become due: the counters move from dropped to pending to delivered."""
+    events = make_events(3)
+    vendor.poison = {event.event_uuid for event in events}
+    delivery.record(events)
+    assert delivery.flush() == DeliveryCounts(accepted=3, dropped={"refused": 3})
+    vendor.poison = set()
+    assert delivery.outbox.replay([uuid.UUID(events[0].event_uuid), uuid.uuid4()]) == 1
+    assert delivery.counts() == DeliveryCounts(accepted=3, dropped={"refused": 2}, pending=1)
+    assert delivery.outbox.replay() == 2
+    assert delivery.flush() == DeliveryCounts(accepted=3, delivered=3)
+
+
+def test_erase_deletes_all_events_of_a_customer(delivery, vendor, heard):
+    """Pending, leased and parked rows of exactly this customer are deleted and counted as erased."""
+    events = [make_event("ann"), make_event("Ann"), make_event("ann "), make_event("ann")]
+    delivery.record(events)
+    OutboxEvent.objects.filter(event_uuid=events[3].event_uuid).update(state=State.REFUSED)
+    assert delivery.erase("ann") == 2
+    assert delivery.erase("ann") == 0
+    assert delivery.counts() == DeliveryCounts(accepted=4, dropped={"erased": 2}, pending=2)
+    assert heard == [("erased", 2)]
+    delivery.flush()
+    assert sorted(element["customer_id"] for element in vendor.bodies[0]["elements"]) == ["Ann", "ann "]
+
+
+def test_parked_events_are_kept_for_the_retention_time(build_outbox, vendor):
+    """A deliverer deletes older ones. They stay counted under their reason."""
+    delivery = build_outbox(retention=60.0)
+    events = make_events(3)
+    vendor.poison = {event.event_uuid for event in events}
+    delivery.record(events)
+    delivery.flush()
+    old = OutboxEvent.objects.filter(event_uuid__in=[events[0].event_uuid, events[1].event_uuid])
+    old.update(due_at=timezone.now() - timedelta(seconds=61))
+    OutboxEvent.objects.filter(event_uuid=events[1].event_uuid).update(state=State.ATTEMPTS)
+    counts = build_outbox(retention=60.0).flush()
+    assert counts == DeliveryCounts(accepted=3, dropped={"refused": 2, "attempts": 1})
+    assert OutboxEvent.objects.count() == 1
+
+
+def test_the_oldest_pending_event_is_found(delivery):
+    """Its age shows whether a deliverer runs. Parked events don't count."""
+    assert delivery.outbox.find_oldest() is None
+    delivery.record(make_events(2))
+    first, second = OutboxEvent.objects.order_by("pk")
+    assert delivery.outbox.find_oldest() == first.created_at
+    OutboxEvent.objects.filter(pk=first.pk).update(state=State.REFUSED)
+    assert delivery.outbox.find_oldest() == second.created_at
+
+
+def test_rows_and_counters_have_names():
+    """A shell shows an event by its UUID, without its customer, and a counter by its outcome."""
+    event = make_event("customer-4711")
+    row = OutboxEvent.build(event, timezone.now())
+    assert str(row) == event.event_uuid
+    assert "4711" not in repr(row)
+    assert str(OutboxCounter(outcome="delivered")) == "delivered"
+    assert json.loads(row.body)["customer_id"] == "customer-4711"

@@ -1,0 +1,291 @@
+"""QueuedDelivery with a queue in a list: messages, retries and the fallback."""
+
+import json
+
+import pytest
+from django.core.management import call_command
+
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
+from django_moe_personalize.delivery.dummy import DummyDelivery
+from django_moe_personalize.delivery.queued import Message, QueuedDelivery, find_worker
+from django_moe_personalize.runtime import get_runtime
+from tests.delivery.events import backend, make_event, make_events, messages, uuids
+from tests.delivery.vendor import SOON
+
+
+class ListDelivery(QueuedDelivery):
+    """A queue in the list ``queue``, with the wait of each message, that fails when it is ``None``."""
+
+    def __init__(self, *, fallback=None, max_attempts=5, backoff=0.0, max_backoff=0.0, pause=0.0):
+        options = {"max_attempts": max_attempts, "backoff": backoff, "max_backoff": max_backoff, "pause": pause}
+        super().__init__(fallback=fallback, timeout=SOON, **options)
+        self.queue = []
+
+    def hand_over(self, message, *, wait=0.0):
+        """Append the message."""
+        if self.queue is None:
+            raise OSError("down")
+        self.queue.append((message, wait))
+
+    def take_out(self):
+        """Return the messages and the waits, and empty the queue."""
+        found, self.queue = self.queue, []
+        return [(Message.read(text), wait) for text, wait in found]
+
+
+@pytest.fixture
+def configure(vendor, settings):
+    """Configure the site's delivery and return it."""
+
+    def configure(**options):
+        path = f"{ListDelivery.__module__}.{ListDelivery.__qualname__}"
+        settings.MOE_PERSONALIZE = vendor.settings(DELIVERY={"BACKEND": path, "OPTIONS": options})
+        return get_delivery()
+
+    return configure
+
+
+# -- the message
+
+
+def test_message_is_read_as_it_was_written():
+    """Events keep all their fields, and the message its counts. Its events are the elements of an events body."""
+    events = [*make_events(3), make_event("ß \x00", note=["☃", None, 0.5, {"a": True}])]
+    text = Message(events, 2, 1).write()
+    assert Message.read(text) == Message(events, 2, 1)
+    assert [event.element for event in Message.read(text).events] == [event.element for event in events]
+    assert json.loads(text)["elements"] == [json.loads(event.element) for event in events]
+
+
+def test_message_of_another_release_is_read():
+    """Unknown fields are ignored."""
+    (event,) = make_events(1)
+    told = json.loads(Message([event]).write())
+    told["elements"][0]["actions"][0]["later"] = told["elements"][0]["later"] = told["later"] = True
+    assert Message.read(json.dumps(told)).events == [event]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "1", "{}", '{"elements": 1}', '{"elements": [1], "attempts": 0, "pauses": 0}', '{"elements": []}',
+     '{"elements": [{"actions": []}], "attempts": 0, "pauses": 0}',
+     '{"elements": [{"customer_id": "1", "actions": [{"action": "X"}]}], "attempts": 0, "pauses": 0}'],
+)  # fmt: skip
+def test_a_foreign_message_is_dropped_with_a_log_line(configure, caplog, text):
+    """A worker survives it, and the queue doesn't keep it."""
+    delivery = configure()
+    assert delivery.work(text) is True
+    assert delivery.counts() == DeliveryCounts()
+    assert messages(caplog)[0][0] == "ERROR"
+
+
+def test_events_that_json_cannot_express_are_dropped_with_their_page(configure):
+    """They are dropped as ``error`` when they are recorded."""
+    delivery, events = configure(), make_events(2)
+    events[1].attributes["what"] = object()
+    delivery.record(events)
+    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"error": 2})
+
+
+# -- the worker
+
+
+def test_a_worker_delivers_once_and_has_its_own_counters(configure, vendor, heard):
+    """The events arrive with the UUIDs that the page gave them."""
+    delivery, events = configure(), make_events(250)
+    assert delivery.work(Message(events).write()) is True
+    assert vendor.taken == dict.fromkeys(uuids(events), 1)
+    assert delivery.counts() == DeliveryCounts(accepted=250, delivered=250)
+    assert heard == [("delivered", 250)]
+    assert delivery.take_out() == []
+
+
+def test_failed_events_are_handed_over_again_with_the_same_uuids(configure, vendor):
+    """Only the failed events travel again, later, and their attempt is counted."""
+    delivery, events = configure(max_attempts=50, backoff=600.0, max_backoff=600.0), make_events(250)
+    vendor.failures = [200, 500]
+    assert delivery.work(Message(events, attempts=5).write()) is True
+    ((message, wait),) = delivery.take_out()
+    assert message == Message(events[100:], attempts=6)
+    assert 0.0 < wait < 600.0
+    assert delivery.counts() == DeliveryCounts(accepted=250, delivered=100, handed_over=150)
+
+
+def test_waits_are_random_below_a_doubling_limit(configure, vendor):
+    """Retries spread between zero and the limit, which doubles up to the maximum."""
+    delivery = configure(max_attempts=50, backoff=100.0, max_backoff=400.0)
+    vendor.status = 500
+    for attempts, limit in ((0, 100.0), (1, 200.0), (2, 400.0), (30, 400.0)):
+        for _ in range(10):
+            delivery.work(Message(make_events(1), attempts=attempts).write())
+        waits = [wait for _, wait in delivery.take_out()]
+        assert max(waits) <= limit
+        assert limit / 20 < max(waits) - min(waits)
+
+
+def test_retry_after_is_obeyed_within_the_longest_wait(configure, vendor):
+    """MoEngage is left alone for as long as it asks, but not longer than a message may wait."""
+    delivery = configure(max_backoff=300.0)
+    vendor.status = 429
+    for asked, expected in (("120", 120), ("86400", 300)):
+        vendor.headers = {"Retry-After": asked}
+        delivery.work(Message(make_events(1)).write())
+        ((_, wait),) = delivery.take_out()
+        assert wait == expected
+
+
+def test_the_last_attempt_drops_with_a_log_line(configure, vendor, caplog):
+    """Events are not sent forever. Dropped events are counted and logged."""
+    delivery = configure(max_attempts=3)
+    vendor.status = 500
+    assert delivery.work(Message(make_events(4), attempts=2).write()) is True
+    assert delivery.counts() == DeliveryCounts(accepted=4, dropped={"attempts": 4})
+    assert ("ERROR", "Dropped 4 events after 3 failed attempts") in messages(caplog)
+    assert delivery.take_out() == []
+
+
+def test_a_bad_event_is_refused_alone(configure, vendor, caplog):
+    """The others arrive. The log has MoEngage's reason."""
+    delivery, events = configure(), make_events(5)
+    vendor.poison = {events[2].event_uuid}
+    delivery.work(Message(events).write())
+    assert delivery.counts() == DeliveryCounts(accepted=5, delivered=4, dropped={"refused": 1})
+    assert "Invalid Field Value" in messages(caplog)[0][1]
+    assert delivery.take_out() == []
+
+
+def test_wrong_credentials_lose_nothing_and_are_logged_once(configure, vendor, caplog):
+    """No try counts as an attempt, the waits double, and there is one error."""
+    delivery = configure(max_attempts=2, pause=100.0, max_backoff=250.0)
+    vendor.status = 401
+    message, waits = Message(make_events(2), attempts=1), []
+    for _ in range(4):
+        delivery.work(message.write())
+        ((message, wait),) = delivery.take_out()
+        waits.append(wait)
+    assert waits == [100.0, 200.0, 250.0, 250.0]
+    assert message.attempts == 1
+    assert [level for level, _ in messages(caplog)] == ["ERROR"]
+    vendor.status = 200
+    delivery.work(message.write())
+    assert delivery.counts().delivered == vendor.taken.total() == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"DELIVERY": backend("dummy.DummyDelivery")}, {"DELIVERY": backend("missing.Delivery")}],
+    ids=["another delivery", "a mistake"],
+)
+def test_a_queue_is_emptied_after_a_change_of_delivery(settings, vendor, changes):
+    """A worker sends the messages in the queue, even if DELIVERY names another delivery by now."""
+    settings.MOE_PERSONALIZE = vendor.settings(**changes)
+    worker = find_worker(ListDelivery, get_runtime())
+    worker.work(Message(make_events(2)).write())
+    assert worker.runtime is get_runtime()
+    assert vendor.taken.total() == 2
+
+
+# -- the fallback
+
+
+def test_events_that_the_queue_does_not_accept_are_dropped(configure, caplog):
+    """One log line says so, and another one that the queue works again."""
+    caplog.set_level("INFO", "django_moe_personalize")
+    delivery = configure()
+    delivery.queue = None
+    for _ in range(3):
+        delivery.record(make_events(2))
+    delivery.queue = []
+    for _ in range(2):
+        delivery.record(make_events(1))
+    assert delivery.counts() == DeliveryCounts(accepted=8, dropped={"broker": 6}, handed_over=2)
+    assert messages(caplog) == [
+        ("ERROR", "The queue doesn't accept events (OSError). Until it does, they are dropped"),
+        ("INFO", "The queue accepts events again"),
+    ]
+
+
+def test_the_fallback_takes_what_the_queue_does_not(configure, vendor, caplog):
+    """The counters include those of the fallback, and their sum is right. So do retries of a worker."""
+    delivery = configure(fallback=backend("immediate.ImmediateDelivery"))
+    delivery.record(make_events(1))
+    delivery.queue = None
+    delivery.record(make_events(3))
+    assert messages(caplog)[0][1].endswith("Until it does, they go to the fallback")
+    assert delivery.counts() == DeliveryCounts(accepted=4, delivered=3, handed_over=1)
+    vendor.failures = [500]
+    delivery.work(Message(make_events(2)).write())
+    assert delivery.counts() == DeliveryCounts(accepted=6, delivered=5, handed_over=1)
+
+
+def test_the_fallback_is_flushed_and_closed(configure, vendor):
+    """A fallback that holds events sends them when the delivery is flushed or closed, with the same client."""
+    delivery = configure(fallback=backend("thread.ThreadDelivery", interval=600.0, exit_timeout=SOON))
+    assert delivery.fallback.runtime is delivery.runtime
+    delivery.queue = None
+    delivery.record(make_events(2))
+    assert delivery.counts() == DeliveryCounts(accepted=2, pending=2)
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=2, delivered=2)
+    delivery.record(make_events(3))
+    delivery.close()
+    assert vendor.taken.total() == 5
+
+
+def test_without_a_fallback_flush_and_close_do_nothing(configure):
+    """Workers send the events in the queue."""
+    delivery = configure()
+    delivery.record(make_events(2))
+    assert delivery.flush() == DeliveryCounts(accepted=2, handed_over=2)
+    delivery.close()
+
+
+@pytest.mark.django_db
+def test_moe_deliver_sends_the_outbox_of_a_fallback(configure, vendor):
+    """The command finds this outbox like that of the site's own delivery."""
+    delivery = configure(fallback=backend("database.DatabaseDelivery"))
+    delivery.queue = None
+    delivery.record(make_events(3))
+    assert delivery.counts() == DeliveryCounts(accepted=3, pending=3)
+    call_command("moe_deliver", verbosity=0)
+    assert vendor.taken.total() == 3
+
+
+def test_reasons_of_the_fallback_are_added(configure, vendor):
+    """The counters show the reasons of both deliveries."""
+    delivery = configure(max_attempts=1, fallback=backend("immediate.ImmediateDelivery"))
+    vendor.status = 500
+    delivery.queue = None
+    delivery.record(make_events(2))
+    delivery.work(Message(make_events(3)).write())
+    assert delivery.counts() == DeliveryCounts(accepted=5, dropped={"failed": 2, "attempts": 3})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
+        ({"fallback": "dummy"}, "fallback must be written like DELIVERY: a dict"),
+        ({"fallback": {"PATH": "x"}}, 'fallback must be written like DELIVERY: only the keys "BACKEND" and "OPTIONS"'),
+        ({"fallback": {"BACKEND": "dummy"}}, "fallback must be written like DELIVERY: a dotted path"),
+        ({"fallback": backend("missing.Delivery")}, r'\["fallback"\]\["BACKEND"\].*can\'t be imported'),
+        ({"fallback": backend("dummy.DummyDelivery", x=1)}, r'\["fallback"\]\["OPTIONS"\]'),
+        ({"publish": 1}, "max_attempts"),
+    ],
+)
+def test_mistakes_in_the_options_name_the_valid_values(configure, options, message):
+    """They are found at the start, those of the fallback too."""
+    with pytest.raises(ConfigurationError, match=message):
+        configure(**options)
+
+
+def test_hand_over_is_left_to_the_subclass():
+    """The base class has no queue."""
+    delivery = QueuedDelivery(
+        fallback=backend("dummy.DummyDelivery"), timeout=1, max_attempts=1, backoff=1, max_backoff=1, pause=1
+    )
+    delivery.record(make_events(1))
+    assert isinstance(delivery.fallback, DummyDelivery)
+    assert delivery.counts() == DeliveryCounts(accepted=1, delivered=1)
+    with pytest.raises(NotImplementedError):
+        delivery.hand_over("")

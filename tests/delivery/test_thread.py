@@ -1,0 +1,308 @@
+"""The background thread: batches, retries and limits, with a MoEngage on loopback."""
+
+import asyncio
+import logging
+import threading
+import time
+
+import pytest
+
+from django_moe_personalize.client import get_client
+from django_moe_personalize.delivery.base import DeliveryCounts
+from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.moengage.types import Action, Event
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import build_server
+from django_moe_personalize.sandbox.workspace import load_workspace
+from django_moe_personalize.signals import events_delivered
+from tests.delivery.events import make_event, make_events, messages, uuids
+from tests.delivery.vendor import SOON
+
+
+def senders():
+    """Return the sending threads of this process."""
+    return [thread for thread in threading.enumerate() if thread.name == "moe-personalize-delivery"]
+
+
+# -- batches
+
+
+def test_no_thread_before_the_first_event(build):
+    """The first event starts one daemon thread."""
+    before = len(senders())
+    delivery = build()
+    assert len(senders()) == before
+    delivery.record(make_events(1))
+    delivery.record(make_events(1))
+    assert len(senders()) == before + 1
+    assert all(thread.daemon for thread in senders())
+
+
+def test_events_leave_after_the_interval(build, vendor):
+    """Without a flush, recorded events are sent together a moment later."""
+    delivery = build(interval=0.05)
+    events = make_events(3)
+    delivery.record(events[:2])
+    asyncio.run(delivery.arecord(events[2:]))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=3)
+    assert vendor.taken == dict.fromkeys(uuids(events), 1)
+
+
+def test_a_full_batch_leaves_at_once(build, vendor):
+    """A full batch doesn't wait for the interval. Further events do."""
+    delivery = build(batch_size=10)
+    events = make_events(13)
+    delivery.record(events[:9])
+    delivery.record(events[9:])
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 10)
+    assert delivery.flush(0.0).accepted == 13
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=13, delivered=13)
+    assert [len(sent) for _, sent in vendor.calls] == [10, 3]
+
+
+def test_batches_are_of_customers(build, vendor):
+    """A call has at most 100 customers, and may have several events of each."""
+    delivery = build()
+    delivery.record([make_event(str(number % 150)) for number in range(300)])
+    assert delivery.flush(SOON).delivered == 300
+    assert all(len(body["elements"]) <= 100 for body in vendor.bodies)
+    assert len(vendor.calls) <= 4
+
+
+def test_async_pages_record_in_the_event_loop(build, vendor):
+    """Under ASGI the event loop itself records events."""
+    delivery = build()
+    asyncio.run(delivery.arecord(make_events(3)))
+    assert delivery.flush(SOON).delivered == 3
+
+
+def test_flushing_nothing_returns_at_once(build):
+    """A flush without events starts no thread."""
+    before = len(senders())
+    assert build().flush() == DeliveryCounts()
+    assert len(senders()) == before
+
+
+# -- failures
+
+
+def test_failures_are_retried_with_the_same_uuid(build, vendor, heard):
+    """After 500s and a rate limit the same events arrive with the same UUIDs, and count once."""
+    delivery = build()
+    vendor.failures = [500, 503, 429]
+    events = make_events(5)
+    delivery.record(events)
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=5, delivered=5)
+    assert [status for status, _ in vendor.calls] == [500, 503, 429, 200]
+    assert {tuple(sent) for _, sent in vendor.calls} == {tuple(uuids(events))}
+    assert heard == [("delivered", 5)]
+
+
+def test_a_retry_waits_for_the_backoff_alone(build, vendor):
+    """The rest of a batch isn't full any more, but it is sent again without another interval."""
+    delivery = build(batch_size=3)
+    vendor.failures = [400, 200, 500]
+    delivery.record(make_events(3))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
+    assert [(status, len(sent)) for status, sent in vendor.calls] == [(400, 3), (200, 1), (500, 2), (200, 2)]
+
+
+def test_one_poison_event_costs_no_other(build, vendor, heard):
+    """Of 100 events, 99 are delivered and the bad one is dropped as refused."""
+    delivery = build()
+    events = make_events(100)
+    vendor.poison = {events[99].event_uuid}
+    delivery.record(events)
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=100, delivered=99, dropped={"refused": 1})
+    assert sorted(heard) == [("delivered", 99), ("refused", 1)]
+
+
+def test_events_are_dropped_after_the_last_attempt(build, vendor, heard):
+    """An event that always fails is dropped at last, and its memory is free."""
+    delivery = build(max_attempts=3)
+    vendor.status = 500
+    delivery.record(make_events(2))
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=2, dropped={"attempts": 2})
+    assert len(vendor.calls) == 3
+    assert heard == [("attempts", 2)]
+    assert (delivery._bytes, delivery._attempts) == (0, {})
+
+
+def test_wrong_credentials_pause_with_one_loud_line(build, vendor, caplog):
+    """After a 401 there is no call, a flush doesn't wait, events queue up to the limit, and one error says why."""
+    delivery = build(max_events=5)
+    vendor.status = 401
+    delivery.record(make_events(3))
+    assert delivery.flush(SOON).pending == 3
+    delivery.record(make_events(4))
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=7, dropped={"overflow": 2}, pending=5)
+    assert len(vendor.calls) == 1
+    assert [level for level, text in messages(caplog) if "the credentials don't work" in text] == ["ERROR"]
+
+
+def test_a_pause_ends(build, vendor, caplog):
+    """When the key works again, the pause ends by itself and the events arrive."""
+    caplog.set_level(logging.INFO, "django_moe_personalize")
+    delivery = build(pause=0.01, batch_size=3)
+    vendor.failures = [500, 500, 401, 401, 500]
+    delivery.record(make_events(3))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
+    assert delivery.flush(SOON).delivered == 3
+    assert [level for level, _ in messages(caplog)] == ["WARNING", "ERROR", "WARNING", "INFO"]
+
+
+def test_retry_after_is_respected_until_the_exit(build, vendor):
+    """Until Retry-After is over there is no call, except one at the end of the process."""
+    delivery = build()
+    vendor.failures, vendor.headers = [429], {"Retry-After": "600"}
+    delivery.record(make_events(3))
+    delivery.flush(0.3)
+    assert delivery.flush(0.05).pending == 3
+    assert len(vendor.calls) == 1
+    delivery.close()
+    assert delivery.counts() == DeliveryCounts(accepted=3, delivered=3)
+
+
+def test_a_flush_waits_for_the_next_batch_while_one_is_settled(build, vendor):
+    """A flush that starts while receivers hear of one batch waits for the next batch too."""
+    delivery = build(batch_size=2)
+    entered, release = threading.Event(), threading.Event()
+
+    def linger(**kwargs):
+        entered.set()
+        release.wait(SOON)
+
+    vendor.failures, vendor.headers = [200, 429], {"Retry-After": "0.2"}
+    events_delivered.connect(linger)
+    try:
+        delivery.record(make_events(2))
+        assert entered.wait(SOON)
+        delivery.record(make_events(1))
+        releaser = threading.Timer(0.05, release.set)
+        releaser.start()
+        assert delivery.flush(SOON).delivered == 3
+        releaser.join(SOON)
+    finally:
+        events_delivered.disconnect(linger)
+
+
+@pytest.fixture
+def sandbox(settings):
+    """Run a sandbox that fails half of the calls, before or after it counts the events."""
+    engine = Engine(load_workspace())
+    faults = Faults(error_rate=0.25, reset=0.2, malformed=0.15, seed=7)
+    with build_server(engine, faults=faults) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        workspace = engine.workspace
+        settings.MOE_PERSONALIZE = {
+            "BASE_URL": server.url,
+            "WORKSPACE_ID": workspace.workspace_id,
+            "API_KEY": workspace.api_key,
+        }
+        yield server
+        get_client().close()
+        server.shutdown()
+        thread.join(SOON)
+
+
+def test_every_event_counts_once_in_a_failing_workspace(sandbox):
+    """Errors, resets and broken responses lose no event and count none twice, by MoEngage's own counts."""
+    faults, sandbox.injector.faults = sandbox.injector.faults, Faults()
+    hero = get_client().fetch_experiences(["hero-banner"], customer_id="1", deadline=Deadline(SOON)).experiences
+    sandbox.injector.faults = faults
+    context = hero["hero-banner"].experience_context
+    now = int(time.time()) - 10
+    events = [Event(Action.SHOWN, str(number), context, now) for number in range(400)]
+    delivery = ThreadDelivery(batch_size=10, backoff=0.005, max_attempts=1000)
+    for event in events:
+        delivery.record([event])
+    assert delivery.flush(3 * SOON) == DeliveryCounts(accepted=400, delivered=400)
+    delivery.close()
+    assert sandbox.engine.ledger.counts()["hero-banner"].impressions == 400
+    assert {entry.event_uuid for entry in sandbox.engine.ledger.entries()} == set(uuids(events))
+
+
+# -- limits
+
+
+def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, heard):
+    """The limit covers waiting events and those in flight. One log line for each flood; free room is used again."""
+    delivery = build(max_events=4, batch_size=2)
+    vendor.hang.clear()
+    delivery.record(make_events(2))
+    assert vendor.wait_for(lambda vendor: vendor.arrived)
+    delivery.record(make_events(4))
+    counts = delivery.counts()
+    assert (counts.pending, counts.dropped) == (4, {"overflow": 2})
+    delivery.record(make_events(3))
+    vendor.hang.set()
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=9, delivered=4, dropped={"overflow": 5})
+    assert len(messages(caplog)) == 1
+    delivery.record(make_events(5))
+    assert delivery.flush(SOON).delivered == 8
+    assert len(messages(caplog)) == 2
+    assert sum(count for reason, count in heard if reason == "overflow") == 6
+
+
+def test_memory_is_limited_too(build):
+    """Few large events reach the limit of bytes, and delivered events free their bytes."""
+    large = [make_event(note="x" * 10_000) for _ in range(5)]
+    delivery = build(max_bytes=3 * large[0].size)
+    for _ in range(2):
+        delivery.record(large)
+        assert delivery.flush(SOON).pending == 0
+    assert delivery.counts() == DeliveryCounts(accepted=10, delivered=6, dropped={"overflow": 4})
+
+
+def test_the_sum_of_the_counters_is_right_at_every_moment(build, vendor):
+    """While threads record and MoEngage fails, accepted = delivered + dropped + pending whenever a thread looks."""
+    delivery = build(max_events=300, max_attempts=2, batch_size=20, interval=0.0)
+    stop = threading.Event()
+    wrong = []
+
+    def look():
+        while not stop.is_set():
+            counts = delivery.counts()
+            total = counts.delivered + sum(counts.dropped.values()) + counts.pending
+            if counts.accepted != total or counts.pending < 0:
+                wrong.append(counts)
+
+    def record():
+        for number in range(100):
+            delivery.record(make_events(5))
+            if number % 10 == 0:
+                with vendor.changed:
+                    vendor.failures.append(500)
+
+    watcher = threading.Thread(target=look)
+    recorders = [threading.Thread(target=record) for _ in range(3)]
+    for thread in (watcher, *recorders):
+        thread.start()
+    for thread in recorders:
+        thread.join(SOON)
+    counts = delivery.flush(SOON)
+    stop.set()
+    watcher.join(SOON)
+    assert wrong == []
+    assert (counts.accepted, counts.pending) == (1500, 0)
+    assert counts.delivered == vendor.taken.total() == len(vendor.taken)
+
+
+def test_a_thread_that_cannot_start_costs_no_event(build, monkeypatch):
+    """If the system gives no thread, the events wait for one."""
+    delivery = build()
+    with monkeypatch.context() as context:
+        context.setattr(threading, "_start_new_thread", _refuse)
+        context.setattr(threading, "_start_joinable_thread", _refuse, raising=False)
+        delivery.record(make_events(1))
+        assert delivery.flush().pending == 1
+    delivery.record(make_events(1))
+    assert delivery.flush(SOON).delivered == 2
+
+
+def _refuse(*args, **kwargs):
+    raise RuntimeError("can't start new thread")

@@ -1,0 +1,290 @@
+"""The circuit breaker on a virtual clock."""
+
+import pytest
+
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker
+from tests.processes import together
+
+
+@pytest.fixture
+def changes():
+    """Give the changes that a breaker announced, as text."""
+    return []
+
+
+@pytest.fixture
+def build(clock, changes):
+    """Return a function that builds breakers on the clock, without jitter; they write down their changes."""
+
+    def build(**options):
+        return CircuitBreaker(
+            clock=clock,
+            draw=lambda: 0.0,
+            on_change=lambda old, new, reason: changes.append(f"{old} to {new}: {reason}"),
+            **options,
+        )
+
+    return build
+
+
+@pytest.fixture
+def breaker(build):
+    """Give a breaker that one failure opens, for five seconds."""
+    return build(failure_threshold=1, open_seconds=5)
+
+
+def fail(breaker, times=1):
+    """Report failures of callers that the breaker let through."""
+    for _ in range(times):
+        assert breaker.allow()
+        breaker.failure()
+
+
+def probe(breaker, report):
+    """Claim the probe and report on it."""
+    ticket = breaker.claim_probe()
+    assert ticket
+    report(ticket)
+
+
+def test_opens_after_failures_in_a_row(build, changes):
+    """A success starts the count again. The last failure opens the breaker, which announces it."""
+    breaker = build(failure_threshold=3)
+    fail(breaker, 2)
+    breaker.success()
+    fail(breaker, 2)
+    assert (breaker.state, breaker.reason, breaker.retry_in) == ("closed", "", 0.0)
+    fail(breaker)
+    assert (breaker.state, breaker.reason, breaker.retry_in) == ("open", "3 failures in a row", 5.0)
+    assert not breaker.allow()
+    assert changes == ["closed to open: 3 failures in a row"]
+
+
+def test_opens_when_too_many_of_many_calls_fail(build, clock):
+    """Failures that are never in a row open it too, once there are enough calls for a rate."""
+    breaker = build()
+    for _ in range(9):
+        fail(breaker)
+        breaker.success()
+        clock.now += 1
+    fail(breaker)
+    assert breaker.state == "closed", "19 calls are too few for a rate"
+    breaker.success()
+    fail(breaker)
+    assert breaker.reason == "52 % of 21 calls failed"
+
+
+@pytest.mark.parametrize(("successes", "reason"), [(1, "50 % of 20 calls failed"), (2, "")])
+def test_rate_of_failures(build, clock, successes, reason):
+    """Half of the calls is enough to open the breaker, a third isn't."""
+    breaker = build()
+    for _ in range(10 * successes):
+        for _ in range(successes):
+            breaker.success()
+        fail(breaker)
+        clock.now += 0.1
+    assert breaker.reason == reason
+
+
+def test_old_calls_count_for_no_rate(build, clock):
+    """Old responses don't outweigh new failures, and failures don't add up over hours."""
+    breaker = build(failure_threshold=100)
+    for _ in range(1000):
+        breaker.success()
+    clock.now += 33
+    fail(breaker, 19)
+    assert breaker.state == "closed"
+    fail(breaker)
+    assert breaker.reason == "100 % of 20 calls failed"
+    patient = build(failure_threshold=1000)
+    for _ in range(100):
+        fail(patient)
+        clock.now += 2
+    assert patient.state == "closed"
+
+
+def test_one_caller_makes_the_probe(breaker, clock, changes):
+    """Pages never may. After the open time one other caller gets the ticket, and its success closes the breaker."""
+    assert not breaker.claim_probe(), "a closed breaker needs no probe"
+    fail(breaker)
+    clock.now += 4.9
+    assert not breaker.claim_probe()
+    clock.now += 3600
+    assert [breaker.allow() for _ in range(3)] == [False] * 3
+    assert breaker.retry_in == 0.0
+    tickets = [breaker.claim_probe() for _ in range(3)]
+    assert [bool(ticket) for ticket in tickets] == [True, False, False]
+    assert (breaker.state, breaker.retry_in, breaker.allow()) == ("half-open", 30.0, False)
+    breaker.success(tickets[0])
+    assert (breaker.state, breaker.reason, breaker.retry_in) == ("closed", "", 0.0)
+    assert changes == [
+        "closed to open: 1 failure in a row",
+        "open to half-open: 1 failure in a row",
+        "half-open to closed: the probe was answered",
+    ]
+
+
+def test_failed_probes_double_the_open_time(build, clock, changes):
+    """The open time doubles up to the maximum, and starts small again after a recovery."""
+    breaker = build(failure_threshold=1, open_seconds=5, max_open_seconds=12)
+    fail(breaker)
+    for seconds in (5, 10, 12, 12):
+        assert breaker.retry_in == seconds
+        clock.now += seconds
+        probe(breaker, breaker.failure)
+    assert breaker.reason == "1 failure in a row, then 4 failed probes"
+    assert changes[2] == "half-open to open: 1 failure in a row, then 1 failed probe"
+    clock.now += 12
+    probe(breaker, breaker.success)
+    fail(breaker)
+    assert breaker.retry_in == 5
+
+
+def test_thousands_of_failed_probes(build, clock):
+    """The open time stays finite, however long an outage lasts."""
+    breaker = build(failure_threshold=1, max_open_seconds=60)
+    fail(breaker)
+    for _ in range(3000):
+        clock.now += 60
+        probe(breaker, breaker.failure)
+    assert breaker.retry_in == 60
+
+
+def test_jitter_halves_the_open_time_at_most(clock):
+    """With the largest draw the breaker is open for half of the time."""
+    breaker = CircuitBreaker(failure_threshold=1, open_seconds=4, clock=clock, draw=lambda: 1.0)
+    fail(breaker)
+    assert breaker.retry_in == 2
+
+
+def test_reports_from_before_it_opened(breaker, clock):
+    """Without the ticket no report closes, opens or prolongs anything."""
+    fail(breaker)
+    breaker.success()
+    clock.now += 4
+    breaker.failure()
+    assert (breaker.state, breaker.retry_in) == ("open", 1.0)
+    clock.now += 1
+    ticket = breaker.claim_probe()
+    breaker.success()
+    breaker.failure()
+    assert breaker.state == "half-open"
+    breaker.success(ticket)
+    assert breaker.state == "closed"
+
+
+def test_recovery_forgets_old_calls(build, clock):
+    """After a recovery only new calls count for the rate."""
+    breaker = build(open_seconds=5)
+    for _ in range(14):
+        breaker.success()
+    fail(breaker, 5)
+    clock.now += 5
+    probe(breaker, breaker.success)
+    fail(breaker, 4)
+    assert breaker.state == "closed"
+    for _ in range(5):
+        breaker.success()
+        breaker.success()
+        fail(breaker)
+    breaker.success()
+    fail(breaker, 2)
+    assert breaker.reason == "50 % of 22 calls failed"
+
+
+def test_lost_probe(breaker, clock):
+    """A probe that never reports is lost after its time, and a late report changes nothing."""
+    fail(breaker)
+    clock.now += 5
+    lost = breaker.claim_probe()
+    clock.now += 29
+    assert not breaker.claim_probe()
+    clock.now += 1
+    ticket = breaker.claim_probe()
+    assert ticket
+    breaker.failure(lost)
+    breaker.success(lost)
+    assert breaker.state == "half-open"
+    breaker.success(ticket)
+    assert breaker.state == "closed"
+
+
+def test_rate_limit_opens_it_for_its_time(build, clock, changes):
+    """During a rate limit no caller may call. Then all may, without a probe."""
+    breaker = build()
+    breaker.close_gate(30)
+    breaker.close_gate(1)
+    assert (breaker.state, breaker.reason, breaker.retry_in) == ("open", "rate limited for 30 s", 30.0)
+    clock.now += 29
+    assert not breaker.allow()
+    assert not breaker.claim_probe()
+    clock.now += 1
+    assert not breaker.claim_probe()
+    assert breaker.allow()
+    assert breaker.reason == ""
+    assert changes == ["closed to open: rate limited for 30 s", "open to closed: the rate limit is over"]
+
+
+def test_rate_limit_is_capped(build, clock):
+    """No response stops a process for a day."""
+    breaker = build()
+    breaker.close_gate(86_400)
+    assert breaker.reason == "rate limited for 300 s"
+    clock.now += MAX_GATE_SECONDS
+    assert breaker.allow()
+
+
+def test_rate_limit_is_a_response(build, clock):
+    """A rate limit between two failures means that they aren't in a row. One of no time changes nothing else."""
+    breaker = build(failure_threshold=2)
+    for seconds in (1, 0):
+        fail(breaker)
+        breaker.close_gate(seconds)
+        clock.now += 1
+        assert breaker.allow()
+        assert breaker.state == "closed"
+
+
+@pytest.mark.parametrize("seconds", [10, 0])
+def test_rate_limited_probe(breaker, clock, changes, seconds):
+    """A rate limit answers the probe. The breaker closes when the limit is over."""
+    fail(breaker)
+    clock.now += 5
+    probe(breaker, lambda ticket: breaker.close_gate(seconds, ticket))
+    assert breaker.retry_in == seconds
+    clock.now += seconds
+    assert breaker.allow()
+    assert changes[2:] == (
+        ["half-open to open: rate limited for 10 s", "open to closed: the rate limit is over"]
+        if seconds
+        else ["half-open to closed: the probe was answered"]
+    )
+
+
+def test_late_rate_limit_delays_the_probe(breaker, clock):
+    """A rate limit for a call from before the breaker opened delays the probe, but doesn't replace it."""
+    fail(breaker)
+    breaker.close_gate(20)
+    assert (breaker.reason, breaker.retry_in) == ("1 failure in a row", 20.0)
+    clock.now += 19
+    assert not breaker.claim_probe()
+    clock.now += 1
+    assert not breaker.allow()
+    ticket = breaker.claim_probe()
+    breaker.close_gate(20)
+    assert breaker.state == "half-open"
+    breaker.success(ticket)
+    assert (breaker.state, breaker.reason) == ("open", "rate limited for 20 s")
+
+
+def test_many_threads(breaker, clock):
+    """Threads that claim at the same moment get one ticket together, and no report of theirs is lost."""
+    fail(breaker)
+    clock.now += 5
+    tickets = together(8, lambda index: breaker.claim_probe())
+    assert sorted(map(bool, tickets)) == [False] * 7 + [True]
+    patient = CircuitBreaker(failure_threshold=4001, rate_calls=10_000, clock=clock)
+    together(4, lambda index: [patient.failure() for _ in range(1000)])
+    assert patient.state == "closed"
+    patient.failure()
+    assert patient.reason == "4001 failures in a row"

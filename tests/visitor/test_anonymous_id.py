@@ -1,0 +1,180 @@
+"""The anonymous id of a browser, in a signed cookie."""
+
+from __future__ import annotations
+
+import re
+import time
+from types import SimpleNamespace
+from unittest import mock
+
+import pytest
+from django.http import HttpResponse
+from django.test import RequestFactory
+
+from django_moe_personalize.visitor.consent import GRANTED
+from django_moe_personalize.visitor.identity import (
+    ANONYMOUS_COOKIE_AGE,
+    _verify_cookie,
+    delete_anonymous_cookie,
+    get_identity,
+    read_anonymous_cookie,
+    set_anonymous_cookie,
+)
+
+ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
+HOUR = 60 * 60
+NOW = 2_000_000_000
+
+
+@pytest.fixture(autouse=True)
+def forget_cookies():
+    """Start each test without verified cookies."""
+    _verify_cookie.cache_clear()
+
+
+class Browser:
+    """A browser that keeps its cookies."""
+
+    def __init__(self):
+        self.cookies = {}
+
+    def build_request(self, *, secure=False):
+        factory = RequestFactory()
+        factory.cookies.load(self.cookies)
+        return factory.get("/", secure=secure)
+
+    def get(self, *, secure=False, **cookies):
+        """Return the anonymous id for a request, and the cookies that the page sets."""
+        request = self.build_request(secure=secure)
+        request.COOKIES.update(cookies)
+        response = HttpResponse()
+        customer_id = get_identity(request, GRANTED).customer_id
+        set_anonymous_cookie(request, response)
+        self.cookies.update({name: morsel.value for name, morsel in response.cookies.items()})
+        return customer_id, response.cookies
+
+
+@pytest.fixture
+def browser():
+    """Give a new browser."""
+    return Browser()
+
+
+@pytest.fixture
+def clock():
+    """Stop the clock at NOW."""
+    with mock.patch("time.time", return_value=NOW) as clock:
+        yield clock
+
+
+def read(text, *, secure=False):
+    """Return the id in a cookie with this value."""
+    request = RequestFactory().get("/", secure=secure)
+    request.COOKIES["__Host-moe_id" if secure else "moe_id"] = text
+    return read_anonymous_cookie(request)
+
+
+def test_id_stays_the_same(browser):
+    """The cookie brings the id back, and is set once."""
+    first, cookies = browser.get()
+    assert ANONYMOUS.fullmatch(first)
+    assert list(cookies) == ["moe_id"]
+    assert browser.get() == (first, {})
+
+
+def test_request_has_one_id(browser):
+    """A page that asks twice gets the same id twice. Another browser gets another id."""
+    request = browser.build_request()
+    known = get_identity(request, GRANTED)
+    assert get_identity(request, GRANTED) == known
+    assert get_identity(browser.build_request(), GRANTED) != known
+
+
+@pytest.mark.parametrize(("secure", "name"), [(False, "moe_id"), (True, "__Host-moe_id")])
+def test_the_cookie_is_as_closed_as_can_be(browser, secure, name):
+    """It is HttpOnly, Lax, valid for a year and the whole site; over https also Secure and bound to the host."""
+    _, cookies = browser.get(secure=secure)
+    morsel = SimpleNamespace(**{key.replace("-", "_"): value for key, value in cookies[name].items()})
+    assert (morsel.httponly, morsel.samesite, morsel.path, morsel.domain) == (True, "Lax", "/", "")
+    assert (morsel.max_age, bool(morsel.secure)) == (365 * 24 * HOUR, secure)
+
+
+def test_a_cookie_of_plain_http_is_nothing_over_https(browser):
+    """An attacker who can write a plain cookie can't choose the id of a secure page, under either name."""
+    plain, _ = browser.get()
+    browser.cookies["__Host-moe_id"] = browser.cookies["moe_id"]
+    secure, cookies = browser.get(secure=True)
+    assert secure != plain
+    assert list(cookies) == ["__Host-moe_id"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda value: value[:-1] + ("A" if value[-1] != "A" else "B"),
+        lambda value: "anon-" + "0" * 32 + value[37:],
+        lambda value: value.split(":")[0],
+        lambda value: "",
+        lambda value: ":::",
+        lambda value: value + "\udcff",
+        lambda value: value + "x" * 300,
+    ],
+    ids=["signature", "id", "unsigned", "empty", "colons", "not-ascii", "oversized"],
+)
+def test_a_changed_cookie_gives_a_new_id(browser, change):
+    """A cookie that this site didn't sign is replaced, and is never an error."""
+    first, cookies = browser.get()
+    second, replaced = browser.get(moe_id=change(cookies["moe_id"].value))
+    assert ANONYMOUS.fullmatch(second)
+    assert second != first
+    assert list(replaced) == ["moe_id"]
+
+
+def test_old_cookie_gives_a_new_id(browser):
+    """The year counts from the signature, even if the browser keeps the cookie longer."""
+    with mock.patch("time.time", return_value=time.time() - ANONYMOUS_COOKIE_AGE - 24 * HOUR):
+        first, _ = browser.get()
+    assert browser.get()[0] != first
+
+
+def test_cookie_is_verified_once_an_hour(browser, clock):
+    """In the next hour it is verified again, so it expires an hour too late at most."""
+    known, cookies = browser.get()
+    cookie = cookies["moe_id"].value
+    assert [read(cookie) for _ in range(3)] == [known] * 3
+    assert _verify_cookie.cache_info()[:2] == (2, 1)
+    clock.return_value += HOUR
+    assert read(cookie) == known
+    assert _verify_cookie.cache_info()[:2] == (2, 2)
+    clock.return_value = NOW + ANONYMOUS_COOKIE_AGE + HOUR
+    assert read(cookie) is None
+
+
+def test_forged_cookies_are_not_remembered(browser, clock):
+    """So they can't push out the cookies of real visitors."""
+    known, cookies = browser.get()
+    cookie = cookies["moe_id"].value
+    assert read(cookie) == known
+    for forged in (cookie[:-1], cookie + "=", cookie.upper(), cookie.replace("anon-", "anon-0"), "a:b:c"):
+        assert read(forged) is None
+    assert read(cookie, secure=True) is None
+    assert _verify_cookie.cache_info().currsize == 1
+
+
+def test_secret_key_that_is_replaced(browser, clock, settings):
+    """A remembered cookie is valid as long as its key is SECRET_KEY or a fallback."""
+    known, cookies = browser.get()
+    cookie = cookies["moe_id"].value
+    assert read(cookie) == known
+    settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another", [settings.SECRET_KEY]
+    assert read(cookie) == known
+    settings.SECRET_KEY_FALLBACKS = []
+    assert read(cookie) is None
+
+
+def test_anonymous_id_can_be_deleted():
+    """A "forget me" view deletes both cookies, the one of http and the one of https."""
+    response = HttpResponse()
+    delete_anonymous_cookie(response)
+    assert {name: cookie["max-age"] for name, cookie in response.cookies.items()} == {"moe_id": 0, "__Host-moe_id": 0}
+    assert response.cookies["__Host-moe_id"]["secure"]

@@ -1,0 +1,157 @@
+"""Visitors: gathered for a request, remembered if they are anonymous, and named in caches by their digest."""
+
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+from django.http import HttpResponse
+from django.utils.functional import SimpleLazyObject
+
+from django_moe_personalize.visitor import NOBODY, Identity, Visitor, gather, set_anonymous_cookie
+from django_moe_personalize.visitor.consent import DENIED, GPC, GRANTED
+from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
+from tests.visitor.conftest import FUNCTIONS, Twin
+
+NOW = datetime(2026, 11, 22, 23, 5, tzinfo=UTC)
+HEADERS = {"User-Agent": "Firefox", "X-Forwarded-For": "8.8.8.8"}
+
+
+@pytest.fixture
+def cookie():
+    """Return the Cookie header of a browser with an anonymous id."""
+    request, response = Twin("sync").build_request(), HttpResponse()
+    gather_visitor(request, NOW)
+    set_anonymous_cookie(request, response)
+    return f"moe_id={response.cookies['moe_id'].value}"
+
+
+@pytest.fixture
+def find(cookie):
+    """Return a function that returns the visitor of a request with this cookie."""
+
+    def find(path="/?utm_source=a", *, now=NOW, headers=HEADERS, **options):
+        request = Twin("sync").build_request(path, headers={"Cookie": cookie, **headers}, **options)
+        return gather_visitor(request, now)
+
+    return find
+
+
+def read_lazily():
+    """Return a user whose reading fails, as with a database that is down."""
+
+    def fail():
+        raise ConnectionError("ada@example.com")
+
+    return SimpleLazyObject(fail)
+
+
+def test_visitor_of_a_request(twin, configure):
+    """Consent, identity and attributes are gathered together. Nothing is gathered without consent to fetch."""
+    configure(IDENTIFY=f"{FUNCTIONS}.answer")
+    request = twin.build_request(answer=Identity("42"), headers={"User-Agent": "Firefox", "Sec-GPC": "1"})
+    visitor = twin.call(gather_visitor, agather_visitor, request, NOW)
+    assert (visitor.identity, visitor.consent, visitor.attributes["USER_AGENT"]) == (Identity(), GPC, "Firefox")
+    configure(CONSENT=f"{FUNCTIONS}.answer")
+    request = twin.build_request(answer=DENIED)
+    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NOBODY
+
+
+@pytest.mark.parametrize("attributes", [{"user": read_lazily()}, {"user": read_lazily(), "session": {}}])
+def test_user_that_cannot_be_read(twin, attributes):
+    """The page doesn't fail, and asks nothing for this visitor."""
+    request = twin.build_request(**attributes)
+    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NOBODY
+
+
+def test_anonymous_visitor_is_remembered(find):
+    """Requests with the same inputs share a visitor, which can't be changed."""
+    visitor = find()
+    assert visitor.identity.anonymous
+    assert find(now=NOW + timedelta(minutes=9)) is visitor
+    with pytest.raises(TypeError):
+        visitor.attributes["utm_source"] = "b"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "/?utm_source=b"},
+        {"headers": HEADERS | {"User-Agent": "Chrome"}},
+        {"headers": HEADERS | {"X-Forwarded-For": "8.8.4.4"}},
+        {"headers": HEADERS | {"Forwarded": "for=8.8.4.4"}},
+        {"headers": HEADERS | {"Sec-GPC": "1"}},
+        {"headers": HEADERS | {"Cookie": "moe_id=x"}},
+        {"meta": {"REMOTE_ADDR": "1.1.1.1"}},
+        {"now": NOW + timedelta(minutes=10)},
+        {"secure": True},
+    ],
+    ids=str,
+)
+def test_another_input_makes_another_visitor(find, change):
+    """Each input of a visitor distinguishes remembered visitors."""
+    assert find(**change) is not find()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"path": "/?utm_source=" + "a" * 300},
+        {"headers": HEADERS | {"User-Agent": "x" * 1024}},
+        {"headers": HEADERS | {"Forwarded": "x" * 1024}},
+        {"headers": HEADERS | {"Cookie": "a=é".encode().decode("latin-1")}},
+        {"user": SimpleNamespace(is_authenticated=True, pk=1)},
+        {"session": SimpleNamespace(session_key=None)},
+        {"session": SimpleNamespace(session_key="x"), "path": "/"},
+    ],
+    ids=range(7),
+)
+def test_visitors_that_are_not_remembered(find, change):
+    """Long inputs would fill the memory, and a user or a session is another input."""
+    find(**change)
+    assert find(**change) is not find(**change)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "answer"),
+    [
+        ("IDENTIFY", f"{FUNCTIONS}.answer", None),
+        ("CONSENT", f"{FUNCTIONS}.answer", GRANTED),
+        ("ATTRIBUTES", [f"{FUNCTIONS}.answer"], {}),
+    ],
+)
+def test_visitor_of_a_function_is_not_remembered(find, configure, name, path, answer):
+    """The result of the function may depend on anything."""
+    configure(**{name: path})
+    visitor = find(answer=answer)
+    assert visitor is not NOBODY
+    assert find(answer=answer) is not visitor
+
+
+def test_memory_is_bounded(find, monkeypatch):
+    """One visitor too many makes the process forget all of them."""
+    monkeypatch.setattr(gather, "MAX_REMEMBERED", 2)
+    first = find("/?utm_source=1")
+    find("/?utm_source=2")
+    assert find("/?utm_source=1") is first
+    find("/?utm_source=3")
+    assert find("/?utm_source=1") is not first
+    assert len(gather._get_remembered()) == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (Visitor(Identity("42"), {"a": "1", "b": "2"}), True),
+        (Visitor(Identity("42"), {"a": "1", "b": "3"}), True),
+        (Visitor(Identity("42"), {"a": "2", "b": "2"}), False),
+        (Visitor(Identity("42", anonymous=True), {"a": "1"}), False),
+        (Visitor(Identity("42", {"a": "1"}), {}), False),
+        (Visitor(Identity(), {"a": "1"}), False),
+    ],
+    ids=range(6),
+)
+def test_digest_of_a_visitor(configure, other, is_same):
+    """Visitors share a digest if their identity and the attributes in VARY_CACHE_ON are the same."""
+    configure(VARY_CACHE_ON=["a"])
+    assert (other.digest == Visitor(Identity("42"), {"b": "2", "a": "1"}).digest) is is_same
+    assert "42" not in repr(other)
