@@ -15,12 +15,10 @@ from django.conf import settings as django_settings
 from django.test import override_settings
 from django.test.utils import TestContextDecorator
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import SETTING
-from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import Action
 from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import parse_workspace
 
 _numbers = itertools.count()
@@ -86,12 +84,7 @@ class override_experiences(TestContextDecorator):
         # Each use has its own workspace, so that it doesn't see what earlier tests left in the site's cache.
         settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
         self._stack.enter_context(override_personalize(**settings))
-        client = PersonalizeClient(
-            workspace_id=self._workspace.workspace_id,
-            api_key=self._workspace.api_key,
-            transport=SandboxTransport(self.engine),
-        )
-        self._stack.enter_context(get_client.override(client))
+        self._stack.enter_context(get_engine.override(self.engine))
         return self
 
     def disable(self) -> None:
