@@ -28,21 +28,14 @@ class override_personalize(override_settings):
     """Change some settings in ``MOE_PERSONALIZE`` and keep the others: context manager and decorator."""
 
     def __init__(self, **changes: Any) -> None:
-        super().__init__(**{SETTING: changes})
+        # Not that of override_settings, which sets the options.
+        TestContextDecorator.__init__(self)
         self._changes = changes
 
-    def _merge(self) -> None:
-        self.options = {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
-
-    def enable(self) -> None:
-        """Merge the changes into the current settings and apply them."""
-        self._merge()
-        super().enable()
-
-    def decorate_class(self, cls: type) -> type:
-        """Decorate a test case class."""
-        self._merge()
-        return super().decorate_class(cls)
+    @property
+    def options(self) -> dict[str, Any]:  # type: ignore[override]
+        """The current settings with the changes."""
+        return {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
 
 
 class override_experiences(TestContextDecorator):
@@ -66,7 +59,6 @@ class override_experiences(TestContextDecorator):
         definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
         workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
         self._workspace = parse_workspace(workspace, name="override_experiences")
-        self.engine = Engine(self._workspace)
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,

@@ -66,16 +66,13 @@ def read_boolean(value: object) -> bool:
     return value
 
 
-def read_seconds(
-    value: object, *, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf
-) -> float:
+def read_seconds(value: Any, *, minimum: float = 0.0, above: float | None = None, maximum: float = math.inf) -> float:
     """Read a finite number of at least ``minimum``, or more than ``above``, and at most ``maximum``."""
     lowest = f"at least {minimum:g}" if above is None else f"above {above:g}"
     expected = f"a number of seconds, {lowest}{'' if maximum == math.inf else f' and at most {maximum:g}'}"
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not minimum <= value <= maximum or (above is not None and value <= above):
         raise InvalidValue(value, expected, _hint_at_quotes(value, NUMBER))
-    if not minimum <= value <= maximum or (above is not None and value <= above):
-        raise InvalidValue(value, expected)
     return float(value)
 
 
@@ -176,10 +173,8 @@ def read_query_parameter(value: object) -> str:
 def read_network(value: object) -> IPNetwork:
     """Read an IP address, or a network in CIDR notation."""
     expected = 'an IP address or network such as "10.0.0.0/8"'
-    if not isinstance(value, str | ipaddress.IPv4Network | ipaddress.IPv6Network):
-        raise InvalidValue(value, expected)
     try:
-        interface = ipaddress.ip_interface(value)
+        interface = ipaddress.ip_interface(str(value))
     except ValueError:
         raise InvalidValue(value, expected) from None
     if interface.ip != interface.network.network_address:

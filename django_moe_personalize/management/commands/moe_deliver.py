@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -38,19 +39,35 @@ class Command(BaseCommand):
         if options["replay"] is not None:
             self.stdout.write(f"{delivery.outbox.replay(options['replay'] or None)} parked events are due again.")
         shows_bar = options["verbosity"] and interval is None and self.stderr.isatty()
-        progress = _Progress(self, delivery.outbox.due.count() if shows_bar else 0)
-        deliverer = Deliverer(delivery, on_batch=progress.add)
-        failed = None
-        with stop_on_signals(deliverer.stop):
-            if interval is None:
-                failed = deliverer.drain()
-            else:
-                self.stdout.write("Watching the outbox. Ctrl-C ends it.")
-                self.stdout.flush()
-                deliverer.watch(interval)
-        progress.report(delivery)
+        total = delivery.outbox.due.count() if shows_bar else 0
+        sent: Counter[str] = Counter()
+
+        def count(outcome: Outcome) -> None:
+            sent.update(delivered=len(outcome.delivered), refused=len(outcome.refused))
+            if total:
+                self._draw_bar(min(1.0, sent.total() / total))
+
+        failed = self._deliver(Deliverer(delivery, on_batch=count), interval)
+        if total:
+            self.stderr.write("")
+        done = f"{sent['delivered']} events delivered, {sent['refused']} refused and parked"
+        self.stdout.write(f"{done}, {delivery.counts().pending} pending.")
         if failed is not None and failed.error is not None:
             raise CommandError(_explain(failed, failed.error))
+
+    def _deliver(self, deliverer: Deliverer, interval: float | None) -> Outcome | None:
+        with stop_on_signals(deliverer.stop):
+            if interval is None:
+                return deliverer.drain()
+            self.stdout.write("Watching the outbox. Ctrl-C ends it.")
+            self.stdout.flush()
+            deliverer.watch(interval)
+        return None
+
+    def _draw_bar(self, done: float) -> None:
+        bar = ("#" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
+        self.stderr.write(f"\r[{bar}] {done:4.0%}", style_func=str, ending="")
+        self.stderr.flush()
 
 
 def _find_delivery() -> DatabaseDelivery:
@@ -74,30 +91,3 @@ def _explain(outcome: Outcome, error: Exception) -> str:
         hint = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
         return f"The credentials don't work ({describe(error)}), so the events wait. {hint}"
     return f"MoEngage fails ({describe(error)}). The remaining events wait for the next run."
-
-
-class _Progress:
-    """The number of events sent so far. It draws a bar of ``total`` events, or none for 0."""
-
-    def __init__(self, command: Command, total: int) -> None:
-        self._command = command
-        self._total = total
-        self._delivered = self._refused = 0
-
-    def add(self, outcome: Outcome) -> None:
-        """Count a batch."""
-        self._delivered += len(outcome.delivered)
-        self._refused += len(outcome.refused)
-        if self._total:
-            done = min(1.0, (self._delivered + self._refused) / self._total)
-            bar = ("#" * int(done * BAR_WIDTH)).ljust(BAR_WIDTH, ".")
-            self._command.stderr.write(f"\r[{bar}] {done:4.0%}", style_func=str, ending="")
-            self._command.stderr.flush()
-
-    def report(self, delivery: DatabaseDelivery) -> None:
-        """Print the totals."""
-        if self._total:
-            self._command.stderr.write("")
-        pending = delivery.counts().pending
-        done = f"{self._delivered} events delivered, {self._refused} refused and parked"
-        self._command.stdout.write(f"{done}, {pending} pending.")
