@@ -1,4 +1,4 @@
-"""The sandbox's process, a fault proxy before it, and sites on gunicorn and uvicorn."""
+"""The sandbox's process, a proxy in front of it, and sites on gunicorn and uvicorn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DEADLINE = 0.25
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is tried: a few pages with short intervals, or with ``--long`` many with a site's own."""
+    """The amount of work: a few pages and short intervals, or with ``--long`` many pages and a site's own intervals."""
 
     pages: int
     allowance: float
@@ -35,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was measured; also what other processes of this run have."""
+    """Print the figures, also those of other processes of this run."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     lines = [f"{report.nodeid.rpartition('::')[2]}: {line}" for report in reports for _, line in report.user_properties]
     if lines:
@@ -45,19 +45,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Give what puts a line of figures into the run's output."""
+    """Give the function that prints a line of figures."""
     return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")
 def extent(pytestconfig: pytest.Config) -> Extent:
-    """Say how much to try."""
+    """Give the amount of work."""
     return LONG if pytestconfig.getoption("--long") else SHORT
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a folder for what processes write."""
+    """Give a folder for the files of the processes."""
     return tmp_path_factory.mktemp("services")
 
 
@@ -70,7 +70,7 @@ def sandbox(folder: Path) -> Iterator[int]:
 
 @dataclass
 class FaultySite:
-    """A running site, and the proxy it takes for MoEngage."""
+    """A running site, and the proxy that it talks to."""
 
     server: Server
     proxy: FaultProxy
@@ -78,7 +78,7 @@ class FaultySite:
 
 @pytest.fixture(scope="session")
 def sites(folder: Path, sandbox: int, extent: Extent) -> Iterator[dict[str, FaultySite]]:
-    """Keep the sites of a session, each started when it is first needed."""
+    """Give the sites of a session. Each starts when it is first used."""
     with ExitStack() as stack:
         yield _Sites(stack, folder, sandbox, extent)
 

@@ -1,4 +1,4 @@
-"""Real processes on free ports of the loopback interface, each for as long as a context lasts."""
+"""Real processes on free ports of the loopback interface. Each runs while its context lasts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STOP_SECONDS = 15.0
 LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
 SHORT_INTERVALS = {"breaker": {"open_seconds": 0.5, "max_open_seconds": 1.0}, "gate": 0.7}
-"""The breaker's and the gate's, where a test has no time for a site's own."""
+"""The times of the breaker and the gate in tests. A site's own ones take too long."""
 
 WORKSPACE = {
     "workspace_id": "SERVICES",
@@ -49,13 +49,13 @@ class Server:
     log: Path
 
     def read_log(self) -> str:
-        """Return what all its processes have written so far."""
+        """Return the log of all its processes so far."""
         return self.log.read_text()
 
 
 @contextmanager
 def start_gunicorn(base_url: str, folder: Path, *, workers: int = 2, **site: Any) -> Iterator[Server]:
-    """Serve the site with gunicorn's threads, loaded before it forks."""
+    """Serve the site with gunicorn's threads. The site is loaded before gunicorn forks."""
     with _listen() as listener:
         command = [sys.executable, "-m", "gunicorn", "tests.services.site:wsgi()", "--preload", "--worker-class"]
         command += [
@@ -83,7 +83,7 @@ def start_uvicorn(base_url: str, folder: Path, **site: Any) -> Iterator[Server]:
 
 
 def _listen() -> socket.socket:
-    # Bound here and inherited: no port is free and then taken.
+    # The server inherits the socket, so that no other process can take the port.
     return socket.create_server(("127.0.0.1", 0), backlog=256)
 
 
@@ -110,7 +110,7 @@ def _serve(
         "warm": warm,
         "names_hang": str(names_hang),
     }
-    # No development mode, in which asyncio is another: a site's own figures count here.
+    # Not in development mode, where asyncio is slower.
     environment = {**os.environ, "SERVICES_SITE": json.dumps(told), "PYTHONDEVMODE": "", "PYTHONUNBUFFERED": "1"}
     with (
         log.open("wb") as errors,
@@ -127,7 +127,7 @@ def _answers(port: int) -> bool:
 
 @contextmanager
 def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program; end it, and kill it when it does not go."""
+    """Run a program and terminate it at the end, or kill it if it doesn't stop."""
     process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, **options)
     try:
         yield process
@@ -155,7 +155,7 @@ def wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any
 
 @contextmanager
 def start_sandbox(folder: Path) -> Iterator[int]:
-    """Run the sandbox as a site does, in a process of its own, and give its port."""
+    """Run the sandbox in its own process and give its port."""
     workspace = folder / "workspace.json"
     workspace.write_text(json.dumps(WORKSPACE))
     out = folder / "sandbox.log"
@@ -167,14 +167,14 @@ def start_sandbox(folder: Path) -> Iterator[int]:
 
 
 def find_free_port() -> int:
-    """Return a port that nobody listens on; for programs that cannot be given a socket."""
+    """Return a free port, for programs that can't inherit a socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 @contextmanager
 def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Redis that keeps nothing on disk."""
+    """Run a Redis that writes nothing to disk."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with running([*command, "--dir", folder], stdout=subprocess.DEVNULL) as process:
@@ -186,7 +186,7 @@ def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
 def start_memcached(port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Memcached."""
     command = ["memcached", "-p", str(port), "-l", "127.0.0.1", "-m", "16", "-t", "1"]
-    # It refuses to be root, as which a container runs everything.
+    # Without this option it refuses to run as root, as programs in a container do.
     command += ["-u", "root"] if os.geteuid() == 0 else []
     with running(command) as process:
         wait_until(process, lambda: _is_open(port))
