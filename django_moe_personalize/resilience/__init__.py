@@ -1,7 +1,7 @@
 """Time and threads: how long a call may take, whether it may be made, and in which thread. Without Django.
 
-``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker with the count of recent
-calls that it uses, and ``pool`` the bounded pool of threads.
+``deadline`` has Deadline and Backoff, ``breaker`` the circuit breaker with its count of recent calls,
+``pool`` the bounded pool of threads.
 """
 
 from django_moe_personalize.resilience.breaker import BreakerState, CircuitBreaker, SlidingCount
