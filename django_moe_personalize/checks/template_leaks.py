@@ -36,8 +36,6 @@ _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 
 Names = frozenset[str]
 Blocks = dict[str, list[BlockNode]]
-
-
 Leak = tuple[str, str, str]
 """A tag or variable inside ``{% cache %}``, its place, and the place of that ``{% cache %}``: ``file, line n``."""
 
@@ -75,9 +73,7 @@ def read_sources(engine: Engine) -> dict[str, str]:
         loaders += engine.template_loaders
     for loader in loaders:
         with suppress(Exception):
-            # The cached loader contains other loaders.
-            loaders += getattr(loader, "loaders", None) or []
-            for folder in map(Path, getattr(loader, "get_dirs", list)()):
+            for folder in map(Path, loader.get_dirs()):
                 for path in sorted(filter(Path.is_file, folder.rglob("*"))):
                     with suppress(OSError, UnicodeDecodeError):
                         sources.setdefault(path.relative_to(folder).as_posix(), path.read_text(engine.file_charset))
@@ -180,9 +176,8 @@ def _is_personal(node: Node, names: Names) -> bool:
         return True
     # No token of a node has the conditions of {% elif %}.
     conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
-    return not isinstance(node, TextNode | CacheNode | BlockNode) and _mentions(
-        _read_contents(node) + conditions, names
-    )
+    is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
+    return not is_plain and _mentions(_read_contents(node) + conditions, names)
 
 
 def _read_contents(node: Node) -> str:

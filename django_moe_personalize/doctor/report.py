@@ -21,14 +21,8 @@ from django_moe_personalize.checks.settings import iterate_urls
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.doctor.site import (
-    Finding,
-    State,
-    examine_cache,
-    examine_delivery,
-    examine_environment,
-    examine_processes,
-)
+from django_moe_personalize.doctor import site
+from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
 from django_moe_personalize.planning import KEYS_ATTRIBUTE, find_template_keys
 from django_moe_personalize.resilience import WorkerPool
@@ -56,11 +50,11 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     templates = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, find_keys(settings, templates), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")
-    yield from _examine("the cache", _within, pool, seconds, examine_cache, settings)
-    yield from _examine("the notices of the processes", _within, pool, seconds, examine_processes)
+    yield from _examine("the cache", _within, pool, seconds, site.examine_cache, settings)
+    yield from _examine("the notices of the processes", _within, pool, seconds, site.examine_processes)
     # In this thread, so that it uses the database connection of the command.
-    yield from _examine("the delivery", lambda: examine_delivery(get_delivery()))
-    yield from _examine("the installed packages", lambda: examine_environment(shows_html=templates.show_html))
+    yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
+    yield from _examine("the installed packages", lambda: site.examine_environment(shows_html=templates.show_html))
     yield from examine_templates(settings, templates)
 
 

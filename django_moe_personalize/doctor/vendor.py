@@ -12,18 +12,11 @@ from email.utils import parsedate_to_datetime
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from django_moe_personalize import exceptions
 from django_moe_personalize.client import build_client, is_embedded
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.doctor.site import RATE_LIMIT_FIX, Finding
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    DeadlineExceeded,
-    InvalidResponseError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-)
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response, Transport
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesMetadata, ExperienceStatus
@@ -168,24 +161,24 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
     The vendor's own words may quote a visitor, so they aren't part of it.
     """
     match error:
-        case AuthenticationError(status=403):
+        case exceptions.AuthenticationError(status=403):
             return "MoEngage forbids the call (403).", "Ask MoEngage: the account may be suspended."
-        case AuthenticationError():
+        case exceptions.AuthenticationError():
             where = "Copy WORKSPACE_ID and the Personalize key of that workspace from Settings > Account > APIs."
             fix = f"{where} A key of another feature, or an old key, doesn't work."
             return "MoEngage refuses the credentials (401).", fix
-        case RateLimitedError():
+        case exceptions.RateLimitedError():
             return "MoEngage limits the rate of this workspace's calls (429).", RATE_LIMIT_FIX
-        case ServerError():
+        case exceptions.ServerError():
             fix = "Wait. Until then, pages show cached answers or their fallbacks."
             return f"MoEngage itself has a failure ({error.status}).", fix
-        case ResponseError(status=400, title="Request Error"):
+        case exceptions.ResponseError(status=400, title="Request Error"):
             fix = "Correct WORKSPACE_ID or DATA_CENTER. Only its own data center knows a workspace."
             return "MoEngage doesn't know the workspace (400).", fix
-        case ResponseError():
+        case exceptions.ResponseError():
             fix = "Correct BASE_URL or DATA_CENTER, or the proxy in between."
             return f"MoEngage's API doesn't answer like this ({error.status}).", fix
-        case InvalidResponseError():
+        case exceptions.InvalidResponseError():
             fix = "Correct BASE_URL, or the proxy in between: it may answer with a page of its own."
             return "MoEngage's API doesn't answer like this (the body is wrong).", fix
         case _:
@@ -203,7 +196,7 @@ def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, 
             return f"No TLS with {host}{reason}.", fix
         case ConnectionRefusedError():
             return f"{host} refuses connections.", "Start the server, or correct the port in BASE_URL."
-    if isinstance(error, (DeadlineExceeded, TimeoutError)):
+    if isinstance(error, (exceptions.DeadlineExceeded, TimeoutError)):
         fix = "Let this machine through the firewall, or set the proxy in TRANSPORT. MoEngage may also be slow."
         return f"No answer from {host} within {seconds:g} s.", fix
     fix = "Try again. If it fails again, check the firewall and the proxy."
