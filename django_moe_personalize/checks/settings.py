@@ -136,8 +136,7 @@ def check_cache(settings: Settings) -> Iterator[Message]:
 def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
     if _is_class_at(path, DUMMY_CACHE):
-        message = f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage."
-        yield "W005", message, hint
+        yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
     elif _is_class_at(path, LOCAL_CACHE) and not django_settings.DEBUG and not client.is_embedded(settings):
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."

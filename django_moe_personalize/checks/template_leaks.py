@@ -30,8 +30,7 @@ from django_moe_personalize.templatetags.moe_personalize import (
 )
 
 _CACHE = re.compile(r"\{%\s*cache\b")
-_OURS = re.compile(r"\{%\s*load\b[^%]*\bmoe_personalize\b")
-_EXTENDS = re.compile(r"\{%\s*extends\b")
+_PAGE = re.compile(r"\{%\s*(cache|extends|load\b[^%]*\bmoe_personalize)\b")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 
 Names = frozenset[str]
@@ -51,17 +50,13 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
     """Return the leaks in the templates of the engine's folders. Never raises.
 
     It reads every file. It compiles templates only if one of them has ``{% cache %}``: those with that tag, those that
-    load our tags and, if a ``{% cache %}`` contains a block, those that could fill the block.
+    load our tags, and those that could fill a block inside the ``{% cache %}`` of another template.
     """
     sources = read_sources(engine)
-    with_cache = [name for name, source in sources.items() if _CACHE.search(source)]
-    if not with_cache:
+    if not any(map(_CACHE.search, sources.values())):
         return ()
     search = _Search(engine)
-    patterns = [_CACHE, _OURS]
-    if any(search.has_block_in_cache(name) for name in with_cache):
-        patterns.append(_EXTENDS)
-    pages = [name for name, source in sources.items() if any(pattern.search(source) for pattern in patterns)]
+    pages = [name for name, source in sources.items() if _PAGE.search(source)]
     return dict.fromkeys(leak for name in pages for leak in search.walk_page(name))
 
 
@@ -92,10 +87,6 @@ class _Search:
         """Yield the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
         yield from self._walk_template(self._load(name), frozenset({"personalization"}), None)
-
-    def has_block_in_cache(self, name: str) -> bool:
-        """Return whether another template could put content into a ``{% cache %}`` of this one."""
-        return any(_find_nodes(fragment, BlockNode) for fragment in _find_nodes(self._load(name), CacheNode))
 
     def _load(self, name: Any) -> Template | None:
         if name not in self._templates:

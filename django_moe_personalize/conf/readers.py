@@ -79,8 +79,7 @@ def read_seconds(value: Any, *, minimum: float = 0.0, above: float | None = None
 def read_whole_number(value: object, *, minimum: int, maximum: int) -> int:
     """Read an int of at least ``minimum`` and at most ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        expected = f"a whole number from {minimum} to {maximum}"
-        raise InvalidValue(value, expected, _hint_at_quotes(value, r"\d+"))
+        raise InvalidValue(value, f"a whole number from {minimum} to {maximum}", _hint_at_quotes(value, r"\d+"))
     return value
 
 

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final, Literal, NamedTuple
@@ -165,19 +166,16 @@ def _describe(counts: DeliveryCounts) -> str:
 
 def examine_environment(*, shows_html: bool) -> Iterator[Finding]:
     """Report installed or missing packages that break or weaken this one."""
-    if _find_version("niquests") or _find_version("urllib3-future"):
+    versions: dict[str, str] = {}
+    for name in ("niquests", "urllib3", "urllib3-future"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    if versions.keys() - {"urllib3"}:
         what = "niquests is installed. Its urllib3-future replaces urllib3, which requests needs."
         yield Finding("warning", what, "Uninstall niquests and urllib3-future, then reinstall urllib3.")
-    if _find_version("urllib3").startswith("1."):
-        what = f"urllib3 {_find_version('urllib3')} is installed, but this package is tested with urllib3 2."
+    if (old := versions.get("urllib3", "")).startswith("1."):
+        what = f"urllib3 {old} is installed, but this package is tested with urllib3 2."
         yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.')
     if shows_html and find_spec("nh3") is None:
         what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
         yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.')
-
-
-def _find_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""

@@ -107,16 +107,15 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
     ]
     settings.ROOT_URLCONF = "tests.site"
     with override_personalize(EXPERIENCES={"*": ["from-settings"]}):
-        templates = report.read_templates()
-        keys = report.find_keys(get_settings(), templates)
+        in_templates, used = report.read_templates()
+        keys = in_templates | report.find_keys(get_settings())
     assert keys == {
         "from-settings": 'EXPERIENCES["*"]',
         "from-template": "the template page.html",
         "hero-banner": "the view tests.site.tags",
         "promo-strip": "the view tests.site.tags",
     }
-    assert templates.show_html
-    assert templates.have_scripts
+    assert used == {"experience", "experience_value", "experience_html", "personalize_scripts"}
 
 
 class CallableView:
@@ -140,7 +139,7 @@ def test_keys_of_views_of_all_kinds(settings, view, keys, name):
     """A decorated method, a class with the mixin and an object declare keys as a function does."""
     settings.ROOT_URLCONF = types.ModuleType("urls")
     settings.ROOT_URLCONF.urlpatterns = [path("page/", view)]
-    assert report.find_keys(get_settings(), report.Templates()) == dict.fromkeys(keys, f"the view {name}")
+    assert report.find_keys(get_settings()) == dict.fromkeys(keys, f"the view {name}")
 
 
 def test_site_that_does_not_load(settings):
@@ -171,7 +170,7 @@ def test_missing_script(mode):
     """If the browser counts, a template needs the script."""
     with override_personalize(IMPRESSIONS=mode):
         assert find("no template has {% personalize_scripts %}, so nothing is counted.")[0] == "warning"
-        assert as_pairs(report.examine_templates(get_settings(), report.Templates(have_scripts=True))) == []
+        assert as_pairs(report.examine_scripts(get_settings(), {"personalize_scripts"})) == []
 
 
 def test_output_contains_no_secret(shared_cache, outbox, vendor):
