@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -30,29 +31,18 @@ Call = Callable[..., tuple[Any, float]]
 """Make a call to MoEngage, and return its result and its seconds. Raises APIError, TimeoutError."""
 
 
-class _ClockReader:
-    """A transport that compares this machine's clock with MoEngage's. Implements Transport."""
+def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
+    """Return a transport that adds the seconds by which this machine's clock is ahead of MoEngage's to ``skews``."""
 
-    skew = 0.0
-    _inner: Transport
-
-    def wrap(self, inner: Transport) -> Transport:
-        """Send through ``inner`` from now on, and return this transport."""
-        self._inner = inner
-        return self
-
-    def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """See Transport.send()."""
-        response = self._inner.send(request, deadline=deadline)
+    def send(request: Request, *, deadline: Deadline) -> Response:
+        response = inner.send(request, deadline=deadline)
         with suppress(ValueError):
             # The header has whole seconds, so the vendor's clock is half a second ahead of it on average.
             vendor_time = parsedate_to_datetime(response.headers.get("date", "")).timestamp() + 0.5
-            self.skew = time.time() - vendor_time
+            skews.append(time.time() - vendor_time)
         return response
 
-    def close(self) -> None:
-        """See Transport.close()."""
-        self._inner.close()
+    return SimpleNamespace(send=send, close=inner.close)
 
 
 def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) -> Iterator[Finding]:
@@ -60,9 +50,9 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
 
     ``keys`` are the site's, each with the place that names it. Each call may take ``seconds``.
     """
-    clock = _ClockReader()
+    skews = [0.0]
     try:
-        client = build_client(get_runtime(), wrap=clock.wrap)
+        client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews))
     except ConfigurationError:
         what = "The doctor can't call MoEngage, because the settings are wrong or incomplete."
         yield Finding("problem", what, "Fix the problems above.")
@@ -81,8 +71,8 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     except Exception as error:
         host = str(urlsplit(settings.base_url).hostname)
         yield Finding("problem", *(_explain_answer(error) or _explain_silence(error, host, seconds)))
-    if abs(clock.skew) > MAX_SKEW:
-        what = f"This machine's clock is {clock.skew:+.0f} s off MoEngage's, which refuses events from the future."
+    if abs(skews[-1]) > MAX_SKEW:
+        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
         yield Finding("warning", what, "Synchronize the clock with NTP.")
     client.close()
 
