@@ -32,16 +32,11 @@ def test_overrides_nest():
         assert Client().get("/read/").content == b"outer"
 
 
-@override_experiences({"hero-banner": {"Title": "decorated"}})
+@override_experiences({"hero-banner": {"Title": "decorated"}}, IMPRESSIONS="manual")
 def test_experiences_as_a_decorator():
-    """A test function may be decorated."""
+    """A test function may be decorated, and other settings may change with the experiences."""
     assert Client().get("/read/").content == b"decorated"
-
-
-def test_settings_besides():
-    """Other settings of MOE_PERSONALIZE may be changed with the experiences."""
-    with override_experiences({}, IMPRESSIONS="manual"):
-        assert get_settings().impressions == "manual"
+    assert get_settings().impressions == "manual"
 
 
 @override_personalize(DEADLINE=1.5)
