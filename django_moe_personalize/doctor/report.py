@@ -51,9 +51,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     yield from _examine("the notices of the processes", _within, pool, seconds, site.examine_processes)
     # In this thread, so that it uses the database connection of the command.
     yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
-    yield from _examine(
-        "the installed packages", lambda: site.examine_environment(shows_html="experience_html" in used)
-    )
+    yield from _examine("the installed packages", site.examine_packages, used)
     yield from examine_scripts(settings, used)
 
 

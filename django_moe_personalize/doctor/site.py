@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -164,8 +164,8 @@ def _describe(counts: DeliveryCounts) -> str:
     return f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}, {counts.pending:,} pending"
 
 
-def examine_environment(*, shows_html: bool) -> Iterator[Finding]:
-    """Report installed or missing packages that break or weaken this one."""
+def examine_packages(used: Collection[str]) -> Iterator[Finding]:
+    """Report installed or missing packages that break or weaken this one. Templates use the tags ``used``."""
     versions: dict[str, str] = {}
     for name in ("niquests", "urllib3", "urllib3-future"):
         with suppress(PackageNotFoundError):
@@ -176,6 +176,6 @@ def examine_environment(*, shows_html: bool) -> Iterator[Finding]:
     if (old := versions.get("urllib3", "")).startswith("1."):
         what = f"urllib3 {old} is installed, but this package is tested with urllib3 2."
         yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.')
-    if shows_html and find_spec("nh3") is None:
+    if "experience_html" in used and find_spec("nh3") is None:
         what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
         yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.')

@@ -195,12 +195,12 @@ def install(folder, name, version):
 
 def test_wrong_packages(tmp_path, monkeypatch):
     """A replaced urllib3, an old one, and HTML without nh3 are warnings. Right packages give no finding."""
-    assert as_pairs(site.examine_environment(shows_html=False)) == []
+    assert as_pairs(site.examine_packages(set())) == []
     install(tmp_path, "niquests", "3.14.0")
     install(tmp_path, "urllib3", "1.26.20")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "nh3", None)
-    found = as_pairs(site.examine_environment(shows_html=True))
+    found = as_pairs(site.examine_packages({"experience_html"}))
     assert [state for state, _ in found] == ["warning"] * 3
     assert [text.split()[0] for _, text in found] == ["niquests", "urllib3", "A"]
     assert "1.26.20" in found[1][1]
