@@ -125,7 +125,7 @@ class _Search:
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         if isinstance(node, CacheNode):
             fragment = fragment or node
-            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is no leak inside it.
+            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is not a leak inside it.
             names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
         for template in self._find_templates(node):
             yield from self._walk_template(template, names, fragment)
@@ -140,7 +140,7 @@ class _Search:
             found.append(self._load(get_literal(node.template)))
         elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
             found.append(self._load(node.filename))
-        # Only a partial has these attributes, and before Django 6.0 there are no partials.
+        # Only a partial has these attributes, and Django 5.2 has no partials.
         with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
         return found

@@ -133,7 +133,7 @@ def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
     if callable(value):
         path = f"{getattr(value, '__module__', 'module')}.{getattr(value, '__qualname__', 'name')}"
         raise InvalidValue(value, expected, f'Write its path: "{path}".')
-    return read_string(value, pattern=_DOTTED_PATH + "|" * may_be_empty, expected=expected)
+    return read_string(value, pattern=f"({_DOTTED_PATH})?" if may_be_empty else _DOTTED_PATH, expected=expected)
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:
