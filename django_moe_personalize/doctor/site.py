@@ -78,10 +78,8 @@ def examine_processes() -> Iterator[Finding]:
         what = "The site's processes share no cache, so only their logs report rate limits and missing impressions."
         yield Finding("ok", what)
         return
-    found = list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC)))
-    if not found:
-        found = [Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")]
-    yield from found
+    healthy = Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")
+    yield from list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC))) or [healthy]
     yield from _examine_watchdogs(shared.read_notices(watchdog.TOPIC))
 
 
@@ -145,8 +143,7 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
     yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {_describe(counts)}.")
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
-    age = 0.0 if oldest is None else (now - oldest).total_seconds()
-    if oldest is not None and age > STALE_SECONDS:
+    if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
         what = f"The oldest pending event has waited for {timesince(oldest, now)}, and {at_work}."
         fix = "Read the log of the deliverer." if leased else "Run `manage.py moe_deliver --watch`."
