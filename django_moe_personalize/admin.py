@@ -42,18 +42,16 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         """Whether the user may send events again. Django's permission to change events stands for it."""
         return request.user.has_perm("moe_personalize.change_outboxevent")
 
-    @admin.display(description="action")
     def action(self, row: OutboxEvent) -> str:
         """Return the action in one word: ``shown`` or ``clicked``."""
         return str(row.read_action().get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
 
-    @admin.display(description="experience")
     def experience(self, row: OutboxEvent) -> str:
         """Return the name of the experience."""
         attributes = row.read_action().get("attributes")
         return str(attributes.get("experience", "")) if isinstance(attributes, dict) else ""
 
-    @admin.display(description="age", ordering="created_at")
+    @admin.display(ordering="created_at")
     def age(self, row: OutboxEvent) -> str:
         """Return the time since the event was recorded."""
         return timesince(row.created_at)
