@@ -56,9 +56,11 @@ class HTTPExchange:
         """See messages.Exchange."""
         return self._sock.fileno()
 
-    def release(self) -> None:
+    def release(self, *, is_reusable: bool = False) -> None:
         """See messages.Exchange."""
-        self._finish(is_reusable=False)
+        end, self._end = self._end, None
+        if end is not None:
+            end(is_reusable)
 
     def send(self, data: memoryview, seconds: float) -> None:
         """Write the request within ``seconds``. On an error, closes the connection and raises TransportError."""
@@ -99,18 +101,13 @@ class HTTPExchange:
                     raise ConnectionResetError("closed without a response")
                 outcome = self._steps.send(len(self._received) == before)
             response, is_reusable = outcome
-            self._finish(is_reusable)
+            self.release(is_reusable=is_reusable)
             response.body = decompress(response.body, response.headers.get("content-encoding", ""))
             return response
         except _NOT_YET:
             return None
         except BaseException as error:
             return self._fail(error)
-
-    def _finish(self, is_reusable: bool) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            end(is_reusable)
 
     def _fail(self, error: BaseException) -> APIError:
         """Close the connection and return the error for the caller. Raises any error again that isn't the call's."""
