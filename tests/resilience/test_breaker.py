@@ -3,6 +3,7 @@
 import pytest
 
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker
+from django_moe_personalize.resilience.breaker import RecentCalls
 from tests.processes import together
 
 
@@ -288,3 +289,18 @@ def test_many_threads(breaker, clock):
     assert patient.state == "closed"
     patient.failure()
     assert patient.reason == "4001 failures in a row"
+
+
+def test_recent_calls_are_those_of_the_last_seconds_and_one_slot_more():
+    """A call counts for the whole time, and for at most one slot longer. Counts of many calls fill one slot each."""
+    calls = RecentCalls(10.0)
+    calls.add(0.9, is_failure=True)
+    calls.add(1.0, is_failure=True)
+    for _ in range(5):
+        calls.add(1.5, is_failure=False)
+    assert [calls.total(now) for now in (10.9, 11.0, 11.9, 12.0)] == [(7, 2), (6, 1), (6, 1), (0, 0)]
+    for moment in range(10_000):
+        calls.add(moment / 100, is_failure=False)
+    assert (calls.total(100.0), len(calls._slots)) == ((1000, 0), 11)
+    calls.clear()
+    assert calls.total(100.0) == (0, 0)
