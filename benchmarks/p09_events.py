@@ -88,7 +88,7 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
 
 def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     """Return the events per second that are sent in batches, against events sent one by one."""
-    from django_moe_personalize.delivery.sending import estimate_size, send
+    from django_moe_personalize.delivery.sending import send
     from django_moe_personalize.moengage.reader import read_experience
     from django_moe_personalize.moengage.types import Action, Event
 
@@ -98,7 +98,7 @@ def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     def build(number: int) -> list[Event]:
         events = [Event(Action.SHOWN, f"visitor-{place}", context, 1_700_000_000) for place in range(number)]
         # A delivery serializes each event when it is recorded. That is the page's work, measured above.
-        expect(all(estimate_size(event) == len(event.element) for event in events), "an event can't be serialized")
+        expect(all(event.size == len(event.element) for event in events), "an event can't be serialized")
         return events
 
     def deliver(events: list[Event]) -> None:

@@ -45,19 +45,19 @@ def build_variations() -> dict[str, list[Any]]:
 
 
 def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]:
-    """Return the answers for the visitor of this number; all combinations occur."""
+    """Return the experiences of the visitor with this number; all combinations occur."""
     return {key: variations[key][number // VARIATIONS**place % VARIATIONS] for place, key in enumerate(KEYS)}
 
 
 def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
-    """Return the digests of visitors."""
+    """Return the digests of ``number`` visitors."""
     from django_moe_personalize.digest import build_digest
 
     return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
 
 
 def weigh(build: Callable[[], object], number: int) -> float:
-    """Return the bytes that ``build()`` adds to the process for each of ``number``, its result included."""
+    """Return the bytes that ``build()`` and its kept result add to the process, divided by ``number``."""
     gc.collect()
     before = tracemalloc.get_traced_memory()[0]
     kept = build()
@@ -84,7 +84,7 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
     tracemalloc.stop()
     check_process(visitors, variations)
     return Figure(
-        what=f"a visitor of {VISITORS:,} in the process, beyond the key, against a copy of the parsed answers",
+        what=f"memory per visitor in the process, {VISITORS:,} visitors, key excluded; baseline: the parsed responses",
         baseline=copies,
         ours=ours,
         difference=ours,
@@ -99,7 +99,7 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
 
 
 def copy_answers(variations: Mapping[str, Sequence[Any]], number: int) -> list[Any]:
-    """Return a copy of the parsed JSON of the answers for each of ``number`` visitors."""
+    """Return the parsed JSON of the responses for ``number`` visitors, a copy for each."""
     entries = (pick(variations, visitor) for visitor in range(number))
     return [
         json.loads(json.dumps({key: [e.payload, e.experience_context] for key, e in entry.items()}))
@@ -112,11 +112,11 @@ def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any
     from django_moe_personalize.fetching.cache import get_cache
 
     counts = get_cache().memory.counts
-    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"held are {counts}")
+    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts}")
     for number in (0, len(visitors) - 1):
         answers = get_cache().peek(visitors[number], KEYS).answers
         shown = {key: answers[key].payload for key in KEYS}
-        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another's content")
+        expect(shown == {key: e.payload for key, e in pick(variations, number).items()}, "another visitor's content")
 
 
 def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]], options: Options) -> dict[str, float]:
@@ -139,7 +139,7 @@ def time_calls(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]],
 
 
 def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> Figure:
-    """Return how many of the active visitors are still in memory after a flood of visitors who come once."""
+    """Return how many active visitors are still in memory after a flood of visitors who come once."""
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache
 
@@ -157,17 +157,17 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
             most = max(most, cache.memory.counts.visitors)
     there = sum(not cache.peek(visitor, KEYS).due for visitor in active)
     return Figure(
-        what=f"active visitors still in memory after {once:,} who came once",
+        what=f"active visitors still in memory after {once:,} visitors who came once",
         baseline=ACTIVE,
         ours=there,
         limit=">= 1",
         unit="visitors",
-        notes=[f"never more than {most:,} in memory"],
+        notes=[f"at most {most:,} visitors in memory"],
     )
 
 
 def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, options: Options) -> Figure:
-    """Return the bytes for each visitor in Redis beyond the bodies, against a pickle of the answers of each."""
+    """Return the bytes per visitor in Redis without the shared bodies, against a pickle of each visitor's responses."""
     import redis
 
     server = redis.Redis.from_url(redis_url)
@@ -176,32 +176,32 @@ def measure_redis(variations: Mapping[str, Sequence[Any]], redis_url: str, optio
     ours = (full - bodies) / len(visitors)
     copy_to_site_cache(visitors[:1_000], variations)
     return Figure(
-        what=f"a visitor of {len(visitors):,} in Redis, key included, against a pickle of the answers each",
+        what=f"memory per visitor in Redis, {len(visitors):,} visitors, key included; baseline: the pickled responses",
         baseline=(read_used(server) - full) / 1_000,
         ours=ours,
         difference=ours,
         limit=LIMIT,
         unit="bytes",
         notes=[
-            f"MEMORY USAGE of one: {weigh_entry(server, visitors[0])} bytes",
+            f"MEMORY USAGE of one visitor: {weigh_entry(server, visitors[0])} bytes",
             f"all bodies: {bodies - empty:,} bytes",
         ],
     )
 
 
 def read_used(server: Any) -> int:
-    """Return the bytes that Redis has in use."""
+    """Return the bytes that Redis uses."""
     return int(server.info("memory")["used_memory"])
 
 
 def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> tuple[int, int, int]:
-    """Store all bodies, then all visitors; return the bytes in use before, between and after."""
+    """Store all bodies, then all visitors; return the bytes that Redis uses before, between and after."""
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.conf import get_settings
     from django_moe_personalize.fetching.cache import ExperienceCache, get_cache
 
-    # The connection and its buffers.
+    # So that the connection and its buffers exist.
     site_cache.set("warm", 1)
     empty = read_used(server)
     for index in range(VARIATIONS):
@@ -209,14 +209,14 @@ def fill_redis(server: Any, visitors: Sequence[str], variations: Mapping[str, Se
     bodies, keys = read_used(server), server.dbsize()
     for index, visitor in enumerate(visitors):
         get_cache().write(visitor, pick(variations, index))
-    expect(server.dbsize() - keys == len(visitors), "a visitor is not one entry")
+    expect(server.dbsize() - keys == len(visitors), "not every visitor is one entry")
     another_process = ExperienceCache(get_settings())
     expect(not another_process.read(visitors[-1], KEYS).due, "another process cannot read a visitor from Redis")
     return empty, bodies, read_used(server)
 
 
 def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequence[Any]]) -> None:
-    """Store each visitor's answers whole, as a cache without shared bodies does."""
+    """Store the complete responses of each visitor, as a cache without shared bodies does."""
     from django.core.cache import cache as site_cache
 
     for index, visitor in enumerate(visitors):
@@ -225,7 +225,7 @@ def copy_to_site_cache(visitors: Sequence[str], variations: Mapping[str, Sequenc
 
 
 def weigh_entry(server: Any, visitor: str) -> int:
-    """Return the bytes that one visitor's key and value take, according to Redis."""
+    """Return the bytes of one visitor's key and value, as Redis reports them."""
     from django.core.cache import cache as site_cache
 
     from django_moe_personalize.fetching.shared import build_key
@@ -234,7 +234,7 @@ def weigh_entry(server: Any, visitor: str) -> int:
 
 
 def measure(options: Options) -> Iterator[Figure]:
-    """Weigh the process, flood it, and weigh Redis where there is one."""
+    """Measure the process, flood it with visitors, and measure Redis if there is a redis-server."""
     from django.test import override_settings
 
     dummy = {"default": {"BACKEND": "django.core.cache.backends.dummy.DummyCache"}}
@@ -243,7 +243,7 @@ def measure(options: Options) -> Iterator[Figure]:
     yield measure_process(variations, options)
     yield measure_scan(variations, options)
     if shutil.which("redis-server") is None:
-        what, notes = "a visitor in Redis", ["not measured: there is no redis-server in PATH"]
+        what, notes = "memory per visitor in Redis", ["not measured: PATH has no redis-server"]
         yield Figure(what=what, baseline=1, ours=float("nan"), limit=LIMIT, unit="bytes", notes=notes)
         return
     with start_redis() as url:

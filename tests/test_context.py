@@ -1,10 +1,10 @@
-"""request.personalization on its own: what it does when used too early, too late, or where nobody may wait."""
+"""request.personalization by itself: a mapping that starts, waits, and reads."""
 
 import asyncio
 import gc
-import logging
 import time
 import weakref
+from datetime import UTC, datetime
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -12,33 +12,395 @@ from django.contrib.auth.models import AnonymousUser
 from django.http import HttpResponse
 from django.template import Template
 from django.test import AsyncRequestFactory, RequestFactory
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from django_moe_personalize.context import Personalization
-from django_moe_personalize.middleware import PersonalizeMiddleware
+from django_moe_personalize.context import Personalization, get_page
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.testing import override_experiences, override_personalize
 from tests.conftest import settle
+from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner", "promo-strip")
+NAMES = sorted(name for name in dir(Personalization) if not name.startswith("_"))
 
 
-def build_request():
+def build_request(factory=RequestFactory):
     """Return a request as the middleware leaves it."""
-    request = RequestFactory().get("/")
+    request = factory().get("/")
     request.user = AnonymousUser()
     request.personalization = Personalization(request)
     return request
 
 
 @pytest.fixture
-def request_():
-    """Give a request as the middleware leaves it."""
-    return build_request()
+def personalization(upstream):
+    """Give the mapping of a request."""
+    request = build_request()
+    yield request.personalization  # noqa: PT022 - the fixture keeps the request
 
 
-def test_outliving_the_request():
-    """A view may keep the mapping; after its request is gone it reads nothing and asks nobody."""
+# A mapping
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    payloads=st.dictionaries(
+        st.sampled_from(NAMES) | st.text("abc-", min_size=1, max_size=8),
+        st.none() | st.fixed_dictionaries({"Title": st.text(max_size=3)}),
+        max_size=12,
+    ),
+    is_async=st.booleans(),
+)
+def test_laws_of_mappings(payloads, is_async):
+    """All ways of reading agree for every key, also for keys that are names of attributes."""
+    present = {key: payload for key, payload in payloads.items() if payload is not None}
+    with override_experiences(present):
+        request = build_request(AsyncRequestFactory if is_async else RequestFactory)
+        mapping = request.personalization
+
+        async def aread():
+            return {key: found for key in payloads if (found := await mapping.aget(key)) is not None}
+
+        if is_async:
+            read = async_to_sync(aread)()
+        else:
+            mapping.load(*payloads)
+            read = {key: mapping.get(key) for key in payloads if key in mapping}
+        assert {key: dict(experience) for key, experience in read.items()} == present
+        assert dict(mapping) == dict(mapping.items()) == dict(zip(mapping, mapping.values(), strict=True)) == read
+        assert set(mapping) == mapping.keys() == present.keys()
+        assert len(mapping) == len(present)
+        for key in payloads:
+            assert (key in mapping) == (key in present)
+            assert mapping.get(key) is read.get(key)
+            assert mapping.get(key, "default") is read.get(key, "default")
+            if key in present:
+                assert mapping[key] is read[key]
+            else:
+                with pytest.raises(KeyError):
+                    mapping[key]
+        assert async_to_sync(aread)() == read
+        # The threads of this example may not ask the MoEngage of the next one.
+        settle()
+
+
+def test_defaults(personalization):
+    """get() and aget() take a default as a dict does. A key of another type is absent, and the mapping is true."""
+    assert personalization
+    assert personalization.get("nope", "default") == "default"
+    assert 7 not in personalization
+    assert async_to_sync(personalization.aget)("nope", default="default") == "default"
+    assert personalization["hero-banner"]
+    assert repr(personalization) == "<Personalization of nope, hero-banner>"
+
+
+def test_error_reports_fetch_nothing(personalization, upstream):
+    """A reporter that prints the frames of a failing page gets names, and asks MoEngage for nothing."""
+    personalization.prefetch()
+    assert personalization.__sentry_repr__() == repr(personalization) == "<Personalization of no experiences yet>"
+    assert not personalization._page.is_read
+    assert upstream.requests == []
+
+
+def test_request_that_did_not_pass_the_middleware():
+    """It has no page."""
+    assert get_page(None) is None
+    assert get_page(RequestFactory().get("/")) is None
+
+
+# Starting and waiting
+
+
+def test_each_key_is_asked_for_once(personalization, upstream):
+    """Whatever the order of the calls. Keys that aren't non-empty strings are ignored."""
+    personalization.prefetch("hero-banner")
+    personalization.prefetch("hero-banner", "promo-strip", "promo-strip", "", None)
+    assert personalization._page.experience_keys == KEYS
+    assert [personalization[key].experience_key for key in KEYS] == list(KEYS)
+    assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("keys", [KEYS, ()], ids=["keys", "no-keys"])
+def test_prefetch_returns_at_once_and_load_waits(upstream, is_async, keys):
+    """prefetch() starts the call. load() waits for its keys, or without keys for all that is under way."""
+    request = build_request(AsyncRequestFactory if is_async else RequestFactory)
+    mapping = request.personalization
+
+    release = upstream.hold()
+
+    async def arun():
+        await mapping.aprefetch(*KEYS)
+        assert not any(key in mapping._page._answers for key in KEYS)
+        release()
+        await mapping.aload(*keys)
+        return [mapping[key].experience_key for key in KEYS]
+
+    def run():
+        mapping.prefetch(*KEYS)
+        wait_until(lambda: upstream.fetches)
+        assert mapping._page._answers == {}
+        release()
+        mapping.load(*keys)
+        return [mapping._page._answers[key].experience_key for key in KEYS]
+
+    assert (async_to_sync(arun) if is_async else run)() == list(KEYS)
+    assert [body["experience_key"] for body in upstream.fetches] == [list(KEYS)]
+
+
+def test_async_read_waits_for_its_own_key_alone(upstream):
+    """Another call of the page may still be under way."""
+    release = upstream.hold(only=b"promo-strip")
+
+    async def view():
+        mapping = request.personalization
+        await mapping.aprefetch("promo-strip")
+        hero = await mapping.aget("hero-banner")
+        assert "promo-strip" not in mapping._page._answers
+        release()
+        return hero, await mapping.aget("promo-strip")
+
+    with override_personalize(EXPERIENCES={"*": ["promo-strip"]}):
+        request = build_request(AsyncRequestFactory)
+        hero, promo = async_to_sync(view)()
+    assert (hero.experience_key, promo.experience_key) == KEYS
+
+
+def test_async_load_overlaps_with_the_view(upstream):
+    """As a task, aload() lets the view run on."""
+    release = upstream.hold()
+    request = build_request(AsyncRequestFactory)
+
+    async def view():
+        task = asyncio.create_task(request.personalization.aload(*KEYS))
+        await asyncio.sleep(0)
+        assert not task.done()
+        release()
+        await task
+        return request.personalization.get("hero-banner")
+
+    assert async_to_sync(view)().experience_key == "hero-banner"
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
+    """Later reads don't wait once the deadline is spent. A key that didn't come is absent for the whole page."""
+    upstream.hold()
+    with override_personalize(DEADLINE=0.1):
+        request = build_request(AsyncRequestFactory if is_async else RequestFactory)
+        mapping = request.personalization
+        read = async_to_sync(mapping.aget) if is_async else mapping.get
+        started = time.monotonic()
+        assert [read(f"key-{number}") for number in range(100)] == [None] * 100
+        # 100 deadlines would be 10 seconds.
+        assert time.monotonic() - started < LONG / 2
+        assert mapping._page._get_budget() == 0.0
+
+
+def test_tasks_that_wait_at_the_same_time(upstream):
+    """Their common time is charged once."""
+
+    def answer(sent):
+        time.sleep(0.5)
+        return upstream._sandbox.send(sent, deadline=Deadline(None))
+
+    upstream.answer = answer
+    request = build_request(AsyncRequestFactory)
+
+    async def view():
+        return await asyncio.gather(*(request.personalization.aget(key) for key in (*KEYS, "a", "b")))
+
+    with override_personalize(DEADLINE=LONG):
+        request = build_request(AsyncRequestFactory)
+        hero, promo, *_ = async_to_sync(view)()
+    assert (hero.experience_key, promo.experience_key) == KEYS
+    # Charged for each task, it would be less than 8 s.
+    assert LONG - 1.9 < request.personalization._page._get_budget() < LONG - 0.4
+
+
+def test_sync_use_in_the_event_loop(upstream, caplog):
+    """It never blocks the loop. The log names the calls to await."""
+    request = build_request(AsyncRequestFactory)
+    mapping = request.personalization
+
+    async def view():
+        mapping.prefetch("hero-banner")
+        mapping.load("hero-banner")
+        assert mapping.identity.customer_id is None
+        assert mapping.get("hero-banner") is None
+        await mapping.aload("promo-strip")
+        assert mapping.identity.customer_id
+        assert mapping["promo-strip"]
+
+    async_to_sync(view)()
+    assert "Await request.personalization.aload() or aget() first" in caplog.text
+    assert [body["experience_key"] for body in upstream.fetches] == [["promo-strip"]]
+
+
+# The visitor
+
+
+def test_visitor_of_the_page(personalization, upstream):
+    """A page can show its visitor and attributes without a call."""
+    assert personalization.identity.anonymous
+    assert personalization.consent.track
+    assert personalization.attributes.keys() == {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"}
+    assert upstream.requests == []
+
+
+def test_another_moment(upstream):
+    """A preview sets the page's moment. Its day and hour are sent, in TIME_ZONE."""
+    with override_personalize(TIME_ZONE="Europe/Berlin"):
+        request = build_request()
+        request.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
+        assert request.personalization.now.hour == 23
+        request.personalization.get("hero-banner")
+    assert (upstream.fetches[0]["DAY_OF_THE_WEEK"], upstream.fetches[0]["TIME_OF_THE_DAY"]) == ("Friday", "00")
+
+
+def failing_identify(request):
+    """Fail, as a site's own code may."""
+    return 1 / 0
+
+
+def test_failing_identify_asks_nothing(upstream, caplog):
+    """A known customer never counts as an anonymous visitor. The log says why nothing is asked."""
+    with override_personalize(IDENTIFY="tests.test_context.failing_identify"):
+        request = build_request()
+        assert request.personalization.get("hero-banner") is None
+        assert request.personalization.get("hero-banner") is None
+    assert upstream.requests == []
+    assert caplog.text.count("tests.test_context.failing_identify raised ZeroDivisionError") == 1
+
+
+def test_disabled_gathers_nothing():
+    """With ENABLED off the page doesn't even call the site's functions."""
+    with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
+        request = build_request()
+        assert request.personalization.identity.customer_id is None
+        assert request.personalization._page.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
+
+
+async def slow_attributes(request):
+    """Take a moment."""
+    await asyncio.sleep(0.01)
+    return {"cart_value": "5"}
+
+
+def test_tasks_of_one_page_gather_once(upstream):
+    """Tasks that read at the same time share one visitor, and ask for each key once."""
+
+    async def view():
+        mapping = request.personalization
+        return await asyncio.gather(*(mapping.aget(key) for key in (*KEYS, *KEYS)), mapping.aload(*KEYS))
+
+    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
+        request = build_request(AsyncRequestFactory)
+        hero, promo, *_ = async_to_sync(view)()
+    assert (hero.experience_key, promo.experience_key) == KEYS
+    assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
+    assert all(body["cart_value"] == "5" for body in upstream.fetches)
+
+
+@pytest.mark.parametrize("is_waiting", [False, True])
+def test_reading_after_a_read_that_was_cancelled(upstream, is_waiting):
+    """The next task, or one that waits already, gathers the visitor again."""
+
+    async def view():
+        first = asyncio.create_task(request.personalization.aget(KEYS[0]))
+        await asyncio.sleep(0)
+        second = asyncio.create_task(request.personalization.aget(KEYS[1]))
+        if is_waiting:
+            await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
+        request = build_request(AsyncRequestFactory)
+        assert async_to_sync(view)().experience_key == KEYS[1]
+
+
+def test_page_that_is_sealed_while_a_task_gathers(upstream):
+    """The task, which the view didn't await, asks nothing more: no page would read the response."""
+
+    async def view():
+        task = asyncio.create_task(request.personalization.aprefetch(*KEYS))
+        await asyncio.sleep(0)
+        request.personalization._page.seal(HttpResponse())
+        await task
+
+    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
+        request = build_request(AsyncRequestFactory)
+        async_to_sync(view)()
+    assert upstream.requests == []
+
+
+def reading_attributes(request):
+    """Read an experience while the page gathers its visitor."""
+    return {"has_hero": str(request.personalization.get("hero-banner") is not None)}
+
+
+async def areading_attributes(request):
+    """See reading_attributes()."""
+    return {"has_hero": str(await request.personalization.aget("hero-banner") is not None)}
+
+
+async def reading_attributes_in_tasks(request):
+    """Read in another task, and in a thread."""
+    read = asyncio.gather(request.personalization.aget("hero-banner"), asyncio.to_thread(reading_attributes, request))
+    hero, attributes = await read
+    return {"has_hero": str(hero is not None or attributes["has_hero"] == "True")}
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("provider", ["reading_attributes", "areading_attributes", "reading_attributes_in_tasks"])
+def test_provider_that_reads_an_experience(upstream, provider, is_async):
+    """It gets the default, because the page doesn't know its visitor yet. The page itself loses nothing."""
+    with override_personalize(ATTRIBUTES=[f"tests.test_context.{provider}"]):
+        request = build_request(AsyncRequestFactory if is_async else RequestFactory)
+        mapping = request.personalization
+        read = async_to_sync(mapping.aget) if is_async else mapping.get
+        assert [read(key).experience_key for key in KEYS] == list(KEYS)
+    assert all(body["has_hero"] == "False" for body in upstream.fetches)
+
+
+# After the end
+
+
+def test_tracking_an_absent_experience(personalization):
+    """It reports nothing."""
+    personalization.track_impression("nope")
+    personalization.track_click("nope")
+    assert personalization._page.seal(HttpResponse()) == ()
+
+
+def test_tracker_before_the_visitor_is_known(upstream):
+    """A tracker that is used too early counts nothing. Later the page counts as usual."""
+    request = build_request(AsyncRequestFactory)
+
+    async def view():
+        page = request.personalization._page
+        page.tracker.show(Experience("early", {}, {"cid": "1"}))
+        await request.personalization.aload("hero-banner")
+        request.personalization.track_impression("hero-banner")
+        return page.seal(HttpResponse())
+
+    events = async_to_sync(view)()
+    assert [event.attributes["experience"] for event in events] == ["Hero banner"]
+
+
+def test_reading_after_the_response(personalization, upstream):
+    """Once a public response is sent, the page reads and asks nothing."""
+    personalization._page.seal(HttpResponse())
+    assert personalization.get("hero-banner") is None
+    personalization.prefetch("hero-banner")
+    assert upstream.requests == []
+
+
+def test_mapping_that_outlives_its_request(upstream):
+    """It reads and asks nothing."""
     personalization = build_request().personalization
     page = personalization._page
     personalization.prefetch(*KEYS)
@@ -47,13 +409,16 @@ def test_outliving_the_request():
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []
     assert personalization.attributes == {}
-    assert async_to_sync(personalization.aget)("hero-banner") is None
+    assert page.seal(HttpResponse()) == ()
     async_to_sync(personalization.aprefetch)("hero-banner")
-    assert async_to_sync(page._aget_visitor)().attributes == {}
+    assert async_to_sync(personalization.aget)("hero-banner") is None
+    async_to_sync(page._agather)()
+    assert page.visitor.attributes == {}
+    assert upstream.requests == []
 
 
-def test_requests_are_freed_at_once():
-    """A request and its experiences are no garbage cycle: they go when the last reference goes."""
+def test_request_is_freed_at_once(upstream):
+    """A request and its experiences are no garbage cycle."""
     request = build_request()
     assert request.personalization.get("hero-banner")
     gone = weakref.ref(request)
@@ -63,293 +428,3 @@ def test_requests_are_freed_at_once():
         assert gone() is None
     finally:
         gc.enable()
-
-
-def test_error_reporters_ask_nothing(request_, upstream):
-    """Who looks through the mappings in a failing page's frames is given names, and asks nobody for them."""
-    personalization = request_.personalization
-    personalization.prefetch()
-    assert personalization.__sentry_repr__() == repr(personalization)
-    assert not personalization._page.is_read
-    assert upstream.fetches == []
-
-
-def test_prefetch_asks_once(request_, upstream):
-    """Keys that were asked for are not asked for again, however often and in whatever order."""
-    personalization = request_.personalization
-    personalization.prefetch("hero-banner")
-    personalization.prefetch("hero-banner", "promo-strip", "promo-strip", "", None)
-    assert personalization._page.experience_keys == KEYS
-    assert personalization["hero-banner"].experience_key == "hero-banner"
-    assert personalization["promo-strip"].experience_key == "promo-strip"
-    assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
-
-
-def test_views_default(request_, upstream):
-    """get() and aget() take a default as a dict does; the mapping is always true."""
-    personalization = request_.personalization
-    assert personalization
-    assert personalization.get("nope", "default") == "default"
-    assert 7 not in personalization
-    assert async_to_sync(personalization.aget)("nope", default="default") == "default"
-
-
-def test_what_was_sent(request_, upstream):
-    """A page can show who asked with what, for a panel like the demo's."""
-    personalization = request_.personalization
-    assert personalization.identity.anonymous
-    assert personalization.consent.track
-    assert personalization.attributes.keys() == {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"}
-    assert upstream.requests == []
-
-
-def test_another_moment(request_, upstream):
-    """A preview sets the page's moment; day and hour follow, in TIME_ZONE."""
-    from datetime import UTC, datetime
-
-    with override_personalize(TIME_ZONE="Europe/Berlin"):
-        request = build_request()
-        request.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
-        request.personalization.get("hero-banner")
-    assert (upstream.fetches[0]["DAY_OF_THE_WEEK"], upstream.fetches[0]["TIME_OF_THE_DAY"]) == ("Friday", "00")
-
-
-def test_tracking_what_is_absent(request_, upstream):
-    """Reporting an experience the visitor does not have does nothing."""
-    request_.personalization.track_impression("nope")
-    request_.personalization.track_click("nope")
-    assert request_.personalization._page.seal(HttpResponse()) == ()
-
-
-def test_reading_after_the_response(request_, upstream):
-    """Once a response went out unsealed nothing may be read for it."""
-    request_.personalization._page.seal(HttpResponse())
-    assert request_.personalization.get("hero-banner") is None
-    request_.personalization.prefetch("hero-banner")
-    assert upstream.requests == []
-
-
-def test_failing_identify_asks_nothing(request_, upstream, caplog):
-    """A known customer is never taken for an anonymous visitor: nothing is asked, and the log says why."""
-    with override_personalize(IDENTIFY="tests.test_context.failing_identify"):
-        request = build_request()
-        assert request.personalization.get("hero-banner") is None
-        assert request.personalization.get("hero-banner") is None
-    assert upstream.requests == []
-    assert caplog.text.count("tests.test_context.failing_identify raised ZeroDivisionError") == 1
-
-
-def failing_identify(request):
-    """Fail, as a site's own code may."""
-    return 1 / 0
-
-
-def test_sync_use_in_the_event_loop(upstream, caplog):
-    """Whatever would block the event loop is not done, and the log names what to await."""
-    request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
-
-    async def view():
-        personalization.prefetch("hero-banner")
-        assert personalization.identity.customer_id is None
-        assert personalization.get("hero-banner") is None
-        await personalization.aload("promo-strip")
-        assert personalization.identity.customer_id
-        assert personalization["promo-strip"]
-
-    async_to_sync(view)()
-    assert "Await request.personalization.aload() or aget() first" in caplog.text
-    assert [body["experience_key"] for body in upstream.fetches] == [["promo-strip"]]
-
-
-def test_async_prefetch_overlaps(upstream):
-    """As a task, aload() overlaps with the view's other awaits."""
-    request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
-    order = []
-
-    async def view():
-        task = asyncio.create_task(personalization.aload(*KEYS))
-        await asyncio.sleep(0)
-        order.append("view")
-        await task
-        order.append("joined")
-        return personalization.get("hero-banner")
-
-    assert async_to_sync(view)().experience_key == "hero-banner"
-    assert order == ["view", "joined"]
-
-
-def test_async_deadline(upstream):
-    """An await ends at the page's deadline, and what did not come is absent for the whole page."""
-    import threading
-
-    released = threading.Event()
-    upstream.answer = lambda request: released.wait(20)
-    with override_personalize(DEADLINE=0.05):
-        request = AsyncRequestFactory().get("/")
-        personalization = request.personalization = Personalization(request)
-        assert async_to_sync(personalization.aget)("hero-banner") is None
-        released.set()
-        settle()
-
-
-def test_waiting_is_bounded_for_the_page(request_, upstream):
-    """All reads of a page together wait for one deadline, not each for its own."""
-    import threading
-    import time
-
-    released = threading.Event()
-    upstream.answer = lambda request: released.wait(20)
-    with override_personalize(DEADLINE=0.2):
-        request = build_request()
-        started = time.monotonic()
-        for number in range(10):
-            assert request.personalization.get(f"key-{number}") is None
-        waited = time.monotonic() - started
-        released.set()
-        settle()
-    assert waited < 10 * 0.2
-
-
-def test_middleware_refuses_wrong_settings_at_start_up():
-    """A server that runs no system checks does not start with settings that cannot be."""
-    from django_moe_personalize.conf import ConfigurationError
-
-    with override_personalize(DEADLINE="soon"), pytest.raises(ConfigurationError, match="DEADLINE"):
-        PersonalizeMiddleware(lambda request: HttpResponse())
-
-
-def test_without_credentials_pages_show_defaults(request_, caplog):
-    """A site without credentials serves its pages, and says in the log which are missing."""
-    with override_personalize(SANDBOX=False):
-        request = build_request()
-        assert request.personalization.get("hero-banner") is None
-    assert "MoEngage is not asked" in caplog.text
-    assert "WORKSPACE_ID" in caplog.text
-
-
-def test_bug_in_a_transport_never_reaches_the_page(request_, upstream, caplog):
-    """Even what nobody foresaw shows the default; the log has its kind and not its text."""
-
-    def answer(request):
-        raise KeyError("ada@example.com")
-
-    upstream.answer = answer
-    with caplog.at_level(logging.DEBUG):
-        assert request_.personalization.get("hero-banner") is None
-    assert "failed unexpectedly (KeyError)" in caplog.text
-    assert "ada@example.com" not in caplog.text
-
-
-def test_tasks_of_one_request_gather_once(upstream):
-    """Reads that run beside one another have one visitor, and each its experience."""
-
-    async def view():
-        request = AsyncRequestFactory().get("/")
-        personalization = request.personalization = Personalization(request)
-        return await asyncio.gather(*(personalization.aget(key) for key in KEYS))
-
-    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
-        hero, promo = async_to_sync(view)()
-    assert (hero.experience_key, promo.experience_key) == KEYS
-    assert all(body["cart_value"] == "5" for body in upstream.fetches)
-
-
-async def slow_attributes(request):
-    """Take a moment."""
-    await asyncio.sleep(0.01)
-    return {"cart_value": "5"}
-
-
-def reading_attributes(request):
-    """Read an experience while the attributes for it are gathered."""
-    return {"has_hero": str(request.personalization.get("hero-banner") is not None)}
-
-
-async def areading_attributes(request):
-    """See reading_attributes()."""
-    return {"has_hero": str(await request.personalization.aget("hero-banner") is not None)}
-
-
-@pytest.mark.parametrize("provider", ["reading_attributes", "areading_attributes"])
-def test_provider_that_reads_an_experience(upstream, provider):
-    """A site's own provider cannot wait for itself: what it reads is absent, and nothing hangs."""
-    for factory in (RequestFactory, AsyncRequestFactory):
-        with override_personalize(ATTRIBUTES=[f"tests.test_context.{provider}"]):
-            request = factory().get("/")
-            personalization = request.personalization = Personalization(request)
-            async_to_sync(personalization.aget)("promo-strip")
-        assert upstream.fetches[-1]["has_hero"] == "False"
-
-
-def test_sync_provider_that_reads_an_experience(request_, upstream):
-    """See test_provider_that_reads_an_experience()."""
-    with override_personalize(ATTRIBUTES=["tests.test_context.reading_attributes"]):
-        request = build_request()
-        request.personalization.get("promo-strip")
-    assert upstream.fetches[-1]["has_hero"] == "False"
-
-
-def test_tracker_before_the_visitor_is_known(upstream):
-    """A tracker looked at too early counts nothing then, and what is known later all the same."""
-    request = AsyncRequestFactory().get("/")
-    personalization = request.personalization = Personalization(request)
-
-    async def view():
-        personalization._page.tracker.show(Experience("early", {}, {"cid": "1"}))
-        await personalization.aload("hero-banner")
-        personalization.track_impression("hero-banner")
-        return personalization._page.seal(HttpResponse())
-
-    events = async_to_sync(view)()
-    assert [event.attributes["experience"] for event in events] == ["Hero banner"]
-
-
-def test_disabled_gathers_nothing(request_):
-    """With ENABLED off not even the visitor is asked about."""
-    with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
-        request = build_request()
-        assert request.personalization.identity.customer_id is None
-        assert request.personalization._page.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
-
-
-def test_what_tasks_wait_for_at_the_same_time_is_waited_for_once(upstream):
-    """Four reads beside one another that last a quarter of the deadline leave three quarters of it."""
-    sandbox = upstream._sandbox
-
-    def answer_late(sent):
-        time.sleep(0.5)
-        return sandbox.send(sent, deadline=Deadline(None))
-
-    upstream.answer = answer_late
-    request = AsyncRequestFactory().get("/")
-
-    async def view():
-        personalization = request.personalization = Personalization(request)
-        found = await asyncio.gather(*(personalization.aget(key) for key in (*KEYS, "a", "b")))
-        return found[:2], await personalization.aget("flash-sale")
-
-    with override_personalize(DEADLINE=2.0):
-        (hero, promo), _ = async_to_sync(view)()
-    assert (hero.experience_key, promo.experience_key) == KEYS
-    assert 0.5 < request.personalization._page._get_budget() < 1.2
-
-
-@pytest.mark.parametrize("how", ["alone", "beside"])
-def test_reading_after_a_read_that_was_cancelled(upstream, how):
-    """Who it is was not found out by then, so it is found out again: for who asks later, and for who waited."""
-    request = AsyncRequestFactory().get("/")
-
-    async def view():
-        personalization = request.personalization = Personalization(request)
-        first = asyncio.create_task(personalization.aget(KEYS[0]))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(personalization.aget(KEYS[1]))
-        if how == "beside":
-            await asyncio.sleep(0)
-        first.cancel()
-        return await second
-
-    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
-        assert async_to_sync(view)().experience_key == KEYS[1]

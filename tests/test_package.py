@@ -16,11 +16,18 @@ PACKAGE = ROOT / "django_moe_personalize"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MODULE_LINES = 400
-STORY = ["middleware", "attributes", "identity", "planning", "fetch", "context", "render", "track"]
+STORY = {
+    "request": ["middleware.py"],
+    "attributes": ["visitor/"],
+    "fetch": ["planning.py", "fetching/"],
+    "context": ["context.py", "page.py"],
+    "render": ["rendering/"],
+    "track": ["tracking/", "delivery/"],
+}
 
 
 def imported_names(path: Path) -> set[str]:
-    """Return the top-level names a module imports, wherever in the module the import stands."""
+    """Return the top-level names that a module imports, at any place in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -42,14 +49,14 @@ def relative(path: Path) -> str:
 
 
 def test_version_is_read_from_the_package():
-    """The version stands in ``__init__.py`` alone, and is one that PEP 440 and SemVer both read."""
+    """Only ``__init__.py`` has the version, in a form that PEP 440 and SemVer both accept."""
     assert "version" not in PROJECT
     assert PROJECT["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", django_moe_personalize.__version__)
 
 
 def test_core_dependencies_are_three():
-    """A site that installs the package gets Django, requests and django-environ, and nothing else of ours."""
+    """A site that installs the package gets Django, requests and django-environ, and nothing else."""
     names = {re.match(r"[\w-]+", dependency).group() for dependency in PROJECT["dependencies"]}
     assert names == {"django", "django-environ", "requests"}
 
@@ -74,26 +81,28 @@ def test_matrix_equals_the_classifiers():
 
 
 def test_package_says_that_it_is_typed():
-    """``py.typed`` lies in the package, as the classifier claims."""
+    """The package has ``py.typed``, as the classifier claims."""
     assert "Typing :: Typed" in PROJECT["classifiers"]
     assert (PACKAGE / "py.typed").is_file()
 
 
 def test_story_is_told_in_order():
-    """The package's docstring names the modules of the story, each of which exists, in the story's order."""
-    told = re.findall(r"``(\w+)\.py``", str(django_moe_personalize.__doc__))
-    assert told == STORY
-    assert [name for name in told if not (PACKAGE / f"{name}.py").is_file()] == []
+    """The package's docstring tells the six steps of a page in order, with modules and folders that exist."""
+    story, _, below = str(django_moe_personalize.__doc__).partition("\n\nBelow the story")
+    steps = re.findall(r"^(\w+) +(``.*(?:\n +``.*)*)", story, re.MULTILINE)
+    place = re.compile(r"``(\w+(?:\.py|/))``")
+    assert [(step, place.findall(told)) for step, told in steps] == list(STORY.items())
+    assert [path for path in place.findall(story + below) if not (PACKAGE / path).exists()] == []
 
 
 def test_requests_is_imported_by_the_transport_alone():
-    """HTTP happens in one module, so every other part runs without a network."""
+    """One module opens connections, so every other part runs without a network."""
     assert importers_of("requests") == {"moengage/connections.py"}
     assert {name.partition("/")[0] for name in importers_of("urllib3")} <= {"moengage"}
 
 
 def test_environment_is_read_by_the_settings_alone():
-    """One module resolves the settings."""
+    """One module reads the environment."""
     assert importers_of("environ") == {"conf/settings.py"}
 
 
@@ -105,11 +114,11 @@ def test_module_is_short(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_module_has_a_role(path):
-    """No module is a drawer for whatever fits nowhere else."""
+    """No module collects unrelated functions under a name such as ``utils``."""
     assert path.stem not in {"utils", "helpers", "common", "misc"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
 def test_module_hides_nothing_from_the_gates(path):
-    """No module asks coverage to look away."""
+    """No module hides lines from coverage."""
     assert not re.search(r"#\s*pragma:\s*no", path.read_text())

@@ -1,4 +1,4 @@
-"""The threat model names tests, and each of them is there."""
+"""The threat model names tests, and each of them exists."""
 
 import ast
 import re
@@ -16,17 +16,17 @@ def collect_tests():
     }
 
 
-def test_every_defence_has_a_test_that_exists():
-    """Each threat names at least one test, and none that is not there."""
-    rows = read_rows(read("threat-model.md"), "threat", "defence", "test")
+def test_every_defense_has_a_test_that_exists():
+    """Each threat names at least one test, and every test that it names exists."""
+    rows = read_rows(read("threat-model.md"), "threat", "defense", "test")
     named = {threat: read_words(tests) for threat, _, tests in rows}
     assert len(named) > 20
     assert [threat for threat, tests in named.items() if not tests] == []
     assert {name for tests in named.values() for name in tests} - collect_tests() == set()
 
 
-def test_security_policy_points_to_what_is_there():
-    """Each link of the policy leads to a file of the repository."""
+def test_links_of_the_security_policy_lead_somewhere():
+    """Every relative link of the policy is a file of the repository."""
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "SECURITY.md").read_text())
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []

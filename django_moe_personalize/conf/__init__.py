@@ -5,19 +5,9 @@ from django_moe_personalize.conf.settings import (
     DELIVERY,
     SETTING,
     ConfigurationError,
-    Problem,
     Settings,
     find_problems,
     get_settings,
 )
 
-__all__ = [
-    "DELIVERY",
-    "SETTING",
-    "Backend",
-    "ConfigurationError",
-    "Problem",
-    "Settings",
-    "find_problems",
-    "get_settings",
-]
+__all__ = ["DELIVERY", "SETTING", "Backend", "ConfigurationError", "Settings", "find_problems", "get_settings"]

@@ -15,9 +15,6 @@ from django_moe_personalize.runtime import Runtime
 MAX_BODY_BYTES = 90_000
 """The estimated size of one call; MoEngage's limit is 100 to 128 KB (contract §7)."""
 
-_ENVELOPE_BYTES = 100
-"""The size of an event without its customer id and attributes."""
-
 _REFUSALS = frozenset({400, 413, 422})
 _UNKNOWN_WORKSPACE = "Request Error"
 
@@ -48,21 +45,13 @@ class Outcome:
         return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
 
 
-def estimate_size(event: Event) -> int:
-    """Return about how many bytes an event takes, in memory and on the wire. Writes the event's JSON."""
-    try:
-        return len(event.element)
-    except (TypeError, ValueError):
-        return _ENVELOPE_BYTES + len(event.customer_id) + len(repr(event.attributes))
-
-
-def count_fitting(sized: Iterable[tuple[Event, int]], *, max_customers: int = MAX_ELEMENTS) -> int:
-    """Return how many of the leading (event, size) pairs fit into one call (contract §4): at least one."""
+def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
+    """Return how many of the first events fit into one call (contract §4): at least one."""
     customers: set[str] = set()
     total = number = 0
-    for event, size in sized:
+    for event in events:
         customers.add(event.customer_id)
-        total += size
+        total += event.size
         if number and (len(customers) > max_customers or total > MAX_BODY_BYTES):
             break
         number += 1
@@ -100,9 +89,7 @@ def send(
 
 def _split_into_calls(events: list[Event]) -> Iterator[list[Event]]:
     while events:
-        # Usually one call is enough, because most deliveries pass one batch.
-        fits = len(events) <= MAX_ELEMENTS and sum(map(estimate_size, events)) <= MAX_BODY_BYTES
-        number = len(events) if fits else count_fitting((event, estimate_size(event)) for event in events)
+        number = count_fitting(events)
         yield events[:number]
         events = events[number:]
 

@@ -21,12 +21,10 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.exits import close_before_sigterm
-from django_moe_personalize.delivery.sending import Outcome, count_fitting, estimate_size
+from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
-
-SizedEvent = tuple[Event, int]
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -82,8 +80,8 @@ class ThreadDelivery(BaseDelivery):
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may record an event while its thread holds the lock.
         self._changed = threading.Condition(threading.RLock())
-        self._queue: deque[SizedEvent] = deque()
-        self._in_flight: list[SizedEvent] = []
+        self._queue: deque[Event] = deque()
+        self._in_flight: list[Event] = []
         self._bytes = 0
         # Events that ever entered the queue, and events that left it for good: flush() compares them.
         self._queued = 0
@@ -101,24 +99,25 @@ class ThreadDelivery(BaseDelivery):
 
     def take(self, events: Sequence[Event]) -> None:
         """Append the events to the queue. Drop those beyond a limit as ``overflow``."""
-        sized = [(event, estimate_size(event)) for event in events]
+        # Outside the lock, because this serializes the events; and what isn't an event raises before any is taken.
+        sized = [(event, event.size) for event in events]
         with self._changed:
             taken = self._append(sized) if self._exit is None else 0
             if self._thread is None:
                 self._start()
-        if taken < len(sized):
-            self._drop_excess(len(sized) - taken)
+        if taken < len(events):
+            self._drop_excess(len(events) - taken)
 
-    def _append(self, sized: list[SizedEvent]) -> int:
+    def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
         before = len(queue)
         room = self._max_events - before - len(self._in_flight)
         taken = 0
-        for pair in sized[: max(0, room)]:
-            if self._bytes + pair[1] > self._max_bytes:
+        for event, size in sized[: max(0, room)]:
+            if self._bytes + size > self._max_bytes:
                 break
-            queue.append(pair)
-            self._bytes += pair[1]
+            queue.append(event)
+            self._bytes += size
             taken += 1
         self._queued += taken
         if before == 0:
@@ -158,10 +157,10 @@ class ThreadDelivery(BaseDelivery):
         with self._changed:
             if self._in_flight:
                 self._erased.add(customer_id)
-            gone = [pair for pair in self._queue if pair[0].customer_id == customer_id]
-            self._queue = deque(pair for pair in self._queue if pair[0].customer_id != customer_id)
-            self._bytes -= sum(size for _, size in gone)
-            for event, _ in gone:
+            gone = [event for event in self._queue if event.customer_id == customer_id]
+            self._queue = deque(event for event in self._queue if event.customer_id != customer_id)
+            self._bytes -= sum(event.size for event in gone)
+            for event in gone:
                 self._attempts.pop(event.event_uuid, None)
             self._settled += len(gone)
             self._changed.notify_all()
@@ -230,7 +229,7 @@ class ThreadDelivery(BaseDelivery):
             number = count_fitting(self._queue, max_customers=self._batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
             self._due = time.monotonic() + self._interval
-            return [event for event, _ in self._in_flight]
+            return list(self._in_flight)
 
     def _seconds_until_due(self) -> float:
         now = time.monotonic()
@@ -256,15 +255,15 @@ class ThreadDelivery(BaseDelivery):
             self._settled += len(batch) - again
             self._changed.notify_all()
 
-    def _put_back(self, batch: list[SizedEvent], kept: list[Event]) -> int:
+    def _put_back(self, batch: list[Event], kept: list[Event]) -> int:
         """Put those of the ``kept`` events back that have attempts left, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
-        again = [(event, estimate_size(event)) for event in kept if attempts[event.event_uuid] < self._max_attempts]
-        for event, _ in batch:
+        again = [event for event in kept if attempts[event.event_uuid] < self._max_attempts]
+        for event in batch:
             self._attempts.pop(event.event_uuid, None)
-        self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event, _ in again)
+        self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
-        self._bytes += sum(size for _, size in again) - sum(size for _, size in batch)
+        self._bytes += sum(event.size for event in again) - sum(event.size for event in batch)
         is_half_full = len(self._queue) * 2 > self._max_events or self._bytes * 2 > self._max_bytes
         self._is_full = self._is_full and is_half_full
         return len(again)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from django.core.checks import ERROR
-from django.template import engines
-from django.template.backends.django import DjangoTemplates
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import get_resolver
 from django.views import View
 
-from django_moe_personalize.checks import CHECKS
-from django_moe_personalize.checks.template_leaks import read_sources
+from django_moe_personalize.checks import check_site
+from django_moe_personalize.checks.settings import iterate_urls
+from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.doctor.site import (
@@ -86,7 +85,7 @@ def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[F
 
 def examine_checks() -> Iterator[Finding]:
     """Report the messages of this package's system checks, except silenced ones."""
-    for message in [message for check in CHECKS for message in check()]:
+    for message in check_site():
         if not message.is_silenced():
             state: State = "problem" if message.level >= ERROR else "warning"
             yield Finding(state, f"{message.id}: {message.msg}", message.hint or "")
@@ -104,16 +103,15 @@ class Templates:
 def read_templates() -> Templates:
     """Return how the templates of Django's engines use this package. A template that doesn't compile has no keys."""
     found = Templates()
-    with suppress(Exception):
-        for engine in [backend.engine for backend in engines.all() if isinstance(backend, DjangoTemplates)]:
-            for name, source in read_sources(engine):
-                found.show_html |= bool(_HTML.search(source))
-                found.have_scripts |= bool(_SCRIPTS.search(source))
-                if _KEYED.search(source):
-                    # Compiling a tag may raise anything. The page that needs the template reports that.
-                    with suppress(Exception):
-                        for key in find_template_keys(engine.get_template(name)):
-                            found.keys.setdefault(key, f"the template {name}")
+    for engine in get_engines():
+        for name, source in read_sources(engine).items():
+            found.show_html |= bool(_HTML.search(source))
+            found.have_scripts |= bool(_SCRIPTS.search(source))
+            if _KEYED.search(source):
+                # Compiling a tag may raise anything. The page that needs the template reports that.
+                with suppress(Exception):
+                    for key in find_template_keys(engine.get_template(name)):
+                        found.keys.setdefault(key, f"the template {name}")
     return found
 
 
@@ -129,22 +127,15 @@ def find_keys(settings: Settings, templates: Templates) -> dict[str, str]:
     found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
     # Django's own checks report a ROOT_URLCONF that doesn't load.
     with suppress(Exception):
-        for view in _iterate_views(get_resolver()):
-            for key in getattr(view, KEYS_ATTRIBUTE, ()):
-                found.setdefault(key, f"the view {_name_view(view)}")
+        for _, pattern in iterate_urls(get_resolver()):
+            view = getattr(pattern, "callback", None)
+            methods = [getattr(getattr(view, "view_class", None), name, None) for name in View.http_method_names]
+            for declared in [view, *methods]:
+                for key in getattr(declared, KEYS_ATTRIBUTE, ()):
+                    found.setdefault(key, f"the view {_name_view(declared)}")
     return {**templates.keys, **found}
 
 
 def _name_view(view: Any) -> str:
     named = getattr(view, "view_class", view)
     return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__name__)}"
-
-
-def _iterate_views(resolver: URLResolver) -> Iterator[Callable[..., Any]]:
-    for pattern in resolver.url_patterns:
-        if not isinstance(pattern, URLPattern):
-            yield from _iterate_views(pattern)
-            continue
-        yield pattern.callback
-        view_class = getattr(pattern.callback, "view_class", None)
-        yield from [getattr(view_class, name) for name in View.http_method_names if hasattr(view_class, name)]

@@ -89,12 +89,12 @@ class ExperienceCache:
         record = self.memory.store(visitor, self._read(visitor), self._get_usable(now), overwrite=False)
         return self._judge(record, keys, now)
 
-    def keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+    def keep(self, visitor: str, answers: Answers) -> None:
         """Store answers in this process's memory, next to the visitor's other answers; does no I/O."""
         if answers and self._lifetime:
             self._keep(visitor, answers)
 
-    def write(self, visitor: str, answers: Mapping[str, Experience | None]) -> None:
+    def write(self, visitor: str, answers: Answers) -> None:
         """Store answers in memory and in the site's cache, next to the visitor's other answers.
 
         Takes one round trip to the site's cache, and another one before it for bodies that are new there.
@@ -119,7 +119,7 @@ class ExperienceCache:
                     due = [key for key in due if key not in bundle.answers]
         return Known(answers, tuple(due))
 
-    def _keep(self, visitor: str, answers: Mapping[str, Experience | None]) -> tuple[int, list[Body], Record]:
+    def _keep(self, visitor: str, answers: Answers) -> tuple[int, list[Body], Record]:
         now, bodies = int(self._clock() * 1000), [self._get_body(*answer) for answer in answers.items()]
         return now, bodies, self.memory.store(visitor, [(now, bodies)], self._get_usable(now), overwrite=True)
 
@@ -161,7 +161,7 @@ class ExperienceCache:
         return found
 
 
-def pick(answers: Mapping[str, Experience | None], keys: Iterable[str]) -> dict[str, Experience]:
+def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:
     """Return the experiences of ``keys`` among the answers, without the absent ones."""
     return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 

@@ -36,6 +36,8 @@ class MetadataStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        # Kept, because the background thread may run on when the next test has changed the settings.
+        self._settings = runtime.settings
         self._statuses: Mapping[str, ExperienceStatus] = {}
         self._until = self._not_before = float("-inf")
 
@@ -44,7 +46,7 @@ class MetadataStore:
 
         Raises APIError when they aren't cached and MoEngage doesn't answer.
         """
-        name, ttl = build_key("metadata"), self._runtime.settings.metadata_ttl
+        name, ttl = build_key("metadata", settings=self._settings), self._settings.metadata_ttl
         metadata = _read_rows(get_many([name]).get(name))
         if metadata is None:
             metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)

@@ -17,7 +17,7 @@ from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.digest import build_digest
 from django_moe_personalize.runtime import Runtime, log_once, part
 
@@ -35,9 +35,9 @@ MAX_NOTICES: Final = 200
 _COUNT_SECONDS: Final = 7 * 24 * 60 * 60.0
 
 
-def build_key(*parts: str) -> str:
+def build_key(*parts: str, settings: Settings | None = None) -> str:
     """Return the cache key of ``parts`` in the configured workspace. It is a keyed hash and reveals none of them."""
-    settings = get_settings()
+    settings = settings or get_settings()
     workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
     return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 

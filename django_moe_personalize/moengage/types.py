@@ -206,6 +206,15 @@ class Event(Value):
             )
         return self._element
 
+    @property
+    def size(self) -> int:
+        """About how many bytes the event takes, in memory and on the wire."""
+        try:
+            return len(self.element)
+        except (TypeError, ValueError):
+            # It can't be sent, but it is held until a delivery finds that out.
+            return 100 + len(self.customer_id) + len(repr(self.attributes))
+
     @classmethod
     def read(cls, element: str) -> Event:
         """Return the event in its JSON. Raises LookupError, TypeError or ValueError for any other text."""

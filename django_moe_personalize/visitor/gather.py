@@ -103,7 +103,7 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     again. A page with a session, a user or a function of the site always gathers its visitor.
     """
     settings, known = get_settings(), request.__dict__
-    if settings.identify or settings.consent or settings.attributes or MINTED in known or FORGOTTEN in known:
+    if settings.identify or settings.consent or settings.attributes or FORGOTTEN in known:
         return None
     meta, is_secure = request.META, request.is_secure()
     raw = meta.get("QUERY_STRING", "")

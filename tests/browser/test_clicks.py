@@ -18,7 +18,7 @@ BUTTON = (
 
 
 def test_click_on_a_button(visitor):
-    """One beacon reports one click with the button's name, and the page stays open. The server counts the impression."""
+    """One beacon reports a click with the button's name, and the page stays open. The server counts the impression."""
     visitor.open(BUTTON)
     visitor.click("button")
     visitor.wait_until(lambda: visitor.clicks)

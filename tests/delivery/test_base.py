@@ -190,7 +190,7 @@ def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, set
         ("drain.deliver_outbox", {}, "isn't a subclass of BaseDelivery"),
         ("base.DeliveryCounts", {}, "isn't a subclass of BaseDelivery"),
         ("thread.ThreadDelivery", {"max_event": 1}, "max_events, max_bytes"),
-        ("dummy.DummyDelivery", {"max_events": 1}, "no options"),
+        ("dummy.DummyDelivery", {"max_events": 1}, "Remove the options"),
         ("thread.ThreadDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
         ("thread.ThreadDelivery", {"max_events": 0}, "max_events must be at least 1, not 0"),
         ("thread.ThreadDelivery", {"max_bytes": "x"}, "OPTIONS"),
@@ -225,9 +225,10 @@ def test_a_forked_child_builds_its_own_delivery(vendor, settings):
     assert set(vendor.taken.values()) == {1}
 
 
-def test_an_object_that_is_not_an_event_does_not_reach_the_page():
-    """It is dropped when it is recorded."""
+def test_an_object_that_is_not_an_event_does_not_reach_the_page(vendor):
+    """It is dropped when it is recorded, with the events next to it: a delivery takes all of them or none."""
     delivery = ThreadDelivery()
-    delivery.record([SimpleNamespace(attributes={})])
-    assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
+    delivery.record([make_event(), SimpleNamespace(attributes={})])
     delivery.close()
+    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"error": 2})
+    assert vendor.arrived == 0

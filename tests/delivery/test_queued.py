@@ -266,7 +266,7 @@ def test_reasons_of_the_fallback_are_added(configure, vendor):
     [
         ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
         ({"fallback": "dummy"}, "fallback must be written like DELIVERY: a dict"),
-        ({"fallback": {"PATH": "x"}}, 'fallback must be written like DELIVERY: "BACKEND" and "OPTIONS"'),
+        ({"fallback": {"PATH": "x"}}, 'fallback must be written like DELIVERY: only the keys "BACKEND" and "OPTIONS"'),
         ({"fallback": {"BACKEND": "dummy"}}, "fallback must be written like DELIVERY: a dotted path"),
         ({"fallback": backend("missing.Delivery")}, r'\["fallback"\]\["BACKEND"\].*can\'t be imported'),
         ({"fallback": backend("dummy.DummyDelivery", x=1)}, r'\["fallback"\]\["OPTIONS"\]'),

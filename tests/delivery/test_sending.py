@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_moe_personalize.delivery.sending import MAX_BODY_BYTES, count_fitting, estimate_size, send
+from django_moe_personalize.delivery.sending import MAX_BODY_BYTES, count_fitting, send
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ServerError, TransportError
 from django_moe_personalize.resilience import Deadline
 from tests.delivery.events import make_event, make_events, uuids
@@ -27,17 +27,18 @@ def test_send_keeps_a_call_below_the_body_limit(vendor):
 
 def test_count_fitting_takes_many_events_of_one_customer():
     """The limit of 100 counts customers. Only the size limits the events of one customer."""
-    assert count_fitting((event, 100) for event in [make_event()] * 500) == 500
-    assert count_fitting((event, MAX_BODY_BYTES // 4) for event in [make_event()] * 500) == 4
-    assert count_fitting(((event, 1) for event in make_events(9)), max_customers=3) == 3
+    small, large = make_event(), make_event(note="x" * (MAX_BODY_BYTES // 4 - 500))
+    assert count_fitting([small] * 200) == 200
+    assert count_fitting([large] * 500) == 4
+    assert count_fitting(make_events(9), max_customers=3) == 3
     assert count_fitting([]) == 0
 
 
 def test_estimate_is_about_the_size_on_the_wire():
     """The estimate is close to the JSON's length for flat and nested attributes."""
     flat, nested = make_event(), make_event(offer={"moe_offering_id": "x" * 500})
-    assert 250 <= estimate_size(flat) <= 600
-    assert 500 <= estimate_size(nested) - estimate_size(flat) <= 900
+    assert 250 <= flat.size <= 600
+    assert 500 <= nested.size - flat.size <= 900
 
 
 def test_one_poison_event_among_100_is_refused_alone(vendor):

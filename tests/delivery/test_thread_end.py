@@ -3,7 +3,6 @@
 import time
 
 from django_moe_personalize.delivery.base import DeliveryCounts
-from django_moe_personalize.delivery.sending import estimate_size
 from tests.delivery.events import make_event, make_events, messages
 from tests.delivery.vendor import SOON
 
@@ -23,7 +22,7 @@ def test_erased_events_are_not_sent(build, vendor, heard):
     delivery.record([ann, bob, make_event("ann")])
     assert delivery.erase("ann") == 2
     assert delivery.erase("nobody") == 0
-    assert delivery._bytes == estimate_size(bob)
+    assert delivery._bytes == bob.size
     assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=1, dropped={"erased": 2})
     assert vendor.taken == {bob.event_uuid: 1}
     assert sorted(heard) == [("delivered", 1), ("erased", 2)]

@@ -1,6 +1,7 @@
 """Both levels of the cache: what is known and fresh, what is written when, and which values are misses."""
 
-import base64
+import json
+from base64 import b64decode, b64encode
 
 import pytest
 
@@ -41,6 +42,7 @@ def test_present_and_absent_answers_come_back(pair):
     assert hero == Experience("hero", HERO.payload, HERO.experience_context, DataSource.CACHE, HERO.offerings)
     assert list(hero.payload) == ["Title", "list", "Button"]
     assert [offering.offering_id for offering in hero.offerings] == ["1"]
+    assert hero.offerings[0].raw is hero["list"][0]
     assert reader.read("ben", ["hero"]) == Known({}, ("hero",))
 
 
@@ -299,12 +301,16 @@ def test_foreign_value_is_a_miss(start, virtual, value):
     assert start().read("ann", ["hero"]).due == ()
 
 
-@pytest.mark.parametrize("change", [lambda data: data[:-1], lambda data: data * 200], ids=["short", "long"])
+@pytest.mark.parametrize(
+    "change",
+    [lambda text: text[:-4], lambda text: text * 2, lambda text: b64encode(b64decode(text) * 200).decode()],
+    ids=["cut", "twice", "long"],
+)
 def test_visitor_of_another_length_is_a_miss(start, virtual, change):
-    """A visitor's text that is cut short, or longer than this package writes, is ignored as a whole."""
+    """A visitor's text that is cut, or longer than this package writes, is ignored as a whole."""
     start().write("ann", {"hero": HERO, "promo": PROMO, "exit": None})
     name = virtual.find_visitor()
-    virtual.put(name, base64.b64encode(change(base64.b64decode(virtual.entries[name][1][1:-1]))).decode())
+    virtual.put(name, change(json.loads(virtual.entries[name][1])))
     assert start().read("ann", ["hero"]).answers == {}
 
 

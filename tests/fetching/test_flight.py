@@ -221,8 +221,7 @@ def test_thread_and_tasks_share_one_call(held, submitted, first):
         thread = None
         if first == "thread":
             thread = asyncio.create_task(asyncio.to_thread(asked[0].join, LONG))
-            while not turn.locked():
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(wait_until, turn.locked)
         tasks = [asyncio.create_task(one.ajoin(LONG)) for one in asked[1:]]
         await asyncio.sleep(0)
         assert turn.locked()

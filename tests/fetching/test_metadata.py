@@ -1,6 +1,5 @@
 """The metadata, which the background thread reads rarely."""
 
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +8,11 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import metadata
 from django_moe_personalize.fetching.metadata import get_metadata_store
-from django_moe_personalize.fetching.shared import build_key, set_many
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.virtual_time import Clock
 
@@ -46,20 +46,22 @@ def test_another_client_has_other_metadata(upstream):
         assert get_metadata_store().find_unavailable(KEYS) == frozenset()
 
 
+def test_thread_that_outlives_its_settings(upstream):
+    """It writes nothing into the workspace of the next settings."""
+    store = get_metadata_store()
+    store.find_unavailable(KEYS)
+    with override_personalize(WORKSPACE_ID="OTHER"):
+        store.get(deadline=Deadline(10))
+        assert get_many([build_key("metadata")]) == {}
+
+
 def test_explanations_come_one_at_a_time(upstream, caplog):
     """While the background thread is busy, further questions are dropped."""
-    released = threading.Event()
-    sandbox = upstream._sandbox
-
-    def answer(request):
-        released.wait(10)
-        return sandbox.send(request, deadline=Deadline(10))
-
-    upstream.answer = answer
+    release = upstream.hold()
     for key in KEYS:
         get_metadata_store().explain([key])
     assert get_background().in_flight == 1
-    released.set()
+    release()
     settle()
     assert caplog.text == ""
     get_metadata_store().explain(KEYS)

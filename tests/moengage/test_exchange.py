@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from django_moe_personalize.exceptions import InvalidResponseError, TransportError
-from django_moe_personalize.moengage.exchange import HTTPExchange
+from django_moe_personalize.moengage.exchange import HTTPExchange, describe_failure
 from django_moe_personalize.moengage.http1 import MAX_BYTES
 from django_moe_personalize.moengage.messages import NotTakenError, Request
 from tests.error_reports import describe_report
@@ -253,6 +253,15 @@ def test_error_report_shows_no_secret_and_no_visitor(behave, build_wire):
     shown = describe_report(caught.value)
     assert "seconds = " in shown
     assert not [secret for secret in (SECRET, "czNjcmV0", "Wanda") if secret in shown]
+
+
+def test_cause_brings_no_frames():
+    """The operating system's error is the cause; errors that it was raised from may hold secrets."""
+    secret = OSError("broken")
+    secret.__context__ = ValueError("Wanda")
+    failure = describe_failure(secret, "MoEngage")
+    assert failure.__cause__ is secret
+    assert "Wanda" not in describe_report(failure)
 
 
 # -- which connections there are

@@ -139,9 +139,8 @@ def test_template_without_the_middleware(caplog, has_request):
 def test_missing_variable_is_logged_once(render, caplog):
     """The log names the experience and the variable."""
     render("{% experience_value 'hero' 'Nope' %}{% experience_value 'hero' 'Nope' %}")
-    assert caplog.messages == [
-        "The experience 'hero' has no variable 'Nope', so its default is shown. Check the name in the template."
-    ]
+    told = "The experience 'hero' has no variable 'Nope', so its default is shown. Check the name in the template."
+    assert caplog.messages.count(told) == 1
 
 
 def test_nodes_of_both_halves_are_found():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
 import random
@@ -222,7 +223,7 @@ class Deliverer:
 
 
 class Killer:
-    """Again and again, kill a random web worker, or kill a random deliverer and start it again."""
+    """Kill a random deliverer and start it again, then kill a random web worker, and so on."""
 
     def __init__(
         self, server: WebServer, deliverers: list[Deliverer | CeleryWorker], *, every: tuple[float, float]
@@ -243,8 +244,10 @@ class Killer:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._over.wait(random.uniform(*self._every)):
-            if random.random() < 0.5:
+        for is_deliverers_turn in itertools.cycle((True, False)):
+            if self._over.wait(random.uniform(*self._every)):
+                return
+            if is_deliverers_turn:
                 random.choice(self._deliverers).restart()
                 self.killed_deliverers += 1
             elif workers := self._server.find_workers():

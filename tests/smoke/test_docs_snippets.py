@@ -17,6 +17,7 @@ from django.template import engines
 from django.template.engine import Engine
 from django.urls import include, path
 
+from django_moe_personalize.conf import find_problems
 from django_moe_personalize.sandbox.workspace import WorkspaceError, load_workspace, parse_workspace
 from tests.documents import DOCS, PAGES, ROOT, read_blocks
 
@@ -29,7 +30,7 @@ import json, re
 import django
 django.setup()
 from django.test import Client
-from django_moe_personalize.connection import get_engine
+from django_moe_personalize.client import get_engine
 from django_moe_personalize.delivery.base import get_delivery
 
 browser = Client(headers={"host": "localhost", "user-agent": "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0"})
@@ -49,7 +50,7 @@ print(json.dumps({
 
 
 def home(request):
-    """Show what the pages of testing.md test."""
+    """Show the page that the tests in testing.md expect."""
     return HttpResponse(engines["django"].from_string(HOME).render({}, request))
 
 
@@ -57,7 +58,7 @@ urlpatterns = [path("", home), path("moe/", include("django_moe_personalize.urls
 
 
 def execute(*blocks):
-    """Return the names that blocks of Python define, run one after the other."""
+    """Run blocks of Python one after the other, and return the names that they define."""
     namespace = {}
     for block in blocks:
         exec(block.code, namespace)  # noqa: S102 - the repository's own documents
@@ -77,7 +78,7 @@ def select(language):
 def run(folder, *command):
     """Run Python in a site's folder and return what it printed."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "MOE_"))}
-    # A slow machine is no reason to see a default.
+    # A slow machine must not show a fallback.
     env |= {"MOE_PERSONALIZE_DEADLINE": "20", "DJANGO_SETTINGS_MODULE": "mysite.settings", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -96,12 +97,12 @@ def build_site(folder, blocks):
         file.write_text(f"{text}\n{block.code}")
     settings = folder / "mysite/settings.py"
     if '"shop"' not in settings.read_text():
-        # README speaks to somebody who has an app.
+        # The reader of README has an app already.
         settings.write_text(settings.read_text() + '\nINSTALLED_APPS += ["shop"]\n')
 
 
 def list_hero_titles(audience=None):
-    """Return the titles that the sandbox's hero has, for all or for one audience."""
+    """Return the titles of the sandbox's hero, for all audiences or for one."""
     return {
         variation.payloads[""]["Title"]["value"]
         for content in load_workspace().definitions["hero-banner"].contents
@@ -119,7 +120,7 @@ def list_hero_titles(audience=None):
     ids=["README", "quickstart"],
 )
 def test_page_builds_a_personalized_site(page, parts, tmp_path):
-    """Who types what README or quickstart says has a page from the sandbox, which counts and remembers a letter."""
+    """The site of README or quickstart shows and counts experiences of the sandbox, and remembers ``utm_medium``."""
     blocks = [block for block in read_blocks(page) if block.file]
     assert {"settings.py", "urls.py", "shop/views.py"} < {block.file for block in blocks}
     build_site(tmp_path, blocks)
@@ -137,7 +138,7 @@ def test_page_builds_a_personalized_site(page, parts, tmp_path):
 
 @pytest.mark.parametrize("block", select("python"))
 def test_python_is_python(block):
-    """A block compiles, and what it imports from the package or from Django is there."""
+    """A block compiles, and its imports from the package and from Django work."""
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("django"):
             exec(ast.unparse(node), {})  # noqa: S102 - see execute()
@@ -147,7 +148,7 @@ def test_python_is_python(block):
 def test_settings_are_valid(block, settings):
     """A block of settings has no mistake."""
     settings.MOE_PERSONALIZE = execute(block)["MOE_PERSONALIZE"]
-    assert settings.find_problems() == []
+    assert find_problems() == []
 
 
 @pytest.mark.parametrize("block", select("html+django"))
@@ -159,14 +160,14 @@ def test_template_compiles(block):
 
 @pytest.mark.parametrize("block", select("json"))
 def test_json_is_json(block):
-    """A block of JSON is JSON, and a workspace among them is one that the sandbox takes."""
+    """A block of JSON is JSON. If it is a workspace, the sandbox accepts it."""
     data = json.loads(block.code)
     if "experiences" in data:
         parse_workspace(data)
 
 
 def test_mistake_in_a_workspace_is_reported_as_documented():
-    """sandbox.md shows the message for its own example with a weight in quotation marks."""
+    """sandbox.md shows the message for its own example, if a weight there is in quotation marks."""
     blocks = read_blocks(DOCS / "howto/sandbox.md")
     data = json.loads(next(block.code for block in blocks if block.language == "json"))
     data["experiences"][0]["content"][1]["variations"][0]["weight"] = "70"
@@ -185,7 +186,7 @@ def test_mistake_in_a_workspace_is_reported_as_documented():
     ],
 )
 def test_command_line_is_taken(line):
-    """A command line of the documents is one that the command takes."""
+    """The command accepts a command line of the documents."""
     _, name, *arguments = shlex.split(line.partition("python ")[2])
     load_command_class("django_moe_personalize", name).create_parser("manage.py", name).parse_args(arguments)
 
@@ -206,7 +207,7 @@ def test_tests_of_a_site_pass(name, client):
     ],
 )
 def test_function_is_where_the_settings_look(page, function, paths):
-    """The functions of a site that a page shows have the names that its settings give."""
+    """The functions that a page shows have the names in the settings that the page shows."""
     blocks = read_blocks(DOCS / page)
     found = [block for block in blocks if f"def {function}(" in block.code]
     assert [block.file for block in found] == ["shop/personalization.py"]
@@ -218,7 +219,7 @@ def test_function_is_where_the_settings_look(page, function, paths):
 
 
 def test_outside_a_request(upstream):
-    """outside.md's mail has the customer's headline, and counts it; its list names the active experiences."""
+    """The email of outside.md has the customer's headline and counts it. Its list names the active experiences."""
     namespace = execute(*read_python("howto/outside.md"))
     customer = type("Customer", (), {"number": "1"})
     assert namespace["write_mail"](customer) in list_hero_titles("Gold members")

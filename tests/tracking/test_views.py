@@ -12,6 +12,7 @@ from django.core import signing
 from django.test import Client, RequestFactory
 
 from django_moe_personalize import views
+from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
@@ -86,11 +87,12 @@ def test_beacon_counts_an_impression_and_a_click(shown, visit, token):
 
 
 def test_replay_counts_nothing(shown, visit, token):
-    """The events of a repeated beacon have the same UUIDs."""
+    """The events of a repeated beacon have the same UUIDs, and a repeated report in a beacon makes no second event."""
     text = token.sign()
     for _ in range(3):
         send(visit, ["impression", text], ["impression", text], ["click", text, "buy"])
     assert count(shown) == (1, 1)
+    assert get_delivery().counts().accepted == 6
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from django.utils.functional import SimpleLazyObject
 from django_moe_personalize.visitor import NOBODY, Identity, Visitor, gather, set_anonymous_cookie
 from django_moe_personalize.visitor.consent import DENIED, GPC, GRANTED
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
+from django_moe_personalize.visitor.identity import forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
 
 NOW = datetime(2026, 11, 22, 23, 5, tzinfo=UTC)
@@ -29,8 +30,8 @@ def cookie():
 def find(cookie):
     """Return a function that returns the visitor of a request with this cookie."""
 
-    def find(path="/?utm_source=a", *, now=NOW, headers=HEADERS, **options):
-        request = Twin("sync").build_request(path, headers={"Cookie": cookie, **headers}, **options)
+    def find(path="/?utm_source=a", *, now=NOW, headers=HEADERS, more_cookies="", **options):
+        request = Twin("sync").build_request(path, headers={"Cookie": cookie + more_cookies, **headers}, **options)
         return gather_visitor(request, now)
 
     return find
@@ -98,7 +99,7 @@ def test_another_input_makes_another_visitor(find, change):
         {"path": "/?utm_source=" + "a" * 300},
         {"headers": HEADERS | {"User-Agent": "x" * 1024}},
         {"headers": HEADERS | {"Forwarded": "x" * 1024}},
-        {"headers": HEADERS | {"Cookie": "a=é".encode().decode("latin-1")}},
+        {"more_cookies": "; a=é".encode().decode("latin-1")},
         {"user": SimpleNamespace(is_authenticated=True, pk=1)},
         {"session": SimpleNamespace(session_key=None)},
         {"session": SimpleNamespace(session_key="x"), "path": "/"},
@@ -109,6 +110,14 @@ def test_visitors_that_are_not_remembered(find, change):
     """Long inputs would fill the memory, and a user or a session is another input."""
     find(**change)
     assert find(**change) is not find(**change)
+
+
+def test_forgotten_id_is_not_remembered(cookie):
+    """After a login in the view, the request has another visitor."""
+    request = Twin("sync").build_request(headers={"Cookie": cookie})
+    visitor = gather_visitor(request, NOW)
+    forget_anonymous_id(request)
+    assert gather_visitor(request, NOW).identity.customer_id != visitor.identity.customer_id
 
 
 @pytest.mark.parametrize(

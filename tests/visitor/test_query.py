@@ -56,7 +56,7 @@ def read(raw, names=UTM):
         ("utm_source", {}),
         ("=utm_source&&&", {}),
         ("USER_AGENT=x&experience_key=y&other=z", {}),
-        ("utm_source=" + "%C3%A9" * 1000, {"utm_source": "é" * 256}),
+        ("utm_source=" + "%C3%A9" * 300, {"utm_source": "é" * 256}),
     ],
     ids=range(12),
 )
@@ -161,7 +161,7 @@ def test_session_that_the_site_modified_is_saved_by_django(collect):
 def test_large_parameters_are_sent_but_not_remembered(collect):
     """A session in a cookie has little room."""
     session = signed_cookies.SessionStore()
-    path = "/?" + urlencode(dict.fromkeys(UTM, "é" * 256))
+    path = "/?" + urlencode(dict.fromkeys(UTM, "x" * 256))
     assert len(collect(path, session=session)) == 5
     assert not session.modified
 
