@@ -18,7 +18,7 @@ from typing import Protocol
 import pytest
 import trustme
 
-from django_moe_personalize.moengage.messages import Exchange as ExchangeInFlight
+from django_moe_personalize.moengage.exchange import HTTPExchange
 from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
@@ -92,7 +92,7 @@ class Wire:
         """Send in one step; that leaves an open connection."""
         return self.send(WARM)
 
-    def start(self, request: Request = FETCH) -> ExchangeInFlight:
+    def start(self, request: Request = FETCH) -> HTTPExchange:
         """Send the first of two steps, after opening a connection where there is none."""
         if not self.is_kept():
             self.warm()
@@ -131,7 +131,7 @@ def wait_readable(part: HasFileno) -> None:
     assert select.select([part], [], [], LONG)[0]
 
 
-def receive(exchange: ExchangeInFlight) -> Response:
+def receive(exchange: HTTPExchange) -> Response:
     """Return the response, which has to come."""
     response = exchange.receive(LONG)
     assert response is not None

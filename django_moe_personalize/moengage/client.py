@@ -12,7 +12,7 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.errors import build_error
 from django_moe_personalize.moengage.frozen import write_json
-from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
+from django_moe_personalize.moengage.messages import Request, Response, Transport
 from django_moe_personalize.moengage.reader import read_fetch, read_metadata
 from django_moe_personalize.moengage.strict_json import parse_json
 from django_moe_personalize.moengage.types import (
@@ -25,6 +25,7 @@ from django_moe_personalize.moengage.types import (
 )
 
 if TYPE_CHECKING:
+    from django_moe_personalize.moengage.exchange import HTTPExchange
     from django_moe_personalize.resilience import Deadline
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
@@ -55,7 +56,7 @@ class PersonalizeClient:
         if not api_key:
             raise ValueError("api_key must not be empty")
         self._transport = transport
-        self._start: Callable[[Request], Exchange | None] = getattr(transport, "start", _start_nothing)
+        self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", _start_nothing)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -97,7 +98,7 @@ class PersonalizeClient:
         customer_id: str | None = None,
         user_identifiers: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> Exchange | None:
+    ) -> HTTPExchange | None:
         """Ask as fetch_experiences() does, but return at once; finish_fetch() reads the response.
 
         ``None`` when the request can't be sent without waiting: no connection is open and idle.
@@ -107,7 +108,7 @@ class PersonalizeClient:
         del customer_id, user_identifiers, attributes
         return self._start(request)
 
-    def finish_fetch(self, exchange: Exchange, seconds: float) -> ExperiencesResult | None:
+    def finish_fetch(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
         """Return the experiences; ``None`` when the response isn't whole after ``seconds``, then call again.
 
         Raises NotTakenError when the request never reached MoEngage: fetch_experiences() may ask again.

@@ -21,7 +21,7 @@ _NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLW
 
 
 class HTTPExchange:
-    """One request and its response on ``sock``. Implements messages.Exchange.
+    """A request in flight on ``sock``, whose response is read later. Not thread-safe.
 
     The exchange calls ``end(is_reusable)`` once, when it no longer needs the connection; a reusable
     connection may serve another request. ``was_idle``: the connection has served a request before.
@@ -49,15 +49,15 @@ class HTTPExchange:
 
     @property
     def has_begun(self) -> bool:
-        """See messages.Exchange."""
+        """Whether a part of the response has been received."""
         return bool(self._received)
 
     def fileno(self) -> int:
-        """See messages.Exchange."""
+        """Return the file descriptor that becomes readable when more of the response arrives."""
         return self._sock.fileno()
 
     def release(self, *, is_reusable: bool = False) -> None:
-        """See messages.Exchange."""
+        """Close the connection, or give it back; a no-op once the response was received."""
         end, self._end = self._end, None
         if end is not None:
             end(is_reusable)
@@ -79,7 +79,12 @@ class HTTPExchange:
             raise failure
 
     def receive(self, seconds: float) -> Response | None:
-        """See messages.Exchange. Raises RuntimeError after the exchange has ended."""
+        """Return the response, or ``None`` when it isn't whole after ``seconds``; then it may be called again.
+
+        Raises NotTakenError when the connection had died before the request reached the server,
+        TransportError when no whole response will come, InvalidResponseError for one that is too large,
+        RuntimeError after the exchange has ended.
+        """
         if self._end is None:
             # The next bytes on the connection may be another visitor's response.
             raise RuntimeError("this exchange has ended")
@@ -102,7 +107,8 @@ class HTTPExchange:
                 outcome = self._steps.send(len(self._received) == before)
             response, is_reusable = outcome
             self.release(is_reusable=is_reusable)
-            response.body = decompress(response.body, response.headers.get("content-encoding", ""))
+            if encoding := response.headers.get("content-encoding"):
+                response.body = decompress(response.body, encoding)
             return response
         except _NOT_YET:
             return None

@@ -73,7 +73,11 @@ def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tu
             raise _refuse("its length is ambiguous")
         body, end = yield from _read_chunks(received, start)
     elif "content-length" in fields:
-        end = start + _read_length(fields["content-length"])
+        if not _LENGTH.fullmatch(length := fields["content-length"]):
+            raise _refuse("its length is ambiguous")
+        if int(length) > MAX_BYTES:
+            raise _refuse_size()
+        end += int(length)
         while len(received) < end:
             yield from _wait()
         body = bytes(received[start:end])
@@ -142,14 +146,6 @@ def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
             return found.end()
         scanned = max(start, len(received) - 2)
         yield from _wait()
-
-
-def _read_length(text: str) -> int:
-    if not _LENGTH.fullmatch(text):
-        raise _refuse("its length is ambiguous")
-    if (length := int(text)) > MAX_BYTES:
-        raise _refuse_size()
-    return length
 
 
 def _read_chunks(received: bytearray, at: int) -> _Steps[tuple[bytes, int]]:

@@ -19,7 +19,7 @@ from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
 from django_moe_personalize.moengage.exchange import HTTPExchange
 from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import Exchange, NotTakenError, Request, Response
+from django_moe_personalize.moengage.messages import NotTakenError, Request, Response
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -101,7 +101,7 @@ class RequestsTransport:
         # On a new connection, because the other idle connections are probably dead, too.
         return self._attempt(data, until, None)
 
-    def start(self, request: Request) -> Exchange | None:
+    def start(self, request: Request) -> HTTPExchange | None:
         """Send on an open connection and return at once; ``None`` when there is none, or it turned out dead."""
         data = self._write(request)
         if (connection := self._take()) is None:
