@@ -47,7 +47,10 @@ def parse_json(text: bytes | str) -> Any:
         raise _refuse("it is not UTF-8") from error
     except json.JSONDecodeError as error:
         raise _refuse(f"it is not JSON: {error.msg} at character {error.pos}") from error
-    return _replace_surrogates(value) if _SURROGATE.search(text) else value
+    if _SURROGATE.search(text):
+        text = json.dumps(value, ensure_ascii=False)
+        value = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return value
 
 
 def _refuse(problem: str) -> InvalidResponseError:
@@ -98,11 +101,6 @@ def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise _refuse("it holds a number that is too large")
     return int(digits)
-
-
-def _replace_surrogates(value: Any) -> Any:
-    text = json.dumps(value, ensure_ascii=False)
-    return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 def as_object(value: object) -> dict[str, Any]:

@@ -92,30 +92,14 @@ class CircuitBreaker:
         self._calls = RecentCalls(rate_seconds)
         self._tickets = 0
         self._gate_until = self._until = float("-inf")
-        self._gate_reason = self._cause = self._reason = ""
+        self._gate_reason = self._cause = ""
         self._in_a_row = self._failed_probes = self._probe = 0
         # Whether failures have opened the breaker, so that only a probe can close it.
         self._tripped = False
-        self._state: BreakerState = "closed"
-
-    @property
-    def state(self) -> BreakerState:
-        """The state as of the last call: ``closed``, ``open`` or ``half-open``."""
-        return self._state
-
-    @property
-    def reason(self) -> str:
+        self.state: BreakerState = "closed"
+        """The state as of the last call."""
+        self.reason = ""
         """Why it isn't closed, as "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"; else ""."""
-        return self._reason
-
-    @property
-    def retry_in(self) -> float:
-        """Seconds until the next probe, or until the rate limit ends. 0.0 when closed or due.
-
-        In ``half-open``, the seconds until the claimed probe is lost.
-        """
-        with self._lock:
-            return 0.0 if self._state == "closed" else max(0.0, self._find_due() - self._clock())
 
     def allow(self) -> bool:
         """Return whether the caller may call now. It never makes the caller the probe, so pages can use it.
@@ -123,17 +107,13 @@ class CircuitBreaker:
         A caller that may call reports the outcome with success(), failure() or close_gate().
         """
         # Without the lock. At worst, a caller that reads an old state calls once too often.
-        if self._state == "closed":
+        if self.state == "closed":
             return True
-        return self._clock() >= self._find_due() and self._pass_gate()
-
-    def _pass_gate(self) -> bool:
-        """Close after a rate limit, unless a probe is due; return whether the breaker is closed."""
+        if self._clock() < self._find_due():
+            return False
         with self._lock:
-            old = self._state
-            if not self._tripped:
-                self._settle(self._clock())
-            new = self._state
+            old = self.state
+            new = old if self._tripped else self._settle(self._clock())
         self._announce(old, new, "the rate limit is over")
         return new == "closed"
 
@@ -148,12 +128,12 @@ class CircuitBreaker:
             now = self._clock()
             if not self._tripped or now < self._find_due():
                 return 0
-            old = self._state
+            old = self.state
             self._tickets += 1
             self._probe = ticket = self._tickets
             self._until = now + self._probe_seconds
-            self._state = "half-open"
-            reason = self._reason
+            self.state = "half-open"
+            reason = self.reason
         self._announce(old, "half-open", reason)
         return ticket
 
@@ -174,7 +154,7 @@ class CircuitBreaker:
 
     def _report(self, ticket: int, *, is_failure: bool = False, gate: float | None = None) -> None:
         with self._lock:
-            now, old = self._clock(), self._state
+            now, old = self._clock(), self.state
             if gate is not None and now + gate > self._gate_until:
                 self._gate_until = now + gate
                 self._gate_reason = f"rate limited for {gate:.0f} s"
@@ -193,7 +173,7 @@ class CircuitBreaker:
                     self._trip(now)
             if gate is not None and not self._tripped:
                 self._settle(now)
-            new, reason = self._state, self._reason
+            new, reason = self.state, self.reason
         if old != new:
             self._announce(old, new, reason or "the probe was answered")
 
@@ -203,9 +183,9 @@ class CircuitBreaker:
         self._until = now + seconds * (1.0 - self._draw() / 2)
         self._probe = 0
         self._tripped = True
-        self._state = "open"
+        self.state = "open"
         failed = self._failed_probes
-        self._reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
+        self.reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
 
     def _recover(self, now: float) -> None:
         """Forget all calls so far: they say nothing about an upstream that works again."""
@@ -215,11 +195,12 @@ class CircuitBreaker:
         self._tripped = False
         self._settle(now)
 
-    def _settle(self, now: float) -> None:
-        """Set the state for a breaker without failures: open during a rate limit, else closed."""
+    def _settle(self, now: float) -> BreakerState:
+        """Set and return the state for a breaker without failures: open during a rate limit, else closed."""
         limited = now < self._gate_until
-        self._state = "open" if limited else "closed"
-        self._reason = self._gate_reason if limited else ""
+        self.state = "open" if limited else "closed"
+        self.reason = self._gate_reason if limited else ""
+        return self.state
 
     def _find_due(self) -> float:
         return max(self._until, self._gate_until)
