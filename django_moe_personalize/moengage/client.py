@@ -56,7 +56,7 @@ class PersonalizeClient:
         if not api_key:
             raise ValueError("api_key must not be empty")
         self._transport = transport
-        self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", _start_nothing)
+        self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -206,7 +206,3 @@ def _read_acceptance(body: bytes) -> str:
         raise InvalidResponseError("MoEngage's response does not say that it accepted the events")
     req_id = data.get("req_id")
     return req_id if isinstance(req_id, str) else ""
-
-
-def _start_nothing(request: Request) -> None:
-    """Stand in for ``start`` of a transport that doesn't have it."""

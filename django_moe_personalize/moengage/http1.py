@@ -41,7 +41,7 @@ _Steps = Generator[None, bool, T]
 
 def write_request(method: str, target: str, fields: Mapping[str, str], body: bytes = b"") -> bytes:
     """Return a request as bytes. Raises ValueError for a line break in the target or in a header field."""
-    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in fields.items()], "", ""]
+    lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") == 2 * (len(fields) + 2):
         return head.encode("latin-1") + body
