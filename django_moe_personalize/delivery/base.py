@@ -154,7 +154,7 @@ class BaseDelivery:
         outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)
         if not events:
-            # Without a call there is no news of MoEngage.
+            # Without a call, this attempt says nothing about MoEngage.
             return outcome
         if outcome.refused:
             reason = describe(outcome.refused[0][1])

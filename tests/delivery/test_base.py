@@ -225,9 +225,10 @@ def test_a_forked_child_builds_its_own_delivery(vendor, settings):
     assert set(vendor.taken.values()) == {1}
 
 
-def test_an_object_that_is_not_an_event_does_not_reach_the_page():
-    """It is dropped when it is recorded."""
+def test_an_object_that_is_not_an_event_does_not_reach_the_page(vendor):
+    """It is dropped when it is recorded, with the events next to it: a delivery takes all of them or none."""
     delivery = ThreadDelivery()
-    delivery.record([SimpleNamespace(attributes={})])
-    assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
+    delivery.record([make_event(), SimpleNamespace(attributes={})])
     delivery.close()
+    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"error": 2})
+    assert vendor.arrived == 0

@@ -45,7 +45,7 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Deliver. Raises CommandError if there is no outbox, or if due events couldn't be sent."""
+        """Deliver. Raises CommandError if the site has no outbox, or if due events couldn't be sent."""
         interval = options["watch"]
         if interval is not None and not interval > 0:
             raise CommandError("--watch must be a number of seconds above 0.")
