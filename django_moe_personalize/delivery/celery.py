@@ -42,17 +42,8 @@ _REJECT_SECONDS = 1.0
 class CeleryDelivery(QueuedDelivery):
     """Publish one message a page, which a worker sends.
 
-    On RabbitMQ a killed worker loses nothing. On Redis it loses the message that the transport has taken from the
-    queue and not yet noted as unacknowledged; its other messages come back after the visibility timeout.
-
     The page waits for at most ``publish_timeout`` seconds. After two failures in a row pages skip the broker for
-    some seconds. Events that the broker doesn't accept go to ``fallback``, another delivery written as
-    ``{"BACKEND": …, "OPTIONS": …}``, or are dropped as ``broker``.
-
-    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
-    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
-    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
-    seconds, doubling up to ``max_backoff``.
+    some seconds. For the other options see QueuedDelivery.
     """
 
     def __init__(
@@ -150,7 +141,7 @@ class CeleryDelivery(QueuedDelivery):
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
         """Ask the broker to keep the message: the worker still holds it unacknowledged."""
-        self._counters.add_handed_over(len(events))
+        self._count("handed_over", len(events))
         return False
 
     def close(self) -> None:

@@ -164,8 +164,7 @@ class ThreadDelivery(BaseDelivery):
                 self._attempts.pop(event.event_uuid, None)
             self._settled += len(gone)
             self._changed.notify_all()
-        if gone:
-            self.count_dropped(len(gone), "erased")
+        self.count_dropped(len(gone), "erased")
         return len(gone)
 
     def close(self) -> None:
@@ -248,9 +247,8 @@ class ThreadDelivery(BaseDelivery):
             again = self._put_back(batch, kept)
             self._schedule(outcome)
         self.count_outcome(outcome)
-        for count, reason in ((len(outcome.kept) - len(kept), "erased"), (len(kept) - again, "attempts")):
-            if count:
-                self.count_dropped(count, reason)
+        self.count_dropped(len(outcome.kept) - len(kept), "erased")
+        self.count_dropped(len(kept) - again, "attempts")
         with self._changed:
             self._settled += len(batch) - again
             self._changed.notify_all()
