@@ -23,6 +23,9 @@ from django_moe_personalize.signals import events_delivered, events_dropped
 
 Kind = TypeVar("Kind", bound="BaseDelivery")
 
+MAX_PAUSE_SECONDS = 3600.0
+"""The longest pause after wrong credentials."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:

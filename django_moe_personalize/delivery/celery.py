@@ -1,15 +1,14 @@
 """Hand events over to the site's Celery: one message a page, which a worker sends.
 
-A message is as safe as its broker. The package keeps no second copy.
+A message is as safe as its broker:
 
-- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``: RabbitMQ
-  delivers the message of a killed worker to another worker. A killed worker loses nothing.
+- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``. If a worker is
+  killed, RabbitMQ delivers its messages to another worker.
 - **Redis.** Celery's transport first takes a message from the queue, and then notes it as unacknowledged. A worker
   that is killed between these steps loses this message. If it is killed later, the message comes back after the
   ``visibility_timeout`` of Celery's ``broker_transport_options``, one hour by default.
 
-For events that no killed process may lose, use ``DatabaseDelivery``, and let Celery run the task
-``deliver_outbox`` (see ``django_moe_personalize.tasks``).
+No killed process loses the events of ``DatabaseDelivery``. Celery can send them: see ``django_moe_personalize.tasks``.
 """
 
 from __future__ import annotations
@@ -81,14 +80,15 @@ class CeleryDelivery(QueuedDelivery):
         if not self._breaker.allow() and not (ticket := self._breaker.claim_probe()):
             raise DeliveryError("the broker failed a moment ago")
         try:
-            self._publish(message, wait, Deadline(self._publish_timeout))
+            self._publish(message, wait)
         except BaseException:
             self._breaker.failure(ticket)
             raise
         self._breaker.success(ticket)
 
-    def _publish(self, message: str, wait: float, deadline: Deadline) -> None:
+    def _publish(self, message: str, wait: float) -> None:
         """Publish on an idle connection. If that fails early, the connection had died: try the next or a new one."""
+        deadline = Deadline(self._publish_timeout)
         while True:
             idle = self._take_idle()
             try:

@@ -17,8 +17,8 @@ from contextlib import suppress
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe
-from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, LeasedRow, Outbox, Settlement, State
+from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts, describe
+from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import logger
@@ -28,9 +28,6 @@ from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadlin
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
 DAY = 24 * 60 * 60.0
-MAX_PAUSE_SECONDS = 3600.0
-"""The longest pause after wrong credentials."""
-
 SENDING_SHARE = 0.75
 """The share of a lease in which its batch is sent. The rest allows for clocks that differ between machines."""
 
@@ -144,15 +141,17 @@ class DatabaseDelivery(BaseDelivery):
         events = []
         for row in lease.rows:
             try:
-                event = Event.read(row.body)
+                events.append(event := Event.read(row.body))
+                rows[event.event_uuid] = row
             except (LookupError, TypeError, ValueError):
                 settlement.parked[row.pk] = State.REFUSED, "The row contains no event."
-            else:
-                events.append(event)
-                rows[event.event_uuid] = row
         outcome = self.send(events, timeout=self._timeout, until=until)
         self._decide(outcome, rows, settlement)
-        self._settle(lease, settlement)
+        for result, count in self.outbox.settle(lease, settlement).items():
+            if result == DELIVERED:
+                self.count_delivered(count)
+            else:
+                self.count_dropped(count, State(result).value)
         self._schedule_pause(outcome)
         return outcome
 
@@ -171,14 +170,6 @@ class DatabaseDelivery(BaseDelivery):
                 settlement.parked[row.pk] = State.ATTEMPTS, describe(outcome.error)
             else:
                 settlement.released[row.pk] = max(wait, self.backoff.delay(row.attempts))
-
-    def _settle(self, lease: Lease, settlement: Settlement) -> None:
-        """Settle the lease, and count the rows that this deliverer really settled."""
-        for outcome, count in self.outbox.settle(lease, settlement).items():
-            if outcome == DELIVERED:
-                self.count_delivered(count)
-            else:
-                self.count_dropped(count, State(outcome).value)
 
     def _purge(self) -> None:
         if time.monotonic() >= self._purge_at:
