@@ -1,19 +1,16 @@
-"""The sandbox's process, a fault proxy before it, and sites on gunicorn and uvicorn."""
+"""The sandbox's process, a stand-in for MoEngage, and how much to try."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.services.fault_proxy import FaultProxy
-from tests.services.serving import SHORT_INTERVALS, Server, start_gunicorn, start_sandbox, start_uvicorn
-
-DEADLINE = 0.25
+from tests.delivery.vendor import Vendor
+from tests.services.serving import SHORT_INTERVALS, start_sandbox
 
 
 @dataclass(frozen=True)
@@ -68,32 +65,15 @@ def sandbox(folder: Path) -> Iterator[int]:
         yield port
 
 
-@dataclass
-class FaultySite:
-    """A running site, and the proxy it takes for MoEngage."""
-
-    server: Server
-    proxy: FaultProxy
-
-
-@pytest.fixture(scope="session")
-def sites(folder: Path, sandbox: int, extent: Extent) -> Iterator[dict[str, FaultySite]]:
-    """Keep the sites of a session, each started when it is first needed."""
-    with ExitStack() as stack:
-        yield _Sites(stack, folder, sandbox, extent)
+@pytest.fixture
+def own_sandbox(tmp_path: Path) -> Iterator[int]:
+    """Run a sandbox with a ledger and faults of this test's own, and give its port."""
+    with start_sandbox(tmp_path) as port:
+        yield port
 
 
-class _Sites(dict[str, FaultySite]):
-    def __init__(self, stack: ExitStack, folder: Path, sandbox: int, extent: Extent) -> None:
-        super().__init__()
-        self._stack = stack
-        self._told = folder, sandbox, extent
-
-    def __missing__(self, kind: str) -> FaultySite:
-        folder, sandbox, extent = self._told
-        start = {"gunicorn": start_gunicorn, "uvicorn": start_uvicorn}[kind]
-        proxy = self._stack.enter_context(FaultProxy(sandbox))
-        options = {"intervals": extent.intervals, "DEADLINE": DEADLINE}
-        server = self._stack.enter_context(start(proxy.url, folder, **options))
-        self[kind] = FaultySite(server, proxy)
-        return self[kind]
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    """Run a MoEngage on loopback."""
+    with Vendor() as vendor:
+        yield vendor

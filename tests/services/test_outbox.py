@@ -6,15 +6,18 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.delivery.vendor import Vendor
 from tests.services.brokers import redis
+from tests.services.conftest import LONG, Extent
 from tests.services.databases import STARTS, Database, start_postgresql
-from tests.services.outbox import RECORD, BadWeather, Result, Site, run_experiment
+from tests.services.outbox import RECORD, Site, run_experiment
 from tests.services.serving import start_sandbox
 
 EVENTS = 5_000
@@ -57,16 +60,14 @@ def database(request: pytest.FixtureRequest) -> Iterator[Database]:
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Run a MoEngage on loopback."""
-    with Vendor() as vendor:
-        yield vendor
-
-
-@pytest.fixture
 def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
     """Return a site with an empty outbox."""
-    site = Site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
+    return build_site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
+
+
+def build_site(database: Database, *told: Any) -> Site:
+    """Return a site with an empty outbox."""
+    site = Site(database, *told)
     site.manage("migrate", "--verbosity", "0")
     site.manage("flush", "--no-input", "--verbosity", "0")
     return site
@@ -149,44 +150,45 @@ def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int)
 
 
 def test_no_event_is_missing_or_counted_twice(
-    database: Database, sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
+    database: Database, sandbox: int, tmp_path: Path, tell: Callable[[str], None], extent: Extent
 ) -> None:
     """Web workers and ``moe_deliver`` are killed at random and MoEngage fails: each event of a page arrives once."""
-    is_long = pytestconfig.getoption("--long")
-    wanted, every = (LONG_EVENTS, (1.0, 3.0)) if is_long else (EVENTS, (0.5, 2.0))
-    with build_experiment(database, tmp_path) as (site, weather):
-        pages_from = f"http://127.0.0.1:{sandbox}/v1"
-        result = run_experiment(site, weather, pages_from, wanted, deliverers=site.watch(), every=every)
-    check(result, wanted, f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver", tell)
+    every = (1.0, 3.0) if extent is LONG else (0.5, 2.0)
+    name = f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver"
+    check(database, sandbox, tmp_path, extent, tell, name=name, every=every, deliver=Site.watch)
 
 
 def test_celery_on_redis_misses_no_event_and_counts_none_twice(
-    sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
+    sandbox: int, tmp_path: Path, tell: Callable[[str], None], extent: Extent
 ) -> None:
     """Celery's workers run ``deliver_outbox`` for its beat, with Redis as the broker. Killing them loses no event."""
-    is_long = pytestconfig.getoption("--long")
-    wanted, every = (LONG_EVENTS, (2.0, 5.0)) if is_long else (EVENTS, (1.0, 3.0))
-    with start_postgresql() as database, redis() as (url, _), build_experiment(database, tmp_path) as (site, weather):
-        pages_from, deliverers = f"http://127.0.0.1:{sandbox}/v1", site.watch_with_celery(url)
-        result = run_experiment(site, weather, pages_from, wanted, deliverers=deliverers, every=every)
-    check(result, wanted, "postgresql, celery on redis", tell)
+    every = (2.0, 5.0) if extent is LONG else (1.0, 3.0)
+    with start_postgresql() as database, redis() as (url, _):
+        deliver = partial(Site.watch_with_celery, broker=url)
+        name = "postgresql, celery on redis"
+        check(database, sandbox, tmp_path, extent, tell, name=name, every=every, deliver=deliver)
     assert "Traceback" not in (tmp_path / "celery.log").read_text()
 
 
-@contextmanager
-def build_experiment(database: Database, folder: Path) -> Iterator[tuple[Site, BadWeather]]:
-    """Give a site with an empty outbox, and a sandbox of its own that fails."""
+def check(
+    database: Database,
+    sandbox: int,
+    folder: Path,
+    extent: Extent,
+    tell: Callable[[str], None],
+    *,
+    name: str,
+    every: tuple[float, float],
+    deliver: Callable[[Site], Any],
+) -> None:
+    """Run the experiment. Compare the recorded events with a failing sandbox's and with the counters of the outbox."""
+    wanted = LONG_EVENTS if extent is LONG else EVENTS
     vendor_folder = folder / "vendor"
     vendor_folder.mkdir()
     with start_sandbox(vendor_folder) as port:
-        site = Site(database, folder, f"http://127.0.0.1:{port}/v1")
-        site.manage("migrate", "--verbosity", "0")
-        site.manage("flush", "--no-input", "--verbosity", "0")
-        yield site, BadWeather(port)
-
-
-def check(result: Result, wanted: int, name: str, tell: Callable[[str], None]) -> None:
-    """Compare the recorded events with the sandbox's and with the counters of the outbox."""
+        site = build_site(database, folder, f"http://127.0.0.1:{port}/v1")
+        pages_from = f"http://127.0.0.1:{sandbox}/v1"
+        result = run_experiment(site, port, pages_from, wanted, deliverers=deliver(site), every=every)
     missing, twice = set(result.recorded) - result.arrived, result.counted - len(result.arrived)
     tell(f"{name}: {result.describe()}; {len(missing)} missing, {twice} counted twice")
     counts = result.counts
