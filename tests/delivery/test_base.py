@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -19,6 +20,8 @@ from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.signals import events_delivered
 from tests.delivery.events import backend, make_event, make_events, messages
 from tests.delivery.vendor import SOON, Vendor
+
+QUEUE = "celery.CeleryDelivery"
 
 
 def test_record_never_raises(caplog, heard):
@@ -170,8 +173,14 @@ def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, set
         ("thread.ThreadDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
         ("thread.ThreadDelivery", {"max_events": 0}, "max_events must be at least 1, not 0"),
         ("thread.ThreadDelivery", {"max_bytes": "x"}, "OPTIONS"),
-        ("celery.CeleryDelivery", {"publish_timeout": 0}, "publish_timeout must be above 0, not 0"),
-        ("celery.CeleryDelivery", {"recovery": 1.0}, "publish_timeout"),
+        (QUEUE, {"publish_timeout": 0}, "publish_timeout must be above 0, not 0"),
+        (QUEUE, {"recovery": 1.0}, "publish_timeout"),
+        (QUEUE, {"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
+        (QUEUE, {"fallback": "dummy"}, "fallback must be written like DELIVERY: a dict"),
+        (QUEUE, {"fallback": {"PATH": "x"}}, 'like DELIVERY: only the keys "BACKEND" and "OPTIONS"'),
+        (QUEUE, {"fallback": {"BACKEND": "dummy"}}, "fallback must be written like DELIVERY: a dotted path"),
+        (QUEUE, {"fallback": backend("missing.Delivery")}, r'\["fallback"\]\["BACKEND"\].*can\'t be imported'),
+        (QUEUE, {"fallback": backend("dummy.DummyDelivery", x=1)}, r'\["fallback"\]\["OPTIONS"\]'),
         ("tasks.TasksDelivery", {"backend": "nowhere"}, "backend 'nowhere' can't be used"),
         ("database.DatabaseDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
         ("database.DatabaseDelivery", {"max_attempts": 0}, "max_attempts must be at least 1, or None for no limit"),
@@ -183,6 +192,20 @@ def test_mistakes_in_the_setting_name_the_valid_values(configure, name, options,
     """A wrong backend or option is a configuration error with a fix."""
     with pytest.raises(ConfigurationError, match=message):
         configure(name, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "tasks")],
+)
+def test_a_missing_library_is_named_with_its_extra(configure, monkeypatch, name, library, extra):
+    """The fix is a command to type."""
+    monkeypatch.delitem(sys.modules, f"django_moe_personalize.delivery.{extra}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    # As if Django had no tasks.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=rf'pip install "django-moe-personalize\[{extra}\]"'):
+        configure(name)
 
 
 def test_a_forked_child_builds_its_own_delivery(vendor, configure):

@@ -1,12 +1,9 @@
 """``manage.py moe_deliver``: a single run, watching, replaying, and its output."""
 
 import io
-import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import uuid
 from functools import partial
@@ -20,9 +17,8 @@ from django.test import override_settings
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.models import OutboxEvent
-from tests.delivery.events import backend, make_events
+from tests.delivery.events import make_events
 from tests.delivery.vendor import SOON
-from tests.documents import ROOT
 
 pytestmark = pytest.mark.django_db
 
@@ -134,6 +130,7 @@ def test_a_signal_ends_the_watch_after_the_current_batch(delivery, vendor, numbe
     thread.start()
     said = run("--watch", POLL)
     thread.join(SOON)
+    assert said.startswith("Watching the outbox. Ctrl-C ends it.\n")
     assert said.endswith("100 events delivered, 0 refused and parked, 50 pending.\n")
     assert signal.getsignal(number) is before
 
@@ -155,40 +152,3 @@ def deliver_nothing():
     finally:
         # The close() of SQLite's connection keeps a database in memory open.
         BaseDatabaseWrapper.close(connection)
-
-
-def test_a_process_watches_until_it_is_terminated(tmp_path, vendor):
-    """As in a service: it prints its start, delivers the events, and ends with 0."""
-    site = tmp_path / "site_settings.py"
-    site.write_text(
-        "from tests.settings import *\n"
-        f"DATABASES = {{'default': {{'ENGINE': 'django.db.backends.sqlite3', 'NAME': {str(tmp_path / 'db')!r}}}}}\n"
-        f"MOE_PERSONALIZE = {vendor.settings(DELIVERY=backend('database.DatabaseDelivery'))!r}\n"
-    )
-    environment = os.environ | {
-        "DJANGO_SETTINGS_MODULE": "site_settings",
-        "PYTHONPATH": os.pathsep.join((str(ROOT), str(tmp_path))),
-    }
-    run = partial(subprocess.run, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=60)
-    run([sys.executable, "-m", "django", "migrate", "--verbosity", "0"])
-    run([sys.executable, "-c", RECORD, json.dumps([event.customer_id for event in make_events(3)])])
-    command = [sys.executable, "-m", "django", "moe_deliver", "--watch", POLL]
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        announced = process.stdout.readline()
-        vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
-        process.terminate()
-        said = process.stdout.read()
-    assert announced == "Watching the outbox. Ctrl-C ends it.\n"
-    assert said == "3 events delivered, 0 refused and parked, 0 pending.\n"
-    assert process.returncode == 0
-
-
-RECORD = """
-import json, sys
-import django
-django.setup()
-from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.moengage.types import Action, Event
-events = [Event(Action.SHOWN, customer, {"cid": "c"}, 1_760_000_000) for customer in json.loads(sys.argv[1])]
-get_delivery().record(events)
-"""

@@ -6,7 +6,6 @@ from functools import partial
 import pytest
 from django.core.management import call_command
 
-from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.queued import Message, QueuedDelivery, find_worker
@@ -140,16 +139,6 @@ def test_the_last_attempt_drops_with_a_log_line(build, vendor, caplog):
     assert delivery.take_out() == []
 
 
-def test_a_bad_event_is_refused_alone(build, vendor, caplog):
-    """The others arrive. The log has MoEngage's reason."""
-    delivery, events = build(), make_events(5)
-    vendor.poison = {events[2].event_uuid}
-    delivery.work(Message(events).write())
-    assert delivery.counts() == DeliveryCounts(accepted=5, delivered=4, dropped={"refused": 1})
-    assert "Invalid Field Value" in messages(caplog)[0][1]
-    assert delivery.take_out() == []
-
-
 def test_wrong_credentials_lose_nothing_and_are_logged_once(build, vendor, caplog):
     """No try counts as an attempt, the waits double, and there is one error."""
     delivery = build(max_attempts=2, pause=100.0, max_backoff=250.0)
@@ -242,24 +231,6 @@ def test_moe_deliver_sends_the_outbox_of_a_fallback(build, vendor):
     assert delivery.counts() == DeliveryCounts(accepted=3, pending=3)
     call_command("moe_deliver", verbosity=0)
     assert vendor.taken.total() == 3
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
-        ({"fallback": "dummy"}, "fallback must be written like DELIVERY: a dict"),
-        ({"fallback": {"PATH": "x"}}, 'fallback must be written like DELIVERY: only the keys "BACKEND" and "OPTIONS"'),
-        ({"fallback": {"BACKEND": "dummy"}}, "fallback must be written like DELIVERY: a dotted path"),
-        ({"fallback": backend("missing.Delivery")}, r'\["fallback"\]\["BACKEND"\].*can\'t be imported'),
-        ({"fallback": backend("dummy.DummyDelivery", x=1)}, r'\["fallback"\]\["OPTIONS"\]'),
-        ({"publish": 1}, "max_attempts"),
-    ],
-)
-def test_mistakes_in_the_options_name_the_valid_values(build, options, message):
-    """They are found at the start, those of the fallback too."""
-    with pytest.raises(ConfigurationError, match=message):
-        build(**options)
 
 
 def test_hand_over_is_left_to_the_subclass():

@@ -1,6 +1,5 @@
 """TasksDelivery: a page enqueues one task, with Django's tasks or their backport."""
 
-import sys
 import time
 from importlib.util import find_spec
 
@@ -8,8 +7,6 @@ import pytest
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import tasks as package_tasks
-from django_moe_personalize.conf import Backend, ConfigurationError
-from django_moe_personalize.conf.backends import load_backend
 from django_moe_personalize.delivery import tasks
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.queued import Message
@@ -97,15 +94,6 @@ def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
     delivery.record(make_events(3))
     assert delivery.counts() == DeliveryCounts(accepted=5, delivered=2, dropped={"failed": 3})
     assert len(vendor.calls) == 2
-
-
-def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    """If Django has no tasks, the fix is a command to type."""
-    monkeypatch.delitem(sys.modules, "django_moe_personalize.delivery.tasks")
-    monkeypatch.setitem(sys.modules, "django_tasks", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r'pip install "django-moe-personalize\[tasks\]"'):
-        load_backend("DELIVERY", Backend("django_moe_personalize.delivery.tasks.TasksDelivery"))
 
 
 @pytest.mark.django_db

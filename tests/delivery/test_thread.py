@@ -64,15 +64,6 @@ def test_a_full_batch_leaves_at_once(build, vendor):
     assert [len(sent) for _, sent in vendor.calls] == [10, 3]
 
 
-def test_batches_are_of_customers(build, vendor):
-    """A call has at most 100 customers, and may have several events of each."""
-    delivery = build()
-    delivery.record([make_event(str(number % 150)) for number in range(300)])
-    assert delivery.flush(SOON).delivered == 300
-    assert all(len(body["elements"]) <= 100 for body in vendor.bodies)
-    assert len(vendor.calls) <= 4
-
-
 # -- failures
 
 
