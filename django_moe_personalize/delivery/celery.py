@@ -91,38 +91,32 @@ class CeleryDelivery(QueuedDelivery):
         deadline = Deadline(self._publish_timeout)
         while True:
             idle = self._take_idle()
+            connection = self._connect() if idle is None else idle
             try:
-                self._publish_on(self._connect() if idle is None else idle, message, wait)
-                return
-            except Exception:
-                if idle is None or deadline.expired:
+                deliver.apply_async(
+                    (message,),
+                    # Celery writes these into its log and events, where the visitor must not appear.
+                    argsrepr="(…)",
+                    kwargsrepr="{}",
+                    connection=connection,
+                    countdown=wait or None,
+                    retry=False,
+                    timeout=self._publish_timeout,
+                    confirm_timeout=self._publish_timeout,
+                )
+            except BaseException as error:
+                _disconnect(connection)
+                if idle is None or deadline.expired or not isinstance(error, Exception):
                     raise
+            else:
+                self._idle.append(connection)
+                return
 
     def _take_idle(self) -> Any:
         # Another thread may take the last one.
         with suppress(IndexError):
             return self._idle.pop()
         return None
-
-    def _publish_on(self, connection: Any, message: str, wait: float) -> None:
-        try:
-            deliver.apply_async(
-                (message,),
-                # Celery writes these into its log and events, where the visitor must not appear.
-                argsrepr="(…)",
-                kwargsrepr="{}",
-                connection=connection,
-                countdown=wait or None,
-                serializer="json",
-                ignore_result=True,
-                retry=False,
-                timeout=self._publish_timeout,
-                confirm_timeout=self._publish_timeout,
-            )
-        except BaseException:
-            _disconnect(connection)
-            raise
-        self._idle.append(connection)
 
     def _connect(self) -> Any:
         seconds = self._publish_timeout
@@ -169,6 +163,7 @@ def get_worker(runtime: Runtime) -> CeleryDelivery:
     reject_on_worker_lost=True,
     acks_on_failure_or_timeout=False,
     ignore_result=True,
+    serializer="json",
 )
 def deliver(message: str) -> None:
     """Send the events of one page."""

@@ -27,7 +27,6 @@ from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadlin
 
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
-DAY = 24 * 60 * 60.0
 SENDING_SHARE = 0.75
 """The share of a lease in which its batch is sent. The rest allows for clocks that differ between machines."""
 
@@ -62,7 +61,7 @@ class DatabaseDelivery(BaseDelivery):
         backoff: float = 1.0,
         max_backoff: float = 300.0,
         pause: float = 60.0,
-        retention: float = 30 * DAY,
+        retention: float = 30 * 24 * 60 * 60.0,
     ) -> None:
         if not 1 <= batch_size <= MAX_ELEMENTS:
             raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {batch_size!r}")
