@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -41,39 +39,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+def tell(record_property):
     """Give what puts a line of figures into the run's output."""
     return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")
-def extent(pytestconfig: pytest.Config) -> Extent:
+def extent(pytestconfig):
     """Say how much to try."""
     return LONG if pytestconfig.getoption("--long") else SHORT
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Give a folder for what processes write."""
     return tmp_path_factory.mktemp("services")
 
 
 @pytest.fixture(scope="session")
-def sandbox(folder: Path) -> Iterator[int]:
+def sandbox(folder):
     """Run the sandbox and give its port."""
     with start_sandbox(folder) as port:
         yield port
 
 
 @pytest.fixture
-def own_sandbox(tmp_path: Path) -> Iterator[int]:
+def own_sandbox(tmp_path):
     """Run a sandbox with a ledger and faults of this test's own, and give its port."""
     with start_sandbox(tmp_path) as port:
         yield port
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
+def vendor():
     """Run a MoEngage on loopback."""
     with Vendor() as vendor:
         yield vendor

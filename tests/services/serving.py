@@ -23,6 +23,17 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
+THREADS = [
+    "--preload",
+    "--worker-class",
+    "gthread",
+    "--threads",
+    "16",
+    "--keep-alive",
+    "300",
+    "--graceful-timeout",
+    "3",
+]
 LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
 SHORT_INTERVALS = {"breaker": {"open_seconds": 0.5, "max_open_seconds": 1.0}, "gate": 0.7}
@@ -57,12 +68,11 @@ class Server:
 
 @contextmanager
 def start_gunicorn(
-    base_url: str, folder: Path, *, workers: int = 2, worker_class: str = "gthread", preload: bool = True, **site: Any
+    base_url: str, folder: Path, *, workers: int = 2, options: Sequence[str] = THREADS, **site: Any
 ) -> Iterator[Server]:
     """Serve the site with gunicorn, by default with threads and loaded before it forks."""
     with listen() as listener:
-        options = ["--worker-class", worker_class, "--threads", "16", "--keep-alive", "300", *["--preload"] * preload]
-        command = build_gunicorn("tests.services.site:wsgi()", listener, workers, *options, "--graceful-timeout", "3")
+        command = build_gunicorn("tests.services.site:wsgi()", listener, workers, *options)
         with _serve("gunicorn", command, listener, base_url, folder, workers=workers, **site) as server:
             yield server
 

@@ -6,14 +6,13 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.services.brokers import CelerySite, rabbitmq, redis
-from tests.services.conftest import LONG, Extent
+from tests.services.conftest import LONG
 from tests.services.load import poll
 from tests.services.serving import CREDENTIALS, ask_sandbox, signal_group
 
@@ -56,14 +55,8 @@ def build_site(sandbox: int, broker: str, folder: Path, **options: Any) -> Celer
     ids=["rabbitmq", "redis", "redis-whole"],
 )
 def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
-    start_broker: Any,
-    share: float,
-    pauses: tuple[float, float],
-    own_sandbox: int,
-    tmp_path: Path,
-    extent: Extent,
-    tell: Callable[[str], None],
-) -> None:
+    start_broker, share, pauses, own_sandbox, tmp_path, extent, tell
+):
     """Workers are killed, 30 % of the calls fail and responses are lost. No event is counted twice.
 
     On RabbitMQ no event is lost. On Redis each killed worker loses at most one message, of two events. The test
@@ -116,9 +109,7 @@ def wait_for_rest(sandbox: int, wanted: int) -> None:
 
 @pytest.mark.parametrize("start_broker", [redis, rabbitmq])
 @pytest.mark.parametrize("trouble", ["killed", "hangs"])
-def test_a_failing_broker_holds_up_no_page_and_costs_no_event(
-    start_broker: Any, trouble: str, own_sandbox: int, tmp_path: Path, tell: Callable[[str], None]
-) -> None:
+def test_a_failing_broker_holds_up_no_page_and_costs_no_event(start_broker, trouble, own_sandbox, tmp_path, tell):
     """The fallback delivers the events. Only a few pages wait for a broker that hangs, and only for a moment."""
     fallback = {"BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery", "OPTIONS": {"exit_timeout": 10.0}}
     with start_broker() as (url, broker):

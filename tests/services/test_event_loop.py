@@ -5,8 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from tests.services.fault_proxy import FAULTS, FaultProxy
 from tests.services.load import Companion, Line, Page, connect, in_background, visit
@@ -45,9 +43,7 @@ def find_p99(seconds: list[float]) -> float:
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
-def test_an_unrelated_async_view_answers_while_the_upstream_hangs(
-    folder: Path, sandbox: int, tell: Callable[[str], None]
-) -> None:
+def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbox, tell):
     """Every page waits for its deadline, and the event loop for none of them."""
     options = {"DEADLINE": DEADLINE, "MAX_CONCURRENT_FETCHES": 64, "intervals": NEVER_OPEN}
     live: list[float] = []

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.services.conftest import Extent
 from tests.services.fault_proxy import FAULTS, Fault, FaultProxy
 from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
 from tests.services.serving import Server, start_gunicorn, start_uvicorn
@@ -46,7 +44,7 @@ class FaultySite:
     params=[pytest.param(start, marks=pytest.mark.xdist_group(name)) for name, start in STARTS.items()],
     ids=STARTS,
 )
-def site(request: pytest.FixtureRequest, folder: Path, sandbox: int, extent: Extent) -> Iterator[FaultySite]:
+def site(request, folder, sandbox, extent):
     """Run a site, over WSGI and over ASGI."""
     with (
         FaultProxy(sandbox) as proxy,
@@ -56,9 +54,7 @@ def site(request: pytest.FixtureRequest, folder: Path, sandbox: int, extent: Ext
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=str)
-def test_no_page_suffers_and_content_is_back_afterwards(
-    site: FaultySite, fault: Fault, extent: Extent, tell: Callable[[str], None]
-) -> None:
+def test_no_page_suffers_and_content_is_back_afterwards(site, fault, extent, tell):
     """Status and body are those of the page without us, no page is late, and content returns after one interval."""
     lines_a_worker = LINES_A_SITE // site.server.workers
     with connect(site.server, lines_a_worker + 1) as lines:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.delivery.vendor import Vendor
 from tests.services.brokers import redis
-from tests.services.conftest import LONG, Extent
+from tests.services.conftest import LONG
 from tests.services.databases import STARTS, Database, start_postgresql
 from tests.services.outbox import RECORD, Site, run_experiment
 from tests.services.serving import start_sandbox
@@ -53,14 +50,14 @@ pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", params=STARTS)
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+def database(request):
     """Run each of the databases."""
     with STARTS[request.param]() as database:
         yield database
 
 
 @pytest.fixture
-def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
+def site(database, vendor, tmp_path):
     """Return a site with an empty outbox."""
     return build_site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
 
@@ -73,7 +70,7 @@ def build_site(database: Database, *told: Any) -> Site:
     return site
 
 
-def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor, tell: Callable[[str], None]) -> None:
+def test_deliverers_side_by_side_send_each_event_once(site, vendor, tell):
     """4 processes that start together share the work. None sends the rows that another one has leased."""
     site.manage("-c", RECORD.format(count=2000))
     vendor.delay = 0.02
@@ -91,7 +88,7 @@ def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor
     assert (counts["accepted"], counts["delivered"], counts["pending"]) == (2000, 2000, 0)
 
 
-def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) -> None:
+def test_one_poison_event_among_100_is_parked_alone(site, vendor):
     """99 are delivered. One is parked with MoEngage's reason, and sent again by --replay."""
     site.manage("-c", RECORD.format(count=100))
     find = "from django_moe_personalize.models import OutboxEvent as E; "
@@ -106,7 +103,7 @@ def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) 
 
 
 @pytest.mark.parametrize("count", [2000, 20_000])
-def test_a_lease_follows_the_index(site: Site, count: int) -> None:
+def test_a_lease_follows_the_index(site, count):
     """For a batch the database neither sorts nor locks all rows, though it hasn't analyzed the table yet."""
     site.manage("-c", RECORD.format(count=count))
     *lines, others = site.manage("-c", LOOK).split("\n")[:-1]
@@ -117,7 +114,7 @@ def test_a_lease_follows_the_index(site: Site, count: int) -> None:
     assert others in ("", str(count - 100))
 
 
-def test_erasing_finds_the_customer_alone(site: Site) -> None:
+def test_erasing_finds_the_customer_alone(site):
     """Databases compare text differently, but erase() finds exactly one customer."""
     erase = "from django_moe_personalize.delivery.base import get_delivery; print(get_delivery().erase({!r}))"
     site.manage("-c", RECORD.format(count=20).replace("str(number)", "'aA ßs'[number % 5] * 2"))
@@ -131,7 +128,7 @@ def test_erasing_finds_the_customer_alone(site: Site) -> None:
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (20, {"erased": 12}, 8)
 
 
-def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int) -> None:
+def test_failing_insert_costs_the_page_only_its_events(site, sandbox):
     """With ATOMIC_REQUESTS the page is a 200 with its own row. The next event outside a transaction adds the loss."""
     rename = "from django.db import connection as c; c.cursor().execute('ALTER TABLE {} RENAME TO {}')"
     table = "moe_personalize_outboxevent"
@@ -149,18 +146,14 @@ def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int)
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (6, {"error": 3}, 3)
 
 
-def test_no_event_is_missing_or_counted_twice(
-    database: Database, sandbox: int, tmp_path: Path, tell: Callable[[str], None], extent: Extent
-) -> None:
+def test_no_event_is_missing_or_counted_twice(database, sandbox, tmp_path, tell, extent):
     """Web workers and ``moe_deliver`` are killed at random and MoEngage fails: each event of a page arrives once."""
     every = (1.0, 3.0) if extent is LONG else (0.5, 2.0)
     name = f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver"
     check(database, sandbox, tmp_path, extent, tell, name=name, every=every, deliver=Site.watch)
 
 
-def test_celery_on_redis_misses_no_event_and_counts_none_twice(
-    sandbox: int, tmp_path: Path, tell: Callable[[str], None], extent: Extent
-) -> None:
+def test_celery_on_redis_misses_no_event_and_counts_none_twice(sandbox, tmp_path, tell, extent):
     """Celery's workers run ``deliver_outbox`` for its beat, with Redis as the broker. Killing them loses no event."""
     every = (2.0, 5.0) if extent is LONG else (1.0, 3.0)
     with start_postgresql() as database, redis() as (url, _):
@@ -170,17 +163,7 @@ def test_celery_on_redis_misses_no_event_and_counts_none_twice(
     assert "Traceback" not in (tmp_path / "celery.log").read_text()
 
 
-def check(
-    database: Database,
-    sandbox: int,
-    folder: Path,
-    extent: Extent,
-    tell: Callable[[str], None],
-    *,
-    name: str,
-    every: tuple[float, float],
-    deliver: Callable[[Site], Any],
-) -> None:
+def check(database, sandbox, folder, extent, tell, *, name, every, deliver):
     """Run the experiment. Compare the recorded events with a failing sandbox's and with the counters of the outbox."""
     wanted = LONG_EVENTS if extent is LONG else EVENTS
     vendor_folder = folder / "vendor"
