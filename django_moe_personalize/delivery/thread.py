@@ -97,20 +97,20 @@ class ThreadDelivery(BaseDelivery):
     def take(self, events: Sequence[Event]) -> None:
         """Append the events to the queue. Drop those beyond a limit as ``overflow``."""
         # Outside the lock, because this serializes the events; and what isn't an event raises before any is taken.
-        sizes = [event.size for event in events]
+        sized = [(event, event.size) for event in events]
         with self._changed:
-            taken = self._append(events, sizes) if self._exit is None else 0
+            taken = self._append(sized) if self._exit is None else 0
             if self._thread is None:
                 self._start()
         if taken < len(events):
             self._drop_excess(len(events) - taken)
 
-    def _append(self, events: Sequence[Event], sizes: Sequence[int]) -> int:
+    def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
         before = len(queue)
         room = self._max_events - before - len(self._in_flight)
         taken = 0
-        for event, size in zip(events[: max(0, room)], sizes, strict=False):
+        for event, size in sized[: max(0, room)]:
             if self._bytes + size > self._max_bytes:
                 break
             queue.append(event)

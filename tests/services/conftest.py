@@ -1,4 +1,4 @@
-"""The sandbox's process, a stand-in for MoEngage, and how much to try."""
+"""The sandbox's process, a stand-in for MoEngage, and the amount of work."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.services.serving import SHORT_INTERVALS, start_sandbox
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is tried: a few pages with short intervals, or with ``--long`` many with a site's own."""
+    """The amount of work: a few pages and short intervals, or with ``--long`` many pages and a site's own intervals."""
 
     pages: int
     allowance: float
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what was measured; also what other processes of this run have."""
+    """Print the figures, also those of other processes of this run."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.getreports(outcome)]
     lines = [f"{report.nodeid.rpartition('::')[2]}: {line}" for report in reports for _, line in report.user_properties]
     if lines:
@@ -40,19 +40,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def tell(record_property):
-    """Give what puts a line of figures into the run's output."""
+    """Give the function that prints a line of figures."""
     return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")
 def extent(pytestconfig):
-    """Say how much to try."""
+    """Give the amount of work."""
     return LONG if pytestconfig.getoption("--long") else SHORT
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Give a folder for what processes write."""
+    """Give a folder for the files of the processes."""
     return tmp_path_factory.mktemp("services")
 
 

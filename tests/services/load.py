@@ -1,4 +1,4 @@
-"""Visitors of a running site: connections to each of its processes, and pages with how long they took."""
+"""Visitors of a running site: connections to each of its processes, and the time that each page takes."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _visitors = itertools.count()
 
 
 def name_visitor() -> str:
-    """Return the name of a visitor that no page has seen."""
+    """Return the name of a new visitor."""
     return f"visitor-{next(_visitors)}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """One answer; ``due`` is when it was to be asked for, on the monotonic clock."""
+    """One response. ``due`` is the moment on the monotonic clock at which its request was due."""
 
     status: int
     body: str
@@ -50,7 +50,7 @@ class Page:
 
 
 class Line:
-    """One kept connection to the site; one page at a time."""
+    """One connection to the site, for one page after another."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
@@ -69,19 +69,19 @@ class Line:
         return page
 
     def read_state(self) -> dict[str, Any]:
-        """Return what the process at the other end says of itself."""
+        """Return the state of the process at the other end."""
         return json.loads(self.get("/state/").body)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
 def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
-    """Give as many lines to each process of the site, by turns.
+    """Give the same number of lines to each process of the site, in turns.
 
-    The kernel may give one process all connections: some are opened until each has its share.
+    The kernel may give all connections to one process. So lines are opened until each process has its share.
     """
     shares: dict[str, list[Line]] = {}
     opened: list[Line] = []
@@ -91,7 +91,7 @@ def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
             assert time.monotonic() < end, f"connections go to {list(shares)} alone"
             batch = [Line(server.port) for _ in range(8)]
             opened += batch
-            # All at once, so that a process that is busy accepting leaves some to the others.
+            # At the same time, so that a process that is busy leaves some lines to the others.
             together([lambda line=line: line.get("/unrelated/") for line in batch])
             for line in batch:
                 share = shares.setdefault(line.worker, [])
@@ -103,7 +103,7 @@ def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
 
 
 def together(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Make the calls at once, a thread each, and return what they return."""
+    """Make the calls at the same time, each in its own thread, and return the results."""
     barrier = threading.Barrier(len(calls))
 
     def call(function: Callable[[], T]) -> T:
@@ -115,7 +115,7 @@ def together(calls: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def visit(lines: Sequence[Line], count: int, ask: Callable[[Line, int], T]) -> list[T]:
-    """Call ``ask(line, number)`` for each number below ``count``, on all lines at a time."""
+    """Call ``ask(line, number)`` for each number below ``count``, on all lines at the same time."""
     numbers = iter(range(count))
     lock = threading.Lock()
 
@@ -157,22 +157,22 @@ class Companion:
         """Read until it is over."""
         due = time.monotonic()
         while not over.wait(max(0.0, due - time.monotonic())):
-            # From when it was due: what keeps this thread from asking keeps others too.
+            # From the moment it was due: whatever delays this thread delays the others too.
             page = self._line.get(self._path, due=due)
             self.pages.append(page)
             due = max(due + self._pace, page.end)
 
     def find_lateness(self, page: Page) -> float:
-        """Return the seconds by which its pages were late while ``page`` was made, in its process."""
+        """Return the seconds by which its own pages were late in the process of ``page`` at its time."""
         best = min((own.seconds for own in self.pages), default=0.0)
         met = [own for own in self.pages if own.end > page.due and own.due < page.end]
-        # A page at the edge was late for both; what is counted is at most the time they have in common.
+        # A page may overlap in part. At most the common time counts.
         return sum(min(own.seconds - best, min(own.end, page.end) - max(own.due, page.due)) for own in met)
 
 
 @contextmanager
 def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
-    """Read pages without the package in each process. Give a function: how late was a page's process meanwhile?"""
+    """Read pages without us on a line for each process; give the function that returns how late a page's process was."""
     by_worker = {line.worker: Companion(line, WITHOUT + "/page/", PACE) for line in lines}
     with ExitStack() as stack:
         for companion in by_worker.values():
@@ -181,7 +181,7 @@ def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
 
 
 def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -> T:
-    """Read until it is right or the time is over; return what was read last."""
+    """Read until the result is right or the time is over; return the last result."""
     end = time.monotonic() + seconds
     while True:
         found = read()
@@ -191,5 +191,5 @@ def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -
 
 
 def count_statuses(pages: Sequence[Page]) -> Counter[int]:
-    """Return how many pages had each status."""
+    """Return the number of pages by status."""
     return Counter(page.status for page in pages)

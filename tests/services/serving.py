@@ -1,4 +1,4 @@
-"""Real processes on free ports of the loopback interface, each for as long as a context lasts."""
+"""Real processes on free ports of the loopback interface. Each runs while its context lasts."""
 
 from __future__ import annotations
 
@@ -23,21 +23,11 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
-THREADS = [
-    "--preload",
-    "--worker-class",
-    "gthread",
-    "--threads",
-    "16",
-    "--keep-alive",
-    "300",
-    "--graceful-timeout",
-    "3",
-]
+THREADS = ["--preload", "--worker-class=gthread", "--threads=16", "--keep-alive=300", "--graceful-timeout=3"]
 LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
 SHORT_INTERVALS = {"breaker": {"open_seconds": 0.5, "max_open_seconds": 1.0}, "gate": 0.7}
-"""The breaker's and the gate's, where a test has no time for a site's own."""
+"""The times of the breaker and the gate in tests. A site's own ones take too long."""
 
 WORKSPACE = {
     "workspace_id": "SERVICES",
@@ -62,7 +52,7 @@ class Server:
     log: Path
 
     def read_log(self) -> str:
-        """Return what all its processes have written so far."""
+        """Return the log of all its processes so far."""
         return self.log.read_text()
 
 
@@ -94,7 +84,7 @@ def start_uvicorn(base_url: str, folder: Path, **site: Any) -> Iterator[Server]:
 
 def listen() -> socket.socket:
     """Return a listening socket for a server that inherits it."""
-    # Bound here and inherited: no port is free and then taken.
+    # The server inherits the socket, so that no other process can take the port.
     return socket.create_server(("127.0.0.1", 0), backlog=256)
 
 
@@ -121,7 +111,7 @@ def _serve(
         "warm": warm,
         "names_hang": str(names_hang),
     }
-    # No development mode, in which asyncio is another: a site's own figures count here.
+    # Not in development mode, where asyncio is slower.
     environment = {**os.environ, "SERVICES_SITE": json.dumps(told), "PYTHONDEVMODE": "", "PYTHONUNBUFFERED": "1"}
     with (
         log.open("wb") as errors,
@@ -172,7 +162,7 @@ def wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any
 
 @contextmanager
 def start_sandbox(folder: Path) -> Iterator[int]:
-    """Run the sandbox as a site does, in a process of its own, and give its port."""
+    """Run the sandbox in its own process and give its port."""
     workspace = folder / "workspace.json"
     workspace.write_text(json.dumps(WORKSPACE))
     out = folder / "sandbox.log"
@@ -194,14 +184,14 @@ def ask_sandbox(port: int, path: str, faults: Mapping[str, Any] | None = None) -
 
 
 def find_free_port() -> int:
-    """Return a port that nobody listens on; for programs that cannot be given a socket."""
+    """Return a free port, for programs that can't inherit a socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
 
 @contextmanager
 def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Redis that keeps nothing on disk."""
+    """Run a Redis that writes nothing to disk."""
     with tempfile.TemporaryDirectory() as folder:
         command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
         with running([*command, "--dir", folder], stdout=subprocess.DEVNULL) as process:
@@ -213,7 +203,7 @@ def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
 def start_memcached(port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run a Memcached."""
     command = ["memcached", "-p", str(port), "-l", "127.0.0.1", "-m", "16", "-t", "1"]
-    # It refuses to be root, as which a container runs everything.
+    # Without this option it refuses to run as root, as programs in a container do.
     command += ["-u", "root"] if os.geteuid() == 0 else []
     with running(command) as process:
         wait_until(process, lambda: _is_open(port))

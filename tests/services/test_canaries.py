@@ -1,4 +1,4 @@
-"""Nothing of one visitor reaches another through a Redis that all share; see tests/security/test_canaries.py."""
+"""No content of one visitor reaches another through a shared Redis; see tests/security/test_canaries.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def redis():
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_foreign_canary_through_redis(redis, upstream, settings, extent, tell, stack, mode):
-    """Four visitors who ask at the same time get their own content, with pages and answers in Redis."""
+    """Four visitors at the same time get their own content, with pages and answers in Redis."""
     upstream.answer = echo
     for name, value in SETTINGS.items():
         setattr(settings, name, value)

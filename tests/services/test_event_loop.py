@@ -1,4 +1,4 @@
-"""An upstream that hangs holds up no view that has nothing to do with it."""
+"""An upstream that hangs delays no view without personalization."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PACE = 0.02
 SECONDS = 1.5
 LINES = 32
 NEVER_OPEN = {"breaker": {"failure_threshold": 10**9, "rate_calls": 10**9}, "gate": 0.7}
-"""With the breaker open nothing would hang any more."""
+"""With an open breaker, pages wouldn't wait."""
 
 
 def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
-    """Read personalized pages, RATE a second, by sync and async views alike."""
+    """Read RATE personalized pages a second, from sync and async views."""
     start = time.monotonic()
 
     def ask(line: Line, number: int) -> Page:
@@ -31,7 +31,7 @@ def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
 
 
 def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
-    """Return the seconds of the unrelated view next to personalized pages, and those."""
+    """Return the seconds of the unrelated view, and the personalized pages of the same time."""
     companion = Companion(lines[0], "/unrelated/", PACE)
     with in_background(companion.read):
         pages = visit_at_rate(lines[1:], SECONDS)
@@ -39,12 +39,12 @@ def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
 
 
 def find_p99(seconds: list[float]) -> float:
-    """Return what 99 of 100 took at most."""
+    """Return the 99th percentile."""
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
 def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbox, tell):
-    """Every page waits for its deadline, and the event loop for none of them."""
+    """Every page waits for its deadline, and the event loop waits for no page."""
     options = {"DEADLINE": DEADLINE, "MAX_CONCURRENT_FETCHES": 64, "intervals": NEVER_OPEN}
     live: list[float] = []
     hanging: list[float] = []
@@ -54,7 +54,7 @@ def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbo
         start_uvicorn(proxy.url, folder, **options) as server,
         connect(server, LINES + 1) as lines,
     ):
-        # Threads, connections and templates: what a site has after its first moments.
+        # To start threads, open connections and load templates.
         measure(lines)
         for fault in itertools.chain.from_iterable([("", "hang before headers")] * 2):
             if not fault:
@@ -71,6 +71,6 @@ def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbo
         f"ratio {ratio:.2f}; slowest hanging {max(hanging) * 1000:.0f} ms"
     )
     assert {page.status for page in waiting} == {200}
-    # They did wait: no breaker, no bulkhead and no cache answered in the upstream's place.
+    # They waited: no breaker, bulkhead or cache stood in for the upstream.
     assert sum(page.seconds >= DEADLINE for page in waiting) > len(waiting) / 2
     assert max(hanging) < DEADLINE
