@@ -1,4 +1,4 @@
-"""Delivery: how events reach MoEngage. One interface (``base``), several deliveries, chosen by the setting ``DELIVERY``.
+"""Delivery: how events reach MoEngage. One interface (``base``), several deliveries, chosen by ``DELIVERY``.
 
 ``thread`` sends from a background thread. ``database`` keeps events in the outbox, and leases, sends and retries them;
 ``outbox`` has its queries, ``drain`` its task. ``celery`` and ``tasks`` hand events over to a queue; ``queued`` is what
