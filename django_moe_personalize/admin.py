@@ -10,7 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.timesince import timesince
 
-from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
+from django_moe_personalize.delivery.base import find_delivery
+from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.models import OutboxEvent
 
 
@@ -29,37 +30,29 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
         return rows if delivery is None else rows.using(delivery.outbox.alias)
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: only pages record events."""
+    def _refuse(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
+        """Refuse: only pages record events, and without a deleted event the counters would be wrong."""
         return False
 
-    def has_change_permission(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
-        """Refuse: an event is a fact."""
-        return False
-
-    def has_delete_permission(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
-        """Refuse: a deleted event would be missing in the counters."""
-        return False
+    has_add_permission = has_change_permission = has_delete_permission = _refuse
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
         """Whether the user may send events again. Django's permission to change events stands for it."""
         return request.user.has_perm("moe_personalize.change_outboxevent")
 
-    @admin.display(description="action")
     def action(self, row: OutboxEvent) -> str:
         """Return the action in one word: ``shown`` or ``clicked``."""
-        return str(_read(row).get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
+        return str(row.read_action().get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
 
-    @admin.display(description="experience")
     def experience(self, row: OutboxEvent) -> str:
         """Return the name of the experience."""
-        attributes = _read(row).get("attributes")
+        attributes = row.read_action().get("attributes")
         return str(attributes.get("experience", "")) if isinstance(attributes, dict) else ""
 
-    @admin.display(description="age", ordering="created_at")
+    @admin.display(ordering="created_at")
     def age(self, row: OutboxEvent) -> str:
         """Return the time since the event was recorded."""
         return timesince(row.created_at)
@@ -67,25 +60,17 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description="Send parked events again", permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the parked events of the selection due again."""
-        delivery = find_outbox_delivery()
-        count = 0
-        if delivery is not None:
-            count = delivery.outbox.replay(list(queryset.values_list("event_uuid", flat=True)))
+        delivery = find_delivery(DatabaseDelivery)
+        chosen = list(queryset.values_list("event_uuid", flat=True))
+        count = 0 if delivery is None else delivery.outbox.replay(chosen)
         level = messages.SUCCESS if count else messages.WARNING
         self.message_user(request, f"{count} parked events are due again.", level)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
         counters = [] if delivery is None else _describe_counters(delivery)
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
-
-
-def _read(row: OutboxEvent) -> dict[str, Any]:
-    try:
-        return dict(row.read_action())
-    except ValueError:
-        return {}
 
 
 def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ Each call has an async twin, such as ``afetch_experiences``. A key without an ex
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -75,7 +76,7 @@ def fetch_experience(
     attributes: Mapping[str, str] | None = None,
 ) -> Experience | None:
     """Return the customer's experience of this key, or ``None`` if there is none. See fetch_experiences()."""
-    answer = _fetch([experience_key], customer_id, user_identifiers, attributes)
+    answer = _fetch(_read_keys([experience_key]), customer_id, user_identifiers, attributes)
     return None if answer is None else answer.experiences.get(experience_key)
 
 
@@ -94,26 +95,32 @@ def fetch_experiences(
     and the cache lacks a key. Raises ValueError for keys that aren't a list of non-empty strings, and for ids
     and attributes that aren't strings.
     """
-    answer = _fetch(experience_keys, customer_id, user_identifiers, attributes)
-    keys = tuple(dict.fromkeys(experience_keys))
+    keys = _read_keys(experience_keys)
+    answer = _fetch(keys, customer_id, user_identifiers, attributes)
     if answer is None:
         failures = (ExperienceFailure(FailureReason.PERSONALIZATION_FAILED, keys),) if keys else ()
         return ExperiencesResult({}, failures)
     return ExperiencesResult(answer.experiences, tuple(_explain(answer, keys)))
 
 
+def _read_keys(experience_keys: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys, each once."""
+    keys = [] if isinstance(experience_keys, str) else list(experience_keys)
+    if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in keys):
+        raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
+    return tuple(dict.fromkeys(keys))
+
+
 @sensitive_variables()
 def _fetch(
-    experience_keys: Sequence[str],
+    keys: tuple[str, ...],
     customer_id: str | None,
     user_identifiers: Mapping[str, str] | None,
     attributes: Mapping[str, str] | None,
 ) -> Answer | None:
     """Return the answer for these keys; ``None`` without keys, or with ENABLED off."""
-    if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
-        raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
     _check_visitor(customer_id, user_identifiers or {}, attributes or {})
-    runtime, keys = get_runtime(), tuple(dict.fromkeys(experience_keys))
+    runtime = get_runtime()
     if not keys or not runtime.settings.enabled:
         return None
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
@@ -229,6 +236,7 @@ def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, C
         return await sync_to_async(run, thread_sensitive=thread_sensitive)()
 
     twin.__name__ = twin.__qualname__ = f"a{call.__name__}"
+    twin.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
     twin.__doc__ = f"See {call.__name__}()."
     return twin
 

@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 
 @part
-def get_client(runtime: Runtime) -> PersonalizeClient:
-    """Return the client of the workspace. Raises ConfigurationError if the settings don't describe one.
-
-    The first call takes some 13 ms: it loads the CA bundle, or the sandbox's workspace file.
-    """
-    return build_client(runtime)
-
-
-@part
 def get_engine(runtime: Runtime) -> Engine | None:
     """Return the embedded sandbox, or ``None`` if the site uses HTTP. Raises ConfigurationError."""
     if not is_embedded(runtime.settings):
@@ -110,3 +101,10 @@ def build_client(
     # The key is in no variable here, because an error report prints the variables.
     owner = settings if settings.workspace_id else load_sandbox_workspace(settings)
     return PersonalizeClient(workspace_id=owner.workspace_id, api_key=owner.api_key, transport=transport)
+
+
+get_client = part(build_client)
+"""Return the client of the workspace. Raises ConfigurationError if the settings don't describe one.
+
+The first call takes some 13 ms: it loads the CA bundle, or the sandbox's workspace file.
+"""

@@ -69,12 +69,12 @@ class OutboxEvent(models.Model):
         )
 
     def read_action(self) -> Mapping[str, Any]:
-        """Return the action in ``body``, which doesn't name the customer. Raises ValueError if there is none."""
+        """Return the action in ``body``, which doesn't name the customer, or ``{}`` if there is none."""
         try:
             (action,) = json.loads(self.body)["actions"]
             return dict(action)
-        except (LookupError, TypeError) as error:
-            raise ValueError("the row contains no event") from error
+        except (LookupError, TypeError, ValueError):
+            return {}
 
 
 class OutboxCounter(models.Model):

@@ -9,9 +9,6 @@ from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.dispatch import receiver
 from django.http import HttpRequest
 
-from django_moe_personalize.visitor.attributes import SESSION_KEY
-from django_moe_personalize.visitor.identity import forget_anonymous_id
-
 
 @receiver([user_logged_in, user_logged_out], dispatch_uid=f"{__name__}.start_new_identity")
 def start_new_identity(*, request: Any, **kwargs: Any) -> None:
@@ -23,6 +20,10 @@ def start_new_identity(*, request: Any, **kwargs: Any) -> None:
     request = getattr(request, "_request", request)
     if not isinstance(request, HttpRequest):
         return
+    # Imported here, so that a process that serves no pages doesn't import half of the package when it starts.
+    from django_moe_personalize.visitor.attributes import SESSION_KEY
+    from django_moe_personalize.visitor.identity import forget_anonymous_id
+
     # A logout has emptied the session already. A login keeps its content.
     with suppress(Exception):
         request.session.pop(SESSION_KEY, None)

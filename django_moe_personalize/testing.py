@@ -15,12 +15,10 @@ from django.conf import settings as django_settings
 from django.test import override_settings
 from django.test.utils import TestContextDecorator
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import SETTING
-from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import Action
 from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import parse_workspace
 
 _numbers = itertools.count()
@@ -30,21 +28,14 @@ class override_personalize(override_settings):
     """Change some settings in ``MOE_PERSONALIZE`` and keep the others: context manager and decorator."""
 
     def __init__(self, **changes: Any) -> None:
-        super().__init__(**{SETTING: changes})
+        # Not that of override_settings, which sets the options.
+        TestContextDecorator.__init__(self)
         self._changes = changes
 
-    def _merge(self) -> None:
-        self.options = {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
-
-    def enable(self) -> None:
-        """Merge the changes into the current settings and apply them."""
-        self._merge()
-        super().enable()
-
-    def decorate_class(self, cls: type) -> type:
-        """Decorate a test case class."""
-        self._merge()
-        return super().decorate_class(cls)
+    @property
+    def options(self) -> dict[str, Any]:  # type: ignore[override]
+        """The current settings with the changes."""
+        return {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
 
 
 class override_experiences(TestContextDecorator):
@@ -68,7 +59,6 @@ class override_experiences(TestContextDecorator):
         definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
         workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
         self._workspace = parse_workspace(workspace, name="override_experiences")
-        self.engine = Engine(self._workspace)
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,
@@ -86,12 +76,7 @@ class override_experiences(TestContextDecorator):
         # Each use has its own workspace, so that it doesn't see what earlier tests left in the site's cache.
         settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
         self._stack.enter_context(override_personalize(**settings))
-        client = PersonalizeClient(
-            workspace_id=self._workspace.workspace_id,
-            api_key=self._workspace.api_key,
-            transport=SandboxTransport(self.engine),
-        )
-        self._stack.enter_context(get_client.override(client))
+        self._stack.enter_context(get_engine.override(self.engine))
         return self
 
     def disable(self) -> None:

@@ -3,8 +3,12 @@
 import json
 import logging
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +16,7 @@ from asgiref.sync import async_to_sync
 from django.core.cache import caches
 from django.http import HttpResponse
 from django.test import AsyncClient, Client
+from django.urls import path
 from hypothesis import settings as hypothesis_settings
 
 from django_moe_personalize.client import get_client
@@ -19,13 +24,13 @@ from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response
-from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.resilience import Deadline, WorkerPool
+from django_moe_personalize.runtime import Runtime, reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # noqa: F401 - fixtures
-from tests.wire import build_wire, tls_ends  # noqa: F401 - fixtures
+from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among them
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
@@ -35,16 +40,30 @@ hypothesis_settings.register_profile("matrix", max_examples=30)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+"""The pools of this process, also those of dropped runtimes: their threads could write into the next test's cache."""
+
+
+def _build_pool(build: Callable[[Runtime], WorkerPool], runtime: Runtime) -> WorkerPool:
+    pool = build(runtime)
+    _pools.add(pool)
+    return pool
+
+
+for _part in (get_pool, get_background):
+    _part._build = partial(_build_pool, _part._build)
+
+
 def settle() -> None:
-    """Wait until what pages left to the background is done."""
-    until = time.monotonic() + 10
-    while (get_pool().in_flight or get_background().in_flight) and time.monotonic() < until:
+    """Wait until the background threads have done the work that pages left to them."""
+    until = time.monotonic() + LONG
+    while any(pool.in_flight for pool in _pools) and time.monotonic() < until:
         time.sleep(0.001)
 
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
-    """Start each test with a process and a site's cache that remember nothing."""
+    """Start each test with an empty process and an empty site's cache."""
     caches["default"].clear()
     yield
     settle()
@@ -52,13 +71,14 @@ def fresh_process() -> Iterator[None]:
 
 
 class Upstream:
-    """MoEngage's end of the wire in a test: the sandbox, with what it was asked and, when told, failures."""
+    """MoEngage in a test: the sandbox, with a record of its requests and failures to order."""
 
     def __init__(self) -> None:
         self.engine = Engine(load_workspace())
         self.requests: list[Request] = []
         self.answer: Callable[[Request], Response] | None = None
         self._sandbox = SandboxTransport(self.engine)
+        self._held: list[threading.Event] = []
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
         """See Transport.send()."""
@@ -70,8 +90,26 @@ class Upstream:
     def close(self) -> None:
         """See Transport.close()."""
 
+    def hold(self, only: bytes = b"") -> Callable[[], None]:
+        """Answer no request whose body has ``only`` in it, until the returned function is called."""
+        released = threading.Event()
+        self._held.append(released)
+
+        def answer(request: Request) -> Response:
+            if only in request.body:
+                released.wait(LONG)
+            return self._sandbox.send(request, deadline=Deadline(None))
+
+        self.answer = answer
+        return released.set
+
+    def release(self) -> None:
+        """Answer all requests that are held."""
+        for event in self._held:
+            event.set()
+
     def refuse(self) -> None:
-        """Fail every call from now on, as a network does."""
+        """Fail every call from now on, as a network does that is down."""
 
         def answer(request: Request) -> Response:
             raise TransportError("refused")
@@ -95,12 +133,13 @@ class Upstream:
 
 @pytest.fixture
 def upstream() -> Iterator[Upstream]:
-    """Put an observed sandbox at the other end of the wire."""
+    """Give the MoEngage that pages talk to."""
     end = Upstream()
     workspace = end.engine.workspace
     client = PersonalizeClient(workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=end)
     with get_client.override(client):
         yield end
+        end.release()
         settle()
 
 
@@ -128,3 +167,15 @@ class Visit:
 def visit(request: pytest.FixtureRequest) -> Visit:
     """Give a visitor of the site, once over WSGI and once over ASGI."""
     return Visit(request.param)
+
+
+@pytest.fixture
+def serve(settings: Any) -> Callable[[Callable[..., Any]], None]:
+    """Return a function that serves a view as ``/page/``."""
+
+    def install(view: Callable[..., Any]) -> None:
+        module = ModuleType("served_page")
+        module.urlpatterns = [path("page/", view, name="page")]
+        settings.ROOT_URLCONF = module
+
+    return install

@@ -1,4 +1,4 @@
-"""The pages of the test site: each view shows one way of using the package."""
+"""The pages of the test site. Each view shows one way to use the package."""
 
 import asyncio
 
@@ -25,12 +25,12 @@ def show(request: HttpRequest, source: str, **context: object) -> HttpResponse:
 
 
 def plain(request: HttpRequest) -> HttpResponse:
-    """Show a page that has nothing to do with personalization."""
+    """Show a page without personalization."""
     return HttpResponse("plain")
 
 
 def read(request: HttpRequest) -> HttpResponse:
-    """Read an experience in a view, with nothing declared and no template."""
+    """Read an experience that nothing declares."""
     hero = request.personalization.get("hero-banner")
     return HttpResponse(hero["Title"] if hero else "default")
 
@@ -43,13 +43,13 @@ async def aread(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero-banner", "promo-strip")
 def tags(request: HttpRequest) -> HttpResponse:
-    """Render tags whose keys are declared."""
+    """Render tags whose keys the view declares."""
     return show(request, TAGS)
 
 
 @personalize("hero-banner", "promo-strip")
 async def atags(request: HttpRequest) -> HttpResponse:
-    """Render tags in the event loop; their keys are declared."""
+    """Render tags in the event loop. The view declares their keys."""
     await asyncio.sleep(0)
     return show(request, TAGS)
 
@@ -70,27 +70,27 @@ def template_response(request: HttpRequest) -> TemplateResponse:
 
 
 async def atemplate_response(request: HttpRequest) -> TemplateResponse:
-    """Return a response that is rendered after the view, in the event loop."""
+    """Return a response that is rendered after an async view."""
     name = request.GET.get("name")
     return TemplateResponse(request, name or engines["django"].from_string(TAGS))
 
 
 def one_by_one(request: HttpRequest) -> HttpResponse:
-    """Read what no template shows."""
+    """Read experiences that are in no template."""
     for key in ("hero-banner", "promo-strip"):
         request.personalization.get(key)
     return HttpResponse()
 
 
 def missing(request: HttpRequest) -> HttpResponse:
-    """Show a personalised page with another status than 200."""
+    """Show a personalized page with another status than 200."""
     response = show(request, TAGS)
     response.status_code = 404
     return response
 
 
 def failing(request: HttpRequest) -> HttpResponse:
-    """Fail after an experience was rendered."""
+    """Fail after rendering an experience."""
     show(request, TAGS)
     raise ValueError("the view's own")
 
@@ -111,13 +111,13 @@ def streaming(request: HttpRequest) -> StreamingHttpResponse:
 
 @personalize("hero-banner", "promo-strip")
 def streaming_declared(request: HttpRequest) -> StreamingHttpResponse:
-    """Render while the response is sent what was declared."""
+    """Render declared experiences while the response is sent."""
     return streaming(request)
 
 
 @personalize("hero-banner")
 def prefetching(request: HttpRequest) -> HttpResponse:
-    """Declare an experience, read none, and be for everybody."""
+    """Declare an experience, and read none: the page is public."""
     return HttpResponse("same", headers={"Cache-Control": "public, max-age=300"})
 
 
@@ -129,7 +129,7 @@ def session_lost(request: HttpRequest) -> HttpResponse:
 
 
 def cdn(request: HttpRequest) -> HttpResponse:
-    """Read an experience and tell a CDN to keep the page."""
+    """Read an experience, and let a CDN keep the page."""
     request.personalization.get("hero-banner")
     timing = {"Server-Timing": "db;dur=1"} if "timing" in request.GET else {}
     told = timing | {"CDN-Cache-Control": "max-age=600", "Surrogate-Control": "max-age=600", "Expires": "soon"}
@@ -138,7 +138,7 @@ def cdn(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero-banner")
 def panel(request: HttpRequest) -> HttpResponse:
-    """Show what was asked and by whom."""
+    """Show the visitor."""
     return show(request, "{{ p.identity.anonymous }}", p=request.personalization)
 
 
@@ -153,7 +153,7 @@ class ClassBased(PersonalizeMixin, TemplateView):
 
 
 class Method(View):
-    """Declare keys on a method, out of the middleware's sight."""
+    """Declare keys on a method, where the middleware can't see them."""
 
     @personalize("hero-banner", "promo-strip")
     def get(self, request: HttpRequest) -> HttpResponse:
@@ -162,10 +162,41 @@ class Method(View):
 
     @personalize("hero-banner")
     def post(self, request: HttpRequest) -> HttpResponse:
-        """Report what a client of one's own saw and clicked."""
+        """Report the impressions and clicks of an app."""
         request.personalization.track_impression("hero-banner")
         request.personalization.track_click("hero-banner", element="buy")
         return HttpResponse("told")
+
+
+def hide(view):
+    """Decorate a view without copying its attributes, so that the middleware can't see its keys."""
+    return lambda request: view(request)
+
+
+async def ahidden(request: HttpRequest) -> HttpResponse:
+    """See hide()."""
+    return await atags(request)
+
+
+class RestRequest:
+    """A request as Django REST framework wraps it."""
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+
+
+class RestView:
+    """A view as Django REST framework calls it."""
+
+    @personalize("hero-banner", "promo-strip")
+    def get(self, request: RestRequest) -> HttpResponse:
+        """Render tags."""
+        return show(request._request, TAGS)
+
+
+def rest(request: HttpRequest) -> HttpResponse:
+    """Call a view with a wrapped request."""
+    return RestView().get(RestRequest(request))
 
 
 urlpatterns = [
@@ -191,5 +222,8 @@ urlpatterns = [
     path("streaming-declared/", streaming_declared, name="streaming-declared"),
     path("class/", ClassBased.as_view(), name="class"),
     path("method/", Method.as_view(), name="method"),
+    path("hidden/", hide(tags)),
+    path("ahidden/", ahidden),
+    path("rest/", rest),
     path("shop/", include(([path("home/", configured, name="home")], "shop"))),
 ]

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import threading
 import time
 import weakref
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.context import Personalization, get_page
+from django_moe_personalize.decorators import personalize
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -39,22 +39,7 @@ def build_request(factory=RequestFactory):
 def personalization(upstream):
     """Give the mapping of a request."""
     request = build_request()
-    yield request.personalization
-
-
-@pytest.fixture
-def slow(upstream):
-    """Give an event. MoEngage answers once it is set."""
-    released = threading.Event()
-
-    def answer(request):
-        released.wait(LONG)
-        return upstream._sandbox.send(request, deadline=Deadline(None))
-
-    upstream.answer = answer
-    yield released
-    released.set()
-    settle()
+    yield request.personalization  # noqa: PT022 - the fixture keeps the request
 
 
 # A mapping
@@ -108,6 +93,8 @@ def test_defaults(personalization):
     assert personalization.get("nope", "default") == "default"
     assert 7 not in personalization
     assert async_to_sync(personalization.aget)("nope", default="default") == "default"
+    assert personalization["hero-banner"]
+    assert repr(personalization) == "<Personalization of nope, hero-banner>"
 
 
 def test_error_reports_fetch_nothing(personalization, upstream):
@@ -119,9 +106,11 @@ def test_error_reports_fetch_nothing(personalization, upstream):
 
 
 def test_request_that_did_not_pass_the_middleware():
-    """It has no page."""
+    """It has no page, and @personalize does nothing, as in a function without a request."""
+    request = RequestFactory().get("/")
     assert get_page(None) is None
-    assert get_page(RequestFactory().get("/")) is None
+    assert get_page(request) is None
+    assert [personalize("a")(lambda *args: "ok")(*args) for args in ((), (request,))] == ["ok", "ok"]
 
 
 # Starting and waiting
@@ -138,15 +127,17 @@ def test_each_key_is_asked_for_once(personalization, upstream):
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("keys", [KEYS, ()], ids=["keys", "no-keys"])
-def test_prefetch_returns_at_once_and_load_waits(upstream, slow, is_async, keys):
+def test_prefetch_returns_at_once_and_load_waits(upstream, is_async, keys):
     """prefetch() starts the call. load() waits for its keys, or without keys for all that is under way."""
     request = build_request(AsyncRequestFactory if is_async else RequestFactory)
     mapping = request.personalization
 
+    release = upstream.hold()
+
     async def arun():
         await mapping.aprefetch(*KEYS)
         assert not any(key in mapping._page._answers for key in KEYS)
-        slow.set()
+        release()
         await mapping.aload(*keys)
         return [mapping[key].experience_key for key in KEYS]
 
@@ -154,7 +145,7 @@ def test_prefetch_returns_at_once_and_load_waits(upstream, slow, is_async, keys)
         mapping.prefetch(*KEYS)
         wait_until(lambda: upstream.fetches)
         assert mapping._page._answers == {}
-        slow.set()
+        release()
         mapping.load(*keys)
         return [mapping._page._answers[key].experience_key for key in KEYS]
 
@@ -164,23 +155,14 @@ def test_prefetch_returns_at_once_and_load_waits(upstream, slow, is_async, keys)
 
 def test_async_read_waits_for_its_own_key_alone(upstream):
     """Another call of the page may still be under way."""
-    released = threading.Event()
-
-    def answer(request):
-        if b"promo-strip" in request.body:
-            released.wait(LONG)
-        return upstream._sandbox.send(request, deadline=Deadline(None))
-
-    upstream.answer = answer
-    request = build_request(AsyncRequestFactory)
+    release = upstream.hold(only=b"promo-strip")
 
     async def view():
         mapping = request.personalization
         await mapping.aprefetch("promo-strip")
-        mapping._page._expected = ("promo-strip",)
         hero = await mapping.aget("hero-banner")
         assert "promo-strip" not in mapping._page._answers
-        released.set()
+        release()
         return hero, await mapping.aget("promo-strip")
 
     with override_personalize(EXPERIENCES={"*": ["promo-strip"]}):
@@ -189,15 +171,16 @@ def test_async_read_waits_for_its_own_key_alone(upstream):
     assert (hero.experience_key, promo.experience_key) == KEYS
 
 
-def test_async_load_overlaps_with_the_view(upstream, slow):
+def test_async_load_overlaps_with_the_view(upstream):
     """As a task, aload() lets the view run on."""
+    release = upstream.hold()
     request = build_request(AsyncRequestFactory)
 
     async def view():
         task = asyncio.create_task(request.personalization.aload(*KEYS))
         await asyncio.sleep(0)
         assert not task.done()
-        slow.set()
+        release()
         await task
         return request.personalization.get("hero-banner")
 
@@ -205,8 +188,9 @@ def test_async_load_overlaps_with_the_view(upstream, slow):
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-def test_all_reads_together_wait_for_one_deadline(upstream, slow, is_async):
+def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
     """Later reads don't wait once the deadline is spent. A key that didn't come is absent for the whole page."""
+    upstream.hold()
     with override_personalize(DEADLINE=0.1):
         request = build_request(AsyncRequestFactory if is_async else RequestFactory)
         mapping = request.personalization

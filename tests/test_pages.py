@@ -1,16 +1,12 @@
-"""Whole pages over the embedded sandbox, each over WSGI and ASGI: what is asked, for whom, and what they show."""
-
-import time
+"""Whole pages by WSGI and ASGI: what they ask for, for which visitor, and what they show."""
 
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
-from django.http import HttpResponse
-from django.test import Client, RequestFactory
+from django.test import Client
 
-from django_moe_personalize.middleware import PersonalizeMiddleware
+from django_moe_personalize.page import Page
 from django_moe_personalize.planning import MAX_READ_KEYS, get_route_memory
-from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
@@ -18,11 +14,17 @@ from tests.pages import title
 
 pytestmark = pytest.mark.urls("tests.site")
 
+BOTH = ["hero-banner", "promo-strip"]
 PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
 
-def test_unpersonalised_page_is_untouched(visit, upstream, settings):
-    """A page that reads nothing asks nobody, needs no database, and is the same byte for byte without us."""
+def list_calls(upstream):
+    """Return the keys of each call so far."""
+    return [sorted(body["experience_key"]) for body in upstream.fetches]
+
+
+def test_page_without_personalization_is_unchanged(visit, upstream, settings):
+    """It makes no call, needs no database, and is the same without the middleware, byte for byte."""
     with_us = visit("/plain/")
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "moe_personalize" not in name]
     without_us = type(visit)(visit.mode)("/plain/")
@@ -33,90 +35,93 @@ def test_unpersonalised_page_is_untouched(visit, upstream, settings):
 
 
 @pytest.mark.parametrize("path", ["/read/", "/aread/"])
-def test_view_reads_what_nothing_declared(visit, upstream, path):
-    """A site that only reads request.personalization in a view needs nothing else."""
+def test_view_reads_an_undeclared_key(visit, upstream, path):
+    """A view that reads request.personalization needs nothing else."""
     assert visit(path).content.decode() != "default"
     assert len(upstream.fetches) == 1
 
 
-@pytest.mark.parametrize("path", ["/tags/", "/atags/", "/class/", "/method/"])
-def test_declared_keys_travel_in_one_call(visit, upstream, path):
-    """What a decorator or a mixin declares is asked for at once, wherever it stands."""
-    response = visit(path)
-    assert title(response) != "Welcome"
-    assert [sorted(body["experience_key"]) for body in upstream.fetches] == [["hero-banner", "promo-strip"]]
+@pytest.mark.parametrize(
+    "path", ["/tags/", "/atags/", "/class/", "/method/", "/hidden/", "/ahidden/", "/rest/", "/configured/"]
+)
+def test_keys_travel_in_one_call(visit, upstream, path):
+    """Keys of a decorator or mixin, seen by the middleware or not, and keys of a template that nothing declares."""
+    assert title(visit(path)) != "Welcome"
+    assert list_calls(upstream) == [BOTH]
+
+
+@pytest.mark.parametrize("path", ["/tags/", "/atags/", "/hidden/", "/ahidden/"])
+def test_decorator_starts_only_calls_that_the_middleware_has_not(visit, upstream, monkeypatch, path):
+    """If the middleware has read the view's keys, the decorator does nothing."""
+    started = []
+    for name in ("prefetch", "aprefetch"):
+        real = getattr(Page, name)
+        monkeypatch.setattr(Page, name, lambda page, *keys, r=real: (started.append(keys), r(page, *keys))[1])
+    visit(path)
+    assert started == [tuple(BOTH)]
 
 
 @pytest.mark.parametrize(
     ("path", "experiences"),
     [
-        ("/configured/", {"configured": ["hero-banner", "promo-strip"]}),
-        ("/configured/", {"*": ["hero-banner", "promo-strip"]}),
+        ("/configured/", {"configured": BOTH}),
+        ("/configured/", {"*": BOTH}),
         ("/shop/home/", {"shop:home": ["hero-banner"], "*": ["promo-strip"]}),
-        ("/shop/home/", {"shop:*": ["hero-banner"], "shop:home": ["hero-banner", "promo-strip"]}),
+        ("/shop/home/", {"shop:*": ["hero-banner"], "shop:home": BOTH}),
+        ("/undeclared/", {"undeclared": BOTH}),
     ],
-    ids=["name", "everywhere", "both", "namespace"],
+    ids=["name", "everywhere", "both", "namespace", "async"],
 )
 def test_configured_keys_travel_in_one_call(visit, upstream, path, experiences):
-    """What EXPERIENCES says for a route is asked for at once."""
+    """The keys of EXPERIENCES are there before the view runs if it's an async view, which can't wait."""
     with override_personalize(EXPERIENCES=experiences):
         assert title(visit(path)) != "Welcome"
-    assert [sorted(body["experience_key"]) for body in upstream.fetches] == [["hero-banner", "promo-strip"]]
-
-
-def test_page_that_declares_nothing_asks_once(visit, upstream):
-    """The first tag finds the others in the template, so that even the first render is one call."""
-    visit("/configured/")
-    assert [sorted(body["experience_key"]) for body in upstream.fetches] == [["hero-banner", "promo-strip"]]
+    assert list_calls(upstream) == [BOTH]
 
 
 def test_route_is_learned(upstream):
-    """Keys that only the view's code knows are asked one by one at first, and in one call from then on."""
-    Client().get("/one-by-one/")
-    assert len(upstream.fetches) == 2
-    Client().get("/one-by-one/")
-    assert sorted(upstream.fetches[2]["experience_key"]) == ["hero-banner", "promo-strip"]
-    assert len(upstream.fetches) == 3
+    """Keys that only the view's code knows are asked one by one on its first page, and in one call later."""
+    for _ in range(2):
+        Client().get("/one-by-one/")
+    assert list_calls(upstream) == [["hero-banner"], ["promo-strip"], BOTH]
 
 
-def test_template_response_of_an_async_view_is_complete(visit, upstream):
-    """A TemplateResponse says what it will render, so even in the event loop nothing falls back, undeclared."""
+def test_template_response_of_an_async_view(visit, upstream):
+    """Its template is known before it is rendered, so no tag shows its default."""
     assert title(visit("/atemplate-response/")) != "Welcome"
     assert len(upstream.fetches) == 1
 
 
-def test_event_loop_is_never_blocked(upstream, caplog):
-    """A tag in the event loop whose key nobody declared shows its default, says so, and is learned."""
+def test_tag_never_blocks_the_event_loop(upstream, caplog):
+    """A tag whose key nothing declares shows its default and logs why. The route learns the key."""
     visit = Visit("async")
     assert title(visit("/undeclared/")) == "Welcome"
-    assert "'hero-banner' was read in async code before its response was there" in caplog.text
+    assert "'hero-banner' was read in async code before its response arrived" in caplog.text
     assert upstream.fetches == []
     assert title(visit("/undeclared/")) != "Welcome"
     assert len(upstream.fetches) == 1
 
 
-def test_second_view_comes_from_the_cache(visit, upstream):
-    """The same visitor at the same hour costs one call, absent experiences included."""
-    first, second = visit("/tags/"), visit("/tags/")
-    assert title(first) == title(second)
+def test_second_page_comes_from_the_cache(visit, upstream):
+    """Two pages of a visitor in the same hour make one call."""
+    assert title(visit("/tags/")) == title(visit("/tags/"))
     assert len(upstream.fetches) == 1
 
 
-def test_page_differs_by_where_with_what_and_when_people_come(visit, upstream):
-    """An e-mail, a phone and another visitor's browser get different heroes."""
-    everyone = title(visit("/tags/"))
-    visit.forget_cookies()
-    phone = title(visit("/tags/", headers={"User-Agent": PHONE}))
-    visit.forget_cookies()
-    email = title(visit("/tags/?utm_medium=email"))
-    assert len({everyone, phone, email}) == 3
+def test_visitors_get_different_experiences(visit, upstream):
+    """By device and by campaign."""
+    titles = [title(visit("/tags/"))]
+    for path, headers in (("/tags/", {"User-Agent": PHONE}), ("/tags/?utm_medium=email", {})):
+        visit.forget_cookies()
+        titles.append(title(visit(path, headers=headers)))
+    assert len(set(titles)) == 3
     assert upstream.fetches[-1]["utm_medium"] == "email"
     assert upstream.fetches[-2]["USER_AGENT"] == PHONE
 
 
 @pytest.mark.django_db
-def test_signed_in_customer_is_known(visit, upstream):
-    """A signed-in user is asked for by primary key, has no anonymous cookie, and gets their own hero."""
+def test_signed_in_customer(visit, upstream):
+    """MoEngage gets the primary key of the user, who gets no anonymous cookie."""
     visit.log_in(User.objects.create(pk=1, username="ada"))
     response = visit("/tags/")
     assert "Ada" in title(response)
@@ -124,10 +129,9 @@ def test_signed_in_customer_is_known(visit, upstream):
     assert "moe_id" not in response.cookies
 
 
-def test_anonymous_visitor_stays_the_same(visit, upstream):
-    """The first personalised page mints an id, and later pages send it."""
-    response = visit("/tags/")
-    cookie = response.cookies["moe_id"]
+def test_anonymous_visitor_keeps_the_id(visit, upstream):
+    """The first personalized page sets a cookie with an id, and later pages send that id."""
+    cookie = visit("/tags/").cookies["moe_id"]
     assert cookie["httponly"]
     assert cookie["samesite"] == "Lax"
     cache.clear()
@@ -137,56 +141,16 @@ def test_anonymous_visitor_stays_the_same(visit, upstream):
     assert first == second
 
 
-def test_mapping_in_a_view(upstream):
-    """request.personalization is a mapping of what this visitor has."""
-    seen = {}
-
-    def view(request):
-        personalization = request.personalization
-        seen["hero"] = personalization["hero-banner"].experience_key
-        seen["missing"] = "nope" in personalization
-        seen["keys"] = list(personalization)
-        seen["len"] = len(personalization)
-        seen["repr"] = repr(personalization)
-        with pytest.raises(KeyError):
-            personalization["nope"]
-        return HttpResponse("ok")
-
-    request = RequestFactory().get("/")
-    request.session = {}
-    PersonalizeMiddleware(view)(request)
-    assert seen == {
-        "hero": "hero-banner",
-        "missing": False,
-        "keys": ["hero-banner"],
-        "len": 1,
-        "repr": "<Personalization of hero-banner, nope>",
-    }
-
-
-def test_async_view_under_a_sync_middleware(upstream, settings):
-    """Where an async view runs in a thread of its own, what is configured for it is there before it starts."""
-    slow = upstream._sandbox.send
-
-    def answer(request):
-        time.sleep(0.02)
-        return slow(request, deadline=Deadline(10))
-
-    upstream.answer = answer
-    with override_personalize(EXPERIENCES={"undeclared": ["hero-banner", "promo-strip"]}):
-        assert title(Client().get("/undeclared/")) != "Welcome"
-
-
 def test_template_that_reads_an_attribute_of_the_mapping(visit, upstream):
-    """A template finds ``identity``; until the metadata is known, MoEngage is asked for an experience of that name."""
+    """``identity`` may also be a key, so the page asks for it until the metadata says that there is no such key."""
     for _ in range(2):
         assert visit("/panel/").content.decode() == "True"
         settle()
-    assert [body["experience_key"] for body in upstream.fetches] == [["hero-banner"], ["identity"]]
+    assert list_calls(upstream) == [["hero-banner"], ["identity"]]
 
 
-def test_keys_made_of_what_a_visitor_sends_stay_few(upstream):
-    """A view that asks for a key per product teaches its route no more than one call carries."""
+def test_route_learns_few_keys_from_reads(upstream):
+    """A view that reads a key for each product teaches its route no more keys than one call carries."""
     for number in range(40):
         get_route_memory().learn("product", f"product-{number}", limit=MAX_READ_KEYS)
     assert len(get_route_memory().get("product")) == MAX_READ_KEYS

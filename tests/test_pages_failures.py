@@ -1,4 +1,4 @@
-"""Pages whose vendor, cache, session, settings or visitor misbehave: the status is what it would be without us."""
+"""Pages whose MoEngage, cache, session, settings or visitor misbehave: their status is the same as without us."""
 
 import logging
 from pathlib import Path
@@ -10,20 +10,26 @@ from django.template import TemplateDoesNotExist, TemplateSyntaxError
 
 from django_moe_personalize import tracking
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.fetching.upstream import get_pool
+from django_moe_personalize.context import Personalization
+from django_moe_personalize.fetching.shared import read_notices
+from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.moengage.messages import Response
-from django_moe_personalize.resilience import PoolBusy
+from django_moe_personalize.resilience import CircuitBreaker
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Consent
+from tests import site
 from tests.conftest import settle
 from tests.pages import text, title
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
+from tests.virtual_time import Clock
 
 pytestmark = pytest.mark.urls("tests.site")
 
 
 @pytest.mark.parametrize("name", ["no-such.html", "broken"], ids=["missing", "broken"])
-def test_template_response_that_cannot_be_rendered(visit, upstream, settings, name):
-    """A broken template fails as it does without us, on both ways in."""
+def test_template_that_cannot_be_rendered(visit, upstream, settings, name):
+    """It fails as it does without us."""
     settings.TEMPLATES = [
         {
             "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -34,8 +40,8 @@ def test_template_response_that_cannot_be_rendered(visit, upstream, settings, na
         visit(f"/atemplate-response/?name={name}")
 
 
-def test_template_response_of_another_engine(visit, upstream, settings):
-    """A template without nodes to look through is rendered as it is."""
+def test_template_of_another_engine(visit, upstream, settings):
+    """It has no tags to look for."""
     settings.TEMPLATES = [
         {"BACKEND": "django.template.backends.dummy.TemplateStrings", "DIRS": [Path(__file__).parent]}
     ]
@@ -43,62 +49,53 @@ def test_template_response_of_another_engine(visit, upstream, settings):
     assert upstream.fetches == []
 
 
-def broken(kind):
-    """Return how an upstream of this kind is broken."""
-    answers = {
-        "400": (400, b'{"title": "Invalid Field Value", "description": "secret@example.com"}'),
-        "401": (401, b'{"title": "Authentication required", "description": ""}'),
-        "403": (403, b""),
-        "429": (429, b""),
-        "500": (500, b"oops"),
-        "html": (200, b"<!doctype html><title>Gateway</title>"),
-        "empty": (200, b""),
-        "list": (200, b"[]"),
-        "redirect": (307, b""),
-    }
-    return answers[kind]
+# MoEngage
 
 
-@pytest.mark.parametrize("kind", ["refuse", "400", "401", "403", "429", "500", "html", "empty", "list", "redirect"])
 @pytest.mark.parametrize("path", ["/tags/", "/atags/", "/read/"])
-def test_broken_vendor_never_reaches_the_page(visit, upstream, caplog, kind, path):
-    """Whatever the vendor answers, the page is a 200 with its default, and the log says why once."""
-    if kind == "refuse":
-        upstream.refuse()
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ((), "gave no experiences (TransportError"),
+        ((400, b'{"title": "Invalid Field Value", "description": "secret@example.com"}'), "gave no experiences"),
+        ((401, b'{"title": "Authentication required", "description": ""}'), "gave no experiences (Authentication"),
+        ((403,), "gave no experiences"),
+        ((429,), "from closed to open (rate limited for 5 s)"),
+        ((500, b"oops"), "gave no experiences (ServerError"),
+        ((200, b"<!doctype html><title>Gateway</title>"), "gave no experiences (InvalidResponseError"),
+        ((200,), "gave no experiences"),
+        ((200, b"[]"), "gave no experiences"),
+        ((307,), "gave no experiences"),
+    ],
+    ids=["refused", "400", "401", "403", "429", "500", "html", "empty", "list", "redirect"],
+)
+def test_broken_vendor(visit, upstream, caplog, path, answer, said):
+    """The page shows its defaults with status 200, and the log says why, once."""
+    if answer:
+        upstream.respond(*answer)
     else:
-        upstream.respond(*broken(kind))
+        upstream.refuse()
     for _ in range(3):
         response = visit(path)
         assert response.status_code == 200
         assert "Welcome" in text(response) or "default" in text(response)
-    # A thread writes the log after the page.
     settle()
     assert upstream.count("hero-banner") == (0, 0)
-    messages = [record.getMessage() for record in caplog.records if "gave no experiences" in record.getMessage()]
-    assert len(messages) == 1
+    assert len(caplog.records) == 1
+    assert said in caplog.text
     assert "secret@example.com" not in caplog.text
 
 
-def test_hanging_vendor_costs_one_deadline(visit, upstream):
-    """An upstream that never answers costs the page its deadline once, and the default is shown."""
-    import threading
-
-    released = threading.Event()
-
-    def hang(request):
-        released.wait(20)
-        return Response(200, {}, b"{}")
-
-    upstream.answer = hang
+def test_hanging_vendor(visit, upstream):
+    """At the deadline the page shows its defaults."""
+    upstream.hold()
     with override_personalize(DEADLINE=0.05):
         assert title(visit("/tags/")) == "Welcome"
         assert "Free returns" in text(visit("/tags/"))
-        released.set()
-        settle()
 
 
-def test_stale_answers_serve_when_the_vendor_fails(visit, upstream, monkeypatch):
-    """After CACHE_TTL the vendor is asked again; when it fails, what is known serves until CACHE_STALE_TTL."""
+def test_stale_answers_show_while_the_vendor_fails(visit, upstream):
+    """Until CACHE_STALE_TTL is over."""
     with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=600):
         fresh = title(visit("/tags/"))
         settle()
@@ -108,150 +105,118 @@ def test_stale_answers_serve_when_the_vendor_fails(visit, upstream, monkeypatch)
         assert len(upstream.fetches) == 2
 
 
-def test_breaker_stops_asking(visit, upstream, caplog):
-    """After five failures in a row nothing is asked until the breaker lets a probe through."""
+def test_breaker_stops_the_calls(visit, upstream, caplog):
+    """After five failures in a row pages ask nothing."""
     upstream.refuse()
     for _ in range(8):
         assert title(visit("/tags/")) == "Welcome"
     assert len(upstream.fetches) == 5
-    assert "circuit breaker went from closed to open" in caplog.text
+    assert "circuit breaker for MoEngage went from closed to open" in caplog.text
 
 
-def test_rate_limit_closes_the_gate(visit, upstream):
-    """After a 429 nothing is asked until its Retry-After."""
-    upstream.respond(429, b"", **{"retry-after": "30"})
-    visit("/tags/")
-    visit("/tags/")
-    assert len(upstream.fetches) == 1
+@pytest.mark.parametrize("headers", [{"retry-after": "30"}, {"x-ratelimit-reset": "30"}], ids=lambda h: next(iter(h)))
+def test_rate_limit(visit, upstream, shared, monkeypatch, caplog, headers):
+    """Until its time is over pages show cached content or defaults. One log line and one notice say so."""
+    clock = Clock()
+    monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "clock", clock)
+    with override_personalize(CACHE_TTL=0, IMPRESSIONS="manual"):
+        fresh = text(visit("/read/"))
+        settle()
+        upstream.respond(429, b"", **headers)
+        for _ in range(3):
+            assert text(visit("/read/")) == fresh
+            settle()
+            assert "Free returns" in text(visit("/tags/"))
+            settle()
+        assert len(upstream.fetches) == 2
+        assert [record.getMessage() for record in caplog.records] == [
+            "The circuit breaker for MoEngage went from closed to open (rate limited for 30 s)."
+        ]
+        (notice,) = read_notices(BREAKER_TOPIC)
+        assert (notice["state"], notice["reason"]) == ("open", "rate limited for 30 s")
+        upstream.answer = None
+        clock.now += 30
+        assert "Free returns" not in text(visit("/tags/"))
+        assert len(upstream.fetches) == 3
 
 
-def test_full_bulkhead_shows_defaults_at_once(visit, upstream, monkeypatch, caplog):
-    """When every fetching thread is busy the page does not queue."""
-
-    def busy(*args):
-        raise PoolBusy("busy")
-
-    monkeypatch.setattr(get_pool(), "submit", busy)
+def test_full_pool(visit, upstream, fill_pool, caplog):
+    """If all fetching threads are busy, the page shows its defaults at once."""
+    fill_pool()
     assert title(visit("/tags/")) == "Welcome"
-    assert "All threads that fetch experiences are busy" in caplog.text
+    assert "All threads that fetch are busy" in caplog.text
 
 
-def test_cache_that_is_down_is_a_miss(visit, upstream, settings, caplog):
-    """Without its cache a site still gets experiences, and the log says so once, by the kind of error."""
+def test_keys_without_an_experience(visit, upstream, caplog, serve):
+    """The page shows the defaults, and the log says once why."""
+    tags = (
+        '{% experience "hero-bannr" %}x{% fallback %}A{% endexperience %}{% experience_value "spring-sale" "T" "B" %}'
+    )
+    serve(lambda request: site.show(request, "{% load moe_personalize %}" + tags.replace('"B"', 'default="B"')))
+    for _ in range(2):
+        assert text(visit("/page/")) == "AB"
+    settle()
+    assert [record.getMessage() for record in caplog.records] == [
+        "The workspace has no experience 'hero-bannr', so pages show the default. Did you mean 'hero-banner'?",
+        "Experience 'spring-sale' is paused or scheduled, so pages show the default.",
+    ]
+
+
+def test_failing_metadata(visit, upstream):
+    """It costs no page anything, and isn't asked for again for a while."""
+    calls = []
+
+    def answer(request):
+        if "metadata" not in request.path:
+            return Response(200, {}, b'{"experiences": {}}')
+        calls.append(request)
+        return Response(500)
+
+    upstream.answer = answer
+    for number in range(10):
+        assert visit(f"/tags/?utm_source={number}").status_code == 200
+        settle()
+    assert len(calls) == 1
+
+
+def test_bug_in_a_transport(visit, upstream, caplog):
+    """An unexpected error shows the default. The log has its type and not its text."""
+
+    def answer(request):
+        raise KeyError("ada@example.com")
+
+    upstream.answer = answer
+    with caplog.at_level(logging.DEBUG):
+        assert title(visit("/tags/")) == "Welcome"
+    assert "failed unexpectedly (KeyError)" in caplog.text
+    assert "ada@example.com" not in caplog.text
+
+
+# The site
+
+
+def test_broken_cache(visit, upstream, settings, caplog):
+    """Without its cache the site still gets experiences. The log says so once, without the cache's address."""
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
-    assert title(visit("/tags/")) != "Welcome"
-    assert title(visit("/tags/")) != "Welcome"
+    for _ in range(2):
+        assert title(visit("/tags/")) != "Welcome"
     assert len([r for r in caplog.records if "cache 'default' failed" in r.getMessage()]) == 1
     assert "secret-host" not in caplog.text
 
 
-def test_database_that_is_down_shows_the_default(visit, upstream, caplog):
-    """A session that cannot be read makes nobody anonymous: nothing is asked."""
+def test_broken_database(visit, upstream, caplog):
+    """If the session can't be read, the visitor isn't known, and the page asks nothing."""
     visit.client.cookies["sessionid"] = "x" * 32
-    # pytest-django refuses the database here, as a database that is down would.
+    # pytest-django refuses the database here, as a broken database does.
     assert title(visit("/tags/")) == "Welcome"
     assert upstream.fetches == []
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/tags/?utm_medium=%FF%FE", "/tags/?utm_medium=" + "x" * 5000, "/tags/?identifiers=evil&experience_key=x"],
-    ids=["invalid", "long", "system"],
-)
-def test_odd_queries_are_harmless(visit, upstream, path):
-    """Whatever the query string holds, the page is a 200 and the body upstream is well-formed."""
-    assert visit(path).status_code == 200
-    [body] = upstream.fetches
-    assert body["experience_key"] == ["hero-banner", "promo-strip"]
-    assert isinstance(body["identifiers"], dict)
-    assert all(len(value) <= 512 for value in body.values() if isinstance(value, str))
-
-
-def test_request_without_user_agent(visit, upstream):
-    """No user agent is no attribute."""
-    assert visit("/tags/").status_code == 200
-    assert "USER_AGENT" not in upstream.fetches[0]
-
-
-def test_disabled(visit, upstream):
-    """With ENABLED off every experience is absent, nothing leaves the site, and the page stays cacheable."""
-    with override_personalize(ENABLED=False):
-        for path in ("/tags/", "/atags/", "/aread/"):
-            response = visit(path)
-            assert "Cache-Control" not in response.headers
-            assert "Welcome" in text(response) or "default" in text(response)
-    assert upstream.requests == []
-
-
-def deny_everything(request):
-    """Give no consent."""
-    from django_moe_personalize.visitor.consent import Consent
-
-    return Consent(fetch=False, identify=False, track=False)
-
-
-def test_denied_consent_sends_nothing(visit, upstream):
-    """Without consent nothing is asked, stored or counted."""
-    with override_personalize(CONSENT="tests.test_pages_failures.deny_everything"):
-        response = visit("/tags/")
-    assert title(response) == "Welcome"
-    assert not response.cookies
-    assert upstream.requests == []
-
-
-def test_global_privacy_control(visit, upstream):
-    """Sec-GPC: 1 gets experiences for everyone, without an id, a cookie, a tracked link or an event."""
-    response = visit("/tags/", headers={"Sec-GPC": "1"})
-    assert title(response) != "Welcome"
-    assert "identifiers" not in upstream.fetches[0]
-    assert not response.cookies
-    assert 'href="/sale/"' in response.content.decode()
-    assert [request.path for request in upstream.requests if "events" in request.path] == []
-
-
-def test_unknown_and_paused_keys_are_explained_once(visit, upstream, caplog, site_page):
-    """An experience nobody can get shows its default, and the log says why, once."""
-    site_page(
-        '{% experience "hero-bannr" %}x{% fallback %}A{% endexperience '
-        '%}{% experience_value "spring-sale" "T" default="B" %}'
-    )
-    for _ in range(2):
-        assert text(visit("/page/")) == "AB"
-    settle()
-    messages = [record.getMessage() for record in caplog.records]
-    assert [m for m in messages if "hero-bannr" in m] == [
-        "The workspace has no experience 'hero-bannr', so pages show the default. Did you mean 'hero-banner'?"
-    ]
-    assert len([m for m in messages if "'spring-sale' is paused or scheduled" in m]) == 1
-
-
-@pytest.fixture
-def site_page(settings):
-    """Return a function that makes ``/page/`` render a template."""
-    from types import ModuleType
-
-    from django.urls import include, path
-
-    from tests import site
-
-    def install(source, keys=("hero-banner",)):
-        module = ModuleType("site_page")
-
-        def view(request):
-            return site.show(request, "{% load moe_personalize %}" + source)
-
-        module.urlpatterns = [path("page/", view, name="page"), path("moe/", include("django_moe_personalize.urls"))]
-        settings.ROOT_URLCONF = module
-        return view
-
-    return install
-
-
-def test_log_is_clean(visit, upstream, caplog):
-    """A page on which everything is well writes nothing to the log."""
-    with caplog.at_level(logging.INFO, logger="django_moe_personalize"):
-        visit("/tags/")
-    assert caplog.records == []
+@pytest.mark.django_db
+def test_session_that_ends_during_the_page(visit, upstream):
+    """A logout in another tab doesn't fail a page with a campaign."""
+    visit("/prefetching/?utm_source=a")
+    assert visit("/session-lost/?utm_source=b").status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -262,8 +227,8 @@ def test_log_is_clean(visit, upstream, caplog):
     ],
     ids=["missing", "options"],
 )
-def test_delivery_that_cannot_be(caplog, delivery):
-    """A wrong DELIVERY stops a server that starts with it; under a running site it costs events, not pages."""
+def test_wrong_delivery(caplog, delivery):
+    """It stops a server at its start. In a running site it loses events and fails no page."""
     with override_personalize(DELIVERY=delivery):
         with pytest.raises(ConfigurationError, match="DELIVERY"):
             PersonalizeMiddleware(lambda request: HttpResponse())
@@ -272,25 +237,76 @@ def test_delivery_that_cannot_be(caplog, delivery):
     assert caplog.text.count("so events are lost") == 1
 
 
-@pytest.mark.django_db
-def test_session_that_is_gone_at_the_end_of_the_page(visit, upstream):
-    """A log-out in another tab does not make a campaign's page fail."""
-    visit("/prefetching/?utm_source=a")
-    assert visit("/session-lost/?utm_source=b").status_code == 200
+def test_wrong_settings():
+    """They stop a server at its start, even one that runs no system checks."""
+    with override_personalize(DEADLINE="soon"), pytest.raises(ConfigurationError, match="DEADLINE"):
+        PersonalizeMiddleware(lambda request: HttpResponse())
 
 
-def test_failing_metadata_costs_no_page(visit, upstream):
-    """Explaining an absent key has a thread of its own, and stops for a while when it fails."""
-    calls = []
-
-    def answer(request):
-        if "metadata" in request.path:
-            calls.append(request)
-            return Response(500, {}, b"")
-        return Response(200, {}, b'{"experiences": {}}')
-
-    upstream.answer = answer
-    for number in range(10):
-        assert visit(f"/tags/?utm_source={number}").status_code == 200
+def test_site_without_credentials(rf, caplog):
+    """Its pages show their defaults, and the log names the missing credentials."""
+    with override_personalize(SANDBOX=False):
+        request = rf.get("/")
+        assert Personalization(request).get("hero-banner") is None
         settle()
-    assert len(calls) == 1
+    assert "MoEngage can't be asked, so pages show their defaults" in caplog.text
+    assert "WORKSPACE_ID" in caplog.text
+
+
+# The visitor
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/tags/?utm_medium=%FF%FE", "/tags/?utm_medium=" + "x" * 5000, "/tags/?identifiers=evil&experience_key=x"],
+    ids=["invalid", "long", "system"],
+)
+def test_odd_queries(visit, upstream, path):
+    """Whatever the query string, the page has status 200 and the request body is valid."""
+    assert visit(path).status_code == 200
+    (body,) = upstream.fetches
+    assert body["experience_key"] == ["hero-banner", "promo-strip"]
+    assert isinstance(body["identifiers"], dict)
+    assert all(len(value) <= 512 for value in body.values() if isinstance(value, str))
+    assert "USER_AGENT" not in body
+
+
+def test_disabled(visit, upstream):
+    """With ENABLED off pages show their defaults, ask nothing and stay public."""
+    with override_personalize(ENABLED=False):
+        for path in ("/tags/", "/atags/", "/aread/"):
+            response = visit(path)
+            assert "Cache-Control" not in response.headers
+            assert "Welcome" in text(response) or "default" in text(response)
+    assert upstream.requests == []
+
+
+def deny_everything(request):
+    """Give no consent."""
+    return Consent(fetch=False, identify=False, track=False)
+
+
+def test_denied_consent(visit, upstream):
+    """Without consent the page asks, stores and counts nothing."""
+    with override_personalize(CONSENT="tests.test_pages_failures.deny_everything"):
+        response = visit("/tags/")
+    assert title(response) == "Welcome"
+    assert not response.cookies
+    assert upstream.requests == []
+
+
+def test_global_privacy_control(visit, upstream):
+    """Sec-GPC: 1 gets the experiences for all users, without an id, a cookie, a tracked link or an event."""
+    response = visit("/tags/", headers={"Sec-GPC": "1"})
+    assert title(response) != "Welcome"
+    assert "identifiers" not in upstream.fetches[0]
+    assert not response.cookies
+    assert 'href="/sale/"' in response.content.decode()
+    assert [request.path for request in upstream.requests if "events" in request.path] == []
+
+
+def test_log_of_a_good_page(visit, upstream, caplog):
+    """It is empty."""
+    with caplog.at_level(logging.INFO, logger="django_moe_personalize"):
+        visit("/tags/")
+    assert caplog.records == []

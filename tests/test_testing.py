@@ -1,4 +1,4 @@
-"""What a site's own tests use."""
+"""The tools for a site's own tests."""
 
 import unittest
 
@@ -13,18 +13,27 @@ from django_moe_personalize.testing import override_experiences, override_person
 pytestmark = pytest.mark.urls("tests.site")
 
 
-def test_experiences_are_those_of_the_test():
-    """Every visitor gets what the test says, and nothing else; both counts are to be seen."""
+def run(case):
+    """Run a test case and return how many tests it has; they pass."""
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert (result.errors, result.failures) == ([], [])
+    return result.testsRun
+
+
+def test_visitors_get_the_experiences_of_the_test():
+    """They get no others. Impressions and clicks can be counted."""
     with override_experiences({"hero-banner": {"Title": "From the test"}}) as seen:
         assert Client().get("/read/").content == b"From the test"
         assert b"Free returns" in Client().get("/tags/").content
+        Client().post("/method/")
     assert seen.impressions == {"hero-banner": 1}
-    assert seen.clicks == {}
+    assert seen.clicks == {"hero-banner": 1}
     assert Client().get("/read/").content != b"From the test"
 
 
-def test_overrides_nest():
-    """The inner one counts while it lasts; nothing is left of it in the cache."""
+def test_nested_experiences():
+    """The inner ones win while their context lasts, and nothing of them stays in the cache."""
     with override_experiences({"hero-banner": {"Title": "outer"}}):
         assert Client().get("/read/").content == b"outer"
         with override_experiences({"hero-banner": {"Title": "inner"}}):
@@ -33,48 +42,13 @@ def test_overrides_nest():
 
 
 @override_experiences({"hero-banner": {"Title": "decorated"}})
-def test_experiences_as_a_decorator():
-    """A test function may be decorated."""
+def test_decorated_function():
+    """A test function can be decorated."""
     assert Client().get("/read/").content == b"decorated"
 
 
-def test_settings_besides():
-    """Other settings of MOE_PERSONALIZE may be changed with the experiences."""
-    with override_experiences({}, IMPRESSIONS="manual"):
-        assert get_settings().impressions == "manual"
-
-
-@override_personalize(DEADLINE=1.5)
-def test_settings_keep_the_others():
-    """One setting changes, the others stay."""
-    assert get_settings().deadline == 1.5
-    assert get_settings().sandbox is True
-    with override_personalize(CACHE_TTL=5):
-        assert (get_settings().deadline, get_settings().cache_ttl) == (1.5, 5.0)
-
-
-def test_settings_on_a_test_case():
-    """A test case class may be decorated, as with Django's override_settings."""
-
-    @override_personalize(DEADLINE=2.5)
-    class Case(SimpleTestCase):
-        def test(self):
-            assert get_settings().deadline == 2.5
-            assert settings.MOE_PERSONALIZE["SANDBOX"] is True
-
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
-    assert (result.testsRun, result.errors, result.failures) == (1, [], [])
-
-
-def test_settings_on_another_class():
-    """What is no test case is refused, as Django does."""
-    with pytest.raises(ValueError, match="subclasses of Django"):
-        override_personalize(DEADLINE=2.5)(type("Other", (), {}))
-
-
-def test_experiences_on_an_async_function():
-    """An async test is decorated for as long as it runs."""
+def test_decorated_async_function():
+    """An async test function too. It gets the counts as an argument."""
 
     @override_experiences({"hero-banner": {"Title": "async"}}, kwarg_name="seen")
     async def test(seen):
@@ -84,8 +58,8 @@ def test_experiences_on_an_async_function():
     assert async_to_sync(test)() == (b"async", {})
 
 
-def test_experiences_on_a_test_case():
-    """Every method of a decorated class has the experiences, with nothing counted yet."""
+def test_decorated_test_case():
+    """Every test of the class starts with empty counts, which are an attribute."""
 
     @override_experiences({"hero-banner": {"Title": "class"}}, attr_name="seen")
     class Case(SimpleTestCase):
@@ -95,12 +69,38 @@ def test_experiences_on_a_test_case():
 
         test_two = test_one
 
-    result = unittest.TestResult()
-    unittest.defaultTestLoader.loadTestsFromTestCase(Case).run(result)
-    assert (result.testsRun, result.errors, result.failures) == (2, [], [])
+    assert run(Case) == 2
 
 
-def test_experiences_where_personalization_is_off():
-    """A site whose tests run with ENABLED off turns it on for one."""
-    with override_personalize(ENABLED=False), override_experiences({"hero-banner": {"Title": "on"}}):
-        assert Client().get("/read/").content == b"on"
+def test_experiences_with_other_settings():
+    """Settings can change with the experiences. ENABLED is on, whatever the site's tests set."""
+    with (
+        override_personalize(ENABLED=False),
+        override_experiences({"hero-banner": {"Title": "on"}}, IMPRESSIONS="manual") as seen,
+    ):
+        assert get_settings().impressions == "manual"
+        assert b"on" in Client().get("/tags/").content
+    assert seen.impressions == {}
+
+
+@override_personalize(DEADLINE=1.5)
+def test_settings_of_a_function():
+    """The other settings stay."""
+    assert get_settings().deadline == 1.5
+    assert get_settings().sandbox is True
+    with override_personalize(CACHE_TTL=5):
+        assert (get_settings().deadline, get_settings().cache_ttl) == (1.5, 5.0)
+
+
+def test_settings_of_a_test_case():
+    """Only classes that Django's override_settings accepts can be decorated."""
+
+    @override_personalize(DEADLINE=2.5)
+    class Case(SimpleTestCase):
+        def test(self):
+            assert get_settings().deadline == 2.5
+            assert settings.MOE_PERSONALIZE["SANDBOX"] is True
+
+    assert run(Case) == 1
+    with pytest.raises(ValueError, match="subclasses of Django"):
+        override_personalize(DEADLINE=2.5)(type("Other", (), {}))

@@ -1,5 +1,8 @@
-"""System checks: report mistakes in the settings and the templates of a site before its first visitor comes."""
+"""System checks: report mistakes in the settings and the templates of a site before its first visitor comes.
 
-from django_moe_personalize.checks.settings import CHECKS
+``settings`` has the checks with their ids and hints, ``template_leaks`` searches templates for cached personal content.
+"""
 
-__all__ = ["CHECKS"]
+from django_moe_personalize.checks.settings import check_site
+
+__all__ = ["check_site"]

@@ -9,13 +9,13 @@ A site's templates may contain any third-party node. One that can't be inspected
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from django.template import Engine, Node, Template
+from django.template import Engine, Node, Template, engines
+from django.template.backends.django import DjangoTemplates
 from django.template.base import TextNode, VariableNode
 from django.template.library import InclusionNode
 from django.template.loader_tags import BlockNode, ExtendsNode, IncludeNode
@@ -30,83 +30,65 @@ from django_moe_personalize.templatetags.moe_personalize import (
 )
 
 _CACHE = re.compile(r"\{%\s*cache\b")
-_OURS = re.compile(r"\{%\s*load\b[^%]*\bmoe_personalize\b")
-_EXTENDS = re.compile(r"\{%\s*extends\b")
+_PAGE = re.compile(r"\{%\s*(cache|extends|load\b[^%]*\bmoe_personalize)\b")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 
 Names = frozenset[str]
 Blocks = dict[str, list[BlockNode]]
+Leak = tuple[str, str, str]
+"""A tag or variable inside ``{% cache %}``, its place, and the place of that ``{% cache %}``: ``file, line n``."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leak:
-    """A ``{% cache %}`` with one visitor's content in it. ``place`` and ``found_at`` are ``file, line n``."""
-
-    place: str
-    found: str
-    found_at: str
+def get_engines() -> list[Engine]:
+    """Return the engines of Django's template language. Django's own checks report TEMPLATES that don't load."""
+    with suppress(Exception):
+        return [backend.engine for backend in engines.all() if isinstance(backend, DjangoTemplates)]
+    return []
 
 
-def find_leaks(engine: Engine) -> list[Leak]:
+def find_leaks(engine: Engine) -> Iterable[Leak]:
     """Return the leaks in the templates of the engine's folders. Never raises.
 
     It reads every file. It compiles templates only if one of them has ``{% cache %}``: those with that tag, those that
-    load our tags and, if a ``{% cache %}`` contains a block, those that could fill the block.
+    load our tags, and those that could fill a block inside the ``{% cache %}`` of another template.
     """
-    sources: dict[str, str] = {}
-    for name, source in read_sources(engine):
-        sources.setdefault(name, source)
-    with_cache = [name for name, source in sources.items() if _CACHE.search(source)]
-    if not with_cache:
-        return []
+    sources = read_sources(engine)
+    if not any(map(_CACHE.search, sources.values())):
+        return ()
     search = _Search(engine)
-    patterns = [_CACHE, _OURS]
-    if any(search.has_block_in_cache(name) for name in with_cache):
-        patterns.append(_EXTENDS)
-    for name, source in sources.items():
-        if any(pattern.search(source) for pattern in patterns):
-            search.walk_page(name)
-    return list(search.found)
+    pages = [name for name, source in sources.items() if _PAGE.search(source)]
+    return dict.fromkeys(leak for name in pages for leak in search.walk_page(name))
 
 
-def read_sources(engine: Engine) -> Iterator[tuple[str, str]]:
-    """Yield the name and the source of every template that can be read. Of two with one name, the first counts."""
+def read_sources(engine: Engine) -> dict[str, str]:
+    """Return the source of every template that can be read, by name. Of two with one name, the first counts."""
+    sources: dict[str, str] = {}
     loaders: list[Any] = []
     with suppress(Exception):
         loaders += engine.template_loaders
     for loader in loaders:
         with suppress(Exception):
-            # The cached loader contains other loaders.
-            loaders += getattr(loader, "loaders", None) or []
-            for folder in map(Path, getattr(loader, "get_dirs", list)()):
-                for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            for folder in map(Path, loader.get_dirs()):
+                for path in sorted(filter(Path.is_file, folder.rglob("*"))):
                     with suppress(OSError, UnicodeDecodeError):
-                        yield path.relative_to(folder).as_posix(), path.read_text(engine.file_charset)
+                        sources.setdefault(path.relative_to(folder).as_posix(), path.read_text(engine.file_charset))
+    return sources
 
 
 class _Search:
     """Walk pages from their outermost parent, in the order of rendering. Every branch counts, taken or not."""
 
     def __init__(self, engine: Engine) -> None:
-        self.found: dict[Leak, None] = {}
         self._engine = engine
-        self._templates: dict[str, Template | None] = {}
+        self._templates: dict[Any, Template | None] = {None: None}
         self._seen: set[tuple[int, int]] = set()
 
-    def walk_page(self, name: str) -> None:
-        """Find the leaks of a page. The context processor gives every page the variable ``personalization``."""
+    def walk_page(self, name: str) -> Iterator[Leak]:
+        """Yield the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
-        if (template := self._load(name)) is not None:
-            for leak in self._walk_template(template, frozenset({"personalization"}), None):
-                self.found[leak] = None
+        yield from self._walk_template(self._load(name), frozenset({"personalization"}), None)
 
-    def has_block_in_cache(self, name: str) -> bool:
-        """Return whether another template could put content into a ``{% cache %}`` of this one."""
-        template = self._load(name)
-        fragments = [] if template is None else _find_nodes(template, CacheNode)
-        return any(_find_nodes(fragment, BlockNode) for fragment in fragments)
-
-    def _load(self, name: str) -> Template | None:
+    def _load(self, name: Any) -> Template | None:
         if name not in self._templates:
             self._templates[name] = None
             # Compiling a tag may raise anything. The page that needs the template reports that.
@@ -114,14 +96,16 @@ class _Search:
                 self._templates[name] = self._engine.get_template(name)
         return self._templates[name]
 
-    def _walk_template(self, template: Template, names: Names, fragment: CacheNode | None) -> Iterator[Leak]:
+    def _walk_template(self, template: Template | None, names: Names, fragment: CacheNode | None) -> Iterator[Leak]:
         """Yield the leaks of ``template``. ``names`` are the variables with one visitor's content."""
-        if (id(template), id(fragment)) in self._seen:
+        if template is None or (id(template), id(fragment)) in self._seen:
             return
         self._seen.add((id(template), id(fragment)))
         family = [template]
-        while (parent := self._find_parent(family[-1])) is not None and parent not in family:
-            family.append(parent)
+        for member in family:
+            # A template extends at most one other. Its literal name may lead to no template, or in a circle.
+            parents = [self._load(get_literal(node.parent_name)) for node in _find_nodes(member, ExtendsNode)]
+            family += [parent for parent in parents if parent is not None and parent not in family]
         blocks: Blocks = {}
         for block in [block for member in family for block in _find_nodes(member, BlockNode)]:
             blocks.setdefault(block.name, []).append(block)
@@ -132,7 +116,7 @@ class _Search:
             # A third-party node may have these attributes with another meaning. Then the walk skips this node.
             with suppress(Exception):
                 if fragment is not None and _is_personal(node, names):
-                    yield Leak(_describe(fragment), _quote(node), _describe(node))
+                    yield _quote(node), _describe(node), _describe(fragment)
                 else:
                     yield from self._walk_below(node, names | _find_names(node, names), fragment, blocks)
             if isinstance(node, NamedValueNode):
@@ -141,7 +125,7 @@ class _Search:
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         if isinstance(node, CacheNode):
             fragment = fragment or node
-            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is no leak inside it.
+            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is not a leak inside it.
             names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
         for template in self._find_templates(node):
             yield from self._walk_template(template, names, fragment)
@@ -149,25 +133,17 @@ class _Search:
             for attribute in part.child_nodelists:
                 yield from self._walk(getattr(part, attribute, ()), names, fragment, blocks)
 
-    def _find_parent(self, template: Template) -> Template | None:
-        for node in template.nodelist:
-            parent: Any = getattr(node, "parent_name", None)
-            if isinstance(node, ExtendsNode) and (name := get_literal(parent)) is not None:
-                return self._load(name)
-        return None
-
-    def _find_templates(self, node: Any) -> list[Any]:
+    def _find_templates(self, node: Any) -> list[Template | None]:
         """Return the templates that ``node`` renders: of an include, an inclusion tag or a partial of Django 6."""
-        name = None
+        found: list[Template | None] = []
         if isinstance(node, IncludeNode):
-            name = get_literal(node.template)
-        elif isinstance(node, InclusionNode):
-            name = node.filename if isinstance(node.filename, str) else None
-        found: list[Any] = [] if name is None else [self._load(name)]
-        # Only a partial has these attributes, and before Django 6.0 there are no partials.
+            found.append(self._load(get_literal(node.template)))
+        elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
+            found.append(self._load(node.filename))
+        # Only a partial has these attributes, and Django 5.2 has no partials.
         with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
-        return [template for template in found if template is not None]
+        return found
 
 
 def _find_nodes(parent: Any, kind: type[Node]) -> list[Any]:
@@ -191,9 +167,8 @@ def _is_personal(node: Node, names: Names) -> bool:
         return True
     # No token of a node has the conditions of {% elif %}.
     conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
-    return not isinstance(node, TextNode | CacheNode | BlockNode) and _mentions(
-        _read_contents(node) + conditions, names
-    )
+    is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
+    return not is_plain and _mentions(_read_contents(node) + conditions, names)
 
 
 def _read_contents(node: Node) -> str:

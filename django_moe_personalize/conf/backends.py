@@ -22,9 +22,8 @@ def load_object(name: str, path: str) -> Any:
     except Exception as error:
         # Importing a site's module may raise anything.
         extra = EXTRAS.get(getattr(error, "name", None) or "")
-        hint = "Correct the path, or install the missing library."
-        if extra:
-            hint = f'Install it: pip install "django-moe-personalize[{extra}]".'
+        install = f'Install it: pip install "django-moe-personalize[{extra}]".'
+        hint = install if extra else "Correct the path, or install the missing library."
         message = f"{place} is {path!r}, which can't be imported: {type(error).__name__}: {error}."
         raise ConfigurationError(message, hint=hint) from error
     if not callable(found):
@@ -33,10 +32,7 @@ def load_object(name: str, path: str) -> Any:
 
 
 def load_backend(name: str, backend: Backend, *args: object) -> Any:
-    """Return the class of a swappable part after checking that it accepts ``args`` and the options.
-
-    Raises ConfigurationError.
-    """
+    """Return the class of a swappable part. Raises ConfigurationError if it doesn't take ``args`` and its options."""
     found = load_object(f'{name}"]["BACKEND', backend.backend)
     try:
         signature = inspect.signature(found)

@@ -16,7 +16,7 @@ import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, partial
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -32,6 +32,9 @@ DELIVERY: Final = "django_moe_personalize.delivery.thread.ThreadDelivery"
 TRANSPORT: Final = "django_moe_personalize.moengage.transport.RequestsTransport"
 UTM_PARAMETERS: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
+_CASTS: Final = {bool: bool, int: int, float: float, str: str, ZoneInfo: str, tuple: list, NoneType: list}
+"""The casts of django-environ by the type of the default. All other settings are JSON."""
+
 _GUARDS: Final = {bool: r"(?i:true|on|ok|y|yes|1|false|off|n|no|0)", float: readers.NUMBER}
 """The texts that these casts of django-environ may get. It reads every other word as False, and "30ms" as 30.0."""
 
@@ -45,12 +48,9 @@ class ConfigurationError(ImproperlyConfigured):
         self.hint = hint
 
 
-def setting(value: Any, read: Callable[..., Any], *, cast: Any = str, secret: bool = False, **options: Any) -> Any:
-    """Declare a setting with its default. ``cast`` is django-environ's, ``read`` gets the options.
-
-    The value of a secret setting is in no repr and in no message.
-    """
-    metadata = {"read": partial(read, **options), "cast": cast, "secret": secret}
+def setting(value: Any, read: Callable[..., Any], *, secret: bool = False, **options: Any) -> Any:
+    """Declare a setting with its default. ``read`` gets the options. A secret is in no repr and in no message."""
+    metadata = {"read": partial(read, **options), "cast": _CASTS.get(type(value), json.loads), "secret": secret}
     # A factory, because Python 3.11 takes a MappingProxyType for a mutable default.
     return dataclasses.field(default_factory=lambda: value, repr=not secret, metadata=metadata)
 
@@ -63,40 +63,34 @@ class Settings:
     ``vary_cache_on`` is ``None`` for all attributes.
     """
 
-    enabled: bool = setting(True, readers.read_boolean, cast=bool)
+    enabled: bool = setting(True, readers.read_boolean)
     workspace_id: str = setting("", readers.read_credential, colon=False)
     api_key: str = setting("", readers.read_credential, colon=True, secret=True)
     data_center: str = setting("", readers.read_data_center, choices=DATA_CENTERS)
-    base_url: str = setting("", readers.read_string, may_be_empty=True, secret=True)
-    sandbox: bool | str = setting(False, readers.read_sandbox, cast=bool)
-    experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.read_routes, cast=json.loads)
+    base_url: str = setting("", readers.read_string, pattern=".*", expected="a string", secret=True)
+    sandbox: bool | str = setting(False, readers.read_sandbox)
+    experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.read_routes)
     identify: str = setting("", readers.read_dotted_path, may_be_empty=True)
-    anonymous_id: bool = setting(True, readers.read_boolean, cast=bool)
-    attributes: tuple[str, ...] = setting((), readers.read_list, cast=list, each=readers.read_dotted_path)
-    query_parameters: tuple[str, ...] = setting(
-        UTM_PARAMETERS, readers.read_list, cast=list, each=readers.read_query_parameter
-    )
+    anonymous_id: bool = setting(True, readers.read_boolean)
+    attributes: tuple[str, ...] = setting((), readers.read_list, each=readers.read_dotted_path)
+    query_parameters: tuple[str, ...] = setting(UTM_PARAMETERS, readers.read_list, each=readers.read_query_parameter)
     time_zone: ZoneInfo = setting(ZoneInfo("UTC"), readers.read_time_zone)
-    trusted_proxies: tuple[readers.IPNetwork, ...] = setting(
-        (), readers.read_list, cast=list, each=readers.read_network
-    )
+    trusted_proxies: tuple[readers.IPNetwork, ...] = setting((), readers.read_list, each=readers.read_network)
     ip_precision: str = setting("full", readers.read_choice, choices=("full", "truncated", "off"))
     consent: str = setting("", readers.read_dotted_path, may_be_empty=True)
-    deadline: float = setting(0.3, readers.read_seconds, cast=float, above=0, maximum=30)
-    max_concurrent_fetches: int = setting(16, readers.read_whole_number, cast=int, minimum=1, maximum=1024)
+    deadline: float = setting(0.3, readers.read_seconds, above=0, maximum=30)
+    max_concurrent_fetches: int = setting(16, readers.read_whole_number, minimum=1, maximum=1024)
     cache: str = setting("default", readers.read_string)
-    cache_ttl: float = setting(60.0, readers.read_seconds, cast=float)
-    cache_stale_ttl: float = setting(600.0, readers.read_seconds, cast=float)
-    vary_cache_on: tuple[str, ...] | None = setting(None, readers.read_list, cast=list, each=readers.read_name)
-    metadata_ttl: float = setting(300.0, readers.read_seconds, cast=float, minimum=1)
+    cache_ttl: float = setting(60.0, readers.read_seconds)
+    cache_stale_ttl: float = setting(600.0, readers.read_seconds)
+    vary_cache_on: tuple[str, ...] | None = setting(None, readers.read_list, each=readers.read_name)
+    metadata_ttl: float = setting(300.0, readers.read_seconds, minimum=1)
     impressions: str = setting("render", readers.read_choice, choices=("render", "visible", "web_sdk", "manual"))
-    delivery: Backend = setting(Backend(DELIVERY), readers.read_backend, cast=json.loads, default=DELIVERY, secret=True)
+    delivery: Backend = setting(Backend(DELIVERY), readers.read_backend, default=DELIVERY, secret=True)
     cache_control: str = setting("private, no-store", readers.read_header)
-    transport: Backend = setting(
-        Backend(TRANSPORT), readers.read_backend, cast=json.loads, default=TRANSPORT, secret=True
-    )
-    offering_events: bool = setting(False, readers.read_boolean, cast=bool)
-    content_hosts: tuple[str, ...] = setting((), readers.read_list, cast=list, each=readers.read_host)
+    transport: Backend = setting(Backend(TRANSPORT), readers.read_backend, default=TRANSPORT, secret=True)
+    offering_events: bool = setting(False, readers.read_boolean)
+    content_hosts: tuple[str, ...] = setting((), readers.read_list, each=readers.read_host)
 
 
 class Problem(NamedTuple):
@@ -117,15 +111,14 @@ def get_settings() -> Settings:
     """Return the settings. Raises one ConfigurationError for all mistakes."""
     values, problems = _resolve()
     fatal = [problem for problem in problems if problem.kind != "environment"]
-    if fatal:
-        # An error report prints the locals of every frame, and these hold the key.
-        del values
+    if not fatal:
+        return Settings(**values)
+    # An error report prints the locals of every frame, and these hold the key.
+    del values
     if len(fatal) == 1:
         raise ConfigurationError(fatal[0].message, hint=fatal[0].hint)
-    if fatal:
-        lines = (f"{problem.message} {problem.hint}".rstrip() for problem in fatal)
-        raise ConfigurationError("\n- ".join([f"{SETTING} has {len(fatal)} mistakes:", *lines]))
-    return Settings(**values)
+    lines = (f"{problem.message} {problem.hint}".rstrip() for problem in fatal)
+    raise ConfigurationError("\n- ".join([f"{SETTING} has {len(fatal)} mistakes:", *lines]))
 
 
 def find_problems() -> list[Problem]:
@@ -147,20 +140,16 @@ def _resolve() -> tuple[dict[str, Any], list[Problem]]:
             if (value := given.get(name)) is None:
                 place, value = variable, _read_variable(variable, field.metadata["cast"])
             if value is not None:
-                values[field.name] = _check_value(field, place, value)
+                values[field.name] = field.metadata["read"](value)
         except ConfigurationError as error:
             problems.append(Problem("value", name, error.message, error.hint))
+        except InvalidValue as error:
+            is_secret = field.metadata["secret"]
+            shown = f"a {type(error.found).__name__}, not shown" if is_secret else reprlib.repr(error.found)
+            message = f"{place}{error.place} is {shown}; expected {error.expected}."
+            problems.append(Problem("value", name, message, error.hint))
     problems += _complete(values)
     return values, problems
-
-
-def _check_value(field: dataclasses.Field[Any], place: str, value: object) -> Any:
-    try:
-        return field.metadata["read"](value)
-    except InvalidValue as error:
-        shown = f"a {type(error.found).__name__}, not shown" if field.metadata["secret"] else reprlib.repr(error.found)
-        message = f"{place}{error.place} is {shown}; expected {error.expected}."
-        raise ConfigurationError(message, hint=error.hint) from None
 
 
 def _read_variable(variable: str, cast: Any) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import socket
 import ssl
 import time
@@ -10,21 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
-from typing import Any, Final, TypeVar
+from types import SimpleNamespace
+from typing import Any, Final
 from urllib.parse import urlsplit
 
+from django_moe_personalize import exceptions
 from django_moe_personalize.client import build_client, is_embedded
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.doctor.site import RATE_LIMIT_FIX, Finding
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    DeadlineExceeded,
-    InvalidResponseError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-)
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response, Transport
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesMetadata, ExperienceStatus
@@ -34,45 +27,22 @@ from django_moe_personalize.runtime import get_runtime
 MAX_SKEW: Final = 5.0
 """Seconds between this machine's clock and MoEngage's, which refuses events from the future (contract §7)."""
 
-T = TypeVar("T")
+Call = Callable[..., tuple[Any, float]]
+"""Make a call to MoEngage, and return its result and its seconds. Raises APIError, TimeoutError."""
 
 
-class _ClockReader:
-    """A transport that compares this machine's clock with MoEngage's. Implements Transport."""
+def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
+    """Return a transport that adds the seconds by which this machine's clock is ahead of MoEngage's to ``skews``."""
 
-    def __init__(self, inner: Transport) -> None:
-        self._inner = inner
-        self.skew = 0.0
-
-    def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """See Transport.send()."""
-        response = self._inner.send(request, deadline=deadline)
+    def send(request: Request, *, deadline: Deadline) -> Response:
+        response = inner.send(request, deadline=deadline)
         with suppress(ValueError):
             # The header has whole seconds, so the vendor's clock is half a second ahead of it on average.
             vendor_time = parsedate_to_datetime(response.headers.get("date", "")).timestamp() + 0.5
-            self.skew = time.time() - vendor_time
+            skews.append(time.time() - vendor_time)
         return response
 
-    def close(self) -> None:
-        """See Transport.close()."""
-        self._inner.close()
-
-
-class _TimedClient:
-    """Call MoEngage in a thread that can be left behind, because a DNS lookup knows no deadline."""
-
-    def __init__(self, client: PersonalizeClient, seconds: float) -> None:
-        self.client = client
-        self.took = 0.0
-        self._seconds = seconds
-        self._pool = WorkerPool(1, name="moe-personalize-doctor")
-
-    def run(self, method: Callable[..., T], *args: Any) -> T:
-        """Return the result of a method of the client, and keep its time in ``took``. Raises APIError, TimeoutError."""
-        started = time.perf_counter()
-        result = self._pool.submit(method, *args, deadline=Deadline(self._seconds)).result(self._seconds + 1)
-        self.took = time.perf_counter() - started
-        return result
+    return SimpleNamespace(send=send, close=inner.close)
 
 
 def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) -> Iterator[Finding]:
@@ -80,25 +50,29 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
 
     ``keys`` are the site's, each with the place that names it. Each call may take ``seconds``.
     """
-    clocks: list[_ClockReader] = []
-
-    def wrap(transport: Transport) -> Transport:
-        clocks.append(_ClockReader(transport))
-        return clocks[0]
-
+    skews = [0.0]
     try:
-        client = build_client(get_runtime(), wrap=wrap)
+        client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews))
     except ConfigurationError:
         what = "The doctor can't call MoEngage, because the settings are wrong or incomplete."
         yield Finding("problem", what, "Fix the problems above.")
         return
+    pool = WorkerPool(1, name="moe-personalize-doctor")
+
+    def call(method: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+        # In a thread that can be left behind, because a DNS lookup knows no deadline.
+        started = time.perf_counter()
+        result = pool.submit(method, *args, deadline=Deadline(seconds)).result(seconds + 1)
+        return result, time.perf_counter() - started
+
     yield Finding("ok", describe_end(settings))
     try:
-        yield from _examine_calls(_TimedClient(client, seconds), keys, settings)
+        yield from _examine_calls(client, call, keys, settings)
     except Exception as error:
-        yield explain(error, settings, seconds)
-    if abs(clocks[0].skew) > MAX_SKEW:
-        what = f"This machine's clock is {clocks[0].skew:+.0f} s off MoEngage's, which refuses events from the future."
+        host = str(urlsplit(settings.base_url).hostname)
+        yield Finding("problem", *(_explain_answer(error) or _explain_silence(error, host, seconds)))
+    if abs(skews[-1]) > MAX_SKEW:
+        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
         yield Finding("warning", what, "Synchronize the clock with NTP.")
     client.close()
 
@@ -116,11 +90,13 @@ def describe_end(settings: Settings) -> str:
     return f"The site calls {end}, at {host}, for the workspace {workspace}{kind}."
 
 
-def _examine_calls(calls: _TimedClient, keys: Mapping[str, str], settings: Settings) -> Iterator[Finding]:
-    metadata = calls.run(calls.client.fetch_metadata)
+def _examine_calls(
+    client: PersonalizeClient, call: Call, keys: Mapping[str, str], settings: Settings
+) -> Iterator[Finding]:
+    metadata, seconds = call(client.fetch_metadata)
     statuses = Counter(meta.status.value for meta in metadata.experiences)
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"
-    took = f"answered in {calls.took * 1000:.0f} ms"
+    took = f"answered in {seconds * 1000:.0f} ms"
     if statuses[ExperienceStatus.ACTIVE.value]:
         yield Finding("ok", f"The credentials are right. Experiences in the workspace: {counts} ({took}).")
     else:
@@ -130,7 +106,7 @@ def _examine_calls(calls: _TimedClient, keys: Mapping[str, str], settings: Setti
     active = [meta.experience_key for meta in metadata.experiences if meta.status is ExperienceStatus.ACTIVE]
     wanted = [key for key in keys if key in active] or active
     if wanted:
-        yield _examine_fetch(calls, wanted[:MAX_KEYS], settings)
+        yield _examine_fetch(client, call, wanted[:MAX_KEYS], settings)
 
 
 def compare_keys(keys: Mapping[str, str], metadata: ExperiencesMetadata) -> Iterator[Finding]:
@@ -151,19 +127,16 @@ def compare_keys(keys: Mapping[str, str], metadata: ExperiencesMetadata) -> Iter
         yield Finding("ok", f"Of the {len(keys)} keys in settings, views and templates, {active} are active.")
 
 
-def _examine_fetch(calls: _TimedClient, keys: Sequence[str], settings: Settings) -> Finding:
+def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], settings: Settings) -> Finding:
     """Fetch twice: on a new connection, as the first page of a process does, and again on the open connection."""
-    fetch = functools.partial(calls.client.fetch_experiences, keys)
-    calls.client.close()
-    calls.run(fetch)
-    first = calls.took
-    found = len(calls.run(fetch).experiences)
+    client.close()
+    (_, first), (result, second) = [call(client.fetch_experiences, keys) for _ in range(2)]
     what = (
-        f"A fetch of {len(keys)} keys took {first * 1000:.0f} ms on a new connection and {calls.took * 1000:.0f} ms on "
+        f"A fetch of {len(keys)} keys took {first * 1000:.0f} ms on a new connection and {second * 1000:.0f} ms on "
         f"an open one. A page waits up to {settings.deadline * 1000:.0f} ms. "
-        f"An unknown visitor gets {found} of these experiences."
+        f"An unknown visitor gets {len(result.experiences)} of these experiences."
     )
-    if calls.took > settings.deadline:
+    if second > settings.deadline:
         fix = "Raise DEADLINE, or find out why MoEngage takes so long."
         return Finding("warning", f"{what} So pages show their fallbacks until an answer is cached.", fix)
     if first > settings.deadline:
@@ -172,43 +145,38 @@ def _examine_fetch(calls: _TimedClient, keys: Sequence[str], settings: Settings)
     return Finding("ok", what)
 
 
-def explain(error: Exception, settings: Settings, seconds: float) -> Finding:
-    """Return the meaning of a failed call, without quoting the vendor's answer."""
-    host = urlsplit(settings.base_url).hostname
-    what, fix = _explain_answer(error) or _explain_silence(error, f"{host}", seconds)
-    return Finding("problem", what, fix)
-
-
 def _explain_answer(error: Exception) -> tuple[str, str] | None:
-    """Explain an answer that reports an error. Return ``None`` if there was no answer."""
+    """Return the meaning of an error that MoEngage answered, and the fix, or ``None`` for another error.
+
+    The vendor's own words may quote a visitor, so they aren't part of it.
+    """
     match error:
-        case AuthenticationError(status=403):
+        case exceptions.AuthenticationError(status=403):
             return "MoEngage forbids the call (403).", "Ask MoEngage: the account may be suspended."
-        case AuthenticationError():
-            fix = (
-                "Copy WORKSPACE_ID and the Personalize key of that workspace from Settings > Account > APIs. "
-                "A key of another feature, or an old key, doesn't work."
-            )
+        case exceptions.AuthenticationError():
+            where = "Copy WORKSPACE_ID and the Personalize key of that workspace from Settings > Account > APIs."
+            fix = f"{where} A key of another feature, or an old key, doesn't work."
             return "MoEngage refuses the credentials (401).", fix
-        case RateLimitedError():
+        case exceptions.RateLimitedError():
             return "MoEngage limits the rate of this workspace's calls (429).", RATE_LIMIT_FIX
-        case ServerError():
-            what = f"MoEngage itself has a failure ({error.status})."
-            return what, "Wait. Until then, pages show cached answers or their fallbacks."
-        case ResponseError(status=400, title="Request Error"):
-            what = "MoEngage doesn't know the workspace (400)."
-            return what, "Correct WORKSPACE_ID or DATA_CENTER. Only its own data center knows a workspace."
-        case ResponseError():
-            what = f"MoEngage's API doesn't answer like this ({error.status})."
-            return what, "Correct BASE_URL or DATA_CENTER, or the proxy in between."
-        case InvalidResponseError():
-            what = "MoEngage's API doesn't answer like this (the body is wrong)."
-            return what, "Correct BASE_URL, or the proxy in between: it may answer with a page of its own."
+        case exceptions.ServerError():
+            fix = "Wait. Until then, pages show cached answers or their fallbacks."
+            return f"MoEngage itself has a failure ({error.status}).", fix
+        case exceptions.ResponseError(status=400, title="Request Error"):
+            fix = "Correct WORKSPACE_ID or DATA_CENTER. Only its own data center knows a workspace."
+            return "MoEngage doesn't know the workspace (400).", fix
+        case exceptions.ResponseError():
+            fix = "Correct BASE_URL or DATA_CENTER, or the proxy in between."
+            return f"MoEngage's API doesn't answer like this ({error.status}).", fix
+        case exceptions.InvalidResponseError():
+            fix = "Correct BASE_URL, or the proxy in between: it may answer with a page of its own."
+            return "MoEngage's API doesn't answer like this (the body is wrong).", fix
         case _:
             return None
 
 
 def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, str]:
+    """Return the meaning of a call that got no answer, and the fix."""
     match error.__cause__:
         case socket.gaierror():
             return f"{host} can't be found (DNS).", "Correct DATA_CENTER or BASE_URL, or this machine's DNS."
@@ -218,8 +186,8 @@ def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, 
             return f"No TLS with {host}{reason}.", fix
         case ConnectionRefusedError():
             return f"{host} refuses connections.", "Start the server, or correct the port in BASE_URL."
-    if isinstance(error, (DeadlineExceeded, TimeoutError)):
+    if isinstance(error, (exceptions.DeadlineExceeded, TimeoutError)):
         fix = "Let this machine through the firewall, or set the proxy in TRANSPORT. MoEngage may also be slow."
         return f"No answer from {host} within {seconds:g} s.", fix
-    what = f"No whole answer from {host} ({type(error).__name__})."
-    return what, "Try again. If it fails again, check the firewall and the proxy."
+    fix = "Try again. If it fails again, check the firewall and the proxy."
+    return f"No whole answer from {host} ({type(error).__name__}).", fix

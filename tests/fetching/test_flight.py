@@ -126,7 +126,7 @@ def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
     """Loading the CA bundle would block a page, and an event loop."""
     builders = []
     real = client.build_client
-    monkeypatch.setattr(client, "build_client", lambda of: builders.append(threading.current_thread()) or real(of))
+    monkeypatch.setattr(client.get_client, "_build", lambda of: builders.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
@@ -221,8 +221,7 @@ def test_thread_and_tasks_share_one_call(held, submitted, first):
         thread = None
         if first == "thread":
             thread = asyncio.create_task(asyncio.to_thread(asked[0].join, LONG))
-            while not turn.locked():
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(wait_until, turn.locked)
         tasks = [asyncio.create_task(one.ajoin(LONG)) for one in asked[1:]]
         await asyncio.sleep(0)
         assert turn.locked()

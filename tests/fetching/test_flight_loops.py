@@ -25,8 +25,8 @@ async def start_reading(count=1, seconds=LONG):
     """Return tasks that wait for one answer, and the flight. The first task reads."""
     asked = [Asked(VISITOR, KEYS) for _ in range(count)]
     tasks = [asyncio.create_task(one.ajoin(seconds)) for one in asked]
-    while not asked[0].flight._turn.locked():
-        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert asked[0].flight._turn.locked()
     return tasks, asked[0].flight
 
 

@@ -3,13 +3,11 @@
 import asyncio
 import contextlib
 import time
-from types import ModuleType
 
 import pytest
 from django.core.handlers.asgi import ASGIHandler
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
-from django.urls import path
 
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.middleware import PersonalizeMiddleware
@@ -21,18 +19,6 @@ from tests.pages import text, title
 from tests.wire import LONG, wait_until
 
 personalized = personalize("hero-banner", "promo-strip")
-
-
-@pytest.fixture
-def serve(settings):
-    """Return a function that serves a view as ``/page/``."""
-
-    def install(view):
-        module = ModuleType("flight_page")
-        module.urlpatterns = [path("page/", view, name="page")]
-        settings.ROOT_URLCONF = module
-
-    return install
 
 
 @pytest.mark.urls("tests.site")

@@ -1,6 +1,5 @@
 """The metadata, which the background thread reads rarely."""
 
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -58,18 +57,11 @@ def test_thread_that_outlives_its_settings(upstream):
 
 def test_explanations_come_one_at_a_time(upstream, caplog):
     """While the background thread is busy, further questions are dropped."""
-    released = threading.Event()
-    sandbox = upstream._sandbox
-
-    def answer(request):
-        released.wait(10)
-        return sandbox.send(request, deadline=Deadline(10))
-
-    upstream.answer = answer
+    release = upstream.hold()
     for key in KEYS:
         get_metadata_store().explain([key])
     assert get_background().in_flight == 1
-    released.set()
+    release()
     settle()
     assert caplog.text == ""
     get_metadata_store().explain(KEYS)

@@ -23,25 +23,6 @@ VISITOR = Visitor(Identity("1"), {})
 PATIENT = Deadline(None)
 
 
-@pytest.fixture
-def held(upstream):
-    """Return a function that lets MoEngage answer again; until then requests wait, or those with ``only`` in them."""
-    released = threading.Event()
-
-    def hold(only=b""):
-        def answer(request):
-            if only in request.body:
-                released.wait(LONG)
-            return upstream._sandbox.send(request, deadline=PATIENT)
-
-        upstream.answer = answer
-        return released.set
-
-    yield hold
-    released.set()
-    settle()
-
-
 def test_batches_are_asked_at_the_same_time(upstream):
     """Sixty keys are three calls, under way at the same time."""
     together = threading.Barrier(3, timeout=LONG)
@@ -63,11 +44,10 @@ def test_batches_without_a_free_thread(upstream, fill_pool):
     assert len(upstream.fetches) == 3
 
 
-def test_batch_that_is_late(held):
+def test_batch_that_is_late(upstream):
     """A batch that doesn't come in time is missing. The others are there."""
-    release = held(only=b'"key-59"')
+    upstream.hold(only=b'"key-59"')
     result = ask(VISITOR, KEYS, deadline=Deadline(1.0))
-    release()
     assert [type(error) for error in result.errors] == [DeadlineExceeded]
     assert result.unanswered == KEYS[50:]
 
@@ -137,9 +117,9 @@ def test_visitors_repr_tells_nothing():
     assert "4711" not in repr(Visitor(Identity("customer-4711"), {"USER_AGENT": "4711"}))
 
 
-def test_a_thousand_pages_share_one_call(upstream, held):
+def test_a_thousand_pages_share_one_call(upstream):
     """Pages that ask the same question at the same time share one call."""
-    release = held()
+    release = upstream.hold()
     asked = [Asked(VISITOR, ["hero-banner"]) for _ in range(1000)]
     assert not any(one.done for one in asked)
     release()
@@ -193,20 +173,18 @@ def test_stale_answers_show_while_they_are_refreshed(upstream):
     assert len(upstream.fetches) == 2
 
 
-def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream, held):
+def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
     """They show at the deadline, also to a page that stops waiting before the thread does."""
     with override_personalize(CACHE_TTL=0):
         Asked(VISITOR, ["hero-banner"]).join(LONG)
         settle()
         # As in another process, the answer is in the cache and not in memory.
         reset_runtimes()
-        release = held()
+        upstream.hold()
         asked = Asked(VISITOR, ["hero-banner"])
         wait_until(lambda: asked.flight.known)
         assert asked.join(0.01).keys() == {"hero-banner"}
         assert async_to_sync(asked.ajoin)(0.01).keys() == {"hero-banner"}
-        release()
-        settle()
 
 
 def test_full_pool_shows_memory(upstream, fill_pool):

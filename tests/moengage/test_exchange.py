@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from django_moe_personalize.exceptions import InvalidResponseError, TransportError
-from django_moe_personalize.moengage.exchange import HTTPExchange
+from django_moe_personalize.moengage.exchange import HTTPExchange, describe_failure
 from django_moe_personalize.moengage.http1 import MAX_BYTES
 from django_moe_personalize.moengage.messages import NotTakenError, Request
 from tests.error_reports import describe_report
@@ -255,6 +255,15 @@ def test_error_report_shows_no_secret_and_no_visitor(behave, build_wire):
     assert not [secret for secret in (SECRET, "czNjcmV0", "Wanda") if secret in shown]
 
 
+def test_cause_brings_no_frames():
+    """The operating system's error is the cause; errors that it was raised from may hold secrets."""
+    secret = OSError("broken")
+    secret.__context__ = ValueError("Wanda")
+    failure = describe_failure(secret, "MoEngage")
+    assert failure.__cause__ is secret
+    assert "Wanda" not in describe_report(failure)
+
+
 # -- which connections there are
 
 
@@ -283,7 +292,7 @@ def test_more_connections_than_are_kept(build_wire, caplog):
     receive(exchange)
     assert wire.server.connections == 2
     assert exchange.fileno() != -1
-    assert len(wire.transport._get_idle()._waiting) == 1
+    assert len(wire.transport._idle) == 1
     assert caplog.records == []
 
 
@@ -383,6 +392,6 @@ def test_exchange_that_a_child_inherits_leaves_it_no_connection(build_wire):
     """What the parent had in flight at the fork must not become an idle connection of the child's."""
     wire = build_wire(echo)
     exchange = wire.start()
-    wire.transport._idle.pid -= 1  # As after a fork.
+    wire.transport._pid -= 1  # As after a fork.
     receive(exchange)
     assert not has_idle(wire.transport)

@@ -202,9 +202,10 @@ def test_connecting_has_a_timeout_of_its_own(filled_port):
     fail_late(RequestsTransport(f"http://127.0.0.1:{filled_port}", connect_timeout=SOON), seconds=LONG)
 
 
-def test_without_a_deadline_the_timeout_holds(build_wire):
+@pytest.mark.parametrize("seconds", [None, LONG])
+def test_timeout_holds_without_an_earlier_deadline(seconds, build_wire):
     """No call waits for ever."""
-    fail_late(build_wire(Exchange.hang, timeout=SOON).transport, seconds=None)
+    fail_late(build_wire(Exchange.hang, timeout=SOON).transport, seconds=seconds)
 
 
 def test_past_deadline_asks_nothing(build_wire):

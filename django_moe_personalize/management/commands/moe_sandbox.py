@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
-import signal
 import threading
-from types import FrameType
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
+from django_moe_personalize.management.signals import stop_on_signals
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
@@ -40,17 +39,25 @@ class Command(BaseCommand):
         try:
             workspace = load_workspace(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
+            server = build_server(Engine(workspace), host, port, faults=faults)
         except WorkspaceError as error:
             raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
             raise CommandError(str(error)) from error
-        try:
-            server = build_server(Engine(workspace), host, port, faults=faults)
         except OSError as error:
             message = f"The sandbox can't listen on {host}:{port}: {error.strerror}. Choose another ADDR:PORT."
             raise CommandError(message) from error
-        with server:
-            self._serve(server, workspace, host)
+
+        def stop() -> None:
+            # shutdown() waits for the loop that the signal interrupts, so it needs another thread. An exception from
+            # the signal's handler could get lost in a finalizer.
+            threading.Thread(target=server.shutdown, daemon=True).start()
+
+        # Before the announcement: a script may send the signal as soon as it reads that.
+        with server, stop_on_signals(stop):
+            self._announce(server, workspace, host)
+            server.serve_forever()
+            self.stdout.write("The sandbox has stopped.")
 
     def _announce(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
         settings = {"BASE_URL": server.url, "WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
@@ -65,24 +72,6 @@ class Command(BaseCommand):
             self.stderr.write("Everyone who can reach this machine can use the sandbox.")
         self.stdout.write("Press Ctrl-C to stop it.")
         self.stdout.flush()
-
-    def _serve(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
-        def stop(number: int, frame: FrameType | None) -> None:
-            # shutdown() waits for the loop that this handler interrupts, so it needs another thread. An exception
-            # from here could get lost in a finalizer.
-            threading.Thread(target=server.shutdown, daemon=True).start()
-
-        before = {}
-        if threading.current_thread() is threading.main_thread():
-            # Before the announcement: a script may send the signal as soon as it reads that.
-            before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self._announce(server, workspace, host)
-            server.serve_forever()
-            self.stdout.write("The sandbox has stopped.")
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def parse_address(text: str) -> tuple[str, int]:
