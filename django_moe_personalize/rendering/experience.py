@@ -70,8 +70,7 @@ def render_experience(tracker: Tracker, experience: Experience, body: SafeString
     """Note that the page shows the experience, and return its rendered ``body``, with marks if the browser reports.
 
     The browser reports clicks on ``data-moe-click`` elements, and impressions in the modes ``visible`` and
-    ``web_sdk``. Marks are empty ``template`` elements before and after the body. They don't change the layout and
-    may stand anywhere, even in tables and lists.
+    ``web_sdk``. Marks are empty ``template`` elements, which don't change the layout, even in tables and lists.
     """
     tracker.add_rendered(experience)
     mode = get_settings().impressions

@@ -29,6 +29,8 @@ SALT: Final = "moe_personalize.identity.1"
 
 _MAX_COOKIE_LENGTH: Final = 256
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
+"""The name over http, and over https: browsers accept a ``__Host-`` cookie only over https, from the host itself."""
+
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
@@ -53,11 +55,8 @@ def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
     """Return who the visitor is, or ``None`` if that can't be found out. Never raises.
 
     ``None`` means that ``IDENTIFY``, the database or the session failed. The page then fetches and tracks nothing,
-    because a known customer must not be treated as an anonymous visitor.
-
-    A visitor without a customer id gets the browser's anonymous id if ``ANONYMOUS_ID`` is on;
-    set_anonymous_cookie() stores it. Without consent to identify the function reads nothing and returns an
-    empty identity.
+    because a known customer must not be treated as an anonymous visitor. Without consent to identify, the function
+    reads nothing and returns an empty identity.
     """
     if not consent.identify:
         return Identity()
@@ -90,16 +89,9 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
     """
     minted = getattr(request, MINTED, None)
     if minted is not None:
-        response.set_signed_cookie(
-            _get_cookie_name(request),
-            minted,
-            salt=SALT,
-            max_age=ANONYMOUS_COOKIE_AGE,
-            path="/",
-            secure=request.is_secure(),
-            httponly=True,
-            samesite="Lax",
-        )
+        secure = request.is_secure()
+        options = {"max_age": ANONYMOUS_COOKIE_AGE, "secure": secure, "httponly": True, "samesite": "Lax"}
+        response.set_signed_cookie(COOKIE_NAMES[secure], minted, salt=SALT, **options)
     elif hasattr(request, FORGOTTEN):
         delete_anonymous_cookie(response)
 
@@ -182,7 +174,7 @@ def _get_anonymous_id(request: HttpRequest) -> str:
 
 def read_anonymous_cookie(request: HttpRequest) -> str | None:
     """Return the anonymous id in the request's cookie, or ``None`` without a cookie that this site signed."""
-    name = _get_cookie_name(request)
+    name = COOKIE_NAMES[request.is_secure()]
     raw = request.COOKIES.get(name, "")
     header = request.META.get("HTTP_COOKIE", "")
     if not header.isascii():
@@ -194,11 +186,6 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     reader = HttpRequest()
     reader.COOKIES[name] = raw
     return reader.get_signed_cookie(name, None, salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
-
-
-def _get_cookie_name(request: HttpRequest) -> str:
-    # Browsers accept a __Host- cookie over https only, and only from the host itself.
-    return COOKIE_NAMES[request.is_secure()]
 
 
 def _report_unknown(path: str, error: Exception) -> None:

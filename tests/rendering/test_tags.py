@@ -82,13 +82,6 @@ def test_tags(render, source, expected):
     assert render(source, key="hero", keys=["hero", "nope", "hero"], number=7, unsafe="<i>") == expected
 
 
-def test_payload_for_scripts(render):
-    """Django's json_script escapes a payload."""
-    page = render('{% experience "hero" as h %}{{ h.payload|json_script:"data" }}{% endexperience %}')
-    assert "<script>alert" not in page
-    assert r"\u003Cscript\u003Ealert(1)" in page
-
-
 @pytest.mark.parametrize(
     ("source", "message"),
     [

@@ -355,14 +355,6 @@ def test_chain_of_made_up_proxies(name, chain, address):
     assert get_client_ip(request.META, networks, "full") == address
 
 
-def test_queries_that_are_long():
-    """A query is parsed up to 4 KiB."""
-    names = ["utm_source"]
-    for length, found in ((4_000, {"utm_source": "x"}), (5_000, {})):
-        query = f"a={'b' * 97}&" * (length // 100) + "utm_source=x"
-        assert attributes.read_query({"QUERY_STRING": query}, names) == found
-
-
 def test_text_that_is_long():
     """A text is cut before it is cleaned, and a user agent before it is searched."""
     assert attributes.clean_text("\x01" * 100 + "a" * 20, 20) == "a" * 20

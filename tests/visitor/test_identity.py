@@ -184,8 +184,3 @@ def test_failing_identify_makes_the_visitor_unknown(identify, configure, caplog,
     assert [identify(answer=answer) for _ in range(2)] == [(None, []), (None, [])]
     assert caplog.messages == [UNKNOWN.format(f"{FUNCTIONS}.{name} {failure}")]
     assert caplog.records[0].exc_info is None
-
-
-def test_repr_shows_no_personal_data():
-    """An identity may appear in a traceback."""
-    assert repr(Identity("42", MAIL)) == "Identity(anonymous=False)"
