@@ -6,6 +6,7 @@ Each call has an async twin, such as ``afetch_experiences``. A key without an ex
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -235,6 +236,7 @@ def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, C
         return await sync_to_async(run, thread_sensitive=thread_sensitive)()
 
     twin.__name__ = twin.__qualname__ = f"a{call.__name__}"
+    twin.__signature__ = inspect.signature(call)  # type: ignore[attr-defined]
     twin.__doc__ = f"See {call.__name__}()."
     return twin
 

@@ -235,7 +235,9 @@ class Page:
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Return whether a response without a read is private all the same, or may still read while it is streamed."""
-        return has_stored_parameters(request) or (isinstance(response, StreamingHttpResponse) and bool(self._flights))
+        return has_stored_parameters(request) or (
+            isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
+        )
 
     def _describe(self) -> str:
         came = [experience for experience in self._answers.values() if experience is not None]

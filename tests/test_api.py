@@ -250,6 +250,11 @@ def test_events_without_a_customer(api, customer_id):
             call()
 
 
+def test_erasing_a_customer(api):
+    """Events that are sent already can't be erased."""
+    assert api.erase(customer_id="1") == 0
+
+
 def test_one_experience_is_not_a_list(api):
     """It's a mapping too, but of its payload."""
     with pytest.raises(ValueError, match=r"write \[experience\]"):

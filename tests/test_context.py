@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.context import Personalization, get_page
+from django_moe_personalize.decorators import personalize
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -105,9 +106,11 @@ def test_error_reports_fetch_nothing(personalization, upstream):
 
 
 def test_request_that_did_not_pass_the_middleware():
-    """It has no page."""
+    """It has no page, and @personalize does nothing, as in a function without a request."""
+    request = RequestFactory().get("/")
     assert get_page(None) is None
-    assert get_page(RequestFactory().get("/")) is None
+    assert get_page(request) is None
+    assert [personalize("a")(lambda *args: "ok")(*args) for args in ((), (request,))] == ["ok", "ok"]
 
 
 # Starting and waiting

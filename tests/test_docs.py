@@ -316,6 +316,13 @@ def test_layers_are_those_of_import_linter():
     assert text.splitlines() == contract["layers"]
 
 
+def test_goals_are_those_of_the_benchmarks():
+    """The performance page has each goal that a script measures."""
+    rows = read_rows(read_section(read("performance.md"), "## The goals"), "goal", "figure", "limit")
+    numbers = [int(path.name[1:3]) for path in sorted((ROOT / "benchmarks").glob("p[0-9][0-9]_*.py"))]
+    assert [goal for goal, *_ in rows] == [*(f"P{number}" for number in numbers), "STEPS"]
+
+
 def test_template_library_has_the_name_of_the_documents():
     """The documents write ``{% load moe_personalize %}``."""
     assert "moe_personalize" in engines["django"].engine.template_libraries

@@ -1,4 +1,4 @@
-"""An upstream that names in each experience the customer it is asked for, and counts."""
+"""An upstream whose experiences name the customer, and which counts the calls."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CONTEXT = {"cid": "65ea_F_T_WP_AB_2_P_0_AU_42D", "experience": "Echo", "moe_vari
 
 
 class Echo(Loopback):
-    """Answer each fetch after ``delay`` seconds and up to ``jitter`` more."""
+    """Answer each fetch after ``delay`` seconds, and up to ``jitter`` seconds more."""
 
     def __init__(self, *, delay: float = 0.0, jitter: float = 0.0) -> None:
         super().__init__(self._echo)
@@ -31,13 +31,13 @@ class Echo(Loopback):
             exchange.reply(status="503 Service Unavailable")
 
     def count_fetches(self, customer_id: str) -> int:
-        """Return how often the experiences of a customer were asked for."""
+        """Return the number of fetches for a customer."""
         bodies = [json.loads(one.body) for one in self.received if one.target == "/v1/experiences/fetch"]
         return sum(body["identifiers"]["customer_id"] == customer_id for body in bodies)
 
 
 def build_answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Return what the wire has for a question (contract §2)."""
+    """Return the response to a fetch (contract §2)."""
     value = {"value": question["identifiers"]["customer_id"], "data_type": "string"}
     entry = {"payload": {"Title": value, "Text": value}, "experience_context": CONTEXT}
     return {"experiences": dict.fromkeys(question["experience_key"], entry)}

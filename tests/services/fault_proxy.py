@@ -1,4 +1,4 @@
-"""A proxy on loopback between a site and the sandbox's process that fails to order, one way at a time.
+"""A proxy between a site and the sandbox's process that fails on demand, in one way at a time.
 
 with FaultProxy(sandbox_port) as proxy, proxy.failing(FAULTS["reset before headers"]):
     ...
@@ -20,14 +20,14 @@ from tests.loopback import Exchange, Loopback, Received, build_head
 WELL = {"Content-Type": "application/json"}
 BIG = 2 * 1024 * 1024
 SLOW = 3.0
-"""Seconds of a latency that no page has; less than a test waits, so that the late answer comes too."""
+"""Seconds of a response that comes after every page's deadline, but before a test's end."""
 
 Behavior = Callable[[Exchange, Received], None]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to fail: by what is answered, or by what becomes of connections before anything is read."""
+    """One way to fail: ``behave`` answers requests, ``listener`` says how connections fail before a request."""
 
     name: str
     behave: Behavior | None = None
@@ -38,7 +38,7 @@ class Fault:
 
 
 class FaultProxy(Loopback):
-    """Hand every request on to ``upstream_port``, except while it is ``failing``. Its port stays its own."""
+    """Pass every request on to ``upstream_port``, except while it is ``failing``. Its port stays the same."""
 
     def __init__(self, upstream_port: int) -> None:
         super().__init__(self._act)
@@ -46,12 +46,12 @@ class FaultProxy(Loopback):
         self._upstream_port = upstream_port
         self._fault: Fault | None = None
         self._fault_over = threading.Event()
-        # Bound and never listening: whoever is given a free port is not given this one.
+        # Bound and never listening, so that no other program gets this port.
         self._guard = _bind(0)
         self._listener.close()
         self._listen()
         self.met = 0
-        """How many requests or connections came to the fault in force."""
+        """How many requests or connections met the current fault."""
 
     def __exit__(self, *exc_info: object) -> None:
         super().__exit__(*exc_info)
@@ -59,12 +59,12 @@ class FaultProxy(Loopback):
 
     @property
     def port(self) -> int:
-        """The port it listens on, or does not."""
+        """The port, also while nothing listens on it."""
         return self._guard.getsockname()[1]
 
     @contextlib.contextmanager
     def failing(self, fault: Fault) -> Iterator[None]:
-        """Fail so while the context lasts; connections that were kept alive meet it too."""
+        """Fail in this way while the context lasts, also on connections that are open already."""
         self.met = 0
         self._fault_over = threading.Event()
         with contextlib.ExitStack() as stack:
@@ -92,7 +92,7 @@ class FaultProxy(Loopback):
         self._start(self._accept)
 
     def _stop_listening(self) -> None:
-        # shutdown() wakes who waits in accept(); close() alone does not.
+        # shutdown() wakes a thread that waits in accept(). close() alone doesn't.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
@@ -120,7 +120,7 @@ class FaultProxy(Loopback):
             self._pass_on(exchange, exchange.received)
             return
         self.met += 1
-        # Whoever hangs does until the fault is over.
+        # A behavior that hangs ends with the fault.
         exchange.stopped = self._fault_over
         fault.behave(exchange, exchange.received)
         if self._fault_over.is_set():
@@ -131,10 +131,10 @@ class FaultProxy(Loopback):
         exchange.reply(body, status=status, headers=headers)
 
     def ask(self, received: Received) -> tuple[str, dict[str, str], bytes]:
-        """Return the sandbox's own answer."""
+        """Return the sandbox's response."""
         upstream = getattr(self._upstream, "connection", None)
         if upstream is None:
-            # A thread serves one connection, so this one is not shared either.
+            # Each thread serves one connection and has its own one to the sandbox.
             upstream = self._upstream.connection = http.client.HTTPConnection("127.0.0.1", self._upstream_port)
         upstream.request(received.method, received.target, received.body or None, received.headers)
         answer = upstream.getresponse()
@@ -151,7 +151,7 @@ def _bind(port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def _fill_backlog(port: int) -> Iterator[None]:
-    """Listen and accept nobody: the queue is full, so connecting hangs."""
+    """Listen and accept no connection. The queue is full, so connecting hangs."""
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(_bind(port))
         listener.listen(0)
@@ -163,11 +163,11 @@ def _fill_backlog(port: int) -> Iterator[None]:
         probe.settimeout(0.1)
         with contextlib.suppress(TimeoutError):
             probe.connect(("127.0.0.1", port))
-            raise AssertionError("this system lets connections in where nobody accepts them")
+            raise AssertionError("this system connects although nothing accepts the connection")
         yield
 
 
-# What a vendor does on a bad day. Each behavior gets the exchange and the request.
+# The behaviors of a vendor on a bad day. Each gets the exchange and the request.
 
 
 def _build_answer(body: bytes = b"", *, status: str = "200 OK", length: int | None = None, **headers: str) -> bytes:
@@ -198,7 +198,7 @@ def _drip_body(exchange: Exchange, _: Received) -> None:
 
 
 def _endless(part: bytes, head: bytes = b"") -> Behavior:
-    """Send ``part`` for as long as somebody takes it."""
+    """Send ``part`` again and again until the client leaves."""
 
     def behave(exchange: Exchange, _: Received) -> None:
         exchange.send(head)

@@ -1,4 +1,4 @@
-"""Visitors of a running site: connections to each of its processes, and pages with how long they took."""
+"""Visitors of a running site: connections to each of its processes, and the time that each page takes."""
 
 from __future__ import annotations
 
@@ -21,24 +21,27 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 30.0
 PACE = 0.01
+EVENTS = "X-Events"
 
 _visitors = itertools.count()
 
 
 def name_visitor() -> str:
-    """Return the name of a visitor that no page has seen."""
+    """Return the name of a new visitor."""
     return f"visitor-{next(_visitors)}"
 
 
 @dataclass(frozen=True)
 class Page:
-    """One answer; ``due`` is when it was to be asked for, on the monotonic clock."""
+    """One response. ``due`` is the moment on the monotonic clock at which its request was due."""
 
     status: int
     body: str
     worker: str
     due: float
     end: float
+    events: Sequence[str] = ()
+    """The UUIDs of its events, from a site that tells them in the header EVENTS."""
 
     @property
     def seconds(self) -> float:
@@ -47,7 +50,7 @@ class Page:
 
 
 class Line:
-    """One kept connection to the site; one page at a time."""
+    """One connection to the site, for one page after another."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
@@ -59,25 +62,26 @@ class Line:
         self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
         answer = self._connection.getresponse()
         body = answer.read().decode()
-        page = Page(answer.status, body, answer.headers.get("X-Worker", self.worker), due, time.monotonic())
+        events = [event for event in answer.headers.get(EVENTS, "").split(",") if event]
+        page = Page(answer.status, body, answer.headers.get("X-Worker", self.worker), due, time.monotonic(), events)
         assert self.worker in ("", page.worker), "a connection went from one process to another"
         self.worker = page.worker
         return page
 
     def read_state(self) -> dict[str, Any]:
-        """Return what the process at the other end says of itself."""
+        """Return the state of the process at the other end."""
         return json.loads(self.get("/state/").body)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self._connection.close()
 
 
 @contextmanager
 def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
-    """Give as many lines to each process of the site, by turns.
+    """Give the same number of lines to each process of the site, in turns.
 
-    The kernel may give one process all connections: some are opened until each has its share.
+    The kernel may give all connections to one process. So lines are opened until each process has its share.
     """
     shares: dict[str, list[Line]] = {}
     opened: list[Line] = []
@@ -87,7 +91,7 @@ def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
             assert time.monotonic() < end, f"connections go to {list(shares)} alone"
             batch = [Line(server.port) for _ in range(8)]
             opened += batch
-            # All at once, so that a process that is busy accepting leaves some to the others.
+            # At the same time, so that a process that is busy leaves some lines to the others.
             together([lambda line=line: line.get("/unrelated/") for line in batch])
             for line in batch:
                 share = shares.setdefault(line.worker, [])
@@ -99,7 +103,7 @@ def connect(server: Server, lines_a_worker: int) -> Iterator[list[Line]]:
 
 
 def together(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Make the calls at once, a thread each, and return what they return."""
+    """Make the calls at the same time, each in its own thread, and return the results."""
     barrier = threading.Barrier(len(calls))
 
     def call(function: Callable[[], T]) -> T:
@@ -111,7 +115,7 @@ def together(calls: Sequence[Callable[[], T]]) -> list[T]:
 
 
 def visit(lines: Sequence[Line], count: int, ask: Callable[[Line, int], T]) -> list[T]:
-    """Call ``ask(line, number)`` for each number below ``count``, on all lines at a time."""
+    """Call ``ask(line, number)`` for each number below ``count``, on all lines at the same time."""
     numbers = iter(range(count))
     lock = threading.Lock()
 
@@ -127,51 +131,57 @@ def visit(lines: Sequence[Line], count: int, ask: Callable[[Line, int], T]) -> l
     return list(itertools.chain(*together([lambda line=line: work(line) for line in lines])))
 
 
-class Companion:
-    """The same page without us, read all the time beside others: how late this machine is at any moment."""
+@contextmanager
+def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run ``work(over)`` in a thread. ``over`` is set when the context ends, and then work() has to return."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(2 * ANSWER_SECONDS)
 
-    def __init__(self, line: Line) -> None:
+
+class Companion:
+    """A page read every ``pace`` seconds in the background: how late this machine is at any moment."""
+
+    def __init__(self, line: Line, path: str, pace: float) -> None:
         self._line = line
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._path = path
+        self._pace = pace
         self.pages: list[Page] = []
 
-    def __enter__(self) -> Companion:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join(ANSWER_SECONDS)
-
-    def _work(self) -> None:
+    def read(self, over: threading.Event) -> None:
+        """Read until it is over."""
         due = time.monotonic()
-        while not self._over.wait(max(0.0, due - time.monotonic())):
-            # From when it was due: what keeps this thread from asking keeps others too.
-            page = self._line.get(WITHOUT + "/page/", due=due)
+        while not over.wait(max(0.0, due - time.monotonic())):
+            # From the moment it was due: whatever delays this thread delays the others too.
+            page = self._line.get(self._path, due=due)
             self.pages.append(page)
-            due = max(due + PACE, page.end)
+            due = max(due + self._pace, page.end)
 
     def find_lateness(self, page: Page) -> float:
-        """Return the seconds by which pages without us were late while ``page`` was made, in its process."""
+        """Return the seconds by which its own pages were late in the process of ``page`` at its time."""
         best = min((own.seconds for own in self.pages), default=0.0)
         met = [own for own in self.pages if own.end > page.due and own.due < page.end]
-        # A page at the edge was late for both; what is counted is at most the time they have in common.
+        # A page may overlap in part. At most the common time counts.
         return sum(min(own.seconds - best, min(own.end, page.end) - max(own.due, page.due)) for own in met)
 
 
 @contextmanager
 def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
-    """Read beside, one line for each process; give what says how late a page's process was while it was made."""
-    by_worker = {line.worker: Companion(line) for line in lines}
+    """Read pages without us on a line for each process; give the function that returns how late a page's process was."""
+    by_worker = {line.worker: Companion(line, WITHOUT + "/page/", PACE) for line in lines}
     with ExitStack() as stack:
         for companion in by_worker.values():
-            stack.enter_context(companion)
+            stack.enter_context(in_background(companion.read))
         yield lambda page: by_worker[page.worker].find_lateness(page)
 
 
 def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -> T:
-    """Read until it is right or the time is over; return what was read last."""
+    """Read until the result is right or the time is over; return the last result."""
     end = time.monotonic() + seconds
     while True:
         found = read()
@@ -181,5 +191,5 @@ def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -
 
 
 def count_statuses(pages: Sequence[Page]) -> Counter[int]:
-    """Return how many pages had each status."""
+    """Return the number of pages by status."""
     return Counter(page.status for page in pages)

@@ -1,8 +1,8 @@
 """The site that gunicorn and uvicorn serve: personalized pages, and the same pages without the package.
 
-What it is configured with comes in SERVICES_SITE; see serving.py. ``python -m tests.services.site FD``
-is uvicorn's process, ``tests.services.site:wsgi()`` what gunicorn runs. Below ``/without`` the same
-URLs are served by the same process with no middleware of ours.
+Its configuration is in the environment variable SERVICES_SITE; see serving.py. gunicorn runs
+``tests.services.site:wsgi()``, and ``python -m tests.services.site FD`` runs uvicorn. Below ``/without`` the same
+process serves the same URLs without our middleware.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from django.template import engines
 from django.urls import path
 
 from django_moe_personalize.decorators import personalize
-from django_moe_personalize.visitor.identity import Identity
+from django_moe_personalize.visitor import Identity
 
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 WITHOUT = "/without"
@@ -34,20 +34,20 @@ PAGE = """{% load moe_personalize %}<!doctype html><title>Shop</title>
 
 
 def identify(request: HttpRequest) -> Identity:
-    """Take the visitor at their word."""
+    """Read the visitor from a header."""
     return Identity(customer_id=request.META["HTTP_X_VISITOR"])
 
 
 def _show(request: HttpRequest) -> HttpResponse:
     page = engines["django"].from_string(PAGE).render({}, request)
-    # Which process answered, on a connection that this client may keep.
+    # The process that answers. With a length, the client can keep the connection.
     headers = {"X-Worker": os.getpid(), "Content-Length": len(page.encode())}
     return HttpResponse(page, status=int(request.GET.get("status", 200)), headers=headers)
 
 
 @personalize("hero", "strip")
 def page(request: HttpRequest) -> HttpResponse:
-    """Render the personalized page; ``?status=`` gives it another status than 200."""
+    """Render the personalized page, with the status in ``?status=``."""
     return _show(request)
 
 
@@ -58,12 +58,12 @@ async def apage(request: HttpRequest) -> HttpResponse:
 
 
 async def unrelated(request: HttpRequest) -> HttpResponse:
-    """Answer at once, as a view does that has nothing to do with any of this."""
+    """Answer at once, as a view without personalization does."""
     return HttpResponse("ok", headers={"X-Worker": os.getpid(), "Content-Length": 2})
 
 
 def state(request: HttpRequest) -> HttpResponse:
-    """Tell of this process what no page shows."""
+    """Return the state of this process that no page shows."""
     from django_moe_personalize.fetching import upstream
 
     breaker = upstream.get_breaker()
@@ -103,7 +103,7 @@ def _configure() -> dict[str, Any]:
             "formatters": {"line": {"format": "[%(process)d] %(name)s %(levelname)s: %(message)s"}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
             "root": {"handlers": ["stderr"], "level": "WARNING"},
-            # Pages that are meant to be a 404 are no news.
+            # Some pages are a 404 on purpose.
             "loggers": {"django.request": {"level": "CRITICAL"}},
         },
         MOE_PERSONALIZE={"IDENTIFY": "tests.services.site.identify", **told["moe"]},
@@ -115,7 +115,7 @@ def _configure() -> dict[str, Any]:
 
 
 def _shorten(intervals: dict[str, Any]) -> None:
-    """Let the breaker and the gate have other figures than a site's, which a test has no time for."""
+    """Shorten the times of the breaker and the gate for the tests."""
     from django_moe_personalize.fetching import upstream
     from django_moe_personalize.resilience import breaker
 
@@ -125,7 +125,7 @@ def _shorten(intervals: dict[str, Any]) -> None:
 
 
 def _hang_names(flag: Path) -> None:
-    """Let the system's name lookup hang while the file ``flag`` is there."""
+    """Let the system's name lookup hang while the file ``flag`` exists."""
     look_up = socket.getaddrinfo
 
     def hang(*args: Any, **kwargs: Any) -> Any:
@@ -137,7 +137,7 @@ def _hang_names(flag: Path) -> None:
 
 
 def wsgi() -> Any:
-    """Return the WSGI application; with ``warm`` it has asked the upstream before anyone forks."""
+    """Return the WSGI application. With ``warm``, it asks the upstream before the server forks."""
     from django.core.handlers.wsgi import WSGIHandler
     from django.test import override_settings
 
@@ -157,7 +157,7 @@ def wsgi() -> Any:
 
 
 def _warm(connections: int) -> None:
-    """Leave the process with this many idle connections to the upstream, a thread for each, and a cached visitor."""
+    """Leave the process with this many idle connections to the upstream, threads and cached visitors."""
     from concurrent.futures import ThreadPoolExecutor
 
     from django.test import Client

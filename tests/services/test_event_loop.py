@@ -1,16 +1,13 @@
-"""An upstream that hangs holds up no view that has nothing to do with it."""
+"""An upstream that hangs delays no view without personalization."""
 
 from __future__ import annotations
 
 import itertools
 import math
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from tests.services.fault_proxy import FAULTS, FaultProxy
-from tests.services.load import Line, Page, connect, visit
+from tests.services.load import Companion, Line, Page, connect, in_background, visit
 from tests.services.serving import start_uvicorn
 
 DEADLINE = 0.6
@@ -19,11 +16,11 @@ PACE = 0.02
 SECONDS = 1.5
 LINES = 32
 NEVER_OPEN = {"breaker": {"failure_threshold": 10**9, "rate_calls": 10**9}, "gate": 0.7}
-"""With the breaker open nothing would hang any more."""
+"""With an open breaker, pages wouldn't wait."""
 
 
 def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
-    """Read personalized pages, RATE a second, by sync and async views alike."""
+    """Read RATE personalized pages a second, from sync and async views."""
     start = time.monotonic()
 
     def ask(line: Line, number: int) -> Page:
@@ -33,39 +30,21 @@ def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
     return visit(lines, int(RATE * seconds), ask)
 
 
-def read_beside(line: Line, over: threading.Event) -> list[float]:
-    """Read the unrelated view every PACE seconds; return the seconds of each, from when it was due."""
-    seconds = []
-    due = time.monotonic()
-    while not over.wait(max(0.0, due - time.monotonic())):
-        page = line.get("/unrelated/", due=due)
-        seconds.append(page.seconds)
-        due = max(due + PACE, page.end)
-    return seconds
-
-
 def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
-    """Return the seconds of the unrelated view beside personalized pages, and those."""
-    over, found = threading.Event(), []
-    reader = threading.Thread(target=lambda: found.extend(read_beside(lines[0], over)))
-    reader.start()
-    try:
+    """Return the seconds of the unrelated view, and the personalized pages of the same time."""
+    companion = Companion(lines[0], "/unrelated/", PACE)
+    with in_background(companion.read):
         pages = visit_at_rate(lines[1:], SECONDS)
-    finally:
-        over.set()
-        reader.join(60)
-    return found, pages
+    return [page.seconds for page in companion.pages], pages
 
 
 def find_p99(seconds: list[float]) -> float:
-    """Return what 99 of 100 took at most."""
+    """Return the 99th percentile."""
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
-def test_an_unrelated_async_view_answers_while_the_upstream_hangs(
-    folder: Path, sandbox: int, tell: Callable[[str], None]
-) -> None:
-    """Every page waits for its deadline, and the event loop for none of them."""
+def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbox, tell):
+    """Every page waits for its deadline, and the event loop waits for no page."""
     options = {"DEADLINE": DEADLINE, "MAX_CONCURRENT_FETCHES": 64, "intervals": NEVER_OPEN}
     live: list[float] = []
     hanging: list[float] = []
@@ -75,7 +54,7 @@ def test_an_unrelated_async_view_answers_while_the_upstream_hangs(
         start_uvicorn(proxy.url, folder, **options) as server,
         connect(server, LINES + 1) as lines,
     ):
-        # Threads, connections and templates: what a site has after its first moments.
+        # To start threads, open connections and load templates.
         measure(lines)
         for fault in itertools.chain.from_iterable([("", "hang before headers")] * 2):
             if not fault:
@@ -92,6 +71,6 @@ def test_an_unrelated_async_view_answers_while_the_upstream_hangs(
         f"ratio {ratio:.2f}; slowest hanging {max(hanging) * 1000:.0f} ms"
     )
     assert {page.status for page in waiting} == {200}
-    # They did wait: no breaker, no bulkhead and no cache answered in the upstream's place.
+    # They waited: no breaker, bulkhead or cache stood in for the upstream.
     assert sum(page.seconds >= DEADLINE for page in waiting) > len(waiting) / 2
     assert max(hanging) < DEADLINE

@@ -1,46 +1,61 @@
-"""Whatever MoEngage does, pages have their status, come in time, show their defaults, and then recover."""
+"""Whatever MoEngage does, pages have the right status, come in time, show their defaults, and recover later."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.services.conftest import DEADLINE, Extent, FaultySite
-from tests.services.fault_proxy import FAULTS, Fault
+from tests.services.fault_proxy import FAULTS, Fault, FaultProxy
 from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
+from tests.services.serving import Server, start_gunicorn, start_uvicorn
 from tests.services.site import WITHOUT
 
+DEADLINE = 0.25
 LINES_A_SITE = 8
 STATUSES = (200, 404, 201, 200)
+STARTS = {"gunicorn": start_gunicorn, "uvicorn": start_uvicorn}
 PATHS = {"gunicorn": ("/page/",), "uvicorn": ("/page/", "/apage/")}
 SETTLE_SECONDS = 8.0
 BUSY_SECONDS = 1.0
-"""What anything may take longer on a machine that is busy."""
+"""Extra time on a busy machine."""
 
 PROBE_SECONDS = DEADLINE + BUSY_SECONDS
-"""What a probe and the page after it may take."""
+"""How long a probe and the page after it may take."""
 
 PERSONAL = ("From the sandbox", "Sandbox delivers")
 
 
+@dataclass
+class FaultySite:
+    """A running site, and the proxy it takes for MoEngage."""
+
+    server: Server
+    proxy: FaultProxy
+
+
 @pytest.fixture(
-    params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("gunicorn", "uvicorn")],
+    scope="session",
+    params=[pytest.param(start, marks=pytest.mark.xdist_group(name)) for name, start in STARTS.items()],
+    ids=STARTS,
 )
-def site(request: pytest.FixtureRequest, sites: dict[str, FaultySite]) -> FaultySite:
-    """Give a site, over WSGI and over ASGI."""
-    return sites[request.param]
+def site(request, folder, sandbox, extent):
+    """Run a site, over WSGI and over ASGI."""
+    with (
+        FaultProxy(sandbox) as proxy,
+        request.param(proxy.url, folder, intervals=extent.intervals, DEADLINE=DEADLINE) as server,
+    ):
+        yield FaultySite(server, proxy)
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=str)
-def test_no_page_suffers_and_content_is_back_afterwards(
-    site: FaultySite, fault: Fault, extent: Extent, tell: Callable[[str], None]
-) -> None:
-    """Status and body are those of the page without us, no page is late, and content returns after one interval."""
+def test_no_page_suffers_and_content_is_back_afterwards(site, fault, extent, tell):
+    """Status and body are the same as without us, no page is late, and content is back after one interval."""
     lines_a_worker = LINES_A_SITE // site.server.workers
     with connect(site.server, lines_a_worker + 1) as lines:
         beside, lines = lines[: site.server.workers], lines[site.server.workers :]
@@ -52,7 +67,7 @@ def test_no_page_suffers_and_content_is_back_afterwards(
             with failing(site, fault):
                 pages = visit(lines, extent.pages, partial(ask, site.server.kind))
                 if fault.listener != "hung names":
-                    # The system's lookup alone has no timeout that would be ours to set.
+                    # The system's name lookup has no timeout that we could set.
                     together([partial(wait_until_idle, line, DEADLINE + BUSY_SECONDS) for line in one_a_process])
             ended = time.monotonic()
             expected = {status: ask_without(lines[0], status) for status in STATUSES}
@@ -77,20 +92,20 @@ def find_tracebacks(log: str) -> list[str]:
 
 
 def ask(kind: str, line: Line, number: int) -> tuple[int, Page]:
-    """Ask for a page of a new visitor, and say which status it has to have."""
+    """Ask for a page as a new visitor; return the expected status and the page."""
     status = STATUSES[number % len(STATUSES)]
     path = PATHS[kind][number // 2 % len(PATHS[kind])]
     return status, line.get(f"{path}?status={status}")
 
 
 def ask_without(line: Line, status: int) -> Page:
-    """Ask for the page as it is without us."""
+    """Ask for the page without us."""
     return line.get(f"{WITHOUT}/page/?status={status}")
 
 
 @contextlib.contextmanager
 def failing(site: FaultySite, fault: Fault) -> Iterator[None]:
-    """Let the upstream fail, and make sure that somebody met it."""
+    """Let the upstream fail, and check that a page met the fault."""
     with site.proxy.failing(fault):
         if fault.listener == "hung names":
             site.server.names_hang.touch()
@@ -102,10 +117,9 @@ def failing(site: FaultySite, fault: Fault) -> Iterator[None]:
 
 
 def recover(line: Line, ended: float) -> float:
-    """Return the seconds from the fault's end to content in a process; fail when it takes longer than it may.
+    """Return the seconds from the fault's end until a process shows content; fail if that takes too long.
 
-    What was asked during the fault ends by its deadline; then it takes what is left of the open
-    interval and a probe.
+    Calls of the fault's time end by their deadline. Then the rest of the open interval and a probe may pass.
     """
     state = wait_until_idle(line, SETTLE_SECONDS)
     assert wait_for_content(line, state["retry_in"] + PROBE_SECONDS), f"{state}, and now {line.read_state()}"
@@ -113,14 +127,14 @@ def recover(line: Line, ended: float) -> float:
 
 
 def wait_until_idle(line: Line, seconds: float) -> dict[str, Any]:
-    """Return the state of a process once none of its threads asks any more; fail when one still does."""
+    """Return the state of a process once its threads make no call; fail if one still does."""
     state = poll(line.read_state, lambda state: state["in_flight"] == 0, seconds)
     assert state["in_flight"] == 0, f"still asking: {state}"
     return state
 
 
 def wait_for_content(line: Line, seconds: float) -> bool:
-    """Read pages of new visitors until one has its content; return whether one came in time."""
+    """Read pages as new visitors until one has its content; return whether that is in time."""
     page = poll(lambda: line.get("/page/", name_visitor()), is_personal, seconds)
     return is_personal(page)
 

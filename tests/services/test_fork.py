@@ -1,10 +1,8 @@
-"""A connection opened before a fork belongs to nobody's visitor but its own process's."""
+"""A connection that was opened before a fork serves only visitors of the process that opened it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tests.services.echo import Echo
 from tests.services.load import Line, connect, visit
@@ -17,7 +15,7 @@ WARM = 8
 
 
 def ask(prefix: str, line: Line, number: int) -> tuple[bool, bool, str]:
-    """Return whether a page names another visitor, whether its own, and who answered."""
+    """Return whether a page names another visitor, whether it names its own, and the process that answered."""
     visitor = f"{prefix}-{number}"
     page = line.get("/page/", visitor)
     named = page.body.count(f"<h1>{visitor}</h1>") + page.body.count(f"<p>{visitor}</p>")
@@ -26,10 +24,8 @@ def ask(prefix: str, line: Line, number: int) -> tuple[bool, bool, str]:
     return crossed, whole, page.worker
 
 
-def test_sessions_warmed_before_the_fork_show_each_visitor_their_own_content(
-    folder: Path, tell: Callable[[str], None]
-) -> None:
-    """1,200 visitors of 4 workers, forked from a master with 8 open connections, each get what names them."""
+def test_sessions_warmed_before_the_fork_show_each_visitor_their_own_content(folder, tell):
+    """1,200 visitors of 4 workers, forked from a master with 8 open connections, get pages with their own names."""
     with (
         Echo(jitter=0.01) as upstream,
         start_gunicorn(upstream.url, folder, workers=WORKERS, warm=WARM, DEADLINE=10) as server,
