@@ -68,9 +68,11 @@ def test_any_mapping_is_written(wrap):
 
 @pytest.mark.parametrize("fields", [{"attributes": {"b_id": object()}}, {"event_time": 1.5}, {"event_time": "1"}])
 def test_an_event_that_is_not_json_is_refused(fields):
-    """An attribute that JSON doesn't have and a time not in whole seconds raise TypeError."""
+    """An attribute that JSON doesn't have and a time not in whole seconds raise TypeError, but the event has a size."""
+    event = build_event(**fields)
     with pytest.raises(TypeError):
-        write_elements([build_event(**fields)])
+        write_elements([event])
+    assert event.size > len(repr(event.attributes))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"actions": []}', '{"actions": [{"action": "X"}]}'])
