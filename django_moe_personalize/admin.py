@@ -10,7 +10,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.timesince import timesince
 
-from django_moe_personalize.delivery.database import DatabaseDelivery, find_outbox_delivery
+from django_moe_personalize.delivery.base import find_delivery
+from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.models import OutboxEvent
 
 
@@ -29,7 +30,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
         return rows if delivery is None else rows.using(delivery.outbox.alias)
 
     def _refuse(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
@@ -42,18 +43,16 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         """Whether the user may send events again. Django's permission to change events stands for it."""
         return request.user.has_perm("moe_personalize.change_outboxevent")
 
-    @admin.display(description="action")
     def action(self, row: OutboxEvent) -> str:
         """Return the action in one word: ``shown`` or ``clicked``."""
         return str(row.read_action().get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
 
-    @admin.display(description="experience")
     def experience(self, row: OutboxEvent) -> str:
         """Return the name of the experience."""
         attributes = row.read_action().get("attributes")
         return str(attributes.get("experience", "")) if isinstance(attributes, dict) else ""
 
-    @admin.display(description="age", ordering="created_at")
+    @admin.display(ordering="created_at")
     def age(self, row: OutboxEvent) -> str:
         """Return the time since the event was recorded."""
         return timesince(row.created_at)
@@ -61,7 +60,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description="Send parked events again", permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the parked events of the selection due again."""
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
         chosen = list(queryset.values_list("event_uuid", flat=True))
         count = 0 if delivery is None else delivery.outbox.replay(chosen)
         level = messages.SUCCESS if count else messages.WARNING
@@ -69,7 +68,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
         counters = [] if delivery is None else _describe_counters(delivery)
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
 

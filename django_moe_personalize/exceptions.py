@@ -18,6 +18,7 @@ No message holds a credential, an attribute or an identifier.
 
 from __future__ import annotations
 
+import copyreg
 from typing import Any, ClassVar
 
 
@@ -33,13 +34,7 @@ class MoePersonalizeError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Keep all attributes in a copy or a pickle. By default, an exception keeps only its message."""
-        return _rebuild, (type(self), self.args, self.__dict__)
-
-
-def _rebuild(kind: type[MoePersonalizeError], args: tuple[Any, ...], state: dict[str, Any]) -> MoePersonalizeError:
-    error = kind.__new__(kind, *args)
-    error.__dict__.update(state)
-    return error
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class APIError(MoePersonalizeError):
@@ -93,16 +88,8 @@ class RateLimitedError(ResponseError):
 
     retryable = True
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        status: int = 429,
-        title: str = "",
-        description: str = "",
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(message, status=status, title=title, description=description)
+    def __init__(self, message: str, *, status: int = 429, retry_after: float | None = None, **words: str) -> None:
+        super().__init__(message, status=status, **words)
         self.retry_after = retry_after
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from django.http import HttpRequest
@@ -26,10 +27,7 @@ MAX_ROUTES: Final = 1000
 MAX_KEYS_A_ROUTE: Final = 100
 
 MAX_READ_KEYS: Final = 25
-"""Keys that a route may learn from Python code: as many as one call takes.
-
-Code may build endless keys (``f"product-{pk}"``). A template has few literals.
-"""
+"""Keys that a route may learn from Python code, which may build endless keys (``f"product-{pk}"``)."""
 
 MAX_TEMPLATES: Final = 100
 """How many parents and includes of a template are searched. Templates may include each other endlessly."""
@@ -81,22 +79,18 @@ def get_route_memory(runtime: Runtime) -> RouteMemory:
     return RouteMemory()
 
 
-@part
-def _get_template_keys(runtime: Runtime) -> weakref.WeakKeyDictionary[Template, tuple[str, ...]]:
-    """Return the keys of the templates that were searched so far."""
-    return weakref.WeakKeyDictionary()
+_template_keys: Final = weakref.WeakKeyDictionary[Template, tuple[str, ...]]()
+"""The keys of the templates that were searched so far."""
 
 
 def find_template_keys(template: Template) -> tuple[str, ...]:
-    """Return the literal keys in a compiled template, its parents and its includes.
+    """Return the literal keys in a compiled template, its parents and its includes, in all branches.
 
-    All branches count, because a key too many travels in the same call. The result is remembered as long as the
-    template lives, which is as long as the process under the cached loader.
+    The result is remembered as long as the template lives, which is as long as the process under the cached loader.
     """
-    remembered = _get_template_keys()
-    known = remembered.get(template)
+    known = _template_keys.get(template)
     if known is None:
-        known = remembered[template] = tuple(dict.fromkeys(_iterate_template_keys(template)))
+        known = _template_keys[template] = tuple(dict.fromkeys(_iterate_template_keys(template)))
     return known
 
 
@@ -109,7 +103,9 @@ def _iterate_template_keys(template: Template) -> Iterator[str]:
             name = get_literal(getattr(node, _REFERENCES.get(type(node), ""), None))
             if name is not None and name not in seen and len(seen) < MAX_TEMPLATES:
                 seen.add(name)
-                queue += _load_template(current, name)
+                # If the template is missing or broken, the page raises the same exception when it renders it.
+                with suppress(TemplateDoesNotExist, TemplateSyntaxError):
+                    queue.append(current.engine.get_template(name))
 
 
 _REFERENCES: Final[Mapping[type[Node], str]] = {ExtendsNode: "parent_name", IncludeNode: "template"}
@@ -120,14 +116,6 @@ def get_literal(expression: FilterExpression | None) -> str | None:
     if expression is None or expression.filters or not isinstance(expression.var, str):
         return None
     return expression.var
-
-
-def _load_template(template: Template, name: str) -> list[Template]:
-    try:
-        return [template.engine.get_template(name)]
-    except (TemplateDoesNotExist, TemplateSyntaxError):
-        # The page raises the same exception if it renders this template.
-        return []
 
 
 def get_route(request: HttpRequest) -> str | None:
@@ -168,8 +156,7 @@ def _iterate_route_names(route: str | None) -> Iterator[str]:
     """Yield the names that a route has in ``EXPERIENCES``: for ``a:b:c`` also ``a:b:*``, ``a:*`` and ``*``."""
     if route is not None:
         yield route
-        namespace = route
-        while ":" in namespace:
-            namespace = namespace.rpartition(":")[0]
-            yield f"{namespace}:*"
+        while ":" in route:
+            route = route.rpartition(":")[0]
+            yield f"{route}:*"
     yield "*"

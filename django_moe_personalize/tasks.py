@@ -14,10 +14,9 @@ A run starts no batch after ``max_seconds``, 9 by default. For a longer schedule
 ``"kwargs": {"max_seconds": 55.0}``. ``expires`` discards old messages after a time without workers. Several runs at
 once are safe, and a lost message does no harm: the events stay in the database, and the next run sends them.
 
-With Django's tasks, call ``deliver_outbox.enqueue()`` from a scheduler such as cron. For another backend or queue than
-``default``, use the Django task ``django_moe_personalize.delivery.tasks.deliver_outbox``.
-
-``deliver_outbox()`` runs it in the calling process and returns the number of delivered events.
+``deliver_outbox()`` runs in the calling process and returns the number of delivered events. With Django's tasks, call
+``deliver_outbox.enqueue()`` from a scheduler such as cron. For another backend or queue than ``default``, use the
+Django task ``django_moe_personalize.delivery.tasks.deliver_outbox``.
 """
 
 from __future__ import annotations

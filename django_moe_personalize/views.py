@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final
 
@@ -52,22 +54,15 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 
     The token of an old page or of another visitor redirects too, but counts nothing. So does one without consent.
     """
-    try:
-        found = tracking.read_token(token)
-    except BadSignature:
-        return _refuse_click()
-    hosts = rendering.get_allowed_hosts(request, found.host)
-    if not found.destination or not rendering.is_safe_url(found.destination, hosts):
-        return _refuse_click()
+    found = _read_token(token)
+    hosts = rendering.get_allowed_hosts(request, found.host) if found else ()
+    if found is None or not found.destination or not rendering.is_safe_url(found.destination, hosts):
+        return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
     if tracking.is_counted(request) and not found.expired:
         customer_id = _find_customer_id(request)
         if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
             tracking.record([found.build_event(customer_id)])
     return HttpResponseRedirect(found.destination)
-
-
-def _refuse_click() -> HttpResponse:
-    return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
 
 
 @login_not_required
@@ -116,15 +111,18 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
         # A middleware of the site may have read the form already, which leaves nothing to read.
-        fields = request.POST if hasattr(request, "_post") else _parse_parts(request, body)
+        if hasattr(request, "_post"):
+            return json.loads(request.POST.get("events", ""))
+        fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
         return json.loads(fields.get("events", ""))
     data = json.loads(body)
     return data.get("events") if isinstance(data, dict) else None
 
 
-def _parse_parts(request: HttpRequest, body: bytes) -> QueryDict:
-    fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
-    return fields
+def _read_token(text: str) -> tracking.Token | None:
+    with suppress(BadSignature):
+        return tracking.read_token(text)
+    return None
 
 
 Report = tuple[tracking.Token, str | None]
@@ -133,17 +131,11 @@ Report = tuple[tracking.Token, str | None]
 
 def _read_report(report: object) -> Report | None:
     match report:
-        case ["impression", str(text)]:
-            element = None
-        case ["click", str(text), str(element)]:
-            pass
-        case _:
-            return None
-    try:
-        token = tracking.read_token(text)
-    except BadSignature:
-        return None
-    return None if token.expired or (element is not None and element not in token.elements) else (token, element)
+        case ["impression", str(text)] if (token := _read_token(text)) and not token.expired:
+            return token, None
+        case ["click", str(text), str(element)] if (token := _read_token(text)) and not token.expired:
+            return (token, element) if element in token.elements else None
+    return None
 
 
 def _build_events(reports: list[Report], customer_id: str) -> list[Event]:
@@ -173,24 +165,21 @@ def _is_within_limit(kind: str, customer_id: str) -> bool:
     """
     minute = int(time.time()) // 60
     sent = add_to_count(f"{kind}/{minute}/{customer_id}", 1, 60.0)
-    return (_get_report_counter().add(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
+    return (_count_alone(minute, kind, customer_id) if sent is None else sent) <= MAX_REPORTS_A_MINUTE
 
 
-class _ReportCounter:
-    """The reports of this minute in this process. Without a lock: threads may count one report too few."""
-
-    def __init__(self) -> None:
-        self._minute = 0
-        self._counts: dict[tuple[str, str], int] = {}
-
-    def add(self, minute: int, kind: str, customer_id: str) -> int:
-        """Add one report of a visitor and return their number."""
-        if minute != self._minute or len(self._counts) >= MAX_VISITORS_A_MINUTE:
-            self._minute, self._counts = minute, {}
-        count = self._counts[kind, customer_id] = self._counts.get((kind, customer_id), 0) + 1
-        return count
+def _count_alone(minute: int, *report: str) -> int:
+    minutes = _get_reports()
+    counts = minutes.get(minute)
+    if counts is None or len(counts) >= MAX_VISITORS_A_MINUTE:
+        minutes.clear()
+        counts = minutes[minute] = Counter()
+    # Without a lock: threads may count one report too few.
+    counts[report] += 1
+    return counts[report]
 
 
 @part
-def _get_report_counter(runtime: Runtime) -> _ReportCounter:
-    return _ReportCounter()
+def _get_reports(runtime: Runtime) -> dict[int, Counter[tuple[str, ...]]]:
+    """Return the numbers of this minute's reports in this process, by minute, kind and visitor."""
+    return {}

@@ -158,15 +158,11 @@ def test_override_wins_in_every_thread_until_it_ends():
     assert get_second() is not mine
 
 
-def test_override_ends_with_an_error():
-    """An error in a test leaves no override behind."""
+def test_overrides_end_in_any_order():
+    """Two threads may end overrides of one part in the order in which they began. An error ends one too."""
     with pytest.raises(RuntimeError), get_first.override(object()):
         raise RuntimeError
     assert get_first().name == "first"
-
-
-def test_overrides_end_in_any_order():
-    """Two threads may override the same part, and end in the order in which they began."""
     one, two = get_first.override("one"), get_first.override("two")
     one.__enter__()
     two.__enter__()
@@ -197,16 +193,12 @@ def test_change_of_settings_drops_the_runtime(setting, value, drops):
     assert closed == ["first", "first"] * drops
 
 
-def test_unknown_workspace():
-    """The settings describe one workspace."""
-    assert repr(get_runtime("default")) == "<Runtime default>"
+def test_workspace_of_the_settings():
+    """The settings describe one workspace, and a part reads them from its runtime."""
+    assert get_runtime("default").settings is get_settings()
+    assert repr(get_runtime()) == "<Runtime default>"
     with pytest.raises(ConfigurationError, match=r"The settings have no workspace 'other'\. Use 'default'\."):
         get_runtime("other")
-
-
-def test_settings_of_a_runtime():
-    """A part reads the settings from its runtime."""
-    assert get_runtime().settings is get_settings()
 
 
 def test_child_of_a_fork_starts_with_its_own_runtime():

@@ -18,8 +18,8 @@ from typing import Protocol
 import pytest
 import trustme
 
-from django_moe_personalize.moengage import Exchange as ExchangeInFlight
-from django_moe_personalize.moengage import Request, Response
+from django_moe_personalize.moengage.exchange import HTTPExchange
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.loopback import Exchange, Loopback
@@ -92,7 +92,7 @@ class Wire:
         """Send in one step; that leaves an open connection."""
         return self.send(WARM)
 
-    def start(self, request: Request = FETCH) -> ExchangeInFlight:
+    def start(self, request: Request = FETCH) -> HTTPExchange:
         """Send the first of two steps, after opening a connection where there is none."""
         if not self.is_kept():
             self.warm()
@@ -121,9 +121,8 @@ def build_wire(request: pytest.FixtureRequest, tls_ends: Tls) -> Iterator[Callab
 
 def has_idle(transport: RequestsTransport) -> bool:
     """Return whether a transport has an open connection that is idle."""
-    idle = transport._get_idle()
-    if (connection := idle.take()) is not None:
-        idle._take_back(connection, True)
+    if (connection := transport._take()) is not None:
+        transport._take_back(connection, transport._idle, True)
     return connection is not None
 
 
@@ -132,7 +131,7 @@ def wait_readable(part: HasFileno) -> None:
     assert select.select([part], [], [], LONG)[0]
 
 
-def receive(exchange: ExchangeInFlight) -> Response:
+def receive(exchange: HTTPExchange) -> Response:
     """Return the response, which has to come."""
     response = exchange.receive(LONG)
     assert response is not None

@@ -6,7 +6,7 @@ A check yields its messages; check_site() runs all checks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from django.conf import settings as django_settings
@@ -136,8 +136,7 @@ def check_cache(settings: Settings) -> Iterator[Message]:
 def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
     if _is_class_at(path, DUMMY_CACHE):
-        message = f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage."
-        yield "W005", message, hint
+        yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
     elif _is_class_at(path, LOCAL_CACHE) and not django_settings.DEBUG and not client.is_embedded(settings):
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."
@@ -157,15 +156,11 @@ def check_sandbox(settings: Settings) -> Iterator[Message]:
     except ConfigurationError as error:
         yield "E013", error.message, error.hint
         return
-    if client.is_embedded(settings):
-        yield from _check_sandbox_keys(settings, list(workspace.definitions))
-
-
-def _check_sandbox_keys(settings: Settings, known: Sequence[str]) -> Iterator[Message]:
+    known = list(workspace.definitions)
+    others = f"Use one of {', '.join(known)}." if known else "Add an experience to the workspace file."
     for key in dict.fromkeys(key for keys in settings.experiences.values() for key in keys):
-        if key not in known:
+        if client.is_embedded(settings) and key not in known:
             message = f'{SETTING}["EXPERIENCES"] has the key {key!r}, but the sandbox has no such experience.'
-            others = f"Use one of {', '.join(known)}." if known else "Add an experience to the workspace file."
             yield "W008", message, suggest(key, known, others)
 
 

@@ -30,14 +30,11 @@ from django_moe_personalize.templatetags.moe_personalize import (
 )
 
 _CACHE = re.compile(r"\{%\s*cache\b")
-_OURS = re.compile(r"\{%\s*load\b[^%]*\bmoe_personalize\b")
-_EXTENDS = re.compile(r"\{%\s*extends\b")
+_PAGE = re.compile(r"\{%\s*(cache|extends|load\b[^%]*\bmoe_personalize)\b")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 
 Names = frozenset[str]
 Blocks = dict[str, list[BlockNode]]
-
-
 Leak = tuple[str, str, str]
 """A tag or variable inside ``{% cache %}``, its place, and the place of that ``{% cache %}``: ``file, line n``."""
 
@@ -53,17 +50,13 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
     """Return the leaks in the templates of the engine's folders. Never raises.
 
     It reads every file. It compiles templates only if one of them has ``{% cache %}``: those with that tag, those that
-    load our tags and, if a ``{% cache %}`` contains a block, those that could fill the block.
+    load our tags, and those that could fill a block inside the ``{% cache %}`` of another template.
     """
     sources = read_sources(engine)
-    with_cache = [name for name, source in sources.items() if _CACHE.search(source)]
-    if not with_cache:
+    if not any(map(_CACHE.search, sources.values())):
         return ()
     search = _Search(engine)
-    patterns = [_CACHE, _OURS]
-    if any(search.has_block_in_cache(name) for name in with_cache):
-        patterns.append(_EXTENDS)
-    pages = [name for name, source in sources.items() if any(pattern.search(source) for pattern in patterns)]
+    pages = [name for name, source in sources.items() if _PAGE.search(source)]
     return dict.fromkeys(leak for name in pages for leak in search.walk_page(name))
 
 
@@ -75,9 +68,7 @@ def read_sources(engine: Engine) -> dict[str, str]:
         loaders += engine.template_loaders
     for loader in loaders:
         with suppress(Exception):
-            # The cached loader contains other loaders.
-            loaders += getattr(loader, "loaders", None) or []
-            for folder in map(Path, getattr(loader, "get_dirs", list)()):
+            for folder in map(Path, loader.get_dirs()):
                 for path in sorted(filter(Path.is_file, folder.rglob("*"))):
                     with suppress(OSError, UnicodeDecodeError):
                         sources.setdefault(path.relative_to(folder).as_posix(), path.read_text(engine.file_charset))
@@ -96,10 +87,6 @@ class _Search:
         """Yield the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
         yield from self._walk_template(self._load(name), frozenset({"personalization"}), None)
-
-    def has_block_in_cache(self, name: str) -> bool:
-        """Return whether another template could put content into a ``{% cache %}`` of this one."""
-        return any(_find_nodes(fragment, BlockNode) for fragment in _find_nodes(self._load(name), CacheNode))
 
     def _load(self, name: Any) -> Template | None:
         if name not in self._templates:
@@ -138,7 +125,7 @@ class _Search:
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         if isinstance(node, CacheNode):
             fragment = fragment or node
-            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is no leak inside it.
+            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is not a leak inside it.
             names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
         for template in self._find_templates(node):
             yield from self._walk_template(template, names, fragment)
@@ -153,7 +140,7 @@ class _Search:
             found.append(self._load(get_literal(node.template)))
         elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
             found.append(self._load(node.filename))
-        # Only a partial has these attributes, and before Django 6.0 there are no partials.
+        # Only a partial has these attributes, and Django 5.2 has no partials.
         with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
         return found
@@ -180,9 +167,8 @@ def _is_personal(node: Node, names: Names) -> bool:
         return True
     # No token of a node has the conditions of {% elif %}.
     conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
-    return not isinstance(node, TextNode | CacheNode | BlockNode) and _mentions(
-        _read_contents(node) + conditions, names
-    )
+    is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
+    return not is_plain and _mentions(_read_contents(node) + conditions, names)
 
 
 def _read_contents(node: Node) -> str:

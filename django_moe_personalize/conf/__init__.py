@@ -1,4 +1,8 @@
-"""Resolve and check the settings of a site, ``MOE_PERSONALIZE``. Other packages get them from ``get_settings()``."""
+"""Resolve and check the settings of a site, ``MOE_PERSONALIZE``. Other packages get them from ``get_settings()``.
+
+``settings`` is the table of settings with their defaults, ``readers`` checks the values of each kind, and ``backends``
+imports the classes and functions that a setting names.
+"""
 
 from django_moe_personalize.conf.readers import Backend
 from django_moe_personalize.conf.settings import (

@@ -32,10 +32,7 @@ def load_object(name: str, path: str) -> Any:
 
 
 def load_backend(name: str, backend: Backend, *args: object) -> Any:
-    """Return the class of a swappable part after checking that it accepts ``args`` and the options.
-
-    Raises ConfigurationError.
-    """
+    """Return the class of a swappable part. Raises ConfigurationError if it doesn't take ``args`` and its options."""
     found = load_object(f'{name}"]["BACKEND', backend.backend)
     try:
         signature = inspect.signature(found)

@@ -79,8 +79,7 @@ def read_seconds(value: Any, *, minimum: float = 0.0, above: float | None = None
 def read_whole_number(value: object, *, minimum: int, maximum: int) -> int:
     """Read an int of at least ``minimum`` and at most ``maximum``."""
     if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
-        expected = f"a whole number from {minimum} to {maximum}"
-        raise InvalidValue(value, expected, _hint_at_quotes(value, r"\d+"))
+        raise InvalidValue(value, f"a whole number from {minimum} to {maximum}", _hint_at_quotes(value, r"\d+"))
     return value
 
 
@@ -134,7 +133,7 @@ def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
     if callable(value):
         path = f"{getattr(value, '__module__', 'module')}.{getattr(value, '__qualname__', 'name')}"
         raise InvalidValue(value, expected, f'Write its path: "{path}".')
-    return read_string(value, pattern=_DOTTED_PATH + "|" * may_be_empty, expected=expected)
+    return read_string(value, pattern=f"({_DOTTED_PATH})?" if may_be_empty else _DOTTED_PATH, expected=expected)
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:

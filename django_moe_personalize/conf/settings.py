@@ -144,8 +144,8 @@ def _resolve() -> tuple[dict[str, Any], list[Problem]]:
         except ConfigurationError as error:
             problems.append(Problem("value", name, error.message, error.hint))
         except InvalidValue as error:
-            kind = f"a {type(error.found).__name__}, not shown"
-            shown = kind if field.metadata["secret"] else reprlib.repr(error.found)
+            is_secret = field.metadata["secret"]
+            shown = f"a {type(error.found).__name__}, not shown" if is_secret else reprlib.repr(error.found)
             message = f"{place}{error.place} is {shown}; expected {error.expected}."
             problems.append(Problem("value", name, message, error.hint))
     problems += _complete(values)

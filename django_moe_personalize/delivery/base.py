@@ -23,6 +23,9 @@ from django_moe_personalize.signals import events_delivered, events_dropped
 
 Kind = TypeVar("Kind", bound="BaseDelivery")
 
+MAX_PAUSE_SECONDS = 3600.0
+"""The longest pause after wrong credentials."""
+
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:
@@ -44,45 +47,6 @@ class DeliveryCounts:
     handed_over: int = 0
 
 
-class Counters:
-    """The counters of one delivery. ``pending`` is computed from the others, so the sum is always right."""
-
-    def __init__(self) -> None:
-        # Reentrant: a signal handler or a finalizer may record an event while its thread holds the lock.
-        self._lock = threading.RLock()
-        self._accepted = 0
-        self._delivered = 0
-        self._handed_over = 0
-        self._dropped: Counter[str] = Counter()
-
-    def add_accepted(self, count: int) -> None:
-        """Count events that the delivery accepts; a negative number takes them back."""
-        with self._lock:
-            self._accepted += count
-
-    def add_delivered(self, count: int) -> None:
-        """Count events that MoEngage accepted."""
-        with self._lock:
-            self._delivered += count
-
-    def add_handed_over(self, count: int) -> None:
-        """Count events that a queue accepted."""
-        with self._lock:
-            self._handed_over += count
-
-    def add_dropped(self, count: int, reason: str) -> None:
-        """Count events that are given up."""
-        with self._lock:
-            self._dropped[reason] += count
-
-    def read(self) -> DeliveryCounts:
-        """Return all counters as of one moment."""
-        with self._lock:
-            dropped = dict(self._dropped)
-            pending = self._accepted - self._delivered - self._handed_over - sum(dropped.values())
-            return DeliveryCounts(self._accepted, self._delivered, dropped, pending, self._handed_over)
-
-
 class BaseDelivery:
     """A way to deliver events. A subclass implements ``take`` and gets its options as keyword arguments.
 
@@ -102,7 +66,9 @@ class BaseDelivery:
     """The runtime whose client sends the events. ``None`` is the current one of the default workspace."""
 
     def __init__(self) -> None:
-        self._counters = Counters()
+        self._counts: Counter[str] = Counter()
+        # Reentrant: a signal handler or a finalizer may record an event while its thread holds the lock.
+        self._counts_lock = threading.RLock()
         self._health = "working"
 
     def bind(self, runtime: Runtime) -> None:
@@ -115,7 +81,7 @@ class BaseDelivery:
         """Accept events for delivery. Never raises, and blocks only where the class says so."""
         if not events:
             return
-        self._counters.add_accepted(len(events))
+        self._count("accepted", len(events))
         try:
             self.take(events)
         except Exception as error:
@@ -136,7 +102,17 @@ class BaseDelivery:
 
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process."""
-        return self._counters.read()
+        with self._counts_lock:
+            dropped = self._counts.copy()
+        accepted, delivered, handed_over = (dropped.pop(name, 0) for name in ("accepted", "delivered", "handed_over"))
+        # Computed from the others, so the sum is always right.
+        pending = accepted - delivered - handed_over - dropped.total()
+        return DeliveryCounts(accepted, delivered, dict(dropped), pending, handed_over)
+
+    def _count(self, name: str, count: int) -> None:
+        """Add to a counter: ``accepted``, ``delivered``, ``handed_over``, or a reason for dropping."""
+        with self._counts_lock:
+            self._counts[name] += count
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in this delivery as ``erased`` and return their number.
@@ -169,22 +145,21 @@ class BaseDelivery:
 
     def count_outcome(self, outcome: Outcome) -> None:
         """Count the events that an attempt settled. The caller keeps or drops the ``kept`` ones."""
-        if outcome.delivered:
-            self.count_delivered(len(outcome.delivered))
-        if outcome.refused:
-            self.count_dropped(len(outcome.refused), "refused")
-        if outcome.withdrawn:
-            self.count_dropped(len(outcome.withdrawn), "erased")
+        self.count_delivered(len(outcome.delivered))
+        self.count_dropped(len(outcome.refused), "refused")
+        self.count_dropped(len(outcome.withdrawn), "erased")
 
     def count_delivered(self, count: int) -> None:
-        """Count events as delivered and send the signal."""
-        self._counters.add_delivered(count)
-        events_delivered.send_robust(sender=type(self), count=count)
+        """Count events as delivered and send the signal, unless ``count`` is 0."""
+        if count:
+            self._count("delivered", count)
+            events_delivered.send_robust(sender=type(self), count=count)
 
     def count_dropped(self, count: int, reason: str) -> None:
-        """Count events as dropped and send the signal."""
-        self._counters.add_dropped(count, reason)
-        events_dropped.send_robust(sender=type(self), count=count, reason=reason)
+        """Count events as dropped and send the signal, unless ``count`` is 0."""
+        if count:
+            self._count(reason, count)
+            events_dropped.send_robust(sender=type(self), count=count, reason=reason)
 
 
 def _log_health(health: str, error: Exception | None) -> None:

@@ -1,15 +1,14 @@
 """Hand events over to the site's Celery: one message a page, which a worker sends.
 
-A message is as safe as its broker. The package keeps no second copy.
+A message is as safe as its broker:
 
-- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``: RabbitMQ
-  delivers the message of a killed worker to another worker. A killed worker loses nothing.
+- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``. If a worker is
+  killed, RabbitMQ delivers its messages to another worker.
 - **Redis.** Celery's transport first takes a message from the queue, and then notes it as unacknowledged. A worker
   that is killed between these steps loses this message. If it is killed later, the message comes back after the
   ``visibility_timeout`` of Celery's ``broker_transport_options``, one hour by default.
 
-For events that no killed process may lose, use ``DatabaseDelivery``, and let Celery run the task
-``deliver_outbox`` (see ``django_moe_personalize.tasks``).
+No killed process loses the events of ``DatabaseDelivery``. Celery can send them: see ``django_moe_personalize.tasks``.
 """
 
 from __future__ import annotations
@@ -42,17 +41,8 @@ _REJECT_SECONDS = 1.0
 class CeleryDelivery(QueuedDelivery):
     """Publish one message a page, which a worker sends.
 
-    On RabbitMQ a killed worker loses nothing. On Redis it loses the message that the transport has taken from the
-    queue and not yet noted as unacknowledged; its other messages come back after the visibility timeout.
-
     The page waits for at most ``publish_timeout`` seconds. After two failures in a row pages skip the broker for
-    some seconds. Events that the broker doesn't accept go to ``fallback``, another delivery written as
-    ``{"BACKEND": …, "OPTIONS": …}``, or are dropped as ``broker``.
-
-    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
-    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
-    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
-    seconds, doubling up to ``max_backoff``.
+    some seconds. For the other options see QueuedDelivery.
     """
 
     def __init__(
@@ -90,48 +80,43 @@ class CeleryDelivery(QueuedDelivery):
         if not self._breaker.allow() and not (ticket := self._breaker.claim_probe()):
             raise DeliveryError("the broker failed a moment ago")
         try:
-            self._publish(message, wait, Deadline(self._publish_timeout))
+            self._publish(message, wait)
         except BaseException:
             self._breaker.failure(ticket)
             raise
         self._breaker.success(ticket)
 
-    def _publish(self, message: str, wait: float, deadline: Deadline) -> None:
+    def _publish(self, message: str, wait: float) -> None:
         """Publish on an idle connection. If that fails early, the connection had died: try the next or a new one."""
+        deadline = Deadline(self._publish_timeout)
         while True:
             idle = self._take_idle()
+            connection = self._connect() if idle is None else idle
             try:
-                self._publish_on(self._connect() if idle is None else idle, message, wait)
-                return
-            except Exception:
-                if idle is None or deadline.expired:
+                deliver.apply_async(
+                    (message,),
+                    # Celery writes these into its log and events, where the visitor must not appear.
+                    argsrepr="(…)",
+                    kwargsrepr="{}",
+                    connection=connection,
+                    countdown=wait or None,
+                    retry=False,
+                    timeout=self._publish_timeout,
+                    confirm_timeout=self._publish_timeout,
+                )
+            except BaseException as error:
+                _disconnect(connection)
+                if idle is None or deadline.expired or not isinstance(error, Exception):
                     raise
+            else:
+                self._idle.append(connection)
+                return
 
     def _take_idle(self) -> Any:
         # Another thread may take the last one.
         with suppress(IndexError):
             return self._idle.pop()
         return None
-
-    def _publish_on(self, connection: Any, message: str, wait: float) -> None:
-        try:
-            deliver.apply_async(
-                (message,),
-                # Celery writes these into its log and events, where the visitor must not appear.
-                argsrepr="(…)",
-                kwargsrepr="{}",
-                connection=connection,
-                countdown=wait or None,
-                serializer="json",
-                ignore_result=True,
-                retry=False,
-                timeout=self._publish_timeout,
-                confirm_timeout=self._publish_timeout,
-            )
-        except BaseException:
-            _disconnect(connection)
-            raise
-        self._idle.append(connection)
 
     def _connect(self) -> Any:
         seconds = self._publish_timeout
@@ -150,7 +135,7 @@ class CeleryDelivery(QueuedDelivery):
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
         """Ask the broker to keep the message: the worker still holds it unacknowledged."""
-        self._counters.add_handed_over(len(events))
+        self._count("handed_over", len(events))
         return False
 
     def close(self) -> None:
@@ -178,6 +163,7 @@ def get_worker(runtime: Runtime) -> CeleryDelivery:
     reject_on_worker_lost=True,
     acks_on_failure_or_timeout=False,
     ignore_result=True,
+    serializer="json",
 )
 def deliver(message: str) -> None:
     """Send the events of one page."""

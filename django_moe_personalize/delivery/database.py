@@ -11,15 +11,14 @@ from __future__ import annotations
 import math
 import queue
 import re
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from django.db import DatabaseError, InterfaceError, connections
 
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, describe, find_delivery
-from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, Lease, LeasedRow, Outbox, Settlement, State
+from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts, describe
+from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import logger
@@ -27,10 +26,6 @@ from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
 
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
-
-DAY = 24 * 60 * 60.0
-MAX_PAUSE_SECONDS = 3600.0
-"""The longest pause after wrong credentials."""
 
 SENDING_SHARE = 0.75
 """The share of a lease in which its batch is sent. The rest allows for clocks that differ between machines."""
@@ -66,7 +61,7 @@ class DatabaseDelivery(BaseDelivery):
         backoff: float = 1.0,
         max_backoff: float = 300.0,
         pause: float = 60.0,
-        retention: float = 30 * DAY,
+        retention: float = 30 * 24 * 60 * 60.0,
     ) -> None:
         if not 1 <= batch_size <= MAX_ELEMENTS:
             raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {batch_size!r}")
@@ -88,8 +83,6 @@ class DatabaseDelivery(BaseDelivery):
         self._pauses = 0
         self._resume_at = 0.0
         self._purge_at = 0.0
-        self._lock = threading.Lock()
-        self._lost = 0
 
     def take(self, events: Sequence[Event]) -> None:
         """Add the events to the outbox with one INSERT. In a transaction of the caller they share its fate."""
@@ -97,30 +90,19 @@ class DatabaseDelivery(BaseDelivery):
         if connections[self.outbox.alias].in_atomic_block:
             # Record losses outside the caller's transaction, so that a rollback doesn't lose the count.
             return
-        with self._lock:
-            lost, self._lost = self._lost, 0
+        with self._counts_lock:
+            lost = self._counts.pop("error", 0)
         if lost:
-            self._add_loss(lost)
-
-    def count_dropped(self, count: int, reason: str) -> None:
-        """See BaseDelivery. Remember the events that the database didn't take, and add them to its counters later."""
-        super().count_dropped(count, reason)
-        if reason == "error":
-            with self._lock:
-                self._lost += count
-
-    def _add_loss(self, count: int) -> None:
-        try:
-            self.outbox.add_loss(count, "error")
-        except Exception:
-            # The new events are stored: don't drop them because the counters failed.
-            with self._lock:
-                self._lost += count
+            try:
+                self.outbox.add_loss(lost, "error")
+            except Exception:
+                # The new events are stored: don't drop them because the counters failed.
+                self._count("error", lost)
 
     def counts(self) -> DeliveryCounts:
         """Return the counters of all processes with this outbox, and the losses that this process still has to add."""
         dropped = self.outbox.count()
-        dropped["error"] += self._lost
+        dropped["error"] += self._counts["error"]
         delivered, pending = dropped.pop(DELIVERED, 0), dropped.pop(State.PENDING, 0)
         return DeliveryCounts(delivered + pending + dropped.total(), delivered, dict(+dropped), pending)
 
@@ -135,8 +117,7 @@ class DatabaseDelivery(BaseDelivery):
     def erase(self, customer_id: str) -> int:
         """Delete the customer's events, parked ones too, and return their number. See BaseDelivery.erase()."""
         count = self.outbox.erase(customer_id)
-        if count:
-            self.count_dropped(count, ERASED)
+        self.count_dropped(count, ERASED)
         return count
 
     @property
@@ -159,15 +140,17 @@ class DatabaseDelivery(BaseDelivery):
         events = []
         for row in lease.rows:
             try:
-                event = Event.read(row.body)
+                events.append(event := Event.read(row.body))
+                rows[event.event_uuid] = row
             except (LookupError, TypeError, ValueError):
                 settlement.parked[row.pk] = State.REFUSED, "The row contains no event."
-            else:
-                events.append(event)
-                rows[event.event_uuid] = row
         outcome = self.send(events, timeout=self._timeout, until=until)
         self._decide(outcome, rows, settlement)
-        self._settle(lease, settlement)
+        for result, count in self.outbox.settle(lease, settlement).items():
+            if result == DELIVERED:
+                self.count_delivered(count)
+            else:
+                self.count_dropped(count, State(result).value)
         self._schedule_pause(outcome)
         return outcome
 
@@ -186,14 +169,6 @@ class DatabaseDelivery(BaseDelivery):
                 settlement.parked[row.pk] = State.ATTEMPTS, describe(outcome.error)
             else:
                 settlement.released[row.pk] = max(wait, self.backoff.delay(row.attempts))
-
-    def _settle(self, lease: Lease, settlement: Settlement) -> None:
-        """Settle the lease, and count the rows that this deliverer really settled."""
-        for outcome, count in self.outbox.settle(lease, settlement).items():
-            if outcome == DELIVERED:
-                self.count_delivered(count)
-            else:
-                self.count_dropped(count, State(outcome).value)
 
     def _purge(self) -> None:
         if time.monotonic() >= self._purge_at:
@@ -269,11 +244,6 @@ class Deliverer:
         left = deadline.remaining() if deadline else None
         with suppress(queue.Empty):
             self._wake.get(timeout=seconds if left is None else min(seconds, left))
-
-
-def find_outbox_delivery() -> DatabaseDelivery | None:
-    """Return the site's delivery, or the fallback of its queue, if it has an outbox. Raises ConfigurationError."""
-    return find_delivery(DatabaseDelivery)
 
 
 def _explain(error: Exception, event: Event) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django_moe_personalize.conf import SETTING, ConfigurationError
+from django_moe_personalize.delivery.base import find_delivery
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import log_once
 
@@ -19,11 +20,11 @@ def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
     database ends it with a log line. After wrong credentials this process pauses, and returns 0 at once.
     """
     # Imported here: Celery may import its tasks before the app registry is ready for models.
-    from django_moe_personalize.delivery.database import DATABASE_ERRORS, Deliverer, find_outbox_delivery
+    from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer
 
     counts: list[int] = []
     try:
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
     except ConfigurationError as error:
         log_once(("outbox", str(error)), "The outbox isn't delivered: %s", error)
         return 0

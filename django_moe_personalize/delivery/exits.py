@@ -22,21 +22,18 @@ def close_before_sigterm() -> None:
     Call it in the main thread, before uvicorn runs or while it runs. Otherwise, and under any other server, it
     does nothing.
     """
-    if "uvicorn" not in sys.modules or threading.current_thread() is not threading.main_thread():
-        return
-    if not hasattr(signal, "pthread_sigmask"):
-        # Windows, where no process manager sends the signal.
+    is_main = threading.current_thread() is threading.main_thread()
+    # Windows, where no process manager sends the signal, has no pthread_sigmask.
+    if "uvicorn" not in sys.modules or not is_main or not hasattr(signal, "pthread_sigmask"):
         return
     handler = signal.getsignal(signal.SIGTERM)
     if handler is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _close_and_die)
-    elif any(kind.__module__.partition(".")[0] == "uvicorn" for kind in _find_classes(handler)):
+        return
+    # The server, if the handler is one of its methods.
+    server = getattr(handler, "__self__", None)
+    if any(kind.__module__.partition(".")[0] == "uvicorn" for kind in type(server).__mro__):
         _close_at_exit(handler)
-
-
-def _find_classes(handler: Any) -> tuple[type, ...]:
-    """Return the classes of the object whose method is the handler."""
-    return type(getattr(handler, "__self__", None)).__mro__
 
 
 def _close_and_die(number: int, frame: FrameType | None) -> None:

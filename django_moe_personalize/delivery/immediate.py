@@ -19,5 +19,4 @@ class ImmediateDelivery(BaseDelivery):
         """Send the events. Drop those that can't be delivered as ``failed``."""
         outcome = self.send(events, timeout=self._timeout)
         self.count_outcome(outcome)
-        if outcome.kept:
-            self.count_dropped(len(outcome.kept), "failed")
+        self.count_dropped(len(outcome.kept), "failed")

@@ -100,7 +100,7 @@ class Outbox:
         now = timezone.now()
         rows = [OutboxEvent.build(event, now) for event in events]
         with transaction.atomic(using=self.alias):
-            OutboxEvent.objects.using(self.alias).bulk_create(rows, ignore_conflicts=True)
+            self.rows.bulk_create(rows, ignore_conflicts=True)
 
     def lease(self, limit: int, seconds: float) -> Lease:
         """Lease up to ``limit`` due rows for ``seconds``, the longest due first.
@@ -129,16 +129,17 @@ class Outbox:
         now = timezone.now()
         counts: Counter[str] = Counter()
         counts[DELIVERED], _ = self._select(settlement.delivered).filter(lease=token).delete()
+        attempts = models.F("attempts")
         for pk, (state, reason) in settlement.parked.items():
+            # In ASCII: a character that the database can't store would undo the whole settlement.
+            reason = reason.encode("unicode_escape").decode("ascii")
             row = self._select([pk]).filter(lease=token)
-            counts[state] += row.update(
-                state=state, reason=_escape(reason), due_at=now, lease=None, attempts=models.F("attempts") + 1
-            )
+            counts[state] += row.update(state=state, reason=reason, due_at=now, lease=None, attempts=attempts + 1)
         if settlement.released:
             self._select(settlement.released).filter(lease=token).update(
                 due_at=_choose_due(now, settlement.released),
                 lease=None,
-                attempts=models.F("attempts") + int(settlement.counts_as_attempt),
+                attempts=attempts + int(settlement.counts_as_attempt),
             )
         self._add_to_counter(DELIVERED, counts[DELIVERED])
         return +counts
@@ -206,16 +207,7 @@ class Outbox:
             return work()
 
 
-def _escape(reason: str) -> str:
-    """Return ``reason`` in ASCII: a character that the database can't store would undo the whole settlement."""
-    return reason.encode("unicode_escape").decode("ascii")
-
-
 def _choose_due(now: datetime, seconds: Mapping[int, float]) -> models.Case:
     """Give each row its own due time, so that a bad event doesn't meet the same batch again."""
-    output = models.DateTimeField()
-    whens = [
-        models.When(pk=pk, then=models.Value(now + timedelta(seconds=wait), output_field=output))
-        for pk, wait in seconds.items()
-    ]
-    return models.Case(*whens, output_field=output)
+    whens = [models.When(pk=pk, then=models.Value(now + timedelta(seconds=wait))) for pk, wait in seconds.items()]
+    return models.Case(*whens)

@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
-from django_moe_personalize.delivery.base import (
-    BaseDelivery,
-    DeliveryCounts,
-    build_delivery,
-    describe,
-    find_delivery,
-)
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
@@ -29,9 +23,6 @@ from django_moe_personalize.resilience import Backoff
 from django_moe_personalize.runtime import Runtime
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
-
-FALLBACK = 'DELIVERY"]["OPTIONS"]["fallback'
-"""The place of the fallback in the settings, as load_backend() quotes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,21 +49,20 @@ class Message:
             raise ValueError("not a message of this package") from error
 
 
-@dataclass(slots=True)
-class _HandOver:
-    """One hand-over. ``is_inline`` if the queue ran the task at once, in the same thread."""
-
-    is_inline: bool = False
-
-
-_current: ContextVar[_HandOver | None] = ContextVar("moe_personalize_hand_over", default=None)
+_sent_inline: ContextVar[list[bool] | None] = ContextVar("moe_personalize_sent_inline", default=None)
+"""While take() hands a message over: a list, to which work() adds if the queue runs the task at once in this thread."""
 
 
 class QueuedDelivery(BaseDelivery):
     """Hand the events of each page over to a queue. A subclass implements ``hand_over``; its task calls ``work``.
 
-    Events that the queue doesn't accept go to ``fallback``, another delivery written as in DELIVERY. Without a
-    fallback they are dropped as ``broker``.
+    Events that the queue doesn't accept go to ``fallback``, another delivery written as ``{"BACKEND": …, "OPTIONS":
+    …}``, or are dropped as ``broker``.
+
+    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
+    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
+    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
+    seconds, doubling up to ``max_backoff``.
     """
 
     def __init__(
@@ -95,7 +85,12 @@ class QueuedDelivery(BaseDelivery):
         self._pause = Backoff(pause, max(pause, max_backoff), draw=lambda: 1.0)
         self._queue_works = True
         if fallback is not None:
-            self.fallback = build_delivery(_read_backend(fallback), FALLBACK)
+            try:
+                backend = readers.read_backend(fallback, default=DELIVERY)
+            except readers.InvalidValue as error:
+                raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
+            # The name is the fallback's place in the settings, as load_backend() quotes it.
+            self.fallback = build_delivery(backend, 'DELIVERY"]["OPTIONS"]["fallback')
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Put a message into the queue, to be worked on after ``wait`` seconds. Raises if the queue fails."""
@@ -104,13 +99,17 @@ class QueuedDelivery(BaseDelivery):
     def take(self, events: Sequence[Event]) -> None:
         """Hand the events over as one message."""
         message = Message(events).write()
-        with _handing_over() as current:
+        sent_inline: list[bool] = []
+        token = _sent_inline.set(sent_inline)
+        try:
             is_accepted = self._try_to_hand_over(message)
-        if current.is_inline:
+        finally:
+            _sent_inline.reset(token)
+        if sent_inline:
             # work() has counted the events.
             return
         if is_accepted:
-            self._counters.add_handed_over(len(events))
+            self._count("handed_over", len(events))
         else:
             self._divert(events)
 
@@ -125,22 +124,22 @@ class QueuedDelivery(BaseDelivery):
         except ValueError:
             logger.error("Dropped a message from the queue: it isn't from this package, or from another release of it")
             return True
-        current = _current.get()
-        if current is None:
-            self._counters.add_accepted(len(message.events))
+        sent_inline = _sent_inline.get()
+        if sent_inline is None:
+            self._count("accepted", len(message.events))
         else:
-            current.is_inline = True
+            sent_inline.append(True)
         outcome = self.send(message.events, timeout=self._timeout)
         self.count_outcome(outcome)
-        return not outcome.kept or self._keep(message, outcome, is_inline=current is not None)
+        if sent_inline is not None:
+            self.count_dropped(len(outcome.kept), "failed")
+            return True
+        return not outcome.kept or self._retry(message, outcome)
 
-    def _keep(self, message: Message, outcome: Outcome, *, is_inline: bool) -> bool:
+    def _retry(self, message: Message, outcome: Outcome) -> bool:
         """Hand the failed events over again, or drop them. Return False if the queue should keep the message."""
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
-        if is_inline:
-            self.count_dropped(len(kept), "failed")
-            return True
         if attempts >= self._max_attempts:
             logger.error("Dropped %d events after %d failed attempts", len(kept), attempts)
             self.count_dropped(len(kept), "attempts")
@@ -150,7 +149,7 @@ class QueuedDelivery(BaseDelivery):
         wait = max(wait, min(outcome.retry_after, self._max_wait))
         if not self._try_to_hand_over(Message(kept, attempts, pauses).write(), wait=wait):
             return self.return_to_queue(kept)
-        self._counters.add_handed_over(len(kept))
+        self._count("handed_over", len(kept))
         return True
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
@@ -176,7 +175,7 @@ class QueuedDelivery(BaseDelivery):
         if self.fallback is None:
             self.count_dropped(len(events), "broker")
         else:
-            self._counters.add_accepted(-len(events))
+            self._count("accepted", -len(events))
             self.fallback.record(events)
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
@@ -205,23 +204,6 @@ class QueuedDelivery(BaseDelivery):
             self.fallback.close()
 
 
-@contextmanager
-def _handing_over() -> Iterator[_HandOver]:
-    current = _HandOver()
-    token = _current.set(current)
-    try:
-        yield current
-    finally:
-        _current.reset(token)
-
-
-def _read_backend(fallback: object) -> readers.Backend:
-    try:
-        return readers.read_backend(fallback, default=DELIVERY)
-    except readers.InvalidValue as error:
-        raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
-
-
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
     """Return the delivery with which a worker sends: the site's, its fallback, or one with default options.
 
@@ -230,7 +212,7 @@ def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
     with suppress(ConfigurationError):
         if (found := find_delivery(kind, runtime)) is not None:
             return found
-    build: Any = kind
-    stand_in: Kind = build()
+    build: Callable[..., Kind] = kind
+    stand_in = build()
     stand_in.bind(runtime)
     return stand_in

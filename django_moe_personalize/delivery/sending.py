@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from django_moe_personalize.client import get_client
@@ -67,11 +67,16 @@ def send(
     bad event is alone, so that the good ones arrive (contract §4). Any other failure ends the attempt.
     """
     outcome = Outcome()
-    parts = list(_split_into_calls(list(events)))[::-1]
+    parts = [events] if events else []
     while parts:
         part = parts.pop()
+        number = count_fitting(part)
+        if number < len(part):
+            parts.append(part[number:])
+            part = part[:number]
+        left = until.remaining() if until else None
         try:
-            get_client(runtime).send_events(part, deadline=_choose_deadline(timeout, until))
+            get_client(runtime).send_events(part, deadline=Deadline(timeout if left is None else min(timeout, left)))
         except Exception as error:
             if not _is_refusal(error):
                 outcome.error = error
@@ -85,18 +90,6 @@ def send(
         else:
             outcome.delivered += part
     return outcome
-
-
-def _split_into_calls(events: list[Event]) -> Iterator[list[Event]]:
-    while events:
-        number = count_fitting(events)
-        yield events[:number]
-        events = events[number:]
-
-
-def _choose_deadline(timeout: float, until: Deadline | None) -> Deadline:
-    left = until.remaining() if until else None
-    return Deadline(timeout if left is None else min(timeout, left))
 
 
 def _is_refusal(error: Exception) -> bool:

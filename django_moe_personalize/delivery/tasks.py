@@ -27,13 +27,7 @@ _MAX_SLEEP_SECONDS = 10.0
 class TasksDelivery(QueuedDelivery):
     """Enqueue one task a page, in the caller's thread, in the backend with the alias ``backend`` in TASKS.
 
-    Events that can't be enqueued go to ``fallback``, another delivery written as ``{"BACKEND": …, "OPTIONS": …}``,
-    or are dropped as ``broker``.
-
-    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
-    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
-    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
-    seconds, doubling up to ``max_backoff``. A backend that runs tasks at once retries nothing: failed events are
+    For the other options see QueuedDelivery. A backend that runs tasks at once retries nothing: failed events are
     dropped as ``failed``.
     """
 

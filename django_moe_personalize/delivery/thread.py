@@ -19,7 +19,7 @@ from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
+from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.exits import close_before_sigterm
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
@@ -28,9 +28,6 @@ from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadlin
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
-
-MAX_PAUSE_SECONDS = 3600.0
-"""The longest pause after wrong credentials."""
 
 
 class ThreadDelivery(BaseDelivery):
@@ -164,8 +161,7 @@ class ThreadDelivery(BaseDelivery):
                 self._attempts.pop(event.event_uuid, None)
             self._settled += len(gone)
             self._changed.notify_all()
-        if gone:
-            self.count_dropped(len(gone), "erased")
+        self.count_dropped(len(gone), "erased")
         return len(gone)
 
     def close(self) -> None:
@@ -248,9 +244,8 @@ class ThreadDelivery(BaseDelivery):
             again = self._put_back(batch, kept)
             self._schedule(outcome)
         self.count_outcome(outcome)
-        for count, reason in ((len(outcome.kept) - len(kept), "erased"), (len(kept) - again, "attempts")):
-            if count:
-                self.count_dropped(count, reason)
+        self.count_dropped(len(outcome.kept) - len(kept), "erased")
+        self.count_dropped(len(kept) - again, "attempts")
         with self._changed:
             self._settled += len(batch) - again
             self._changed.notify_all()

@@ -7,9 +7,8 @@ that, and goes on to the next part.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from django.core.checks import ERROR
@@ -21,14 +20,8 @@ from django_moe_personalize.checks.settings import iterate_urls
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.doctor.site import (
-    Finding,
-    State,
-    examine_cache,
-    examine_delivery,
-    examine_environment,
-    examine_processes,
-)
+from django_moe_personalize.doctor import site
+from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
 from django_moe_personalize.planning import KEYS_ATTRIBUTE, find_template_keys
 from django_moe_personalize.resilience import WorkerPool
@@ -36,9 +29,7 @@ from django_moe_personalize.resilience import WorkerPool
 SECONDS: Final = 5.0
 """How long one call or one part may take."""
 
-_KEYED = re.compile(r"\{%\s*experience(?:_value)?\s")
-_HTML = re.compile(r"\|\s*experience_html\b")
-_SCRIPTS = re.compile(r"\{%\s*personalize_scripts\b")
+_USES = re.compile(r"(?:\{%|\|)\s*(experience|experience_value|experience_html|personalize_scripts)\b")
 
 
 def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
@@ -53,15 +44,15 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         what = "Personalization is off, so visitors see no experience."
         yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.')
         return
-    templates = read_templates()
-    yield from _examine("MoEngage", examine_vendor, settings, find_keys(settings, templates), seconds)
+    keys, used = read_templates()
+    yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")
-    yield from _examine("the cache", _within, pool, seconds, examine_cache, settings)
-    yield from _examine("the notices of the processes", _within, pool, seconds, examine_processes)
+    yield from _examine("the cache", _within, pool, seconds, site.examine_cache, settings)
+    yield from _examine("the notices of the processes", _within, pool, seconds, site.examine_processes)
     # In this thread, so that it uses the database connection of the command.
-    yield from _examine("the delivery", lambda: examine_delivery(get_delivery()))
-    yield from _examine("the installed packages", lambda: examine_environment(shows_html=templates.show_html))
-    yield from examine_templates(settings, templates)
+    yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
+    yield from _examine("the installed packages", site.examine_packages, used)
+    yield from examine_scripts(settings, used)
 
 
 def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) -> Iterator[Finding]:
@@ -91,39 +82,35 @@ def examine_checks() -> Iterator[Finding]:
             yield Finding(state, f"{message.id}: {message.msg}", message.hint or "")
 
 
-@dataclass(slots=True)
-class Templates:
-    """How the site's templates use this package: each key with the first template that names it, and more."""
+def read_templates() -> tuple[dict[str, str], set[str]]:
+    """Return the keys in the site's templates, each with the first template that names it, and the tags they use.
 
-    keys: dict[str, str] = field(default_factory=dict)
-    show_html: bool = False
-    have_scripts: bool = False
-
-
-def read_templates() -> Templates:
-    """Return how the templates of Django's engines use this package. A template that doesn't compile has no keys."""
-    found = Templates()
+    A template that doesn't compile has no keys.
+    """
+    keys: dict[str, str] = {}
+    used: set[str] = set()
     for engine in get_engines():
         for name, source in read_sources(engine).items():
-            found.show_html |= bool(_HTML.search(source))
-            found.have_scripts |= bool(_SCRIPTS.search(source))
-            if _KEYED.search(source):
-                # Compiling a tag may raise anything. The page that needs the template reports that.
-                with suppress(Exception):
-                    for key in find_template_keys(engine.get_template(name)):
-                        found.keys.setdefault(key, f"the template {name}")
-    return found
+            tags = set(_USES.findall(source))
+            used |= tags
+            # Compiling a tag may raise anything. The page that needs the template reports that.
+            with suppress(Exception):
+                for key in (
+                    find_template_keys(engine.get_template(name)) if tags & {"experience", "experience_value"} else ()
+                ):
+                    keys.setdefault(key, f"the template {name}")
+    return keys, used
 
 
-def examine_templates(settings: Settings, templates: Templates) -> Iterator[Finding]:
+def examine_scripts(settings: Settings, used: Collection[str]) -> Iterator[Finding]:
     """Report a missing script, if the browser has to count."""
-    if settings.impressions in ("visible", "web_sdk") and not templates.have_scripts:
+    if settings.impressions in ("visible", "web_sdk") and "personalize_scripts" not in used:
         what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
         yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
 
 
-def find_keys(settings: Settings, templates: Templates) -> dict[str, str]:
-    """Return the keys that the site names, each with the place that names it first."""
+def find_keys(settings: Settings) -> dict[str, str]:
+    """Return the keys in the settings and the views, each with the place that names it first."""
     found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
     # Django's own checks report a ROOT_URLCONF that doesn't load.
     with suppress(Exception):
@@ -133,7 +120,7 @@ def find_keys(settings: Settings, templates: Templates) -> dict[str, str]:
             for declared in [view, *methods]:
                 for key in getattr(declared, KEYS_ATTRIBUTE, ()):
                     found.setdefault(key, f"the view {_name_view(declared)}")
-    return {**templates.keys, **found}
+    return found
 
 
 def _name_view(view: Any) -> str:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final, Literal, NamedTuple
@@ -77,10 +78,8 @@ def examine_processes() -> Iterator[Finding]:
         what = "The site's processes share no cache, so only their logs report rate limits and missing impressions."
         yield Finding("ok", what)
         return
-    found = list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC)))
-    if not found:
-        found = [Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")]
-    yield from found
+    healthy = Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")
+    yield from list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC))) or [healthy]
     yield from _examine_watchdogs(shared.read_notices(watchdog.TOPIC))
 
 
@@ -144,8 +143,7 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
     yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {_describe(counts)}.")
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
-    age = 0.0 if oldest is None else (now - oldest).total_seconds()
-    if oldest is not None and age > STALE_SECONDS:
+    if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
         what = f"The oldest pending event has waited for {timesince(oldest, now)}, and {at_work}."
         fix = "Read the log of the deliverer." if leased else "Run `manage.py moe_deliver --watch`."
@@ -163,21 +161,18 @@ def _describe(counts: DeliveryCounts) -> str:
     return f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}, {counts.pending:,} pending"
 
 
-def examine_environment(*, shows_html: bool) -> Iterator[Finding]:
-    """Report installed or missing packages that break or weaken this one."""
-    if _find_version("niquests") or _find_version("urllib3-future"):
+def examine_packages(used: Collection[str]) -> Iterator[Finding]:
+    """Report installed or missing packages that break or weaken this one. Templates use the tags ``used``."""
+    versions: dict[str, str] = {}
+    for name in ("niquests", "urllib3", "urllib3-future"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    if versions.keys() - {"urllib3"}:
         what = "niquests is installed. Its urllib3-future replaces urllib3, which requests needs."
         yield Finding("warning", what, "Uninstall niquests and urllib3-future, then reinstall urllib3.")
-    if _find_version("urllib3").startswith("1."):
-        what = f"urllib3 {_find_version('urllib3')} is installed, but this package is tested with urllib3 2."
+    if (old := versions.get("urllib3", "")).startswith("1."):
+        what = f"urllib3 {old} is installed, but this package is tested with urllib3 2."
         yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.')
-    if shows_html and find_spec("nh3") is None:
+    if "experience_html" in used and find_spec("nh3") is None:
         what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
         yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.')
-
-
-def _find_version(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return ""

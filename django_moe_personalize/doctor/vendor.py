@@ -9,21 +9,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from types import SimpleNamespace
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from django_moe_personalize import exceptions
 from django_moe_personalize.client import build_client, is_embedded
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.doctor.site import RATE_LIMIT_FIX, Finding
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    DeadlineExceeded,
-    InvalidResponseError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-)
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response, Transport
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesMetadata, ExperienceStatus
@@ -37,29 +31,18 @@ Call = Callable[..., tuple[Any, float]]
 """Make a call to MoEngage, and return its result and its seconds. Raises APIError, TimeoutError."""
 
 
-class _ClockReader:
-    """A transport that compares this machine's clock with MoEngage's. Implements Transport."""
+def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
+    """Return a transport that adds the seconds by which this machine's clock is ahead of MoEngage's to ``skews``."""
 
-    skew = 0.0
-    _inner: Transport
-
-    def wrap(self, inner: Transport) -> Transport:
-        """Send through ``inner`` from now on, and return this transport."""
-        self._inner = inner
-        return self
-
-    def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """See Transport.send()."""
-        response = self._inner.send(request, deadline=deadline)
+    def send(request: Request, *, deadline: Deadline) -> Response:
+        response = inner.send(request, deadline=deadline)
         with suppress(ValueError):
             # The header has whole seconds, so the vendor's clock is half a second ahead of it on average.
             vendor_time = parsedate_to_datetime(response.headers.get("date", "")).timestamp() + 0.5
-            self.skew = time.time() - vendor_time
+            skews.append(time.time() - vendor_time)
         return response
 
-    def close(self) -> None:
-        """See Transport.close()."""
-        self._inner.close()
+    return SimpleNamespace(send=send, close=inner.close)
 
 
 def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) -> Iterator[Finding]:
@@ -67,9 +50,9 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
 
     ``keys`` are the site's, each with the place that names it. Each call may take ``seconds``.
     """
-    clock = _ClockReader()
+    skews = [0.0]
     try:
-        client = build_client(get_runtime(), wrap=clock.wrap)
+        client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews))
     except ConfigurationError:
         what = "The doctor can't call MoEngage, because the settings are wrong or incomplete."
         yield Finding("problem", what, "Fix the problems above.")
@@ -88,8 +71,8 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     except Exception as error:
         host = str(urlsplit(settings.base_url).hostname)
         yield Finding("problem", *(_explain_answer(error) or _explain_silence(error, host, seconds)))
-    if abs(clock.skew) > MAX_SKEW:
-        what = f"This machine's clock is {clock.skew:+.0f} s off MoEngage's, which refuses events from the future."
+    if abs(skews[-1]) > MAX_SKEW:
+        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
         yield Finding("warning", what, "Synchronize the clock with NTP.")
     client.close()
 
@@ -168,24 +151,24 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
     The vendor's own words may quote a visitor, so they aren't part of it.
     """
     match error:
-        case AuthenticationError(status=403):
+        case exceptions.AuthenticationError(status=403):
             return "MoEngage forbids the call (403).", "Ask MoEngage: the account may be suspended."
-        case AuthenticationError():
+        case exceptions.AuthenticationError():
             where = "Copy WORKSPACE_ID and the Personalize key of that workspace from Settings > Account > APIs."
             fix = f"{where} A key of another feature, or an old key, doesn't work."
             return "MoEngage refuses the credentials (401).", fix
-        case RateLimitedError():
+        case exceptions.RateLimitedError():
             return "MoEngage limits the rate of this workspace's calls (429).", RATE_LIMIT_FIX
-        case ServerError():
+        case exceptions.ServerError():
             fix = "Wait. Until then, pages show cached answers or their fallbacks."
             return f"MoEngage itself has a failure ({error.status}).", fix
-        case ResponseError(status=400, title="Request Error"):
+        case exceptions.ResponseError(status=400, title="Request Error"):
             fix = "Correct WORKSPACE_ID or DATA_CENTER. Only its own data center knows a workspace."
             return "MoEngage doesn't know the workspace (400).", fix
-        case ResponseError():
+        case exceptions.ResponseError():
             fix = "Correct BASE_URL or DATA_CENTER, or the proxy in between."
             return f"MoEngage's API doesn't answer like this ({error.status}).", fix
-        case InvalidResponseError():
+        case exceptions.InvalidResponseError():
             fix = "Correct BASE_URL, or the proxy in between: it may answer with a page of its own."
             return "MoEngage's API doesn't answer like this (the body is wrong).", fix
         case _:
@@ -203,7 +186,7 @@ def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, 
             return f"No TLS with {host}{reason}.", fix
         case ConnectionRefusedError():
             return f"{host} refuses connections.", "Start the server, or correct the port in BASE_URL."
-    if isinstance(error, (DeadlineExceeded, TimeoutError)):
+    if isinstance(error, (exceptions.DeadlineExceeded, TimeoutError)):
         fix = "Let this machine through the firewall, or set the proxy in TRANSPORT. MoEngage may also be slow."
         return f"No answer from {host} within {seconds:g} s.", fix
     fix = "Try again. If it fails again, check the firewall and the proxy."

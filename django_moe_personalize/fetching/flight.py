@@ -13,6 +13,7 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
@@ -34,10 +35,13 @@ from django_moe_personalize.fetching.resolve import (
 )
 from django_moe_personalize.fetching.shared import has_shared_cache
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
-from django_moe_personalize.moengage.messages import Exchange, NotTakenError
+from django_moe_personalize.moengage.messages import NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
+
+if TYPE_CHECKING:
+    from django_moe_personalize.moengage.exchange import HTTPExchange
 
 EXTRA_SECONDS = 0.1
 """Extra time to read the rest of a response that no page started to read before the deadline.
@@ -65,7 +69,7 @@ class Flight(Future[Experiences]):
         self.until = until
         self.is_followed = False
         # The request that was sent, until its response is read. Only the thread or task that holds the turn uses it.
-        self._exchange: Exchange | None = None
+        self._exchange: HTTPExchange | None = None
         self._answers: Answers = {}
         self._missing: tuple[str, ...] = ()
         self._turn = threading.Lock()
@@ -258,7 +262,7 @@ class Flight(Future[Experiences]):
             elif outcome is not None:
                 self._arrive(outcome)
 
-    def _receive(self, exchange: Exchange, seconds: float) -> ExperiencesResult | APIError | None:
+    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | APIError | None:
         runtime = self.question.runtime
         client, until = get_client(runtime), time.monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import (
@@ -14,12 +14,14 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
-from django_moe_personalize.moengage.messages import Exchange
 from django_moe_personalize.moengage.types import ExperiencesResult
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
+
+if TYPE_CHECKING:
+    from django_moe_personalize.moengage.exchange import HTTPExchange
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 that names no time, or none that is left."""
@@ -96,7 +98,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
     return result
 
 
-def start_call(question: Question, keys: tuple[str, ...]) -> Exchange | None:
+def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None:
     """Send the request and return at once; ``None`` if sending could block, or the breaker is open."""
     client = get_client.find(question.runtime)
     if client is None or not get_breaker(question.runtime).allow():

@@ -1,1 +1,1 @@
-"""What the tables have been."""
+"""Database migrations of the outbox."""

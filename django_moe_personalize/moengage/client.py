@@ -5,14 +5,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlencode
 
 from django_moe_personalize import __version__
-from django_moe_personalize.exceptions import InvalidResponseError
+from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.frozen import encode
-from django_moe_personalize.moengage.messages import Exchange, Request, Response, Transport
+from django_moe_personalize.moengage.frozen import write_json
+from django_moe_personalize.moengage.messages import Request, Response, Transport
 from django_moe_personalize.moengage.reader import read_fetch, read_metadata
 from django_moe_personalize.moengage.strict_json import parse_json
 from django_moe_personalize.moengage.types import (
@@ -25,6 +25,7 @@ from django_moe_personalize.moengage.types import (
 )
 
 if TYPE_CHECKING:
+    from django_moe_personalize.moengage.exchange import HTTPExchange
     from django_moe_personalize.resilience import Deadline
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
@@ -37,6 +38,8 @@ _CREDENTIAL: Final = re.compile(r"[!-9;-~]+")
 
 _ACTIONS: Final = ',"actions":['
 """Separates the customer of an element from its actions: inside a JSON string its quotes would be escaped."""
+
+T = TypeVar("T")
 
 
 class PersonalizeClient:
@@ -53,7 +56,7 @@ class PersonalizeClient:
         if not api_key:
             raise ValueError("api_key must not be empty")
         self._transport = transport
-        self._start: Callable[[Request], Exchange | None] = getattr(transport, "start", _start_nothing)
+        self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -83,10 +86,10 @@ class PersonalizeClient:
         """
         if keys is not None and not keys:
             return ExperiencesResult()
-        request = self._post("/experiences/fetch", _write_fetch(keys, customer_id, user_identifiers, attributes))
+        request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # An error report prints the locals of every frame.
         del customer_id, user_identifiers, attributes
-        return read_fetch(_get_body(self._transport.send(request, deadline=deadline)))
+        return _read(self._transport.send(request, deadline=deadline), read_fetch)
 
     def start_fetch(
         self,
@@ -95,23 +98,23 @@ class PersonalizeClient:
         customer_id: str | None = None,
         user_identifiers: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] | None = None,
-    ) -> Exchange | None:
+    ) -> HTTPExchange | None:
         """Ask as fetch_experiences() does, but return at once; finish_fetch() reads the response.
 
         ``None`` when the request can't be sent without waiting: no connection is open and idle.
         """
-        request = self._post("/experiences/fetch", _write_fetch(keys, customer_id, user_identifiers, attributes))
+        request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
         return self._start(request)
 
-    def finish_fetch(self, exchange: Exchange, seconds: float) -> ExperiencesResult | None:
+    def finish_fetch(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
         """Return the experiences; ``None`` when the response isn't whole after ``seconds``, then call again.
 
         Raises NotTakenError when the request never reached MoEngage: fetch_experiences() may ask again.
         """
         response = exchange.receive(seconds)
-        return None if response is None else read_fetch(_get_body(response))
+        return None if response is None else _read(response, read_fetch)
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return which experiences exist, all or those with one of the statuses (contract §3).
@@ -123,7 +126,7 @@ class PersonalizeClient:
         # The API silently returns nothing for an unknown or lower-case status.
         query = urlencode({"status": ",".join(status.value.capitalize() for status in statuses)}) if statuses else ""
         request = Request("GET", "/experiences/metadata", query=query, headers=self._headers)
-        return read_metadata(self._call(request, deadline))
+        return _read(self._transport.send(request, deadline=deadline), read_metadata)
 
     def send_events(self, events: Sequence[Event], *, deadline: Deadline) -> str:
         """Report impressions and clicks in one call; return the vendor's request id (contract §4).
@@ -137,75 +140,69 @@ class PersonalizeClient:
         elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
-        request = self._post("/experiences/events", f'{{"elements":[{",".join(elements)}]}}')
-        del elements
-        data = self._call(request, deadline)
-        if not isinstance(data, dict) or data.get("status", "success") != "success":
-            raise InvalidResponseError("MoEngage's response does not say that it accepted the events")
-        req_id = data.get("req_id")
-        return req_id if isinstance(req_id, str) else ""
+        body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
+        request = Request("POST", "/experiences/events", headers=self._post_headers, body=body)
+        del elements, body
+        return _read(self._transport.send(request, deadline=deadline), _read_acceptance)
 
     def close(self) -> None:
         """Close the connections. The client may be used again."""
         self._transport.close()
 
-    def _post(self, path: str, body: str) -> Request:
-        return Request("POST", path, headers=self._post_headers, body=body.encode("ascii"))
-
-    def _call(self, request: Request, deadline: Deadline) -> object:
-        return parse_json(_get_body(self._transport.send(request, deadline=deadline)))
+    def _build_fetch(
+        self,
+        keys: Sequence[str] | None,
+        customer_id: str | None,
+        user_identifiers: Mapping[str, str] | None,
+        attributes: Mapping[str, str] | None,
+    ) -> Request:
+        """Return a fetch. Its body has identifiers and keys, and the attributes flat next to them (contract §2)."""
+        if isinstance(keys, str):
+            raise ValueError("keys must be a sequence of experience keys, not one string")
+        unique = list(dict.fromkeys(keys or ()))
+        if len(unique) > MAX_KEYS:
+            raise ValueError(f"{len(unique)} experience keys in one call; the most is {MAX_KEYS}")
+        attributes = attributes or {}
+        if taken := FETCH_FIELDS & attributes.keys():
+            raise ValueError(f"attributes may not be named {' or '.join(sorted(taken))}")
+        identifiers: dict[str, Any] = {"customer_id": customer_id} if customer_id else {}
+        if user_identifiers:
+            identifiers["user_identifiers"] = dict(user_identifiers)
+        body: dict[str, Any] = {"identifiers": identifiers} if identifiers else {}
+        if unique:
+            body["experience_key"] = unique
+        text = write_json(body | dict(attributes))
+        return Request("POST", "/experiences/fetch", headers=self._post_headers, body=text.encode("ascii"))
 
 
 def write_elements(events: Sequence[Event]) -> list[str]:
     """Return the elements of an events body as JSON: one for each customer, in order of appearance (contract §4)."""
-    if len({event.customer_id for event in events}) == len(events):
-        return [event.element for event in events]
     elements: dict[str, list[str]] = {}
     for event in events:
-        elements.setdefault(event.customer_id, []).append(event.element)
-    return [_join_actions(*texts) for texts in elements.values()]
+        if event.customer_id in elements:
+            elements[event.customer_id].append(event.element.partition(_ACTIONS)[2][:-2])
+        else:
+            elements[event.customer_id] = [event.element[:-2]]
+    return [",".join(parts) + "]}" for parts in elements.values()]
 
 
-def _join_actions(first: str, *others: str) -> str:
-    """Return several elements of one customer as one element."""
-    actions = [text[text.index(_ACTIONS) + len(_ACTIONS) : -2] for text in others]
-    return ",".join([first[:-2], *actions]) + "]}"
+def _read(response: Response, read: Callable[[bytes], T]) -> T:
+    """Return the content of a 200, as ``read`` reads it. Raises the error that another status stands for."""
+    try:
+        if response.status == 200:
+            return read(response.body)
+        failure: APIError = build_error(response)
+    except APIError as error:
+        # An error report prints the causes and the locals of every frame, which hold a visitor's content.
+        failure = error.with_traceback(None)
+        failure.__cause__ = failure.__context__ = None
+    raise failure
 
 
-def _write_fetch(
-    keys: Sequence[str] | None,
-    customer_id: str | None,
-    user_identifiers: Mapping[str, str] | None,
-    attributes: Mapping[str, str] | None,
-) -> str:
-    """Return the body of a fetch: identifiers and keys, and the attributes flat next to them (contract §2)."""
-    if isinstance(keys, str):
-        raise ValueError("keys must be a sequence of experience keys, not one string")
-    unique = list(dict.fromkeys(keys or ()))
-    if len(unique) > MAX_KEYS:
-        raise ValueError(f"{len(unique)} experience keys in one call; the most is {MAX_KEYS}")
-    attributes = attributes or {}
-    if taken := FETCH_FIELDS & attributes.keys():
-        raise ValueError(f"attributes may not be named {' or '.join(sorted(taken))}")
-    identifiers: dict[str, Any] = {}
-    if customer_id:
-        identifiers["customer_id"] = customer_id
-    if user_identifiers:
-        identifiers["user_identifiers"] = dict(user_identifiers)
-    body: dict[str, Any] = {}
-    if identifiers:
-        body["identifiers"] = identifiers
-    if unique:
-        body["experience_key"] = unique
-    return encode(body | dict(attributes))
-
-
-def _get_body(response: Response) -> bytes:
-    """Return the body of a 200; raises the error that another status stands for."""
-    if response.status != 200:
-        raise build_error(response)
-    return response.body
-
-
-def _start_nothing(request: Request) -> None:
-    """Stand in for ``start`` of a transport that doesn't have it."""
+def _read_acceptance(body: bytes) -> str:
+    """Return the vendor's id of a request that reported events. Raises InvalidResponseError if it wasn't accepted."""
+    data = parse_json(body)
+    if not isinstance(data, dict) or data.get("status", "success") != "success":
+        raise InvalidResponseError("MoEngage's response does not say that it accepted the events")
+    req_id = data.get("req_id")
+    return req_id if isinstance(req_id, str) else ""

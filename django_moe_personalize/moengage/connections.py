@@ -1,9 +1,8 @@
 """Open connections to MoEngage with urllib3, configured by ``requests``.
 
-``requests`` knows proxies, the environment and CA bundles, so its HTTPAdapter builds the urllib3 pool
-that opens the connections. A Session would follow redirects, keep cookies, read netrc, and load the CA
-bundle for each new connection, which takes 14 ms. Requests and responses don't travel through
-``requests``, because its timeouts limit each read and not the whole call.
+``requests`` knows proxies, the environment and CA bundles. A Session would follow redirects, keep cookies,
+read netrc, and load the CA bundle for each new connection, which takes 14 ms. Requests and responses don't
+travel through ``requests``, because its timeouts limit each read and not the whole call.
 """
 
 from __future__ import annotations
@@ -14,13 +13,15 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
-import requests
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
+from urllib3 import PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, TransportError
@@ -28,18 +29,21 @@ from django_moe_personalize.moengage.exchange import HTTPExchange, describe_fail
 from django_moe_personalize.moengage.http1 import write_request
 from django_moe_personalize.moengage.messages import ProxyError
 
-_BAD_PROXY = "a proxy must be an http:// or https:// URL"
-
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
     """Return the URL of the proxy for ``base_url``, ``""`` for none. Raises ValueError for one that is not HTTP(S)."""
     proxy = select_proxy(base_url, dict(proxies or {}))
     if proxy is None and trust_env:
         proxy = select_proxy(base_url, get_environ_proxies(base_url, no_proxy=None))
-    # SOCKS needs its own kind of connection: with ours the call would bypass the proxy.
-    if proxy and "://" in proxy and not proxy.lower().startswith(("http://", "https://")):
-        raise ValueError(_BAD_PROXY)
-    return proxy or ""
+    if not proxy:
+        return ""
+    with suppress(ValueError):
+        parts = parse_url(proxy if "://" in proxy else f"http://{proxy}")
+        # SOCKS needs its own kind of connection: with ours the call would bypass the proxy.
+        if parts.scheme in ("http", "https") and parts.host:
+            return parts.url
+    # Raised here, because the error of parse_url() quotes the URL, which may contain a password.
+    raise ValueError("a proxy must be an http:// or https:// URL")
 
 
 def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
@@ -95,14 +99,11 @@ class Connector:
     """
 
     def __init__(self, base_url: str, proxy: str, context: ssl.SSLContext | None) -> None:
-        request = requests.PreparedRequest()
-        request.url = base_url
-        proxies = {"all": proxy} if proxy else {}
-        try:
-            pool: Any = _Adapter(context).get_connection_with_tls_context(request, verify=True, proxies=proxies)
-        except ValueError:
-            # The error quotes the URL, which may contain a password.
-            raise ValueError(_BAD_PROXY) from None
+        manager = PoolManager(ssl_context=context)
+        if proxy:
+            headers = HTTPAdapter().proxy_headers(proxy)
+            manager = ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=context, ssl_context=context)
+        pool: Any = manager.connection_from_url(base_url)
         pool.ConnectionCls = TimedHTTPSConnection if pool.scheme == "https" else TimedHTTPConnection
         self._pool = pool
         self.is_forwarded = bool(proxy) and base_url.startswith("http:")
@@ -139,30 +140,14 @@ class Connector:
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
             # Only _tunnel() raises it.
             return ProxyError(f"{name} opened no tunnel: {error}")
-        if connection.has_reached_proxy:
+        if connection.has_connected_to_proxy:
             return describe_failure(error, "MoEngage")
         return describe_failure(error, name, ProxyError)
-
-
-class _Adapter(HTTPAdapter):
-    """``requests``' adapter with one TLS context for MoEngage and the proxy."""
-
-    def __init__(self, context: ssl.SSLContext | None) -> None:
-        self._context = context
-        super().__init__(pool_connections=1, pool_maxsize=1)
-
-    def build_connection_pool_key_attributes(self, *args: Any, **kwargs: Any) -> Any:
-        host, _tls = super().build_connection_pool_key_attributes(*args, **kwargs)
-        return host, {"ssl_context": self._context}
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        return super().proxy_manager_for(proxy, proxy_ssl_context=self._context, **kwargs)
 
 
 class TimedHTTPConnection(HTTPConnection):
     """A connection whose ``timeout`` limits all of connecting: every address, the proxy's tunnel and TLS."""
 
-    has_reached_proxy = False
     _until = 0.0
 
     def _left(self) -> float:
@@ -189,9 +174,7 @@ class TimedHTTPConnection(HTTPConnection):
 
     def _tunnel(self) -> None:
         """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError when the proxy opens none."""
-        self.has_reached_proxy = True
-        host = f"[{self._tunnel_host}]" if ":" in str(self._tunnel_host) else self._tunnel_host
-        authority = f"{host}:{self._tunnel_port}"
+        authority = f"{self._tunnel_host}:{self._tunnel_port}"
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
         peer = f"the proxy {self.host}:{self.port}"
         exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)

@@ -10,13 +10,12 @@ from typing import Final
 
 from django_moe_personalize.exceptions import (
     AuthenticationError,
-    InvalidResponseError,
     RateLimitedError,
     ResponseError,
     ServerError,
 )
 from django_moe_personalize.moengage.messages import Response
-from django_moe_personalize.moengage.strict_json import parse_json
+from django_moe_personalize.moengage.strict_json import as_object, parse_or
 
 # The only words of a response that may enter a message: anything else may quote the request.
 _TITLES: Final = frozenset({"Malformed JSON", "Invalid Field Value", "Request Error", "Authentication required"})
@@ -33,17 +32,20 @@ def build_error(response: Response, *, clock: Callable[[], float] = time.time) -
     RateLimitedError, and so is any other status but 401 and 403 whose headers say that the rate limit
     is used up: ``x-envoy-ratelimited: true``, or ``x-ratelimit-remaining: 0`` with a reset.
     """
-    title, description = _read_envelope(response.body)
-    status, message = response.status, f"MoEngage answered {response.status}"
-    if title in _TITLES:
+    status, headers = response.status, response.headers
+    data = as_object(parse_or(None, response.body))
+    words = {name: data[name][:_MAX_TEXT] for name in ("title", "description") if isinstance(data.get(name), str)}
+    message = f"MoEngage answered {status}"
+    if (title := words.get("title")) in _TITLES:
         message += f": {title}"
     if status in (401, 403):
-        return AuthenticationError(message, status=status, title=title, description=description)
-    if status == 429 or _is_used_up(response.headers):
-        wait = read_retry_after(response.headers, clock=clock)
-        return RateLimitedError(message, status=status, title=title, description=description, retry_after=wait)
+        return AuthenticationError(message, status=status, **words)
+    is_used_up = headers.get("x-ratelimit-remaining") == "0" and "x-ratelimit-reset" in headers
+    if status == 429 or is_used_up or headers.get("x-envoy-ratelimited", "").lower() == "true":
+        wait = read_retry_after(headers, clock=clock)
+        return RateLimitedError(message, status=status, retry_after=wait, **words)
     kind = ServerError if 500 <= status <= 599 else ResponseError
-    return kind(message, status=status, title=title, description=description)
+    return kind(message, status=status, **words)
 
 
 def read_retry_after(headers: Mapping[str, str], *, clock: Callable[[], float] = time.time) -> float | None:
@@ -57,12 +59,6 @@ def read_retry_after(headers: Mapping[str, str], *, clock: Callable[[], float] =
     return _read_wait(headers.get("x-ratelimit-reset", ""), clock) if wait is None else wait
 
 
-def _is_used_up(headers: Mapping[str, str]) -> bool:
-    if headers.get("x-envoy-ratelimited", "").lower() == "true":
-        return True
-    return headers.get("x-ratelimit-remaining") == "0" and "x-ratelimit-reset" in headers
-
-
 def _read_wait(value: str, clock: Callable[[], float]) -> float | None:
     value = value.strip()
     if _SECONDS.fullmatch(value):
@@ -72,14 +68,3 @@ def _read_wait(value: str, clock: Callable[[], float]) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - clock())
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def _read_envelope(body: bytes) -> tuple[str, str]:
-    """Return title and description of an error body, ``""`` for one that is missing or not a string."""
-    try:
-        data = parse_json(body)
-    except InvalidResponseError:
-        return "", ""
-    words = [data.get(name) if isinstance(data, dict) else None for name in ("title", "description")]
-    title, description = (word[:_MAX_TEXT] if isinstance(word, str) else "" for word in words)
-    return title, description

@@ -21,7 +21,7 @@ _NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLW
 
 
 class HTTPExchange:
-    """One request and its response on ``sock``. Implements messages.Exchange.
+    """A request in flight on ``sock``, whose response is read later. Not thread-safe.
 
     The exchange calls ``end(is_reusable)`` once, when it no longer needs the connection; a reusable
     connection may serve another request. ``was_idle``: the connection has served a request before.
@@ -49,16 +49,18 @@ class HTTPExchange:
 
     @property
     def has_begun(self) -> bool:
-        """See messages.Exchange."""
+        """Whether a part of the response has been received."""
         return bool(self._received)
 
     def fileno(self) -> int:
-        """See messages.Exchange."""
+        """Return the file descriptor that becomes readable when more of the response arrives."""
         return self._sock.fileno()
 
-    def release(self) -> None:
-        """See messages.Exchange."""
-        self._finish(is_reusable=False)
+    def release(self, *, is_reusable: bool = False) -> None:
+        """Close the connection, or give it back; a no-op once the response was received."""
+        end, self._end = self._end, None
+        if end is not None:
+            end(is_reusable)
 
     def send(self, data: memoryview, seconds: float) -> None:
         """Write the request within ``seconds``. On an error, closes the connection and raises TransportError."""
@@ -77,7 +79,12 @@ class HTTPExchange:
             raise failure
 
     def receive(self, seconds: float) -> Response | None:
-        """See messages.Exchange. Raises RuntimeError after the exchange has ended."""
+        """Return the response, or ``None`` when it isn't whole after ``seconds``; then it may be called again.
+
+        Raises NotTakenError when the connection had died before the request reached the server,
+        TransportError when no whole response will come, InvalidResponseError for one that is too large,
+        RuntimeError after the exchange has ended.
+        """
         if self._end is None:
             # The next bytes on the connection may be another visitor's response.
             raise RuntimeError("this exchange has ended")
@@ -99,18 +106,14 @@ class HTTPExchange:
                     raise ConnectionResetError("closed without a response")
                 outcome = self._steps.send(len(self._received) == before)
             response, is_reusable = outcome
-            self._finish(is_reusable)
-            response.body = decompress(response.body, response.headers.get("content-encoding", ""))
+            self.release(is_reusable=is_reusable)
+            if encoding := response.headers.get("content-encoding"):
+                response.body = decompress(response.body, encoding)
             return response
         except _NOT_YET:
             return None
         except BaseException as error:
             return self._fail(error)
-
-    def _finish(self, is_reusable: bool) -> None:
-        end, self._end = self._end, None
-        if end is not None:
-            end(is_reusable)
 
     def _fail(self, error: BaseException) -> APIError:
         """Close the connection and return the error for the caller. Raises any error again that isn't the call's."""

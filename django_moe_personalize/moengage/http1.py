@@ -41,7 +41,7 @@ _Steps = Generator[None, bool, T]
 
 def write_request(method: str, target: str, fields: Mapping[str, str], body: bytes = b"") -> bytes:
     """Return a request as bytes. Raises ValueError for a line break in the target or in a header field."""
-    lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in fields.items()], "", ""]
+    lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") == 2 * (len(fields) + 2):
         return head.encode("latin-1") + body
@@ -73,7 +73,11 @@ def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tu
             raise _refuse("its length is ambiguous")
         body, end = yield from _read_chunks(received, start)
     elif "content-length" in fields:
-        end = start + _read_length(fields["content-length"])
+        if not _LENGTH.fullmatch(length := fields["content-length"]):
+            raise _refuse("its length is ambiguous")
+        if int(length) > MAX_BYTES:
+            raise _refuse_size()
+        end += int(length)
         while len(received) < end:
             yield from _wait()
         body = bytes(received[start:end])
@@ -142,14 +146,6 @@ def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
             return found.end()
         scanned = max(start, len(received) - 2)
         yield from _wait()
-
-
-def _read_length(text: str) -> int:
-    if not _LENGTH.fullmatch(text):
-        raise _refuse("its length is ambiguous")
-    if (length := int(text)) > MAX_BYTES:
-        raise _refuse_size()
-    return length
 
 
 def _read_chunks(received: bytearray, at: int) -> _Steps[tuple[bytes, int]]:

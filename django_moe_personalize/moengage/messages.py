@@ -1,4 +1,4 @@
-"""What the client and a transport hand each other: one request, one whole response, and the request in flight."""
+"""What the client and a transport hand each other: one request, and one whole response."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Response:
 class Transport(Protocol):
     """Carries requests to MoEngage.
 
-    A transport may also have the method ``start(request) -> Exchange | None``. It sends the request
+    A transport may also have the method ``start(request) -> HTTPExchange | None``. It sends the request
     on a connection that is open already and returns at once, so that a page can read the response
     later; it returns ``None`` when it has no such connection. Without ``start`` every call uses ``send``.
     """
@@ -67,31 +67,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Close the connections. The transport may be used again."""
-        ...
-
-
-class Exchange(Protocol):
-    """A request in flight, whose response is read later. Not thread-safe."""
-
-    def receive(self, seconds: float) -> Response | None:
-        """Return the response, or ``None`` when it isn't whole after ``seconds``; then it may be called again.
-
-        Raises NotTakenError when the connection had died before the request reached the server,
-        TransportError when no whole response will come, InvalidResponseError for one that is too large.
-        """
-        ...
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether a part of the response has been received."""
-        ...
-
-    def fileno(self) -> int:
-        """Return the file descriptor that becomes readable when more of the response arrives."""
-        ...
-
-    def release(self) -> None:
-        """Give up the response and close the connection; a no-op once the response was received."""
         ...
 
 

@@ -57,22 +57,13 @@ def read_offerings(value: object) -> Iterator[Offering]:
     entries = _parse_container(value)
     if isinstance(entries, dict):
         entries = entries.get("offerings")
-    for entry in as_list(entries):
-        context = as_object(as_object(entry).get("offering_context"))
-        if context:
-            yield _read_offering(entry, context)
-
-
-def _read_offering(entry: dict[str, Any], context: dict[str, Any]) -> Offering:
-    content = _parse_container(entry.get("offering_content"))
-    if isinstance(content, dict) and content.get("type") == "json" and "payload" in content:
-        content = _parse_container(content["payload"])
-    return Offering(
-        offering_id=as_text(entry.get("dp_offering_id")) or as_text(context.get("moe_offering_id")),
-        content=freeze(as_object(content)),
-        context=freeze(context),
-        raw=freeze(entry),
-    )
+    for entry in map(as_object, as_list(entries)):
+        if context := as_object(entry.get("offering_context")):
+            content = _parse_container(entry.get("offering_content"))
+            if isinstance(content, dict) and content.get("type") == "json" and "payload" in content:
+                content = _parse_container(content["payload"])
+            offering_id = as_text(entry.get("dp_offering_id")) or as_text(context.get("moe_offering_id"))
+            yield Offering(offering_id, freeze(as_object(content)), freeze(context), freeze(entry))
 
 
 def _parse_container(value: object) -> object:

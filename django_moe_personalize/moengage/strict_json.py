@@ -21,54 +21,47 @@ _STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
-class _RefusedError(ValueError):
-    """JSON that the standard library accepts and the contract doesn't; its message quotes nothing."""
+def parse_json(text: bytes | str) -> Any:
+    """Return a JSON value.
 
-
-def parse_json(body: bytes) -> object:
-    """Return the JSON value in the body of a response.
-
-    Raises InvalidResponseError for an empty body, an encoding other than UTF-8, a byte order mark,
+    Raises InvalidResponseError for an empty text, an encoding other than UTF-8, a byte order mark,
     broken JSON, NaN and Infinity, a repeated name in an object, integers of more than MAX_DIGITS
     digits, and nesting deeper than MAX_DEPTH. Replaces lone surrogates with U+FFFD, because a page
     with a lone surrogate can't be encoded.
     """
     try:
-        return parse_text(body.decode("utf-8"))
-    except UnicodeDecodeError:
-        problem = "it is not UTF-8"
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        if not text or text.isspace():
+            raise _refuse("it is empty")
+        if text.startswith("\ufeff"):
+            raise _refuse("it starts with a byte order mark")
+        _check_depth(text)
+        value = json.loads(
+            text,
+            object_pairs_hook=_build_object,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_float,
+            parse_int=_parse_integer,
+        )
+    except UnicodeDecodeError as error:
+        raise _refuse("it is not UTF-8") from error
     except json.JSONDecodeError as error:
-        problem = f"it is not JSON: {error.msg} at character {error.pos}"
-    except _RefusedError as error:
-        problem = str(error)
-    # Raised without the cause and without the body among the locals: both hold a visitor's content, and an
-    # error report prints them.
-    del body
-    raise InvalidResponseError(f"MoEngage's response cannot be read: {problem}")
+        raise _refuse(f"it is not JSON: {error.msg} at character {error.pos}") from error
+    if _SURROGATE.search(text):
+        text = json.dumps(value, ensure_ascii=False)
+        value = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+    return value
 
 
-def parse_text(text: str) -> Any:
-    """Return the JSON value in a text, with the bounds of parse_json(). Raises ValueError."""
-    if not text or text.isspace():
-        raise _RefusedError("it is empty")
-    if text.startswith("\ufeff"):
-        raise _RefusedError("it starts with a byte order mark")
-    _check_depth(text)
-    value = json.loads(
-        text,
-        object_pairs_hook=_build_object,
-        parse_constant=_refuse_constant,
-        parse_float=_parse_float,
-        parse_int=_parse_integer,
-    )
-    return _replace_surrogates(value) if _SURROGATE.search(text) else value
+def _refuse(problem: str) -> InvalidResponseError:
+    return InvalidResponseError(f"MoEngage's response cannot be read: {problem}")
 
 
-def parse_or(default: Any, text: str) -> Any:
-    """Return the JSON value in a text, or the default when parse_text() refuses it."""
+def parse_or(default: Any, text: bytes | str) -> Any:
+    """Return a JSON value, or the default when parse_json() refuses it."""
     try:
-        return parse_text(text)
-    except ValueError:
+        return parse_json(text)
+    except InvalidResponseError:
         return default
 
 
@@ -81,7 +74,7 @@ def _check_depth(text: str) -> None:
         if token[0] in ("[", "{"):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _RefusedError(f"it nests deeper than {MAX_DEPTH} levels")
+                raise _refuse(f"it nests deeper than {MAX_DEPTH} levels")
         elif token[0] in ("]", "}"):
             depth -= 1
 
@@ -89,30 +82,25 @@ def _check_depth(text: str) -> None:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) != len(pairs):
-        raise _RefusedError("an object repeats a name")
+        raise _refuse("an object repeats a name")
     return names
 
 
 def _refuse_constant(_name: str) -> object:
-    raise _RefusedError("it holds NaN or Infinity")
+    raise _refuse("it holds NaN or Infinity")
 
 
 def _parse_float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise _RefusedError("it holds a number that is too large")
+        raise _refuse("it holds a number that is too large")
     return number
 
 
 def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise _RefusedError("it holds a number that is too large")
+        raise _refuse("it holds a number that is too large")
     return int(digits)
-
-
-def _replace_surrogates(value: Any) -> Any:
-    text = json.dumps(value, ensure_ascii=False)
-    return json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
 
 
 def as_object(value: object) -> dict[str, Any]:

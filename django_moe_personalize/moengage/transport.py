@@ -19,7 +19,7 @@ from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
 from django_moe_personalize.moengage.exchange import HTTPExchange
 from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import Exchange, NotTakenError, Request, Response
+from django_moe_personalize.moengage.messages import NotTakenError, Request, Response
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection
@@ -60,6 +60,8 @@ class RequestsTransport:
         trust_env: bool = False,
         verify: bool | str = True,
     ) -> None:
+        self._pid = os.getpid()
+        self._idle: deque[HTTPConnection] = deque()
         self.base_url = validate_base_url(base_url)
         self._connect_timeout = connect_timeout
         self._timeout = timeout
@@ -73,10 +75,12 @@ class RequestsTransport:
         self._prefix = self.base_url if self._connector.is_forwarded else parts.path
         self._fields = {"Accept-Encoding": "gzip", **self._connector.proxy_headers}
         self._host = parts.netloc.removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
-        self._idle = _IdleConnections(pool_maxsize)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
+
+    def __del__(self) -> None:
+        self.close()
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
         """Return the response, whatever its status; redirects too.
@@ -91,19 +95,18 @@ class RequestsTransport:
         until = time.monotonic() + (self._timeout if left is None else min(left, self._timeout))
         data = self._write(request)
         try:
-            return self._attempt(data, until, self._get_idle().take())
+            return self._attempt(data, until, self._take())
         except NotTakenError:
             pass
         # On a new connection, because the other idle connections are probably dead, too.
         return self._attempt(data, until, None)
 
-    def start(self, request: Request) -> Exchange | None:
+    def start(self, request: Request) -> HTTPExchange | None:
         """Send on an open connection and return at once; ``None`` when there is none, or it turned out dead."""
         data = self._write(request)
-        idle = self._get_idle()
-        if (connection := idle.take()) is None:
+        if (connection := self._take()) is None:
             return None
-        exchange = idle.lend(connection, was_idle=True)
+        exchange = self._lend(connection, was_idle=True)
         try:
             exchange.send(data, _SEND_SECONDS)
         except TransportError:
@@ -111,15 +114,18 @@ class RequestsTransport:
         return exchange
 
     def close(self) -> None:
-        """Close the idle connections. The transport may be used again."""
-        idle, self._idle = self._idle, _IdleConnections(self._pool_maxsize)
-        idle.close()
+        """Close the idle connections. The transport may be used again. A child process closes only its own copies."""
+        idle, self._idle = self._idle, deque()
+        # Another thread may have taken the last connection.
+        with suppress(IndexError):
+            while idle:
+                idle.popleft().close()
 
     def _attempt(self, data: memoryview, until: float, connection: HTTPConnection | None) -> Response:
         was_idle = connection is not None
         if connection is None:
             connection = self._connector.connect(min(self._connect_timeout, until - time.monotonic()))
-        exchange = self._get_idle().lend(connection, was_idle=was_idle)
+        exchange = self._lend(connection, was_idle=was_idle)
         exchange.send(data, until - time.monotonic())
         response = exchange.receive(until - time.monotonic())
         if response is None:
@@ -140,59 +146,38 @@ class RequestsTransport:
             )
         )
 
-    def _get_idle(self) -> _IdleConnections:
+    def _take(self) -> HTTPConnection | None:
+        """Return the idle connection that was used last, or ``None``. Drops connections that the server has closed.
+
+        urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when it is full.
+        """
         # Two processes on one connection would read each other's responses. No lock, because a lock that is
         # held during a fork stays locked in the child. Two threads that both get here lose one connection.
+        if self._pid != os.getpid():
+            self.close()
+            self._pid = os.getpid()
         idle = self._idle
-        if idle.pid != os.getpid():
-            idle = self._idle = _IdleConnections(self._pool_maxsize)
-        return idle
-
-
-class _IdleConnections:
-    """The idle connections of one process. Thread-safe.
-
-    urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when it is full.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.pid = os.getpid()
-        self._most = most
-        self._waiting: deque[HTTPConnection] = deque()
-
-    def __del__(self) -> None:
-        self.close()
-
-    def take(self) -> HTTPConnection | None:
-        """Return the connection that was used last, or ``None``. Drops connections that the server has closed."""
         while True:
             try:
-                connection = self._waiting.pop()
+                connection = idle.pop()
             except IndexError:
                 return None
             if not is_connection_dropped(connection):
                 return connection
             connection.close()
 
-    def lend(self, connection: HTTPConnection, *, was_idle: bool) -> HTTPExchange:
-        """Return an exchange on a connection. A reusable connection comes back here afterwards."""
+    def _lend(self, connection: HTTPConnection, *, was_idle: bool) -> HTTPExchange:
+        """Return an exchange on a connection. A reusable connection becomes idle afterwards."""
         sock = cast(socket.socket, connection.sock)
-        return HTTPExchange(sock, partial(self._take_back, connection), was_idle=was_idle)
+        return HTTPExchange(sock, partial(self._take_back, connection, self._idle), was_idle=was_idle)
 
-    def close(self) -> None:
-        """Close the connections, now and when they come back. In a child process the parent's stay open."""
-        self._most = 0
-        self._trim()
-
-    def _take_back(self, connection: HTTPConnection, is_reusable: bool) -> None:
-        if is_reusable:
-            self._waiting.append(connection)
-            self._trim()
-        else:
+    def _take_back(self, connection: HTTPConnection, idle: deque[HTTPConnection], is_reusable: bool) -> None:
+        # Another ``idle`` means that the transport was closed meanwhile.
+        if not is_reusable or idle is not self._idle:
             connection.close()
-
-    def _trim(self) -> None:
-        while len(self._waiting) > self._most:
+            return
+        idle.append(connection)
+        if len(idle) > self._pool_maxsize:
             # Another thread may have taken the last connection.
             with suppress(IndexError):
-                self._waiting.popleft().close()
+                idle.popleft().close()

@@ -136,8 +136,7 @@ def build_click_url(
     if destination.startswith("#"):
         return destination
     if request is not None:
-        # Relative to this page, and not to the URL of the click endpoint. urljoin() raises ValueError for text that is
-        # not a URL ("https://[x"); the check below refuses such text.
+        # Relative to this page, and not to the click endpoint. The check below refuses text that urljoin() can't read.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
     host = find_host(destination) if trusted else ""
@@ -184,7 +183,6 @@ def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
     try:
         url.encode()
     except UnicodeEncodeError:
-        # Half of a surrogate pair. A redirect to it would fail.
         return False
     return url_has_allowed_host_and_scheme(url, allowed_hosts=set(hosts))
 
@@ -221,17 +219,11 @@ def render_scripts(request: HttpRequest | None) -> SafeString:
     beacon = _reverse("beacon")
     if beacon is None:
         return SafeString("")
-    source = static("moe_personalize/personalize.js")
-    nonce = _get_nonce(request)
-    if nonce is None:
-        return format_html('<script src="{}" data-beacon="{}" defer></script>', source, beacon)
-    return format_html('<script src="{}" data-beacon="{}" nonce="{}" defer></script>', source, beacon, nonce)
-
-
-def _get_nonce(request: HttpRequest | None) -> str | None:
-    """Return the request's CSP nonce, or ``None``: Django's own (6.0 and later) or the one of django-csp."""
+    source, nonce = static("moe_personalize/personalize.js"), SafeString("")
+    # Django's own nonce (6.0 and later), or the one of django-csp.
     for name in ("_csp_nonce", "csp_nonce"):
-        if (nonce := getattr(request, name, None)) is not None:
+        if (found := getattr(request, name, None)) is not None:
             # Both are lazy: reading the nonce adds it to the policy's header.
-            return str(nonce)
-    return None
+            nonce = format_html(' nonce="{}"', str(found))
+            break
+    return format_html('<script src="{}" data-beacon="{}"{} defer></script>', source, beacon, nonce)

@@ -11,47 +11,42 @@ from typing import Literal
 
 from django_moe_personalize.resilience.deadline import MAX_GATE_SECONDS
 
+SLOTS = 10
+
 BreakerState = Literal["closed", "open", "half-open"]
 
 
-class SlidingCount:
-    """Count the events of the last ``seconds`` in constant memory. Not thread-safe: its owner holds a lock.
+class RecentCalls:
+    """Count calls and failures in constant memory. Not thread-safe: its owner holds a lock.
 
-    Time is divided into slots of ``seconds / slots``. The total covers the current slot and the ``slots`` slots
-    before it: all events of the last ``seconds``, and those of up to one slot more.
+    Time is divided into slots of ``seconds / SLOTS``. The total covers the current slot and the SLOTS slots before it:
+    all calls of the last ``seconds``, and those of up to one slot more.
     """
 
-    __slots__ = ("_counts", "_slots", "_total", "_width")
+    __slots__ = ("_slots", "_width")
 
-    def __init__(self, seconds: float, *, slots: int = 10) -> None:
-        self._width = seconds / slots
-        self._slots = slots
-        self.clear()
+    def __init__(self, seconds: float) -> None:
+        self._width = seconds / SLOTS
+        # The number of each slot, with its successes and failures.
+        self._slots: deque[tuple[int, list[int]]] = deque(maxlen=SLOTS + 1)
 
     def clear(self) -> None:
         """Count from 0 again."""
-        self._counts: deque[list[int]] = deque()
-        self._total = 0
+        self._slots.clear()
 
-    def add(self, now: float, amount: int = 1) -> None:
-        """Count ``amount`` events at ``now``, in seconds on a monotonic clock."""
+    def add(self, now: float, *, is_failure: bool) -> None:
+        """Count a call at ``now``, in seconds on a monotonic clock."""
         slot = int(now // self._width)
-        counts = self._counts
-        if not counts or counts[-1][0] != slot:
-            self._expire(slot)
-            counts.append([slot, 0])
-        counts[-1][1] += amount
-        self._total += amount
+        if not self._slots or self._slots[-1][0] != slot:
+            self._slots.append((slot, [0, 0]))
+        self._slots[-1][1][is_failure] += 1
 
-    def total(self, now: float) -> int:
-        """Return the number of events in the last ``seconds`` before ``now``."""
-        self._expire(int(now // self._width))
-        return self._total
-
-    def _expire(self, slot: int) -> None:
-        counts = self._counts
-        while counts and counts[0][0] < slot - self._slots:
-            self._total -= counts.popleft()[1]
+    def total(self, now: float) -> tuple[int, int]:
+        """Return the number of calls and the number of failures in the last ``seconds`` before ``now``."""
+        oldest = int(now // self._width) - SLOTS
+        recent = [counts for slot, counts in self._slots if slot >= oldest]
+        failures = sum(failed for _, failed in recent)
+        return failures + sum(succeeded for succeeded, _ in recent), failures
 
 
 class CircuitBreaker:
@@ -94,34 +89,17 @@ class CircuitBreaker:
         self._draw = draw
         self._on_change = on_change
         self._lock = threading.Lock()
-        self._calls = SlidingCount(rate_seconds)
-        self._failed_calls = SlidingCount(rate_seconds)
+        self._calls = RecentCalls(rate_seconds)
         self._tickets = 0
         self._gate_until = self._until = float("-inf")
-        self._gate_reason = self._cause = self._reason = ""
+        self._gate_reason = self._cause = ""
         self._in_a_row = self._failed_probes = self._probe = 0
         # Whether failures have opened the breaker, so that only a probe can close it.
         self._tripped = False
-        self._state: BreakerState = "closed"
-
-    @property
-    def state(self) -> BreakerState:
-        """The state as of the last call: ``closed``, ``open`` or ``half-open``."""
-        return self._state
-
-    @property
-    def reason(self) -> str:
+        self.state: BreakerState = "closed"
+        """The state as of the last call."""
+        self.reason = ""
         """Why it isn't closed, as "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"; else ""."""
-        return self._reason
-
-    @property
-    def retry_in(self) -> float:
-        """Seconds until the next probe, or until the rate limit ends. 0.0 when closed or due.
-
-        In ``half-open``, the seconds until the claimed probe is lost.
-        """
-        with self._lock:
-            return 0.0 if self._state == "closed" else max(0.0, self._find_due() - self._clock())
 
     def allow(self) -> bool:
         """Return whether the caller may call now. It never makes the caller the probe, so pages can use it.
@@ -129,17 +107,13 @@ class CircuitBreaker:
         A caller that may call reports the outcome with success(), failure() or close_gate().
         """
         # Without the lock. At worst, a caller that reads an old state calls once too often.
-        if self._state == "closed":
+        if self.state == "closed":
             return True
-        return self._clock() >= self._find_due() and self._pass_gate()
-
-    def _pass_gate(self) -> bool:
-        """Close after a rate limit, unless a probe is due; return whether the breaker is closed."""
+        if self._clock() < self._find_due():
+            return False
         with self._lock:
-            old = self._state
-            if not self._tripped:
-                self._settle(self._clock())
-            new = self._state
+            old = self.state
+            new = old if self._tripped else self._settle(self._clock())
         self._announce(old, new, "the rate limit is over")
         return new == "closed"
 
@@ -154,67 +128,54 @@ class CircuitBreaker:
             now = self._clock()
             if not self._tripped or now < self._find_due():
                 return 0
-            old = self._state
+            old = self.state
             self._tickets += 1
             self._probe = ticket = self._tickets
             self._until = now + self._probe_seconds
-            self._state = "half-open"
-            reason = self._reason
+            self.state = "half-open"
+            reason = self.reason
         self._announce(old, "half-open", reason)
         return ticket
 
     def success(self, ticket: int = 0) -> None:
         """Report a response. Once the breaker is open, only the report of the probe changes its state."""
-        with self._lock:
-            old = self._state
-            self._accept(self._clock(), ticket)
-            new, reason = self._state, self._reason
-        if old != new:
-            self._announce(old, new, reason or "the probe was answered")
+        self._report(ticket)
 
     def failure(self, ticket: int = 0) -> None:
         """Report that no usable response came. See success()."""
-        with self._lock:
-            now = self._clock()
-            old = self._state
-            if ticket and ticket == self._probe:
-                self._failed_probes += 1
-                self._trip(now)
-            elif old == "closed":
-                self._in_a_row += 1
-                self._calls.add(now)
-                self._failed_calls.add(now)
-                self._cause = self._find_cause(now)
-                if self._cause:
-                    self._trip(now)
-            new, reason = self._state, self._reason
-        self._announce(old, new, reason)
+        self._report(ticket, is_failure=True)
 
     def close_gate(self, seconds: float, ticket: int = 0) -> None:
         """Let no caller through for ``seconds``, at most MAX_GATE_SECONDS: a rate limit (contract §1).
 
         It also counts as a success, because the upstream responds.
         """
-        seconds = min(seconds, MAX_GATE_SECONDS)
-        with self._lock:
-            now = self._clock()
-            old = self._state
-            if now + seconds > self._gate_until:
-                self._gate_until = now + seconds
-                self._gate_reason = f"rate limited for {seconds:.0f} s"
-            self._accept(now, ticket)
-            if not self._tripped:
-                self._settle(now)
-            new, reason = self._state, self._reason
-        self._announce(old, new, reason or "the probe was answered")
+        self._report(ticket, gate=min(seconds, MAX_GATE_SECONDS))
 
-    def _accept(self, now: float, ticket: int) -> None:
-        """Count a success, unless it belongs to a call from before the breaker opened."""
-        if ticket and ticket == self._probe:
-            self._recover(now)
-        elif self._state == "closed":
-            self._in_a_row = 0
-            self._calls.add(now)
+    def _report(self, ticket: int, *, is_failure: bool = False, gate: float | None = None) -> None:
+        with self._lock:
+            now, old = self._clock(), self.state
+            if gate is not None and now + gate > self._gate_until:
+                self._gate_until = now + gate
+                self._gate_reason = f"rate limited for {gate:.0f} s"
+            if ticket and ticket == self._probe:
+                if is_failure:
+                    self._failed_probes += 1
+                    self._trip(now)
+                else:
+                    self._recover(now)
+            elif old == "closed":
+                # Any other report is about a call from before the breaker opened.
+                self._in_a_row = self._in_a_row + 1 if is_failure else 0
+                self._calls.add(now, is_failure=is_failure)
+                if is_failure and (cause := self._find_cause(now)):
+                    self._cause = cause
+                    self._trip(now)
+            if gate is not None and not self._tripped:
+                self._settle(now)
+            new, reason = self.state, self.reason
+        if old != new:
+            self._announce(old, new, reason or "the probe was answered")
 
     def _trip(self, now: float) -> None:
         """Open after a failure, for twice as long as before if it was a probe's."""
@@ -222,25 +183,24 @@ class CircuitBreaker:
         self._until = now + seconds * (1.0 - self._draw() / 2)
         self._probe = 0
         self._tripped = True
-        self._state = "open"
+        self.state = "open"
         failed = self._failed_probes
-        self._reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
+        self.reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
 
     def _recover(self, now: float) -> None:
         """Forget all calls so far: they say nothing about an upstream that works again."""
         self._calls.clear()
-        self._failed_calls.clear()
         self._in_a_row = self._failed_probes = self._probe = 0
         self._until = float("-inf")
-        self._cause = ""
         self._tripped = False
         self._settle(now)
 
-    def _settle(self, now: float) -> None:
-        """Set the state for a breaker without failures: open during a rate limit, else closed."""
+    def _settle(self, now: float) -> BreakerState:
+        """Set and return the state for a breaker without failures: open during a rate limit, else closed."""
         limited = now < self._gate_until
-        self._state = "open" if limited else "closed"
-        self._reason = self._gate_reason if limited else ""
+        self.state = "open" if limited else "closed"
+        self.reason = self._gate_reason if limited else ""
+        return self.state
 
     def _find_due(self) -> float:
         return max(self._until, self._gate_until)
@@ -249,8 +209,8 @@ class CircuitBreaker:
         """Return the reason to open, or ``""`` if there are too few failures."""
         if self._in_a_row >= self._threshold:
             return f"{self._in_a_row} failure{'s' * (self._in_a_row > 1)} in a row"
-        calls = self._calls.total(now)
-        share = self._failed_calls.total(now) / calls
+        calls, failures = self._calls.total(now)
+        share = failures / calls
         if calls >= self._rate_calls and share >= self._rate:
             return f"{share * 100:.0f} % of {calls} calls failed"
         return ""

@@ -47,7 +47,13 @@ class WorkerPool:
             needs_thread = self._threads < self.in_flight
             self._threads += needs_thread
         if needs_thread:
-            self._start_thread()
+            try:
+                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+            except RuntimeError as error:
+                with self._lock:
+                    self.in_flight -= 1
+                    self._threads -= 1
+                raise PoolBusy(f"{self._name}: no thread could be started") from error
         future: Future[T] = Future()
         self._jobs.put((future, partial(fn, *args, **kwargs)))
         return future
@@ -59,15 +65,6 @@ class WorkerPool:
         except PoolBusy:
             return False
         return True
-
-    def _start_thread(self) -> None:
-        try:
-            threading.Thread(target=self._work, name=self._name, daemon=True).start()
-        except RuntimeError as error:
-            with self._lock:
-                self.in_flight -= 1
-                self._threads -= 1
-            raise PoolBusy(f"{self._name}: no thread could be started") from error
 
     def _work(self) -> None:
         """Run jobs until none has come for ``idle_seconds``."""

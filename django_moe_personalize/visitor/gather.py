@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,8 +21,8 @@ from django_moe_personalize.visitor.attributes import (
 )
 from django_moe_personalize.visitor.consent import DENIED, GRANTED, Consent, aget_consent, get_consent
 from django_moe_personalize.visitor.identity import (
+    COOKIE_CHANGES,
     COOKIE_NAMES,
-    FORGOTTEN,
     MINTED,
     Identity,
     aget_identity,
@@ -37,16 +38,14 @@ MAX_INPUT_LENGTH: Final = 1024
 QUARTER_OF_AN_HOUR: Final = 15 * 60
 
 
+@dataclass(slots=True, eq=False, repr=False)
 class Visitor:
     """A visitor's identity, in-session attributes and consent. The repr shows no personal data."""
 
-    __slots__ = ("_digest", "attributes", "consent", "identity")
-
-    def __init__(self, identity: Identity, attributes: Mapping[str, str], consent: Consent = GRANTED) -> None:
-        self.identity = identity
-        self.attributes = attributes
-        self.consent = consent
-        self._digest = ""
+    identity: Identity
+    attributes: Mapping[str, str]
+    consent: Consent = GRANTED
+    _digest: str = field(default="", init=False)
 
     @property
     def digest(self) -> str:
@@ -55,25 +54,21 @@ class Visitor:
         An identified and an anonymous visitor never share a digest, even if their ids look alike.
         """
         if not self._digest:
-            self._digest = build_digest(self._list_parts())
+            identity, vary = self.identity, get_settings().vary_cache_on
+            kind = "anonymous" if identity.anonymous else "identified"
+            customer = "none" if identity.customer_id is None else "id:" + identity.customer_id
+            parts = [kind, customer, str(len(identity.user_identifiers))]
+            for name, value in sorted(identity.user_identifiers.items()):
+                parts += name, value
+            for name, value in sorted(self.attributes.items()):
+                if vary is None or name in vary:
+                    parts += name, value
+            self._digest = build_digest(parts)
         return self._digest
-
-    def _list_parts(self) -> list[str]:
-        identity, varying, vary = self.identity, sorted(self.attributes.items()), get_settings().vary_cache_on
-        if vary is not None:
-            varying = [(name, value) for name, value in varying if name in vary]
-        parts = [
-            "anonymous" if identity.anonymous else "identified",
-            "none" if identity.customer_id is None else "id:" + identity.customer_id,
-            str(len(identity.user_identifiers)),
-        ]
-        for pair in (*sorted(identity.user_identifiers.items()), *varying):
-            parts += pair
-        return parts
 
 
 NOBODY: Final = Visitor(Identity(), {}, DENIED)
-"""The visitor if the package may ask nothing: the visitor denies ``fetch``, or the identity can't be read."""
+"""The visitor if the package may ask nothing: ``fetch`` is denied, or the identity can't be read."""
 
 
 @part
@@ -102,11 +97,10 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     A page of a remembered visitor runs 65 functions instead of 95, because nothing is verified, cleaned or hashed
     again. A page with a session, a user or a function of the site always gathers its visitor.
     """
-    settings, known = get_settings(), request.__dict__
-    if settings.identify or settings.consent or settings.attributes or FORGOTTEN in known:
+    settings, known, meta = get_settings(), request.__dict__, request.META
+    if settings.identify or settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(known):
         return None
-    meta, is_secure = request.META, request.is_secure()
-    raw = meta.get("QUERY_STRING", "")
+    raw, is_secure = meta.get("QUERY_STRING", ""), request.is_secure()
     texts = (
         request.COOKIES.get(COOKIE_NAMES[is_secure], ""),
         meta.get("HTTP_USER_AGENT", ""),
@@ -115,24 +109,21 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
         meta.get("HTTP_FORWARDED", ""),
         meta.get("HTTP_SEC_GPC", ""),
     )
-    if len(raw) > MAX_VALUE_LENGTH or len("".join(texts)) > MAX_INPUT_LENGTH:
+    is_long = len(raw) > MAX_VALUE_LENGTH or len("".join(texts)) > MAX_INPUT_LENGTH
+    if is_long or not meta.get("HTTP_COOKIE", "").isascii():
         return None
     query = parse_query(raw, settings.query_parameters) if raw else ()
-    if _has_other_inputs(known, query) or not meta.get("HTTP_COOKIE", "").isascii():
+    session, user = known.get("session"), known.get("user")
+    try:
+        # A session stores the query, or has an earlier one.
+        has_session = session is not None and (query or session.session_key is not None)
+        if has_session or (user is not None and user.is_authenticated):
+            return None
+    except Exception:
+        # Reading the user has failed, or this isn't a session of Django. _gather() reports it.
         return None
     # Every time zone changes its hour at a quarter of an hour.
     return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
-
-
-def _has_other_inputs(known: Mapping[str, Any], query: tuple[tuple[str, str], ...]) -> bool:
-    """Return whether the request has a user, or a session that stores the query or has an earlier one."""
-    session, user = known.get("session"), known.get("user")
-    try:
-        has_session = session is not None and (bool(query) or session.session_key is not None)
-        return has_session or (user is not None and user.is_authenticated)
-    except Exception:
-        # Reading the user has failed, or this isn't a session of Django. _gather() reports it.
-        return True
 
 
 def _gather(request: HttpRequest, now: datetime) -> Visitor:

@@ -3,7 +3,7 @@
 import django
 import pytest
 from django.core.checks import run_checks
-from django.template import Engine, Library, Node
+from django.template import Library, Node
 from django.template.backends.dummy import TemplateStrings
 from django.template.loaders.base import Loader
 
@@ -211,17 +211,6 @@ def test_site_without_fragments_compiles_nothing(find, monkeypatch):
     for name in [name for name, text in FILES.items() if "cache" in text]:
         monkeypatch.setitem(FILES, name, "")
     assert find("{% include 'hero.html' %}{% extends 'base.html' %}") == []
-
-
-def test_children_are_compiled_only_for_a_block(find, monkeypatch):
-    """Templates that extend another one are compiled only if a {% cache %} contains a block."""
-    for name in ("base.html", "loop.html", "loop2.html"):
-        monkeypatch.setitem(FILES, name, "{% block side %}{% endblock %}")
-    compiled = []
-    load = Engine.get_template
-    monkeypatch.setattr(Engine, "get_template", lambda self, name: compiled.append(name) or load(self, name))
-    assert len(find(PAGE + "[{% include 'hero.html' %}]")) == 1
-    assert "middle.html" not in compiled
 
 
 @pytest.mark.parametrize("backend", ["django.template.backends.nonsense.None", f"{__name__}.OtherTemplates"])

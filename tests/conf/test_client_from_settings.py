@@ -199,7 +199,6 @@ def test_wrong_workspace_file(settings, tmp_path, content, reason):
 @pytest.mark.parametrize(
     ("transport", "message", "hint"),
     [
-        ({"BACKEND": "no_such.Transport"}, "ModuleNotFoundError", "Correct the path"),
         ({**RECORDING, "OPTIONS": {"verfy": SECRET}}, "'verfy'", "Use only these options: verify."),
         ({"OPTIONS": {"verify": "/no/such/file"}}, "ValueError: verify must", "Correct MOE_PERSONALIZE"),
         (

@@ -1,16 +1,18 @@
 """Fixtures for the tests of delivery."""
 
 from datetime import timedelta
+from functools import partial
 
 import pytest
 from django.utils import timezone
 
-from django_moe_personalize.delivery.database import DatabaseDelivery
+from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.outbox import State
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.signals import events_delivered, events_dropped
+from tests.delivery.events import backend
 from tests.delivery.vendor import Vendor
 
 
@@ -42,14 +44,25 @@ def build(vendor):
 
 
 @pytest.fixture
-def build_outbox(vendor):
-    """Build DatabaseDeliveries with short waits."""
-    return lambda **options: DatabaseDelivery(**{"backoff": 0.001, "max_backoff": 0.01, **options})
+def configure(vendor, settings):
+    """Configure the site's delivery and return it."""
+
+    def configure(name, **options):
+        settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend(name, **options))
+        return get_delivery()
+
+    return configure
+
+
+@pytest.fixture
+def build_outbox(configure):
+    """Configure a DatabaseDelivery with short waits and return it."""
+    return partial(configure, "database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
 
 
 @pytest.fixture
 def delivery(build_outbox):
-    """Give a DatabaseDelivery with short waits."""
+    """Give the site's DatabaseDelivery, with short waits."""
     return build_outbox()
 
 

@@ -28,8 +28,9 @@ def uuids(events):
 
 
 def backend(name, **options):
-    """Return a value of DELIVERY."""
-    return {"BACKEND": f"django_moe_personalize.delivery.{name}", "OPTIONS": options}
+    """Return a value of DELIVERY. ``name`` is one of our deliveries, or the dotted path of another one."""
+    path = name if name.startswith("tests.") else f"django_moe_personalize.delivery.{name}"
+    return {"BACKEND": path, "OPTIONS": options}
 
 
 def messages(caplog):

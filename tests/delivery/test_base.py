@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import signal
+import sys
 import warnings
 from types import SimpleNamespace
 
@@ -20,16 +21,7 @@ from django_moe_personalize.signals import events_delivered
 from tests.delivery.events import backend, make_event, make_events, messages
 from tests.delivery.vendor import SOON, Vendor
 
-
-def test_base_class_is_an_interface():
-    """Without ``take`` events are dropped, and no exception reaches the page."""
-    delivery = BaseDelivery()
-    delivery.record(make_events(2))
-    assert delivery.flush() == DeliveryCounts(accepted=2, dropped={"error": 2})
-    assert delivery.erase("0") == 0
-    delivery.close()
-    with pytest.raises(NotImplementedError):
-        delivery.take([])
+QUEUE = "celery.CeleryDelivery"
 
 
 def test_record_never_raises(caplog, heard):
@@ -41,16 +33,13 @@ def test_record_never_raises(caplog, heard):
 
     delivery = Broken()
     delivery.record([make_event("customer-4711")])
-    assert delivery.counts().dropped == {"error": 1}
+    assert delivery.flush() == DeliveryCounts(accepted=1, dropped={"error": 1})
     assert heard == [("error", 1)]
     assert messages(caplog) == [("ERROR", "Dropped 1 events: Broken failed (RuntimeError)")]
-
-
-def test_recording_no_events_does_nothing():
-    """An empty list is not even counted."""
-    delivery = DummyDelivery()
-    delivery.record([])
-    assert delivery.counts() == DeliveryCounts()
+    assert delivery.erase("0") == 0
+    delivery.close()
+    with pytest.raises(NotImplementedError):
+        BaseDelivery().take([])
 
 
 def test_a_receiver_that_raises_does_no_harm():
@@ -72,6 +61,8 @@ def test_dummy_keeps_events_for_a_sites_tests(heard):
     """Events stay in order and count as delivered, in sync and async code."""
     delivery = DummyDelivery()
     events = make_events(3)
+    delivery.record([])
+    assert delivery.counts() == DeliveryCounts()
     delivery.record(events[:2])
     asyncio.run(delivery.arecord(events[2:]))
     assert delivery.events == events
@@ -92,12 +83,14 @@ def test_immediate_delivers_before_it_returns(vendor, heard):
     assert heard == [("delivered", 2)]
 
 
-def test_immediate_drops_failed_events(vendor, heard):
-    """A failing MoEngage costs the events and raises nothing. A refused event has its own reason."""
+def test_immediate_drops_failed_events(vendor, heard, caplog):
+    """A failing MoEngage costs the events and raises nothing. A refused event is logged without its customer."""
     delivery = ImmediateDelivery(timeout=1.0)
-    events = make_events(2)
+    events = [make_event("customer-4711"), make_event("customer-4712")]
     vendor.poison = {events[0].event_uuid}
     delivery.record(events)
+    line = "MoEngage refused 1 of 2 events: ResponseError: MoEngage answered 400: Invalid Field Value"
+    assert messages(caplog) == [("WARNING", line)]
     vendor.status = 500
     delivery.record(make_events(1))
     assert delivery.counts() == DeliveryCounts(accepted=3, delivered=1, dropped={"refused": 1, "failed": 1})
@@ -138,27 +131,14 @@ def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
     ]
 
 
-def test_refused_events_are_logged_by_number(vendor, caplog):
-    """The line names the number and the reason, and no customer."""
-    events = [make_event("customer-4711"), make_event("customer-4712")]
-    vendor.poison = {events[0].event_uuid}
-    ImmediateDelivery().record(events)
-    (line,) = messages(caplog)
-    assert line == (
-        "WARNING",
-        "MoEngage refused 1 of 2 events: ResponseError: MoEngage answered 400: Invalid Field Value",
-    )
-
-
 # -- get_delivery
 
 
-def test_get_delivery_is_the_one_of_the_settings(settings):
+def test_get_delivery_is_the_one_of_the_settings(configure, settings):
     """A runtime has one delivery, built as the setting says. The default is the thread."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True}
     assert isinstance(get_delivery(), ThreadDelivery)
-    settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend("immediate.ImmediateDelivery", timeout=1.5)}
-    delivery = get_delivery()
+    delivery = configure("immediate.ImmediateDelivery", timeout=1.5)
     assert isinstance(delivery, ImmediateDelivery)
     assert get_delivery() is delivery
     assert delivery.runtime is get_runtime()
@@ -167,10 +147,9 @@ def test_get_delivery_is_the_one_of_the_settings(settings):
 
 
 @pytest.mark.parametrize("is_used", [False, True], ids=["client not built yet", "client in use"])
-def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, settings, is_used):
+def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, settings, configure, is_used):
     """Events recorded before a change of settings go to the workspace of that time, not to the new one."""
-    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("thread.ThreadDelivery", interval=600.0))
-    old = get_delivery()
+    old = configure("thread.ThreadDelivery", interval=600.0)
     if is_used:
         old.record(make_events(2))
         old.flush(SOON)
@@ -194,19 +173,44 @@ def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, set
         ("thread.ThreadDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
         ("thread.ThreadDelivery", {"max_events": 0}, "max_events must be at least 1, not 0"),
         ("thread.ThreadDelivery", {"max_bytes": "x"}, "OPTIONS"),
+        (QUEUE, {"publish_timeout": 0}, "publish_timeout must be above 0, not 0"),
+        (QUEUE, {"recovery": 1.0}, "publish_timeout"),
+        (QUEUE, {"max_attempts": 0}, "max_attempts must be at least 1, not 0"),
+        (QUEUE, {"fallback": "dummy"}, "fallback must be written like DELIVERY: a dict"),
+        (QUEUE, {"fallback": {"PATH": "x"}}, 'like DELIVERY: only the keys "BACKEND" and "OPTIONS"'),
+        (QUEUE, {"fallback": {"BACKEND": "dummy"}}, "fallback must be written like DELIVERY: a dotted path"),
+        (QUEUE, {"fallback": backend("missing.Delivery")}, r'\["fallback"\]\["BACKEND"\].*can\'t be imported'),
+        (QUEUE, {"fallback": backend("dummy.DummyDelivery", x=1)}, r'\["fallback"\]\["OPTIONS"\]'),
+        ("tasks.TasksDelivery", {"backend": "nowhere"}, "backend 'nowhere' can't be used"),
+        ("database.DatabaseDelivery", {"batch_size": 101}, "batch_size must be from 1 to 100, not 101"),
+        ("database.DatabaseDelivery", {"max_attempts": 0}, "max_attempts must be at least 1, or None for no limit"),
+        ("database.DatabaseDelivery", {"lease": 0.5}, "lease must be at least 1 second, not 0.5"),
+        ("database.DatabaseDelivery", {"using": "other"}, "using must be one of default, not 'other'"),
     ],
 )
-def test_mistakes_in_the_setting_name_the_valid_values(settings, name, options, message):
+def test_mistakes_in_the_setting_name_the_valid_values(configure, name, options, message):
     """A wrong backend or option is a configuration error with a fix."""
-    settings.MOE_PERSONALIZE = {"SANDBOX": True, "DELIVERY": backend(name, **options)}
     with pytest.raises(ConfigurationError, match=message):
-        get_delivery()
+        configure(name, **options)
 
 
-def test_a_forked_child_builds_its_own_delivery(vendor, settings):
+@pytest.mark.parametrize(
+    ("name", "library", "extra"),
+    [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "tasks")],
+)
+def test_a_missing_library_is_named_with_its_extra(configure, monkeypatch, name, library, extra):
+    """The fix is a command to type."""
+    monkeypatch.delitem(sys.modules, f"django_moe_personalize.delivery.{extra}", raising=False)
+    monkeypatch.setitem(sys.modules, library, None)
+    # As if Django had no tasks.
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=rf'pip install "django-moe-personalize\[{extra}\]"'):
+        configure(name)
+
+
+def test_a_forked_child_builds_its_own_delivery(vendor, configure):
     """Parent and child deliver their own events, each once, though a thread of the parent held the lock at the fork."""
-    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("thread.ThreadDelivery", interval=600.0))
-    delivery = get_delivery()
+    delivery = configure("thread.ThreadDelivery", interval=600.0)
     delivery.record(make_events(3))
     with delivery._changed, warnings.catch_warnings():
         # Python warns of a fork in a process with threads: this is what the test tries.

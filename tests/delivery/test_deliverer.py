@@ -1,21 +1,18 @@
 """Deliverers of the outbox on SQLite: watching, stopping, and the task ``deliver_outbox``."""
 
+import contextlib
 import math
-from datetime import timedelta
 
 import pytest
 from django.db import connection
-from django.utils import timezone
 
-from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
+from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.database import PATIENCE, Deliverer
 from django_moe_personalize.delivery.drain import deliver_outbox
-from django_moe_personalize.delivery.outbox import State
 from django_moe_personalize.models import OutboxEvent
-from django_moe_personalize.resilience import Deadline
 from tests.delivery.conftest import make_due
-from tests.delivery.events import backend, make_events, messages
-from tests.delivery.vendor import SOON
+from tests.delivery.events import make_events, messages
 
 pytestmark = pytest.mark.django_db
 
@@ -49,17 +46,6 @@ def test_watching_delivers_what_comes_later(delivery, vendor):
     delivery.record(make_events(1))
     watch(delivery, until=lambda batches: vendor.taken.total() == 2)
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
-
-
-def test_a_process_purges_old_parked_events_once_an_hour(build_outbox, vendor):
-    """It does so when it first finds no due event, and not each time."""
-    delivery = build_outbox(retention=60.0)
-    for expected in (0, 1):
-        delivery.record(make_events(1))
-        OutboxEvent.objects.update(state=State.REFUSED, due_at=timezone.now() - timedelta(seconds=61))
-        delivery.flush()
-        assert OutboxEvent.objects.count() == expected
-    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"refused": 2})
 
 
 def test_watching_pauses_longer_after_each_rejection(build_outbox, vendor):
@@ -97,65 +83,43 @@ def rename(old, new):
         cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
 
 
-def test_a_stopped_deliverer_finishes_its_batch(delivery, vendor):
-    """Events in flight are settled, the others are left for other deliverers."""
-    delivery.record(make_events(250))
-    deliverer = Deliverer(delivery, on_batch=lambda outcome: deliverer.stop())
-    assert deliverer.drain(deadline=Deadline(SOON)) is None
-    assert delivery.counts() == DeliveryCounts(accepted=250, delivered=100, pending=150)
-
-
 # -- deliver_outbox
 
 
-@pytest.fixture
-def site(settings, vendor):
-    """Use an outbox in the site's settings and return its delivery."""
-    told = backend("database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
-    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=told)
-    return get_delivery()
-
-
-def test_the_task_drains_the_outbox(site, vendor):
-    """It returns the number of delivered events."""
+def test_the_task_drains_the_outbox(delivery, vendor):
+    """It returns the number of delivered events. It starts no batch after its time."""
     events = make_events(151)
     vendor.poison = {events[7].event_uuid}
-    site.record(events)
+    delivery.record(events)
+    assert deliver_outbox(max_seconds=0.0) == vendor.arrived == 0
     assert deliver_outbox() == vendor.taken.total() == 150
     assert deliver_outbox() == 0
-    assert site.counts() == DeliveryCounts(accepted=151, delivered=150, dropped={"refused": 1})
+    assert delivery.counts() == DeliveryCounts(accepted=151, delivered=150, dropped={"refused": 1})
 
 
-def test_the_task_ends_in_time(site, vendor):
-    """It starts no batch after its time."""
-    site.record(make_events(150))
-    assert deliver_outbox(max_seconds=0.0) == 0
-    assert (vendor.arrived, site.counts().pending) == (0, 150)
-
-
-def test_the_task_ends_quietly_when_moengage_fails(site, vendor, caplog):
+def test_the_task_ends_quietly_when_moengage_fails(delivery, vendor, caplog):
     """The events wait for the next run."""
     vendor.status = 500
-    site.record(make_events(600))
+    delivery.record(make_events(600))
     assert deliver_outbox() == 0
     assert len(vendor.calls) == PATIENCE
     assert [level for level, _ in messages(caplog)] == ["WARNING"]
 
 
-def test_the_task_pauses_after_wrong_credentials(site, vendor, caplog):
+def test_the_task_pauses_after_wrong_credentials(delivery, vendor, caplog):
     """However often it is scheduled, there is one call and one error. When the pause is over, it tries again."""
     vendor.status = 401
-    site.record(make_events(2))
+    delivery.record(make_events(2))
     assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
     assert len(vendor.calls) == 1
     assert [level for level, _ in messages(caplog)] == ["ERROR"]
-    vendor.status, site._resume_at = 200, 0.0
+    vendor.status, delivery._resume_at = 200, 0.0
     assert deliver_outbox() == 2
-    assert site.pause_left == 0.0
+    assert delivery.pause_left == 0.0
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_task_ends_quietly_when_the_database_fails(site, caplog):
+def test_the_task_ends_quietly_when_the_database_fails(delivery, caplog):
     """The log line names the kind of the error alone."""
     table = OutboxEvent._meta.db_table
     rename(table, "away")
@@ -167,16 +131,17 @@ def test_the_task_ends_quietly_when_the_database_fails(site, caplog):
 
 
 @pytest.mark.parametrize(
-    ("delivery", "line"),
+    ("name", "options", "line"),
     [
-        (backend("dummy.DummyDelivery"), 'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery'),
-        (backend("database.DatabaseDelivery", lease=0.1), "lease must be at least 1 second"),
+        ("dummy.DummyDelivery", {}, 'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery'),
+        ("database.DatabaseDelivery", {"lease": 0.1}, "lease must be at least 1 second"),
     ],
     ids=["no outbox", "a mistake"],
 )
-def test_the_task_names_a_mistake_in_the_settings_once(settings, vendor, caplog, delivery, line):
+def test_the_task_names_a_mistake_in_the_settings_once(configure, caplog, name, options, line):
     """A schedule does not fill the log."""
-    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=delivery)
+    with contextlib.suppress(ConfigurationError):
+        configure(name, **options)
     assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
     ((level, text),) = messages(caplog)
     assert level == "WARNING"

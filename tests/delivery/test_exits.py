@@ -50,10 +50,8 @@ def test_default_signal_closes_first_and_is_raised_again(handle, monkeypatch):
     assert called == ["closed", signal.SIGTERM]
 
 
-def test_signals_of_other_servers_and_threads_are_left_alone(handle):
-    """Only uvicorn's handler is replaced, and only in the main thread, where Python allows it."""
-    handle(other_handler)
-    close_before_sigterm()
+def test_other_servers_threads_and_systems_are_left_alone(handle, monkeypatch):
+    """Only uvicorn's handler is replaced, only in the main thread, and not on Windows, which can't delay a signal."""
     handle(signal.SIG_DFL)
     thread = threading.Thread(target=close_before_sigterm)
     thread.start()
@@ -62,15 +60,10 @@ def test_signals_of_other_servers_and_threads_are_left_alone(handle):
     handle(other_handler)
     close_before_sigterm()
     assert signal.getsignal(signal.SIGTERM) is other_handler
-
-
-def test_windows_keeps_uvicorns_handler(handle, monkeypatch):
-    """Windows can't delay a signal."""
     monkeypatch.delattr(signal, "pthread_sigmask")
-    handler = Server().handle_exit
-    handle(handler)
+    handle(uvicorns := Server().handle_exit)
     close_before_sigterm()
-    assert signal.getsignal(signal.SIGTERM) == handler
+    assert signal.getsignal(signal.SIGTERM) == uvicorns
 
 
 def test_signal_is_blocked_before_uvicorn_hears_of_it(handle, monkeypatch):

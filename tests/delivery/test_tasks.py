@@ -1,35 +1,22 @@
 """TasksDelivery: a page enqueues one task, with Django's tasks or their backport."""
 
-import asyncio
-import sys
-import threading
 import time
 from importlib.util import find_spec
 
 import pytest
-from asgiref.sync import sync_to_async
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import tasks as package_tasks
-from django_moe_personalize.conf import Backend, ConfigurationError
-from django_moe_personalize.conf.backends import load_backend
 from django_moe_personalize.delivery import tasks
-from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
+from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.queued import Message
-from tests.delivery.events import backend, make_events, messages, uuids
+from tests.delivery.events import make_events, uuids
 
 FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 DUMMY = f"{FRAMEWORK}.backends.dummy.DummyBackend"
 IMMEDIATE = f"{FRAMEWORK}.backends.immediate.ImmediateBackend"
 
 DummyBackend = tasks.import_module(f"{FRAMEWORK}.backends.dummy").DummyBackend
-
-
-class BrokenBackend(DummyBackend):
-    """A queue whose storage fails."""
-
-    def enqueue(self, task, args, kwargs):
-        raise OSError("down")
 
 
 class PromptBackend(DummyBackend):
@@ -39,16 +26,14 @@ class PromptBackend(DummyBackend):
 
 
 @pytest.fixture
-def configure(vendor, settings):
+def build(configure, settings):
     """Configure the site's tasks and its delivery, and return the delivery."""
 
-    def configure(path=DUMMY, **options):
+    def build(path=DUMMY, **options):
         settings.TASKS = {"default": {"BACKEND": DUMMY}, "events": {"BACKEND": path}}
-        told = {"backend": "events", "backoff": 100.0, **options}
-        settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("tasks.TasksDelivery", **told))
-        return get_delivery()
+        return configure("tasks.TasksDelivery", backend="events", backoff=100.0, **options)
 
-    return configure
+    return build
 
 
 def take_out():
@@ -59,38 +44,27 @@ def take_out():
     return [(text, due and due.timestamp() - time.time()) for text, due in found]
 
 
-def test_a_page_is_one_task(configure):
-    """All events of a page are enqueued together, and count as handed over."""
-    delivery, events = configure(), make_events(3)
+def test_a_page_is_one_task(build):
+    """All events of a page are enqueued together, and count as handed over. An async page hops to the sync thread."""
+    delivery, events = build(), make_events(3)
+    assert delivery.uses_database
     delivery.record(events)
     assert take_out() == [(Message(events).write(), None)]
     assert delivery.counts() == delivery.flush() == DeliveryCounts(accepted=3, handed_over=3)
 
 
-def test_async_pages_enqueue_in_the_thread_of_sync_code(configure):
-    """The task uses database connections that Django closes."""
-    delivery, threads = configure(), []
-    delivery.hand_over = lambda message, wait: threads.append(threading.current_thread())
-
-    async def page():
-        await delivery.arecord(make_events(1))
-        return await sync_to_async(threading.current_thread)()
-
-    assert asyncio.run(page()) is threads[0]
-
-
-def test_a_worker_delivers(configure, vendor):
+def test_a_worker_delivers(build, vendor):
     """Workers find the task by its path. It sends each event once."""
-    delivery, events = configure(), make_events(3)
+    delivery, events = build(), make_events(3)
     tasks.deliver.call(Message(events).write())
     assert tasks.deliver.module_path == "django_moe_personalize.delivery.tasks.deliver"
     assert vendor.taken == dict.fromkeys(uuids(events), 1)
     assert delivery.counts() == DeliveryCounts(accepted=3, delivered=3)
 
 
-def test_a_failure_is_enqueued_again_for_later(configure, vendor):
+def test_a_failure_is_enqueued_again_for_later(build, vendor):
     """Failed events wait in the queue, not in the worker."""
-    delivery, events = configure(), make_events(3)
+    delivery, events = build(), make_events(3)
     vendor.status = 429
     vendor.headers = {"Retry-After": "120"}
     tasks.deliver.call(Message(events).write())
@@ -100,10 +74,10 @@ def test_a_failure_is_enqueued_again_for_later(configure, vendor):
     assert delivery.counts() == DeliveryCounts(accepted=3, handed_over=3)
 
 
-def test_a_backend_without_delays_keeps_its_worker_waiting(configure, vendor, monkeypatch):
+def test_a_backend_without_delays_keeps_its_worker_waiting(build, vendor, monkeypatch):
     """The worker waits for a limited time, then the events are in the queue again."""
     monkeypatch.setattr(tasks, "_MAX_SLEEP_SECONDS", 0.2)
-    configure(f"{__name__}.PromptBackend", pause=100.0)
+    build(f"{__name__}.PromptBackend", pause=100.0)
     vendor.status = 401
     start = time.monotonic()
     tasks.deliver.call(Message(make_events(1)).write())
@@ -111,9 +85,9 @@ def test_a_backend_without_delays_keeps_its_worker_waiting(configure, vendor, mo
     assert [wait for _, wait in take_out()] == [None]
 
 
-def test_a_backend_that_runs_tasks_at_once_delivers_in_place(configure, vendor):
+def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
     """There is no queue and no retry: failed events are dropped."""
-    delivery = configure(IMMEDIATE)
+    delivery = build(IMMEDIATE)
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
     vendor.status = 500
@@ -122,51 +96,14 @@ def test_a_backend_that_runs_tasks_at_once_delivers_in_place(configure, vendor):
     assert len(vendor.calls) == 2
 
 
-def test_events_that_cannot_be_enqueued_are_dropped_or_go_to_the_fallback(configure, vendor, caplog):
-    """A failing queue costs the events, with one log line. With a fallback it costs nothing."""
-    path = f"{__name__}.BrokenBackend"
-    delivery = configure(path)
-    delivery.record(make_events(2))
-    delivery.record(make_events(1))
-    assert delivery.counts() == DeliveryCounts(accepted=3, dropped={"broker": 3})
-    assert messages(caplog) == [("ERROR", "The queue doesn't accept events (OSError). Until it does, they are dropped")]
-    delivery = configure(path, fallback=backend("immediate.ImmediateDelivery"))
-    delivery.record(make_events(2))
-    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
-
-
-def test_a_retry_that_cannot_be_enqueued_goes_to_the_fallback(configure, vendor):
-    """A queue that fails in the worker costs nothing either."""
-    delivery = configure(f"{__name__}.BrokenBackend", fallback=backend("dummy.DummyDelivery"))
-    vendor.status = 500
-    tasks.deliver.call(Message(make_events(2)).write())
-    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
-
-
-def test_an_unknown_alias_is_an_error(configure):
-    """The message names the alias."""
-    with pytest.raises(ConfigurationError, match="backend 'nowhere' can't be used"):
-        configure(backend="nowhere")
-
-
-def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    """If Django has no tasks, the fix is a command to type."""
-    monkeypatch.delitem(sys.modules, "django_moe_personalize.delivery.tasks")
-    monkeypatch.setitem(sys.modules, "django_tasks", None)
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r'pip install "django-moe-personalize\[tasks\]"'):
-        load_backend("DELIVERY", Backend("django_moe_personalize.delivery.tasks.TasksDelivery"))
-
-
 @pytest.mark.django_db
-def test_the_outbox_task_is_one_of_djangos_tasks(configure, settings, vendor):
+def test_the_outbox_task_is_one_of_djangos_tasks(build, configure, vendor):
     """enqueue() of the documented task enqueues it. A worker finds it by its path, and drains the outbox."""
-    configure()
+    build()
     package_tasks.deliver_outbox.enqueue(max_seconds=5.0)
     backend_used = tasks.deliver_outbox.get_backend()
     ((path, told),) = [(result.task.module_path, result.kwargs) for result in backend_used.results]
     backend_used.results.clear()
     assert import_string(path) is tasks.deliver_outbox
-    settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend("database.DatabaseDelivery"))
-    get_delivery().record(make_events(3))
+    configure("database.DatabaseDelivery").record(make_events(3))
     assert tasks.deliver_outbox.call(**told) == vendor.taken.total() == 3

@@ -30,9 +30,10 @@ def senders():
 
 
 def test_no_thread_before_the_first_event(build):
-    """The first event starts one daemon thread."""
+    """The first event starts one daemon thread. A flush without events starts none and returns at once."""
     before = len(senders())
     delivery = build()
+    assert delivery.flush() == DeliveryCounts()
     assert len(senders()) == before
     delivery.record(make_events(1))
     delivery.record(make_events(1))
@@ -63,29 +64,6 @@ def test_a_full_batch_leaves_at_once(build, vendor):
     assert [len(sent) for _, sent in vendor.calls] == [10, 3]
 
 
-def test_batches_are_of_customers(build, vendor):
-    """A call has at most 100 customers, and may have several events of each."""
-    delivery = build()
-    delivery.record([make_event(str(number % 150)) for number in range(300)])
-    assert delivery.flush(SOON).delivered == 300
-    assert all(len(body["elements"]) <= 100 for body in vendor.bodies)
-    assert len(vendor.calls) <= 4
-
-
-def test_async_pages_record_in_the_event_loop(build, vendor):
-    """Under ASGI the event loop itself records events."""
-    delivery = build()
-    asyncio.run(delivery.arecord(make_events(3)))
-    assert delivery.flush(SOON).delivered == 3
-
-
-def test_flushing_nothing_returns_at_once(build):
-    """A flush without events starts no thread."""
-    before = len(senders())
-    assert build().flush() == DeliveryCounts()
-    assert len(senders()) == before
-
-
 # -- failures
 
 
@@ -108,16 +86,6 @@ def test_a_retry_waits_for_the_backoff_alone(build, vendor):
     delivery.record(make_events(3))
     assert vendor.wait_for(lambda vendor: vendor.taken.total() == 3)
     assert [(status, len(sent)) for status, sent in vendor.calls] == [(400, 3), (200, 1), (500, 2), (200, 2)]
-
-
-def test_one_poison_event_costs_no_other(build, vendor, heard):
-    """Of 100 events, 99 are delivered and the bad one is dropped as refused."""
-    delivery = build()
-    events = make_events(100)
-    vendor.poison = {events[99].event_uuid}
-    delivery.record(events)
-    assert delivery.flush(SOON) == DeliveryCounts(accepted=100, delivered=99, dropped={"refused": 1})
-    assert sorted(heard) == [("delivered", 99), ("refused", 1)]
 
 
 def test_events_are_dropped_after_the_last_attempt(build, vendor, heard):

@@ -63,34 +63,25 @@ def test_problem_is_an_error(vendor):
 
 
 def test_unreadable_settings():
-    """With wrong settings, only the messages of the checks follow."""
+    """With wrong settings, only the messages of the checks follow. The doctor calls nothing without credentials."""
     with override_settings(MOE_PERSONALIZE={"DEADLINE": -1, "DEADLIME": 1}):
         found = diagnose()
     assert {state for state, _ in found} == {"problem"}
     assert [text.split(":")[0] for _, text in found] == ["moe_personalize.E001", "moe_personalize.E002"]
-
-
-def test_missing_credentials():
-    """The checks name them, and the doctor calls nothing."""
     with override_personalize(SANDBOX=False):
         found = diagnose()
-    assert find("E003", found)[0] == "problem"
-    assert find("The doctor can't call MoEngage", found)[0] == "problem"
+    assert find("E003", found)[0] == find("The doctor can't call MoEngage", found)[0] == "problem"
 
 
-def test_silenced_check(settings):
-    """A check that the site has silenced is not reported."""
+def test_site_that_is_off(settings):
+    """With ENABLED False the doctor examines nothing else. It reports no check that the site has silenced."""
     settings.DEBUG = False
     assert find("W006")[0] == "warning"
     settings.SILENCED_SYSTEM_CHECKS = ["moe_personalize.W006"]
     assert not [text for _, text in diagnose() if "W006" in text]
-
-
-def test_site_that_is_off():
-    """With ENABLED False the doctor examines nothing else."""
     with override_personalize(ENABLED=False):
         assert find("Personalization is off")[0] == "warning"
-        assert not [text for _, text in diagnose() if "sandbox" in text and "W006" not in text]
+        assert not [text for _, text in diagnose() if "sandbox" in text]
 
 
 def test_keys_of_settings_views_and_templates(settings, tmp_path):
@@ -107,16 +98,15 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
     ]
     settings.ROOT_URLCONF = "tests.site"
     with override_personalize(EXPERIENCES={"*": ["from-settings"]}):
-        templates = report.read_templates()
-        keys = report.find_keys(get_settings(), templates)
+        in_templates, used = report.read_templates()
+        keys = in_templates | report.find_keys(get_settings())
     assert keys == {
         "from-settings": 'EXPERIENCES["*"]',
         "from-template": "the template page.html",
         "hero-banner": "the view tests.site.tags",
         "promo-strip": "the view tests.site.tags",
     }
-    assert templates.show_html
-    assert templates.have_scripts
+    assert used == {"experience", "experience_value", "experience_html", "personalize_scripts"}
 
 
 class CallableView:
@@ -140,7 +130,7 @@ def test_keys_of_views_of_all_kinds(settings, view, keys, name):
     """A decorated method, a class with the mixin and an object declare keys as a function does."""
     settings.ROOT_URLCONF = types.ModuleType("urls")
     settings.ROOT_URLCONF.urlpatterns = [path("page/", view)]
-    assert report.find_keys(get_settings(), report.Templates()) == dict.fromkeys(keys, f"the view {name}")
+    assert report.find_keys(get_settings()) == dict.fromkeys(keys, f"the view {name}")
 
 
 def test_site_that_does_not_load(settings):
@@ -171,7 +161,7 @@ def test_missing_script(mode):
     """If the browser counts, a template needs the script."""
     with override_personalize(IMPRESSIONS=mode):
         assert find("no template has {% personalize_scripts %}, so nothing is counted.")[0] == "warning"
-        assert as_pairs(report.examine_templates(get_settings(), report.Templates(have_scripts=True))) == []
+        assert as_pairs(report.examine_scripts(get_settings(), {"personalize_scripts"})) == []
 
 
 def test_output_contains_no_secret(shared_cache, outbox, vendor):

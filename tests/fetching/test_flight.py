@@ -125,10 +125,8 @@ def test_bug_before_the_flight(vendor, monkeypatch, caplog):
 def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
     """Loading the CA bundle would block a page, and an event loop."""
     builders = []
-    build = client.get_client._build
-    monkeypatch.setattr(
-        client.get_client, "_build", lambda of: builders.append(threading.current_thread()) or build(of)
-    )
+    real = client.build_client
+    monkeypatch.setattr(client.get_client, "_build", lambda of: builders.append(threading.current_thread()) or real(of))
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from django_moe_personalize.moengage import validate_base_url
+from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.transport import RequestsTransport
 
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError, ServerError
-from django_moe_personalize.moengage import FETCH_FIELDS, SYSTEM_FIELDS, PersonalizeClient, Request, Response
+from django_moe_personalize.moengage.client import FETCH_FIELDS, SYSTEM_FIELDS, PersonalizeClient
+from django_moe_personalize.moengage.messages import Request, Response
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -322,19 +323,30 @@ def test_closing_closes_the_transport():
     assert transport.is_closed
 
 
-@pytest.mark.parametrize("answer", [Response(400), Response(429), b"<html>Wanda"], ids=repr)
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Response(400, body=b'{"title": "Wanda"}'),
+        Response(429),
+        *[b"<html>Wanda", b'{"name": "Wanda', b'{"a": "Wanda", "a": 1}', b'"Wanda\xff"', b'["Wanda"]'],
+        *[b'{"experiences": ["Wanda"], "status": "Wanda"}', b'{"metadata": "Wanda", "status": 1}'],
+    ],
+    ids=repr,
+)
 def test_error_report_shows_no_secret_and_no_visitor(answer):
-    """Messages, reprs and locals hold neither the key nor the visitor."""
+    """Messages, causes, reprs and locals hold neither the key nor the visitor, of the request and of the response."""
     client, _ = build_client(answer)
     event = build_event("Wanda", attributes={"audience_name": "Wanda"})
     for call in (
         lambda: client.fetch_experiences(["hero"], **WANDA, deadline=DEADLINE),
         lambda: client.send_events([event], deadline=DEADLINE),
+        lambda: client.fetch_metadata(deadline=DEADLINE),
     ):
         with pytest.raises(APIError) as caught:
             call()
+        assert caught.value.__cause__ is caught.value.__context__ is None
         shown = describe_report(caught.value)
-        assert "request = Request(method='POST'" in shown
+        assert "request = Request(method=" in shown
         assert not [secret for secret in (KEY, TOKEN, "Wanda") if secret in shown]
 
 

@@ -17,8 +17,9 @@ import pytest
 import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage import ProxyError, Request, Response, connections
+from django_moe_personalize.moengage import connections
 from django_moe_personalize.moengage.connections import get_tls_context
+from django_moe_personalize.moengage.messages import ProxyError, Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.error_reports import describe_report
@@ -181,7 +182,7 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     with closing(RequestsTransport(server.url, verify=str(bundles[0]))) as transport:
         for is_resumed in (False, True, True):
             transport.send(FETCH, deadline=Deadline(LONG))
-            (connection,) = transport._idle._waiting
+            (connection,) = transport._idle
             assert connection.sock.session_reused == is_resumed
             transport.close()
             sessions.append(sessions_of(bundles[0])["127.0.0.1"])

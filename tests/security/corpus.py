@@ -9,22 +9,8 @@ from urllib.parse import quote
 SCRIPT = "alert(1)"
 
 _TAGS = (
-    "img src=x",
-    "svg",
-    "svg/",
-    "body",
-    "iframe",
-    "input autofocus",
-    "details open",
-    "video src=x",
-    "audio src=x",
-    "marquee",
-    "math",
-    "a href=/ ",
-    "b",
-    "object data=x",
-    "select autofocus",
-    "p",
+    *("img src=x", "svg", "svg/", "body", "iframe", "input autofocus", "details open", "video src=x", "audio src=x"),
+    *("marquee", "math", "a href=/ ", "b", "object data=x", "select autofocus", "p"),
 )
 _HANDLERS = ("onerror", "onload", "OnFocus", "ontoggle", "onmouseover", "onanimationstart", "onpointerenter")
 _FORMS = ('<{tag} {handler}="{script}">', "<{tag}/{handler}={script}>", "<{tag}\t{handler}\n=\n'{script}'>")

@@ -80,19 +80,8 @@ def in_erasing(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
-VIEWS: dict[str, Any] = {
-    view.__name__: view
-    for view in (
-        after_reading,
-        after_reading_async,
-        missing_key,
-        in_experience,
-        in_click_url,
-        in_default,
-        in_api,
-        in_erasing,
-    )
-}
+_READING = (after_reading, after_reading_async, missing_key, in_experience, in_click_url, in_default)
+VIEWS: dict[str, Any] = {view.__name__: view for view in (*_READING, in_api, in_erasing)}
 urlpatterns = [
     path("moe/", include("django_moe_personalize.urls")),
     *(path(f"{name}/", view) for name, view in VIEWS.items()),

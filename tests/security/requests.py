@@ -31,11 +31,7 @@ HEADERS = (
     *("Accept-Language", "If-None-Match", "X-Moz", "DNT", "X-Requested-With", "Accept", "Via", "X-User"),
 )
 TYPES = (
-    "text/plain;charset=UTF-8",
-    "application/json",
-    "application/x-www-form-urlencoded",
-    "multipart/form-data",
-    "x",
+    *("text/plain;charset=UTF-8", "application/json", "application/x-www-form-urlencoded", "multipart/form-data", "x"),
 )
 
 

@@ -112,11 +112,7 @@ def read_cache():
     return {key: repr(pickle.loads(value)) for key, value in site_cache._cache.items()}
 
 
-@pytest.mark.parametrize(
-    "upstream_fails",
-    [None, "refuse", 400, 401, 429, 500, "garbage"],
-    ids=str,
-)
+@pytest.mark.parametrize("upstream_fails", [None, "refuse", 400, 401, 429, 500, "garbage"], ids=str)
 def test_logs_and_caches_name_nobody(site, log, upstream_fails):
     """No log line and no cache entry names the visitor, even if MoEngage fails and quotes the request."""
     said = json.dumps({"title": "Error", "description": " ".join((*PERSONAL, SECRET))}).encode()

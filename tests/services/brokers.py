@@ -10,74 +10,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.services.serving import ROOT, START_SECONDS, STOP_SECONDS, find_free_port, running, start_redis
+from tests.services.serving import ROOT, find_free_port, running, signal_group, start_redis, wait_until
 
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 """Debian's own. Its wrapper in the path insists on the user rabbitmq and on /var/lib."""
-
-
-@contextmanager
-def start_rabbitmq(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a RabbitMQ with its own name server. It leaves nothing behind."""
-    names = find_free_port()
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        running(["epmd", "-port", str(names), "-address", "127.0.0.1"]),
-        (Path(folder) / "out").open("wb") as out,
-    ):
-        told = {
-            "HOME": folder,
-            "ERL_EPMD_PORT": str(names),
-            "ERL_EPMD_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODENAME": f"tests-{port}@localhost",
-            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
-            "RABBITMQ_NODE_PORT": str(port),
-            "RABBITMQ_DIST_PORT": str(find_free_port()),
-            "RABBITMQ_MNESIA_BASE": folder,
-            "RABBITMQ_LOG_BASE": folder,
-            "RABBITMQ_LOGS": "-",
-            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
-            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
-            "RABBITMQ_PID_FILE": f"{folder}/pid",
-        }
-        with running_group([SERVER], env={**os.environ, **told}, stdout=out, stderr=out) as process:
-            _wait_until(process, lambda: "Server startup complete" in Path(out.name).read_text())
-            yield process
-
-
-@contextmanager
-def running_group(command: list[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program. End it and all its children, and kill those that don't end."""
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **options)
-    try:
-        yield process
-    finally:
-        signal_group(process, signal.SIGCONT)
-        signal_group(process, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-        signal_group(process, signal.SIGKILL)
-        process.wait(5)
-
-
-def signal_group(process: subprocess.Popen[bytes], number: int) -> None:
-    """Send a signal to a program and all its children."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
-
-
-def _wait_until(process: subprocess.Popen[bytes], is_ready: Any) -> None:
-    end = time.monotonic() + START_SECONDS
-    while not is_ready():
-        assert process.poll() is None, f"{process.args} ended"
-        assert time.monotonic() < end, f"{process.args} does not start"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -90,10 +31,31 @@ def redis() -> Iterator[tuple[str, Any]]:
 
 @contextmanager
 def rabbitmq() -> Iterator[tuple[str, Any]]:
-    """Run RabbitMQ; give its URL and process."""
-    port = find_free_port()
-    with start_rabbitmq(port) as process:
-        yield f"amqp://guest:guest@127.0.0.1:{port}//", process
+    """Run RabbitMQ with its own name server; give its URL and process. It leaves nothing behind."""
+    port, names = find_free_port(), str(find_free_port())
+    with tempfile.TemporaryDirectory() as folder, running(["epmd", "-port", names, "-address", "127.0.0.1"]):
+        told = {
+            "HOME": folder,
+            "ERL_EPMD_PORT": names,
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"tests-{port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(port),
+            "RABBITMQ_DIST_PORT": str(find_free_port()),
+            "RABBITMQ_MNESIA_BASE": folder,
+            "RABBITMQ_LOG_BASE": folder,
+            "RABBITMQ_LOGS": "-",
+            "RABBITMQ_CONFIG_FILE": f"{folder}/none",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/plugins",
+            "RABBITMQ_PID_FILE": f"{folder}/pid",
+        }
+        out = Path(folder) / "out"
+        with (
+            out.open("wb") as log,
+            running([SERVER], env={**os.environ, **told}, stdout=log, stderr=log) as process,
+        ):
+            wait_until(process, lambda: "Server startup complete" in out.read_text(), out.read_text)
+            yield f"amqp://guest:guest@127.0.0.1:{port}//", process
 
 
 class CelerySite:

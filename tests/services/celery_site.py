@@ -16,14 +16,7 @@ import django
 from celery import Celery
 from django.conf import settings
 
-CONTEXT = {
-    "cid": "c_F_T_WP_AB_1_P_0_AU_1",
-    "experience": "Hero",
-    "moe_locale_id": "0",
-    "moe_variation_id": "1",
-    "audience_name": "Everyone",
-    "audience_id": "1",
-}
+from tests.delivery.events import CONTEXT
 
 told: dict[str, Any] = json.loads(os.environ["CELERY_SITE"])
 settings.configure(

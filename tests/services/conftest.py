@@ -1,19 +1,14 @@
-"""The sandbox's process, a proxy in front of it, and sites on gunicorn and uvicorn."""
+"""The sandbox's process, a stand-in for MoEngage, and the amount of work."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.services.fault_proxy import FaultProxy
-from tests.services.serving import SHORT_INTERVALS, Server, start_gunicorn, start_sandbox, start_uvicorn
-
-DEADLINE = 0.25
+from tests.delivery.vendor import Vendor
+from tests.services.serving import SHORT_INTERVALS, start_sandbox
 
 
 @dataclass(frozen=True)
@@ -44,56 +39,39 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
+def tell(record_property):
     """Give the function that prints a line of figures."""
     return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")
-def extent(pytestconfig: pytest.Config) -> Extent:
+def extent(pytestconfig):
     """Give the amount of work."""
     return LONG if pytestconfig.getoption("--long") else SHORT
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory):
     """Give a folder for the files of the processes."""
     return tmp_path_factory.mktemp("services")
 
 
 @pytest.fixture(scope="session")
-def sandbox(folder: Path) -> Iterator[int]:
+def sandbox(folder):
     """Run the sandbox and give its port."""
     with start_sandbox(folder) as port:
         yield port
 
 
-@dataclass
-class FaultySite:
-    """A running site, and the proxy that it talks to."""
-
-    server: Server
-    proxy: FaultProxy
-
-
-@pytest.fixture(scope="session")
-def sites(folder: Path, sandbox: int, extent: Extent) -> Iterator[dict[str, FaultySite]]:
-    """Give the sites of a session. Each starts when it is first used."""
-    with ExitStack() as stack:
-        yield _Sites(stack, folder, sandbox, extent)
+@pytest.fixture
+def own_sandbox(tmp_path):
+    """Run a sandbox with a ledger and faults of this test's own, and give its port."""
+    with start_sandbox(tmp_path) as port:
+        yield port
 
 
-class _Sites(dict[str, FaultySite]):
-    def __init__(self, stack: ExitStack, folder: Path, sandbox: int, extent: Extent) -> None:
-        super().__init__()
-        self._stack = stack
-        self._told = folder, sandbox, extent
-
-    def __missing__(self, kind: str) -> FaultySite:
-        folder, sandbox, extent = self._told
-        start = {"gunicorn": start_gunicorn, "uvicorn": start_uvicorn}[kind]
-        proxy = self._stack.enter_context(FaultProxy(sandbox))
-        options = {"intervals": extent.intervals, "DEADLINE": DEADLINE}
-        server = self._stack.enter_context(start(proxy.url, folder, **options))
-        self[kind] = FaultySite(server, proxy)
-        return self[kind]
+@pytest.fixture
+def vendor():
+    """Run a MoEngage on loopback."""
+    with Vendor() as vendor:
+        yield vendor

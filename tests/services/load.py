@@ -21,6 +21,7 @@ T = TypeVar("T")
 
 ANSWER_SECONDS = 30.0
 PACE = 0.01
+EVENTS = "X-Events"
 
 _visitors = itertools.count()
 
@@ -39,6 +40,8 @@ class Page:
     worker: str
     due: float
     end: float
+    events: Sequence[str] = ()
+    """The UUIDs of its events, from a site that tells them in the header EVENTS."""
 
     @property
     def seconds(self) -> float:
@@ -59,7 +62,8 @@ class Line:
         self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
         answer = self._connection.getresponse()
         body = answer.read().decode()
-        page = Page(answer.status, body, answer.headers.get("X-Worker", self.worker), due, time.monotonic())
+        events = [event for event in answer.headers.get(EVENTS, "").split(",") if event]
+        page = Page(answer.status, body, answer.headers.get("X-Worker", self.worker), due, time.monotonic(), events)
         assert self.worker in ("", page.worker), "a connection went from one process to another"
         self.worker = page.worker
         return page
@@ -127,33 +131,39 @@ def visit(lines: Sequence[Line], count: int, ask: Callable[[Line, int], T]) -> l
     return list(itertools.chain(*together([lambda line=line: work(line) for line in lines])))
 
 
-class Companion:
-    """Reads the same page without us all the time, and so measures how late the machine is at any moment."""
+@contextmanager
+def in_background(work: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run ``work(over)`` in a thread. ``over`` is set when the context ends, and then work() has to return."""
+    over = threading.Event()
+    thread = threading.Thread(target=work, args=(over,), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join(2 * ANSWER_SECONDS)
 
-    def __init__(self, line: Line) -> None:
+
+class Companion:
+    """A page read every ``pace`` seconds in the background: how late this machine is at any moment."""
+
+    def __init__(self, line: Line, path: str, pace: float) -> None:
         self._line = line
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._path = path
+        self._pace = pace
         self.pages: list[Page] = []
 
-    def __enter__(self) -> Companion:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join(ANSWER_SECONDS)
-
-    def _work(self) -> None:
+    def read(self, over: threading.Event) -> None:
+        """Read until it is over."""
         due = time.monotonic()
-        while not self._over.wait(max(0.0, due - time.monotonic())):
+        while not over.wait(max(0.0, due - time.monotonic())):
             # From the moment it was due: whatever delays this thread delays the others too.
-            page = self._line.get(WITHOUT + "/page/", due=due)
+            page = self._line.get(self._path, due=due)
             self.pages.append(page)
-            due = max(due + PACE, page.end)
+            due = max(due + self._pace, page.end)
 
     def find_lateness(self, page: Page) -> float:
-        """Return the seconds by which pages without us were late in the process of ``page`` at its time."""
+        """Return the seconds by which its own pages were late in the process of ``page`` at its time."""
         best = min((own.seconds for own in self.pages), default=0.0)
         met = [own for own in self.pages if own.end > page.due and own.due < page.end]
         # A page may overlap in part. At most the common time counts.
@@ -162,11 +172,11 @@ class Companion:
 
 @contextmanager
 def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
-    """Read on one line for each process; give the function that returns how late a page's process was."""
-    by_worker = {line.worker: Companion(line) for line in lines}
+    """Read pages without us on a line for each process; give the function that returns how late a page's process was."""
+    by_worker = {line.worker: Companion(line, WITHOUT + "/page/", PACE) for line in lines}
     with ExitStack() as stack:
         for companion in by_worker.values():
-            stack.enter_context(companion)
+            stack.enter_context(in_background(companion.read))
         yield lambda page: by_worker[page.worker].find_lateness(page)
 
 

@@ -9,22 +9,21 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tests.services.brokers import CelerySite, CeleryWorker
 from tests.services.databases import Database
-from tests.services.outbox_site import EVENTS
-from tests.services.serving import CREDENTIALS, ROOT, running, wait_until
+from tests.services.load import Line, Page, in_background, poll
+from tests.services.serving import CREDENTIALS, ROOT, ask_sandbox, build_gunicorn, listen, running, wait_until
 
 MODULE = "tests.services.outbox_site"
 QUICK = {"lease": 2.0, "timeout": 1.0, "backoff": 0.05, "max_backoff": 0.5, "pause": 0.5}
@@ -103,10 +102,9 @@ class Site:
     def serve(self, pages_from: str, *, workers: int, threads: int = 4) -> Iterator[WebServer]:
         """Serve its pages with gunicorn. Their experiences come from another sandbox."""
         log = self.folder / "gunicorn.log"
-        with socket.create_server(("127.0.0.1", 0), backlog=256) as listener, log.open("wb") as errors:
-            command = [sys.executable, "-m", "gunicorn", f"{MODULE}:wsgi()", "--worker-class", "gthread"]
-            command += ["--workers", str(workers), "--threads", str(threads), "--no-control-socket"]
-            command += ["--log-level", "warning", "--bind", f"fd://{listener.fileno()}", "--graceful-timeout", "2"]
+        with listen() as listener, log.open("wb") as errors:
+            options = ["--worker-class", "gthread", "--threads", str(threads), "--graceful-timeout", "2"]
+            command = build_gunicorn(f"{MODULE}:wsgi()", listener, workers, *options)
             environ = self.environ(BASE_URL=pages_from)
             with running(command, env=environ, pass_fds=[listener.fileno()], stderr=errors) as process:
                 server = WebServer(listener.getsockname()[1], process)
@@ -136,35 +134,18 @@ class WebServer:
         return [int(pid) for pid in children.split()]
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A page, and the UUIDs of its events in the outbox."""
-
-    status: int
-    body: str
-    events: list[str]
-
-
-class Visitor:
+class Visitor(Line):
     """One visitor's browser. It opens a new connection when the old one breaks."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-
-    def get(self, path: str, name: str) -> Answer:
+    def get(self, path: str, visitor: str = "", *, due: float | None = None) -> Page:
         """Return a page. Raises OSError or HTTPException if none comes."""
+        # The process that answered before may have been killed.
+        self.worker = ""
         try:
-            self._connection.request("GET", path, headers={"X-Visitor": name})
-            answer = self._connection.getresponse()
-            events = answer.headers.get(EVENTS, "").split(",")
-            return Answer(answer.status, answer.read().decode(), [event for event in events if event])
+            return super().get(path, visitor, due=due)
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.close()
 
 
 class Crowd:
@@ -232,20 +213,11 @@ class Killer:
         self._server = server
         self._every = every
         self._deliverers = deliverers
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work)
 
-    def __enter__(self) -> Killer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _work(self) -> None:
+    def kill(self, over: threading.Event) -> None:
+        """Kill until it is over."""
         for is_deliverers_turn in itertools.cycle((True, False)):
-            if self._over.wait(random.uniform(*self._every)):
+            if over.wait(random.uniform(*self._every)):
                 return
             if is_deliverers_turn:
                 random.choice(self._deliverers).restart()
@@ -256,54 +228,26 @@ class Killer:
                     self.killed_workers += 1
 
 
-class BadWeather:
-    """The faults of the sandbox, which change all the time: errors, resets after it counted the events, timeouts."""
+def change_faults(sandbox: int, over: threading.Event) -> None:
+    """Change the faults of a sandbox all the time: errors, resets after it counted the events, timeouts."""
+    common = {"error_rate": 0.3, "reset": 0.1, "malformed": 0.05}
+    while not over.is_set():
+        for faults, seconds in ((common, 2.5), ({**common, "latency": QUICK["timeout"] + 0.5}, 0.5)):
+            ask_sandbox(sandbox, "faults", faults)
+            over.wait(seconds)
+    ask_sandbox(sandbox, "faults", {})
 
-    def __init__(self, port: int) -> None:
-        self._url = f"http://127.0.0.1:{port}/_sandbox"
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._work)
 
-    def __enter__(self) -> BadWeather:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._order({})
-
-    def _work(self) -> None:
-        common = {"error_rate": 0.3, "reset": 0.1, "malformed": 0.05}
-        while not self._over.is_set():
-            for faults, seconds in ((common, 2.5), ({**common, "latency": QUICK["timeout"] + 0.5}, 0.5)):
-                self._order(faults)
-                self._over.wait(seconds)
-
-    def _order(self, faults: dict[str, Any]) -> None:
-        body = json.dumps(faults).encode()
-        request = urllib.request.Request(
-            f"{self._url}/faults", body, {"Content-Type": "application/json"}, method="PUT"
-        )
-        urllib.request.urlopen(request, timeout=30).close()
-
-    def read_ledger(self) -> tuple[int, set[str]]:
-        """Return the number of counted events, and the UUIDs of the last 100,000."""
-        with urllib.request.urlopen(f"{self._url}/ledger", timeout=60) as answer:
-            ledger = json.load(answer)
-        counted = sum(each["impressions"] for each in ledger["counts"].values())
-        return counted, {entry["event_uuid"] for entry in ledger["entries"]}
+def read_ledger(sandbox: int) -> tuple[int, set[str]]:
+    """Return the number of counted events, and the UUIDs of the last 100,000."""
+    ledger = ask_sandbox(sandbox, "ledger")
+    counted = sum(each["impressions"] for each in ledger["counts"].values())
+    return counted, {entry["event_uuid"] for entry in ledger["entries"]}
 
 
 def drain(site: Site, seconds: float) -> dict[str, Any]:
     """Deliver until no event is pending, while the leases of killed deliverers run out. Return the counters."""
-    end = time.monotonic() + seconds
-    while True:
-        site.manage("moe_deliver")
-        counts = site.count()
-        if not counts["pending"] or time.monotonic() > end:
-            return counts
-        time.sleep(0.2)
+    return poll(lambda: (site.manage("moe_deliver"), site.count())[1], lambda counts: not counts["pending"], seconds)
 
 
 @dataclass
@@ -331,7 +275,7 @@ class Result:
 
 def run_experiment(
     site: Site,
-    weather: BadWeather,
+    sandbox: int,
     pages_from: str,
     wanted: int,
     *,
@@ -343,20 +287,20 @@ def run_experiment(
     start = time.monotonic()
     with (
         site.serve(pages_from, workers=3) as server,
-        weather,
+        in_background(partial(change_faults, sandbox)),
         deliverers as running_deliverers,
-        Killer(server, running_deliverers, every=every) as killer,
+        in_background((killer := Killer(server, running_deliverers, every=every)).kill),
     ):
         # In halves, because the ledger keeps the UUIDs of the last 100,000 events only.
         for crowd in (Crowd(server, wanted // 2), Crowd(server, wanted // 2)):
             crowd.run()
             result.recorded += crowd.events
             result.unanswered += crowd.unanswered
-            result.during, uuids = weather.read_ledger()
+            result.during, uuids = read_ledger(sandbox)
             result.arrived |= uuids
     result.counts = drain(site, 120)
     result.seconds = time.monotonic() - start
-    result.counted, uuids = weather.read_ledger()
+    result.counted, uuids = read_ledger(sandbox)
     result.arrived |= uuids
     result.killed_workers, result.killed_deliverers = killer.killed_workers, killer.killed_deliverers
     return result

@@ -19,9 +19,9 @@ from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
 from django_moe_personalize.moengage.types import Event, Experience
+from tests.services.load import EVENTS
 from tests.services.site import page
 
-EVENTS = "X-Events"
 _here = threading.local()
 
 

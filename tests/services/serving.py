@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 
+THREADS = ["--preload", "--worker-class=gthread", "--threads=16", "--keep-alive=300", "--graceful-timeout=3"]
 LOCAL_MEMORY = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
 
 SHORT_INTERVALS = {"breaker": {"open_seconds": 0.5, "max_open_seconds": 1.0}, "gate": 0.7}
@@ -54,35 +57,33 @@ class Server:
 
 
 @contextmanager
-def start_gunicorn(base_url: str, folder: Path, *, workers: int = 2, **site: Any) -> Iterator[Server]:
-    """Serve the site with gunicorn's threads. The site is loaded before gunicorn forks."""
-    with _listen() as listener:
-        command = [sys.executable, "-m", "gunicorn", "tests.services.site:wsgi()", "--preload", "--worker-class"]
-        command += [
-            "gthread",
-            "--workers",
-            str(workers),
-            "--threads",
-            "16",
-            "--keep-alive",
-            "300",
-            "--no-control-socket",
-        ]
-        command += ["--log-level", "warning", "--graceful-timeout", "3", "--bind", f"fd://{listener.fileno()}"]
+def start_gunicorn(
+    base_url: str, folder: Path, *, workers: int = 2, options: Sequence[str] = THREADS, **site: Any
+) -> Iterator[Server]:
+    """Serve the site with gunicorn, by default with threads and loaded before it forks."""
+    with listen() as listener:
+        command = build_gunicorn("tests.services.site:wsgi()", listener, workers, *options)
         with _serve("gunicorn", command, listener, base_url, folder, workers=workers, **site) as server:
             yield server
+
+
+def build_gunicorn(application: str, listener: socket.socket, workers: int, *options: str) -> list[str]:
+    """Return the command that serves an application."""
+    command = [sys.executable, "-m", "gunicorn", application, "--bind", f"fd://{listener.fileno()}"]
+    return [*command, "--workers", str(workers), "--log-level", "warning", "--no-control-socket", *options]
 
 
 @contextmanager
 def start_uvicorn(base_url: str, folder: Path, **site: Any) -> Iterator[Server]:
     """Serve the site with uvicorn, in one process."""
-    with _listen() as listener:
+    with listen() as listener:
         command = [sys.executable, "-m", "tests.services.site", str(listener.fileno())]
         with _serve("uvicorn", command, listener, base_url, folder, workers=1, **site) as server:
             yield server
 
 
-def _listen() -> socket.socket:
+def listen() -> socket.socket:
+    """Return a listening socket for a server that inherits it."""
     # The server inherits the socket, so that no other process can take the port.
     return socket.create_server(("127.0.0.1", 0), backlog=256)
 
@@ -126,18 +127,24 @@ def _answers(port: int) -> bool:
 
 
 @contextmanager
-def running(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program and terminate it at the end, or kill it if it doesn't stop."""
-    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, **options)
+def running(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program. End it and all its children, and kill those that don't end."""
+    process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, start_new_session=True, **options)
     try:
         yield process
     finally:
-        process.terminate()
-        try:
+        signal_group(process, signal.SIGCONT)
+        signal_group(process, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(5)
+        signal_group(process, signal.SIGKILL)
+        process.wait(5)
+
+
+def signal_group(process: subprocess.Popen[Any], number: int) -> None:
+    """Send a signal to a program and all its children."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any = lambda: "") -> None:
@@ -164,6 +171,16 @@ def start_sandbox(folder: Path) -> Iterator[int]:
     with out.open("wb") as file, running(command, env=environment, stdout=file, stderr=file) as process:
         wait_until(process, lambda: "Ctrl-C" in out.read_text(), out.read_text)
         yield int(re.search(r"answers at http://\S+:(\d+)/v1", out.read_text())[1])
+
+
+def ask_sandbox(port: int, path: str, faults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the response of the sandbox's control path. Set its ``faults`` if given."""
+    url, request = f"http://127.0.0.1:{port}/_sandbox/{path}", {}
+    if faults is not None:
+        headers = {"Content-Type": "application/json"}
+        request = {"method": "PUT", "data": json.dumps(faults).encode(), "headers": headers}
+    with urllib.request.urlopen(urllib.request.Request(url, **request), timeout=60) as answer:
+        return json.load(answer)
 
 
 def find_free_port() -> int:

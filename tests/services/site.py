@@ -67,7 +67,8 @@ def state(request: HttpRequest) -> HttpResponse:
     from django_moe_personalize.fetching import upstream
 
     breaker = upstream.get_breaker()
-    said = {"state": breaker.state, "reason": breaker.reason, "retry_in": breaker.retry_in}
+    retry_in = max(0.0, breaker._find_due() - time.monotonic())
+    said = {"state": breaker.state, "reason": breaker.reason, "retry_in": retry_in}
     response = JsonResponse(said | {"in_flight": upstream.get_pool().in_flight})
     response["X-Worker"] = str(os.getpid())
     response["Content-Length"] = str(len(response.content))

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
-
 import pytest
 
 from django_moe_personalize.testing import override_personalize
 from tests.security.canaries import PERSONALIZE, SETTINGS, STACKS, browse, build_visitors, count_foreign, echo
-from tests.services.conftest import LONG, Extent
+from tests.services.conftest import LONG
 from tests.services.serving import build_redis_cache, find_free_port, start_redis
 
 
 @pytest.fixture(scope="module")
-def redis() -> Iterator[dict[str, Any]]:
+def redis():
     """Run Redis and give the CACHES for it."""
     port = find_free_port()
     with start_redis(port):
@@ -23,15 +20,7 @@ def redis() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("stack", STACKS)
-def test_no_foreign_canary_through_redis(
-    redis: dict[str, Any],
-    upstream: Any,
-    settings: Any,
-    extent: Extent,
-    tell: Callable[[str], None],
-    stack: str,
-    mode: str,
-) -> None:
+def test_no_foreign_canary_through_redis(redis, upstream, settings, extent, tell, stack, mode):
     """Four visitors at the same time get their own content, with pages and answers in Redis."""
     upstream.answer = echo
     for name, value in SETTINGS.items():

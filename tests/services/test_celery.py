@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.services.brokers import CelerySite, rabbitmq, redis, signal_group
-from tests.services.conftest import LONG, Extent
+from tests.services.brokers import CelerySite, rabbitmq, redis
+from tests.services.conftest import LONG
 from tests.services.load import poll
-from tests.services.serving import CREDENTIALS, start_sandbox
+from tests.services.serving import CREDENTIALS, ask_sandbox, signal_group
 
 FAULTS = {"error_rate": 0.3, "reset": 0.1}
 """At a reset the sandbox has counted the events and the response is lost: a retry must not count again."""
@@ -36,20 +33,6 @@ RECOVER_SOON = {
     "unacked_restore_throttle": 1,
     "unacked_mutex_expire": 1,
 }
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Iterator[int]:
-    """Run a sandbox with a ledger and faults of this test's own, and give its port."""
-    with start_sandbox(tmp_path) as port:
-        yield port
-
-
-def ask_sandbox(port: int, path: str, **request: Any) -> dict[str, Any]:
-    """Return the response of the sandbox's control path."""
-    asked = urllib.request.Request(f"http://127.0.0.1:{port}/_sandbox/{path}", **request)
-    with urllib.request.urlopen(asked, timeout=20) as answer:
-        return json.load(answer)
 
 
 def read_uuids(port: int) -> list[str]:
@@ -73,14 +56,8 @@ def build_site(sandbox: int, broker: str, folder: Path, **options: Any) -> Celer
     ids=["rabbitmq", "redis", "redis-whole"],
 )
 def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
-    start_broker: Any,
-    share: float,
-    pauses: tuple[float, float],
-    sandbox: int,
-    tmp_path: Path,
-    extent: Extent,
-    tell: Callable[[str], None],
-) -> None:
+    start_broker, share, pauses, own_sandbox, tmp_path, extent, tell
+):
     """Workers are killed, 30 % of the calls fail and responses are lost. No event is counted twice.
 
     On RabbitMQ no event is lost. On Redis each killed worker loses at most one message, of two events. The test
@@ -88,15 +65,14 @@ def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
     at work when it happens, after short ones some of them are starting.
     """
     pages, seconds = (10_000, 120.0) if extent is LONG else (1_000, 10.0)
-    faults = json.dumps({**FAULTS, "seed": 1}).encode()
-    ask_sandbox(sandbox, "faults", method="PUT", data=faults, headers={"Content-Type": "application/json"})
+    ask_sandbox(own_sandbox, "faults", {**FAULTS, "seed": 1})
     draw, kills = random.Random(1), 0
     # A slow broker on a busy machine is not the subject of this test.
     options = {"publish_timeout": 10.0}
     with (
         start_broker() as (url, _),
-        build_site(sandbox, url, tmp_path, **options).work() as worker,
-        build_site(sandbox, url, tmp_path, **options).record(pages, seconds) as web,
+        build_site(own_sandbox, url, tmp_path, **options).work() as worker,
+        build_site(own_sandbox, url, tmp_path, **options).record(pages, seconds) as web,
     ):
         web.stdout.readline()
         while web.poll() is None and kills < pages // 125:
@@ -111,9 +87,9 @@ def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
         # The last kill may have left it broken.
         worker.restart()
         ended = time.monotonic()
-        wait_for_rest(sandbox, 2 * pages)
+        wait_for_rest(own_sandbox, 2 * pages)
         waited = time.monotonic() - ended
-    counted = read_uuids(sandbox)
+    counted = read_uuids(own_sandbox)
 
     missing, twice = len(set(report["uuids"]) - set(counted)), len(counted) - len(set(counted))
     told = f"{2 * pages} events, {kills} kills, {worker.kills} of whole workers"
@@ -134,16 +110,14 @@ def wait_for_rest(sandbox: int, wanted: int) -> None:
 
 @pytest.mark.parametrize("start_broker", [redis, rabbitmq])
 @pytest.mark.parametrize("trouble", ["killed", "hangs"])
-def test_a_failing_broker_holds_up_no_page_and_costs_no_event(
-    start_broker: Any, trouble: str, sandbox: int, tmp_path: Path, tell: Callable[[str], None]
-) -> None:
+def test_a_failing_broker_holds_up_no_page_and_costs_no_event(start_broker, trouble, own_sandbox, tmp_path, tell):
     """The fallback delivers the events. Only a few pages wait for a broker that hangs, and only for a moment."""
     fallback = {"BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery", "OPTIONS": {"exit_timeout": 10.0}}
     with start_broker() as (url, broker):
-        site = build_site(sandbox, url, tmp_path, fallback=fallback, publish_timeout=PUBLISH_SECONDS)
+        site = build_site(own_sandbox, url, tmp_path, fallback=fallback, publish_timeout=PUBLISH_SECONDS)
         with site.record(PAGES, 6.0) as web:
             web.stdout.readline()
-            signal_broker(broker, signal.SIGKILL if trouble == "killed" else signal.SIGSTOP)
+            signal_group(broker, signal.SIGKILL if trouble == "killed" else signal.SIGSTOP)
             report = json.loads(web.communicate(timeout=60)[0])
     # The first page imports Celery's modules for this broker.
     held = sorted(report["held"][1:])
@@ -153,12 +127,4 @@ def test_a_failing_broker_holds_up_no_page_and_costs_no_event(
     assert sum(each > PUBLISH_SECONDS / 2 for each in held) <= MAX_HELD
     assert 100 <= counts["handed_over"] < 2 * PAGES
     assert counts["handed_over"] + counts["delivered"] == counts["accepted"] == 2 * PAGES
-    assert len(set(read_uuids(sandbox))) == counts["delivered"]
-
-
-def signal_broker(process: Any, number: int) -> None:
-    """Signal a broker: all processes of RabbitMQ, or the one of Redis, which is in the process group of these tests."""
-    if os.getpgid(process.pid) == process.pid:
-        signal_group(process, number)
-    else:
-        process.send_signal(number)
+    assert len(set(read_uuids(own_sandbox))) == counts["delivered"]

@@ -9,19 +9,11 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
-from tests.delivery.vendor import SOON, Vendor
-
-ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture
-def vendor():
-    with Vendor() as vendor:
-        yield vendor
+from tests.delivery.vendor import SOON
+from tests.services.serving import ROOT
 
 
 def start(vendor, *command, **options):
@@ -31,14 +23,8 @@ def start(vendor, *command, **options):
         "OPTIONS": {"interval": 600.0, "backoff": 0.05, **options},
     }
     environment = {**os.environ, "SITE_MOE_PERSONALIZE": json.dumps(vendor.settings(DELIVERY=delivery))}
-    return subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **out)
 
 
 def run_script(vendor, way, count):
@@ -93,15 +79,12 @@ def test_exit_takes_no_time_with_wrong_credentials(vendor):
 
 
 @contextmanager
-def gunicorn(vendor, *options):
-    """Run the site under gunicorn, yield its address, end it with SIGTERM and wait for its end."""
-    address = ("--bind", "127.0.0.1:0", "--workers", "2", "--preload")
-    process = start(vendor, "-m", "gunicorn", *address, *options, "tests.delivery.site:application")
+def serving(vendor, *command, **options):
+    """Run the site under a server. Yield its address and its process, end it with SIGTERM and wait for its end."""
+    process = start(vendor, *command, **options)
     try:
-        for line in process.stderr:
-            if found := re.search(r"Listening at: http://([0-9.:]+)", line):
-                yield found[1]
-                break
+        starts = (re.search(r"(?:Listening at:|running on) http://([0-9.:]+)", line) for line in process.stderr)
+        yield next(filter(None, starts))[1], process
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=30)
     finally:
@@ -112,7 +95,8 @@ def gunicorn(vendor, *options):
 @pytest.mark.parametrize("options", [(), ("--worker-class", "gthread", "--threads", "4")], ids=["sync", "gthread"])
 def test_gunicorn_delivers_everything_after_sigterm(vendor, options):
     """Two workers, forked from a master with an event of its own, deliver each event once before they end."""
-    with gunicorn(vendor, *options) as address:
+    command = ("gunicorn", "--bind", "127.0.0.1:0", "--workers", "2", "--preload", *options)
+    with serving(vendor, "-m", *command, "tests.delivery.site:application") as (address, _):
         recorded = [read(address, "/") for _ in range(260)]
         before = vendor.taken.total()
     assert before < 260
@@ -139,17 +123,9 @@ def test_uvicorn_delivers_everything_after_sigterm_and_ends_by_it(vendor, comman
         # coverage would install a handler of its own, and then there is no default one.
         monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         monkeypatch.delenv("COVERAGE_PROCESS_START", raising=False)
-    process = start(vendor, *command, exit_timeout=SOON)
-    try:
-        line = next(line for line in process.stderr if "running on" in line)
-        address = re.search(r"http://([0-9.:]+)", line)[1]
+    with serving(vendor, *command, exit_timeout=SOON) as (address, process):
         recorded = [read(address, path) for _ in range(20)]
         before = vendor.taken.total()
-        process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait(SOON)
     assert (before, process.returncode) == (0, -signal.SIGTERM)
     assert set(recorded) < set(vendor.taken)
     assert set(vendor.taken.values()) == {1}

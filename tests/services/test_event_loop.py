@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 import time
-from collections.abc import Callable
-from pathlib import Path
 
 from tests.services.fault_proxy import FAULTS, FaultProxy
-from tests.services.load import Line, Page, connect, visit
+from tests.services.load import Companion, Line, Page, connect, in_background, visit
 from tests.services.serving import start_uvicorn
 
 DEADLINE = 0.6
@@ -33,28 +30,12 @@ def visit_at_rate(lines: list[Line], seconds: float) -> list[Page]:
     return visit(lines, int(RATE * seconds), ask)
 
 
-def read_beside(line: Line, over: threading.Event) -> list[float]:
-    """Read the unrelated view every PACE seconds; return the seconds from each due moment to the response."""
-    seconds = []
-    due = time.monotonic()
-    while not over.wait(max(0.0, due - time.monotonic())):
-        page = line.get("/unrelated/", due=due)
-        seconds.append(page.seconds)
-        due = max(due + PACE, page.end)
-    return seconds
-
-
 def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
     """Return the seconds of the unrelated view, and the personalized pages of the same time."""
-    over, found = threading.Event(), []
-    reader = threading.Thread(target=lambda: found.extend(read_beside(lines[0], over)))
-    reader.start()
-    try:
+    companion = Companion(lines[0], "/unrelated/", PACE)
+    with in_background(companion.read):
         pages = visit_at_rate(lines[1:], SECONDS)
-    finally:
-        over.set()
-        reader.join(60)
-    return found, pages
+    return [page.seconds for page in companion.pages], pages
 
 
 def find_p99(seconds: list[float]) -> float:
@@ -62,9 +43,7 @@ def find_p99(seconds: list[float]) -> float:
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 
-def test_an_unrelated_async_view_answers_while_the_upstream_hangs(
-    folder: Path, sandbox: int, tell: Callable[[str], None]
-) -> None:
+def test_an_unrelated_async_view_answers_while_the_upstream_hangs(folder, sandbox, tell):
     """Every page waits for its deadline, and the event loop waits for no page."""
     options = {"DEADLINE": DEADLINE, "MAX_CONCURRENT_FETCHES": 64, "intervals": NEVER_OPEN}
     live: list[float] = []

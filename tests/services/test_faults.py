@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.services.conftest import DEADLINE, Extent, FaultySite
-from tests.services.fault_proxy import FAULTS, Fault
+from tests.services.fault_proxy import FAULTS, Fault, FaultProxy
 from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
+from tests.services.serving import Server, start_gunicorn, start_uvicorn
 from tests.services.site import WITHOUT
 
+DEADLINE = 0.25
 LINES_A_SITE = 8
 STATUSES = (200, 404, 201, 200)
+STARTS = {"gunicorn": start_gunicorn, "uvicorn": start_uvicorn}
 PATHS = {"gunicorn": ("/page/",), "uvicorn": ("/page/", "/apage/")}
 SETTLE_SECONDS = 8.0
 BUSY_SECONDS = 1.0
@@ -28,18 +31,30 @@ PROBE_SECONDS = DEADLINE + BUSY_SECONDS
 PERSONAL = ("From the sandbox", "Sandbox delivers")
 
 
+@dataclass
+class FaultySite:
+    """A running site, and the proxy it takes for MoEngage."""
+
+    server: Server
+    proxy: FaultProxy
+
+
 @pytest.fixture(
-    params=[pytest.param(kind, marks=pytest.mark.xdist_group(kind)) for kind in ("gunicorn", "uvicorn")],
+    scope="session",
+    params=[pytest.param(start, marks=pytest.mark.xdist_group(name)) for name, start in STARTS.items()],
+    ids=STARTS,
 )
-def site(request: pytest.FixtureRequest, sites: dict[str, FaultySite]) -> FaultySite:
-    """Give a site, over WSGI and over ASGI."""
-    return sites[request.param]
+def site(request, folder, sandbox, extent):
+    """Run a site, over WSGI and over ASGI."""
+    with (
+        FaultProxy(sandbox) as proxy,
+        request.param(proxy.url, folder, intervals=extent.intervals, DEADLINE=DEADLINE) as server,
+    ):
+        yield FaultySite(server, proxy)
 
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=str)
-def test_no_page_suffers_and_content_is_back_afterwards(
-    site: FaultySite, fault: Fault, extent: Extent, tell: Callable[[str], None]
-) -> None:
+def test_no_page_suffers_and_content_is_back_afterwards(site, fault, extent, tell):
     """Status and body are the same as without us, no page is late, and content is back after one interval."""
     lines_a_worker = LINES_A_SITE // site.server.workers
     with connect(site.server, lines_a_worker + 1) as lines:

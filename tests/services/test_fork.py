@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from tests.services.echo import Echo
 from tests.services.load import Line, connect, visit
@@ -26,9 +24,7 @@ def ask(prefix: str, line: Line, number: int) -> tuple[bool, bool, str]:
     return crossed, whole, page.worker
 
 
-def test_sessions_warmed_before_the_fork_show_each_visitor_their_own_content(
-    folder: Path, tell: Callable[[str], None]
-) -> None:
+def test_sessions_warmed_before_the_fork_show_each_visitor_their_own_content(folder, tell):
     """1,200 visitors of 4 workers, forked from a master with 8 open connections, get pages with their own names."""
     with (
         Echo(jitter=0.01) as upstream,

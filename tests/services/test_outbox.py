@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from contextlib import closing
+from functools import partial
+from typing import Any
 
 import pytest
 
-from tests.delivery.vendor import Vendor
 from tests.services.brokers import redis
+from tests.services.conftest import LONG
 from tests.services.databases import STARTS, Database, start_postgresql
-from tests.services.outbox import RECORD, BadWeather, Result, Site, run_experiment
+from tests.services.outbox import RECORD, Site, run_experiment
 from tests.services.serving import start_sandbox
 
 EVENTS = 5_000
@@ -50,29 +50,27 @@ pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
 
 
 @pytest.fixture(scope="module", params=STARTS)
-def database(request: pytest.FixtureRequest) -> Iterator[Database]:
+def database(request):
     """Run each of the databases."""
     with STARTS[request.param]() as database:
         yield database
 
 
 @pytest.fixture
-def vendor() -> Iterator[Vendor]:
-    """Run a MoEngage on loopback."""
-    with Vendor() as vendor:
-        yield vendor
-
-
-@pytest.fixture
-def site(database: Database, vendor: Vendor, tmp_path: Path) -> Site:
+def site(database, vendor, tmp_path):
     """Return a site with an empty outbox."""
-    site = Site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
+    return build_site(database, tmp_path, vendor.url, {"lease": 60.0, "timeout": 10.0})
+
+
+def build_site(database: Database, *told: Any) -> Site:
+    """Return a site with an empty outbox."""
+    site = Site(database, *told)
     site.manage("migrate", "--verbosity", "0")
     site.manage("flush", "--no-input", "--verbosity", "0")
     return site
 
 
-def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor, tell: Callable[[str], None]) -> None:
+def test_deliverers_side_by_side_send_each_event_once(site, vendor, tell):
     """4 processes that start together share the work. None sends the rows that another one has leased."""
     site.manage("-c", RECORD.format(count=2000))
     vendor.delay = 0.02
@@ -90,7 +88,7 @@ def test_deliverers_side_by_side_send_each_event_once(site: Site, vendor: Vendor
     assert (counts["accepted"], counts["delivered"], counts["pending"]) == (2000, 2000, 0)
 
 
-def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) -> None:
+def test_one_poison_event_among_100_is_parked_alone(site, vendor):
     """99 are delivered. One is parked with MoEngage's reason, and sent again by --replay."""
     site.manage("-c", RECORD.format(count=100))
     find = "from django_moe_personalize.models import OutboxEvent as E; "
@@ -105,7 +103,7 @@ def test_one_poison_event_among_100_is_parked_alone(site: Site, vendor: Vendor) 
 
 
 @pytest.mark.parametrize("count", [2000, 20_000])
-def test_a_lease_follows_the_index(site: Site, count: int) -> None:
+def test_a_lease_follows_the_index(site, count):
     """For a batch the database neither sorts nor locks all rows, though it hasn't analyzed the table yet."""
     site.manage("-c", RECORD.format(count=count))
     *lines, others = site.manage("-c", LOOK).split("\n")[:-1]
@@ -116,7 +114,7 @@ def test_a_lease_follows_the_index(site: Site, count: int) -> None:
     assert others in ("", str(count - 100))
 
 
-def test_erasing_finds_the_customer_alone(site: Site) -> None:
+def test_erasing_finds_the_customer_alone(site):
     """Databases compare text differently, but erase() finds exactly one customer."""
     erase = "from django_moe_personalize.delivery.base import get_delivery; print(get_delivery().erase({!r}))"
     site.manage("-c", RECORD.format(count=20).replace("str(number)", "'aA ßs'[number % 5] * 2"))
@@ -130,7 +128,7 @@ def test_erasing_finds_the_customer_alone(site: Site) -> None:
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (20, {"erased": 12}, 8)
 
 
-def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int) -> None:
+def test_failing_insert_costs_the_page_only_its_events(site, sandbox):
     """With ATOMIC_REQUESTS the page is a 200 with its own row. The next event outside a transaction adds the loss."""
     rename = "from django.db import connection as c; c.cursor().execute('ALTER TABLE {} RENAME TO {}')"
     table = "moe_personalize_outboxevent"
@@ -148,45 +146,32 @@ def test_failing_insert_costs_the_page_only_its_events(site: Site, sandbox: int)
     assert (counts["accepted"], counts["dropped"], counts["pending"]) == (6, {"error": 3}, 3)
 
 
-def test_no_event_is_missing_or_counted_twice(
-    database: Database, sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
-) -> None:
+def test_no_event_is_missing_or_counted_twice(database, sandbox, tmp_path, tell, extent):
     """Web workers and ``moe_deliver`` are killed at random and MoEngage fails: each event of a page arrives once."""
-    is_long = pytestconfig.getoption("--long")
-    wanted, every = (LONG_EVENTS, (1.0, 3.0)) if is_long else (EVENTS, (0.5, 2.0))
-    with build_experiment(database, tmp_path) as (site, weather):
-        pages_from = f"http://127.0.0.1:{sandbox}/v1"
-        result = run_experiment(site, weather, pages_from, wanted, deliverers=site.watch(), every=every)
-    check(result, wanted, f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver", tell)
+    every = (1.0, 3.0) if extent is LONG else (0.5, 2.0)
+    name = f"{database['ENGINE'].rpartition('.')[2]}, moe_deliver"
+    check(database, sandbox, tmp_path, extent, tell, name=name, every=every, deliver=Site.watch)
 
 
-def test_celery_on_redis_misses_no_event_and_counts_none_twice(
-    sandbox: int, tmp_path: Path, tell: Callable[[str], None], pytestconfig: pytest.Config
-) -> None:
+def test_celery_on_redis_misses_no_event_and_counts_none_twice(sandbox, tmp_path, tell, extent):
     """Celery's workers run ``deliver_outbox`` for its beat, with Redis as the broker. Killing them loses no event."""
-    is_long = pytestconfig.getoption("--long")
-    wanted, every = (LONG_EVENTS, (2.0, 5.0)) if is_long else (EVENTS, (1.0, 3.0))
-    with start_postgresql() as database, redis() as (url, _), build_experiment(database, tmp_path) as (site, weather):
-        pages_from, deliverers = f"http://127.0.0.1:{sandbox}/v1", site.watch_with_celery(url)
-        result = run_experiment(site, weather, pages_from, wanted, deliverers=deliverers, every=every)
-    check(result, wanted, "postgresql, celery on redis", tell)
+    every = (2.0, 5.0) if extent is LONG else (1.0, 3.0)
+    with start_postgresql() as database, redis() as (url, _):
+        deliver = partial(Site.watch_with_celery, broker=url)
+        name = "postgresql, celery on redis"
+        check(database, sandbox, tmp_path, extent, tell, name=name, every=every, deliver=deliver)
     assert "Traceback" not in (tmp_path / "celery.log").read_text()
 
 
-@contextmanager
-def build_experiment(database: Database, folder: Path) -> Iterator[tuple[Site, BadWeather]]:
-    """Give a site with an empty outbox, and a sandbox of its own that fails."""
+def check(database, sandbox, folder, extent, tell, *, name, every, deliver):
+    """Run the experiment. Compare the recorded events with a failing sandbox's and with the counters of the outbox."""
+    wanted = LONG_EVENTS if extent is LONG else EVENTS
     vendor_folder = folder / "vendor"
     vendor_folder.mkdir()
     with start_sandbox(vendor_folder) as port:
-        site = Site(database, folder, f"http://127.0.0.1:{port}/v1")
-        site.manage("migrate", "--verbosity", "0")
-        site.manage("flush", "--no-input", "--verbosity", "0")
-        yield site, BadWeather(port)
-
-
-def check(result: Result, wanted: int, name: str, tell: Callable[[str], None]) -> None:
-    """Compare the recorded events with the sandbox's and with the counters of the outbox."""
+        site = build_site(database, folder, f"http://127.0.0.1:{port}/v1")
+        pages_from = f"http://127.0.0.1:{sandbox}/v1"
+        result = run_experiment(site, port, pages_from, wanted, deliverers=deliver(site), every=every)
     missing, twice = set(result.recorded) - result.arrived, result.counted - len(result.arrived)
     tell(f"{name}: {result.describe()}; {len(missing)} missing, {twice} counted twice")
     counts = result.counts

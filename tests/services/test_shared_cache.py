@@ -36,7 +36,7 @@ ALLOWANCE = 0.1
 
 
 @pytest.fixture(params=["redis", "memcached"])
-def caches(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
+def caches(request):
     """Run a cache server and give the CACHES for it."""
     start, build = {
         "redis": (start_redis, build_redis_cache),
@@ -47,9 +47,7 @@ def caches(request: pytest.FixtureRequest) -> Iterator[dict[str, Any]]:
         yield build(port)
 
 
-def test_identical_misses_of_all_processes_are_one_call(
-    caches: dict[str, Any], folder: Path, tell: Callable[[str], None]
-) -> None:
+def test_identical_misses_of_all_processes_are_one_call(caches, folder, tell):
     """Of 12 pages of a new visitor at once, in 4 processes, one asks; all show its answer, then and later."""
     with (
         Echo(delay=0.3) as upstream,
@@ -71,7 +69,7 @@ def test_identical_misses_of_all_processes_are_one_call(
         assert server.read_log() == ""
 
 
-def test_processes_read_each_others_answers(caches: dict[str, Any], folder: Path) -> None:
+def test_processes_read_each_others_answers(caches, folder):
     """MoEngage is asked once for a visitor who moves between processes."""
     with (
         Echo() as upstream,
@@ -125,7 +123,7 @@ def read_as_new(line: Line, _: int) -> tuple[str, Page]:
     return visitor, get(line, visitor)
 
 
-def test_redis_killed_and_started_again_costs_no_page(folder: Path, tell: Callable[[str], None]) -> None:
+def test_redis_killed_and_started_again_costs_no_page(folder, tell):
     """Pages keep status and content, each process logs the problem once, and then the cache is used again."""
     with serving_on_redis(folder, DEADLINE=DEADLINE) as site:
         assert count_calls_for_a_round(site.upstream, site.lines[:2], name_visitor()) == 1
@@ -150,7 +148,7 @@ def test_redis_killed_and_started_again_costs_no_page(folder: Path, tell: Callab
     assert max(Counter(said).values()) == 1, said
 
 
-def test_redis_that_hangs_costs_no_page_more_than_its_deadline(folder: Path, tell: Callable[[str], None]) -> None:
+def test_redis_that_hangs_costs_no_page_more_than_its_deadline(folder, tell):
     """A Redis that accepts connections and answers nothing delays pages up to the deadline; then content is back."""
     with serving_on_redis(folder, DEADLINE=SHORT_DEADLINE) as site:
         beside, lines = site.lines[:2], site.lines[2:]

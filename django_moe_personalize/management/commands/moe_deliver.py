@@ -9,8 +9,8 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, get_settings
-from django_moe_personalize.delivery.base import describe
-from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer, find_outbox_delivery
+from django_moe_personalize.delivery.base import describe, find_delivery
+from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.management.signals import stop_on_signals
 
@@ -73,7 +73,7 @@ class Command(BaseCommand):
 def _find_delivery() -> DatabaseDelivery:
     """Return the delivery, if it has an outbox and the outbox has its tables. Raises CommandError."""
     try:
-        delivery = find_outbox_delivery()
+        delivery = find_delivery(DatabaseDelivery)
     except ConfigurationError as error:
         raise CommandError(str(error)) from error
     if delivery is None:

@@ -39,12 +39,11 @@ class Command(BaseCommand):
         try:
             workspace = load_workspace(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
+            server = build_server(Engine(workspace), host, port, faults=faults)
         except WorkspaceError as error:
             raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
             raise CommandError(str(error)) from error
-        try:
-            server = build_server(Engine(workspace), host, port, faults=faults)
         except OSError as error:
             message = f"The sandbox can't listen on {host}:{port}: {error.strerror}. Choose another ADDR:PORT."
             raise CommandError(message) from error
