@@ -163,4 +163,5 @@ def test_digest_of_a_visitor(configure, other, is_same):
     """Visitors share a digest if their identity and the attributes in VARY_CACHE_ON are the same."""
     configure(VARY_CACHE_ON=["a"])
     assert (other.digest == Visitor(Identity("42"), {"b": "2", "a": "1"}).digest) is is_same
-    assert "42" not in repr(other)
+    # The repr's address may contain 42.
+    assert "'42'" not in repr(other)
