@@ -1,4 +1,4 @@
-"""Anything that JSON may hold, and structures near the contract with anything in each of their places."""
+"""Hypothesis strategies: any JSON value, and structures near the contract with any JSON value in each place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-# A busy machine makes an example slow, not wrong.
+# A busy machine makes an example slow, which is no failure.
 patiently = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 json_values = st.recursive(
@@ -15,7 +15,7 @@ json_values = st.recursive(
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),
     max_leaves=8,
 )
-# Structures near the contract, each place filled with anything.
+# Structures near the contract.
 near_offerings = st.lists(
     json_values
     | st.fixed_dictionaries(
@@ -55,5 +55,5 @@ near_answers = st.fixed_dictionaries(
 
 
 def same(left: object, right: object) -> bool:
-    """Whether two values are equal and of one type: 1, 1.0 and True are three values here."""
+    """Return whether two values are equal and of the same type: 1, 1.0 and True are different values."""
     return type(left) is type(right) and left == right
