@@ -5,7 +5,9 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +24,8 @@ from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.messages import Request, Response
-from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.resilience import Deadline, WorkerPool
+from django_moe_personalize.runtime import Runtime, reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
@@ -38,10 +40,24 @@ hypothesis_settings.register_profile("matrix", max_examples=30)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+"""The pools of this process, also those of dropped runtimes: their threads could write into the next test's cache."""
+
+
+def _build_pool(build: Callable[[Runtime], WorkerPool], runtime: Runtime) -> WorkerPool:
+    pool = build(runtime)
+    _pools.add(pool)
+    return pool
+
+
+for _part in (get_pool, get_background):
+    _part._build = partial(_build_pool, _part._build)
+
+
 def settle() -> None:
     """Wait until the background threads have done the work that pages left to them."""
-    until = time.monotonic() + 10
-    while (get_pool().in_flight or get_background().in_flight) and time.monotonic() < until:
+    until = time.monotonic() + LONG
+    while any(pool.in_flight for pool in _pools) and time.monotonic() < until:
         time.sleep(0.001)
 
 
