@@ -49,7 +49,7 @@ def break_outbox():
 
 
 def repair_outbox():
-    """Let INSERTs succeed again."""
+    """Let inserts succeed again."""
     with connection.cursor() as cursor:
         cursor.execute("DROP TRIGGER full")
 

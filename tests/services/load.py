@@ -172,7 +172,7 @@ class Companion:
 
 @contextmanager
 def companions(lines: Sequence[Line]) -> Iterator[Callable[[Page], float]]:
-    """Read pages without us on a line for each process; give a function that returns how late a page's process was."""
+    """Read pages without us on a line for each process. Give the function that says how late a page's process was."""
     by_worker = {line.worker: Companion(line, WITHOUT + "/page/", PACE) for line in lines}
     with ExitStack() as stack:
         for companion in by_worker.values():

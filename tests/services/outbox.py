@@ -103,7 +103,7 @@ class Site:
         """Serve its pages with gunicorn. Their experiences come from another sandbox."""
         log = self.folder / "gunicorn.log"
         with listen() as listener, log.open("wb") as errors:
-            options = ["--worker-class", "gthread", "--threads", str(threads), "--graceful-timeout", "2"]
+            options = ["--worker-class=gthread", f"--threads={threads}", "--keep-alive=60", "--graceful-timeout=2"]
             command = build_gunicorn(f"{MODULE}:wsgi()", listener, workers, *options)
             environ = self.environ(BASE_URL=pages_from)
             with running(command, env=environ, pass_fds=[listener.fileno()], stderr=errors) as process:

@@ -49,7 +49,7 @@ def build_site(sandbox: int, broker: str, folder: Path, **options: Any) -> Celer
     return CelerySite(moe, broker, folder / "workers.log", **transport)
 
 
-@pytest.mark.timeout(600)  # The long form takes three minutes.
+@pytest.mark.timeout(900)  # The long form takes three minutes, on a busy machine seven.
 @pytest.mark.parametrize(
     ("start_broker", "share", "pauses"),
     [(rabbitmq, 0.5, (0.3, 0.9)), (redis, 0.5, (0.3, 0.9)), (redis, 1.0, (2.0, 3.0))],
