@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
-from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.frozen import write_json
-from django_moe_personalize.moengage.messages import Request, Response, Transport
-from django_moe_personalize.moengage.reader import read_fetch, read_metadata
-from django_moe_personalize.moengage.strict_json import parse_json
+from django_moe_personalize.moengage.http1 import Request, Response
+from django_moe_personalize.moengage.json_values import parse_json, write_json
+from django_moe_personalize.moengage.reader import build_error, read_fetch, read_metadata
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -25,7 +23,7 @@ from django_moe_personalize.moengage.types import (
 )
 
 if TYPE_CHECKING:
-    from django_moe_personalize.moengage.exchange import HTTPExchange
+    from django_moe_personalize.moengage.http1 import HTTPExchange
     from django_moe_personalize.resilience import Deadline
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
@@ -40,6 +38,26 @@ _ACTIONS: Final = ',"actions":['
 """Separates the customer of an element from its actions: inside a JSON string its quotes would be escaped."""
 
 T = TypeVar("T")
+
+
+class Transport(Protocol):
+    """Carries requests to MoEngage.
+
+    A transport may also have the method ``start(request) -> HTTPExchange | None``. It sends the request
+    on a connection that is open already and returns at once, so that a page can read the response
+    later; it returns ``None`` when it has no such connection. Without ``start`` every call uses ``send``.
+    """
+
+    def send(self, request: Request, *, deadline: Deadline) -> Response:
+        """Return the response, whatever its status.
+
+        Raises TransportError when no response comes, DeadlineExceeded when it doesn't come in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Close the connections. The transport may be used again."""
+        ...
 
 
 class PersonalizeClient:

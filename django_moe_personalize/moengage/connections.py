@@ -25,9 +25,11 @@ from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.exchange import HTTPExchange, describe_failure
-from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import ProxyError
+from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+
+
+class ProxyError(TransportError):
+    """The proxy can't be reached or opens no tunnel. The message names the proxy, never its password."""
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:

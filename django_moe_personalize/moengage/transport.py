@@ -17,9 +17,7 @@ from urllib3.util.connection import is_connection_dropped
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
-from django_moe_personalize.moengage.exchange import HTTPExchange
-from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import NotTakenError, Request, Response
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_request
 
 if TYPE_CHECKING:
     from urllib3.connection import HTTPConnection

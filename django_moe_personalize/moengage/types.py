@@ -6,12 +6,10 @@ import enum
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from django_moe_personalize.moengage.frozen import Value, encode, thaw
-from django_moe_personalize.moengage.offerings import Offering as Offering
-from django_moe_personalize.moengage.offerings import read_offerings
+from django_moe_personalize.moengage.json_values import as_list, as_object, as_text, encode, freeze, parse_or, thaw
 
 MAX_KEYS = 25
 """Experience keys in one fetch (contract §2)."""
@@ -71,6 +69,67 @@ class Action(enum.Enum):
     OFFERING_CLICKED = "MOE_OFFERING_CLICKED"
 
 
+class Value:
+    """Base of the public dataclasses: compares, hashes and shows a value by its fields."""
+
+    # @dataclass would compile these methods for each class: 2 of the 15 ms that importing the package may take.
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        return _get_compared(self) == _get_compared(other) if other.__class__ is self.__class__ else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(_get_compared(self))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in _get_names(self, "repr"))
+        return f"{type(self).__name__}({shown})"
+
+
+def _get_compared(value: object) -> tuple[Any, ...]:
+    return tuple(getattr(value, name) for name in _get_names(value, "compare"))
+
+
+def _get_names(value: Any, option: str) -> list[str]:
+    return [field.name for field in fields(value) if getattr(field, option)]
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Offering(Value, Mapping[str, Any]):
+    """One offering, a mapping of its content.
+
+    ``content`` is the content that the marketer wrote, ``context`` the ``offering_context``, ``raw`` the
+    whole entry as MoEngage sent it. ``offering["title"]`` and, in templates, ``offer.title`` read ``content``.
+
+    In Python, attributes and content never mix: ``offering.context`` is the attribute and
+    ``offering["context"]`` the content. In templates, the content wins over an attribute or a method of
+    the same name. An offering is always true, and unhashable, because its values are dicts.
+    """
+
+    offering_id: str
+    content: Mapping[str, Any]
+    context: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.content[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.content)
+
+    def __len__(self) -> int:
+        return len(self.content)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the offering as plain data that ``json.dumps()`` takes, without ``raw``."""
+        return {"offering_id": self.offering_id, "content": thaw(self.content), "context": thaw(self.context)}
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Experience(Value, Mapping[str, Any]):
     """One experience as MoEngage decided it for one visitor, a mapping of its payload (contract §2).
@@ -125,6 +184,33 @@ class Experience(Value, Mapping[str, Any]):
 
     def _has_offering_in(self, value: object) -> bool:
         return any(offering in self.offerings for offering in read_offerings(value))
+
+
+def find_offerings(payload: Mapping[str, Any]) -> Iterator[Offering]:
+    """Yield the offerings of a payload, whatever the marketer named their variables (contract §5)."""
+    for value in payload.values():
+        yield from read_offerings(value)
+
+
+def read_offerings(value: object) -> Iterator[Offering]:
+    """Yield the offerings in the value of one payload variable: an array, ``{"offerings": […]}``, or JSON text."""
+    entries = _parse_container(value)
+    if isinstance(entries, dict):
+        entries = entries.get("offerings")
+    for entry in map(as_object, as_list(entries)):
+        if context := as_object(entry.get("offering_context")):
+            content = _parse_container(entry.get("offering_content"))
+            if isinstance(content, dict) and content.get("type") == "json" and "payload" in content:
+                content = _parse_container(content["payload"])
+            offering_id = as_text(entry.get("dp_offering_id")) or as_text(context.get("moe_offering_id"))
+            yield Offering(offering_id, freeze(as_object(content)), freeze(context), freeze(entry))
+
+
+def _parse_container(value: object) -> object:
+    """Return the object or array in a string of JSON, and any other value unchanged."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        return parse_or(None, value)
+    return value
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

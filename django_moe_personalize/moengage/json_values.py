@@ -1,10 +1,11 @@
-"""Strict JSON: parse a body within bounds, and take a parsed value only as the type that it has."""
+"""JSON as Python values: parse and write it strictly, and keep all visitors' values unchangeable."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from django_moe_personalize.exceptions import InvalidResponseError
@@ -32,28 +33,28 @@ def parse_json(text: bytes | str) -> Any:
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
         if not text or text.isspace():
-            raise _refuse("it is empty")
+            raise _reject("it is empty")
         if text.startswith("\ufeff"):
-            raise _refuse("it starts with a byte order mark")
+            raise _reject("it starts with a byte order mark")
         _check_depth(text)
         value = json.loads(
             text,
             object_pairs_hook=_build_object,
-            parse_constant=_refuse_constant,
+            parse_constant=_reject_constant,
             parse_float=_parse_float,
             parse_int=_parse_integer,
         )
     except UnicodeDecodeError as error:
-        raise _refuse("it is not UTF-8") from error
+        raise _reject("it is not UTF-8") from error
     except json.JSONDecodeError as error:
-        raise _refuse(f"it is not JSON: {error.msg} at character {error.pos}") from error
+        raise _reject(f"it is not JSON: {error.msg} at character {error.pos}") from error
     if _SURROGATE.search(text):
         text = json.dumps(value, ensure_ascii=False)
         value = json.loads(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
     return value
 
 
-def _refuse(problem: str) -> InvalidResponseError:
+def _reject(problem: str) -> InvalidResponseError:
     return InvalidResponseError(f"MoEngage's response cannot be read: {problem}")
 
 
@@ -74,7 +75,7 @@ def _check_depth(text: str) -> None:
         if token[0] in ("[", "{"):
             depth += 1
             if depth > MAX_DEPTH:
-                raise _refuse(f"it nests deeper than {MAX_DEPTH} levels")
+                raise _reject(f"it nests deeper than {MAX_DEPTH} levels")
         elif token[0] in ("]", "}"):
             depth -= 1
 
@@ -82,24 +83,24 @@ def _check_depth(text: str) -> None:
 def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = dict(pairs)
     if len(names) != len(pairs):
-        raise _refuse("an object repeats a name")
+        raise _reject("an object repeats a name")
     return names
 
 
-def _refuse_constant(_name: str) -> object:
-    raise _refuse("it holds NaN or Infinity")
+def _reject_constant(_name: str) -> object:
+    raise _reject("it holds NaN or Infinity")
 
 
 def _parse_float(digits: str) -> float:
     number = float(digits)
     if math.isinf(number):
-        raise _refuse("it holds a number that is too large")
+        raise _reject("it holds a number that is too large")
     return number
 
 
 def _parse_integer(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
-        raise _refuse("it holds a number that is too large")
+        raise _reject("it holds a number that is too large")
     return int(digits)
 
 
@@ -121,3 +122,75 @@ def as_text(value: object) -> str:
 def is_number(value: object) -> bool:
     """Return whether a value is a JSON number; ``True`` and ``False`` are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _refuse(self: object, *args: object, **kwargs: object) -> Any:
+    raise TypeError("All visitors with this experience share its content. Change a copy: copy.deepcopy(…).")
+
+
+def _thaw(self: Any) -> tuple[Any, ...]:
+    """Make copy and pickle return the plain dict or list."""
+    plain = dict if isinstance(self, dict) else list
+    return plain, (plain(self),)
+
+
+# Real dicts and lists, so that JSON, templates and isinstance() treat them as such.
+class FrozenDict(dict[str, Any]):
+    """A dict that refuses every change."""
+
+    # Underscored, because templates can read all other attributes.
+    _json = ""
+    __reduce__ = _thaw
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+
+class FrozenList(list[Any]):
+    """A list that refuses every change."""
+
+    __slots__ = ()
+    __reduce__ = _thaw
+    __setitem__ = __delitem__ = __iadd__ = __imul__ = append = clear = extend = _refuse
+    insert = pop = remove = reverse = sort = _refuse
+
+
+def freeze(value: Any) -> Any:
+    """Return a deep copy of a JSON value that refuses every change; the value itself if it already does."""
+    if isinstance(value, (str, FrozenDict, FrozenList)):
+        return value
+    if isinstance(value, Mapping):
+        return FrozenDict({name: freeze(part) for name, part in value.items()})
+    if isinstance(value, list):
+        return FrozenList([freeze(part) for part in value])
+    return value
+
+
+def thaw(value: Any) -> Any:
+    """Return a deep copy of a JSON value, as plain dicts and lists."""
+    if isinstance(value, Mapping):
+        return {name: thaw(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [thaw(part) for part in value]
+    return value
+
+
+def _open(value: object) -> dict[Any, Any]:
+    """Let the encoder write any mapping as a dict."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"{type(value).__name__} is not a JSON type")
+
+
+# json.dumps() builds an encoder for every call with other options than the default ones.
+write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_open).encode
+"""Return a value as compact ASCII JSON. Raises TypeError or ValueError for values that JSON doesn't have."""
+
+
+def encode(value: Any) -> str:
+    """Return write_json(), which a FrozenDict remembers."""
+    if value.__class__ is not FrozenDict:
+        return write_json(value)
+    # An event is mostly its experience context: remembering its JSON saves 65 bytecodes and 2.6 µs for each event.
+    if not value._json:
+        value._json = write_json(value)
+    text: str = value._json
+    return text
