@@ -43,15 +43,15 @@ if TYPE_CHECKING:
     from django_moe_personalize.resilience import Deadline
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
-"""Fields of a fetch body that name the visitor and the keys; no attribute may have their names (contract §2)."""
+"""Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
 
 SYSTEM_FIELDS: Final = FETCH_FIELDS | {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
-"""Every field of a fetch body that has a meaning of its own; no custom attribute may have their names."""
+"""Fields of a fetch body that MoEngage defines. No custom attribute may have such a name."""
 
 _CREDENTIAL: Final = re.compile(r"[!-9;-~]+")
 
 _ACTIONS: Final = ',"actions":['
-"""Separates the customer of an element from its actions: inside a JSON string its quotes would be escaped."""
+"""Separates the customer in an element from the actions. A JSON string can't contain these unescaped quotes."""
 
 _MAX_KNOWN_BYTES = 16 * 1024
 
@@ -59,31 +59,31 @@ T = TypeVar("T")
 
 
 class Transport(Protocol):
-    """Carries requests to MoEngage.
+    """Sends requests to MoEngage.
 
-    A transport may also have the method ``start(request) -> HTTPExchange | None``. It sends the request
-    on a connection that is open already and returns at once, so that a page can read the response
-    later; it returns ``None`` when it has no such connection. Without ``start`` every call uses ``send``.
+    A transport may also have the method ``start(request) -> HTTPExchange | None``. ``start`` sends the request on
+    an open connection and returns at once, so that a page can read the response later. Without an open connection,
+    ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``.
     """
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """Return the response, whatever its status.
+        """Return the response, also with an error status.
 
-        Raises TransportError when no response comes, DeadlineExceeded when it doesn't come in time.
+        Raises TransportError if no response arrives, and DeadlineExceeded if no response arrives in time.
         """
         ...
 
     def close(self) -> None:
-        """Close the connections. The transport may be used again."""
+        """Close the connections. The transport stays usable."""
         ...
 
 
 class PersonalizeClient:
-    """Talk to one workspace.
+    """Call MoEngage for one workspace.
 
-    ``workspace_id`` and the *Personalize* ``api_key`` authenticate every call (contract §1). All
-    calls raise the APIError tree and take at most the deadline. Thread-safe when the transport is.
-    Raises ValueError for credentials that a header can't carry.
+    ``workspace_id`` and the *Personalize* ``api_key`` authenticate every call (contract §1). A call ends by its
+    deadline and raises an APIError or one of its subclasses. The client is thread-safe if the transport is.
+    The constructor raises ValueError for a malformed workspace id and for an empty key.
     """
 
     def __init__(self, *, workspace_id: str, api_key: str, transport: Transport) -> None:
@@ -114,16 +114,16 @@ class PersonalizeClient:
         attributes: Mapping[str, str] | None = None,
         deadline: Deadline,
     ) -> ExperiencesResult:
-        """Return the experiences of a customer; those for all users where no customer is given (contract §2).
+        """Return the experiences of a customer, or without a customer the experiences for all users (contract §2).
 
-        ``keys`` are at most 25. ``None`` asks for all keys; an empty sequence makes no call.
-        ``attributes`` are the in-session attributes under their wire names. Raises ValueError for
-        more keys, for a string as ``keys`` and for an attribute named like a fetch field.
+        ``keys`` are at most 25. ``None`` requests all keys. An empty sequence makes no call. ``attributes`` are the
+        in-session attributes under MoEngage's names. Raises ValueError for more than 25 keys, for a string as
+        ``keys`` and for an attribute with a name in FETCH_FIELDS.
         """
         if keys is not None and not keys:
             return ExperiencesResult()
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
-        # An error report prints the locals of every frame.
+        # Error reports print local variables.
         del customer_id, user_identifiers, attributes
         return _read(self._transport.send(request, deadline=deadline), read_fetch)
 
@@ -135,9 +135,9 @@ class PersonalizeClient:
         user_identifiers: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> HTTPExchange | None:
-        """Ask as fetch_experiences() does, but return at once; finish_fetch() reads the response.
+        """Send the request of fetch_experiences() and return at once. finish_fetch() reads the response.
 
-        ``None`` when the request can't be sent without waiting: no connection is open and idle.
+        Returns ``None``, without sending, if no connection is open and idle.
         """
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
@@ -145,17 +145,17 @@ class PersonalizeClient:
         return self._start(request)
 
     def finish_fetch(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
-        """Return the experiences; ``None`` when the response isn't whole after ``seconds``, then call again.
+        """Return the experiences, or ``None`` if the response isn't complete after ``seconds``. Then call again.
 
-        Raises NotTakenError when the request never reached MoEngage: fetch_experiences() may ask again.
+        Raises NotTakenError if the request didn't arrive at MoEngage. Then fetch_experiences() may send it again.
         """
         response = exchange.receive(seconds)
         return None if response is None else _read(response, read_fetch)
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
-        """Return which experiences exist, all or those with one of the statuses (contract §3).
+        """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
 
-        Raises ValueError for ``ExperienceStatus.UNKNOWN``, which is not a status of the API.
+        Raises ValueError for ``ExperienceStatus.UNKNOWN``, because the API has no such status.
         """
         if ExperienceStatus.UNKNOWN in statuses:
             raise ValueError("statuses may be ACTIVE, PAUSED and SCHEDULED")
@@ -165,11 +165,11 @@ class PersonalizeClient:
         return _read(self._transport.send(request, deadline=deadline), read_metadata)
 
     def send_events(self, events: Sequence[Event], *, deadline: Deadline) -> str:
-        """Report impressions and clicks in one call; return the vendor's request id (contract §4).
+        """Report impressions and clicks in one call and return MoEngage's id of the request (contract §4).
 
-        The id is ``""`` when the response has none and, without a call, when there are no events.
-        One bad event fails all of them with a ResponseError of status 400. Raises ValueError for
-        events of more than 100 customers.
+        Returns ``""`` if the response contains no id. Without events, makes no call and returns ``""``. If one event
+        is invalid, MoEngage refuses all events of the call, and the method raises a ResponseError with status 400.
+        Raises ValueError for events of more than 100 customers.
         """
         if not events:
             return ""
@@ -182,7 +182,7 @@ class PersonalizeClient:
         return _read(self._transport.send(request, deadline=deadline), _read_acceptance)
 
     def close(self) -> None:
-        """Close the connections. The client may be used again."""
+        """Close the connections. The client stays usable."""
         self._transport.close()
 
     def _build_fetch(
@@ -192,7 +192,7 @@ class PersonalizeClient:
         user_identifiers: Mapping[str, str] | None,
         attributes: Mapping[str, str] | None,
     ) -> Request:
-        """Return a fetch. Its body has identifiers and keys, and the attributes flat next to them (contract §2)."""
+        """Return the request of a fetch. Its body has the attributes next to identifiers and keys (contract §2)."""
         if isinstance(keys, str):
             raise ValueError("keys must be a sequence of experience keys, not one string")
         unique = list(dict.fromkeys(keys or ()))
@@ -212,7 +212,7 @@ class PersonalizeClient:
 
 
 def write_elements(events: Sequence[Event]) -> list[str]:
-    """Return the elements of an events body as JSON: one for each customer, in order of appearance (contract §4)."""
+    """Return the events as JSON: one text for each customer, ordered by the customer's first event (contract §4)."""
     elements: dict[str, list[str]] = {}
     for event in events:
         if event.customer_id in elements:
@@ -223,20 +223,20 @@ def write_elements(events: Sequence[Event]) -> list[str]:
 
 
 def _read(response: Response, read: Callable[[bytes], T]) -> T:
-    """Return the content of a 200, as ``read`` reads it. Raises the error that another status stands for."""
+    """Return ``read(body)`` for a response with status 200. Raises the error for any other status."""
     try:
         if response.status == 200:
             return read(response.body)
         failure: APIError = build_error(response)
     except APIError as error:
-        # An error report prints the causes and the locals of every frame, which hold a visitor's content.
+        # Error reports print causes, and the local variables in tracebacks. Here they contain a visitor's content.
         failure = error.with_traceback(None)
         failure.__cause__ = failure.__context__ = None
     raise failure
 
 
 def _read_acceptance(body: bytes) -> str:
-    """Return the vendor's id of a request that reported events. Raises InvalidResponseError if it wasn't accepted."""
+    """Return MoEngage's id of the request, or ``""``. Raises InvalidResponseError if MoEngage didn't accept it."""
     data = parse_json(body)
     if not isinstance(data, dict) or data.get("status", "success") != "success":
         raise InvalidResponseError("MoEngage's response does not say that it accepted the events")
@@ -245,11 +245,11 @@ def _read_acceptance(body: bytes) -> str:
 
 
 def read_fetch(body: bytes) -> ExperiencesResult:
-    """Return the experiences in the body of a response to a fetch (contract §2).
+    """Return the experiences in the body of a fetch response (contract §2). Equal bodies may share one result.
 
-    Skips entries that are not objects. A server may send ``failures`` as an extension:
-    ``[{"reason": …, "experience_keys": […]}]``. Raises InvalidResponseError when there is no object of
-    experiences. The result is unchangeable, so calls share the results of recent bodies.
+    Skips entries that aren't objects. A server may also send ``failures``, as an extension of the contract:
+    ``[{"reason": …, "experience_keys": […]}]``. Raises InvalidResponseError if the body has no object
+    ``experiences``.
     """
     return (_read_known if len(body) <= _MAX_KNOWN_BYTES else _read_fetch)(body)
 
@@ -263,15 +263,15 @@ def _read_fetch(body: bytes) -> ExperiencesResult:
     return ExperiencesResult(FrozenDict(experiences), tuple(_read_failures(data)))
 
 
-# Reading 2 KB takes 3,400 bytecodes and 53 µs, finding them here 16 and 0.15 µs. Visitors share variations, so bodies
-# repeat. At most about ten megabytes: a parsed body takes four times its text.
+# To parse 2 KB takes 3,400 bytecodes and 53 µs. To find the result here takes 16 bytecodes and 0.15 µs. Bodies repeat,
+# because many visitors get the same variation. A result takes four times the memory of its body: at most 10 MB in all.
 _read_known = functools.lru_cache(maxsize=128)(_read_fetch)
 
 
 def read_experience(key: str, entry: Mapping[str, Any], *, source: DataSource = DataSource.NETWORK) -> Experience:
-    """Return one experience from its wire form ``{"payload": …, "experience_context": …}``.
+    """Return one experience from its JSON ``{"payload": …, "experience_context": …}``.
 
-    A payload or a context that is not an object counts as empty. The context stays complete.
+    A payload or a context that isn't an object counts as empty.
     """
     variables = as_object(entry.get("payload"))
     payload = freeze({name: _read_variable(variable) for name, variable in variables.items()})
@@ -285,9 +285,9 @@ def read_experience(key: str, entry: Mapping[str, Any], *, source: DataSource = 
 
 
 def read_metadata(body: bytes) -> ExperiencesMetadata:
-    """Return the experiences in the body of a workspace's metadata (contract §3).
+    """Return the experiences in the body of a metadata response (contract §3).
 
-    Skips rows without a key. Raises InvalidResponseError when there is no list of experiences.
+    Skips rows without a key. Raises InvalidResponseError if the body has no list of experiences.
     """
     rows = as_object(as_object(parse_json(body)).get("metadata")).get("experiences")
     if not isinstance(rows, list):
@@ -301,7 +301,7 @@ def read_metadata(body: bytes) -> ExperiencesMetadata:
 
 
 def _read_variable(variable: object) -> Any:
-    """Return the value of a payload variable, wrapped as in contract §2 or bare."""
+    """Return the value of a payload variable: ``{"value": …, "data_type": …}`` (contract §2) or the bare value."""
     if not isinstance(variable, dict) or "value" not in variable:
         return variable
     value, data_type = variable["value"], as_text(variable.get("data_type")).lower()
@@ -309,7 +309,7 @@ def _read_variable(variable: object) -> Any:
         return {"true": True, "false": False}.get(value.strip().lower(), value)
     if data_type not in ("number", "float", "json"):
         return value
-    # With JSON's own grammar: int() accepts "1_000" and "٣", and float() accepts "nan".
+    # Not with int() or float(): int() accepts "1_000" and "٣", and float() accepts "nan".
     parsed = parse_or(value, value) if isinstance(value, str) else value
     if data_type == "json":
         return parsed

@@ -46,7 +46,7 @@ def build_error(response: Response, *, clock: Callable[[], float] = time.time) -
 def read_retry_after(headers: Mapping[str, str], *, clock: Callable[[], float] = time.time) -> float | None:
     """Return how many seconds the caller must wait, or ``None`` if the headers don't say so.
 
-    ``retry-after`` has seconds or an HTTP date (RFC 9110 §10.2.3). Without ``retry-after``, the function reads
+    ``retry-after`` has seconds or an HTTP date (RFC 9110 §10.2.3). Without a valid ``retry-after``, the function reads
     ``x-ratelimit-reset``. A number from 1e9 on is a Unix time. For a time in the past, the result is 0.0.
     """
     wait = _read_wait(headers.get("retry-after", ""), clock)

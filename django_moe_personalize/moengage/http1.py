@@ -123,7 +123,7 @@ class HTTPExchange:
         return self._sock.fileno()
 
     def release(self, *, is_reusable: bool = False) -> None:
-        """Close the connection, or make a reusable connection idle again. A no-op after the end of the response."""
+        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended."""
         end, self._end = self._end, None
         if end is not None:
             end(is_reusable)
@@ -182,7 +182,7 @@ class HTTPExchange:
             return self._fail(error)
 
     def _fail(self, error: BaseException) -> APIError:
-        """Close the connection and return the error for the caller. Raises ``error`` if it isn't an error of the call."""
+        """Close the connection and return the error for the caller. Raises an ``error`` that has another origin."""
         self.release()
         if not isinstance(error, APIError | OSError):
             raise error
@@ -302,7 +302,7 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     fields: dict[str, str] = {}
     for name, value in parts:
         name, value = name.lower(), value.strip(" \t")
-        # Join repeated fields (RFC 9110 §5.3). Two different lengths become "2, 3", which read_response() refuses.
+        # Join repeated fields (RFC 9110 §5.3). Two lengths become "2, 3", which read_response() refuses.
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return minor == b"0", int(status), fields, end
 

@@ -1,4 +1,4 @@
-"""JSON as Python values: parse and write it strictly, and keep all visitors' values unchangeable."""
+"""JSON and Python values: parse strictly, write, convert, and freeze values that visitors share."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from typing import Any
 from django_moe_personalize.exceptions import InvalidResponseError
 
 MAX_DEPTH = 64
-"""Arrays and objects inside one another. Deeper JSON is refused before it's parsed."""
+"""The most levels of nested arrays and objects. parse_json() refuses deeper JSON before it parses the JSON."""
 
 MAX_DIGITS = 300
-"""Digits of an integer. A longer one doesn't fit into a float, and converting it takes quadratic time."""
+"""The most digits of an integer. A longer integer is too large for a float, and slow to convert."""
 
-# A string is one token, so that brackets inside don't count. The closing quote is optional: otherwise the
-# scan tries a string that never ends again from each of its quotes.
+# A string is one token, so that brackets inside a string don't count. The closing quote is optional: otherwise, in a
+# string that never ends, the search would start again at each escaped quote, and take quadratic time.
 _STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?|[\[\]{}]', re.DOTALL)
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return a JSON value.
+    """Return the value of a JSON text.
 
-    Raises InvalidResponseError for an empty text, an encoding other than UTF-8, a byte order mark,
-    broken JSON, NaN and Infinity, a repeated name in an object, integers of more than MAX_DIGITS
-    digits, and nesting deeper than MAX_DEPTH. Replaces lone surrogates with U+FFFD, because a page
-    with a lone surrogate can't be encoded.
+    Raises InvalidResponseError for empty or invalid JSON, an encoding other than UTF-8, a byte order mark, NaN,
+    Infinity, a number that is too large, a repeated name in an object, and nesting deeper than MAX_DEPTH. Replaces
+    lone surrogates with U+FFFD, because a page with a lone surrogate can't be encoded.
     """
     try:
         text = text.decode("utf-8") if isinstance(text, bytes) else text
@@ -59,7 +58,7 @@ def _reject(problem: str) -> InvalidResponseError:
 
 
 def parse_or(default: Any, text: bytes | str) -> Any:
-    """Return a JSON value, or the default when parse_json() refuses it."""
+    """Return the value of a JSON text, or ``default`` if parse_json() refuses the text."""
     try:
         return parse_json(text)
     except InvalidResponseError:
@@ -67,7 +66,7 @@ def parse_or(default: Any, text: bytes | str) -> Any:
 
 
 def _check_depth(text: str) -> None:
-    # Before parsing: the parser recurses, and how deep it gets depends on the caller's stack.
+    # json.loads() recurses, and fails at a depth that depends on the caller's stack.
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return
     depth = 0
@@ -105,22 +104,22 @@ def _parse_integer(digits: str) -> int:
 
 
 def as_object(value: object) -> dict[str, Any]:
-    """Return a JSON object, and for any other value an empty one."""
+    """Return ``value`` if it's a JSON object, otherwise an empty dict."""
     return value if isinstance(value, dict) else {}
 
 
 def as_list(value: object) -> list[Any]:
-    """Return a JSON array, and for any other value an empty one."""
+    """Return ``value`` if it's a JSON array, otherwise an empty list."""
     return value if isinstance(value, list) else []
 
 
 def as_text(value: object) -> str:
-    """Return a JSON string, a number as text, and for any other value an empty string."""
+    """Return ``value`` if it's a string, the text of a number, and ``""`` for any other value."""
     return value if isinstance(value, str) else str(value) if is_number(value) else ""
 
 
 def is_number(value: object) -> bool:
-    """Return whether a value is a JSON number; ``True`` and ``False`` are not."""
+    """Return whether ``value`` is a JSON number. ``True`` and ``False`` aren't numbers."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -129,23 +128,23 @@ def _refuse(self: object, *args: object, **kwargs: object) -> Any:
 
 
 def _thaw(self: Any) -> tuple[Any, ...]:
-    """Make copy and pickle return the plain dict or list."""
+    """Make ``copy`` and ``pickle`` return a plain dict or list."""
     plain = dict if isinstance(self, dict) else list
     return plain, (plain(self),)
 
 
-# Real dicts and lists, so that JSON, templates and isinstance() treat them as such.
+# Subclasses of dict and list, because json, templates and isinstance() support them.
 class FrozenDict(dict[str, Any]):
-    """A dict that refuses every change."""
+    """An unchangeable dict."""
 
-    # Underscored, because templates can read all other attributes.
+    # The remembered JSON, see encode(). Underscored, so that templates can't read the attribute.
     _json = ""
     __reduce__ = _thaw
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 
 
 class FrozenList(list[Any]):
-    """A list that refuses every change."""
+    """An unchangeable list."""
 
     __slots__ = ()
     __reduce__ = _thaw
@@ -154,7 +153,7 @@ class FrozenList(list[Any]):
 
 
 def freeze(value: Any) -> Any:
-    """Return a deep copy of a JSON value that refuses every change; the value itself if it already does."""
+    """Return an unchangeable deep copy of a JSON value. Returns an unchangeable value itself."""
     if isinstance(value, (str, FrozenDict, FrozenList)):
         return value
     if isinstance(value, Mapping):
@@ -165,7 +164,7 @@ def freeze(value: Any) -> Any:
 
 
 def thaw(value: Any) -> Any:
-    """Return a deep copy of a JSON value, as plain dicts and lists."""
+    """Return a deep copy of a JSON value with plain dicts and lists."""
     if isinstance(value, Mapping):
         return {name: thaw(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -174,22 +173,22 @@ def thaw(value: Any) -> Any:
 
 
 def _open(value: object) -> dict[Any, Any]:
-    """Let the encoder write any mapping as a dict."""
+    """Return a mapping as a dict for the JSON encoder. Raises TypeError for any other value."""
     if isinstance(value, Mapping):
         return dict(value)
     raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
-# json.dumps() builds an encoder for every call with other options than the default ones.
+# With these options, json.dumps() would build a new encoder for each call.
 write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_open).encode
-"""Return a value as compact ASCII JSON. Raises TypeError or ValueError for values that JSON doesn't have."""
+"""Return a value as compact ASCII JSON. Raises TypeError or ValueError for a value that JSON can't express."""
 
 
 def encode(value: Any) -> str:
-    """Return write_json(), which a FrozenDict remembers."""
+    """Return ``write_json(value)``. A FrozenDict remembers its JSON."""
     if value.__class__ is not FrozenDict:
         return write_json(value)
-    # An event is mostly its experience context: remembering its JSON saves 65 bytecodes and 2.6 µs for each event.
+    # Most of an event's JSON is the experience context. To remember this JSON saves 65 bytecodes and 2.6 µs an event.
     if not value._json:
         value._json = write_json(value)
     text: str = value._json
