@@ -1,4 +1,4 @@
-"""Time and threads: how long a call may take, whether it may be made, and in which thread. Without Django."""
+"""Limit calls to an upstream: deadlines, waits between retries, a circuit breaker and a pool. Without Django."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 MAX_GATE_SECONDS = 300.0
-"""The longest time for which a rate limit stops this process, however long its Retry-After is."""
+"""The longest time for which a rate limit stops calls. A longer Retry-After counts as this time."""
 
 SLOTS = 10
 
@@ -24,9 +24,9 @@ T = TypeVar("T")
 
 
 class Deadline:
-    """The moment on a monotonic clock by which a call must be over; ``None`` seconds for no deadline.
+    """The time on a monotonic clock when a call must be over. Without a limit if ``seconds`` is ``None``.
 
-    All steps of a call share one deadline, and each step waits at most ``remaining()`` seconds.
+    All steps of a call share one deadline. Each step waits at most ``remaining()`` seconds.
     """
 
     __slots__ = ("_at", "_clock")
@@ -36,7 +36,7 @@ class Deadline:
         self._at = None if seconds is None else clock() + seconds
 
     def remaining(self) -> float | None:
-        """Return the seconds left, at least 0.0; ``None`` without a deadline."""
+        """Return how many seconds are left, at least 0.0, or ``None`` without a limit."""
         return None if self._at is None else max(0.0, self._at - self._clock())
 
     @property
@@ -46,9 +46,9 @@ class Deadline:
 
 
 class Backoff:
-    """Waits that double from ``base`` to ``maximum`` seconds, with full jitter.
+    """Random waits between retries. The limit of the waits doubles, from ``base`` to ``maximum`` seconds.
 
-    Full jitter, a uniform draw between 0 and the ceiling, spreads the retries of many processes best:
+    A wait is a random time between 0 and the limit (full jitter), which spreads the retries of many processes best:
     https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
     """
 
@@ -63,17 +63,17 @@ class Backoff:
 
 
 class RecentCalls:
-    """Count calls and failures in constant memory. Not thread-safe: its owner holds a lock.
+    """Count calls and failures in constant memory. Not thread-safe: the breaker holds a lock.
 
-    Time is divided into slots of ``seconds / SLOTS``. The total covers the current slot and the SLOTS slots before it:
-    all calls of the last ``seconds``, and those of up to one slot more.
+    A slot counts the calls of ``seconds / SLOTS``. total() adds the current slot and the SLOTS slots before. The sum
+    covers the last ``seconds``, and up to one slot more.
     """
 
     __slots__ = ("_slots", "_width")
 
     def __init__(self, seconds: float) -> None:
         self._width = seconds / SLOTS
-        # The number of each slot, with its successes and failures.
+        # Items: the number of a slot, and its successes and failures.
         self._slots: deque[tuple[int, list[int]]] = deque(maxlen=SLOTS + 1)
 
     def clear(self) -> None:
@@ -81,7 +81,7 @@ class RecentCalls:
         self._slots.clear()
 
     def add(self, now: float, *, is_failure: bool) -> None:
-        """Count a call at ``now``, in seconds on a monotonic clock."""
+        """Count a call at the time ``now`` of a monotonic clock."""
         slot = int(now // self._width)
         if not self._slots or self._slots[-1][0] != slot:
             self._slots.append((slot, [0, 0]))
@@ -98,15 +98,15 @@ class RecentCalls:
 class CircuitBreaker:
     """Stop calling an upstream that keeps failing, and find out at little cost when it works again.
 
-    ``closed``: every caller may call. The breaker opens after ``failure_threshold`` failures in a row, or when
-    ``failure_rate`` of at least ``rate_calls`` calls in the last ``rate_seconds`` failed: an upstream that answers
-    every other call never fails often enough in a row, but each failure costs a page its deadline.
-    ``open``: no caller may call, for a random time between half of ``open_seconds`` and all of it. The time doubles
-    with each failed probe, up to ``max_open_seconds``.
-    ``half-open``: claim_probe() has given one caller, which no page waits for, a ticket for the probe. If the probe
-    succeeds, the breaker closes. If it fails, the breaker opens again. A probe that doesn't report within
-    ``probe_seconds``, longer than any call lasts, is lost: the next caller gets a ticket.
-    A rate limit opens the breaker too, but needs no probe: the breaker closes when the time of the limit is over.
+    ``closed``: every caller may call. The breaker opens after ``failure_threshold`` failures in a row. The breaker
+    also opens if at least ``rate_calls`` calls ended in the last ``rate_seconds``, and the share ``failure_rate`` of
+    these calls failed: each failure costs a page its deadline, even if every other call succeeds.
+    ``open``: no caller may call, for a random time between 50 % and 100 % of ``open_seconds``. The time doubles with
+    each failed probe, up to ``max_open_seconds``.
+    ``half-open``: one caller has a ticket from claim_probe() and calls the upstream in the background. This call is
+    the probe. If the probe succeeds, the breaker closes. If the probe fails, the breaker opens again. If the probe
+    reports nothing for ``probe_seconds``, the next caller gets a ticket.
+    A rate limit opens the breaker too. When the time of the limit is over, the breaker closes without a probe.
 
     ``on_change(old, new, reason)`` runs outside the lock, in the thread that caused the change.
     """
@@ -140,19 +140,19 @@ class CircuitBreaker:
         self._gate_until = self._until = float("-inf")
         self._gate_reason = self._cause = ""
         self._in_a_row = self._failed_probes = self._probe = 0
-        # Whether failures have opened the breaker, so that only a probe can close it.
+        # True if failures opened the breaker. Then only a probe can close the breaker.
         self._tripped = False
         self.state: BreakerState = "closed"
-        """The state as of the last call."""
+        """The state after the last method call."""
         self.reason = ""
-        """Why it isn't closed, as "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"; else ""."""
+        """Why the breaker isn't closed: "5 failures in a row, then 1 failed probe" or "rate limited for 30 s"."""
 
     def allow(self) -> bool:
-        """Return whether the caller may call now. It never makes the caller the probe, so pages can use it.
+        """Return whether the caller may call now. The caller reports the result: success(), failure(), close_gate().
 
-        A caller that may call reports the outcome with success(), failure() or close_gate().
+        Pages use this method. Probes use claim_probe().
         """
-        # Without the lock. At worst, a caller that reads an old state calls once too often.
+        # Without the lock: in the worst case, a caller reads an old state and makes one call too many.
         if self.state == "closed":
             return True
         if self._clock() < self._find_due():
@@ -164,9 +164,9 @@ class CircuitBreaker:
         return new == "closed"
 
     def claim_probe(self) -> int:
-        """Return a ticket above 0 to the one caller that may make the probe now, and 0 to all others.
+        """Return a ticket above 0 if the caller may make the probe now, otherwise 0.
 
-        The caller passes the ticket to success(), failure() or close_gate().
+        The caller reports the result of the probe with the ticket: success(), failure() or close_gate().
         """
         if not self._tripped or self._clock() < self._until:
             return 0
@@ -184,17 +184,17 @@ class CircuitBreaker:
         return ticket
 
     def success(self, ticket: int = 0) -> None:
-        """Report a response. Once the breaker is open, only the report of the probe changes its state."""
+        """Report a response. If failures opened the breaker, only a report with the probe's ticket closes it."""
         self._report(ticket)
 
     def failure(self, ticket: int = 0) -> None:
-        """Report that no usable response came. See success()."""
+        """Report that no usable response arrived. See success()."""
         self._report(ticket, is_failure=True)
 
     def close_gate(self, seconds: float, ticket: int = 0) -> None:
-        """Let no caller through for ``seconds``, at most MAX_GATE_SECONDS: a rate limit (contract §1).
+        """Report a rate limit (contract §1): no caller may call for ``seconds``, at most MAX_GATE_SECONDS.
 
-        It also counts as a success, because the upstream responds.
+        A rate limit also counts as a success, because the upstream responds.
         """
         self._report(ticket, gate=min(seconds, MAX_GATE_SECONDS))
 
@@ -211,7 +211,7 @@ class CircuitBreaker:
                 else:
                     self._recover(now)
             elif old == "closed":
-                # Any other report is about a call from before the breaker opened.
+                # In other states, a report without a ticket is about a call from before the breaker opened.
                 self._in_a_row = self._in_a_row + 1 if is_failure else 0
                 self._calls.add(now, is_failure=is_failure)
                 if is_failure and (cause := self._find_cause(now)):
@@ -224,7 +224,7 @@ class CircuitBreaker:
             self._announce(old, new, reason or "the probe was answered")
 
     def _trip(self, now: float) -> None:
-        """Open after a failure, for twice as long as before if it was a probe's."""
+        """Open the breaker after a failure. Each failed probe doubles the time."""
         seconds = min(self._max_open_seconds, self._open_seconds * 2.0 ** min(self._failed_probes, 32))
         self._until = now + seconds * (1.0 - self._draw() / 2)
         self._probe = 0
@@ -234,7 +234,7 @@ class CircuitBreaker:
         self.reason = self._cause + (f", then {failed} failed probe{'s' * (failed > 1)}" if failed else "")
 
     def _recover(self, now: float) -> None:
-        """Forget all calls so far: they say nothing about an upstream that works again."""
+        """Reset the counters after a successful probe, because the upstream works again."""
         self._calls.clear()
         self._in_a_row = self._failed_probes = self._probe = 0
         self._until = float("-inf")
@@ -242,7 +242,7 @@ class CircuitBreaker:
         self._settle(now)
 
     def _settle(self, now: float) -> BreakerState:
-        """Set and return the state for a breaker without failures: open during a rate limit, else closed."""
+        """Set and return the state without failures: open during a rate limit, otherwise closed."""
         limited = now < self._gate_until
         self.state = "open" if limited else "closed"
         self.reason = self._gate_reason if limited else ""
@@ -252,7 +252,7 @@ class CircuitBreaker:
         return max(self._until, self._gate_until)
 
     def _find_cause(self, now: float) -> str:
-        """Return the reason to open, or ``""`` if there are too few failures."""
+        """Return the reason to open the breaker, or ``""`` if too few calls failed."""
         if self._in_a_row >= self._threshold:
             return f"{self._in_a_row} failure{'s' * (self._in_a_row > 1)} in a row"
         calls, failures = self._calls.total(now)
@@ -267,14 +267,14 @@ class CircuitBreaker:
 
 
 class PoolBusy(RuntimeError):
-    """All threads of a pool are busy, so the pool didn't accept the work."""
+    """The pool didn't accept a call, because all its threads are busy."""
 
 
 class WorkerPool:
-    """A bulkhead: at most ``max_workers`` daemon threads, whose work a caller can abandon.
+    """A pool of at most ``max_workers`` daemon threads. A caller doesn't have to wait for a call that hangs.
 
-    A thread starts when it is first needed, serves one call after another, and ends after ``idle_seconds`` without
-    work. A call that hangs keeps its thread busy, but doesn't keep the process from exiting.
+    The pool starts a thread when a call needs one. A thread ends after ``idle_seconds`` without a call. A call that
+    hangs keeps its thread busy, but the process can still exit.
     """
 
     def __init__(self, max_workers: int, *, name: str, idle_seconds: float = 30.0) -> None:
@@ -285,13 +285,13 @@ class WorkerPool:
         self._jobs: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = queue.SimpleQueue()
         self._threads = 0
         self.in_flight = 0
-        """How many calls are accepted and not over yet."""
+        """How many accepted calls aren't over yet."""
 
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Run ``fn(*args, **kwargs)`` in a thread of the pool and return its future.
+        """Run ``fn(*args, **kwargs)`` in a thread of the pool and return the future of the call.
 
-        Raises PoolBusy, without waiting, if ``max_workers`` calls are in flight or the system has no thread left.
-        Callbacks added to the future run in the pool's thread: keep them short.
+        Raises PoolBusy at once if ``max_workers`` calls are in flight, or if the system can't start a thread.
+        Callbacks of the future run in the thread of the pool, so keep callbacks short.
         """
         with self._lock:
             if self.in_flight >= self._max_workers:
@@ -312,7 +312,7 @@ class WorkerPool:
         return future
 
     def offer(self, fn: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-        """Run ``fn(*args, **kwargs)`` in the background and return True; False if all threads are busy."""
+        """Run ``fn(*args, **kwargs)`` in the background and return True, or return False if all threads are busy."""
         try:
             self.submit(fn, *args, **kwargs)
         except PoolBusy:
@@ -320,26 +320,26 @@ class WorkerPool:
         return True
 
     def _work(self) -> None:
-        """Run jobs until none has come for ``idle_seconds``."""
+        """Run jobs until no job has arrived for ``idle_seconds``."""
         while True:
             try:
                 self._run(*self._jobs.get(timeout=self._idle_seconds))
             except queue.Empty:
                 with self._lock:
-                    # Otherwise a job for this thread is on its way.
+                    # Otherwise submit() is about to add a job for this thread.
                     if self._threads > self.in_flight:
                         self._threads -= 1
                         return
 
     def _run(self, future: Future[Any], call: Callable[[], Any]) -> None:
-        """Run one job and put its outcome into the future."""
+        """Run one job and put the result or the error into the future."""
         result, error = None, None
         try:
             if future.set_running_or_notify_cancel():
                 result = call()
         except BaseException as caught:
             error = caught
-        # Before the caller learns the outcome, because it may submit again at once.
+        # Before the future has a result, because the caller may then submit the next call at once.
         with self._lock:
             self.in_flight -= 1
         try:
@@ -348,5 +348,5 @@ class WorkerPool:
             elif not future.cancelled():
                 future.set_result(result)
         finally:
-            # A cycle otherwise: the future holds the error, its traceback holds this frame, and the frame the future.
+            # Avoids a reference cycle: future -> error -> traceback -> this frame -> future.
             del future, call, result, error
