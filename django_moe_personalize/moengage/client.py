@@ -6,7 +6,7 @@ import base64
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from django_moe_personalize import __version__
@@ -38,9 +38,7 @@ from django_moe_personalize.moengage.types import (
     FailureReason,
     find_offerings,
 )
-
-if TYPE_CHECKING:
-    from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
 """Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""

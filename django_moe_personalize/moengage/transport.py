@@ -9,20 +9,17 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
+from urllib3.connection import HTTPConnection
 from urllib3.util.connection import is_connection_dropped
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_request
-
-if TYPE_CHECKING:
-    from urllib3.connection import HTTPConnection
-
-    from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline
 
 _SEND_SECONDS: Final = 0.05
 """The most seconds of start(). The request fits into the socket's buffer, unless the server has stopped reading."""
