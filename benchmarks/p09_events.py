@@ -21,7 +21,7 @@ BATCH = 100
 def build_recorder() -> Callable[[], None]:
     """Return a function that does a page's work for one impression, from the experience to the delivery."""
     from django_moe_personalize import tracking
-    from django_moe_personalize.moengage.reader import read_experience
+    from django_moe_personalize.moengage.client import read_experience
 
     experience = read_experience(KEYS[0], build_experience(KEYS[0]))
 
@@ -89,7 +89,7 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
 def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
     """Return the events per second that are sent in batches, against events sent one by one."""
     from django_moe_personalize.delivery.sending import send
-    from django_moe_personalize.moengage.reader import read_experience
+    from django_moe_personalize.moengage.client import read_experience
     from django_moe_personalize.moengage.types import Action, Event
 
     # Read from the wire, as in a page.

@@ -30,7 +30,7 @@ ACTIVE = 1_000
 
 def build_variations() -> dict[str, list[Any]]:
     """Return ten experiences for each key, about 2 KB of JSON each, as the reader builds them."""
-    from django_moe_personalize.moengage.reader import read_experience
+    from django_moe_personalize.moengage.client import read_experience
 
     names = ("Title", "Subtitle", "Text", "ImageUrl", "CtaLabel", "CtaUrl", "Color", "Terms")
     found: dict[str, list[Any]] = {}

@@ -12,7 +12,7 @@ track       ``tracking/``       impressions and clicks → events
             ``delivery/``       events → MoEngage: thread, outbox, Celery, Django tasks
 
 Below the story: ``moengage/`` speaks the vendor's API and ``sandbox/`` imitates it, neither with Django.
-``runtime.py`` holds what a process keeps, ``conf/`` reads the settings, ``resilience/`` bounds time and threads.
+``runtime.py`` holds what a process keeps, ``conf/`` reads the settings, ``resilience.py`` bounds time and threads.
 For developers and operators: ``checks/``, ``doctor/``, ``management/``, ``testing.py``.
 """
 

@@ -1,4 +1,4 @@
-"""A keyed hash of several texts. Without the site's secret key, a text can't be guessed from its digest."""
+"""A keyed hash of several texts. The key comes from SECRET_KEY, so an attacker can't guess a text from its hash."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from django.utils.encoding import force_bytes
 
 
 def build_digest(parts: Collection[str]) -> str:
-    """Return 32 hexadecimal characters for ``parts``. Two different lists never share a digest.
+    """Return the digest of ``parts``: 32 hexadecimal characters.
 
-    The number of parts and their lengths are hashed first, so that ``("ab", "c")`` and ``("a", "bc")`` differ.
+    The hash includes the length of each part, so that ``("ab", "c")`` and ``("a", "bc")`` have different digests.
     """
     lengths = array("Q", [len(parts), *map(len, parts)])
     data = lengths.tobytes() + "".join(parts).encode("utf-8", "surrogatepass")

@@ -1,19 +1,19 @@
-"""The errors of this package, from the calls to MoEngage to the delivery of events.
+"""The errors that this package raises.
 
-    MoePersonalizeError                base of the tree, never raised itself
+    MoePersonalizeError                base class, never raised itself
       APIError                         a call to MoEngage failed
         TransportError                 no response
           DeadlineExceeded             no complete response before the deadline
-        CircuitOpenError               no call made: MoEngage has been failing
+        CircuitOpenError               no call made: the circuit breaker is open
         ResponseError                  a response with an error status
           AuthenticationError          401, 403
           RateLimitedError             429
           ServerError                  5xx
         InvalidResponseError           a response with status 200 that breaks the contract
-      DeliveryError                    a delivery couldn't hand over events
+      DeliveryError                    a delivery couldn't send or store events
 
-``ConfigurationError`` stands outside the tree, in ``conf``, because it's a developer's mistake.
-No message holds a credential, an attribute or an identifier.
+``ConfigurationError`` in ``conf`` reports a developer's mistake, so it isn't a MoePersonalizeError.
+No message contains a credential, an attribute or an identifier.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any, ClassVar
 
 
 class MoePersonalizeError(Exception):
-    """Base of the tree, never raised itself.
+    """Base class of the package's errors, never raised itself.
 
     ``retryable`` says whether the same call may succeed later. ``code`` is MoEngage's name for this kind of
-    error (contract §6: NETWORK_ERROR, HTTP_ERROR, PARSE_ERROR, …).
+    error, such as NETWORK_ERROR (contract §6).
     """
 
     retryable: bool = False
     code: ClassVar[str] = "UNKNOWN"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Keep all attributes in a copy or a pickle. By default, an exception keeps only its message."""
+        """Keep all attributes in a copy or a pickle. Exception.__reduce__() can't restore keyword-only arguments."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
@@ -42,7 +42,7 @@ class APIError(MoePersonalizeError):
 
 
 class TransportError(APIError):
-    """No response: the connection was refused, reset or cut short, or MoEngage is unreachable."""
+    """No complete response: the connection was refused or broken, or MoEngage is unreachable."""
 
     retryable = True
     code = "NETWORK_ERROR"
@@ -53,7 +53,7 @@ class DeadlineExceeded(TransportError):
 
 
 class CircuitOpenError(APIError):
-    """No call made: the circuit breaker is open, or waits as long as MoEngage's rate limit says."""
+    """No call made: the circuit breaker is open, because MoEngage kept failing or its rate limit was reached."""
 
     retryable = True
     code = "NETWORK_ERROR"
@@ -62,8 +62,8 @@ class CircuitOpenError(APIError):
 class ResponseError(APIError):
     """MoEngage responded with an error status.
 
-    ``status`` is the HTTP status. ``title`` and ``description`` are MoEngage's words. They may quote a
-    visitor's data, so the message leaves them out. Don't log them.
+    ``status`` is the HTTP status. ``title`` and ``description`` come from the response and may quote a visitor's
+    data. Don't log ``title`` and ``description``. The message leaves them out.
     """
 
     code = "HTTP_ERROR"
@@ -80,10 +80,9 @@ class AuthenticationError(ResponseError):
 
 
 class RateLimitedError(ResponseError):
-    """429, or another error status with headers that allow no more requests: too many requests.
+    """Too many requests: status 429, or an error status with headers that say that the rate limit is used up.
 
-    ``retry_after`` is in seconds, from ``Retry-After``, else from ``x-ratelimit-reset``; ``None`` when
-    MoEngage names no time.
+    ``retry_after``: the seconds to wait, from the header ``Retry-After`` or ``x-ratelimit-reset``, or ``None``.
     """
 
     retryable = True
@@ -94,7 +93,7 @@ class RateLimitedError(ResponseError):
 
 
 class ServerError(ResponseError):
-    """5xx: MoEngage failed. Retry with backoff, and events with the same UUID (contract §1)."""
+    """5xx: MoEngage failed. Retry with backoff. Send an event again with the same UUID (contract §1)."""
 
     retryable = True
     code = "UNKNOWN_SERVER_ERROR"
@@ -107,4 +106,4 @@ class InvalidResponseError(APIError):
 
 
 class DeliveryError(MoePersonalizeError):
-    """A delivery couldn't hand over events."""
+    """A delivery couldn't send or store events."""

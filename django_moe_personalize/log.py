@@ -1,4 +1,4 @@
-"""The package's logger: configure it in ``LOGGING`` under the name ``django_moe_personalize``."""
+"""The logger of the package. In ``LOGGING``, the name of the logger is ``django_moe_personalize``."""
 
 from __future__ import annotations
 

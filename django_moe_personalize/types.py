@@ -1,4 +1,4 @@
-"""Every public type and error, importable from one place."""
+"""All public types and errors of the package."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.resilience import Deadline, WorkerPool
 from django_moe_personalize.runtime import Runtime, reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine

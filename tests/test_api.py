@@ -11,7 +11,7 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.exceptions import APIError, ServerError, TransportError
 from django_moe_personalize.fetching.upstream import get_breaker
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.types import (
     DataSource,

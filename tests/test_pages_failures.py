@@ -14,7 +14,7 @@ from django_moe_personalize.context import Personalization
 from django_moe_personalize.fetching.shared import read_notices
 from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.middleware import PersonalizeMiddleware
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.resilience import CircuitBreaker
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Consent

@@ -10,7 +10,7 @@ from django.template import Context, Template
 from django_moe_personalize import types
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import MoePersonalizeError
-from django_moe_personalize.moengage.reader import read_experience
+from django_moe_personalize.moengage.client import read_experience
 
 OFFERS = [
     {"dp_offering_id": str(number), "offering_content": {"title": title}, "offering_context": {"cid": "c"}}

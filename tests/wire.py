@@ -18,8 +18,7 @@ from typing import Protocol
 import pytest
 import trustme
 
-from django_moe_personalize.moengage.exchange import HTTPExchange
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import HTTPExchange, Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.loopback import Exchange, Loopback

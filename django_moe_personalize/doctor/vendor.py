@@ -18,8 +18,8 @@ from django_moe_personalize.client import build_client, is_embedded
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.doctor.site import RATE_LIMIT_FIX, Finding
-from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Request, Response, Transport
+from django_moe_personalize.moengage.client import PersonalizeClient, Transport
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesMetadata, ExperienceStatus
 from django_moe_personalize.resilience import Deadline, WorkerPool
 from django_moe_personalize.runtime import get_runtime

@@ -18,9 +18,8 @@ from django_moe_personalize.conf import Settings
 from django_moe_personalize.digest import build_digest
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, Record, unfold
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
-from django_moe_personalize.moengage.frozen import freeze
-from django_moe_personalize.moengage.offerings import find_offerings
-from django_moe_personalize.moengage.types import DataSource, Experience
+from django_moe_personalize.moengage.json_values import freeze
+from django_moe_personalize.moengage.types import DataSource, Experience, find_offerings
 from django_moe_personalize.runtime import Runtime, part
 
 MAX_SKEW: Final = 5_000

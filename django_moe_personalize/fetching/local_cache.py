@@ -15,7 +15,7 @@ from operator import attrgetter, itemgetter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
-from django_moe_personalize.moengage.frozen import encode
+from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Experience
 
 MAX_VISITORS: Final = 100_000

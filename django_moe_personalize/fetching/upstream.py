@@ -21,7 +21,7 @@ from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
 if TYPE_CHECKING:
-    from django_moe_personalize.moengage.exchange import HTTPExchange
+    from django_moe_personalize.moengage.http1 import HTTPExchange
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 that names no time, or none that is left."""

@@ -1,4 +1,4 @@
-"""Check the base URL, because credentials and visitors' data go there."""
+"""Check the base URL, because the package sends credentials and visitors' data to this URL."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _HOST = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?")
 
 
 def validate_base_url(url: str) -> str:
-    """Return the base URL without a trailing slash, scheme and host in lower case.
+    """Return the base URL without a trailing slash, with scheme and host in lower case.
 
-    Raises ValueError unless the URL is https, or http on loopback, and has a host, but no user info,
-    query or fragment. The message does not quote the URL, which may contain a password.
+    The URL must be https, or http on a loopback host. The URL must not have user info, a query or a fragment. Raises
+    ValueError for any other URL. The message doesn't quote the URL, because the URL may contain a password.
     """
     parts = _split(url)
     if parts is None:
@@ -31,7 +31,7 @@ def validate_base_url(url: str) -> str:
 
 
 def _split(url: str) -> SplitResult | None:
-    # urlsplit() silently drops tabs and newlines.
+    # Checked first, because urlsplit() drops tabs and newlines without an error.
     if not _VISIBLE.fullmatch(url):
         return None
     try:

@@ -1,8 +1,8 @@
 """Open connections to MoEngage with urllib3, configured by ``requests``.
 
-``requests`` knows proxies, the environment and CA bundles. A Session would follow redirects, keep cookies,
-read netrc, and load the CA bundle for each new connection, which takes 14 ms. Requests and responses don't
-travel through ``requests``, because its timeouts limit each read and not the whole call.
+``requests`` chooses the proxy and the CA bundle. The package uses no Session of ``requests``: a Session would follow
+redirects, keep cookies, read ``.netrc``, and spend 14 ms to load the CA bundle for each new connection. The timeout
+of a Session limits each read, but not the complete call.
 """
 
 from __future__ import annotations
@@ -25,13 +25,15 @@ from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.exchange import HTTPExchange, describe_failure
-from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import ProxyError
+from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+
+
+class ProxyError(TransportError):
+    """The proxy is unreachable or opens no tunnel. The message has the host and port of the proxy, but no password."""
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
-    """Return the URL of the proxy for ``base_url``, ``""`` for none. Raises ValueError for one that is not HTTP(S)."""
+    """Return the URL of the proxy for ``base_url``, or ``""``. Raises ValueError if the URL isn't http:// or https://."""
     proxy = select_proxy(base_url, dict(proxies or {}))
     if proxy is None and trust_env:
         proxy = select_proxy(base_url, get_environ_proxies(base_url, no_proxy=None))
@@ -39,15 +41,15 @@ def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env:
         return ""
     with suppress(ValueError):
         parts = parse_url(proxy if "://" in proxy else f"http://{proxy}")
-        # SOCKS needs its own kind of connection: with ours the call would bypass the proxy.
+        # TimedHTTPConnection doesn't support SOCKS: the call would bypass a SOCKS proxy.
         if parts.scheme in ("http", "https") and parts.host:
             return parts.url
-    # Raised here, because the error of parse_url() quotes the URL, which may contain a password.
+    # A new error, because the error of parse_url() quotes the URL, which may contain a password.
     raise ValueError("a proxy must be an http:// or https:// URL")
 
 
 def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
-    """Return ``verify``, or the environment's CA bundle. Raises ValueError for a file or folder that doesn't exist."""
+    """Return ``verify``, or the CA bundle in the environment. Raises ValueError if the file or folder doesn't exist."""
     if verify is True and trust_env:
         verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("CURL_CA_BUNDLE") or True
     if isinstance(verify, str) and not os.path.exists(verify):
@@ -56,7 +58,7 @@ def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
 
 
 class _ResumingSocket(ssl.SSLSocket):
-    """A TLS connection that resumes an earlier session with its host. That saves a quarter of the time to connect."""
+    """A TLS socket that resumes an earlier session with the same host, which saves 25 % of the time to connect."""
 
     sessions: ClassVar[dict[str | None, ssl.SSLSession]]
     _is_verified = False
@@ -70,8 +72,8 @@ class _ResumingSocket(ssl.SSLSocket):
 
     def close(self) -> None:
         """See ssl.SSLSocket."""
-        # The session is complete only now: its ticket arrives after the handshake. A resumed session is known
-        # already, and reading it takes 150 µs. A session whose certificate was refused must never be resumed.
+        # Not after the handshake, because the ticket of the session arrives later. A resumed session is stored
+        # already, and to read ``self.session`` takes 150 µs. A session with a refused certificate is never stored.
         if self._is_verified and not self.session_reused and (session := self.session) is not None:
             self.sessions[self.server_hostname] = session
         super().close()
@@ -79,23 +81,23 @@ class _ResumingSocket(ssl.SSLSocket):
 
 @functools.cache
 def get_tls_context(verify: bool | str) -> ssl.SSLContext:
-    """Return the process's one context for a CA bundle, which takes 13 ms to load."""
+    """Return the TLS context for a CA bundle. One context for each process, because to load the bundle takes 13 ms."""
     path = DEFAULT_CA_BUNDLE_PATH if verify is True else verify or None
     is_folder = path is not None and os.path.isdir(path)
     context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    # A class for each context, because a session belongs to one context.
+    # A new class for each context, because a session works only with its own context.
     context.sslsocket_class = type("ResumingSocket", (_ResumingSocket,), {"sessions": {}})
     return context
 
 
 class Connector:
-    """Opens connections to one base URL, directly or through a proxy. It holds no socket, so it survives a fork.
+    """Opens connections to one base URL, directly or through a proxy. Works after a fork, because it keeps no socket.
 
-    Without TLS a proxy forwards each request (``is_forwarded``). Then each request needs the complete
-    URL and ``proxy_headers``. With TLS the proxy opens a tunnel and sees no request.
+    For an https base URL, the proxy opens a tunnel and can't read the requests. For an http base URL, the proxy
+    forwards each request (``is_forwarded``). A forwarded request needs the complete URL and ``proxy_headers``.
     """
 
     def __init__(self, base_url: str, proxy: str, context: ssl.SSLContext | None) -> None:
@@ -110,8 +112,8 @@ class Connector:
         self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
     def connect(self, seconds: float) -> TimedHTTPConnection:
-        """Return a new connection, opened within ``seconds`` apart from the DNS lookup. Raises TransportError."""
-        # The first steps of urllib3's urlopen(), which has no public way to stop before the request.
+        """Return a new, open connection. ``seconds`` limit all steps but the DNS lookup. Raises TransportError."""
+        # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
         pool = self._pool
         connection: TimedHTTPConnection = pool._new_conn()
         connection.timeout = seconds
@@ -120,7 +122,7 @@ class Connector:
                 pool._prepare_proxy(connection)
             else:
                 connection.connect()
-            # urllib3 warns here about a certificate that it didn't verify.
+            # Here urllib3 warns if ``verify`` is false.
             pool._validate_conn(connection)
             return connection
         except BaseException as error:
@@ -131,14 +133,14 @@ class Connector:
         raise failure
 
     def _explain(self, error: BaseException, connection: TimedHTTPConnection) -> APIError:
-        """Return the error for the caller. Raises any error again that doesn't come from connecting."""
+        """Return the error for the caller. Raises an ``error`` that has another origin than the connection."""
         if not isinstance(error, APIError | OSError | ValueError | HTTPError):
             raise error
         if (proxy := self._pool.proxy) is None:
             return describe_failure(error, "MoEngage")
         name = f"the proxy {proxy.host}:{proxy.port}"
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
-            # Only _tunnel() raises it.
+            # Only _tunnel() raises a TransportError.
             return ProxyError(f"{name} opened no tunnel: {error}")
         if connection.has_connected_to_proxy:
             return describe_failure(error, "MoEngage")
@@ -146,16 +148,16 @@ class Connector:
 
 
 class TimedHTTPConnection(HTTPConnection):
-    """A connection whose ``timeout`` limits all of connecting: every address, the proxy's tunnel and TLS."""
+    """A connection whose ``timeout`` limits all steps to connect together: addresses, the proxy's tunnel and TLS."""
 
     _until = 0.0
 
     def _left(self) -> float:
-        # A socket with a timeout of 0.0 doesn't wait at all.
+        # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
         return max(0.001, self._until - time.monotonic())
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the first address that answers. The addresses share the time, because one may never answer."""
+        """Connect to the first address that responds. Each address gets a share of the time that is left."""
         self._until = time.monotonic() + (self.timeout or 0.0)
         addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         while True:
@@ -173,7 +175,7 @@ class TimedHTTPConnection(HTTPConnection):
                 return sock
 
     def _tunnel(self) -> None:
-        """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError when the proxy opens none."""
+        """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError if the proxy doesn't open a tunnel."""
         authority = f"{self._tunnel_host}:{self._tunnel_port}"
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
         peer = f"the proxy {self.host}:{self.port}"

@@ -1,4 +1,4 @@
-"""From a response that isn't a 200 to the exception that says so (contract §1)."""
+"""Build the exception for a response whose status isn't 200 (contract §1)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    RateLimitedError,
-    ResponseError,
-    ServerError,
-)
-from django_moe_personalize.moengage.messages import Response
-from django_moe_personalize.moengage.strict_json import as_object, parse_or
+from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError, ServerError
+from django_moe_personalize.moengage.http1 import Response
+from django_moe_personalize.moengage.json_values import as_object, parse_or
 
-# The only words of a response that may enter a message: anything else may quote the request.
+# Messages quote only these titles of a response, because any other text may contain data of the request.
 _TITLES: Final = frozenset({"Malformed JSON", "Invalid Field Value", "Request Error", "Authentication required"})
 
 _SECONDS: Final = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
@@ -25,12 +20,12 @@ _MAX_TEXT: Final = 1000
 
 
 def build_error(response: Response, *, clock: Callable[[], float] = time.time) -> ResponseError:
-    """Return the error for a response whose status is not 200.
+    """Return the error for a response whose status isn't 200.
 
-    Its message is the status and, where it is one of the documented four, the vendor's title.
-    ``title`` and ``description`` are empty where the body has none, as a gateway's body. A 429 is a
-    RateLimitedError, and so is any other status but 401 and 403 whose headers say that the rate limit
-    is used up: ``x-envoy-ratelimited: true``, or ``x-ratelimit-remaining: 0`` with a reset.
+    The message has the status and, if MoEngage's title is one of the four documented titles, the title.
+    Status 401 or 403 gives an AuthenticationError. Status 429 gives a RateLimitedError. Any other status gives a
+    RateLimitedError too if the headers say that the rate limit is used up: ``x-envoy-ratelimited: true``, or
+    ``x-ratelimit-remaining: 0`` together with ``x-ratelimit-reset``.
     """
     status, headers = response.status, response.headers
     data = as_object(parse_or(None, response.body))
@@ -49,11 +44,10 @@ def build_error(response: Response, *, clock: Callable[[], float] = time.time) -
 
 
 def read_retry_after(headers: Mapping[str, str], *, clock: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds to wait that the headers of a response name, ``None`` when they name none.
+    """Return how many seconds the caller must wait, or ``None`` if the headers don't say so.
 
-    From ``retry-after``, in seconds or as an HTTP date (RFC 9110 §10.2.3), else from
-    ``x-ratelimit-reset``, in seconds or, from a thousand million on, as Unix time. A moment in the
-    past is 0.0.
+    ``retry-after`` has seconds or an HTTP date (RFC 9110 §10.2.3). Without a valid ``retry-after``, the function reads
+    ``x-ratelimit-reset``. A number from 1e9 on is a Unix time. For a time in the past, the result is 0.0.
     """
     wait = _read_wait(headers.get("retry-after", ""), clock)
     return _read_wait(headers.get("x-ratelimit-reset", ""), clock) if wait is None else wait

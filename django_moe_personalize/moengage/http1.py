@@ -1,30 +1,33 @@
-"""HTTP/1.1 as bytes: write a request, and read a response while it arrives (RFC 9112). No sockets here.
+"""HTTP/1.1: requests and responses, and one request in flight on a socket (RFC 9112).
 
-``http.client`` is not used: it reads from a blocking file only, accepts garbled heads, and a head
-costs it 3,400 bytecodes where this module takes 300.
+This module replaces ``http.client``, which reads only from a blocking file and accepts malformed heads. To read a
+head, ``http.client`` needs 3,400 bytecodes. This module needs 300.
 """
 
 from __future__ import annotations
 
 import re
+import socket
+import ssl
+import time
 import zlib
-from collections.abc import Generator, Mapping
-from typing import TypeVar
+from collections.abc import Callable, Generator, Mapping
+from types import MappingProxyType
+from typing import Final, TypeVar
 
-from django_moe_personalize.exceptions import InvalidResponseError, TransportError
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
 
 MAX_BYTES = 1024 * 1024
 """The largest body that a response may have, before and after decompression."""
 
 MAX_HEAD = 64 * 1024
-"""The most bytes that the heads of a response may have, and its trailers."""
+"""The most bytes that all heads of a response may have together. The same limit applies to its trailers."""
 
 MAX_FIELDS = 100
-"""The most header fields of a response, as in ``http.client``."""
+"""The most header fields that a response may have. ``http.client`` has the same limit."""
 
 MAX_CHUNKS = 4096
-"""The most chunks that a body may have. A million chunks of one byte would take two seconds, 4096 take 8 ms."""
+"""The most chunks that a body may have. A million chunks of one byte would take 2 s to read. 4096 chunks take 8 ms."""
 
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+\r?\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r?\n((?:" + _FIELD + rb")*+)\r?\n")
@@ -38,37 +41,206 @@ _TRAILERS = re.compile(rb"(?:" + _FIELD + rb")*+\r?\n")
 T = TypeVar("T")
 _Steps = Generator[None, bool, T]
 
+_CHUNK: Final = 64 * 1024
+_NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
+
+
+class Request:
+    """A GET or POST request. ``path`` starts with ``/`` and is relative to the base URL. ``query`` is URL-encoded.
+
+    The repr leaves out the headers and the body, because they contain the API key and the visitor's data.
+    """
+
+    # Not a named tuple, because many error reporters print the items of a tuple instead of its repr.
+    __slots__ = ("body", "headers", "method", "path", "query")
+
+    def __init__(
+        self, method: str, path: str, query: str = "", headers: Mapping[str, str] = _NO_HEADERS, body: bytes = b""
+    ) -> None:
+        self.method = method
+        self.path = path
+        self.query = query
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"Request(method={self.method!r}, path={self.path!r}, query={self.query!r})"
+
+
+class Response:
+    """A complete response. Header names are in lower case. The body is decompressed."""
+
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Mapping[str, str] = _NO_HEADERS, body: bytes = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
+
+    def __repr__(self) -> str:
+        return f"Response(status={self.status!r})"
+
+
+class NotTakenError(TransportError):
+    """The server closed an idle connection without a response. Sending the same request again is safe."""
+
+
+class HTTPExchange:
+    """One request on the socket ``sock``. The caller sends the request now and reads the response later.
+
+    When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
+    the socket can carry another request. ``was_idle``: the socket has carried a request before. ``peer`` names the
+    server in error messages. ``has_body`` is false for the response to CONNECT. Not thread-safe.
+    """
+
+    __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        end: Callable[[bool], object],
+        *,
+        was_idle: bool = False,
+        peer: str = "MoEngage",
+        has_body: bool = True,
+    ) -> None:
+        self._sock = sock
+        self._end: Callable[[bool], object] | None = end
+        self._was_idle = was_idle
+        self._peer = peer
+        self._received = bytearray()
+        self._steps = read_response(self._received, has_body=has_body)
+        next(self._steps)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of the response has arrived."""
+        return bool(self._received)
+
+    def fileno(self) -> int:
+        """Return the socket's file descriptor. The descriptor becomes readable when a part of the response arrives."""
+        return self._sock.fileno()
+
+    def release(self, *, is_reusable: bool = False) -> None:
+        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended."""
+        end, self._end = self._end, None
+        if end is not None:
+            end(is_reusable)
+
+    def send(self, data: memoryview, seconds: float) -> None:
+        """Write the request within ``seconds``. After an error, closes the connection and raises TransportError."""
+        until = time.monotonic() + seconds
+        failure = None
+        try:
+            while data:
+                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                data = data[self._sock.send(data) :]
+        except BrokenPipeError:
+            # The server may have responded before it read the complete request, for example with status 413.
+            pass
+        except BaseException as error:
+            failure = self._fail(error)
+        if failure is not None:
+            raise failure
+
+    def receive(self, seconds: float) -> Response | None:
+        """Return the response, or ``None`` if the response isn't complete after ``seconds``. Then call again.
+
+        Raises NotTakenError if the server closed the connection before the request arrived, TransportError if no
+        complete response will arrive, InvalidResponseError if the response is too large or wrongly compressed,
+        and RuntimeError after the end of the exchange.
+        """
+        if self._end is None:
+            # The next bytes on the connection may belong to another visitor's response.
+            raise RuntimeError("this exchange has ended")
+        outcome = self._receive(time.monotonic() + seconds)
+        # Raised here and not in _receive(): error reports print the local variables of that frame with the response.
+        if isinstance(outcome, APIError):
+            raise outcome
+        return outcome
+
+    def _receive(self, until: float) -> Response | APIError | None:
+        outcome = None
+        try:
+            while outcome is None:
+                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                before = len(self._received)
+                # At the end of the connection, urllib3's TLS inside TLS returns the number 0 instead of bytes.
+                self._received += self._sock.recv(_CHUNK) or b""
+                if not self._received:
+                    raise ConnectionResetError("closed without a response")
+                outcome = self._steps.send(len(self._received) == before)
+            response, is_reusable = outcome
+            self.release(is_reusable=is_reusable)
+            if encoding := response.headers.get("content-encoding"):
+                response.body = decompress(response.body, encoding)
+            return response
+        except _NOT_YET:
+            return None
+        except BaseException as error:
+            return self._fail(error)
+
+    def _fail(self, error: BaseException) -> APIError:
+        """Close the connection and return the error for the caller. Raises an ``error`` that has another origin."""
+        self.release()
+        if not isinstance(error, APIError | OSError):
+            raise error
+        if self._was_idle and not self._received and isinstance(error, ConnectionError):
+            return NotTakenError("MoEngage closed an idle connection")
+        return describe_failure(error, self._peer)
+
+
+def describe_failure(error: Exception, peer: str, kind: type[TransportError] = TransportError) -> APIError:
+    """Return this package's error for an error of the socket, of TLS or of urllib3.
+
+    ``peer`` names the server or the proxy. An OSError becomes the cause, without its traceback: error reports print
+    the local variables in the traceback, and these variables contain secrets.
+    """
+    if isinstance(error, APIError):
+        return error.with_traceback(None)
+    if isinstance(error, _NOT_YET):
+        failure: TransportError = DeadlineExceeded(f"{peer} did not answer in time")
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        failure = kind(f"{peer}'s certificate was refused: {error.verify_message}")
+    else:
+        failure = kind(f"no whole response from {peer} ({type(error).__name__})")
+    if isinstance(error, OSError):
+        error.__context__ = error.__cause__ = None
+        failure.__cause__ = error.with_traceback(None)
+    return failure
+
 
 def write_request(method: str, target: str, fields: Mapping[str, str], body: bytes = b"") -> bytes:
-    """Return a request as bytes. Raises ValueError for a line break in the target or in a header field."""
+    """Return a request as bytes. Raises ValueError if the target or a header field contains a line break."""
     lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
     head = "\r\n".join(lines)
     if head.count("\r") + head.count("\n") == 2 * (len(fields) + 2):
         return head.encode("latin-1") + body
-    # An error report prints the locals of each frame.
+    # Error reports print local variables.
     del target, fields, body, lines, head
     raise ValueError("a request must not have a line break in its path, query or header fields")
 
 
 def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tuple[Response, bool] | None, bool, None]:
-    """Read the final response out of ``received``, to which the caller adds the bytes that arrive.
+    """Read the final response from ``received``, to which the caller appends the bytes that arrive.
 
-    Start it with ``next()``. Then resume it with ``send(False)`` when bytes have arrived and with
-    ``send(True)`` when the server has closed the connection. It yields ``None`` until the response is
-    whole, then the response, its body still compressed, and whether the connection may serve another
-    request. ``has_body`` is false for the response to CONNECT. Raises TransportError for half a
-    response or one that is not valid HTTP, InvalidResponseError for a body above MAX_BYTES.
+    Start the generator with ``next()``. Then call ``send(False)`` when bytes have arrived, and ``send(True)`` when
+    the server has closed the connection. The generator yields ``None`` until the response is complete. Then the
+    generator yields the response, with its body still compressed, and whether the connection is reusable.
+    ``has_body`` is false for the response to CONNECT. Raises TransportError if the response is cut short or isn't
+    valid HTTP, and InvalidResponseError if the body is larger than MAX_BYTES.
     """
     status = end = 0
     while status < 200:
-        # Interim responses may come first (RFC 9110 §15.2).
+        # Interim responses with a status below 200 may come first (RFC 9110 §15.2).
         is_old, status, fields, end = yield from _read_head(received, end)
     is_reusable = not is_old and "close" not in fields.get("connection", "").lower()
     start, body = end, b""
     if not has_body or status in (204, 304):
         pass
     elif "transfer-encoding" in fields:
-        # Two readers could find different ends: request smuggling starts like that (RFC 9112 §6.1).
+        # Two programs could disagree about the end of this body. Request smuggling uses this (RFC 9112 §6.1).
         if is_old or "content-length" in fields or fields["transfer-encoding"].lower() != "chunked":
             raise _refuse("its length is ambiguous")
         body, end = yield from _read_chunks(received, start)
@@ -84,12 +256,12 @@ def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tu
     else:
         body = yield from _read_to_end(received, start)
         end, is_reusable = len(received), False
-    # Extra bytes would become the beginning of the next visitor's response.
+    # With extra bytes, the connection isn't reusable: they would become the start of the next visitor's response.
     yield Response(status, fields, body), is_reusable and end == len(received)
 
 
 def decompress(body: bytes, encoding: str) -> bytes:
-    """Return a body decompressed. Raises InvalidResponseError unless it is one whole gzip stream within MAX_BYTES."""
+    """Return the decompressed body. Raises InvalidResponseError for anything but one gzip stream within MAX_BYTES."""
     encoding = encoding.lower()
     if not body or encoding in ("", "identity"):
         return body
@@ -113,10 +285,10 @@ def _wait() -> _Steps[None]:
 
 
 def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[str, str], int]]:
-    """Return whether this is HTTP/1.0, the status, the fields and where the head ends."""
+    """Return whether the version is HTTP/1.0, the status, the header fields and the index after the head."""
     while len(received) < start + 7:
         yield from _wait()
-    # Checked before the head is complete, because another protocol may never send an empty line.
+    # Checked before the head is complete, because a server of another protocol may never send an empty line.
     if not received.startswith(b"HTTP/1.", start):
         raise _refuse("it does not begin with HTTP/1")
     end = yield from _find_blank_line(received, start, MAX_HEAD)
@@ -130,13 +302,13 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     fields: dict[str, str] = {}
     for name, value in parts:
         name, value = name.lower(), value.strip(" \t")
-        # RFC 9110 §5.3. Two lengths become "2, 3", which is not a number, so the response is refused.
+        # Join repeated fields (RFC 9110 §5.3). Two lengths become "2, 3", which read_response() refuses.
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return minor == b"0", int(status), fields, end
 
 
 def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
-    """Return where the next empty line ends, which must not be after ``most``. Searches each byte once."""
+    """Return the index after the next empty line. Raises TransportError if the index is above ``most``."""
     scanned = start
     while True:
         found = _BLANK_LINE.search(received, scanned)
@@ -149,7 +321,7 @@ def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:
 
 
 def _read_chunks(received: bytearray, at: int) -> _Steps[tuple[bytes, int]]:
-    """Return a chunked body, and where its trailers end."""
+    """Return a chunked body, and the index after its trailers."""
     body = bytearray()
     for _ in range(MAX_CHUNKS):
         while not (line := _CHUNK_SIZE.match(received, at, at + _MAX_CHUNK_SIZE)):
@@ -170,7 +342,7 @@ def _read_chunks(received: bytearray, at: int) -> _Steps[tuple[bytes, int]]:
         body += received[start : at - 2]
     else:
         raise _refuse(f"it has more than {MAX_CHUNKS} chunks")
-    # The empty line begins with the newline after the last chunk's size, unless trailers come before it.
+    # Without trailers, the newline after the size of the last chunk is the start of the empty line.
     end = yield from _find_blank_line(received, start - 1, start + MAX_HEAD)
     if not _TRAILERS.fullmatch(received, start, end):
         raise _refuse("a trailer is garbled")

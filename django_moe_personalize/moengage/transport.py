@@ -1,4 +1,4 @@
-"""RequestsTransport: sends requests to MoEngage over HTTP, on connections that are kept open."""
+"""RequestsTransport: sends requests to MoEngage over HTTP, on connections that stay open."""
 
 from __future__ import annotations
 
@@ -9,25 +9,20 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final, cast
 from urllib.parse import urlsplit
 
+from urllib3.connection import HTTPConnection
 from urllib3.util.connection import is_connection_dropped
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connections import Connector, choose_proxy, choose_verify, get_tls_context
-from django_moe_personalize.moengage.exchange import HTTPExchange
-from django_moe_personalize.moengage.http1 import write_request
-from django_moe_personalize.moengage.messages import NotTakenError, Request, Response
-
-if TYPE_CHECKING:
-    from urllib3.connection import HTTPConnection
-
-    from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_request
+from django_moe_personalize.resilience import Deadline
 
 _SEND_SECONDS: Final = 0.05
-"""How long start() may take. A request fits into the socket's buffer, unless the server has stopped reading."""
+"""The most seconds of start(). The request fits into the socket's buffer, unless the server has stopped reading."""
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
@@ -36,17 +31,18 @@ class RequestsTransport:
     """Send requests over HTTP, on connections that stay open. Thread-safe.
 
     - ``base_url``: https, or http on loopback
-    - ``connect_timeout``: the most seconds that it takes to connect, with all addresses, a proxy and TLS
-    - ``timeout``: the most seconds of a call that has a longer deadline or none
+    - ``connect_timeout``: the most seconds to connect, including all addresses, the proxy and TLS
+    - ``timeout``: the most seconds of a call without a deadline, or with a longer deadline
     - ``pool_maxsize``: how many idle connections stay open
     - ``proxies``: as in ``requests``, such as ``{"https": "http://proxy:3128"}``, but without SOCKS
-    - ``trust_env``: take proxies and, if ``verify`` is ``True``, the CA bundle from the environment
-    - ``verify``: ``True`` for the CA bundle of ``requests``, a CA file or folder, ``False`` for any certificate
+    - ``trust_env``: read the proxies and, if ``verify`` is ``True``, the CA bundle from the environment
+    - ``verify``: ``True`` for the CA bundle of ``requests``, the path of a CA file or folder, or ``False`` to accept
+      any certificate
 
-    A call ends on time, however slowly a response drips. Only the system's DNS lookup has no timeout, so
-    a page calls from a thread that it can abandon. The transport follows no redirect, reads no netrc and
-    keeps no cookie: a visitor's cookie must not travel with another visitor's request. After a fork the
-    child opens its own connections. Raises ValueError for a base URL, proxy or CA path that can't be used.
+    A slow response can't make a call longer than its deadline. Only the system's DNS lookup has no timeout, so a page
+    connects in a worker thread and doesn't wait for a thread that hangs. The transport doesn't follow redirects, read
+    ``.netrc`` or keep cookies: a visitor's cookie must not travel with another visitor's request. After a fork, the
+    child process opens its own connections. Raises ValueError for an invalid base URL, proxy or CA path.
     """
 
     def __init__(
@@ -68,7 +64,7 @@ class RequestsTransport:
         self._pool_maxsize = pool_maxsize
         proxy = choose_proxy(self.base_url, proxies, trust_env=trust_env)
         verify = choose_verify(verify, trust_env=trust_env)
-        # Plain HTTP has no certificates, but the way to a proxy may.
+        # Plain HTTP needs no TLS context, unless the URL of a proxy is https.
         is_plain = self.base_url.startswith("http:") and not proxy
         self._connector = Connector(self.base_url, proxy, None if is_plain else get_tls_context(verify))
         parts = urlsplit(self.base_url)
@@ -83,11 +79,11 @@ class RequestsTransport:
         self.close()
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """Return the response, whatever its status; redirects too.
+        """Return the response, also with an error status or a redirect.
 
-        Raises DeadlineExceeded, TransportError for no whole response, InvalidResponseError for a body
-        above 1 MiB or compressed in another way than gzip. The request is sent again once when an
-        idle connection turns out to be dead.
+        If the server has closed an idle connection, the transport sends the request once more on a new connection.
+        Raises DeadlineExceeded, TransportError if no complete response arrives, and InvalidResponseError for a body
+        above 1 MiB or with a compression other than gzip.
         """
         left = deadline.remaining()
         if left == 0.0:
@@ -98,11 +94,11 @@ class RequestsTransport:
             return self._attempt(data, until, self._take())
         except NotTakenError:
             pass
-        # On a new connection, because the other idle connections are probably dead, too.
+        # On a new connection, because the server has probably closed the other idle connections too.
         return self._attempt(data, until, None)
 
     def start(self, request: Request) -> HTTPExchange | None:
-        """Send on an open connection and return at once; ``None`` when there is none, or it turned out dead."""
+        """Send on an idle connection and return at once. Returns ``None`` if no idle connection works."""
         data = self._write(request)
         if (connection := self._take()) is None:
             return None
@@ -114,7 +110,7 @@ class RequestsTransport:
         return exchange
 
     def close(self) -> None:
-        """Close the idle connections. The transport may be used again. A child process closes only its own copies."""
+        """Close the idle connections. The transport stays usable. A child process closes only its own copies."""
         idle, self._idle = self._idle, deque()
         # Another thread may have taken the last connection.
         with suppress(IndexError):
@@ -134,7 +130,7 @@ class RequestsTransport:
         return response
 
     def _write(self, request: Request) -> memoryview:
-        """Return the request as bytes, in a view that hides them: an error report prints the locals of every frame."""
+        """Return the request as bytes, in a memoryview, because error reports print the repr of local variables."""
         query = f"?{request.query}" if request.query else ""
         length = {"Content-Length": str(len(request.body))} if request.method != "GET" else {}
         return memoryview(
@@ -147,12 +143,13 @@ class RequestsTransport:
         )
 
     def _take(self) -> HTTPConnection | None:
-        """Return the idle connection that was used last, or ``None``. Drops connections that the server has closed.
+        """Return the most recently used idle connection, or ``None``. Drops connections that the server has closed.
 
-        urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when it is full.
+        urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when the queue is full.
         """
-        # Two processes on one connection would read each other's responses. No lock, because a lock that is
-        # held during a fork stays locked in the child. Two threads that both get here lose one connection.
+        # After a fork: two processes on one connection would read each other's responses. This code uses no lock,
+        # because a lock that a thread holds during the fork stays locked in the child. Two threads at this point at
+        # the same time lose one connection at most.
         if self._pid != os.getpid():
             self.close()
             self._pid = os.getpid()
@@ -167,12 +164,12 @@ class RequestsTransport:
             connection.close()
 
     def _lend(self, connection: HTTPConnection, *, was_idle: bool) -> HTTPExchange:
-        """Return an exchange on a connection. A reusable connection becomes idle afterwards."""
+        """Return an exchange on a connection. After the exchange, a reusable connection becomes idle."""
         sock = cast(socket.socket, connection.sock)
         return HTTPExchange(sock, partial(self._take_back, connection, self._idle), was_idle=was_idle)
 
     def _take_back(self, connection: HTTPConnection, idle: deque[HTTPConnection], is_reusable: bool) -> None:
-        # Another ``idle`` means that the transport was closed meanwhile.
+        # A different ``idle`` means that close() ran in the meantime.
         if not is_reusable or idle is not self._idle:
             connection.close()
             return

@@ -7,7 +7,7 @@ import ipaddress
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.decisions import Decision
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import FaultInjector, parse_faults

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qs
 
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, FailureReason
 from django_moe_personalize.sandbox.audiences import Visitor
 from django_moe_personalize.sandbox.decisions import Decision, build_subject, campaign_id, decide

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import NoReturn
 
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 
 JSON_HEADERS = {"content-type": "application/json; charset=utf-8"}
 

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults

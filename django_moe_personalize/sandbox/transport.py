@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import FaultInjector, Faults

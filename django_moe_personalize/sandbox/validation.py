@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn, TypeGuard
 
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Action
 from django_moe_personalize.sandbox.audiences import DAYS
 from django_moe_personalize.sandbox.ledger import LedgerEntry

@@ -15,7 +15,7 @@ import requests
 
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control
 from django_moe_personalize.sandbox.faults import FaultInjector
 

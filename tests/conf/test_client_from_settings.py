@@ -6,7 +6,7 @@ import pytest
 
 from django_moe_personalize.client import build_transport, get_client, get_engine
 from django_moe_personalize.conf import ConfigurationError, get_settings
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import reset_runtimes

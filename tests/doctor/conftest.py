@@ -3,7 +3,7 @@
 import pytest
 
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.testing import override_personalize

@@ -5,7 +5,7 @@ import json
 import pytest
 from django.core.cache.backends.base import BaseCache, memcache_key_warnings
 
-from django_moe_personalize.moengage.reader import read_experience
+from django_moe_personalize.moengage.client import read_experience
 
 VIRTUAL = {"default": {"BACKEND": "tests.fetching.virtual_cache.VirtualCache"}}
 

@@ -14,7 +14,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.sandbox.engine import Engine

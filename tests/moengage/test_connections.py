@@ -18,8 +18,8 @@ import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage import connections
-from django_moe_personalize.moengage.connections import get_tls_context
-from django_moe_personalize.moengage.messages import ProxyError, Request, Response
+from django_moe_personalize.moengage.connections import ProxyError, get_tls_context
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.error_reports import describe_report

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError, ServerError
 from django_moe_personalize.moengage.errors import build_error, read_retry_after
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 from tests.anything import patiently
 
 NOW = 1_800_000_000.0

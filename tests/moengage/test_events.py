@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.moengage.client import write_elements
-from django_moe_personalize.moengage.frozen import freeze
+from django_moe_personalize.moengage.json_values import freeze
 from django_moe_personalize.moengage.types import Action, Event
 from tests.anything import patiently
 

@@ -14,9 +14,7 @@ from pathlib import Path
 import pytest
 
 from django_moe_personalize.exceptions import InvalidResponseError, TransportError
-from django_moe_personalize.moengage.exchange import HTTPExchange, describe_failure
-from django_moe_personalize.moengage.http1 import MAX_BYTES
-from django_moe_personalize.moengage.messages import NotTakenError, Request
+from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, NotTakenError, Request, describe_failure
 from tests.error_reports import describe_report
 from tests.loopback import Exchange, Loopback, build_head
 from tests.wire import FETCH, LONG, SECRET, Wire, break_off, echo, has_idle, receive, wait_readable, wait_until
@@ -344,7 +342,7 @@ def test_threads_get_their_own_responses(build_wire):
 
 FORKING = """
     import os, sys
-    from django_moe_personalize.moengage.messages import Request
+    from django_moe_personalize.moengage.http1 import Request
     from django_moe_personalize.moengage.transport import RequestsTransport
     from django_moe_personalize.resilience import Deadline
 

@@ -9,8 +9,8 @@ import pickle
 import pytest
 from hypothesis import given
 
-from django_moe_personalize.moengage.frozen import encode, freeze, thaw
-from django_moe_personalize.moengage.reader import read_experience
+from django_moe_personalize.moengage.client import read_experience
+from django_moe_personalize.moengage.json_values import encode, freeze, thaw
 from tests.anything import json_values, patiently
 
 

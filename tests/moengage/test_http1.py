@@ -19,11 +19,11 @@ from django_moe_personalize.moengage.http1 import (
     MAX_BYTES,
     MAX_CHUNKS,
     MAX_HEAD,
+    Response,
     decompress,
     read_response,
     write_request,
 )
-from django_moe_personalize.moengage.messages import Response
 from tests.anything import patiently
 from tests.error_reports import describe_report
 from tests.loopback import build_head

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from django_moe_personalize.moengage.offerings import Offering, find_offerings
+from django_moe_personalize.moengage.types import Offering, find_offerings
 
 OFFERING = {
     "dp_offering_id": "off-1",

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.exceptions import InvalidResponseError
-from django_moe_personalize.moengage.reader import read_experience, read_fetch, read_metadata
+from django_moe_personalize.moengage.client import read_experience, read_fetch, read_metadata
 from django_moe_personalize.moengage.types import (
     DataSource,
     ExperienceFailure,

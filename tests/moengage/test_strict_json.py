@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.exceptions import InvalidResponseError
-from django_moe_personalize.moengage.strict_json import MAX_DEPTH, MAX_DIGITS, parse_json
+from django_moe_personalize.moengage.json_values import MAX_DEPTH, MAX_DIGITS, parse_json
 from tests.anything import patiently, same
 
 

@@ -14,8 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from django_moe_personalize.exceptions import DeadlineExceeded, InvalidResponseError, TransportError
-from django_moe_personalize.moengage.http1 import MAX_BYTES
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import MAX_BYTES, Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
 from tests.error_reports import describe_report

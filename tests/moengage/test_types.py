@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_moe_personalize.moengage.reader import read_experience
+from django_moe_personalize.moengage.client import read_experience
 from django_moe_personalize.moengage.types import (
     DataSource,
     Experience,

@@ -2,8 +2,7 @@
 
 import pytest
 
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker
-from django_moe_personalize.resilience.breaker import RecentCalls
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker, RecentCalls
 from tests.processes import together
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox import Engine, SandboxServer, load_workspace
 from django_moe_personalize.sandbox.audiences import DAYS
 from tests.sandbox import schema

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.messages import Response
+from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox import Faults, SandboxTransport
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, parse_faults

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from django_moe_personalize.moengage.messages import Request
+from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, build_server
 from django_moe_personalize.sandbox.server import MAX_READ
 from tests.sandbox import ways

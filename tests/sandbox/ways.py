@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
-from django_moe_personalize.moengage.messages import Request, Response
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, Workspace, build_server, parse_workspace
 from tests.sandbox import schema
 

@@ -9,7 +9,7 @@ from django.test import RequestFactory
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.local_cache import MAX_BYTES, MAX_VISITORS, LocalCache
-from django_moe_personalize.moengage.reader import read_experience
+from django_moe_personalize.moengage.client import read_experience
 from django_moe_personalize.visitor.attributes import collect_attributes
 from django_moe_personalize.visitor.consent import GRANTED
 from django_moe_personalize.visitor.gather import Visitor

@@ -117,10 +117,10 @@ def _configure() -> dict[str, Any]:
 def _shorten(intervals: dict[str, Any]) -> None:
     """Shorten the times of the breaker and the gate for the tests."""
     from django_moe_personalize.fetching import upstream
-    from django_moe_personalize.resilience import breaker
+    from django_moe_personalize.resilience import CircuitBreaker
 
     if intervals:
-        breaker.CircuitBreaker.__init__.__kwdefaults__.update(intervals["breaker"])
+        CircuitBreaker.__init__.__kwdefaults__.update(intervals["breaker"])
         upstream.GATE_SECONDS = intervals["gate"]
 
 
