@@ -50,7 +50,6 @@ class Page:
     _expected: tuple[str, ...] = ()
     _gathered: asyncio.Event | None = None
     _is_closed = False
-    _planned: tuple[str, ...] = ()
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _visitor: Visitor | None = None
@@ -69,24 +68,14 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        if self._settings.enabled:
-            self._planned = planning.get_early_keys(request, view, self._runtime)
-        return self._planned
-
-    def is_planned(self, experience_keys: tuple[str, ...]) -> bool:
-        """Return whether the middleware has started to fetch all these keys."""
-        return set(experience_keys).issubset(self._planned)
+        return planning.get_early_keys(request, view, self._runtime) if self._settings.enabled else ()
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
         """Return the experience for a tag of ``template``. The first question asks for all keys of the template."""
-        if experience_key not in self._answers and template is not None and not self.is_asked(experience_key):
+        if experience_key not in self._answers and template is not None and not self._find_flight(experience_key):
             self._expected = planning.find_template_keys(template)
             self._learn(*self._expected)
         return self.read(experience_key)
-
-    def is_asked(self, experience_key: str) -> bool:
-        """Return whether this page has asked for the experience."""
-        return experience_key in self._answers or self._find_flight(experience_key) is not None
 
     @property
     def experience_keys(self) -> tuple[str, ...]:

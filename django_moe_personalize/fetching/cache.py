@@ -128,19 +128,18 @@ class ExperienceCache:
         body = self.memory.find_body_of(key, experience)
         if body is not None:
             return body
-        payload, context = (None, None) if experience is None else (experience.payload, experience.experience_context)
-        reference = _hash(key, payload, context)
+        reference = _hash(_list_content(key, experience))
         return self.memory.find_body(reference) or _build_body(reference, key, experience)
 
     def _write_bodies(self, bodies: Iterable[Body], now: int) -> None:
         # The site's cache keeps a body for twice the lifetime of an answer. A body that is written again after half
         # of this time outlives all answers that refer to it.
         due = {
-            _build_body_key(body.reference): body
+            build_key("body", body.reference.hex()): body
             for body in bodies
             if body.written_at is None or not 0 <= now - body.written_at < self._lifetime
         }
-        texts = {key: _dump(body) for key, body in due.items()}
+        texts = {key: _encode(_list_content(body.key, body.experience)) for key, body in due.items()}
         if texts and set_many(texts, timeout=math.ceil(self._lifetime / 500)):
             for body in due.values():
                 body.written_at = now
@@ -154,7 +153,7 @@ class ExperienceCache:
 
     def _find_bodies(self, references: Collection[bytes]) -> dict[bytes, Body]:
         found = {reference: body for reference in references if (body := self.memory.find_body(reference)) is not None}
-        missing = {_build_body_key(reference): reference for reference in references if reference not in found}
+        missing = {build_key("body", r.hex()): r for r in references if r not in found}
         for key, text in get_many(missing).items() if missing else ():
             if (body := _parse_body(text, missing[key])) is not None:
                 found[body.reference] = body
@@ -172,13 +171,14 @@ def get_cache(runtime: Runtime) -> ExperienceCache:
     return ExperienceCache(runtime.settings)
 
 
-def _build_body_key(reference: bytes) -> str:
-    return build_key("body", reference.hex())
+def _list_content(key: str, experience: Experience | None) -> list[Any]:
+    """Return the content of a body as the site's cache stores it."""
+    return [key, None, None] if experience is None else [key, experience.payload, experience.experience_context]
 
 
-def _hash(key: str, payload: Mapping[str, Any] | None, context: Mapping[str, Any] | None) -> bytes:
+def _hash(content: list[Any]) -> bytes:
     # Sorted, because MoEngage may send the names of an object in any order.
-    return bytes.fromhex(build_digest(["body", _encode_sorted([key, payload, context])]))
+    return bytes.fromhex(build_digest(["body", _encode_sorted(content)]))
 
 
 def _build_body(reference: bytes, key: str, experience: Experience | None) -> Body:
@@ -191,18 +191,11 @@ def _build_body(reference: bytes, key: str, experience: Experience | None) -> Bo
     return Body(reference, key, cached, experience if is_frozen else cached)
 
 
-def _dump(body: Body) -> str:
-    experience = body.experience
-    if experience is None:
-        return _encode([body.key, None, None])
-    return _encode([body.key, experience.payload, experience.experience_context])
-
-
 def _parse_body(text: Any, reference: bytes) -> Body | None:
     try:
         key, payload, context = json.loads(text)
         # Only a text that this package wrote with the site's secret has the right hash.
-        if _hash(key, payload, context) != reference:
+        if _hash([key, payload, context]) != reference:
             return None
     except (TypeError, ValueError, RecursionError):
         return None

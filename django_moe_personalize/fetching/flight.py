@@ -39,6 +39,7 @@ from django_moe_personalize.moengage.messages import NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor import Visitor
 
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.exchange import HTTPExchange
@@ -121,8 +122,14 @@ class Flight(Future[Experiences]):
         """Stop reading for the caller's page. A thread of the pool reads the rest of the response."""
         if self._exchange is not None and self._deadline.expired:
             self._read(0.0)
-        if self._exchange is not None and not self._start_thread():
-            self._give_up()
+        if self._exchange is not None and not self._start_thread() and self._turn.acquire(blocking=False):
+            # All threads are busy, so the flight ends. MoEngage may be fine, so the breaker isn't told.
+            try:
+                if (exchange := self._exchange) is not None:
+                    exchange.release()
+                    self._fail()
+            finally:
+                self._turn.release()
 
     def _abandon(self) -> Experiences:
         """End the caller's wait: return the answer if it has just arrived, else the known experiences."""
@@ -249,20 +256,25 @@ class Flight(Future[Experiences]):
         if exchange is None:
             return
         try:
-            outcome = self._receive(exchange, seconds)
+            result = self._receive(exchange, seconds)
         except NotTakenError:
-            self._ask_again()
+            # The server had closed the idle connection. If there is time, ask again on a new connection.
+            self._exchange = None
+            if self.question.deadline.expired:
+                self._fail()
+            else:
+                self._submit()
+        except APIError as error:
+            self._fail(error)
         except Exception as error:
             log_bug(self.question.runtime, error)
             exchange.release()
             self._fail()
         else:
-            if isinstance(outcome, APIError):
-                self._fail(outcome)
-            elif outcome is not None:
-                self._arrive(outcome)
+            if result is not None:
+                self._arrive(result)
 
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | APIError | None:
+    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
         runtime = self.question.runtime
         client, until = get_client(runtime), time.monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
@@ -271,30 +283,17 @@ class Flight(Future[Experiences]):
             if result is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
                 result = client.finish_fetch(exchange, max(0.0, min(until - time.monotonic(), EXTRA_SECONDS)))
+            if result is None and self._deadline.expired:
+                exchange.release()
+                raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
             raise
         except Exception as error:
             tell_breaker(runtime, error)
-            if isinstance(error, APIError):
-                return error
             raise
         if result is not None:
             tell_breaker(runtime, None)
-            return result
-        if not self._deadline.expired:
-            return None
-        exchange.release()
-        late = DeadlineExceeded("MoEngage did not answer in time")
-        tell_breaker(runtime, late)
-        return late
-
-    def _ask_again(self) -> None:
-        """Ask again on a new connection, if there is time: the server had closed the idle one."""
-        if self.question.deadline.expired:
-            self._fail()
-            return
-        self._exchange = None
-        self._submit()
+        return result
 
     def _arrive(self, result: ExperiencesResult) -> None:
         self._exchange = None
@@ -310,16 +309,6 @@ class Flight(Future[Experiences]):
         # The receivers of the signal run in this page's thread only if no other thread is free.
         if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found)
-
-    def _give_up(self) -> None:
-        """End the flight without an answer. MoEngage may well be fine, so the breaker isn't told."""
-        if self._turn.acquire(blocking=False):
-            try:
-                if (exchange := self._exchange) is not None:
-                    exchange.release()
-                    self._fail()
-            finally:
-                self._turn.release()
 
 
 class Flights:
@@ -347,7 +336,8 @@ class Flights:
                 flight.is_followed = True
                 return flight, False
             flight = Flight(question, known, now + self._max_seconds)
-            self._drop_overdue(now)
+            while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
+                del self._flights[oldest]
             if len(self._flights) < self._max_flights:
                 self._flights[key] = flight
         return flight, True
@@ -363,18 +353,38 @@ class Flights:
             if self._flights.get(key) is flight:
                 del self._flights[key]
 
-    def _drop_overdue(self, now: float) -> None:
-        while self._flights:
-            key, flight = next(iter(self._flights.items()))
-            if now < flight.until:
-                return
-            del self._flights[key]
-
 
 @part
 def get_flights(runtime: Runtime) -> Flights:
     """Return the flights of this process."""
     return Flights()
+
+
+def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:
+    """Return the answers if this process has all of them in memory, else the flight that fetches them.
+
+    A stale answer is returned at once and refreshed in the background. Never raises.
+    """
+    try:
+        flights, cache = get_flights(runtime), get_cache(runtime)
+        landed, known = flights.landed, cache.peek(visitor.digest, keys)
+        if not known.due:
+            return known.answers, None
+        question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
+        flight, leads = flights.join(question, pick(known.answers, keys))
+        is_complete = all(key in known.answers for key in known.due)
+        if leads:
+            if flights.landed != landed:
+                # A flight has landed since peek(), maybe with the answer.
+                known = cache.peek(visitor.digest, keys)
+            if known.due:
+                flight.take_off(known, is_waited_for=not is_complete)
+            else:
+                flights.finish(flight, pick(known.answers, keys))
+        return known.answers, None if is_complete else flight
+    except Exception as error:
+        log_bug(runtime, error)
+        return {}, None
 
 
 async def _wait_readable(fileno: int) -> None:

@@ -50,8 +50,7 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
         publish(pick(known.answers, question.keys))
     answers, missing = leave_out_unavailable(runtime, known)
     if missing and (elsewhere := _wait_for_another_process(question, missing)):
-        answers = {**answers, **elsewhere}
-        missing = tuple(key for key in missing if key not in elsewhere)
+        answers, missing = {**answers, **elsewhere}, ()
     return conclude(question, answers, _call_in_batches(question, missing))
 
 
@@ -138,7 +137,12 @@ def follow_up(question: Question, answer: Answer) -> None:
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
-        report(question.runtime, error, answer.unanswered)
+        # The breaker logs each of its changes itself.
+        if not isinstance(error, CircuitOpenError | RateLimitedError):
+            log_error(question.runtime, error)
+        # Async receivers can't be called from an event loop. A page runs this there if all threads are busy.
+        with suppress(RuntimeError):
+            signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=answer.unanswered)
     if any(isinstance(error, CircuitOpenError) for error in answer.errors):
         _probe(question)
 
@@ -159,16 +163,6 @@ def _probe(question: Question) -> None:
         except APIError:
             return
         get_cache(runtime).write(question.visitor.digest, {key: result.experiences.get(key) for key in keys})
-
-
-def report(runtime: Runtime, error: APIError, keys: tuple[str, ...]) -> None:
-    """Send the signal for a failed fetch, and log the kind of error once; ``keys`` have no answer at all."""
-    # The breaker logs each of its changes itself.
-    if not isinstance(error, CircuitOpenError | RateLimitedError):
-        log_error(runtime, error)
-    # Async receivers can't be called from an event loop. A page runs this there if all threads are busy.
-    with suppress(RuntimeError):
-        signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=keys)
 
 
 def log_error(runtime: Runtime, error: APIError) -> None:

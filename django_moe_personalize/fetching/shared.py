@@ -32,8 +32,6 @@ NOTICE_SECONDS: Final = 60 * 60
 MAX_NOTICES: Final = 200
 """How many notices of a topic read_notices() reads, the latest ones."""
 
-_COUNT_SECONDS: Final = 7 * 24 * 60 * 60.0
-
 
 def build_key(*parts: str, settings: Settings | None = None) -> str:
     """Return the cache key of ``parts`` in the configured workspace. It is a keyed hash and reveals none of them."""
@@ -93,10 +91,10 @@ def put_up_notice(topic: str, **said: object) -> None:
 
     ``said`` are JSON values. The call waits for the cache, so only background threads make it.
     """
-    number = add_to_count(f"notices/{topic}", 1, _COUNT_SECONDS)
+    number = add_to_count(f"notices/{topic}", 1, 7 * 24 * 60 * 60.0)
     if number is not None:
         notice = {**said, "process": f"{socket.gethostname()}:{os.getpid()}", "time": int(time.time())}
-        set_many({_build_notice_key(topic, number): notice}, timeout=NOTICE_SECONDS)
+        set_many({build_key("notice", topic, str(number)): notice}, timeout=NOTICE_SECONDS)
 
 
 def read_notices(topic: str) -> list[dict[str, Any]]:
@@ -109,15 +107,11 @@ def read_notices(topic: str) -> list[dict[str, Any]]:
         return []
     cache = caches[get_settings().cache]
     last = cache.get(build_key("count", f"notices/{topic}"), 0)
-    keys = [_build_notice_key(topic, number) for number in range(max(1, last - MAX_NOTICES + 1), last + 1)]
+    keys = [build_key("notice", topic, str(number)) for number in range(max(1, last - MAX_NOTICES + 1), last + 1)]
     found = cache.get_many(keys)
     notices = [found[key] for key in keys if isinstance(found.get(key), dict)]
     by_process = {notice.get("process"): notice for notice in notices}
     return sorted(by_process.values(), key=notices.index)
-
-
-def _build_notice_key(topic: str, number: int) -> str:
-    return build_key("notice", topic, str(number))
 
 
 def _use(action: Callable[[BaseCache], T], fallback: T) -> T:

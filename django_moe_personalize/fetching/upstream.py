@@ -6,12 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    CircuitOpenError,
-    RateLimitedError,
-    ResponseError,
-)
+from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import ExperiencesResult
@@ -117,12 +112,10 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> 
     breaker = get_breaker(runtime)
     if isinstance(error, RateLimitedError):
         breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
-    elif error is None or _is_about_request(error):
+    elif error is None or (
+        # MoEngage works, and refused only this request. A redirect doesn't come from MoEngage.
+        isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)
+    ):
         breaker.success(ticket)
     else:
         breaker.failure(ticket)
-
-
-def _is_about_request(error: Exception) -> bool:
-    """Return whether MoEngage works, and refused only this request. A redirect doesn't come from MoEngage."""
-    return isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)

@@ -135,7 +135,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS), content=st.integers(0, 2), value=st.sampled_from(["gone", "forged"]) | garbage)
     def spoil_body(self, key, content, value):
         """Lose a body in the server, or overwrite it with another body or a value that isn't ours."""
-        body = cache._dump(self.build_process()._get_body(key, build_answer(key, content)))
+        body = cache._encode(cache._list_content(key, build_answer(key, content)))
         name = next((name for name, (_, text) in server.entries.items() if text == json.dumps(body)), None)
         if name is not None:
             del server.entries[name]
