@@ -51,19 +51,15 @@ def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> E
     Cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError when MoEngage
     doesn't answer.
     """
-    wanted = {_read_status(status) for status in statuses}
+    wanted = {ExperienceStatus(status): status for status in statuses}
+    if ExperienceStatus.UNKNOWN in wanted:
+        names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
+        status = wanted[ExperienceStatus.UNKNOWN]
+        raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
     if not get_runtime().settings.enabled:
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
-
-
-def _read_status(status: str | ExperienceStatus) -> ExperienceStatus:
-    found = ExperienceStatus(status)
-    if found is ExperienceStatus.UNKNOWN:
-        names = ", ".join(repr(s.value) for s in ExperienceStatus if s is not ExperienceStatus.UNKNOWN)
-        raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    return found
 
 
 # Django's error reports leave out the arguments.
@@ -125,8 +121,7 @@ def _fetch(
         return None
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
     answer = resolve(Question(runtime, visitor, keys, Deadline(API_DEADLINE), is_page=False))
-    if answer.learned:
-        get_cache(runtime).write(visitor.digest, answer.learned)
+    get_cache(runtime).write(visitor.digest, answer.learned)
     if answer.unanswered:
         raise answer.errors[0]
     return answer

@@ -82,9 +82,7 @@ def build_transport(settings: Settings) -> Transport:
     return transport
 
 
-def build_client(
-    runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda transport: transport
-) -> PersonalizeClient:
+def build_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda t: t) -> PersonalizeClient:
     """Return a new client that sends through ``wrap(transport)``. Raises ConfigurationError."""
     settings = runtime.settings
     if (engine := get_engine(runtime)) is not None:

@@ -30,8 +30,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             async def awrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                page = _find_page(args)
-                if page is not None:
+                if (page := _find_page(args)) is not None:
                     await page.aload(*experience_keys)
                 return await cast(Callable[P, Any], view)(*args, **kwargs)
 
@@ -40,8 +39,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-                page = _find_page(args)
-                if page is not None:
+                if (page := _find_page(args)) is not None:
                     page.prefetch(*experience_keys)
                 return view(*args, **kwargs)
 

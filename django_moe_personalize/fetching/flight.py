@@ -21,7 +21,6 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
 from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
-from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
@@ -148,9 +147,7 @@ class Flight(Future[Experiences]):
         with suppress(Exception):
             # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
             if is_waited_for and not has_shared_cache(question.runtime):
-                self._answers, self._missing = known
-                if get_metadata_store.find(question.runtime) is not None:
-                    self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
                     self._land({}, pick(self._answers, question.keys))
                     return
@@ -197,8 +194,7 @@ class Flight(Future[Experiences]):
         runtime = self.question.runtime
         try:
             # First the cache: a page that finds no flight must find the answer.
-            if learned:
-                get_cache(runtime).keep(self.question.visitor.digest, learned)
+            get_cache(runtime).keep(self.question.visitor.digest, learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:

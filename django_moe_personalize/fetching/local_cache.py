@@ -190,16 +190,13 @@ class LocalCache:
             bundle = self._bundles[bodies] = Bundle(bodies)
             self._bytes += bundle.size
             for body in bodies:
-                self._hold_body(body)
+                if not body.holders:
+                    self._bodies[body.reference] = body
+                    self._by_origin[body.identity] = body
+                    self._bytes += body.size
+                body.holders += 1
         bundle.holders += 1
         return bundle
-
-    def _hold_body(self, body: Body) -> None:
-        if not body.holders:
-            self._bodies[body.reference] = body
-            self._by_origin[body.identity] = body
-            self._bytes += body.size
-        body.holders += 1
 
     def _release(self, record: Record) -> None:
         self._bytes -= _weigh_record(record)
@@ -209,14 +206,11 @@ class LocalCache:
                 del self._bundles[bundle.bodies]
                 self._bytes -= bundle.size
                 for body in bundle.bodies:
-                    self._release_body(body)
-
-    def _release_body(self, body: Body) -> None:
-        body.holders -= 1
-        if not body.holders:
-            del self._bodies[body.reference]
-            del self._by_origin[body.identity]
-            self._bytes -= body.size
+                    body.holders -= 1
+                    if not body.holders:
+                        del self._bodies[body.reference]
+                        del self._by_origin[body.identity]
+                        self._bytes -= body.size
 
     def _shrink(self) -> None:
         while self._bytes > self._max_bytes or len(self._new) + len(self._returning) > self._max_visitors:

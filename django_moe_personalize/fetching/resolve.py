@@ -132,9 +132,8 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
 
 def follow_up(question: Question, answer: Answer) -> None:
     """Do the work that no page waits for: store, explain and report the answer, and probe MoEngage if that is due."""
-    if answer.learned:
-        # Only answers are stored, so an error overwrites nothing.
-        get_cache(question.runtime).write(question.visitor.digest, answer.learned)
+    # Only answers are stored, so an error overwrites nothing.
+    get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
         # The breaker logs each of its changes itself.
