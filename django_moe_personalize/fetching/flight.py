@@ -269,7 +269,11 @@ class Flight(Future[Experiences]):
             self._fail()
         else:
             if result is not None:
-                self._arrive(result)
+                self._exchange = None
+                learned = {key: result.experiences.get(key) for key in self._missing}
+                self._land(learned, pick({**self._answers, **learned}, self.question.keys))
+                if None in learned.values():
+                    explain(self.question.runtime, learned)
 
     def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
         runtime = self.question.runtime
@@ -292,13 +296,6 @@ class Flight(Future[Experiences]):
             tell_breaker(runtime, None)
         return result
 
-    def _arrive(self, result: ExperiencesResult) -> None:
-        self._exchange = None
-        learned = {key: result.experiences.get(key) for key in self._missing}
-        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-        if None in learned.values():
-            explain(self.question.runtime, learned)
-
     def _fail(self, *errors: APIError) -> None:
         self._exchange = None
         found = conclude(self.question, self._answers, errors)
@@ -319,9 +316,6 @@ class Flights:
         self._lock = threading.Lock()
         # The oldest first.
         self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._flights)
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""

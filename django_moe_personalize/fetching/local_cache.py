@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter, itemgetter
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from django_moe_personalize.moengage.frozen import encode
 from django_moe_personalize.moengage.types import Experience
@@ -80,14 +80,6 @@ class Bundle:
         self.holders = 0
 
 
-class LocalCounts(NamedTuple):
-    """The sizes of a LocalCache. ``bytes`` is the estimate that MAX_BYTES limits."""
-
-    visitors: int
-    bodies: int
-    bytes: int
-
-
 class LocalCache:
     """A bounded, thread-safe map of visitors. Visitors who come once can't displace returning visitors.
 
@@ -106,12 +98,6 @@ class LocalCache:
         self._bodies: dict[bytes, Body] = {}
         self._by_origin: dict[int | str, Body] = {}
         self._bytes = 0
-
-    @property
-    def counts(self) -> LocalCounts:
-        """The current sizes."""
-        with self._lock:
-            return LocalCounts(len(self._new) + len(self._returning), len(self._bodies), self._bytes)
 
     def find(self, visitor: str, now: int) -> Record:
         """Return the visitor's record, or ``()`` for an unknown visitor. ``now`` is in milliseconds."""

@@ -155,7 +155,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert (memory._bundles, memory._bodies) == (bundles, bodies)
             assert {id(body) for body in memory._by_origin.values()} == {id(body) for body in bodies.values()}
             weight = sum(map(local_cache._weigh_record, records))
-            assert memory.counts.bytes == weight + sum(part.size for part in (*bundles.values(), *bodies.values()))
+            assert memory._bytes == weight + sum(part.size for part in (*bundles.values(), *bodies.values()))
 
 
 def get_content(answer):
