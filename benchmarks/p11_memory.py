@@ -92,7 +92,7 @@ def measure_process(variations: Mapping[str, Sequence[Any]], options: Options) -
         unit="bytes",
         notes=[
             f"the key takes {keys:.0f} bytes more",
-            f"the cache's own estimate, key included: {cache.memory.counts.bytes / VISITORS:.0f} bytes",
+            f"the cache's own estimate, key included: {cache.memory._bytes / VISITORS:.0f} bytes",
         ],
         context=time_calls(visitors, variations, options),
     )
@@ -111,8 +111,9 @@ def check_process(visitors: Sequence[str], variations: Mapping[str, Sequence[Any
     """Raise WrongMeasurement unless memory holds all visitors, and the first and the last with their own answers."""
     from django_moe_personalize.fetching.cache import get_cache
 
-    counts = get_cache().memory.counts
-    expect((counts.visitors, counts.bodies) == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts}")
+    memory = get_cache().memory
+    counts = len(memory._new) + len(memory._returning), len(memory._bodies)
+    expect(counts == (len(visitors), len(KEYS) * VARIATIONS), f"the cache has {counts} visitors and bodies")
     for number in (0, len(visitors) - 1):
         answers = get_cache().peek(visitors[number], KEYS).answers
         shown = {key: answers[key].payload for key in KEYS}
@@ -154,7 +155,7 @@ def measure_scan(variations: Mapping[str, Sequence[Any]], options: Options) -> F
     for number in range(once):
         cache.keep(f"{number:032x}", answers)
         if number % 100 == 0:
-            most = max(most, cache.memory.counts.visitors)
+            most = max(most, len(cache.memory._new) + len(cache.memory._returning))
     there = sum(not cache.peek(visitor, KEYS).due for visitor in active)
     return Figure(
         what=f"active visitors still in memory after {once:,} visitors who came once",

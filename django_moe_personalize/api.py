@@ -1,7 +1,7 @@
-"""The calls of MoEngage's SDKs without a request: for e-mails, tasks and shells (contract §6).
+"""The calls of MoEngage's SDKs, for code without a request: e-mails, tasks and shells (contract §6).
 
-Each call has an async twin, such as ``afetch_experiences``. A key without an experience is data, in
-``failures``. A call to MoEngage that fails raises an APIError.
+Each function has an async twin, such as ``afetch_experiences``. If a call to MoEngage fails, the function raises an
+APIError. A key without an experience isn't an error: its reason is in ``failures``.
 """
 
 from __future__ import annotations
@@ -42,31 +42,27 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 API_DEADLINE = 10.0
-"""Seconds that a call may take. No page waits for it."""
+"""The deadline of a call in seconds. It's long because no page waits for the call."""
 
 
 def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
-    """Return the experiences that the workspace has, of the given statuses (``"active"``, …) or all.
+    """Return the metadata of the workspace's experiences: of the given statuses (``"active"``, …), or of all.
 
-    Cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError when MoEngage
-    doesn't answer.
+    The metadata is cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError if
+    MoEngage doesn't answer.
     """
-    wanted = {_read_status(status) for status in statuses}
+    wanted = {ExperienceStatus(status): status for status in statuses}
+    if ExperienceStatus.UNKNOWN in wanted:
+        names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
+        status = wanted[ExperienceStatus.UNKNOWN]
+        raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
     if not get_runtime().settings.enabled:
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
 
 
-def _read_status(status: str | ExperienceStatus) -> ExperienceStatus:
-    found = ExperienceStatus(status)
-    if found is ExperienceStatus.UNKNOWN:
-        names = ", ".join(repr(s.value) for s in ExperienceStatus if s is not ExperienceStatus.UNKNOWN)
-        raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    return found
-
-
-# Django's error reports leave out the arguments.
+# Django's error reports hide the arguments of these functions.
 @sensitive_variables()
 def fetch_experience(
     experience_key: str,
@@ -75,7 +71,7 @@ def fetch_experience(
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
 ) -> Experience | None:
-    """Return the customer's experience of this key, or ``None`` if there is none. See fetch_experiences()."""
+    """Return the customer's experience of this key, or ``None`` for no experience. See fetch_experiences()."""
     answer = _fetch(_read_keys([experience_key]), customer_id, user_identifiers, attributes)
     return None if answer is None else answer.experiences.get(experience_key)
 
@@ -88,12 +84,11 @@ def fetch_experiences(
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
 ) -> ExperiencesResult:
-    """Return the customer's experiences of these keys, and for each absent key the reason.
+    """Return the customer's experiences of these keys, and a reason for each absent key.
 
-    ``result.experiences`` is a mapping by key, in the order asked for. ``attributes`` are the in-session
-    attributes by name. Experiences are cached as a page's are. Raises APIError when MoEngage doesn't answer
-    and the cache lacks a key. Raises ValueError for keys that aren't a list of non-empty strings, and for ids
-    and attributes that aren't strings.
+    ``result.experiences`` is a mapping by key, in the order of the keys. ``attributes`` are the in-session
+    attributes by name. The cache is the same as for pages. Raises APIError if MoEngage doesn't answer and the cache
+    lacks a key. Raises ValueError for keys that aren't non-empty strings, and for other values that aren't strings.
     """
     keys = _read_keys(experience_keys)
     answer = _fetch(keys, customer_id, user_identifiers, attributes)
@@ -104,7 +99,7 @@ def fetch_experiences(
 
 
 def _read_keys(experience_keys: Iterable[str]) -> tuple[str, ...]:
-    """Return the keys, each once."""
+    """Return each key once. Raises ValueError for wrong keys."""
     keys = [] if isinstance(experience_keys, str) else list(experience_keys)
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in keys):
         raise ValueError(f'experience_keys must be a list of keys, as in ["hero-banner"], not {experience_keys!r}.')
@@ -118,22 +113,21 @@ def _fetch(
     user_identifiers: Mapping[str, str] | None,
     attributes: Mapping[str, str] | None,
 ) -> Answer | None:
-    """Return the answer for these keys; ``None`` without keys, or with ENABLED off."""
+    """Return the answer for these keys, or ``None`` without keys or with ENABLED off."""
     _check_visitor(customer_id, user_identifiers or {}, attributes or {})
     runtime = get_runtime()
     if not keys or not runtime.settings.enabled:
         return None
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
     answer = resolve(Question(runtime, visitor, keys, Deadline(API_DEADLINE), is_page=False))
-    if answer.learned:
-        get_cache(runtime).write(visitor.digest, answer.learned)
+    get_cache(runtime).write(visitor.digest, answer.learned)
     if answer.unanswered:
         raise answer.errors[0]
     return answer
 
 
 def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attributes: Mapping[str, str]) -> None:
-    """Refuse arguments that can't be sent. The message names the argument, never its value."""
+    """Raise ValueError for arguments of a wrong type. The message names the argument, never its value."""
     if customer_id is not None and not isinstance(customer_id, str):
         raise ValueError(f"customer_id must be a string, not {type(customer_id).__name__}: write str(…).")
     for what, values in (("user_identifiers", identifiers), ("attributes", attributes)):
@@ -145,7 +139,7 @@ def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attribut
 
 
 def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
-    """Return the reasons for absent keys: those from MoEngage's response, else those from the metadata."""
+    """Return the reasons for absent keys, from MoEngage's response or else from the metadata."""
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
@@ -162,8 +156,8 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
 
 @sensitive_variables()
 def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
-    """Report that ``customer_id`` was shown these experiences: a result's mapping, or several experiences."""
-    # An Experience is a mapping too, of its payload.
+    """Report that ``customer_id`` saw these experiences: ``result.experiences``, or a list of experiences."""
+    # An Experience is a mapping too, so this mistake would go unnoticed.
     if isinstance(experiences, Experience):
         raise ValueError("experiences must be a mapping or a list of experiences: write [experience].")
     shown = experiences.values() if isinstance(experiences, Mapping) else experiences
@@ -178,26 +172,26 @@ def experience_clicked(experience: Experience, *, customer_id: str, element: str
 
 @sensitive_variables()
 def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
-    """Report that offerings were shown. A no-op unless OFFERING_EVENTS is on.
+    """Report that ``customer_id`` saw these offerings. A no-op unless OFFERING_EVENTS is on.
 
-    By default an offering's impression is part of its experience's: call experiences_shown() (contract §5).
+    By default, the impression of an experience covers its offerings: call experiences_shown() (contract §5).
     """
     _record(tracking.build_offering_impressions(offerings, _check(customer_id)))
 
 
 @sensitive_variables()
 def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
-    """Report a click on an offering. It counts as a click on its experience too, so don't report that as well."""
+    """Report a click on an offering. MoEngage counts a click on the experience too, so don't report another click."""
     _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
 @sensitive_variables()
 def erase(*, customer_id: str) -> int:
-    """Make sure that no event of ``customer_id`` recorded until now is sent; return how many events were erased.
+    """Erase the recorded events of ``customer_id`` that weren't sent yet, and return the number of erased events.
 
-    Call it when a customer withdraws consent or asks to be forgotten. Events that this process or the outbox
-    holds are erased at once. Events in the memory of other processes or in a queue are dropped when they would
-    be sent, if the processes share the site's cache. A call that is under way can't be taken back.
+    Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
+    process and in the outbox at once. If processes share the site's cache, other processes and queues drop their
+    events later, instead of sending them. A call to MoEngage that has started can't be stopped.
     """
     mark_withdrawal(_check(customer_id))
     return get_delivery().erase(customer_id)
@@ -210,18 +204,18 @@ def _check(customer_id: str) -> str:
 
 
 def _record(events: Iterable[Event | None]) -> None:
-    # A list first: building an event checks the arguments, also while ENABLED is off.
+    # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
     if get_runtime().settings.enabled:
         tracking.record(found)
 
 
 def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Return the async twin of ``call``: the same in a thread, so that it never blocks the event loop."""
+    """Return the async twin of ``call``. The twin runs ``call`` in a thread and never blocks the event loop."""
 
     @sensitive_variables()
     async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
-        # An outbox is written on the connection of the site's own synchronous code, so in the same transaction.
+        # The outbox needs the database connection of the site's sync code, to write in the same transaction.
         thread_sensitive = records and get_delivery().uses_database
 
         @sensitive_variables()
@@ -230,7 +224,7 @@ def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, C
                 return call(*args, **kwargs)
             finally:
                 if not thread_sensitive:
-                    # The site's cache may be its database. No request ends in this thread and closes connections.
+                    # The site's cache may use the database. Django closes connections only at the end of a request.
                     close_old_connections()
 
         return await sync_to_async(run, thread_sensitive=thread_sensitive)()

@@ -9,7 +9,7 @@ from django.core.checks import CheckMessage, register
 
 
 class MoePersonalizeConfig(AppConfig):
-    """Register the app with its checks and signal receivers. Everything else starts on its first use."""
+    """The app. At start-up it only registers checks and signal receivers; everything else starts on the first use."""
 
     name = "django_moe_personalize"
     label = "moe_personalize"
@@ -18,7 +18,7 @@ class MoePersonalizeConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the signal receivers and register the system checks."""
-        # Imported here: some of these modules need models, which can't be imported earlier.
+        # Django can't import models before ready(), and these imports may reach models.
         from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
@@ -26,7 +26,7 @@ class MoePersonalizeConfig(AppConfig):
 
 def check_site(**kwargs: Any) -> list[CheckMessage]:
     """Run all system checks of this package."""
-    # Imported here: a server runs no checks, and shouldn't load them.
+    # A server process runs no checks, so it shouldn't import them.
     from django_moe_personalize import checks
 
     return checks.check_site()

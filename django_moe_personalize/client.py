@@ -1,4 +1,4 @@
-"""Build the client from the settings: it talks to MoEngage, or to the sandbox embedded in this process."""
+"""Build the client from the settings. The client calls MoEngage, or the sandbox in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @part
 def get_engine(runtime: Runtime) -> Engine | None:
-    """Return the embedded sandbox, or ``None`` if the site uses HTTP. Raises ConfigurationError."""
+    """Return the sandbox in this process, or ``None`` if the client uses HTTP. Raises ConfigurationError."""
     if not is_embedded(runtime.settings):
         return None
     from django_moe_personalize.sandbox.engine import Engine
@@ -27,15 +27,15 @@ def get_engine(runtime: Runtime) -> Engine | None:
 
 
 def is_embedded(settings: Settings) -> bool:
-    """Return whether the sandbox runs in this process: it is on, and there is no URL to call."""
+    """Return whether the sandbox runs in this process: SANDBOX is on, and BASE_URL is empty."""
     return bool(settings.sandbox) and not settings.base_url
 
 
 def find_missing_credentials(settings: Settings) -> tuple[str, ...]:
     """Return the names of the credentials that the settings lack.
 
-    A sandbox behind ``BASE_URL`` needs none, because its workspace file has a pair. One half alone is a mistake
-    there too: the other half would come from another workspace.
+    A sandbox behind ``BASE_URL`` needs no credentials in the settings, because its workspace file has a pair. If the
+    settings have only half of a pair, the other half would come from a different workspace.
     """
     pair = {"WORKSPACE_ID": settings.workspace_id, "API_KEY": settings.api_key}
     missing = tuple(name for name, value in pair.items() if not value)
@@ -45,7 +45,7 @@ def find_missing_credentials(settings: Settings) -> tuple[str, ...]:
 
 
 def load_sandbox_workspace(settings: Settings) -> Workspace:
-    """Return the sandbox's workspace. Raises a ConfigurationError that names the place of each mistake in the file."""
+    """Return the sandbox's workspace. Raises ConfigurationError with the place of each mistake in the file."""
     from django_moe_personalize.sandbox import workspace
 
     path = settings.sandbox if isinstance(settings.sandbox, str) else None
@@ -58,7 +58,7 @@ def load_sandbox_workspace(settings: Settings) -> Workspace:
 
 
 def read_base_url(settings: Settings) -> str:
-    """Return the base URL in the form that a transport takes. Raises ConfigurationError if it isn't safe."""
+    """Return BASE_URL, normalized. Raises ConfigurationError for an unsafe URL."""
     try:
         return validate_base_url(settings.base_url)
     except ValueError as error:
@@ -68,23 +68,21 @@ def read_base_url(settings: Settings) -> str:
 
 
 def build_transport(settings: Settings) -> Transport:
-    """Return a new transport to the base URL. Raises ConfigurationError for a wrong URL, class or options."""
+    """Return a new transport for BASE_URL. Raises ConfigurationError for a wrong URL, class or option."""
     base_url = read_base_url(settings)
     backend = load_backend("TRANSPORT", settings.transport, base_url)
     try:
         transport: Transport = backend(base_url, **settings.transport.options)
     except Exception as error:
-        # Other exceptions may quote the value of an option, such as the password of a proxy.
+        # Messages of other exceptions may contain the value of an option, such as the password of a proxy.
         reason = f": {error}" if isinstance(error, ValueError | OSError) else ""
         message = f"{settings.transport.backend} can't be built: {type(error).__name__}{reason}."
         raise ConfigurationError(message, hint=f'Correct {SETTING}["TRANSPORT"]["OPTIONS"].') from None
     return transport
 
 
-def build_client(
-    runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda transport: transport
-) -> PersonalizeClient:
-    """Return a new client that sends through ``wrap(transport)``. Raises ConfigurationError."""
+def build_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda t: t) -> PersonalizeClient:
+    """Return a new client with the transport ``wrap(transport)``. Raises ConfigurationError."""
     settings = runtime.settings
     if (engine := get_engine(runtime)) is not None:
         from django_moe_personalize.sandbox.transport import SandboxTransport
@@ -97,13 +95,13 @@ def build_client(
         hint = f'Set {variables} in the environment, or {SETTING}["SANDBOX"] = True to work without MoEngage.'
         raise ConfigurationError(f"{SETTING} lacks {' and '.join(missing)}.", hint=hint)
     transport = wrap(build_transport(settings))
-    # The key is in no variable here, because an error report prints the variables.
+    # Don't put the API key into a local variable: an error report prints local variables.
     owner = settings if settings.workspace_id else load_sandbox_workspace(settings)
     return PersonalizeClient(workspace_id=owner.workspace_id, api_key=owner.api_key, transport=transport)
 
 
 get_client = part(build_client)
-"""Return the client of the workspace. Raises ConfigurationError if the settings don't describe one.
+"""Return the client of the workspace. Raises ConfigurationError for incomplete or wrong settings.
 
-The first call takes some 13 ms: it loads the CA bundle, or the sandbox's workspace file.
+The first call takes some 13 ms, to load the CA bundle or the sandbox's workspace file.
 """

@@ -19,10 +19,9 @@ class Personalization(Mapping[str, Experience]):
     """The experiences of one request's visitor.
 
     ``get(key)`` returns the experience, or ``None`` if this visitor has no experience of that key. In async code,
-    use ``await aget(key)``. The first read asks for all keys that the page is known to need, in one call. All
-    reads of a page together wait at most DEADLINE seconds.
-
-    Iterating, ``len()`` and ``items()`` cover the keys that the page is known to need or has read.
+    use ``await aget(key)``. The first read fetches all keys that the page is known to need, in one call. All
+    reads of a page together wait at most DEADLINE seconds. Iteration, ``len()`` and ``items()`` cover the keys that
+    the page has read or is known to need.
     """
 
     __slots__ = ("_page",)
@@ -71,12 +70,12 @@ class Personalization(Mapping[str, Experience]):
     def __repr__(self) -> str:
         return f"<Personalization of {', '.join(self._page.experience_keys) or 'no experiences yet'}>"
 
-    # Otherwise Sentry iterates over the mapping, and asks MoEngage in the middle of an error report.
+    # Without this method, Sentry iterates over the mapping and so fetches experiences during an error report.
     __sentry_repr__ = __repr__
 
     @property
     def now(self) -> datetime | None:
-        """The moment whose day and hour are sent; ``None`` for the current one. Set it before the first read."""
+        """The time whose weekday and hour MoEngage gets. ``None`` is the current time. Set it before the first read."""
         return self._page.now
 
     @now.setter
@@ -92,24 +91,24 @@ class Personalization(Mapping[str, Experience]):
         await self._page.aprefetch(*experience_keys)
 
     def load(self, *experience_keys: str) -> None:
-        """Fetch the keys and wait for them, at most until the page's deadline. Never raises.
+        """Fetch the keys and wait for the answers, at most until the page's deadline. Never raises.
 
-        Without keys, wait for those that are being fetched.
+        Without keys, wait for all fetches of this page.
         """
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
-        """See load(). In a task of its own, it overlaps with the other awaits of the view."""
+        """See load(). As a task of its own, the call runs concurrently with the view's other awaits."""
         await self._page.aload(*experience_keys)
 
     @property
     def identity(self) -> Identity:
-        """The visitor's ids, as far as they are known and the visitor allows their use."""
+        """The visitor's known ids. A visitor who doesn't allow identification has no ids here."""
         return self._page.visitor.identity
 
     @property
     def consent(self) -> Consent:
-        """What the visitor allows."""
+        """The visitor's consent."""
         return self._page.visitor.consent
 
     @property
@@ -118,7 +117,7 @@ class Personalization(Mapping[str, Experience]):
         return self._page.visitor.attributes
 
     def track_impression(self, experience_key: str) -> None:
-        """Report that the page shows an experience. Counts once a page, however often it is called."""
+        """Report that the page shows an experience. Several calls on one page count once."""
         if (experience := self._page.read(experience_key)) is not None:
             self._page.tracker.show(experience)
 

@@ -8,5 +8,5 @@ from django.http import HttpRequest
 
 
 def personalization(request: HttpRequest) -> dict[str, Any]:
-    """Return ``request.personalization`` under its own name. It does nothing until a template reads it."""
+    """Return ``request.personalization`` as ``personalization``. Nothing is fetched until a template reads a key."""
     return {"personalization": getattr(request, "personalization", None)}

@@ -1,4 +1,4 @@
-"""``@personalize``: declare which experiences a view needs, so that the page fetches them early, in one call."""
+"""``@personalize``: declare the experiences of a view, so that the page fetches them early, in one call."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ R = TypeVar("R")
 def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for sync and async views that need ``experience_keys``.
 
-    The middleware reads the keys from the view and starts the call before the view runs. If it can't see the
-    decorated function (a method, a decorator that doesn't copy attributes), the wrapper starts the call.
+    The middleware reads the keys from the view and starts the call before the view runs. A method, or a view below a
+    decorator that doesn't copy attributes, hides the keys from the middleware; then the wrapper starts the call.
     Raises ValueError for keys that aren't non-empty strings, as in ``@personalize`` without parentheses.
     """
 
@@ -30,8 +30,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             async def awrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                page = _find_page(args)
-                if page is not None and not page.is_planned(experience_keys):
+                if (page := _find_page(args)) is not None:
                     await page.aload(*experience_keys)
                 return await cast(Callable[P, Any], view)(*args, **kwargs)
 
@@ -40,8 +39,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-                page = _find_page(args)
-                if page is not None and not page.is_planned(experience_keys):
+                if (page := _find_page(args)) is not None:
                     page.prefetch(*experience_keys)
                 return view(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Request: attach ``request.personalization``, start the page's fetch early, and seal the response."""
+"""Attach ``request.personalization``, start the page's fetch early, and seal the response."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseB
 
 
 class PersonalizeMiddleware:
-    """List it after the middleware for sessions and authentication. Pages that read no experience pass unchanged.
+    """List this middleware after the session and authentication middleware.
 
-    Raises ConfigurationError at start-up, because some servers run no system checks.
+    The middleware changes only the responses of pages that use personalization. It raises ConfigurationError at
+    start-up, because some servers don't run system checks.
     """
 
     sync_capable = True
@@ -38,9 +39,9 @@ class PersonalizeMiddleware:
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
             markcoroutinefunction(self)
-            # Django would run a sync hook in a thread. The instance's attribute hides the class's.
+            # Django would run the class's sync method in a thread. The instance's attribute hides that method.
             self.process_view = self.aprocess_view  # type: ignore[method-assign, assignment]
-            # In a sync site the first tag fetches all that the template needs, and may wait.
+            # A sync site doesn't need this method: there, the first tag may wait for all keys of the template.
             self.process_template_response = self.aprocess_template_response
 
     def __call__(self, request: HttpRequest) -> Any:
@@ -51,7 +52,7 @@ class PersonalizeMiddleware:
         try:
             response = self.get_response(request)
         except BaseException:
-            # The server ends this worker before there is a response.
+            # The server stops this worker before the page has a response.
             page.release()
             raise
         if events := page.seal(response):
@@ -64,7 +65,7 @@ class PersonalizeMiddleware:
         try:
             response: HttpResponseBase = await self.get_response(request)
         except BaseException:
-            # The visitor has closed the connection, and the server cancels the page.
+            # The server cancels the page, because the browser has closed the connection.
             page.release()
             raise
         if events := page.seal(response):
@@ -72,14 +73,14 @@ class PersonalizeMiddleware:
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """Start to fetch the experiences that the page is known to need, and let the view run meanwhile."""
+        """Start to fetch the experiences that the page is known to need. The view runs at the same time."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
         if keys := page.plan(request, view):
-            # An async view under WSGI can't wait in its event loop later.
+            # Under WSGI, sync code in an async view can't wait later, so wait here.
             (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
-        """See process_view(). The template of an async view can't wait, so the fetch ends before the view runs."""
+        """See process_view(). For an async view, wait for the fetch, because tags in an event loop can't wait."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
         if keys := page.plan(request, view):
             await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
@@ -87,11 +88,11 @@ class PersonalizeMiddleware:
     async def aprocess_template_response(
         self, request: HttpRequest, response: SimpleTemplateResponse
     ) -> SimpleTemplateResponse:
-        """Fetch what the template needs. Its tags would wait in the one thread that all sync code shares."""
-        # A template that is missing or broken fails when Django renders it.
+        """Fetch the keys of the template. A tag that waits would block the one thread that all sync code shares."""
+        # If the template is missing or broken, Django raises the error when it renders the template.
         with suppress(TemplateDoesNotExist, TemplateSyntaxError):
             template = getattr(response.resolve_template(response.template_name), "template", None)
-            # A Jinja2 template has no nodes to search.
+            # Only Django's own templates have nodes to search for keys.
             if isinstance(template, Template) and (keys := find_template_keys(template)):
                 page: Page = request.personalization._page  # type: ignore[attr-defined]
                 await page.aload(*keys)

@@ -10,7 +10,7 @@ from django.views import View
 
 from django_moe_personalize.planning import declare_keys
 
-# A type checker takes the mixin for a view, so that its as_view() agrees with that of the next base class.
+# For type checkers the mixin is a view, so that super().as_view() exists.
 if TYPE_CHECKING:
     Base = View
 else:
@@ -18,13 +18,13 @@ else:
 
 
 class PersonalizeMixin(Base):
-    """Declare a class-based view's experience keys in ``experiences``. List it before the view's base class."""
+    """Declare a class-based view's keys in ``experiences``. List this mixin before the view's base class."""
 
     experiences: Sequence[str] = ()
 
     @classmethod
     def as_view(cls, *args: Any, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-        """Return the view, marked with its keys. Raises ValueError for keys that aren't non-empty strings."""
+        """Return the view with its declared keys. Raises ValueError for keys that aren't non-empty strings."""
         view: Callable[..., HttpResponseBase] = super().as_view(*args, **initkwargs)
         declare_keys(view, initkwargs.get("experiences", cls.experiences))
         return view

@@ -1,7 +1,7 @@
-"""The private side of one request: its visitor, its questions, their answers, and the events to report.
+"""The private side of ``request.personalization``: a page's visitor, questions, answers and events.
 
 ``request.personalization`` is a small mapping over a ``Page``. The middleware and the template tags use the page
-itself. A page gathers and asks nothing until a key is planned or read.
+itself. Until a key is planned or read, a page doesn't gather the visitor and doesn't ask MoEngage.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from django_moe_personalize.visitor import (
 )
 
 _gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
-"""The page whose visitor is being gathered in this context: in this thread or task, and in those that it starts."""
+"""The page whose visitor this thread or task is gathering. Threads and tasks started meanwhile see the same value."""
 
 
 class Page:
-    """One request and its experiences. A page waits at most DEADLINE seconds, all its reads together."""
+    """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
-    # Defaults of the class: every request makes a page, and most requests change few of its attributes.
+    # Class attributes as defaults: every request makes a page, and most pages change few attributes.
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
@@ -50,14 +50,13 @@ class Page:
     _expected: tuple[str, ...] = ()
     _gathered: asyncio.Event | None = None
     _is_closed = False
-    _planned: tuple[str, ...] = ()
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _visitor: Visitor | None = None
     _waiting = 0
 
     def __init__(self, request: HttpRequest) -> None:
-        # With a strong reference, each request would be a cycle that waits for the garbage collector.
+        # With a strong reference, only the garbage collector could free the request.
         self._request = weakref.ref(request)
         self._runtime = get_runtime()
         self._settings = self._runtime.settings
@@ -69,24 +68,14 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        if self._settings.enabled:
-            self._planned = planning.get_early_keys(request, view, self._runtime)
-        return self._planned
-
-    def is_planned(self, experience_keys: tuple[str, ...]) -> bool:
-        """Return whether the middleware has started to fetch all these keys."""
-        return set(experience_keys).issubset(self._planned)
+        return planning.get_early_keys(request, view, self._runtime) if self._settings.enabled else ()
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
-        """Return the experience for a tag of ``template``. The first question asks for all keys of the template."""
-        if experience_key not in self._answers and template is not None and not self.is_asked(experience_key):
+        """Return the experience for a tag of ``template``. The first tag fetches all keys of the template."""
+        if experience_key not in self._answers and template is not None and not self._find_flight(experience_key):
             self._expected = planning.find_template_keys(template)
             self._learn(*self._expected)
         return self.read(experience_key)
-
-    def is_asked(self, experience_key: str) -> bool:
-        """Return whether this page has asked for the experience."""
-        return experience_key in self._answers or self._find_flight(experience_key) is not None
 
     @property
     def experience_keys(self) -> tuple[str, ...]:
@@ -96,7 +85,7 @@ class Page:
 
     @property
     def planned_keys(self) -> tuple[str, ...]:
-        """The keys that this page is known to need, whether it has asked for them or not."""
+        """All keys that this page needs, as far as the package knows."""
         request = self._request()
         planned = () if request is None else planning.get_planned_keys(request, self._view)
         return tuple(dict.fromkeys([*planned, *self._expected, *self.experience_keys]))
@@ -104,7 +93,7 @@ class Page:
     # Starting
 
     def prefetch(self, *experience_keys: str) -> None:
-        """Start one call for the keys that this page hasn't asked for, and return at once."""
+        """Start one fetch of the keys that this page hasn't asked for, and return at once."""
         if (wanted := self._find_unasked(experience_keys)) and (visitor := self._find_visitor()) is not None:
             self._start(visitor, wanted)
 
@@ -113,7 +102,7 @@ class Page:
         wanted = self._find_unasked(experience_keys)
         if wanted and self._visitor is None:
             await self._agather()
-            # Meanwhile another task may have asked for the keys, or the response may have been sealed.
+            # Meanwhile another task may have asked for the keys, or the middleware may have sealed the response.
             wanted = self._find_unasked(experience_keys)
         if wanted and self._visitor is not None:
             self._start(self._visitor, wanted)
@@ -121,14 +110,14 @@ class Page:
     # Waiting
 
     def load(self, *experience_keys: str) -> None:
-        """Fetch the keys and wait for them. Without keys, wait for all that is under way."""
+        """Fetch the keys and wait for the answers. Without keys, wait for all fetches of this page."""
         self.prefetch(*experience_keys)
         if not _is_in_event_loop():
             for flight in self._find_flights(experience_keys):
                 self._join(flight)
 
     async def aload(self, *experience_keys: str) -> None:
-        """See load(). In a task of its own it overlaps with the view's other awaits."""
+        """See load()."""
         await self.aprefetch(*experience_keys)
         for flight in self._find_flights(experience_keys):
             self._charge(+1)
@@ -141,9 +130,9 @@ class Page:
     # Reading
 
     def read(self, key: str) -> Experience | None:
-        """Return the experience, after a fetch if need be. From then on the page is private.
+        """Return the experience, after a fetch if necessary, and make the page private.
 
-        In an event loop, which must not wait, an experience that hasn't arrived is ``None``.
+        In an event loop, this method doesn't wait: it returns ``None`` for an experience that hasn't arrived.
         """
         request = self._request()
         if request is None or self._is_closed or not self._settings.enabled:
@@ -155,7 +144,7 @@ class Page:
             return self._answer(request, key)
 
     def mark_read(self, request: HttpRequest) -> None:
-        """Make the page private: its response is for one visitor alone."""
+        """Make the page private: only this visitor may get the response."""
         self.is_read = True
         headers.keep_out_of_site_cache(request)
 
@@ -183,20 +172,20 @@ class Page:
                 self._join(flight)
         return self._answers.get(key)
 
-    # Who asks
+    # The visitor
 
     @property
     def visitor(self) -> Visitor:
-        """The visitor, gathered when first asked for."""
+        """The visitor, gathered on the first use."""
         return self._find_visitor() or NOBODY
 
     @property
     def tracker(self) -> PageTracker:
-        """The impressions and tokens of this page. Without the visitor's consent it counts nothing."""
+        """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
             visitor = self._find_visitor()
             if visitor is None:
-                # Not kept, because the page may count once its visitor is known.
+                # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
             self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
         return self._tracker
@@ -204,12 +193,12 @@ class Page:
     # The response
 
     def seal(self, response: HttpResponseBase) -> Sequence[Event]:
-        """Mark ``response`` as private if the page read an experience; return the events to report.
+        """Mark ``response`` as private if the page read an experience, and return the events to report.
 
-        Later reads return the default, because the headers of a response that is sent can't be changed.
+        Later reads return the default, because the server may have sent the headers already.
         """
         if self._visitor is None and not self.is_read and self._gathered is None:
-            # Nothing was asked, as on most pages of a site.
+            # Most pages of a site don't use personalization.
             self._is_closed = True
             return ()
         self.release()
@@ -229,12 +218,12 @@ class Page:
         return self._end(request, response)
 
     def release(self) -> None:
-        """Leave the responses that this page hasn't read to other pages, or to threads."""
+        """Stop reading MoEngage's responses. Other pages or threads read them."""
         for flight in self._flights:
             flight.release()
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether a response without a read is private all the same, or may still read while it is streamed."""
+        """Return whether the response is private, or may read an experience while it is streamed."""
         return has_stored_parameters(request) or (
             isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
         )
@@ -245,9 +234,9 @@ class Page:
         return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
-        # A middleware that replaces the response doesn't know that a later read would make it private.
+        # After this point, no middleware knows that a read makes the response private.
         self._is_closed = True
-        # Once more, because a streamed response may have asked.
+        # A streamed response may have started fetches after the first release().
         self.release()
         if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
@@ -292,7 +281,7 @@ class Page:
             if experience is not None:
                 brought.append(key)
         if brought:
-            # The next page of this route asks early for a key that brought an experience.
+            # The next page of this route fetches these keys early.
             self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
@@ -306,7 +295,7 @@ class Page:
         return self._settings.deadline if self._budget is None else self._budget
 
     def _charge(self, change: int) -> None:
-        """Start or end one wait. If several tasks of a page wait at the same time, the time is charged once."""
+        """Start or end one wait. If several tasks of a page wait at the same time, charge the time once."""
         now = time.monotonic()
         if self._waiting:
             self._budget = max(0.0, self._get_budget() - (now - self._charged_until))
@@ -314,7 +303,7 @@ class Page:
         self._waiting += change
 
     def _find_visitor(self) -> Visitor | None:
-        """Return the visitor, gathered once: NOBODY if nothing may be asked, ``None`` if that isn't known yet."""
+        """Return the visitor, NOBODY if the page may not ask MoEngage, or ``None`` if the visitor isn't known yet."""
         if self._visitor is not None:
             return self._visitor
         request = self._request()
@@ -331,9 +320,9 @@ class Page:
         return self._visitor
 
     async def _agather(self) -> None:
-        """Gather the visitor. The first task of a page does that, and the others wait for it.
+        """Gather the visitor in the first task of the page. Other tasks wait for the first task.
 
-        A function of the site that reads an experience while it is asked for the visitor gets the default.
+        A function of the site may run here and read an experience. That read returns the default.
         """
         while self._visitor is None and _gathering.get() is not self and (request := self._request()) is not None:
             if self._gathered is not None:
@@ -346,7 +335,7 @@ class Page:
                 _gathering.reset(token)
                 self._gathered.set()
                 if self._visitor is None:
-                    # This task was cancelled. The next task gathers the visitor.
+                    # This task was cancelled, so the next task gathers the visitor.
                     self._gathered = None
 
 
@@ -363,5 +352,5 @@ _UNGATHERED = (
 
 def _is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
-    # Outside of a loop get_running_loop() raises, which takes ten times as long, several times a page.
+    # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
     return asyncio._get_running_loop() is not None

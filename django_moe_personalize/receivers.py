@@ -12,22 +12,22 @@ from django.http import HttpRequest
 
 @receiver([user_logged_in, user_logged_out], dispatch_uid=f"{__name__}.start_new_identity")
 def start_new_identity(*, request: Any, **kwargs: Any) -> None:
-    """Forget the anonymous id and the remembered query parameters. Never raises, because that would break the login.
+    """Forget the anonymous id and the remembered query parameters. Never raises: an error would break the login.
 
-    So the browser's history from before the login or logout doesn't identify the next user.
+    The next user of the browser must not get the history from before the login or logout.
     """
     # Django REST framework wraps Django's request.
     request = getattr(request, "_request", request)
     if not isinstance(request, HttpRequest):
         return
-    # Imported here, so that a process that serves no pages doesn't import half of the package when it starts.
+    # A process that serves no pages shouldn't import half of the package at start-up.
     from django_moe_personalize.visitor.attributes import SESSION_KEY
     from django_moe_personalize.visitor.identity import forget_anonymous_id
 
-    # A logout has emptied the session already. A login keeps its content.
+    # A logout has emptied the session already, but a login keeps the session's content.
     with suppress(Exception):
         request.session.pop(SESSION_KEY, None)
     personalization = getattr(request, "personalization", None)
     if forget_anonymous_id(request) and personalization is not None:
-        # The response deletes this visitor's cookie, so no cache may store it.
+        # The response deletes this visitor's cookie, so no cache may store the response.
         personalization._page.mark_read(request)

@@ -1,8 +1,8 @@
-"""Everything a process holds for one workspace, in one object: ``get_runtime()``.
+"""The runtime: one object with everything that a process holds for one workspace.
 
-A package declares an object that lives as long as the process with ``@part``. The runtime builds the object on its
-first use, from the settings. A fork or a change of settings drops the whole runtime, so that no lock, thread,
-connection or cached answer outlives its process or its settings.
+``@part`` above a function declares an object of the runtime, for example a cache or a client. The runtime builds the
+object on the first use, from the settings. A fork or a change of settings drops the whole runtime. So no lock,
+thread, connection or cached answer outlives its process or its settings.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DEFAULT: Final = "default"
 """The name of the workspace that the settings describe."""
 
 MAX_LOGGED: Final = 1024
-"""How many keys log_once() remembers. One more key makes it forget them all, and log each message again."""
+"""How many keys log_once() remembers. After one more key, log_once() forgets all keys and logs each message again."""
 
 _SETTINGS_READ: Final = frozenset({SETTING, "CACHES", "DEBUG", "SECRET_KEY", "STORAGES", "TEMPLATES"})
-"""The settings that parts of a runtime are built from."""
+"""A change of one of these settings drops all runtimes, because parts are built from these settings."""
 
 
 class Runtime:
-    """Everything this process holds for the workspace ``name``. Get it with get_runtime()."""
+    """Everything that this process holds for the workspace ``name``. Call get_runtime() to get the runtime."""
 
     __slots__ = ("_lock", "_logged", "_parts", "_settings", "name")
 
@@ -43,7 +43,7 @@ class Runtime:
         self.name = name
         self._settings: Settings | None = None
         self._parts: dict[part[Any], Any] = {}
-        # Reentrant, because building one part may build another.
+        # Reentrant, because the function that builds a part may need another part.
         self._lock = threading.RLock()
         self._logged: dict[Hashable, object] = {}
 
@@ -52,8 +52,8 @@ class Runtime:
 
     @property
     def settings(self) -> Settings:
-        """The settings that the parts are built from. Raises ConfigurationError for wrong settings."""
-        # Kept, so that a runtime that is being closed never acts on the settings of its successor.
+        """The settings of this runtime and its parts. Raises ConfigurationError for wrong settings."""
+        # Kept, so that a runtime that is closing never uses the settings of the next runtime.
         if self._settings is None:
             self._settings = get_settings()
         return self._settings
@@ -61,21 +61,21 @@ class Runtime:
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
         """Log ``message % args``, unless this runtime has logged ``key`` before.
 
-        Make the key and the arguments from code and settings, never from a visitor's data: a visitor could fill the
-        log, and personal data doesn't belong there.
+        Never put a visitor's data into the key or the arguments: a visitor could fill the log, and the log must not
+        contain personal data.
         """
         mine = object()
-        # setdefault() is atomic: if several threads fail together, one of them logs.
+        # setdefault() is atomic, so only one of several threads logs.
         if self._logged.setdefault(key, mine) is mine:
             logger.log(level, message, *args)
             if len(self._logged) > MAX_LOGGED:
                 self._logged.clear()
 
     def close(self) -> None:
-        """Close the parts that have ``close()``, newest first. If one raises, the others are closed all the same."""
+        """Close the parts that have ``close()``, the newest part first. An exception doesn't stop the other calls."""
         with self._lock:
             parts = list(self._parts.values())
-        # Without the lock: a part may wait for its thread, which may need another part.
+        # Close without the lock: a part may wait for a thread, and the thread may need another part.
         with ExitStack() as stack:
             for built in parts:
                 if hasattr(built, "close"):
@@ -83,10 +83,10 @@ class Runtime:
 
 
 class part(Generic[T]):
-    """Declare an object that a runtime holds: put ``@part`` above the function that builds it from the runtime.
+    """Declare an object that a runtime holds. Put ``@part`` above the function that builds the object.
 
-    Call the declared name to get the object; without an argument it is the default workspace's. The first call
-    builds it. If the object has ``close()``, the runtime calls it at its own end.
+    Call the declared name to get the object. The first call for a runtime builds the object. Without an argument,
+    the call uses the runtime of the default workspace. When a runtime ends, it calls ``close()`` of its objects.
     """
 
     def __init__(self, build: Callable[[Runtime], T]) -> None:
@@ -108,7 +108,7 @@ class part(Generic[T]):
         return built
 
     def find(self, runtime: Runtime | None = None) -> T | None:
-        """Return the object if it is built already, else ``None``."""
+        """Return the object, or ``None`` if the runtime hasn't built the object yet."""
         if self._overrides:
             return self._overrides[-1]
         found: T | None = (runtime or get_runtime())._parts.get(self)
@@ -116,23 +116,23 @@ class part(Generic[T]):
 
     @contextmanager
     def override(self, value: T) -> Iterator[T]:
-        """Return ``value`` from every call in this process while the context lasts; for tests.
+        """Make every call in this process return ``value`` during this context. For tests.
 
-        Contexts may be nested: the innermost wins. Every runtime starts again at both ends, because other parts may
-        have taken something from this one.
+        The innermost of several contexts wins. All runtimes are dropped at the start and at the end, because other
+        parts may hold the object of this part.
         """
         self._overrides.append(value)
         reset_runtimes()
         try:
             yield value
         finally:
-            # The last equal entry: contexts in several threads may end in any order.
+            # Delete the last equal entry: contexts in several threads may end in any order.
             del self._overrides[max(index for index, other in enumerate(self._overrides) if other is value)]
             reset_runtimes()
 
 
 class _Process:
-    """The runtimes of one process by name."""
+    """The runtimes of one process, by workspace."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -142,15 +142,12 @@ class _Process:
 _process = _Process()
 
 _inherited: list[_Process] = []
-"""The runtimes of the parent processes. Nothing here may close or collect them: closing a connection that the parent
-still uses would end it for the parent too."""
+"""The runtimes of the parent processes. This list keeps their connections open, because a child that closes an
+inherited connection closes it for the parent too."""
 
 
 def get_runtime(name: str = DEFAULT) -> Runtime:
-    """Return everything this process holds for the workspace ``name``.
-
-    Raises ConfigurationError for a workspace that isn't in the settings.
-    """
+    """Return the runtime of the workspace ``name``. Raises ConfigurationError for an unknown workspace."""
     runtime = _process.runtimes.get(name)
     if runtime is None:
         if name != DEFAULT:
@@ -161,12 +158,12 @@ def get_runtime(name: str = DEFAULT) -> Runtime:
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
-    """See Runtime.log_once(). It logs for the default workspace."""
+    """See Runtime.log_once(). This function uses the runtime of the default workspace."""
     get_runtime().log_once(key, message, *args, level=level)
 
 
 def reset_runtimes() -> None:
-    """Close and drop every runtime of this process. The next call of a part builds it again."""
+    """Close and drop all runtimes of this process. The next call of a part builds a new object."""
     with _process.lock:
         dropped, _process.runtimes = _process.runtimes, {}
     for runtime in dropped.values():

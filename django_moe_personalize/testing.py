@@ -1,6 +1,6 @@
-"""For the tests of a site: choose the visitors' experiences, and see which events the site reports.
+"""For a site's tests: choose the experiences of visitors, and count the events that the site reports.
 
-Pages run as in production, down to the wire format. A sandbox, made for the test, stands in for MoEngage.
+The package runs as in production, except that a sandbox replaces MoEngage.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ _numbers = itertools.count()
 
 
 class override_personalize(override_settings):
-    """Change some settings in ``MOE_PERSONALIZE`` and keep the others: context manager and decorator."""
+    """Context manager and decorator: change some settings in ``MOE_PERSONALIZE``, and keep the other settings."""
 
     def __init__(self, **changes: Any) -> None:
-        # Not that of override_settings, which sets the options.
+        # Skip override_settings.__init__(), which would set ``options``.
         TestContextDecorator.__init__(self)
         self._changes = changes
 
     @property
     def options(self) -> dict[str, Any]:  # type: ignore[override]
-        """The current settings with the changes."""
+        """The current settings, with the changes."""
         return {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
 
 
 class override_experiences(TestContextDecorator):
     """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, payloads by key.
 
-    All other keys have no experience. Nothing is cached, and events are sent at once: ``impressions`` and
-    ``clicks`` count them by key. Use it as a context manager, or as a decorator of test functions, sync and
-    async, and of test case classes. As with Django's own, ``kwarg_name`` passes it to the decorated function
-    and ``attr_name`` sets it on the test case. ``settings`` are further changes to ``MOE_PERSONALIZE``.
+    Other keys have no experience. The package caches nothing and sends events at once: ``impressions`` and
+    ``clicks`` count the events by key. This is a context manager, and a decorator for test case classes and for sync
+    and async test functions. With ``kwarg_name``, the decorated function gets the object as this argument; with
+    ``attr_name``, the test case gets this attribute. ``settings`` are more changes to ``MOE_PERSONALIZE``.
     """
 
     def __init__(
@@ -71,9 +71,9 @@ class override_experiences(TestContextDecorator):
         self._stack = ExitStack()
 
     def enable(self) -> override_experiences:
-        """Apply the experiences, and count from 0."""
+        """Apply the experiences and set all counts to 0."""
         self.engine = Engine(self._workspace)
-        # Each use has its own workspace, so that it doesn't see what earlier tests left in the site's cache.
+        # Each use has a new workspace id, because earlier tests may have left entries in the site's cache.
         settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
         self._stack.enter_context(override_personalize(**settings))
         self._stack.enter_context(get_engine.override(self.engine))

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.auth.models import AnonymousUser
 from django.core.cache import caches
-from django.http import HttpResponse
-from django.test import AsyncClient, Client
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
 from django.urls import path
 from hypothesis import settings as hypothesis_settings
 
 from django_moe_personalize.client import get_client
+from django_moe_personalize.context import Personalization
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
@@ -141,6 +143,14 @@ def upstream() -> Iterator[Upstream]:
         yield end
         end.release()
         settle()
+
+
+def build_request(factory: type[RequestFactory] | type[AsyncRequestFactory] = RequestFactory) -> HttpRequest:
+    """Return a request as the middleware leaves it."""
+    request = factory().get("/")
+    request.user = AnonymousUser()
+    request.personalization = Personalization(request)
+    return request
 
 
 class Visit:

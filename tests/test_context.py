@@ -4,11 +4,9 @@ import asyncio
 import gc
 import time
 import weakref
-from datetime import UTC, datetime
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.contrib.auth.models import AnonymousUser
 from django.http import HttpResponse
 from django.template import Template
 from django.test import AsyncRequestFactory, RequestFactory
@@ -20,19 +18,11 @@ from django_moe_personalize.decorators import personalize
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
-from tests.conftest import settle
+from tests.conftest import build_request, settle
 from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner", "promo-strip")
 NAMES = sorted(name for name in dir(Personalization) if not name.startswith("_"))
-
-
-def build_request(factory=RequestFactory):
-    """Return a request as the middleware leaves it."""
-    request = factory().get("/")
-    request.user = AnonymousUser()
-    request.personalization = Personalization(request)
-    return request
 
 
 @pytest.fixture
@@ -242,133 +232,6 @@ def test_sync_use_in_the_event_loop(upstream, caplog):
     assert [body["experience_key"] for body in upstream.fetches] == [["promo-strip"]]
 
 
-# The visitor
-
-
-def test_visitor_of_the_page(personalization, upstream):
-    """A page can show its visitor and attributes without a call."""
-    assert personalization.identity.anonymous
-    assert personalization.consent.track
-    assert personalization.attributes.keys() == {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"}
-    assert upstream.requests == []
-
-
-def test_another_moment(upstream):
-    """A preview sets the page's moment. Its day and hour are sent, in TIME_ZONE."""
-    with override_personalize(TIME_ZONE="Europe/Berlin"):
-        request = build_request()
-        request.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
-        assert request.personalization.now.hour == 23
-        request.personalization.get("hero-banner")
-    assert (upstream.fetches[0]["DAY_OF_THE_WEEK"], upstream.fetches[0]["TIME_OF_THE_DAY"]) == ("Friday", "00")
-
-
-def failing_identify(request):
-    """Fail, as a site's own code may."""
-    return 1 / 0
-
-
-def test_failing_identify_asks_nothing(upstream, caplog):
-    """A known customer never counts as an anonymous visitor. The log says why nothing is asked."""
-    with override_personalize(IDENTIFY="tests.test_context.failing_identify"):
-        request = build_request()
-        assert request.personalization.get("hero-banner") is None
-        assert request.personalization.get("hero-banner") is None
-    assert upstream.requests == []
-    assert caplog.text.count("tests.test_context.failing_identify raised ZeroDivisionError") == 1
-
-
-def test_disabled_gathers_nothing():
-    """With ENABLED off the page doesn't even call the site's functions."""
-    with override_personalize(ENABLED=False, IDENTIFY="tests.test_context.failing_identify"):
-        request = build_request()
-        assert request.personalization.identity.customer_id is None
-        assert request.personalization._page.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
-
-
-async def slow_attributes(request):
-    """Take a moment."""
-    await asyncio.sleep(0.01)
-    return {"cart_value": "5"}
-
-
-def test_tasks_of_one_page_gather_once(upstream):
-    """Tasks that read at the same time share one visitor, and ask for each key once."""
-
-    async def view():
-        mapping = request.personalization
-        return await asyncio.gather(*(mapping.aget(key) for key in (*KEYS, *KEYS)), mapping.aload(*KEYS))
-
-    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
-        request = build_request(AsyncRequestFactory)
-        hero, promo, *_ = async_to_sync(view)()
-    assert (hero.experience_key, promo.experience_key) == KEYS
-    assert sorted(body["experience_key"] for body in upstream.fetches) == [["hero-banner"], ["promo-strip"]]
-    assert all(body["cart_value"] == "5" for body in upstream.fetches)
-
-
-@pytest.mark.parametrize("is_waiting", [False, True])
-def test_reading_after_a_read_that_was_cancelled(upstream, is_waiting):
-    """The next task, or one that waits already, gathers the visitor again."""
-
-    async def view():
-        first = asyncio.create_task(request.personalization.aget(KEYS[0]))
-        await asyncio.sleep(0)
-        second = asyncio.create_task(request.personalization.aget(KEYS[1]))
-        if is_waiting:
-            await asyncio.sleep(0)
-        first.cancel()
-        return await second
-
-    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
-        request = build_request(AsyncRequestFactory)
-        assert async_to_sync(view)().experience_key == KEYS[1]
-
-
-def test_page_that_is_sealed_while_a_task_gathers(upstream):
-    """The task, which the view didn't await, asks nothing more: no page would read the response."""
-
-    async def view():
-        task = asyncio.create_task(request.personalization.aprefetch(*KEYS))
-        await asyncio.sleep(0)
-        request.personalization._page.seal(HttpResponse())
-        await task
-
-    with override_personalize(ATTRIBUTES=["tests.test_context.slow_attributes"]):
-        request = build_request(AsyncRequestFactory)
-        async_to_sync(view)()
-    assert upstream.requests == []
-
-
-def reading_attributes(request):
-    """Read an experience while the page gathers its visitor."""
-    return {"has_hero": str(request.personalization.get("hero-banner") is not None)}
-
-
-async def areading_attributes(request):
-    """See reading_attributes()."""
-    return {"has_hero": str(await request.personalization.aget("hero-banner") is not None)}
-
-
-async def reading_attributes_in_tasks(request):
-    """Read in another task, and in a thread."""
-    read = asyncio.gather(request.personalization.aget("hero-banner"), asyncio.to_thread(reading_attributes, request))
-    hero, attributes = await read
-    return {"has_hero": str(hero is not None or attributes["has_hero"] == "True")}
-
-
-@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
-@pytest.mark.parametrize("provider", ["reading_attributes", "areading_attributes", "reading_attributes_in_tasks"])
-def test_provider_that_reads_an_experience(upstream, provider, is_async):
-    """It gets the default, because the page doesn't know its visitor yet. The page itself loses nothing."""
-    with override_personalize(ATTRIBUTES=[f"tests.test_context.{provider}"]):
-        request = build_request(AsyncRequestFactory if is_async else RequestFactory)
-        mapping = request.personalization
-        read = async_to_sync(mapping.aget) if is_async else mapping.get
-        assert [read(key).experience_key for key in KEYS] == list(KEYS)
-    assert all(body["has_hero"] == "False" for body in upstream.fetches)
-
-
 # After the end
 
 
@@ -407,7 +270,7 @@ def test_mapping_that_outlives_its_request(upstream):
     personalization = build_request().personalization
     page = personalization._page
     personalization.prefetch(*KEYS)
-    assert not page.is_asked("hero-banner")
+    assert page.experience_keys == ()
     assert page.find("hero-banner", Template("")) is None
     assert personalization.get("hero-banner") is None
     assert list(personalization) == []

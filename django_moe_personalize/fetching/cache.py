@@ -1,8 +1,8 @@
-"""The cache of answers: this process's memory above the site's Django cache.
+"""The cache of answers: the memory of this process, and below it the site's Django cache.
 
-The site's cache stores each body, the content of one answer, once under its reference, a keyed hash of the
-content. A visitor is one short text: the moments at which MoEngage answered, each with references to its bodies.
-An entry that this package didn't write, or wrote with another secret, is a miss.
+A body is the content of one answer. The site's cache stores each body once, under its reference: a keyed hash of
+the content. The entry of a visitor is one short text. The text lists the moments at which MoEngage answered, each
+with the references of the bodies. An entry that another program or another secret made is a miss.
 """
 
 from __future__ import annotations
@@ -23,29 +23,28 @@ from django_moe_personalize.moengage.types import DataSource, Experience, find_o
 from django_moe_personalize.runtime import Runtime, part
 
 MAX_SKEW: Final = 5_000
-"""Milliseconds by which the clocks of a site's machines may differ. An answer from further in the future is a miss,
-because its age is unknown: a clock was set back since."""
+"""Milliseconds by which the clocks of a site's machines may differ. An answer from a later moment is a miss: a clock
+was set back, so the age of the answer is unknown."""
 
 TIME_BYTES: Final = 6
 HEAD_BYTES: Final = 1 + TIME_BYTES
 REFERENCE_BYTES: Final = 16
 _MAX_TEXT_BYTES: Final = MAX_ANSWERS * (HEAD_BYTES + REFERENCE_BYTES)
 
-# json.dumps() builds an encoder for every call with other options than the default ones.
+# json.dumps() with these options would build an encoder for every call.
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 _encode_sorted: Final = json.JSONEncoder(separators=(",", ":"), sort_keys=True).encode
 
 
 Answers = Mapping[str, Experience | None]
-"""Experiences by key, ``None`` where MoEngage has none for the visitor."""
+"""Experiences by key. ``None`` means that MoEngage has no experience of this key for the visitor."""
 
 
 class Known(NamedTuple):
-    """The answers of a visitor that the cache has.
+    """A visitor's cached answers.
 
-    ``answers`` are fresh or stale, and None where MoEngage has no experience. Never change this mapping: visitors
-    share it. It may have more keys than the caller asked for. ``due`` are the keys asked for that have no fresh
-    answer.
+    ``answers`` may be stale, and may have more keys than the caller asked for. Never change this mapping, because
+    visitors share it. ``due`` are the keys that the caller asked for and that have no fresh answer.
     """
 
     answers: Answers
@@ -53,7 +52,7 @@ class Known(NamedTuple):
 
 
 class ExperienceCache:
-    """MoEngage's answers for each visitor, who is named by Visitor.digest. ``clock`` returns Unix seconds."""
+    """MoEngage's answers, by ``Visitor.digest``. ``clock`` returns Unix seconds."""
 
     def __init__(
         self, settings: Settings, *, clock: Callable[[], float] = time.time, memory: LocalCache | None = None
@@ -66,7 +65,7 @@ class ExperienceCache:
         self._fresh = range(-MAX_SKEW, ttl) if ttl else range(0)
 
     def peek(self, visitor: str, keys: Sequence[str]) -> Known:
-        """Return the answers in this process's memory. Takes about a microsecond and does no I/O."""
+        """Return the answers in this process's memory. This takes about a microsecond and does no I/O."""
         now = int(self._clock() * 1000)
         record = self.memory.find(visitor, now)
         if len(record) == 2:
@@ -77,9 +76,9 @@ class ExperienceCache:
         return self._judge(record, keys, now)
 
     def read(self, visitor: str, keys: Sequence[str]) -> Known:
-        """Return the answers in memory and, if keys are due, those in the site's cache.
+        """Return the answers in memory. If keys are due, add the answers in the site's cache.
 
-        Takes one round trip to the site's cache, and a second one for bodies that this process hasn't seen.
+        This takes one round trip to the site's cache, and a second round trip for bodies that aren't in memory.
         """
         known = self.peek(visitor, keys)
         if not known.due or not self._lifetime:
@@ -89,19 +88,19 @@ class ExperienceCache:
         return self._judge(record, keys, now)
 
     def keep(self, visitor: str, answers: Answers) -> None:
-        """Store answers in this process's memory, next to the visitor's other answers; does no I/O."""
+        """Add answers to the visitor's entry in this process's memory. Does no I/O."""
         if answers and self._lifetime:
             self._keep(visitor, answers)
 
     def write(self, visitor: str, answers: Answers) -> None:
-        """Store answers in memory and in the site's cache, next to the visitor's other answers.
+        """Add answers to the visitor's entry in memory and in the site's cache.
 
-        Takes one round trip to the site's cache, and another one before it for bodies that are new there.
+        This takes one round trip to the site's cache. New bodies take another round trip before.
         """
         if not answers or not self._lifetime:
             return
         now, bodies, record = self._keep(visitor, answers)
-        # The bodies first, because other processes may read the visitor's text at once.
+        # Write the bodies first, because other processes may read the visitor's text at once.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
 
@@ -123,29 +122,28 @@ class ExperienceCache:
         return now, bodies, self.memory.store(visitor, [(now, bodies)], self._get_usable(now), overwrite=True)
 
     def _get_body(self, key: str, experience: Experience | None) -> Body:
-        # The reader returns the same objects for the same response: 0.2 µs, against 13 to write and hash 2 KB of JSON.
+        # The same response gives the same objects. So this takes 0.2 µs; to write and hash 2 KB of JSON takes 13 µs.
         body = self.memory.find_body_of(key, experience)
         if body is not None:
             return body
-        payload, context = (None, None) if experience is None else (experience.payload, experience.experience_context)
-        reference = _hash(key, payload, context)
+        reference = _hash(_list_content(key, experience))
         return self.memory.find_body(reference) or _build_body(reference, key, experience)
 
     def _write_bodies(self, bodies: Iterable[Body], now: int) -> None:
-        # The site's cache keeps a body for twice the lifetime of an answer. A body that is written again after half
-        # of this time outlives all answers that refer to it.
+        # The site's cache keeps a body for twice the lifetime of an answer, and this method writes the body again
+        # after half of this time. So the body outlives all answers that refer to the body.
         due = {
-            _build_body_key(body.reference): body
+            build_key("body", body.reference.hex()): body
             for body in bodies
             if body.written_at is None or not 0 <= now - body.written_at < self._lifetime
         }
-        texts = {key: _dump(body) for key, body in due.items()}
+        texts = {key: _encode(_list_content(body.key, body.experience)) for key, body in due.items()}
         if texts and set_many(texts, timeout=math.ceil(self._lifetime / 500)):
             for body in due.values():
                 body.written_at = now
 
     def _read(self, visitor: str) -> list[tuple[int, list[Body]]]:
-        """Return the visitor's answers in the site's cache, without those whose bodies it has lost."""
+        """Return the visitor's answers in the site's cache, without answers whose bodies the cache has lost."""
         key = build_key("visitor", visitor)
         moments = _unpack(get_many([key]).get(key))
         bodies = self._find_bodies({reference for _, references in moments for reference in references})
@@ -153,7 +151,7 @@ class ExperienceCache:
 
     def _find_bodies(self, references: Collection[bytes]) -> dict[bytes, Body]:
         found = {reference: body for reference in references if (body := self.memory.find_body(reference)) is not None}
-        missing = {_build_body_key(reference): reference for reference in references if reference not in found}
+        missing = {build_key("body", r.hex()): r for r in references if r not in found}
         for key, text in get_many(missing).items() if missing else ():
             if (body := _parse_body(text, missing[key])) is not None:
                 found[body.reference] = body
@@ -161,7 +159,7 @@ class ExperienceCache:
 
 
 def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:
-    """Return the experiences of ``keys`` among the answers, without the absent ones."""
+    """Return the experiences of ``keys`` among the answers, without absent experiences."""
     return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
@@ -171,13 +169,14 @@ def get_cache(runtime: Runtime) -> ExperienceCache:
     return ExperienceCache(runtime.settings)
 
 
-def _build_body_key(reference: bytes) -> str:
-    return build_key("body", reference.hex())
+def _list_content(key: str, experience: Experience | None) -> list[Any]:
+    """Return the content of a body as the site's cache stores it."""
+    return [key, None, None] if experience is None else [key, experience.payload, experience.experience_context]
 
 
-def _hash(key: str, payload: Mapping[str, Any] | None, context: Mapping[str, Any] | None) -> bytes:
-    # Sorted, because MoEngage may send the names of an object in any order.
-    return bytes.fromhex(build_digest(["body", _encode_sorted([key, payload, context])]))
+def _hash(content: list[Any]) -> bytes:
+    # Sorted, because MoEngage may send the members of a JSON object in any order.
+    return bytes.fromhex(build_digest(["body", _encode_sorted(content)]))
 
 
 def _build_body(reference: bytes, key: str, experience: Experience | None) -> Body:
@@ -185,23 +184,16 @@ def _build_body(reference: bytes, key: str, experience: Experience | None) -> Bo
         return Body(reference, key, None, None)
     payload, context = freeze(experience.payload), freeze(experience.experience_context)
     cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
-    # Only a frozen object has the same content the next time.
+    # Only a frozen object can't change until the next lookup by this object.
     is_frozen = payload is experience.payload and context is experience.experience_context
     return Body(reference, key, cached, experience if is_frozen else cached)
-
-
-def _dump(body: Body) -> str:
-    experience = body.experience
-    if experience is None:
-        return _encode([body.key, None, None])
-    return _encode([body.key, experience.payload, experience.experience_context])
 
 
 def _parse_body(text: Any, reference: bytes) -> Body | None:
     try:
         key, payload, context = json.loads(text)
-        # Only a text that this package wrote with the site's secret has the right hash.
-        if _hash(key, payload, context) != reference:
+        # Only a text that was written with the site's secret has the right hash.
+        if _hash([key, payload, context]) != reference:
             return None
     except (TypeError, ValueError, RecursionError):
         return None
@@ -212,9 +204,9 @@ def _parse_body(text: Any, reference: bytes) -> Body | None:
 
 
 def _pack(record: Record) -> str:
-    """Return a visitor as text, which every cache and serializer can store.
+    """Return the visitor's entry as text, because every cache and serializer can store text.
 
-    Each moment is the number of its references, the moment itself, and the references.
+    For each moment, the entry has the number of references, the moment itself, and the references.
     """
     parts: list[bytes] = []
     for at, bundle in unfold(record):
@@ -224,7 +216,7 @@ def _pack(record: Record) -> str:
 
 
 def _unpack(value: object) -> list[tuple[int, list[bytes]]]:
-    """Return the moments and references in a text of _pack(), nothing for any other value."""
+    """Return the moments and references in a text of _pack(). Return an empty list for any other value."""
     try:
         data = base64.b64decode(value, validate=True) if isinstance(value, str) else b""
     except ValueError:

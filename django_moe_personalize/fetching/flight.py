@@ -1,8 +1,8 @@
 """Single flight: pages that ask the same question at the same time share one call.
 
-The page that asks first leads the flight: it writes its request on an idle connection at once. The first page
-that needs the response reads it, in its own thread or task. Where no request can be written without waiting,
-a thread of the pool resolves the question.
+The page that asks first leads the flight, and writes its request on an idle connection at once. The first page
+that needs the response reads the response, in its own thread or task. If the leader would have to wait before it
+can write the request, a thread of the pool resolves the question instead.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
 from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
-from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
@@ -39,6 +38,7 @@ from django_moe_personalize.moengage.http1 import NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor import Visitor
 
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.http1 import HTTPExchange
@@ -46,20 +46,20 @@ if TYPE_CHECKING:
 EXTRA_SECONDS = 0.1
 """Extra time to read the rest of a response that no page started to read before the deadline.
 
-The operating system buffers some 64 KB. MoEngage isn't to blame for a page that was busy with its view.
+The operating system has buffered some 64 KB of the response while the page was busy with its view.
 """
 
 MAX_SECONDS = 30.0
-"""How long pages join a flight. After this time they start another one, should the leader never finish."""
+"""How long pages join a flight. After this time pages start another flight, because the leader may never finish."""
 
 MAX_FLIGHTS = 4096
-"""How many flights are shared at a time. Beyond this bound each page asks for itself."""
+"""How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
 
 
 class Flight(Future[Experiences]):
-    """A question and, later, its experiences by key.
+    """A question on its way. The result of this future is the experiences by key.
 
-    ``known`` holds the experiences to show if the answer doesn't come in time.
+    ``known`` holds the experiences that pages show if the answer doesn't arrive in time.
     """
 
     def __init__(self, question: Question, known: Experiences, until: float) -> None:
@@ -68,7 +68,7 @@ class Flight(Future[Experiences]):
         self.known = known
         self.until = until
         self.is_followed = False
-        # The request that was sent, until its response is read. Only the thread or task that holds the turn uses it.
+        # The call, until its response is read. Only the thread or task that holds ``_turn`` uses the exchange.
         self._exchange: HTTPExchange | None = None
         self._answers: Answers = {}
         self._missing: tuple[str, ...] = ()
@@ -78,13 +78,13 @@ class Flight(Future[Experiences]):
         self._is_unread = True
 
     def cancel(self) -> bool:
-        """Return False. A page whose task is cancelled doesn't cancel the flight for the other pages."""
+        """Return False: when a page's task is cancelled, the other pages still need this flight."""
         return False
 
     # A page waits.
 
     def join(self, seconds: float) -> Experiences:
-        """Wait at most ``seconds`` for the answer and return the experiences by key, else the known ones."""
+        """Wait at most ``seconds`` for the experiences. If they don't arrive in time, return the known experiences."""
         until = time.monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
@@ -98,7 +98,7 @@ class Flight(Future[Experiences]):
         if self.done() or (self._deadline.expired and self.poll()):
             return self.result(0.0)
         if self._exchange is not None:
-            # MoEngage has no longer, however much time this page has left.
+            # The flight's deadline limits MoEngage, even if this page could wait longer.
             seconds = min(seconds, self._deadline.remaining() or 0.0)
         try:
             async with asyncio.timeout(seconds):
@@ -109,11 +109,11 @@ class Flight(Future[Experiences]):
             return self._abandon()
 
     def poll(self) -> bool:
-        """Read what has arrived, without waiting; return whether the answer is complete."""
+        """Read the bytes that have arrived, without waiting. Return whether the answer is complete."""
         if self._exchange is not None:
             self._read(0.0)
             if self.is_followed and not self.done():
-                # A task that finds the turn taken doesn't try again. So a thread reads for it.
+                # Another task may wait without reading, because this page had the turn. So a thread reads on.
                 self._start_thread()
         return self.done()
 
@@ -121,11 +121,17 @@ class Flight(Future[Experiences]):
         """Stop reading for the caller's page. A thread of the pool reads the rest of the response."""
         if self._exchange is not None and self._deadline.expired:
             self._read(0.0)
-        if self._exchange is not None and not self._start_thread():
-            self._give_up()
+        if self._exchange is not None and not self._start_thread() and self._turn.acquire(blocking=False):
+            # All threads are busy, so the flight ends. MoEngage may be fine, so the breaker isn't told.
+            try:
+                if (exchange := self._exchange) is not None:
+                    exchange.release()
+                    self._fail()
+            finally:
+                self._turn.release()
 
     def _abandon(self) -> Experiences:
-        """End the caller's wait: return the answer if it has just arrived, else the known experiences."""
+        """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
         log_error(self.question.runtime, DeadlineExceeded("the page's deadline passed"))
@@ -135,15 +141,14 @@ class Flight(Future[Experiences]):
     # The leader asks.
 
     def take_off(self, known: Known, *, is_waited_for: bool) -> None:
-        """Ask the question: in this thread if that can't block, else in a thread of the pool."""
+        """Ask the question in this thread if this thread can't block, else in a thread of the pool."""
         question, exchange = self.question, None
-        # If this raises, the thread of the pool meets the same error and logs it.
+        # After an exception here, the thread of the pool meets the same error and logs it.
         with suppress(Exception):
-            # No page reads the response of a mere refresh, and a shared cache takes a round trip: threads do both.
+            # A thread refreshes stale answers, because no page reads the response. A thread also reads a shared cache,
+            # because that takes a round trip.
             if is_waited_for and not has_shared_cache(question.runtime):
-                self._answers, self._missing = known
-                if get_metadata_store.find(question.runtime) is not None:
-                    self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
                     self._land({}, pick(self._answers, question.keys))
                     return
@@ -182,25 +187,24 @@ class Flight(Future[Experiences]):
         try:
             follow_up(self.question, found)
         finally:
-            # The site's cache may be its database. No request ends in this thread, so close its connections here.
+            # The site's cache may use the database. Django closes connections only at the end of a request.
             close_old_connections()
 
     def _land(self, learned: Answers, experiences: Experiences) -> None:
-        """Give the experiences to all pages that wait for them. ``learned`` is what MoEngage answered."""
+        """Give the experiences to all pages that wait. ``learned`` holds MoEngage's own answers, for the cache."""
         runtime = self.question.runtime
         try:
-            # First the cache: a page that finds no flight must find the answer.
-            if learned:
-                get_cache(runtime).keep(self.question.visitor.digest, learned)
+            # Fill the cache before the flight ends: a page that doesn't find the flight must find the answer.
+            get_cache(runtime).keep(self.question.visitor.digest, learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:
             get_flights(runtime).finish(self, experiences)
 
-    # Reading. One thread or task at a time has the turn.
+    # Reading. Only the thread or task that holds ``_turn`` reads.
 
     def _read(self, seconds: float) -> None:
-        """Wait for the turn and read, both together for at most ``seconds``."""
+        """Wait for the turn, then read. The wait and the read together take at most ``seconds``."""
         until = time.monotonic() + seconds
         if self._turn.acquire(timeout=seconds):
             try:
@@ -227,7 +231,7 @@ class Flight(Future[Experiences]):
     def _start_thread(self) -> bool:
         """Have a thread of the pool read the response; return False if all threads are busy."""
         if not self._has_thread:
-            # One thread is enough, however many pages stop reading.
+            # One thread is enough, even if several pages stop reading.
             self._has_thread = True
             if not get_pool(self.question.runtime).offer(self._read_on):
                 self._has_thread = False
@@ -237,32 +241,41 @@ class Flight(Future[Experiences]):
         try:
             while self._exchange is not None:
                 self._read(self._deadline.remaining() or 0.0)
-                # A thread that starts after the deadline gets extra time, and reads once more.
+                # If this thread started after the deadline, _read() has just set a later deadline.
                 if self._deadline.expired:
                     return
         finally:
             self._has_thread = False
 
     def _advance(self, seconds: float) -> None:
-        """Read for at most ``seconds``. Land once the response is complete or has failed."""
+        """Read for at most ``seconds``. End the flight if the response is complete or the call has failed."""
         exchange = self._exchange
         if exchange is None:
             return
         try:
-            outcome = self._receive(exchange, seconds)
+            result = self._receive(exchange, seconds)
         except NotTakenError:
-            self._ask_again()
+            # The server had closed the idle connection. If there is time, ask again on a new connection.
+            self._exchange = None
+            if self.question.deadline.expired:
+                self._fail()
+            else:
+                self._submit()
+        except APIError as error:
+            self._fail(error)
         except Exception as error:
             log_bug(self.question.runtime, error)
             exchange.release()
             self._fail()
         else:
-            if isinstance(outcome, APIError):
-                self._fail(outcome)
-            elif outcome is not None:
-                self._arrive(outcome)
+            if result is not None:
+                self._exchange = None
+                learned = {key: result.experiences.get(key) for key in self._missing}
+                self._land(learned, pick({**self._answers, **learned}, self.question.keys))
+                if None in learned.values():
+                    explain(self.question.runtime, learned)
 
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | APIError | None:
+    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
         runtime = self.question.runtime
         client, until = get_client(runtime), time.monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
@@ -271,71 +284,38 @@ class Flight(Future[Experiences]):
             if result is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
                 result = client.finish_fetch(exchange, max(0.0, min(until - time.monotonic(), EXTRA_SECONDS)))
+            if result is None and self._deadline.expired:
+                exchange.release()
+                raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
             raise
         except Exception as error:
             tell_breaker(runtime, error)
-            if isinstance(error, APIError):
-                return error
             raise
         if result is not None:
             tell_breaker(runtime, None)
-            return result
-        if not self._deadline.expired:
-            return None
-        exchange.release()
-        late = DeadlineExceeded("MoEngage did not answer in time")
-        tell_breaker(runtime, late)
-        return late
-
-    def _ask_again(self) -> None:
-        """Ask again on a new connection, if there is time: the server had closed the idle one."""
-        if self.question.deadline.expired:
-            self._fail()
-            return
-        self._exchange = None
-        self._submit()
-
-    def _arrive(self, result: ExperiencesResult) -> None:
-        self._exchange = None
-        learned = {key: result.experiences.get(key) for key in self._missing}
-        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-        if None in learned.values():
-            explain(self.question.runtime, learned)
+        return result
 
     def _fail(self, *errors: APIError) -> None:
         self._exchange = None
         found = conclude(self.question, self._answers, errors)
         self._land({}, found.experiences)
-        # The receivers of the signal run in this page's thread only if no other thread is free.
+        # The page's own thread runs the signal's receivers only if no thread of the pool is free.
         if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found)
 
-    def _give_up(self) -> None:
-        """End the flight without an answer. MoEngage may well be fine, so the breaker isn't told."""
-        if self._turn.acquire(blocking=False):
-            try:
-                if (exchange := self._exchange) is not None:
-                    exchange.release()
-                    self._fail()
-            finally:
-                self._turn.release()
-
 
 class Flights:
-    """The flights of this process by visitor and keys. Thread-safe."""
+    """The flights of this process, by visitor and keys. Thread-safe."""
 
     def __init__(self, *, max_seconds: float = MAX_SECONDS, max_flights: int = MAX_FLIGHTS) -> None:
         self.landed = 0
-        """How many flights have landed. If it changes while a page looks for the answer, the page looks again."""
+        """How many flights have ended. If the number changes while a page reads the cache, the page reads again."""
         self._max_seconds = max_seconds
         self._max_flights = max_flights
         self._lock = threading.Lock()
         # The oldest first.
         self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
-
-    def __len__(self) -> int:
-        return len(self._flights)
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
@@ -347,28 +327,22 @@ class Flights:
                 flight.is_followed = True
                 return flight, False
             flight = Flight(question, known, now + self._max_seconds)
-            self._drop_overdue(now)
+            while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
+                del self._flights[oldest]
             if len(self._flights) < self._max_flights:
                 self._flights[key] = flight
         return flight, True
 
     def finish(self, flight: Flight, experiences: Experiences) -> None:
-        """Give ``experiences`` to all pages of the flight. The next page with this question starts another flight."""
+        """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
         question = flight.question
         flight.set_result(experiences)
         with self._lock:
             self.landed += 1
             key = question.visitor.digest, question.keys
-            # If this flight was overdue, another one may have its place.
+            # If this flight took too long, another flight may have replaced it.
             if self._flights.get(key) is flight:
                 del self._flights[key]
-
-    def _drop_overdue(self, now: float) -> None:
-        while self._flights:
-            key, flight = next(iter(self._flights.items()))
-            if now < flight.until:
-                return
-            del self._flights[key]
 
 
 @part
@@ -377,12 +351,39 @@ def get_flights(runtime: Runtime) -> Flights:
     return Flights()
 
 
+def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:
+    """Return the answers in memory and, unless they cover all keys, the flight that fetches the answers.
+
+    A background thread refreshes stale answers, and the page doesn't wait. Never raises.
+    """
+    try:
+        flights, cache = get_flights(runtime), get_cache(runtime)
+        landed, known = flights.landed, cache.peek(visitor.digest, keys)
+        if not known.due:
+            return known.answers, None
+        question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
+        flight, leads = flights.join(question, pick(known.answers, keys))
+        is_complete = all(key in known.answers for key in known.due)
+        if leads:
+            if flights.landed != landed:
+                # A flight has ended since peek(), maybe with the answer.
+                known = cache.peek(visitor.digest, keys)
+            if known.due:
+                flight.take_off(known, is_waited_for=not is_complete)
+            else:
+                flights.finish(flight, pick(known.answers, keys))
+        return known.answers, None if is_complete else flight
+    except Exception as error:
+        log_bug(runtime, error)
+        return {}, None
+
+
 async def _wait_readable(fileno: int) -> None:
     loop, arrived = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(fileno, arrived.set)
     try:
         await arrived.wait()
     finally:
-        # The loop is closed if it was thrown away in the middle of its work.
+        # The event loop may have been closed before this task ended.
         if not loop.is_closed():
             loop.remove_reader(fileno)

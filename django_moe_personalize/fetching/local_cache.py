@@ -1,8 +1,8 @@
-"""The memory of one process: visitors, and the answers that they share.
+"""The memory of one process: visitors, and the answers that visitors share.
 
-A visitor is one tuple ``(milliseconds, bundle[, milliseconds, bundle …])``, the newest first. A bundle maps
-experience keys to the answers of one moment. Visitors with the same answers share one bundle, and bundles share
-the experiences in them, so a visitor takes about 270 bytes, however long the content is.
+The record of a visitor is one tuple ``(milliseconds, bundle[, milliseconds, bundle …])``, the newest bundle first.
+A bundle maps experience keys to the answers of one moment. Visitors with the same answers share one bundle, and
+bundles share experiences. So a visitor takes about 270 bytes, however long the content is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter, itemgetter
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Experience
@@ -22,36 +22,36 @@ MAX_VISITORS: Final = 100_000
 """Visitors in one process: about 30 MB, or ten minutes of 160 new visitors a second."""
 
 MAX_BYTES: Final = 96 * 1024 * 1024
-"""The limit of the estimated bytes of all visitors and answers. A site that makes content for each visitor reaches it
-with fewer visitors, because they don't share that content."""
+"""The limit of the estimated bytes of all visitors and answers. With different content for each visitor, a site reaches
+this limit before MAX_VISITORS."""
 
 MAX_ANSWERS: Final = 255
-"""How many answers of one visitor are kept, the newest ones: a site may build its keys from a visitor's input."""
+"""How many of a visitor's newest answers are kept. The limit matters if a site builds keys from a visitor's input."""
 
 RETURNING_SHARE: Final = 0.8
-"""The share of MAX_VISITORS that returning visitors may hold. Other visitors can't take these places from them."""
+"""The largest share of MAX_VISITORS for returning visitors. New visitors never displace these visitors."""
 
 RETURN_MILLISECONDS: Final = 1_000
-"""A visitor who reads this long after the last answer is a returning one. An earlier read belongs to the same page."""
+"""A visitor returns if a read comes this long after the last answer. An earlier read belongs to the same page."""
 
-# Measured on 64-bit CPython: a visitor's digest and place in the map, a moment, and the objects around the content.
+# Measured on 64-bit CPython, without the content itself.
 _VISITOR_BYTES: Final = 210
 _MOMENT_BYTES: Final = 48
 _BUNDLE_BYTES: Final = 200
 _BODY_BYTES: Final = 550
 
 Record = tuple[Any, ...]
-"""A visitor: ``(milliseconds, Bundle[, milliseconds, Bundle …])``. No experience key is in two bundles."""
+"""A visitor's record: ``(milliseconds, Bundle[, milliseconds, Bundle …])``. No experience key is in two bundles."""
 
 Moments = Iterable[tuple[int, Iterable["Body"]]]
 """Answers by the moment at which MoEngage gave them, in Unix milliseconds."""
 
 
 class Body:
-    """One answer, shared by all visitors who have it. ``experience`` is None when MoEngage has none.
+    """One answer, which all visitors with this answer share. If MoEngage has no experience, ``experience`` is ``None``.
 
-    ``reference`` is a hash of the content. ``origin`` is the object that ``experience`` was made from. ``written_at``
-    is the time, in milliseconds, at which this process last wrote the body to the site's cache.
+    ``reference`` is a hash of the content. ``experience`` was made from the object ``origin``. ``written_at`` is the
+    time, in milliseconds, at which this process last wrote the body to the site's cache.
     """
 
     __slots__ = ("experience", "holders", "identity", "key", "origin", "reference", "size", "written_at")
@@ -68,7 +68,7 @@ class Body:
 
 
 class Bundle:
-    """The answers that a visitor got at one moment, as one mapping for all visitors who got the same."""
+    """The answers of one moment. All visitors with these answers share the bundle."""
 
     __slots__ = ("answers", "bodies", "holders", "size")
 
@@ -80,19 +80,11 @@ class Bundle:
         self.holders = 0
 
 
-class LocalCounts(NamedTuple):
-    """The content of the memory. ``bytes`` is the estimate that MAX_BYTES limits."""
-
-    visitors: int
-    bodies: int
-    bytes: int
-
-
 class LocalCache:
-    """A bounded, thread-safe map of visitors. Visitors who come once can't displace those who return.
+    """A bounded, thread-safe map of visitors. Visitors who come once can't displace returning visitors.
 
-    The map has two segments, each in order of use. A visitor starts in the first and moves to the second on
-    returning. Visitors leave the memory from the first segment. Reads never wait for the lock.
+    The map has two segments, each in order of use: new visitors and returning visitors. If the map is full, the new
+    visitor with the oldest use leaves the map. Reads never wait for the lock.
     """
 
     def __init__(self, *, max_visitors: int = MAX_VISITORS, max_bytes: int = MAX_BYTES) -> None:
@@ -107,14 +99,8 @@ class LocalCache:
         self._by_origin: dict[int | str, Body] = {}
         self._bytes = 0
 
-    @property
-    def counts(self) -> LocalCounts:
-        """How much the memory holds."""
-        with self._lock:
-            return LocalCounts(len(self._new) + len(self._returning), len(self._bodies), self._bytes)
-
     def find(self, visitor: str, now: int) -> Record:
-        """Return the visitor's record, ``()`` if there is none. ``now`` is in milliseconds."""
+        """Return the visitor's record, or ``()`` for an unknown visitor. ``now`` is in milliseconds."""
         segment = self._returning if visitor in self._returning else self._new
         try:
             # Each line is atomic, so reading needs no lock.
@@ -128,17 +114,17 @@ class LocalCache:
         return record
 
     def find_body(self, reference: bytes) -> Body | None:
-        """Return the body with this reference, if a visitor has it."""
+        """Return the body with this reference, or ``None`` if no visitor has such an answer."""
         return self._bodies.get(reference)
 
     def find_body_of(self, key: str, origin: Experience | None) -> Body | None:
-        """Return the body that was made from this very object, None for an absent answer, if a visitor has it."""
+        """Return the body that was made from this very object, or from ``None`` for an absent experience."""
         return self._by_origin.get(key if origin is None else id(origin))
 
     def store(self, visitor: str, moments: Moments, usable: range, *, overwrite: bool) -> Record:
-        """Add answers to a visitor's record and return it, without the moments that are not in ``usable``.
+        """Add answers to a visitor's record, drop the moments outside ``usable``, and return the new record.
 
-        Of two answers for one key the newer one stays, or with ``overwrite`` the added one.
+        If the record has an answer for the same key, the newer answer stays; with ``overwrite``, the added answer.
         """
         with self._lock:
             segment = self._returning if visitor in self._returning else self._new
@@ -147,7 +133,7 @@ class LocalCache:
             if not overwrite:
                 merged.sort(key=itemgetter(0))
             answers = {body.key: (at, body) for at, bodies in merged if at in usable for body in bodies}
-            # The new record is held before the old one is released, so that bodies in both stay the same objects.
+            # Hold the new record before the old record is released. So bodies in both records stay the same objects.
             record = self._hold(answers.values())
             self._release(old)
             if record:
@@ -165,7 +151,7 @@ class LocalCache:
         try:
             record = self._new.get(visitor)
             if record is not None:
-                # Added before it is deleted, because readers hold no lock.
+                # Add the visitor here before the deletion there, because readers hold no lock.
                 self._returning[visitor] = record
                 del self._new[visitor]
                 if len(self._returning) > self._max_returning:
@@ -190,16 +176,13 @@ class LocalCache:
             bundle = self._bundles[bodies] = Bundle(bodies)
             self._bytes += bundle.size
             for body in bodies:
-                self._hold_body(body)
+                if not body.holders:
+                    self._bodies[body.reference] = body
+                    self._by_origin[body.identity] = body
+                    self._bytes += body.size
+                body.holders += 1
         bundle.holders += 1
         return bundle
-
-    def _hold_body(self, body: Body) -> None:
-        if not body.holders:
-            self._bodies[body.reference] = body
-            self._by_origin[body.identity] = body
-            self._bytes += body.size
-        body.holders += 1
 
     def _release(self, record: Record) -> None:
         self._bytes -= _weigh_record(record)
@@ -209,14 +192,11 @@ class LocalCache:
                 del self._bundles[bundle.bodies]
                 self._bytes -= bundle.size
                 for body in bundle.bodies:
-                    self._release_body(body)
-
-    def _release_body(self, body: Body) -> None:
-        body.holders -= 1
-        if not body.holders:
-            del self._bodies[body.reference]
-            del self._by_origin[body.identity]
-            self._bytes -= body.size
+                    body.holders -= 1
+                    if not body.holders:
+                        del self._bodies[body.reference]
+                        del self._by_origin[body.identity]
+                        self._bytes -= body.size
 
     def _shrink(self) -> None:
         while self._bytes > self._max_bytes or len(self._new) + len(self._returning) > self._max_visitors:
@@ -234,7 +214,7 @@ def _weigh_record(record: Record | list[int | Bundle]) -> int:
 
 
 def _weigh(experience: Experience | None) -> int:
-    """Return the bytes of an experience's content, each part of it counted once."""
+    """Return the size of an experience's content in bytes. Count each part once."""
     if experience is None:
         return 0
     parts: list[object] = [experience.payload, experience.experience_context, encode(experience.experience_context)]

@@ -1,7 +1,7 @@
-"""Which experiences the workspace has, and therefore why a key has no experience (contract §3 and §6).
+"""The metadata lists the workspace's experiences, and so tells why a key has no experience (contract §3 and §6).
 
-No page waits for the metadata. After a page got no experience for a key, the background thread reads the
-metadata and logs the reason. From then on pages don't ask for keys that no visitor can get.
+No page waits for the metadata. If a page gets no experience for a key, the background thread reads the metadata
+and logs the reason. From then on, pages don't ask for keys that no visitor can get.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ METADATA_DEADLINE = 10.0
 """Seconds that the background thread may take to read the metadata."""
 
 RETRY_SECONDS = 60.0
-"""How long pages don't ask for the metadata after it couldn't be read. MoEngage has enough to do then."""
+"""How long this process doesn't read the metadata after a failed attempt, because MoEngage may be overloaded."""
 
 
 class MetadataStore:
@@ -36,16 +36,13 @@ class MetadataStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        # Kept, because the background thread may run on when the next test has changed the settings.
+        # The background thread may still run after the next test has changed the settings.
         self._settings = runtime.settings
         self._statuses: Mapping[str, ExperienceStatus] = {}
         self._until = self._not_before = float("-inf")
 
     def get(self, *, deadline: Deadline) -> ExperiencesMetadata:
-        """Return all experiences of the workspace, from the cache if they are there.
-
-        Raises APIError when they aren't cached and MoEngage doesn't answer.
-        """
+        """Return the metadata of all experiences, from the site's cache or else from MoEngage. Raises APIError."""
         name, ttl = build_key("metadata", settings=self._settings), self._settings.metadata_ttl
         metadata = _read_rows(get_many([name]).get(name))
         if metadata is None:
@@ -57,9 +54,9 @@ class MetadataStore:
         return metadata
 
     def find_unavailable(self, experience_keys: Iterable[str]) -> frozenset[str]:
-        """Return the keys that no visitor can get, as far as this process knows; takes microseconds.
+        """Return the keys that no visitor can get, as far as this process knows. Does no I/O.
 
-        Pages ask again for a key that becomes active after at most METADATA_TTL seconds.
+        If an experience becomes active, pages ask for its key again after at most METADATA_TTL seconds.
         """
         if self._until < time.monotonic():
             return frozenset()
@@ -67,9 +64,9 @@ class MetadataStore:
         return frozenset([key for key in experience_keys if self._statuses.get(key) is not active])
 
     def explain(self, experience_keys: Iterable[str]) -> None:
-        """Log, once for each key and in the background, why no visitor can get it. Never raises."""
+        """Log in the background, once for each key, why no visitor can get the experience. Never raises."""
         if time.monotonic() >= self._not_before:
-            # If the thread is busy, the next page without an experience tries again.
+            # If the background thread is busy, the next page without an experience tries again.
             get_background(self._runtime).offer(self._explain, tuple(experience_keys))
 
     def _explain(self, experience_keys: tuple[str, ...]) -> None:
@@ -97,7 +94,7 @@ def get_metadata_store(runtime: Runtime) -> MetadataStore:
 
 
 def _read_rows(rows: object) -> ExperiencesMetadata | None:
-    """Return the metadata that get() stored. A cache entry of another shape is a miss."""
+    """Return the metadata that get() stored, or ``None`` for a cache entry of another shape."""
     if not isinstance(rows, list):
         return None
     try:
@@ -108,7 +105,7 @@ def _read_rows(rows: object) -> ExperiencesMetadata | None:
 
 
 def find_reason(metadata: ExperiencesMetadata, experience_key: str) -> FailureReason:
-    """Return why MoEngage left an experience out, as far as the metadata tells (contract §6)."""
+    """Return the reason, according to the metadata, why MoEngage returned no experience (contract §6)."""
     for meta in metadata.experiences:
         if meta.experience_key == experience_key:
             is_active = meta.status is ExperienceStatus.ACTIVE

@@ -1,4 +1,4 @@
-"""Answer a question: from the site's cache, from another process that asks the same, or from MoEngage."""
+"""Answer a question from the site's cache, through another process that asks the same question, or from MoEngage."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from django_moe_personalize.runtime import Runtime
 Experiences = Mapping[str, Experience]
 
 Outcome = tuple[tuple[str, ...], ExperiencesResult] | APIError
-"""How one call ended: the keys it asked for with their result, or an error."""
+"""How one call ended: the keys that were asked for and the result, or the error."""
 
 
 class Answer:
-    """The experiences found for a question. ``errors`` explain why some keys are ``unanswered``.
+    """The answer to a question.
 
-    ``learned`` holds MoEngage's own answers: ``None`` for a key without an experience for this visitor.
+    ``experiences`` come from the cache or from MoEngage. ``learned`` holds only MoEngage's answers: ``None`` means
+    that this visitor gets no experience. ``errors`` explain why some keys are ``unanswered``.
     """
 
     __slots__ = ("errors", "experiences", "failures", "learned", "unanswered")
@@ -40,9 +41,9 @@ class Answer:
 
 
 def resolve(question: Question, *, publish: Callable[[Experiences], None] | None = None) -> Answer:
-    """Answer a question, blocking at most until its deadline.
+    """Answer a question. Block at most until the question's deadline.
 
-    ``publish`` is called with the experiences that the cache has, before MoEngage is asked.
+    Call ``publish`` with the cached experiences before the call to MoEngage.
     """
     runtime = question.runtime
     known = get_cache(runtime).read(question.visitor.digest, question.keys)
@@ -50,13 +51,12 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
         publish(pick(known.answers, question.keys))
     answers, missing = leave_out_unavailable(runtime, known)
     if missing and (elsewhere := _wait_for_another_process(question, missing)):
-        answers = {**answers, **elsewhere}
-        missing = tuple(key for key in missing if key not in elsewhere)
+        answers, missing = {**answers, **elsewhere}, ()
     return conclude(question, answers, _call_in_batches(question, missing))
 
 
 def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, Experience | None], tuple[str, ...]]:
-    """Return the known answers, and the due keys that MoEngage may have an experience for."""
+    """Return the known answers, and the due keys without those that no visitor can get."""
     store = get_metadata_store.find(runtime)
     unavailable = frozenset[str]() if store is None else store.find_unavailable(known.due)
     if not unavailable:
@@ -66,7 +66,7 @@ def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, 
 
 
 def conclude(question: Question, known: Mapping[str, Experience | None], outcomes: Iterable[Outcome]) -> Answer:
-    """Combine the calls' outcomes with the known answers."""
+    """Combine the outcomes of the calls with the known answers."""
     answer = Answer()
     for outcome in outcomes:
         if isinstance(outcome, APIError):
@@ -88,8 +88,8 @@ def conclude(question: Question, known: Mapping[str, Experience | None], outcome
 def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> dict[str, Experience | None]:
     """Return the answers of another process that asks the same question now, or nothing if this process must ask.
 
-    Works only where processes share a cache. The process that adds the claim asks MoEngage. The others look for
-    its answers in the cache, for at most half of the time that is left.
+    Only the process that gets the claim asks MoEngage. Other processes search the shared cache for the answers,
+    for at most half of the remaining time.
     """
     runtime, visitor = question.runtime, question.visitor.digest
     left = question.deadline.remaining() or 0.0
@@ -108,9 +108,9 @@ def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> d
 
 
 def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outcome]:
-    """Yield the outcome of each batch of MAX_KEYS keys. This thread asks for the first batch, the pool for the others.
+    """Ask in batches of MAX_KEYS keys, and yield the outcome of each batch.
 
-    This thread also asks for the batches that the pool has no thread for.
+    Threads of the pool ask for all batches but the first. If the pool has no free thread, this thread asks.
     """
     batches = [keys[start : start + MAX_KEYS] for start in range(0, len(keys), MAX_KEYS)]
     pooled: list[Future[ExperiencesResult] | None] = []
@@ -132,25 +132,29 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
 
 
 def follow_up(question: Question, answer: Answer) -> None:
-    """Do the work that no page waits for: store, explain and report the answer, and probe MoEngage if that is due."""
-    if answer.learned:
-        # Only answers are stored, so an error overwrites nothing.
-        get_cache(question.runtime).write(question.visitor.digest, answer.learned)
+    """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due."""
+    # An error isn't stored, so it overwrites no cached answer.
+    get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
-        report(question.runtime, error, answer.unanswered)
+        # The circuit breaker logs these errors itself.
+        if not isinstance(error, CircuitOpenError | RateLimitedError):
+            log_error(question.runtime, error)
+        # Django can't call async receivers from an event loop. This code runs there if all threads are busy.
+        with suppress(RuntimeError):
+            signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=answer.unanswered)
     if any(isinstance(error, CircuitOpenError) for error in answer.errors):
         _probe(question)
 
 
 def explain(runtime: Runtime, learned: Mapping[str, Experience | None]) -> None:
-    """Have the log say why some keys have no experience."""
+    """Log why keys have no experience. The background thread finds the reasons."""
     if absent := [key for key, experience in learned.items() if experience is None]:
         get_metadata_store(runtime).explain(absent)
 
 
 def _probe(question: Question) -> None:
-    """Make the half-open probe if it is due."""
+    """Make the circuit breaker's half-open probe, if a probe is due."""
     runtime, keys = question.runtime, question.keys[:MAX_KEYS]
     if ticket := upstream.get_breaker(runtime).claim_probe():
         probe = question._replace(deadline=Deadline(runtime.settings.deadline))
@@ -161,16 +165,6 @@ def _probe(question: Question) -> None:
         get_cache(runtime).write(question.visitor.digest, {key: result.experiences.get(key) for key in keys})
 
 
-def report(runtime: Runtime, error: APIError, keys: tuple[str, ...]) -> None:
-    """Send the signal for a failed fetch, and log the kind of error once; ``keys`` have no answer at all."""
-    # The breaker logs each of its changes itself.
-    if not isinstance(error, CircuitOpenError | RateLimitedError):
-        log_error(runtime, error)
-    # Async receivers can't be called from an event loop. A page runs this there if all threads are busy.
-    with suppress(RuntimeError):
-        signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=keys)
-
-
 def log_error(runtime: Runtime, error: APIError) -> None:
     """Log, once for each kind of error, why pages show their defaults."""
     status = getattr(error, "status", None)
@@ -179,6 +173,6 @@ def log_error(runtime: Runtime, error: APIError) -> None:
 
 
 def log_bug(runtime: Runtime, error: Exception) -> None:
-    """Log an error that this package didn't expect. Without a traceback: its frames hold the visitor."""
+    """Log an unexpected error, without a traceback: the traceback would show the visitor's data."""
     message = "Fetching experiences failed unexpectedly (%s), so pages show their defaults. Please report this."
     runtime.log_once(("bug", type(error)), message, type(error).__name__)

@@ -1,4 +1,4 @@
-"""Call MoEngage as often as the circuit breaker allows, and tell the breaker how each call ended."""
+"""Call MoEngage only if the circuit breaker allows the call, and tell the breaker how each call ended."""
 
 from __future__ import annotations
 
@@ -6,12 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.exceptions import (
-    AuthenticationError,
-    CircuitOpenError,
-    RateLimitedError,
-    ResponseError,
-)
+from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import ExperiencesResult
@@ -24,14 +19,14 @@ if TYPE_CHECKING:
     from django_moe_personalize.moengage.http1 import HTTPExchange
 
 GATE_SECONDS = 5.0
-"""How long this process makes no call after a 429 that names no time, or none that is left."""
+"""How long this process makes no call after a 429 response without a ``Retry-After`` in the future."""
 
 BREAKER_TOPIC = "breaker"
-"""The topic of the notices in which each process publishes the state of its breaker. The doctor reads them."""
+"""The topic of the notices in which each process publishes its breaker's state. ``moe_doctor`` reads the notices."""
 
 
 class Question(NamedTuple):
-    """Which experiences to fetch, for which visitor, and until when. ``is_page``: a page waits for the answer."""
+    """The keys to fetch, the visitor, and the deadline. ``is_page`` is True if a page waits for the answer."""
 
     runtime: Runtime
     visitor: Visitor
@@ -42,7 +37,7 @@ class Question(NamedTuple):
 
 @part
 def get_pool(runtime: Runtime) -> WorkerPool:
-    """Return the threads that fetch for pages: MAX_CONCURRENT_FETCHES of them at most."""
+    """Return the threads that fetch for pages: at most MAX_CONCURRENT_FETCHES threads."""
     return WorkerPool(runtime.settings.max_concurrent_fetches, name="moe-personalize-fetch")
 
 
@@ -54,13 +49,13 @@ def get_background(runtime: Runtime) -> WorkerPool:
 
 @part
 def get_breaker(runtime: Runtime) -> CircuitBreaker:
-    """Return the circuit breaker around fetches. It logs each change of its state."""
+    """Return the circuit breaker for fetches. The breaker logs each change of its state."""
 
     def tell(old: str, new: str, reason: str) -> None:
         logger.warning("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason)
         if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
             return
-        # All threads are busy. Async receivers can't be called from an event loop.
+        # All threads are busy, so call the receivers here. Django can't call async receivers from an event loop.
         with suppress(RuntimeError):
             breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
 
@@ -73,9 +68,10 @@ def _announce(old: str, new: str, reason: str) -> None:
 
 
 def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> ExperiencesResult:
-    """Fetch at most MAX_KEYS experiences and wait for them. Raises the APIError tree.
+    """Fetch at most MAX_KEYS experiences, and wait for the response. Raises APIError.
 
-    A page never makes the probe of an open breaker. Other callers may. ``ticket`` is the ticket of a claimed probe.
+    If the breaker is open, a page's call raises CircuitOpenError, and another caller may make the half-open probe.
+    ``ticket`` is the ticket of a probe that the caller has claimed already.
     """
     runtime, visitor = question.runtime, question.visitor
     client, breaker = get_client(runtime), get_breaker(runtime)
@@ -99,7 +95,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
 
 
 def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None:
-    """Send the request and return at once; ``None`` if sending could block, or the breaker is open."""
+    """Send the request and return at once. Return ``None`` if sending could block or the breaker is open."""
     client = get_client.find(question.runtime)
     if client is None or not get_breaker(question.runtime).allow():
         return None
@@ -113,16 +109,14 @@ def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None
 
 
 def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> None:
-    """Report how a call ended. ``error`` is ``None`` after a usable response."""
+    """Tell the breaker how a call ended. ``error`` is ``None`` after a usable response."""
     breaker = get_breaker(runtime)
     if isinstance(error, RateLimitedError):
         breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
-    elif error is None or _is_about_request(error):
+    elif error is None or (
+        # MoEngage works and refused only this request. A 3xx response is a failure: MoEngage never redirects.
+        isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)
+    ):
         breaker.success(ticket)
     else:
         breaker.failure(ticket)
-
-
-def _is_about_request(error: Exception) -> bool:
-    """Return whether MoEngage works, and refused only this request. A redirect doesn't come from MoEngage."""
-    return isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)

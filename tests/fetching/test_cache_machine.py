@@ -135,7 +135,7 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from(KEYS), content=st.integers(0, 2), value=st.sampled_from(["gone", "forged"]) | garbage)
     def spoil_body(self, key, content, value):
         """Lose a body in the server, or overwrite it with another body or a value that isn't ours."""
-        body = cache._dump(self.build_process()._get_body(key, build_answer(key, content)))
+        body = cache._encode(cache._list_content(key, build_answer(key, content)))
         name = next((name for name, (_, text) in server.entries.items() if text == json.dumps(body)), None)
         if name is not None:
             del server.entries[name]
@@ -155,7 +155,7 @@ class CacheMachine(RuleBasedStateMachine):
             assert (memory._bundles, memory._bodies) == (bundles, bodies)
             assert {id(body) for body in memory._by_origin.values()} == {id(body) for body in bodies.values()}
             weight = sum(map(local_cache._weigh_record, records))
-            assert memory.counts.bytes == weight + sum(part.size for part in (*bundles.values(), *bodies.values()))
+            assert memory._bytes == weight + sum(part.size for part in (*bundles.values(), *bodies.values()))
 
 
 def get_content(answer):

@@ -270,4 +270,4 @@ def test_bug_after_the_response(vendor, heard, monkeypatch, caplog, read, place)
     assert "ada@example.com" not in caplog.text
     assert heard == (["success"] if place == "keep" else ["failure"])
     assert vendor.has_idle_connection() == (place != "finish_fetch")
-    assert len(get_flights()) == 0
+    assert len(get_flights()._flights) == 0

@@ -36,7 +36,7 @@ def test_first_page_leads_and_the_others_follow():
     flights.finish(lead, {"a": "result"})
     assert follow.join(0) == {"a": "result"}
     assert not other.done()
-    assert (len(flights), flights.landed) == (1, 1)
+    assert (len(flights._flights), flights.landed) == (1, 1)
     assert flights.join(about("a"), {})[1]
 
 
@@ -55,7 +55,7 @@ def test_many_threads_have_one_leader():
     answers = together(200, ask)
     (leader,) = [result for leads, result in answers if leads]
     assert Counter(result for _, result in answers) == {leader: 200}
-    assert len(flights) == 0
+    assert len(flights._flights) == 0
 
 
 def test_finished_flight_keeps_nothing_alive():
@@ -146,7 +146,7 @@ class FlightsMachine(RuleBasedStateMachine):
 
     @invariant()
     def memory_is_bounded(self):
-        assert len(self.flights) <= 3
+        assert len(self.flights._flights) <= 3
 
     def teardown(self):
         """Let any page lead once the time of the old flights is over."""
@@ -154,7 +154,7 @@ class FlightsMachine(RuleBasedStateMachine):
         flight, leads = self.flights.join(about("a"), {})
         assert leads
         self.flights.finish(flight, {})
-        assert len(self.flights) == 0
+        assert len(self.flights._flights) == 0
         self.patch.undo()
 
 

@@ -102,7 +102,7 @@ def vendor() -> Iterator[Vendor]:
         yield end
         end.go_on.set()
         wait_until(lambda: not get_pool().in_flight and not get_background().in_flight)
-        assert len(get_flights()) == 0
+        assert len(get_flights()._flights) == 0
         end.client.close()
 
 
