@@ -25,8 +25,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.runtime import Runtime, part
-from django_moe_personalize.visitor.consent import get_consent
-from django_moe_personalize.visitor.identity import get_identity
+from django_moe_personalize.visitor.identity import get_consent, get_identity
 
 MAX_BEACON_BYTES: Final = 16 * 1024
 MAX_BEACON_REPORTS: Final = 100

@@ -5,9 +5,10 @@ They stand in this order, and the limits drop attributes from the end.
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
@@ -20,11 +21,9 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.conf.readers import RESERVED_NAMES
+from django_moe_personalize.conf.readers import RESERVED_NAMES, IPNetwork
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.client_ip import get_client_ip
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.hooks import HookError, acall, call
+from django_moe_personalize.visitor.identity import Consent, HookError, acall, call
 
 MAX_USER_AGENT_LENGTH: Final = 512
 MAX_VALUE_LENGTH: Final = 256
@@ -48,6 +47,15 @@ _STORED: Final = "_moe_personalize_stored"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 # Characters that break a log line, a header or UTF-8: controls, line separators, halves of a surrogate pair.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_MAX_NODE_LENGTH: Final = 64  # The longest address, in brackets and with a port, has 53 characters.
+_MAX_NODES: Final = 64
+_MAX_ELEMENT_LENGTH: Final = 1024
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_NODE = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?|(?P<bare>[0-9A-Fa-f:.]+)")
+_FORWARDED_PAIR = re.compile(r"""(?P<name>[^\s"\\=]+)=(?:"(?P<quoted>[^"\\]*)"|(?P<token>[^\s"\\]+))|""")
 
 
 def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
@@ -101,6 +109,100 @@ def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settin
         "TIME_OF_THE_DAY": f"{local.hour:02d}",
     }
     return {name: value for name, value in known.items() if value}
+
+
+# The address of the connection, or the address that trusted proxies report in headers.
+
+
+def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precision: str) -> str:
+    """Return the visitor's public address as text, or ``""`` if it isn't known for certain.
+
+    ``precision`` is ``full``, ``truncated`` (to /24 or /48) or ``off``. ``proxies`` are the trusted networks. If the
+    request comes from one of them, the visitor is the last address in ``Forwarded`` (RFC 7239) or
+    ``X-Forwarded-For`` that is not a trusted proxy.
+    """
+    if precision == "off":
+        return ""
+    node = (meta.get("REMOTE_ADDR") or "")[:_MAX_NODE_LENGTH]
+    if proxies and _is_trusted(node, proxies):
+        node = _read_forwarded(meta, proxies)
+    return _describe(node, precision)
+
+
+# Most requests come from the same few addresses. Remembered: 0.1 µs and 6 bytecodes. Built: 5.2 µs and 350 bytecodes.
+@lru_cache(maxsize=1024)
+def _describe(node: str, precision: str) -> str:
+    address = parse_node(node)
+    if address is None or not address.is_global or address.is_multicast:
+        return ""
+    if address.version == 6 and address not in _GLOBAL_UNICAST:
+        return ""
+    if precision == "truncated":
+        bits = 8 if address.version == 4 else 80
+        address = type(address)(int(address) >> bits << bits)
+    return str(address)
+
+
+def parse_node(text: str) -> IPAddress | None:
+    """Return the IPv4 or IPv6 address in ``text``, which may have brackets, a port, or an IPv4-mapped form."""
+    match = _NODE.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        parsed = ipaddress.ip_address(match["v6"] or match["v4"] or match["bare"])
+    except ValueError:
+        return None
+    # A dual-stack socket shows IPv4 peers as ::ffff:192.0.2.1.
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _is_trusted(node: str, proxies: Sequence[IPNetwork]) -> bool:
+    address = parse_node(node)
+    return address is not None and any(address in network for network in proxies)
+
+
+def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[IPNetwork]) -> str:
+    """Return the visitor's node in the headers, or ``""`` if the two headers disagree.
+
+    A proxy that writes one header passes the other one on unchanged, so a visitor may have forged it.
+    """
+    found = []
+    if forwarded := meta.get("HTTP_FORWARDED"):
+        found.append(_find_visitor(map(_read_element, _split(forwarded)), proxies))
+    if forwarded_for := meta.get("HTTP_X_FORWARDED_FOR"):
+        found.append(_find_visitor(map(str.strip, _split(forwarded_for)), proxies))
+    return found[0] if len({parse_node(node) for node in found}) == 1 else ""
+
+
+def _split(header: str) -> list[str]:
+    """Return the last entries of a header, the last one first. No site has more than _MAX_NODES proxies."""
+    return header.rsplit(",", _MAX_NODES)[: -_MAX_NODES - 1 : -1]
+
+
+def _find_visitor(nodes: Iterable[str], proxies: Sequence[IPNetwork]) -> str:
+    """Return the first node that is not a trusted proxy. ``nodes`` begin with the nearest one.
+
+    A node without an address ends the search: an unknown proxy, or the visitor, wrote everything before it.
+    """
+    short = (node[:_MAX_NODE_LENGTH] for node in nodes)
+    return next((node for node in short if not _is_trusted(node, proxies)), "")
+
+
+def _read_element(element: str) -> str:
+    """Return the value of ``for`` in one element of ``Forwarded`` (RFC 7239 §4), or ``""`` without exactly one.
+
+    A comma inside quotes separates elements too, so that a visitor's open quote can't swallow a proxy's entry.
+    """
+    if len(element) > _MAX_ELEMENT_LENGTH:
+        return ""
+    nodes = []
+    for pair in element.split(";"):
+        match = _FORWARDED_PAIR.fullmatch(pair.strip())
+        if match is None:
+            return ""
+        if (match["name"] or "").lower() == "for":
+            nodes.append(match["quoted"] or match["token"] or "")
+    return nodes[0] if len(nodes) == 1 else ""
 
 
 # Query parameters, remembered for the session.

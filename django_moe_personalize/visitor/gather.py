@@ -19,13 +19,17 @@ from django_moe_personalize.visitor.attributes import (
     collect_attributes,
     parse_query,
 )
-from django_moe_personalize.visitor.consent import DENIED, GRANTED, Consent, aget_consent, get_consent
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     COOKIE_NAMES,
+    DENIED,
+    GRANTED,
     MINTED,
+    Consent,
     Identity,
+    aget_consent,
     aget_identity,
+    get_consent,
     get_identity,
 )
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.functional import SimpleLazyObject
+from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.hooks import HookError, acall, call
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. A longer one is refused: two ids that are cut could become equal."""
@@ -39,6 +38,28 @@ COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
 
 
 @dataclass(frozen=True, slots=True)
+class Consent:
+    """The purposes that a visitor allows.
+
+    ``fetch``: ask MoEngage for experiences.
+    ``identify``: use the customer id, the user identifiers, the anonymous cookie and the whole IP address,
+    and remember query parameters in the session.
+    ``track``: report impressions and clicks.
+    """
+
+    fetch: bool = True
+    identify: bool = True
+    track: bool = True
+
+
+GRANTED: Final = Consent()
+DENIED: Final = Consent(fetch=False, identify=False, track=False)
+
+GPC: Final = Consent(identify=False, track=False)
+"""The consent of a browser with Global Privacy Control, https://www.w3.org/TR/gpc/."""
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Who the visitor is (contract §2). The repr shows no personal data.
 
@@ -49,6 +70,46 @@ class Identity:
     customer_id: str | None = field(default=None, repr=False)
     user_identifiers: Mapping[str, str] = field(default_factory=dict, repr=False)
     anonymous: bool = False
+
+
+def get_consent(request: HttpRequest) -> Consent:
+    """Return the consent of the visitor. Never raises.
+
+    The site's ``CONSENT`` function has the last word, even against Global Privacy Control. If the function
+    raises an exception or returns anything but a Consent, everything is denied.
+    """
+    path = get_settings().consent
+    try:
+        return _accept(call(path, request, Consent)) if path else build_default_consent(request)
+    except HookError as error:
+        return _deny(error)
+
+
+async def aget_consent(request: HttpRequest) -> Consent:
+    """See get_consent()."""
+    path = get_settings().consent
+    try:
+        return _accept(await acall(path, request, Consent)) if path else build_default_consent(request)
+    except HookError as error:
+        return _deny(error)
+
+
+def build_default_consent(request: HttpRequest) -> Consent:
+    """Return the consent that applies without a ``CONSENT`` function; such a function can start from it.
+
+    Everything is granted. A request with ``Sec-GPC: 1`` denies ``identify`` and ``track``.
+    """
+    return GPC if request.META.get("HTTP_SEC_GPC", "").strip() == "1" else GRANTED
+
+
+def _accept(consent: Consent) -> Consent:
+    # A site may pass "no" or None instead of False. Only True grants a purpose.
+    return Consent(fetch=consent.fetch is True, identify=consent.identify is True, track=consent.track is True)
+
+
+def _deny(error: HookError) -> Consent:
+    log_once(("consent", str(error)), "CONSENT failed (%s), so fetching, identifying and tracking are denied.", error)
+    return DENIED
 
 
 def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
@@ -192,3 +253,50 @@ def _report_unknown(path: str, error: Exception) -> None:
     failure = HookError.build(path or "request.user", error)
     message = "The visitor can't be identified (%s), so the page shows its fallbacks and counts nothing."
     log_once(("identity", str(failure)), message, failure)
+
+
+# Functions of the site.
+
+
+class HookError(Exception):
+    """A function of the site raised an exception or returned a wrong value. The message is safe to log."""
+
+    @classmethod
+    def build(cls, source: str, error: Exception) -> HookError:
+        """Return the error for ``source``, a dotted path, that raised ``error``."""
+        return error if isinstance(error, HookError) else cls(f"{source} raised {type(error).__name__}")
+
+
+def call(path: str, request: Any, expected: type[Any] | tuple[type[Any], ...]) -> Any:
+    """Call the function at ``path`` with ``request`` and return its result, an instance of ``expected``.
+
+    Raises HookError.
+    """
+    try:
+        function = import_string(path)
+        result = (async_to_sync(function) if _is_async(function) else function)(request)
+    except Exception as error:
+        raise HookError.build(path, error) from None
+    return _check(path, result, expected)
+
+
+async def acall(path: str, request: Any, expected: type[Any] | tuple[type[Any], ...]) -> Any:
+    """See call(). A sync function runs thread-sensitively, because it may read the session or the database."""
+    try:
+        function = import_string(path)
+        afunction = function if _is_async(function) else sync_to_async(function, thread_sensitive=True)
+        result = await afunction(request)
+    except Exception as error:
+        raise HookError.build(path, error) from None
+    return _check(path, result, expected)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Return whether calling ``function``, or an object with ``async def __call__``, gives a coroutine."""
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
+
+def _check(path: str, result: object, expected: type[Any] | tuple[type[Any], ...]) -> object:
+    if not isinstance(result, expected):
+        raise HookError(f"{path} returned a value of type {type(result).__name__}")
+    return result

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.visitor.client_ip import _describe, get_client_ip, parse_node
+from django_moe_personalize.visitor.attributes import _describe, get_client_ip, parse_node
 
 VISITOR, OTHER = "198.41.0.4", "8.8.8.8"
 PROXIES = [ipaddress.ip_network(network) for network in ("10.0.0.0/8", "203.119.0.0/24", "2a00::/32")]
