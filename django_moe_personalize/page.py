@@ -223,7 +223,7 @@ class Page:
         if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
-            tracking.record_when_streamed(response, lambda: self._end(request, response))
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
         return self._end(request, response)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -191,14 +191,20 @@ def _report_loss(error: Exception) -> None:
     log_once(("delivery", type(error)), message, type(error).__name__)
 
 
-def record_when_streamed(response: StreamingHttpResponse, collect: Callable[[], Sequence[Event]]) -> None:
-    """Record the events that ``collect()`` returns after the whole of ``response`` was sent."""
+def record_when_streamed(
+    response: StreamingHttpResponse, load: Callable[[], Awaitable[None]], collect: Callable[[], Sequence[Event]]
+) -> None:
+    """Record the events that ``collect()`` returns after the server has sent the whole ``response``.
+
+    An async stream renders in the event loop, where a template can't wait. So the stream first waits for ``load()``.
+    """
 
     def stream(content: Any) -> Iterator[bytes]:
         yield from content
         record(collect())
 
     async def astream(content: Any) -> AsyncIterator[bytes]:
+        await load()
         async for part in content:
             yield part
         await arecord(collect())
