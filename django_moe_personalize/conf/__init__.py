@@ -1,4 +1,4 @@
-"""Resolve and check the settings of a site, ``MOE_PERSONALIZE``. Other packages get them from ``get_settings()``.
+"""Read and check the settings of a site, ``MOE_PERSONALIZE``. Other packages call ``get_settings()``.
 
 ``settings`` has the table of settings with their defaults, and imports the classes and functions that a setting names.
 ``readers`` checks the values of the settings.

@@ -243,7 +243,7 @@ def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Co
 
 
 def _remember(request: HttpRequest, found: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Store the parameters ``found`` in the session and return them. If ``found`` is empty, return the stored parameters.
+    """Store the parameters ``found`` in the session and return them. Without new parameters, return the stored ones.
 
     New and stored parameters are never mixed, because they may come from two campaigns.
     """
