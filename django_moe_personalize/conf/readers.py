@@ -53,7 +53,7 @@ class Backend:
 
 
 def suggest(name: object, names: Iterable[str], otherwise: str = "") -> str:
-    """Return a hint with the name in ``names`` that is most similar to ``name``, or ``otherwise`` if none is similar."""
+    """Return a hint with the name in ``names`` that is most similar to ``name``, or ``otherwise`` if none is."""
     by_folded = {known.casefold(): known for known in names}
     found = difflib.get_close_matches(str(name).casefold(), by_folded, n=1)
     return f'Did you mean "{by_folded[found[0]]}"?' if found else otherwise

@@ -126,7 +126,7 @@ class ExperienceValueNode(Node):
     """``{% experience_value %}``: render one variable of the payload, or the default."""
 
     def __init__(
-        self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str | None
+        self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str
     ) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
@@ -161,11 +161,11 @@ class NamedValueNode(ExperienceValueNode):
 @register.tag
 def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
     """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
-    bits, name = token.split_contents(), None
+    bits, name = token.split_contents(), ""
     if bits[-2:-1] == ["as"] and bits[-1].isidentifier():
         *bits, _, name = bits
     key, variable, options = parse_arguments(parser, bits, VALUE_FORM, "default")
-    node = ExperienceValueNode if name is None else NamedValueNode
+    node = NamedValueNode if name else ExperienceValueNode
     return node(key, variable, options.get("default"), name)
 
 
