@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from html import unescape
 from importlib import import_module
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from urllib.parse import urljoin
 
 from django.conf import settings as django_settings
@@ -29,6 +29,7 @@ from django.utils.safestring import SafeString, mark_safe
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.tracking import PageTracker
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -51,25 +52,7 @@ _MAX_REMEMBERED_TEXT: Final = 2048
 _MARK_END = mark_safe("<template data-moe-end></template>")
 
 
-class Tracker(Protocol):
-    """The methods of ``tracking.PageTracker`` that this module calls."""
-
-    def add_rendered(self, experience: Experience) -> None:
-        """Record that the page shows the experience."""
-
-    def get_impression(self, experience: Experience) -> object | None:
-        """Return the impression of this page view, or ``None`` if it must not be counted."""
-
-    def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
-        """Return the token of a mark."""
-
-    def sign_click(
-        self, experience: Experience, destination: str, *, element: str, offering: Offering | None, host: str
-    ) -> str | None:
-        """Return the token of a link."""
-
-
-def render_experience(tracker: Tracker, experience: Experience, body: SafeString) -> SafeString:
+def render_experience(tracker: PageTracker, experience: Experience, body: SafeString) -> SafeString:
     """Record that the page shows the experience. Return its ``body``, between two marks if the browser reports.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
@@ -84,7 +67,7 @@ def render_experience(tracker: Tracker, experience: Experience, body: SafeString
     return body
 
 
-def render_value(tracker: Tracker, experience: Experience, value: Any) -> str:
+def render_value(tracker: PageTracker, experience: Experience, value: Any) -> str:
     """Record that the page shows the experience, and return one value of its payload, escaped.
 
     The value has no marks, because it may be inside an HTML attribute. So in the modes ``visible`` and ``web_sdk`` the
@@ -104,7 +87,7 @@ def _escape(text: str) -> SafeString:
     return escape(text)
 
 
-def _build_mark(tracker: Tracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
+def _build_mark(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
     if mode == "web_sdk":
         if tracker.get_impression(experience) is None:
             return None
@@ -119,7 +102,7 @@ def _build_mark(tracker: Tracker, experience: Experience, elements: Sequence[str
 
 def build_click_url(
     request: HttpRequest | None,
-    tracker: Tracker | None,
+    tracker: PageTracker | None,
     experience: Experience | None,
     destination: str,
     *,
