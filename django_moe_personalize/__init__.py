@@ -7,7 +7,7 @@ attributes  ``visitor/``        who asks, with which in-session attributes, and 
 fetch       ``planning.py``     which experience keys the page needs
             ``fetching/``       memory, the site's cache, one call, one deadline; never raises
 context     ``context.py``      the mapping experience key → ``Experience``, over the private ``page.py``
-render      ``rendering/``      payload → safe HTML, links, marks, headers
+render      ``rendering.py``    payload → safe HTML, links, marks, headers
 track       ``tracking/``       impressions and clicks → events
             ``delivery/``       events → MoEngage: thread, outbox, Celery, Django tasks
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
-from django_moe_personalize.conf.backends import load_backend
+from django_moe_personalize.conf.settings import load_backend
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.client import PersonalizeClient, Transport
 from django_moe_personalize.runtime import Runtime, part

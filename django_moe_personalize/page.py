@@ -19,10 +19,9 @@ from django.http.response import HttpResponseBase
 from django.template import Template
 from django.utils import timezone
 
-from django_moe_personalize import planning, tracking
+from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
-from django_moe_personalize.rendering import headers
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
@@ -146,7 +145,7 @@ class Page:
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
         self.is_read = True
-        headers.keep_out_of_site_cache(request)
+        rendering.keep_out_of_site_cache(request)
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
@@ -207,13 +206,13 @@ class Page:
             self._is_closed = True
             return ()
         settings = self._settings
-        headers.seal_response(response, settings)
+        rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
-        headers.add_server_timing(request, response, describe=self._describe, waited=waited)
+        rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
-            tracking.record_when_streamed(response, lambda: self._end(request, response))
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
         return self._end(request, response)
 

@@ -1,7 +1,7 @@
-"""Which experience keys a page needs: settings by route, ``@personalize``, the template, and earlier pages.
+"""Find the experience keys that a page needs: from EXPERIENCES, ``@personalize``, the template and earlier pages.
 
-A page that declares nothing makes one call too. Its first tag collects the keys of the compiled template. The route
-remembers them, so that its next page starts the call before the view.
+A page that declares no keys makes only one call too. Its first tag collects all keys of the compiled template. The
+process remembers these keys for the route, so that the next page of the route starts the call before its view.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import Runtime, part
 
 KEYS_ATTRIBUTE: Final = "moe_experience_keys"
-"""The attribute of a view in which ``@personalize`` stores its keys. ``functools.wraps`` copies it to a wrapper."""
+"""The attribute of a view with the keys of ``@personalize``. ``functools.wraps`` copies the attribute to a wrapper."""
 
 MAX_ROUTES: Final = 1000
 MAX_KEYS_A_ROUTE: Final = 100
 
 MAX_READ_KEYS: Final = 25
-"""Keys that a route may learn from Python code, which may build endless keys (``f"product-{pk}"``)."""
+"""Keys that a route may learn from Python code. Such code may build endless keys (``f"product-{pk}"``)."""
 
 MAX_TEMPLATES: Final = 100
-"""How many parents and includes of a template are searched. Templates may include each other endlessly."""
+"""Parents and includes that are searched for one template. Templates may include each other endlessly."""
 
 
 def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> None:
-    """Store on ``view`` that it needs ``experience_keys`` too.
+    """Add ``experience_keys`` to the keys that ``view`` declares.
 
-    Raises ValueError unless they are a list or tuple of non-empty strings.
+    Raises ValueError unless the keys are a list or tuple of strings that are not empty.
     """
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
         raise ValueError(
@@ -48,7 +48,7 @@ def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> No
 
 
 class RouteMemory:
-    """The keys that the pages of each route needed so far. Thread-safe and bounded."""
+    """The keys that the pages of each route have needed so far. Thread-safe and bounded."""
 
     def __init__(self) -> None:
         self._routes: dict[str, tuple[str, ...]] = {}
@@ -59,9 +59,9 @@ class RouteMemory:
         return self._routes.get(route, ())
 
     def learn(self, route: str, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
-        """Remember that ``route`` needs ``experience_keys``, unless it has ``limit`` keys already.
+        """Remember that ``route`` needs ``experience_keys``, unless the route has ``limit`` keys already.
 
-        Over MAX_ROUTES, the route that was learned first is forgotten.
+        With more than MAX_ROUTES routes, the oldest route is forgotten.
         """
         known = self.get(route)
         if len(known) >= limit or set(known).issuperset(experience_keys):
@@ -75,18 +75,18 @@ class RouteMemory:
 
 @part
 def get_route_memory(runtime: Runtime) -> RouteMemory:
-    """Return the keys that the routes of this process needed so far."""
+    """Return the keys that the routes of this process have needed so far."""
     return RouteMemory()
 
 
 _template_keys: Final = weakref.WeakKeyDictionary[Template, tuple[str, ...]]()
-"""The keys of the templates that were searched so far."""
+"""The keys of the templates that have been searched."""
 
 
 def find_template_keys(template: Template) -> tuple[str, ...]:
-    """Return the literal keys in a compiled template, its parents and its includes, in all branches.
+    """Return the literal keys in all branches of a compiled template, its parents and its includes.
 
-    The result is remembered as long as the template lives, which is as long as the process under the cached loader.
+    The result is remembered as long as the template exists. The cached loader keeps a template as long as the process.
     """
     known = _template_keys.get(template)
     if known is None:
@@ -103,7 +103,7 @@ def _iterate_template_keys(template: Template) -> Iterator[str]:
             name = get_literal(getattr(node, _REFERENCES.get(type(node), ""), None))
             if name is not None and name not in seen and len(seen) < MAX_TEMPLATES:
                 seen.add(name)
-                # If the template is missing or broken, the page raises the same exception when it renders it.
+                # If the template is missing or broken, rendering the page raises the same exception.
                 with suppress(TemplateDoesNotExist, TemplateSyntaxError):
                     queue.append(current.engine.get_template(name))
 
@@ -126,14 +126,14 @@ def get_route(request: HttpRequest) -> str | None:
 def get_planned_keys(
     request: HttpRequest, view: Callable[..., Any] | None = None, runtime: Runtime | None = None
 ) -> tuple[str, ...]:
-    """Return the keys that ``request`` is known to need: those of the view, of EXPERIENCES, and of earlier pages."""
+    """Return the keys that ``request`` needs according to the view, to EXPERIENCES and to earlier pages."""
     match = request.resolver_match
     route = None if match is None else match.view_name
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
     seen = () if route is None else get_route_memory(runtime).get(route)
     experiences = get_settings().experiences
     if not experiences and not (declared and seen):
-        # Pages without experiences get here too, and may take 120 bytecodes in all. Merging takes 55 more.
+        # A page without experiences may take 120 bytecodes in all. Merging the keys would take 55 more.
         return declared or seen
     configured = [key for name in _iterate_route_names(route) for key in experiences.get(name, ())]
     return tuple(dict.fromkeys([*declared, *configured, *seen]))
@@ -142,7 +142,7 @@ def get_planned_keys(
 def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runtime | None = None) -> tuple[str, ...]:
     """Return the keys to ask for before ``view`` runs.
 
-    A POST gets the keys of the view alone, because it often just redirects. The package's own endpoints get none.
+    A POST gets only the keys of the view, because it often just redirects. The package's own endpoints get no keys.
     """
     keys = get_planned_keys(request, view, runtime)
     if keys and (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
@@ -153,7 +153,7 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
 
 
 def _iterate_route_names(route: str | None) -> Iterator[str]:
-    """Yield the names that a route has in ``EXPERIENCES``: for ``a:b:c`` also ``a:b:*``, ``a:*`` and ``*``."""
+    """Yield the names of a route in ``EXPERIENCES``. The route ``a:b:c`` also has ``a:b:*``, ``a:*`` and ``*``."""
     if route is not None:
         yield route
         while ":" in route:

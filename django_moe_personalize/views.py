@@ -1,4 +1,4 @@
-"""The two endpoints to which a page reports: the click redirect and the beacon."""
+"""The two endpoints that count reports of the browser: the click redirect and the beacon."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.runtime import Runtime, part
-from django_moe_personalize.visitor.consent import get_consent
-from django_moe_personalize.visitor.identity import get_identity
+from django_moe_personalize.visitor.identity import get_consent, get_identity
 
 MAX_BEACON_BYTES: Final = 16 * 1024
 MAX_BEACON_REPORTS: Final = 100
 
 MAX_BEACON_PARTS: Final = 20
-"""Parts of a multipart form. Django takes 50 µs for each."""
+"""Parts of a multipart form. Django takes 50 µs for each part."""
 
 MAX_REPORTS_A_MINUTE: Final = 120
-"""Beacons of one visitor that count, and as many clicks on links. The script sends one beacon a second or a click."""
+"""The most beacons of one visitor that count, and the most clicks on links. The script sends one beacon a second."""
 
 MAX_VISITORS_A_MINUTE: Final = 10_000
-"""Visitors whose reports a process counts if processes share no cache. Over it, the counters start again at zero."""
+"""Visitors whose reports a process counts if the processes share no cache. More visitors reset the counters."""
 
 _URL_ENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
@@ -50,9 +49,9 @@ _UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, Mult
 @require_safe
 @sensitive_variables()
 def click(request: HttpRequest, token: str) -> HttpResponse:
-    """Count the click of ``token`` and redirect to its destination. Answers 400 to a bad token.
+    """Count the click of ``token`` and redirect to its destination. The response to a bad token is a 400.
 
-    The token of an old page or of another visitor redirects too, but counts nothing. So does one without consent.
+    The token of an old page, of another visitor, or of a visitor without consent redirects too, but doesn't count.
     """
     found = _read_token(token)
     hosts = rendering.get_allowed_hosts(request, found.host) if found else ()
@@ -71,15 +70,15 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 @require_POST
 @sensitive_variables()
 def beacon(request: HttpRequest) -> HttpResponse:
-    """Count the reports of a page: ``{"events": [[kind, token, element], …]}``. Always answers 204.
+    """Count the reports of a page: ``{"events": [[kind, token, element], …]}``. The response is always a 204.
 
-    ``kind`` is ``"impression"`` or ``"click"``; only a click has an element. The body is JSON with any content type,
-    or a form with the list in its field ``events``. The beacon needs no CSRF token, because its own tokens are signed
-    and bound to the visitor.
+    ``kind`` is ``"impression"`` or ``"click"``. Only a click has an element. The body is JSON with any content type, or
+    a form with the list in its field ``events``. The beacon needs no CSRF token, because each report has a signed token
+    of the visitor.
     """
     if request.headers.get("Sec-Fetch-Site") != "cross-site" and tracking.is_counted(request):
         reports = [found for report in _read_reports(request) if (found := _read_report(report))]
-        # Once for all reports, because the site may need a query for it.
+        # The id is read once for all reports, because reading it may need a query.
         customer_id = _find_customer_id(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
         if customer_id and events and _is_within_limit("beacons", customer_id):
@@ -89,10 +88,10 @@ def beacon(request: HttpRequest) -> HttpResponse:
 
 def _read_reports(request: HttpRequest) -> list[Any]:
     try:
-        # Check the length before reading. A body without a length is empty.
+        # Check the length before reading the body. A body without a length counts as empty.
         if not 0 < int(request.headers.get("Content-Length") or 0) <= MAX_BEACON_BYTES:
             return []
-        # Some servers pass on a body that is longer than its header says. A body that is cut here can't be parsed.
+        # In some servers a body can be longer than Content-Length. Parsing fails if the body is cut here.
         reports = _parse(request, request.read(MAX_BEACON_BYTES))
     except _UNREADABLE:
         return []
@@ -102,15 +101,15 @@ def _read_reports(request: HttpRequest) -> list[Any]:
 def _parse(request: HttpRequest, body: bytes) -> Any:
     """Return the list of reports in the body, or any other value if it has none.
 
-    Without ``request.POST``, which uses the encoding that the client names: some of Python's encodings aren't for
-    text, and some are slow.
+    ``request.POST`` isn't used, because it decodes with any encoding of Python that the client names. Some of these
+    encodings aren't for text, and some are slow.
     """
     if request.content_type == _URL_ENCODED:
         return json.loads(QueryDict(body, encoding="utf-8").get("events", ""))
     if request.content_type == _MULTIPART:
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
-        # A middleware of the site may have read the form already, which leaves nothing to read.
+        # If a middleware of the site has read the form already, the body is consumed.
         if hasattr(request, "_post"):
             return json.loads(request.POST.get("events", ""))
         fields, _ = MultiPartParser(request.META, BytesIO(body), request.upload_handlers, "utf-8").parse()
@@ -126,7 +125,7 @@ def _read_token(text: str) -> tracking.Token | None:
 
 
 Report = tuple[tracking.Token, str | None]
-"""A token and the clicked element, which is ``None`` in the report of an impression."""
+"""A token and the clicked element. In the report of an impression the element is ``None``."""
 
 
 def _read_report(report: object) -> Report | None:
@@ -139,7 +138,7 @@ def _read_report(report: object) -> Report | None:
 
 
 def _build_events(reports: list[Report], customer_id: str) -> list[Event]:
-    """Return the events of the reports that belong to this visitor, without repetitions."""
+    """Return the events of this visitor's reports. Each event is there once."""
     events: dict[str, Event] = {}
     for token, element in reports:
         if token.belongs_to(customer_id):
@@ -149,7 +148,7 @@ def _build_events(reports: list[Report], customer_id: str) -> list[Event]:
 
 
 def _find_customer_id(request: HttpRequest) -> str | None:
-    """Return the id of the visitor who reports, or ``None`` if the visitor has none or may not be counted."""
+    """Return the id of the visitor who sent the request, or ``None`` without an id or without consent to track."""
     if not get_settings().enabled:
         return None
     consent = get_consent(request)
@@ -158,10 +157,10 @@ def _find_customer_id(request: HttpRequest) -> str | None:
 
 
 def _is_within_limit(kind: str, customer_id: str) -> bool:
-    """Add one report of this kind, and return whether the visitor has sent no more than a person does in a minute.
+    """Count one report of this kind, and return whether the visitor has sent at most MAX_REPORTS_A_MINUTE.
 
-    MoEngage ignores a replay, but it takes a place in the delivery. Processes that share a cache count together.
-    Without a shared cache, or if it fails, each process counts alone.
+    MoEngage ignores a repeated event, but the event still takes a place in the delivery. Processes that share a cache
+    count together. Without a shared cache, or if the cache fails, each process counts alone.
     """
     minute = int(time.time()) // 60
     sent = add_to_count(f"{kind}/{minute}/{customer_id}", 1, 60.0)
@@ -174,12 +173,12 @@ def _count_alone(minute: int, *report: str) -> int:
     if counts is None or len(counts) >= MAX_VISITORS_A_MINUTE:
         minutes.clear()
         counts = minutes[minute] = Counter()
-    # Without a lock: threads may count one report too few.
+    # There is no lock. Threads may count one report too few.
     counts[report] += 1
     return counts[report]
 
 
 @part
 def _get_reports(runtime: Runtime) -> dict[int, Counter[tuple[str, ...]]]:
-    """Return the numbers of this minute's reports in this process, by minute, kind and visitor."""
+    """Return the number of reports in this process by kind and visitor, for the current minute."""
     return {}

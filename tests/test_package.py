@@ -21,7 +21,7 @@ STORY = {
     "attributes": ["visitor/"],
     "fetch": ["planning.py", "fetching/"],
     "context": ["context.py", "page.py"],
-    "render": ["rendering/"],
+    "render": ["rendering.py"],
     "track": ["tracking/", "delivery/"],
 }
 

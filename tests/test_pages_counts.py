@@ -2,6 +2,7 @@
 
 import html
 import re
+import threading
 
 import pytest
 from django.contrib.auth.models import User
@@ -87,9 +88,12 @@ def test_click_of_another_visitor(visit, upstream):
 
 
 def test_streamed_page_that_declares_its_keys(visit, upstream):
-    """It is private from the start, and counts once it is sent; also if its experiences come from memory."""
+    """The page is private from the start, waits for MoEngage, and counts after it is sent. So does one from memory."""
     for before in range(2):
+        answer = upstream.hold()
         response = visit("/streaming-declared/")
+        # A stream that doesn't wait is rendered before that.
+        threading.Timer(0.1, answer).start()
         assert response.headers["Cache-Control"] == "private, no-store"
         assert upstream.count("hero-banner") == (before, 0)
         assert title(response) != "Welcome"

@@ -17,8 +17,8 @@ from django.utils.module_loading import import_string
 from django_moe_personalize import client
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
-from django_moe_personalize.conf.backends import load_backend, load_object
 from django_moe_personalize.conf.readers import suggest
+from django_moe_personalize.conf.settings import load_backend, load_object
 from django_moe_personalize.delivery import thread
 
 TAG: Final = "moe_personalize"

@@ -1,7 +1,7 @@
-"""Resolve and check the settings of a site, ``MOE_PERSONALIZE``. Other packages get them from ``get_settings()``.
+"""Read and check the settings of a site, ``MOE_PERSONALIZE``. Other packages call ``get_settings()``.
 
-``settings`` is the table of settings with their defaults, ``readers`` checks the values of each kind, and ``backends``
-imports the classes and functions that a setting names.
+``settings`` has the table of settings with their defaults, and imports the classes and functions that a setting names.
+``readers`` checks the values of the settings.
 """
 
 from django_moe_personalize.conf.readers import Backend

@@ -1,4 +1,4 @@
-"""Readers: each checks the value of a setting and returns it in the form that the package works with.
+"""Functions that check the value of a setting and convert it to the type that the package uses.
 
 The value comes from the dict ``MOE_PERSONALIZE``, or from an environment variable that django-environ has cast.
 """
@@ -22,7 +22,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 RESERVED_NAMES: Final = frozenset(
     {"identifiers", "experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
 )
-"""The top-level fields of MoEngage's API (contract §2). A visitor's query must not fill them."""
+"""The top-level fields of MoEngage's API (contract §2). Query parameters of a visitor must not set these fields."""
 
 NUMBER: Final = r"-?\d*\.?\d+"
 
@@ -31,9 +31,9 @@ _HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?"
 
 
 class InvalidValue(ValueError):
-    """A setting has a wrong value. The text says what is expected; it never repeats the value, which may be secret.
+    """A setting has a wrong value. The text has the expected value. It never has the wrong value, which may be secret.
 
-    ``found`` is the wrong value, or the wrong part of it. ``place`` is where that part is, such as ``["*"][0]``.
+    ``found`` is the wrong value or its wrong part. ``place`` is the position of this part, such as ``["*"][0]``.
     """
 
     def __init__(self, found: object, expected: str, hint: str = "") -> None:
@@ -43,9 +43,9 @@ class InvalidValue(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A swappable part: the dotted path of a class, and the keyword arguments for it.
+    """The value of TRANSPORT or DELIVERY: the dotted path of a class, and the keyword arguments for the class.
 
-    The repr leaves out the options, because they may hold a password (of a proxy or a broker).
+    The repr leaves out the options, because they may have the password of a proxy or a broker.
     """
 
     backend: str
@@ -53,7 +53,7 @@ class Backend:
 
 
 def suggest(name: object, names: Iterable[str], otherwise: str = "") -> str:
-    """Return a hint with the one of ``names`` that is most like ``name``, or ``otherwise`` if none is like it."""
+    """Return a hint with the name in ``names`` that is most similar to ``name``, or ``otherwise`` if none is."""
     by_folded = {known.casefold(): known for known in names}
     found = difflib.get_close_matches(str(name).casefold(), by_folded, n=1)
     return f'Did you mean "{by_folded[found[0]]}"?' if found else otherwise
@@ -90,7 +90,7 @@ def _hint_at_quotes(value: object, pattern: str) -> str:
 def read_string(
     value: object, *, pattern: str = "(?s).+", expected: str = "a string that is not empty", hint: str = ""
 ) -> str:
-    """Read a str that matches ``pattern``, without the space around it. ``hint`` says how to fix another str."""
+    """Read a str that matches ``pattern``, and strip it. ``hint`` says how to fix a str that doesn't match."""
     if not isinstance(value, str):
         raise InvalidValue(value, expected, "Put it in quotation marks.")
     if not re.fullmatch(pattern, value.strip()):
@@ -103,7 +103,7 @@ read_header = partial(read_string, pattern="[ -~]+", expected="the value of an H
 
 
 def read_credential(value: object, *, colon: bool) -> str:
-    """Read one half of the HTTP Basic credentials. Only the second half may contain a colon (RFC 7617)."""
+    """Read the user name or the password of HTTP Basic. Only the password may contain a ``colon`` (RFC 7617)."""
     pattern, forbidden = (r"[!-~]*", "spaces") if colon else (r"[!-9;-~]*", "spaces and colons")
     hint = "Copy it again from the MoEngage dashboard: Settings > Account > APIs."
     return read_string(value, pattern=pattern, expected=f"printable ASCII characters without {forbidden}", hint=hint)
@@ -117,7 +117,7 @@ def read_choice(value: object, *, choices: Collection[str]) -> str:
 
 
 def read_data_center(value: object, *, choices: Collection[str]) -> str:
-    """Read the number of a data center, or "". It is a str, because the vendor writes it with a leading zero."""
+    """Read the number of a data center, or "". The number is a str, because MoEngage writes a leading zero."""
     if value in ("", *choices):
         return str(value)
     meant = str(value).strip().lower().removeprefix("dc").lstrip("-_ 0")
@@ -137,7 +137,7 @@ def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:
-    """Read a list, tuple or set as a tuple without repetitions. ``each`` reads each item."""
+    """Read a list, tuple or set, and return a tuple without repetitions. ``each`` reads each item."""
     if not isinstance(value, list | tuple | set | frozenset):
         is_one_item = isinstance(value, str) and not value.startswith("[")
         raise InvalidValue(value, "a list", f"Put it in brackets: [{value!r}]." if is_one_item else "")
@@ -145,7 +145,7 @@ def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...
 
 
 def _read_part(place: str, value: object, read: Callable[[object], Any]) -> Any:
-    """Return ``read(value)``, and add ``place`` to its error."""
+    """Return ``read(value)``. If it raises InvalidValue, add ``place`` to the exception."""
     try:
         return read(value)
     except InvalidValue as error:
@@ -182,7 +182,7 @@ def read_network(value: object) -> IPNetwork:
 
 
 def read_host(value: object) -> str:
-    """Read a host name in lower case, with a port if it isn't the scheme's default."""
+    """Read a host name with an optional port, and return it in lower case."""
     host = value.strip().lower() if isinstance(value, str) else ""
     if not re.fullmatch(_HOST, host):
         bare = re.sub(r"^([a-z]+:)?//|^(\*?\.)|[/?#].*$", "", host)
@@ -221,7 +221,7 @@ def read_routes(value: object) -> Mapping[str, tuple[str, ...]]:
 
 
 def read_backend(value: object, *, default: str) -> Backend:
-    """Read ``{"BACKEND": dotted path, "OPTIONS": {…}}``. Without BACKEND the path is ``default``."""
+    """Read ``{"BACKEND": "dotted.path", "OPTIONS": {…}}``. Without BACKEND the path is ``default``."""
     if not isinstance(value, Mapping):
         raise InvalidValue(value, "a dict", f'Write {{"BACKEND": "{default}", "OPTIONS": {{}}}}.')
     for key in value:

@@ -1,6 +1,6 @@
-"""The settings: the dict ``MOE_PERSONALIZE``, then ``MOE_PERSONALIZE_<NAME>`` in the environment, then the default.
+"""Read the settings from the dict ``MOE_PERSONALIZE``, or from environment variables ``MOE_PERSONALIZE_<NAME>``.
 
-The dataclass is the table: each field is a setting, with its default, its reader and, for the environment, its cast.
+Each field of the dataclass ``Settings`` is a setting with its default, its reader and its cast for the environment.
 Importing this module reads no setting.
 """
 
@@ -9,6 +9,7 @@ Importing this module reads no setting.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from zoneinfo import ZoneInfo
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import readers
 from django_moe_personalize.conf.readers import Backend, InvalidValue, suggest
@@ -33,14 +35,17 @@ TRANSPORT: Final = "django_moe_personalize.moengage.transport.RequestsTransport"
 UTM_PARAMETERS: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
 _CASTS: Final = {bool: bool, int: int, float: float, str: str, ZoneInfo: str, tuple: list, NoneType: list}
-"""The casts of django-environ by the type of the default. All other settings are JSON."""
+"""The casts of django-environ by the type of the setting's default. Settings of other types are JSON."""
 
 _GUARDS: Final = {bool: r"(?i:true|on|ok|y|yes|1|false|off|n|no|0)", float: readers.NUMBER}
-"""The texts that these casts of django-environ may get. It reads every other word as False, and "30ms" as 30.0."""
+"""The texts that are passed to these casts. django-environ would read "offf" as False, and "30ms" as 30.0."""
+
+EXTRAS: Final = {"celery": "celery", "django_tasks": "tasks"}
+"""The libraries that deliveries of this package import, and the extras that install the libraries."""
 
 
 class ConfigurationError(ImproperlyConfigured):
-    """The site's settings are wrong. ``hint`` says how to fix them, and is part of the text."""
+    """The site's settings are wrong. ``hint`` says how to fix them. The hint is part of the text."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(f"{message} {hint}".rstrip())
@@ -49,9 +54,9 @@ class ConfigurationError(ImproperlyConfigured):
 
 
 def setting(value: Any, read: Callable[..., Any], *, secret: bool = False, **options: Any) -> Any:
-    """Declare a setting with its default. ``read`` gets the options. A secret is in no repr and in no message."""
+    """Declare a setting with its default. ``read`` gets the options. No repr and no message shows a secret."""
     metadata = {"read": partial(read, **options), "cast": _CASTS.get(type(value), json.loads), "secret": secret}
-    # A factory, because Python 3.11 takes a MappingProxyType for a mutable default.
+    # Python 3.11 refuses a MappingProxyType as a default, but not as the result of a factory.
     return dataclasses.field(default_factory=lambda: value, repr=not secret, metadata=metadata)
 
 
@@ -59,8 +64,8 @@ def setting(value: Any, read: Callable[..., Any], *, secret: bool = False, **opt
 class Settings:
     """The settings of a site, checked and typed. Durations are in seconds.
 
-    ``base_url`` is "" if there is no URL to call: the site set none, and it has no data center or uses the sandbox.
-    ``vary_cache_on`` is ``None`` for all attributes.
+    ``base_url`` is "" if the site sets no BASE_URL, and has no DATA_CENTER or uses the sandbox. ``None`` in
+    ``vary_cache_on`` means all attributes.
     """
 
     enabled: bool = setting(True, readers.read_boolean)
@@ -94,7 +99,7 @@ class Settings:
 
 
 class Problem(NamedTuple):
-    """One mistake in the settings: the message says what is wrong and where, the hint how to fix it."""
+    """One mistake in the settings. The message describes the mistake and its place. The hint says how to fix it."""
 
     kind: Literal["value", "unknown", "environment"]
     name: str
@@ -103,7 +108,7 @@ class Problem(NamedTuple):
 
 
 FIELDS: Final = MappingProxyType({field.name.upper(): field for field in dataclasses.fields(Settings)})
-"""The settings by their names in the dict."""
+"""The fields of Settings by their names in the dict."""
 
 
 @cache
@@ -113,7 +118,7 @@ def get_settings() -> Settings:
     fatal = [problem for problem in problems if problem.kind != "environment"]
     if not fatal:
         return Settings(**values)
-    # An error report prints the locals of every frame, and these hold the key.
+    # An error report prints the local variables of every frame, and ``values`` has the API key.
     del values
     if len(fatal) == 1:
         raise ConfigurationError(fatal[0].message, hint=fatal[0].hint)
@@ -163,19 +168,19 @@ def _read_variable(variable: str, cast: Any) -> object:
     from environ import Env
 
     try:
-        # "$OTHER" names another variable. Env follows it for a str alone: its other casts fail on their own result.
+        # "$OTHER" refers to another variable. Env resolves this only for a str. With its other casts Env fails.
         text = Env().str(variable, default=None)
     except RecursionError:
         text = None
     if text is None:
-        # The name after the dollar isn't repeated, because the value may be a key that begins with a dollar.
+        # The message leaves out the text after the dollar, because the value may be a key that begins with a dollar.
         message = f"{variable} begins with $, so it names another variable, which is not set."
         raise ConfigurationError(message, hint=f"Set that variable, or write the value into the dict {SETTING}.")
     text = text.strip()
     if cast in _GUARDS and not re.fullmatch(_GUARDS[cast], text):
         return text
     if cast is list:
-        # JSON too: it is the only way to write an empty list.
+        # A list may also be JSON, because only JSON can express an empty list.
         cast = json.loads if text.startswith("[") else [str.strip]
     try:
         return Env.parse_value(text, cast)
@@ -207,3 +212,42 @@ def _complete(values: dict[str, Any]) -> Iterator[Problem]:
     if stale < fresh:
         message = f"CACHE_STALE_TTL of {SETTING} ({stale:g} s) is shorter than CACHE_TTL ({fresh:g} s)."
         yield Problem("value", "CACHE_STALE_TTL", message, f"Set it to at least {fresh:g}, or remove it.")
+
+
+# Dotted paths in settings.
+
+
+def load_object(name: str, path: str) -> Any:
+    """Return the callable at the dotted ``path`` in the setting ``name``. Raises ConfigurationError."""
+    place = f'{SETTING}["{name}"]'
+    try:
+        found = import_string(path)
+    except Exception as error:
+        # Importing a site's module may raise anything.
+        extra = EXTRAS.get(getattr(error, "name", None) or "")
+        install = f'Install it: pip install "django-moe-personalize[{extra}]".'
+        hint = install if extra else "Correct the path, or install the missing library."
+        message = f"{place} is {path!r}, which can't be imported: {type(error).__name__}: {error}."
+        raise ConfigurationError(message, hint=hint) from error
+    if not callable(found):
+        raise ConfigurationError(f"{place} is {path!r}, which isn't callable.", hint="Name a function or a class.")
+    return found
+
+
+def load_backend(name: str, backend: Backend, *args: object) -> Any:
+    """Return the class of ``backend``. Raises ConfigurationError if the class doesn't accept ``args`` and options."""
+    found = load_object(f'{name}"]["BACKEND', backend.backend)
+    try:
+        signature = inspect.signature(found)
+    except ValueError:
+        # Some classes written in C have no signature.
+        return found
+    try:
+        signature.bind(*args, **backend.options)
+    except TypeError as error:
+        # The text of the error has the names of options, but not their values.
+        message = f'{SETTING}["{name}"]["OPTIONS"] doesn\'t fit {backend.backend}: {error}.'
+        accepted = ", ".join(list(signature.parameters)[len(args) :])
+        hint = f"Use only these options: {accepted}." if accepted else "Remove the options: it accepts none."
+        raise ConfigurationError(message, hint=hint) from None
+    return found

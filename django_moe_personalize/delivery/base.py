@@ -11,7 +11,7 @@ from typing import TypeVar
 from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
-from django_moe_personalize.conf.backends import load_backend
+from django_moe_personalize.conf.settings import load_backend
 from django_moe_personalize.delivery.erasure import split_withdrawn
 from django_moe_personalize.delivery.sending import Outcome, send
 from django_moe_personalize.exceptions import MoePersonalizeError

@@ -1,4 +1,4 @@
-"""The tag library ``{% load moe_personalize %}``: thin tags over the package ``rendering``."""
+"""The tag library ``{% load moe_personalize %}``. The tags find the page and its experience, and call ``rendering``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
 
 def find_request(context: Context) -> HttpRequest | None:
-    """Return the request that a template is rendered for, or ``None``, for example in an email."""
+    """Return the request of a template's context, or ``None``, for example in an email."""
     request: HttpRequest | None = getattr(context, "request", None) or context.get("request")
     return request
 
 
 def find_page(context: Context) -> Page | None:
-    """Return the page that a template is rendered for, or ``None`` if its request didn't pass the middleware."""
+    """Return the page of a template's request, or ``None`` if the request didn't pass the middleware."""
     page = get_page(find_request(context))
     if page is None:
         message = (
@@ -52,7 +52,7 @@ def find_experience(context: Context, key: object) -> tuple[Page | None, Experie
 
 
 class ExperienceNode(Node):
-    """``{% experience %}``: renders the body if the visitor has the experience, else the fallback."""
+    """``{% experience %}``: render the body if the visitor has the experience. Otherwise render the fallback."""
 
     child_nodelists = ("body", "fallback")
 
@@ -67,7 +67,7 @@ class ExperienceNode(Node):
         yield from (*self.body, *self.fallback)
 
     def render(self, context: Context) -> SafeString:
-        """Render the body, which counts as shown, or the fallback, which counts nothing."""
+        """Return the body, and record that the page shows the experience. Without one, return the fallback."""
         page, experience = find_experience(context, self.experience_key or self.key.resolve(context))
         if page is None or experience is None:
             return self.fallback.render(context)
@@ -79,7 +79,7 @@ class ExperienceNode(Node):
 def parse_arguments(
     parser: Parser, bits: list[str], form: str, *allowed: str
 ) -> tuple[FilterExpression, FilterExpression, dict[str, FilterExpression]]:
-    """Return the two positional arguments of a tag and its options. Raises TemplateSyntaxError with the right form."""
+    """Return the two positional arguments of a tag and its options. An error shows ``form``, the right form."""
     tag, *bits = bits
     refuse_fragment_cache(parser, tag)
     options = token_kwargs(bits[2:], parser)
@@ -118,22 +118,25 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
 
 @register.tag
 def fallback(parser: Parser, token: Token) -> Node:
-    """Refuse a ``{% fallback %}`` outside of ``{% experience %}``, and a second one inside."""
+    """Refuse a ``{% fallback %}`` outside of ``{% experience %}``, and a second ``{% fallback %}`` inside."""
     raise TemplateSyntaxError(f"Misplaced {{% fallback %}}. Write it once, as in {EXPERIENCE_FORM}")
 
 
 class ExperienceValueNode(Node):
-    """``{% experience_value %}``: renders one variable of the payload, or the default."""
+    """``{% experience_value %}``: render one variable of the payload, or the default."""
 
-    def __init__(self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None) -> None:
+    def __init__(
+        self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str
+    ) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.variable = variable
         self.variable_name = planning.get_literal(variable)
         self.default = default
+        self.name = name
 
     def render(self, context: Context) -> str:
-        """Return the value, whose experience counts as shown, or the default. Both are escaped."""
+        """Return the escaped value, and record that the page shows the experience. Or return the default."""
         key: Any = self.experience_key or self.key.resolve(context)
         variable = self.variable_name or self.variable.resolve(context)
         page, experience = find_experience(context, key)
@@ -147,16 +150,10 @@ class ExperienceValueNode(Node):
 
 
 class NamedValueNode(ExperienceValueNode):
-    """``{% experience_value … as NAME %}``: puts the text into the context instead of the page."""
-
-    def __init__(
-        self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str
-    ) -> None:
-        super().__init__(key, variable, default)
-        self.name = name
+    """``{% experience_value … as NAME %}``: store the text in the context instead of rendering it."""
 
     def render(self, context: Context) -> str:
-        """Set the variable and return nothing."""
+        """Store the text as the variable ``name``."""
         context[self.name] = super().render(context)
         return ""
 
@@ -164,18 +161,16 @@ class NamedValueNode(ExperienceValueNode):
 @register.tag
 def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
     """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
-    bits, name = token.split_contents(), None
+    bits, name = token.split_contents(), ""
     if bits[-2:-1] == ["as"] and bits[-1].isidentifier():
         *bits, _, name = bits
     key, variable, options = parse_arguments(parser, bits, VALUE_FORM, "default")
-    default = options.get("default")
-    if name is None:
-        return ExperienceValueNode(key, variable, default)
-    return NamedValueNode(key, variable, default, name)
+    node = NamedValueNode if name else ExperienceValueNode
+    return node(key, variable, options.get("default"), name)
 
 
 class ClickURLNode(Node):
-    """``{% click_url %}``: renders the URL of a link that counts clicks."""
+    """``{% click_url %}``: render the URL of a link that counts clicks."""
 
     def __init__(
         self, target: FilterExpression, destination: FilterExpression, options: dict[str, FilterExpression]
@@ -185,7 +180,7 @@ class ClickURLNode(Node):
         self.options = options
 
     def render(self, context: Context) -> str:
-        """Return the escaped URL, or the plain destination if there is nothing to count."""
+        """Return the escaped URL, or the escaped destination if the click can't be counted."""
         target = self.target.resolve(context, ignore_failures=True)
         destination = str(self.destination.resolve(context))
         literal = self.destination.var
@@ -197,7 +192,8 @@ class ClickURLNode(Node):
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
             destination,
-            # The template's author wrote a literal. A filter may append content to it, but can't change the host.
+            # The template's author wrote the literal. A filter may append content to the literal. If a filter changes
+            # the host, the destination isn't trusted.
             trusted=isinstance(literal, str) and rendering.find_host(literal) == rendering.find_host(destination),
             element=str(options.get("element") or ""),
             offering=offering if isinstance(offering, Offering) else None,
@@ -213,18 +209,18 @@ def click_url(parser: Parser, token: Token) -> ClickURLNode:
 
 @register.simple_tag(takes_context=True)
 def personalize_scripts(context: Context) -> SafeString:
-    """Add the script that reports ``data-moe-click`` clicks and views. Use it once, at the end of the page."""
+    """Add the script that reports views, and clicks on ``data-moe-click`` elements. Use it once, at the page's end."""
     return rendering.render_scripts(find_request(context))
 
 
 @register.filter
 def experience_html(value: object) -> SafeString:
-    """Return the HTML of marketers after nh3 has cleaned it, or escaped if nh3 is not installed."""
+    """Return HTML from the dashboard. The library nh3 cleans the HTML. Without nh3 the HTML is escaped."""
     return rendering.render_html(value)
 
 
 @register.filter
 def experience_url(value: object) -> str:
-    """Return a URL from content if it is relative, or http(s) to CONTENT_HOSTS, else ``#``."""
+    """Return a URL from the dashboard if it is relative or leads to CONTENT_HOSTS. Otherwise return ``#``."""
     url = str(value)
     return url if rendering.is_safe_url(url, rendering.get_allowed_hosts(None)) else rendering.NOWHERE

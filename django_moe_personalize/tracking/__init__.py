@@ -1,8 +1,8 @@
 """Tracking: turn impressions and clicks into events for the delivery, and into tokens for the browser.
 
-``page`` collects what one page shows, decides whether it counts, and builds the events. ``tokens`` signs and reads
-the tokens with which the browser reports. ``watchdog`` logs an error if pages show experiences and no impressions are
-recorded.
+``page`` collects the impressions and clicks of one page, decides whether they count, and builds their events.
+``tokens`` signs and reads the tokens with which the browser reports. ``watchdog`` logs an error if pages show
+experiences but no impression is recorded.
 """
 
 from django_moe_personalize.tracking.page import (

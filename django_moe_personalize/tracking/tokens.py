@@ -1,7 +1,7 @@
-"""Signed tokens: a page gives them to the browser, and the browser sends them back to report a click or a view.
+"""Sign and read tokens. A page contains tokens, and the browser sends a token back to report a click or a view.
 
-A token has everything that the event needs, is bound to its visitor, and expires. An event built from the same token
-always has the same UUID, so a replay counts nothing.
+A token has all data of its event, belongs to one visitor, and expires. All events from the same token have the same
+UUID, so a repeated report doesn't count again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.runtime import log_once
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
-"""Seconds for which a page's reports count."""
+"""Seconds after the page for which its tokens count."""
 
 MAX_TOKEN_LENGTH: Final = 3000
 """Characters of a token. gunicorn refuses a request line over 4,094, and other servers have similar limits."""
@@ -34,9 +34,9 @@ SALT: Final = "moe_personalize.track.1"
 class Token(NamedTuple):
     """The permission to report one event of one visitor.
 
-    The token of a link stands for its click and has a ``destination``; ``host`` is another site's host that the
-    template's author named. The token of a mark stands for the impression and for clicks on its ``elements``. An
-    ``expired`` token counts nothing.
+    The token of a link is for its click and has a ``destination``. Its ``host`` is another site to which the template's
+    author links. The token of a mark is for the impression, and for clicks on the ``elements`` inside the mark. An
+    ``expired`` token doesn't count.
     """
 
     event_uuid: str
@@ -53,7 +53,7 @@ class Token(NamedTuple):
 
     @classmethod
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
-        """Return the token for ``event``. It has a keyed hash instead of the customer id."""
+        """Return the token for ``event``. The token has a keyed hash in place of the customer id."""
         binding = bind_visitor(event.customer_id)
         return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
 
@@ -72,11 +72,11 @@ class Token(NamedTuple):
         return any(constant_time_compare(self.binding, bind_visitor(customer_id, secret)) for secret in keys)
 
     def build_event(self, customer_id: str) -> Event:
-        """Return the event of this token. It happens now and has the token's UUID."""
+        """Return the event of this token. Its time is now, and its UUID is the token's."""
         return Event(Action(self.action), customer_id, self.attributes, int(time.time()), self.event_uuid)
 
     def build_click(self, customer_id: str, element: str) -> Event:
-        """Return the click on ``element`` of a mark. All clicks on it in one page view have the same UUID."""
+        """Return the click on ``element`` inside a mark. In one page view, all clicks on an element have one UUID."""
         attributes = {name: value for name, value in self.attributes.items() if name != OFFERINGS}
         if element:
             attributes["b_id"] = element
@@ -95,11 +95,11 @@ def read_token(text: str) -> Token:
 
 
 def bind_visitor(customer_id: str, secret: str | bytes | None = None) -> str:
-    """Return a keyed hash that tells visitors apart without naming them."""
+    """Return a keyed hash of the customer id."""
     return salted_hmac(f"{SALT}.visitor", customer_id, secret=secret, algorithm="sha256").hexdigest()[:32]
 
 
 def derive_uuid(event_uuid: str, element: str) -> str:
-    """Return the UUID v4 of a click on ``element`` in the page view with the impression ``event_uuid``."""
+    """Return the UUID v4 of a click on ``element``. ``event_uuid`` is the UUID of the page view's impression."""
     text = f"{event_uuid}/{element}".encode("utf-8", "surrogatepass")
     return str(uuid.UUID(bytes=hashlib.blake2b(text, digest_size=16).digest(), version=4))

@@ -1,6 +1,6 @@
-"""The watchdog: log an error if pages show an experience and no impression is recorded, or if no event is delivered.
+"""Log an error if pages show an experience but no impression is recorded, or if no event is delivered.
 
-A page only adds to counters. The checks run in the background thread, and each process logs each error once.
+A page only adds to counters. A background thread runs the checks, and each process logs each error once.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import impressions_missing
 
 TOPIC: Final = "watchdog"
-"""The topic of the notices with which a process tells the doctor about missing impressions."""
+"""The topic of the notices for ``moe_doctor`` about missing impressions."""
 
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
-"""How many pages must show an experience, and for how long, before its impressions are missing."""
+"""Impressions are missing if so many pages have shown an experience for so long, but no impression is recorded."""
 
 STALLED_SECONDS: Final = 600.0
-"""How long no recorded event is delivered before that is an error."""
+"""The time without a delivered event after which the watchdog logs an error."""
 
 DELIVERY_CHECK_SECONDS: Final = 300.0
-"""The time between two checks of the delivery's counts. With an outbox each check is a query."""
+"""The time between two checks of the delivery's counters. With an outbox each check is a query."""
 
 COUNTED_SECONDS: Final = 3600
-"""How long the other processes know that one recorded an impression: all beacons may reach one process."""
+"""The time for which a process tells the other processes about an impression. All beacons may reach one process."""
 
 MAX_EXPERIENCES: Final = 1000
 
@@ -47,12 +47,12 @@ FIXES: Final = {
     ),
     "render": "Run `manage.py moe_doctor`",
 }
-"""What to do about missing impressions, for the modes in which every shown experience should count."""
+"""How to fix missing impressions, by the mode in IMPRESSIONS. In the other modes, a page may count no impression."""
 
 
 @dataclass(slots=True)
 class _Rendered:
-    """An experience that pages of this process have shown, and the number of these pages."""
+    """An experience that pages of this process have shown, with the number of these pages."""
 
     key: str
     name: str
@@ -62,25 +62,23 @@ class _Rendered:
 
 
 class Watchdog:
-    """Compare the pages of one process that show an experience with its recorded impressions.
-
-    ``clock`` is monotonic.
-    """
+    """Compare the pages of one process that show an experience with the recorded impressions of the experience."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rendered: dict[str, _Rendered] = {}
-        # By name, until when the other processes know about it; 0.0 if another process has recorded the impression.
+        # By the names of experiences with an impression: the time until which the other processes know about it. The
+        # time is 0.0 if another process recorded the impression.
         self._counted: dict[str, float] = {}
         self._published_until = 0.0
         self._check_delivery_at = self._clock() + DELIVERY_CHECK_SECONDS
-        # The counts when an event was last known to be delivered, and the first check since then with new events.
+        # The counters at the last check that found a delivered event, and the time of the first check after it.
         self._accepted = self._delivered = -1
         self._stalled_since = math.inf
         self._is_stalled = False
 
     def add_rendered_page(self, experiences: Iterable[Experience]) -> None:
-        """Add a page that showed ``experiences`` to a visitor who may be counted."""
+        """Count a page that showed ``experiences``. Its visitor allows tracking and has an id."""
         for experience in experiences:
             key = experience.experience_key
             rendered = self._rendered.get(key)
@@ -89,18 +87,18 @@ class Watchdog:
                     return
                 rendered = _Rendered(key, _read_name(experience.experience_context), self._clock())
                 self._rendered[key] = rendered
-            # Without a lock: it doesn't matter if two threads count one page of a hundred too few.
+            # There is no lock. It doesn't matter if two threads count one page of a hundred too few.
             rendered.pages += 1
             if rendered.pages % RENDERED_PAGES == 0:
                 self._check_experience(rendered)
 
     def add_recorded_events(self, events: Sequence[Event]) -> None:
-        """Add events that the delivery has accepted."""
+        """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
         shown = [_read_name(event.attributes) for event in events if event.action is Action.SHOWN]
         if names := [name for name in shown if self._counted.get(name, 0.0) <= now]:
             shared = {build_key("counted", name): 1 for name in names}
-            # If the background thread is busy, the next event tries again.
+            # If the background thread is busy, the next impression tries again.
             is_accepted = get_background().offer(set_many, shared, timeout=COUNTED_SECONDS)
             self._counted.update(dict.fromkeys(names, now + COUNTED_SECONDS / 2 if is_accepted else now))
         if now >= self._check_delivery_at:
@@ -116,7 +114,7 @@ class Watchdog:
             get_background().offer(self._report_missing, rendered, rendered.pages)
 
     def _report_missing(self, rendered: _Rendered, pages: int) -> None:
-        """Log that an experience has no impressions, unless another process has recorded one."""
+        """Log that an experience has no impressions, unless another process has recorded an impression."""
         fix = FIXES.get(get_settings().impressions)
         if fix is None:
             return
@@ -134,7 +132,7 @@ class Watchdog:
         try:
             counts = get_delivery().counts()
         finally:
-            # An outbox was queried on a connection of the background thread, which Django doesn't close.
+            # counts() of an outbox opens a database connection in this background thread. Django doesn't close it.
             connections.close_all()
         now, delivered = self._clock(), counts.delivered + counts.handed_over
         if delivered != self._delivered:
@@ -143,7 +141,7 @@ class Watchdog:
                 self._is_stalled = False
                 self._publish_notice()
         else:
-            # A check follows new events, so some have been accepted since then.
+            # A check runs only after new events, so the delivery has accepted events since the last check.
             self._stalled_since = min(self._stalled_since, now)
             if now - self._stalled_since >= STALLED_SECONDS:
                 self._report_stall(counts.accepted - self._accepted, now - self._stalled_since)
@@ -161,7 +159,7 @@ class Watchdog:
         self._publish_notice()
 
     def _publish_notice(self) -> None:
-        """Tell the doctor what is missing now. A notice expires, so this runs again as long as something is missing."""
+        """Tell ``moe_doctor`` what is missing now. The notice expires, so call this again while events are missing."""
         self._published_until = self._clock() + NOTICE_SECONDS / 2
         missing = [shown for shown in list(self._rendered.values()) if shown.is_missing]
         missed = {shown.key: shown.pages for shown in missing if shown.name not in self._counted}
@@ -169,7 +167,7 @@ class Watchdog:
 
 
 def _read_name(context: Any) -> str:
-    # An event has no experience key. It has the name that the dashboard shows.
+    # An event has no experience key. It has the name of the experience in the dashboard.
     return str(context.get("experience", ""))
 
 

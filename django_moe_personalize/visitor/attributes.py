@@ -1,13 +1,15 @@
-"""The in-session attributes of a request (contract §2): the built-in ones, query parameters, the site's own.
+"""Collect the in-session attributes of a request (contract §2).
 
-They stand in this order, and the limits drop attributes from the end.
+The built-in attributes come first, then the query parameters, then the site's own attributes. If the attributes exceed
+a limit, the package leaves out the last attributes.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from decimal import Decimal
@@ -20,41 +22,47 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.conf.readers import RESERVED_NAMES
+from django_moe_personalize.conf.readers import RESERVED_NAMES, IPNetwork
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.client_ip import get_client_ip
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.hooks import HookError, acall, call
+from django_moe_personalize.visitor.identity import Consent, HookError, acall, call
 
 MAX_USER_AGENT_LENGTH: Final = 512
 MAX_VALUE_LENGTH: Final = 256
 
 MAX_CUSTOM_ATTRIBUTES: Final = 32
-"""Attributes of a request in addition to MoEngage's own. Query parameters count."""
+"""The most query parameters and attributes of the site in one request. MoEngage's own attributes don't count."""
 
 MAX_BYTES: Final = 8 * 1024
-"""UTF-8 bytes of all names and values together."""
+"""The most UTF-8 bytes of all names and values together."""
 
 MAX_QUERY_LENGTH: Final = 4 * 1024
-"""Characters of a query string that are parsed, which takes up to 1.5 ms. Some servers accept 64 KiB."""
+"""Characters of a query string that are parsed. They take up to 1.5 ms. Some servers accept 64 KiB."""
 
 MAX_REMEMBERED_LENGTH: Final = 1024
-"""Characters that are stored in a session. A session in a signed cookie has 4 KiB for everything."""
+"""Characters that are stored in a session. A session in a signed cookie has 4 KiB in all."""
 
 SESSION_KEY: Final = "_moe_personalize_query"
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 _STORED: Final = "_moe_personalize_stored"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
-# Characters that break a log line, a header or UTF-8: controls, line separators, halves of a surrogate pair.
+# Characters that break a log line, a header or UTF-8: control characters, line separators and lone surrogates.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_MAX_NODE_LENGTH: Final = 64  # The longest address, in brackets and with a port, has 53 characters.
+_MAX_NODES: Final = 64
+_MAX_ELEMENT_LENGTH: Final = 1024
+_GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_NODE = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?|(?P<bare>[0-9A-Fa-f:.]+)")
+_FORWARDED_PAIR = re.compile(r"""(?P<name>[^\s"\\=]+)=(?:"(?P<quoted>[^"\\]*)"|(?P<token>[^\s"\\]+))|""")
 
 
 def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
-    """Return the in-session attributes to send (contract §2), cleaned and within the limits. Never raises.
+    """Return the in-session attributes to send, cleaned and within the limits. Never raises.
 
-    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and the session is not
-    used.
+    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and no session is used.
     """
     settings = get_settings()
     found = read_query(request.META, settings.query_parameters)
@@ -70,7 +78,7 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
 
 
 async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
-    """See collect_attributes(). A session is read in a thread, because most sessions need the database or a cache."""
+    """See collect_attributes(). A thread reads the session, because most sessions need the database or a cache."""
     settings = get_settings()
     found = read_query(request.META, settings.query_parameters)
     if _may_use_session(request, found, consent, settings):
@@ -84,11 +92,11 @@ async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: C
     return apply_limits(attributes)
 
 
-# Built-in attributes, which need no session.
+# Built-in attributes.
 
 
 def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settings: Settings) -> dict[str, str]:
-    """Return the user agent, the IP address, the day and the hour, as far as they are known and allowed."""
+    """Return the user agent, the IP address, the day and the hour. Leave out an empty value."""
     precision = settings.ip_precision
     if precision == "full" and not consent.identify:
         precision = "truncated"
@@ -103,36 +111,131 @@ def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settin
     return {name: value for name, value in known.items() if value}
 
 
-# Query parameters, remembered for the session.
+# The visitor's IP address.
+
+
+def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precision: str) -> str:
+    """Return the visitor's public address as text, or ``""`` if the address isn't known for certain.
+
+    ``precision`` is ``full``, ``truncated`` (to /24 or /48) or ``off``. If the connection comes from one of the trusted
+    ``proxies``, the visitor has the last address in ``Forwarded`` (RFC 7239) or ``X-Forwarded-For`` that is not a
+    trusted proxy. Without a trusted proxy, the visitor has the address of the connection.
+    """
+    if precision == "off":
+        return ""
+    node = (meta.get("REMOTE_ADDR") or "")[:_MAX_NODE_LENGTH]
+    if proxies and _is_trusted(node, proxies):
+        node = _read_forwarded(meta, proxies)
+    return _describe(node, precision)
+
+
+# Most requests come from the same few addresses. A hit takes 0.1 µs and 6 bytecodes, a miss 5.2 µs and 350 bytecodes.
+@lru_cache(maxsize=1024)
+def _describe(node: str, precision: str) -> str:
+    address = parse_node(node)
+    if address is None or not address.is_global or address.is_multicast:
+        return ""
+    if address.version == 6 and address not in _GLOBAL_UNICAST:
+        return ""
+    if precision == "truncated":
+        bits = 8 if address.version == 4 else 80
+        address = type(address)(int(address) >> bits << bits)
+    return str(address)
+
+
+def parse_node(text: str) -> IPAddress | None:
+    """Return the IPv4 or IPv6 address in ``text``. The text may have brackets and a port."""
+    match = _NODE.fullmatch(text)
+    if match is None:
+        return None
+    try:
+        parsed = ipaddress.ip_address(match["v6"] or match["v4"] or match["bare"])
+    except ValueError:
+        return None
+    # A dual-stack socket shows the IPv4 address 192.0.2.1 as ::ffff:192.0.2.1.
+    return getattr(parsed, "ipv4_mapped", None) or parsed
+
+
+def _is_trusted(node: str, proxies: Sequence[IPNetwork]) -> bool:
+    address = parse_node(node)
+    return address is not None and any(address in network for network in proxies)
+
+
+def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[IPNetwork]) -> str:
+    """Return the visitor's address in the headers, or ``""`` if the two headers disagree.
+
+    A proxy writes one of the two headers and leaves the other header unchanged. A visitor can forge the other header.
+    """
+    found = []
+    if forwarded := meta.get("HTTP_FORWARDED"):
+        found.append(_find_visitor(map(_read_element, _split(forwarded)), proxies))
+    if forwarded_for := meta.get("HTTP_X_FORWARDED_FOR"):
+        found.append(_find_visitor(map(str.strip, _split(forwarded_for)), proxies))
+    return found[0] if len({parse_node(node) for node in found}) == 1 else ""
+
+
+def _split(header: str) -> list[str]:
+    """Return the last _MAX_NODES entries of a header in reverse order. No site has more proxies."""
+    return header.rsplit(",", _MAX_NODES)[: -_MAX_NODES - 1 : -1]
+
+
+def _find_visitor(nodes: Iterable[str], proxies: Sequence[IPNetwork]) -> str:
+    """Return the first node that is not a trusted proxy. The first of ``nodes`` is nearest to the site.
+
+    The search ends at a node without an address, because the visitor may have written all later nodes.
+    """
+    short = (node[:_MAX_NODE_LENGTH] for node in nodes)
+    return next((node for node in short if not _is_trusted(node, proxies)), "")
+
+
+def _read_element(element: str) -> str:
+    """Return the value of ``for`` in an element of ``Forwarded`` (RFC 7239 §4), or ``""`` without exactly one ``for``.
+
+    The caller splits the header at every comma, also inside quotes. So an open quote of the visitor can't hide the
+    entry of a proxy.
+    """
+    if len(element) > _MAX_ELEMENT_LENGTH:
+        return ""
+    nodes = []
+    for pair in element.split(";"):
+        match = _FORWARDED_PAIR.fullmatch(pair.strip())
+        if match is None:
+            return ""
+        if (match["name"] or "").lower() == "for":
+            nodes.append(match["quoted"] or match["token"] or "")
+    return nodes[0] if len(nodes) == 1 else ""
+
+
+# Query parameters.
 
 
 def read_query(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, str]:
-    """Return the query parameters in ``names``, cleaned and in this order. The last non-empty value counts."""
+    """Return the query parameters in ``names``, cleaned and in this order. The last value that is not empty counts."""
     raw = meta.get("QUERY_STRING", "")
     if len(raw) > MAX_QUERY_LENGTH:
-        # Without the parameter at the cut: half of its value would be another value.
+        # Leave out the parameter at the cut, because half of a value is a wrong value.
         raw = raw[:MAX_QUERY_LENGTH].rpartition("&")[0]
     if not raw or not names:
         return {}
-    # The links of one campaign are alike, and parsing takes 500 bytecodes (P2 has 1,800 for the whole page). Longer
-    # queries aren't remembered: they would only fill the memory.
+    # Many visitors follow the same link, and parsing takes 500 bytecodes (P2 has 1,800 for the whole page). Long
+    # queries are not remembered, because they would fill the memory.
     return dict((parse_query if len(raw) <= MAX_VALUE_LENGTH else parse_query.__wrapped__)(raw, tuple(names)))
 
 
 @lru_cache(maxsize=1024)
 def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
     """Return the pairs of read_query()."""
-    # WSGI servers give the bytes as latin-1 (PEP 3333). ASGI servers have decoded them.
+    # WSGI servers decode the bytes as latin-1 (PEP 3333). Django's ASGI request has UTF-8 text already.
     with suppress(UnicodeError):
         raw = raw.encode("latin-1").decode()
-    # Not request.GET, which decodes 64 KiB and raises an exception for too many parameters.
+    # request.GET would decode 64 KiB, and raise an exception for too many parameters.
     found = dict(parse_qsl(raw))
     cleaned = ((name, clean_text(found[name], MAX_VALUE_LENGTH)) for name in names if name in found)
     return tuple((name, text) for name, text in cleaned if text)
 
 
 def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
-    """Return whether the visitor allows it and there is something to store, or a session to read."""
+    """Return whether the visitor allows the session, and whether it has or gets query parameters."""
     session = getattr(request, "session", None)
     if session is None or not consent.identify or not settings.query_parameters:
         return False
@@ -140,9 +243,9 @@ def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Co
 
 
 def _remember(request: HttpRequest, found: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Return the query parameters ``found`` after storing them in the session, or else the stored ones.
+    """Store the parameters ``found`` in the session and return them. Without new parameters, return the stored ones.
 
-    The two are never mixed, because half of one campaign and half of another describe no campaign.
+    New and stored parameters are never mixed, because they may come from two campaigns.
     """
     try:
         stored = request.session.get(SESSION_KEY)
@@ -160,9 +263,9 @@ def _remember(request: HttpRequest, found: dict[str, str], names: Sequence[str])
 def _store(request: HttpRequest, found: dict[str, str]) -> None:
     """Store ``found`` in the session. If that fails, leave the session as it was.
 
-    Django saves a modified session after the view, and turns a failure into an error page. So a session that only
-    the package modified is saved here, where the failure can be undone. Django saves it again only if its key is
-    new, because Django then sets the cookie. The key of a session in a signed cookie is its content.
+    Django saves a modified session after the view. If that fails, the visitor gets an error page. So this function
+    saves a session that only the package has modified, and undoes the change after a failure. Django saves the session
+    again only if its key has changed, because the response must then set the cookie with the new key.
     """
     session = request.session
     was_modified, key = session.modified, session.session_key
@@ -179,7 +282,7 @@ def _store(request: HttpRequest, found: dict[str, str]) -> None:
 
 
 def has_stored_parameters(request: HttpRequest) -> bool:
-    """Return whether this request stored parameters in the session, so that its response sets a session cookie."""
+    """Return whether this request stored parameters in the session. Its response may then set a session cookie."""
     return hasattr(request, _STORED)
 
 
@@ -187,7 +290,7 @@ def has_stored_parameters(request: HttpRequest) -> bool:
 
 
 def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
-    """Return the attributes in the result of the site's function at ``path`` that can be sent. Log the others once."""
+    """Return the valid attributes in the result of the site's function at ``path``. Log each kind of mistake once."""
     accepted: dict[str, str] = {}
     for name, value in result.items():
         text = _build_text(value)
@@ -206,7 +309,7 @@ def accept_custom(path: str, result: Mapping[Any, Any]) -> dict[str, str]:
 
 
 def _build_text(value: object) -> str | None:
-    """Return a custom attribute's value as text (contract §2), or ``None`` for a type that can't be sent."""
+    """Return the value of a custom attribute as text, or ``None`` for a type that can't be sent (contract §2)."""
     if value is None or isinstance(value, str):
         return value or ""
     if isinstance(value, bool):
@@ -219,13 +322,13 @@ def _build_text(value: object) -> str | None:
 
 def clean_text(text: str, limit: int) -> str:
     """Return ``text`` on one line, encodable as UTF-8, without outer whitespace, cut to ``limit`` characters."""
-    # Cut a long text twice, so that removing characters takes a bounded time.
+    # The first cut bounds the time that removing characters takes.
     return _UNSAFE.sub("", text[: 8 * limit]).strip()[:limit].rstrip()
 
 
 def apply_limits(attributes: dict[str, str]) -> dict[str, str]:
-    """Return the attributes before the first one that is over MAX_CUSTOM_ATTRIBUTES or MAX_BYTES."""
-    # Nearly all requests end here: 35 bytecodes instead of 150. A character has 4 bytes at most.
+    """Return the attributes, cut before the first attribute that exceeds MAX_CUSTOM_ATTRIBUTES or MAX_BYTES."""
+    # This check is enough for nearly all requests, with 35 bytecodes instead of 150. A character has 4 bytes at most.
     length = sum(map(len, attributes)) + sum(map(len, attributes.values()))
     if len(attributes) <= MAX_CUSTOM_ATTRIBUTES and 4 * length <= MAX_BYTES:
         return attributes

@@ -1,4 +1,4 @@
-"""Put together what the package knows about a visitor. It runs only when a page is about to fetch or count."""
+"""Gather a visitor's consent, identity and attributes. This runs only for a page that fetches or counts."""
 
 from __future__ import annotations
 
@@ -19,21 +19,25 @@ from django_moe_personalize.visitor.attributes import (
     collect_attributes,
     parse_query,
 )
-from django_moe_personalize.visitor.consent import DENIED, GRANTED, Consent, aget_consent, get_consent
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     COOKIE_NAMES,
+    DENIED,
+    GRANTED,
     MINTED,
+    Consent,
     Identity,
+    aget_consent,
     aget_identity,
+    get_consent,
     get_identity,
 )
 
 MAX_REMEMBERED: Final = 4096
-"""Anonymous visitors that a process remembers. One more makes it forget all of them."""
+"""The number of anonymous visitors that a process remembers. Before it adds another one, it forgets all of them."""
 
 MAX_INPUT_LENGTH: Final = 1024
-"""Characters of the inputs of a remembered visitor, which bounds the memory to some 10 MB."""
+"""Characters in the inputs of a remembered visitor. This limit bounds the memory of a process to some 10 MB."""
 
 QUARTER_OF_AN_HOUR: Final = 15 * 60
 
@@ -49,9 +53,9 @@ class Visitor:
 
     @property
     def digest(self) -> str:
-        """The visitor's name in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
+        """The visitor's key in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
 
-        An identified and an anonymous visitor never share a digest, even if their ids look alike.
+        An identified visitor and an anonymous visitor never share a digest, even if their ids are equal.
         """
         if not self._digest:
             identity, vary = self.identity, get_settings().vary_cache_on
@@ -68,12 +72,12 @@ class Visitor:
 
 
 NOBODY: Final = Visitor(Identity(), {}, DENIED)
-"""The visitor if the package may ask nothing: ``fetch`` is denied, or the identity can't be read."""
+"""The visitor of a page that must not fetch: the visitor denies ``fetch``, or the identity can't be read."""
 
 
 @part
 def _get_remembered(runtime: Runtime) -> dict[tuple[Any, ...], Visitor]:
-    """Return the anonymous visitors of this process by their inputs."""
+    """Return the anonymous visitors that this process remembers, by their inputs."""
     return {}
 
 
@@ -83,7 +87,7 @@ def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
     visitor = None if inputs is None else remembered.get(inputs)
     if visitor is None:
         visitor = _gather(request, now)
-        # A request without a valid cookie gets a new anonymous id, which isn't among the inputs.
+        # A request without a valid cookie gets a new anonymous id. Requests with equal inputs must not share this id.
         if inputs is not None and MINTED not in request.__dict__:
             if len(remembered) >= MAX_REMEMBERED:
                 remembered.clear()
@@ -92,10 +96,10 @@ def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
 
 
 def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
-    """Return all inputs of an anonymous visitor, or ``None`` if there may be others.
+    """Return all request data that an anonymous visitor depends on, or ``None`` if the visitor can't be remembered.
 
     A page of a remembered visitor runs 60 functions instead of 75, because nothing is verified, cleaned or hashed
-    again. A page with a session, a user or a function of the site always gathers its visitor.
+    again. A visitor that depends on a session, a user or a function of the site is never remembered.
     """
     settings, known, meta = get_settings(), request.__dict__, request.META
     if settings.identify or settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(known):
@@ -115,19 +119,19 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     query = parse_query(raw, settings.query_parameters) if raw else ()
     session, user = known.get("session"), known.get("user")
     try:
-        # A session stores the query, or has an earlier one.
+        # The session will store these query parameters, or has earlier query parameters.
         has_session = session is not None and (query or session.session_key is not None)
         if has_session or (user is not None and user.is_authenticated):
             return None
     except Exception:
-        # Reading the user has failed, or this isn't a session of Django. _gather() reports it.
+        # The user can't be read, or the session isn't a session of Django. _gather() logs the error.
         return None
-    # Every time zone changes its hour at a quarter of an hour.
+    # In every time zone, the hour changes at :00, :15, :30 or :45 of UTC.
     return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
 
 
 def _gather(request: HttpRequest, now: datetime) -> Visitor:
-    # Most sites and browsers have neither of the two.
+    # Most sites have no CONSENT function, and most browsers don't send Sec-GPC.
     is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
     consent = GRANTED if is_default else get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None

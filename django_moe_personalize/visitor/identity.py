@@ -1,49 +1,70 @@
-"""Who the visitor is: the customer id and identifiers of a customer, or the anonymous id of a browser."""
+"""Find out who the visitor is and what the visitor allows, from the request and from the site's own functions."""
 
 from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import NoneType
 from typing import Any, Final
 
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.utils.functional import SimpleLazyObject
+from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.hooks import HookError, acall, call
 
 MAX_IDENTIFIER_LENGTH: Final = 256
-"""Characters of a customer id or an identifier. A longer one is refused: two ids that are cut could become equal."""
+"""Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
 
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
-"""Seconds for which an anonymous id is valid. The cookie and its signature both expire then."""
+"""Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
 
 SALT: Final = "moe_personalize.identity.1"
 
 _MAX_COOKIE_LENGTH: Final = 256
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
-"""The name over http, and over https: browsers accept a ``__Host-`` cookie only over https, from the host itself."""
+"""The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
 
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
 COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
-"""Attributes of a request whose response has to set or delete the cookie: see set_anonymous_cookie()."""
+"""Attributes of a request. If a request has one of them, its response must set or delete the cookie."""
+
+
+@dataclass(frozen=True, slots=True)
+class Consent:
+    """The purposes that a visitor allows.
+
+    - ``fetch``: the package asks MoEngage for experiences.
+    - ``identify``: the package uses the customer id, the user identifiers, the anonymous cookie and the full IP
+      address. It also stores query parameters in the session.
+    - ``track``: the package reports impressions and clicks.
+    """
+
+    fetch: bool = True
+    identify: bool = True
+    track: bool = True
+
+
+GRANTED: Final = Consent()
+DENIED: Final = Consent(fetch=False, identify=False, track=False)
+
+GPC: Final = Consent(identify=False, track=False)
+"""The consent of a visitor whose browser sends Global Privacy Control: https://www.w3.org/TR/gpc/"""
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
     """Who the visitor is (contract §2). The repr shows no personal data.
 
-    ``user_identifiers`` are further names of a customer, such as ``u_em`` (email) and ``u_mb`` (mobile number).
-    ``anonymous`` means that ``customer_id`` names a browser and not a customer.
+    ``user_identifiers`` are other ids of a customer, such as ``u_em`` (email) and ``u_mb`` (mobile number). If
+    ``anonymous`` is true, ``customer_id`` is the id of a browser and not of a customer.
     """
 
     customer_id: str | None = field(default=None, repr=False)
@@ -51,12 +72,51 @@ class Identity:
     anonymous: bool = False
 
 
-def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
-    """Return who the visitor is, or ``None`` if that can't be found out. Never raises.
+def get_consent(request: HttpRequest) -> Consent:
+    """Return the consent of the visitor. Never raises.
 
-    ``None`` means that ``IDENTIFY``, the database or the session failed. The page then fetches and tracks nothing,
-    because a known customer must not be treated as an anonymous visitor. Without consent to identify, the function
-    reads nothing and returns an empty identity.
+    The result of the site's ``CONSENT`` function counts, even against Global Privacy Control. If the function raises
+    an exception or doesn't return a Consent, all purposes are denied.
+    """
+    path = get_settings().consent
+    try:
+        return _accept(call(path, request, Consent)) if path else build_default_consent(request)
+    except HookError as error:
+        return _deny(error)
+
+
+async def aget_consent(request: HttpRequest) -> Consent:
+    """See get_consent()."""
+    path = get_settings().consent
+    try:
+        return _accept(await acall(path, request, Consent)) if path else build_default_consent(request)
+    except HookError as error:
+        return _deny(error)
+
+
+def build_default_consent(request: HttpRequest) -> Consent:
+    """Return the consent of a visitor if the site has no ``CONSENT`` function. Such a function may call this one.
+
+    All purposes are granted, but a request with ``Sec-GPC: 1`` denies ``identify`` and ``track``.
+    """
+    return GPC if request.META.get("HTTP_SEC_GPC", "").strip() == "1" else GRANTED
+
+
+def _accept(consent: Consent) -> Consent:
+    # The site's function may set a purpose to "no" or None. Only True grants the purpose.
+    return Consent(fetch=consent.fetch is True, identify=consent.identify is True, track=consent.track is True)
+
+
+def _deny(error: HookError) -> Consent:
+    log_once(("consent", str(error)), "CONSENT failed (%s), so fetching, identifying and tracking are denied.", error)
+    return DENIED
+
+
+def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
+    """Return the identity of the visitor, or ``None`` if ``IDENTIFY``, the database or the session fails. Never raises.
+
+    With ``None`` the page fetches and tracks nothing, because the visitor may be a customer and must not become an
+    anonymous visitor. Without consent to identify, the identity is empty and this function reads nothing.
     """
     if not consent.identify:
         return Identity()
@@ -83,9 +143,9 @@ async def aget_identity(request: HttpRequest, consent: Consent) -> Identity | No
 
 
 def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> None:
-    """Set the cookie if this request got a new anonymous id; delete it if this request forgot the old one.
+    """Set the cookie if this request got a new anonymous id. Delete the cookie if this request forgot the old id.
 
-    Mark the response as private first. A shared cache would give the id of one visitor to all visitors.
+    Mark the response as private first. Otherwise a proxy could store the response and give one id to all visitors.
     """
     minted = getattr(request, MINTED, None)
     if minted is not None:
@@ -97,9 +157,9 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
 
 
 def forget_anonymous_id(request: HttpRequest) -> bool:
-    """Give the visitor a new anonymous id from here on.
+    """Forget the visitor's anonymous id, so that the rest of this request uses a new id.
 
-    Returns whether the browser sent a cookie with the old id; set_anonymous_cookie() replaces or deletes it.
+    Return whether the browser sent a cookie with the old id. set_anonymous_cookie() replaces or deletes this cookie.
     """
     request.__dict__.pop(MINTED, None)
     if any(name in request.COOKIES for name in COOKIE_NAMES):
@@ -108,7 +168,7 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
-    """Delete the browser's anonymous id: for a "forget me" view, or when a visitor withdraws consent."""
+    """Delete the cookie with the anonymous id. Call this in a "forget me" view, or when a visitor withdraws consent."""
     for name in COOKIE_NAMES:
         response.delete_cookie(name, path="/", samesite="Lax")
 
@@ -118,12 +178,12 @@ def _read_user(request: HttpRequest) -> Identity | None:
 
 
 async def _aread_user(request: HttpRequest) -> Identity | None:
-    # Only the user of the session is lazy. Another middleware (token authentication, impersonation) may replace it.
+    # The user of Django's middleware is lazy. Another middleware (token authentication) may have replaced this user.
     if not isinstance(request.__dict__.get("user"), SimpleLazyObject):
         return _read_user(request)
     if hasattr(request, "auser"):
         return _build_from_user(await request.auser())
-    # Not from Django's middleware, so reading this user may query the database.
+    # Another middleware set this lazy user, and reading the user may query the database.
     return await sync_to_async(_read_user, thread_sensitive=True)(request)
 
 
@@ -134,7 +194,7 @@ def _build_from_user(user: Any) -> Identity | None:
 
 
 def _complete(request: HttpRequest, found: Identity | None) -> Identity:
-    """Return the identity without identifiers that can't be sent, and with the anonymous id if it has no customer id.
+    """Return the identity with only valid identifiers. Without a customer id, add the anonymous id.
 
     Raises HookError for a bad customer id.
     """
@@ -162,7 +222,7 @@ def _is_valid_id(text: object) -> bool:
 
 
 def _get_anonymous_id(request: HttpRequest) -> str:
-    """Return the id that this request got before, the id in its cookie, or a new id."""
+    """Return the new id that this request already has, or the id in its cookie, or a new id."""
     known: str | None = getattr(request, MINTED, None)
     if known is None and not hasattr(request, FORGOTTEN):
         known = read_anonymous_cookie(request)
@@ -178,8 +238,8 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     raw = request.COOKIES.get(name, "")
     header = request.META.get("HTTP_COOKIE", "")
     if not header.isascii():
-        # Other hosts of the domain can't set a cookie named "__Host-moe_id". They can set one whose name begins with a
-        # no-break space, which Django strips. So look for the name as browsers see it.
+        # Another host of the domain can't set a cookie named "__Host-moe_id". But it can set a cookie with a no-break
+        # space before this name, and Django strips the space. So search the header for the exact name.
         raw = (["", *re.findall(f"(?:^|;) ?{name}=([^;]*)", header)])[-1].strip()
     if not raw or len(raw) > _MAX_COOKIE_LENGTH or not raw.isascii():
         return None
@@ -192,3 +252,53 @@ def _report_unknown(path: str, error: Exception) -> None:
     failure = HookError.build(path or "request.user", error)
     message = "The visitor can't be identified (%s), so the page shows its fallbacks and counts nothing."
     log_once(("identity", str(failure)), message, failure)
+
+
+# The functions that CONSENT, IDENTIFY and ATTRIBUTES name by their dotted paths.
+
+
+class HookError(Exception):
+    """A function of the site raised an exception or returned a wrong value.
+
+    The message is safe to log. It never has the text of the site's exception, which may have data of the visitor.
+    """
+
+    @classmethod
+    def build(cls, source: str, error: Exception) -> HookError:
+        """Return the HookError for the function at the dotted path ``source`` that raised ``error``."""
+        return error if isinstance(error, HookError) else cls(f"{source} raised {type(error).__name__}")
+
+
+def call(path: str, request: Any, expected: type[Any] | tuple[type[Any], ...]) -> Any:
+    """Call the function at ``path`` with ``request`` and return its result, an instance of ``expected``.
+
+    Raises HookError.
+    """
+    try:
+        function = import_string(path)
+        result = (async_to_sync(function) if _is_async(function) else function)(request)
+    except Exception as error:
+        raise HookError.build(path, error) from None
+    return _check(path, result, expected)
+
+
+async def acall(path: str, request: Any, expected: type[Any] | tuple[type[Any], ...]) -> Any:
+    """See call(). A sync function runs thread-sensitively, because it may read the session or the database."""
+    try:
+        function = import_string(path)
+        afunction = function if _is_async(function) else sync_to_async(function, thread_sensitive=True)
+        result = await afunction(request)
+    except Exception as error:
+        raise HookError.build(path, error) from None
+    return _check(path, result, expected)
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """Return whether ``function`` is an async function or an object with ``async def __call__``."""
+    return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+
+
+def _check(path: str, result: object, expected: type[Any] | tuple[type[Any], ...]) -> object:
+    if not isinstance(result, expected):
+        raise HookError(f"{path} returned a value of type {type(result).__name__}")
+    return result

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from django_moe_personalize.conf import Backend, ConfigurationError
-from django_moe_personalize.conf.backends import load_backend, load_object
+from django_moe_personalize.conf.settings import load_backend, load_object
 from tests.conf.configured import SECRET
 
 not_callable = "a string"

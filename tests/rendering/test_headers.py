@@ -4,7 +4,7 @@ import pytest
 from django.http import HttpResponse
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.rendering.headers import seal_response
+from django_moe_personalize.rendering import seal_response
 
 
 @pytest.mark.parametrize(

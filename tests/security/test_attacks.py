@@ -24,9 +24,8 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking.tokens import SALT
 from django_moe_personalize.visitor import attributes, identity
-from django_moe_personalize.visitor.client_ip import get_client_ip
-from django_moe_personalize.visitor.consent import GRANTED
-from django_moe_personalize.visitor.identity import Identity, get_identity
+from django_moe_personalize.visitor.attributes import get_client_ip
+from django_moe_personalize.visitor.identity import GRANTED, Identity, get_identity
 from tests import site
 from tests.security.costs import Meter
 from tests.security.requests import ask_asgi, ask_wsgi

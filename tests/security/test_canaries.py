@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_moe_personalize.rendering import headers
+from django_moe_personalize import rendering
 from django_moe_personalize.testing import override_personalize
 from tests.security.canaries import PERSONALIZE, SETTINGS, STACKS, browse, build_visitors, count_foreign, echo
 
@@ -34,7 +34,7 @@ def test_no_foreign_canary(site, extent, tell, stack, mode):
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_experiment_can_fail(site, mode, monkeypatch):
     """If pages aren't kept out of the site's cache, the pages of other visitors have canaries."""
-    monkeypatch.setattr(headers, "keep_out_of_site_cache", lambda request: None)
+    monkeypatch.setattr(rendering, "keep_out_of_site_cache", lambda request: None)
     site.MIDDLEWARE = STACKS["site cache inside"]
     visitors = build_visitors(mode)
     with override_personalize(**PERSONALIZE):

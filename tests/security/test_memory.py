@@ -11,9 +11,8 @@ from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.local_cache import MAX_BYTES, MAX_VISITORS, LocalCache
 from django_moe_personalize.moengage.client import read_experience
 from django_moe_personalize.visitor.attributes import collect_attributes
-from django_moe_personalize.visitor.consent import GRANTED
 from django_moe_personalize.visitor.gather import Visitor
-from django_moe_personalize.visitor.identity import Identity
+from django_moe_personalize.visitor.identity import GRANTED, Identity
 from tests.conftest import settle
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

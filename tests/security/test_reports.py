@@ -9,10 +9,10 @@ from django.test import AsyncClient, Client
 from django.utils.log import AdminEmailHandler
 from django.views.debug import ExceptionReporter
 
+from django_moe_personalize import rendering
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
-from django_moe_personalize.rendering import headers
 from django_moe_personalize.testing import override_personalize
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PASSWORD, PERSONAL, SECRET
 from tests.security.failing import VIEWS
@@ -118,7 +118,7 @@ def test_reports_of_a_failing_page_over_asgi(site, mails, name):
 @pytest.mark.parametrize("part", ["seal_response", "add_server_timing"])
 def test_reports_of_our_own_failure(site, mails, monkeypatch, part):
     """If the package itself fails after the view, the report shows no personal data."""
-    monkeypatch.setattr(headers, part, _break)
+    monkeypatch.setattr(rendering, part, _break)
     client = enter()
     assert client.get("/tags/").status_code == 500
     check(mails)

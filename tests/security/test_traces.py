@@ -21,8 +21,7 @@ from django_moe_personalize.models import OutboxCounter, OutboxEvent
 from django_moe_personalize.moengage.transport import Response
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor.consent import Consent
-from django_moe_personalize.visitor.identity import Identity
+from django_moe_personalize.visitor.identity import Consent, Identity
 from tests.error_reports import describe_report
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PERSONAL, SECRET
 

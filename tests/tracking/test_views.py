@@ -16,8 +16,7 @@ from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
-from django_moe_personalize.visitor.consent import DENIED
-from django_moe_personalize.visitor.identity import read_anonymous_cookie
+from django_moe_personalize.visitor.identity import DENIED, read_anonymous_cookie
 
 pytestmark = pytest.mark.urls("tests.site")
 

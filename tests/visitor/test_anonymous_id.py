@@ -11,9 +11,9 @@ import pytest
 from django.http import HttpResponse
 from django.test import RequestFactory
 
-from django_moe_personalize.visitor.consent import GRANTED
 from django_moe_personalize.visitor.identity import (
     ANONYMOUS_COOKIE_AGE,
+    GRANTED,
     delete_anonymous_cookie,
     get_identity,
     set_anonymous_cookie,

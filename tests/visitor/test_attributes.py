@@ -22,7 +22,7 @@ from django_moe_personalize.visitor.attributes import (
     clean_text,
     collect_attributes,
 )
-from django_moe_personalize.visitor.consent import GRANTED, Consent
+from django_moe_personalize.visitor.identity import GRANTED, Consent
 from tests.visitor.conftest import FUNCTIONS, Twin
 
 NOW = datetime(2026, 11, 22, 23, 30, tzinfo=UTC)

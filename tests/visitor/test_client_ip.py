@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.visitor.client_ip import _describe, get_client_ip, parse_node
+from django_moe_personalize.visitor.attributes import _describe, get_client_ip, parse_node
+from tests.anything import patiently
 
 VISITOR, OTHER = "198.41.0.4", "8.8.8.8"
 PROXIES = [ipaddress.ip_network(network) for network in ("10.0.0.0/8", "203.119.0.0/24", "2a00::/32")]
@@ -60,6 +61,7 @@ def test_the_peer_is_the_visitor_without_proxies(remote, address):
         ({"xff": VISITOR}, VISITOR),
         ({"xff": f"{OTHER}, {VISITOR}"}, VISITOR),
         ({"xff": f"{OTHER}, {VISITOR}, 203.119.0.9, 10.2.3.4"}, VISITOR),
+        ({"xff": f"{VISITOR}, ::ffff:10.2.3.4"}, VISITOR),
         ({"xff": f"{VISITOR}:5123"}, VISITOR),
         ({"xff": "[2001:4860::1]:80"}, "2001:4860::1"),
         ({"xff": "2001:4860::1"}, "2001:4860::1"),
@@ -115,19 +117,25 @@ _nodes = st.one_of(
 )
 
 
+@patiently
 @given(remote=_nodes, xff=st.lists(_nodes), forwarded=st.text(), precision=st.sampled_from(["full", "truncated"]))
 def test_any_headers_give_a_public_address_or_none(remote, xff, forwarded, precision):
     """With any text in the headers, the result is empty or a public address outside of the proxies."""
     address = read(remote, xff=", ".join(xff), forwarded=forwarded, precision=precision)
     if address:
         parsed = ipaddress.ip_address(address)
-        is_visitor = parse_node(address) == parsed and not any(parsed in proxy for proxy in PROXIES)
-        assert precision == "truncated" or is_visitor
+        assert precision == "truncated" or (parse_node(address) == parsed and is_visitor(address))
 
 
-_visitors = st.ip_addresses().filter(lambda address: not any(address in proxy for proxy in PROXIES))
+def is_visitor(address):
+    """Return whether an address is not a proxy's, also as an IPv4-mapped address such as ``::ffff:10.0.0.1``."""
+    return not any(parse_node(str(address)) in proxy for proxy in PROXIES)
 
 
+_visitors = st.ip_addresses().filter(is_visitor)
+
+
+@patiently
 @given(junk=st.one_of(st.text(), _nodes), visitor=_visitors, kind=st.sampled_from(["xff", "forwarded"]))
 def test_what_a_visitor_writes_changes_nothing(junk, visitor, kind):
     """The entry of the proxy decides. Text that the visitor wrote before it changes nothing."""

@@ -3,7 +3,7 @@
 import pytest
 from django.contrib.sessions.backends.db import SessionStore
 
-from django_moe_personalize.visitor.consent import DENIED, GPC, GRANTED, Consent, aget_consent, get_consent
+from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, Consent, aget_consent, get_consent
 from tests.visitor.conftest import FUNCTIONS
 
 

@@ -8,9 +8,8 @@ from django.http import HttpResponse
 from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.visitor import NOBODY, Identity, Visitor, gather, set_anonymous_cookie
-from django_moe_personalize.visitor.consent import DENIED, GPC, GRANTED
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
-from django_moe_personalize.visitor.identity import forget_anonymous_id
+from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
 
 NOW = datetime(2026, 11, 22, 23, 5, tzinfo=UTC)

@@ -13,8 +13,14 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import connection
 from django.http import HttpResponse
 
-from django_moe_personalize.visitor.consent import GRANTED, Consent
-from django_moe_personalize.visitor.identity import Identity, aget_identity, get_identity, set_anonymous_cookie
+from django_moe_personalize.visitor.identity import (
+    GRANTED,
+    Consent,
+    Identity,
+    aget_identity,
+    get_identity,
+    set_anonymous_cookie,
+)
 from tests.visitor.conftest import FUNCTIONS
 
 UNKNOWN = "The visitor can't be identified ({}), so the page shows its fallbacks and counts nothing."

@@ -20,7 +20,7 @@ from django_moe_personalize.visitor.attributes import (
     collect_attributes,
     read_query,
 )
-from django_moe_personalize.visitor.consent import GRANTED, Consent
+from django_moe_personalize.visitor.identity import GRANTED, Consent
 
 UTM = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 

@@ -11,8 +11,7 @@ from django.urls import include, path
 
 from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.visitor.attributes import SESSION_KEY
-from django_moe_personalize.visitor.consent import GRANTED
-from django_moe_personalize.visitor.identity import Identity, get_identity, set_anonymous_cookie
+from django_moe_personalize.visitor.identity import GRANTED, Identity, get_identity, set_anonymous_cookie
 from tests import site
 from tests.pages import title
 
