@@ -25,7 +25,7 @@ from importlib.util import find_spec
 
 # Other queues import a module of this name too, on sites without Celery.
 if find_spec("celery") is None:
-    from django_moe_personalize.delivery.drain import deliver_outbox as deliver_outbox
+    from django_moe_personalize.delivery.queued import deliver_outbox as deliver_outbox
 else:
     from django_moe_personalize.delivery.celery import deliver as deliver
     from django_moe_personalize.delivery.celery import deliver_outbox as deliver_outbox

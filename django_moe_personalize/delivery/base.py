@@ -12,8 +12,7 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.backends import load_backend
-from django_moe_personalize.delivery.erasure import split_withdrawn
-from django_moe_personalize.delivery.sending import Outcome, send
+from django_moe_personalize.delivery.sending import Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event

@@ -23,7 +23,7 @@ from typing import Any
 from celery import current_app, shared_task
 from celery.exceptions import Reject
 
-from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
 from django_moe_personalize.exceptions import DeliveryError
 from django_moe_personalize.moengage.types import Event
@@ -173,8 +173,8 @@ def deliver(message: str) -> None:
         raise Reject("the broker should deliver it again", requeue=True)
 
 
-deliver_outbox = shared_task(name=OUTBOX_TASK, ignore_result=True, enqueue=staticmethod(drain.enqueue))(
-    drain.deliver_outbox
+deliver_outbox = shared_task(name=OUTBOX_TASK, ignore_result=True, enqueue=staticmethod(queued.enqueue))(
+    queued.deliver_outbox
 )
 # A schedule may name the task by its import path, too.
-shared_task(name="django_moe_personalize.tasks.deliver_outbox", ignore_result=True)(drain.deliver_outbox)
+shared_task(name="django_moe_personalize.tasks.deliver_outbox", ignore_result=True)(queued.deliver_outbox)

@@ -1,7 +1,9 @@
-"""What deliveries through a queue of the site share: the events of a page travel as one message.
+"""Deliver events through a queue of the site: the events of a page travel as one message.
 
 The web process hands the message over to the queue. A worker of the queue makes one attempt to send its events,
 and hands the failed ones over again, with the same UUIDs. A subclass knows how to put a message into its queue.
+
+A queue can also run the task ``deliver_outbox``. See ``django_moe_personalize.tasks``.
 """
 
 from __future__ import annotations
@@ -14,15 +16,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
+from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
-from django_moe_personalize.resilience import Backoff
-from django_moe_personalize.runtime import Runtime
+from django_moe_personalize.resilience import Backoff, Deadline
+from django_moe_personalize.runtime import Runtime, log_once
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
+
+MAX_SECONDS = 9.0
+"""A little less than the ten seconds of the documented schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,3 +221,40 @@ def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
     stand_in = build()
     stand_in.bind(runtime)
     return stand_in
+
+
+def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
+    """Send the due events of the site's outbox and return how many MoEngage accepted.
+
+    Starts no batch after ``max_seconds``. Several processes may do this at once. A failure of MoEngage or the
+    database ends it with a log line. After wrong credentials this process pauses, and returns 0 at once.
+    """
+    # Imported here: Celery may import its tasks before the app registry is ready for models.
+    from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer
+
+    counts: list[int] = []
+    try:
+        delivery = find_delivery(DatabaseDelivery)
+    except ConfigurationError as error:
+        log_once(("outbox", str(error)), "The outbox isn't delivered: %s", error)
+        return 0
+    if delivery is None:
+        message = 'deliver_outbox found no outbox. Set %s["DELIVERY"] to DatabaseDelivery, or end the task\'s schedule'
+        log_once("no outbox", message, SETTING)
+    elif not delivery.pause_left:
+        deliverer = Deliverer(delivery, on_batch=lambda outcome: counts.append(len(outcome.delivered)))
+        try:
+            deliverer.drain(deadline=Deadline(max_seconds))
+        except DATABASE_ERRORS as error:
+            delivery.drop_connection(error)
+    return sum(counts)
+
+
+def enqueue(*args: Any, **kwargs: Any) -> Any:
+    """Enqueue the task with Django's tasks, in the backend ``default``. Return its TaskResult."""
+    from django_moe_personalize.delivery.tasks import deliver_outbox as task
+
+    return task.enqueue(*args, **kwargs)
+
+
+deliver_outbox.enqueue = enqueue  # type: ignore[attr-defined]

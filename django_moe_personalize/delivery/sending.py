@@ -1,19 +1,28 @@
-"""One attempt to deliver events to MoEngage. Every delivery shares it."""
+"""One attempt to send events to MoEngage, without the events of customers who withdrew consent."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime
 
 MAX_BODY_BYTES = 90_000
 """The estimated size of one call; MoEngage's limit is 100 to 128 KB (contract §7)."""
+
+MARK_SECONDS: Final = 7 * 24 * 60 * 60
+"""How long a mark lasts: longer than an event waits anywhere except in the outbox, which deletes its own events."""
+
+MAX_SKEW: Final = 5
+"""Seconds by which the clocks of a site's machines may differ."""
 
 _REFUSALS = frozenset({400, 413, 422})
 _UNKNOWN_WORKSPACE = "Request Error"
@@ -102,3 +111,30 @@ def _is_refusal(error: Exception) -> bool:
 def _is_unknown_workspace(error: Exception | None) -> bool:
     """Whether this 400 is about the MOE-APPKEY header and not about the events (contract §1)."""
     return isinstance(error, ResponseError) and error.status == 400 and error.title == _UNKNOWN_WORKSPACE
+
+
+def mark_withdrawal(customer_id: str) -> bool:
+    """Stop all events that the customer caused up to now. Return whether the cache stored the mark.
+
+    Events wait in the memory of other processes and in queues, out of this process's reach. So this process leaves a
+    mark in the site's cache, and every process looks for marks before it sends events. Later events are sent.
+    """
+    return set_many({build_key("withdrawn", customer_id): int(time.time())}, timeout=MARK_SECONDS)
+
+
+def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
+    """Return the events to send, and those of customers who have withdrawn since. One round trip to the cache.
+
+    If the cache fails, all events are to be sent.
+    """
+    names = {event.customer_id: build_key("withdrawn", event.customer_id) for event in events}
+    marks = get_many(names.values())
+    if not marks:
+        return events, ()
+    kept: list[Event] = []
+    withdrawn: list[Event] = []
+    for event in events:
+        mark = marks.get(names[event.customer_id])
+        is_withdrawn = isinstance(mark, int) and event.event_time <= mark + MAX_SKEW
+        (withdrawn if is_withdrawn else kept).append(event)
+    return kept, withdrawn

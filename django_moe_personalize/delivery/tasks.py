@@ -15,7 +15,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
-from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
 from django_moe_personalize.runtime import Runtime, part
 
@@ -83,6 +83,6 @@ def deliver(message: str) -> None:
 
 
 @_task  # type: ignore[untyped-decorator]
-def deliver_outbox(max_seconds: float = drain.MAX_SECONDS) -> int:
-    """See drain.deliver_outbox()."""
-    return drain.deliver_outbox(max_seconds)
+def deliver_outbox(max_seconds: float = queued.MAX_SECONDS) -> int:
+    """See queued.deliver_outbox()."""
+    return queued.deliver_outbox(max_seconds)

@@ -8,23 +8,28 @@ sends the remaining events within ``exit_timeout``. A killed process loses its e
 
 from __future__ import annotations
 
+import atexit
+import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from types import FrameType
+from typing import Any
 
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
-from django_moe_personalize.delivery.exits import close_before_sigterm
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
+from django_moe_personalize.runtime import reset_runtimes
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -286,3 +291,44 @@ def runs_without_threads() -> bool:
         return False
     said = options.get("enable-threads", b"false")
     return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")
+
+
+def close_before_sigterm() -> None:
+    """Send the pending events before SIGTERM ends a process under uvicorn.
+
+    Other servers turn the signal into a normal exit, so ``atexit`` is enough. uvicorn finishes its requests, restores
+    the handler that it found, and raises the signal again. By default the signal then kills the process at once.
+    Outside the main thread, and under other servers, this function does nothing.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    # Windows, where no process manager sends the signal, has no pthread_sigmask.
+    if "uvicorn" not in sys.modules or not is_main or not hasattr(signal, "pthread_sigmask"):
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _close_and_die)
+        return
+    # The server, if the handler is one of its methods.
+    server = getattr(handler, "__self__", None)
+    if any(kind.__module__.partition(".")[0] == "uvicorn" for kind in type(server).__mro__):
+        _close_at_exit(handler)
+
+
+def _close_and_die(number: int, frame: FrameType | None) -> None:
+    """Handle the signal that uvicorn raises again: this is the handler that it found and restored."""
+    reset_runtimes()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _close_at_exit(handler: Any) -> None:
+    """Delay the signal that uvicorn raises until Python exits: uvicorn runs already, and will restore the default."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    # atexit runs its hooks in reverse order: first close, then let the signal through.
+    atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+    atexit.register(reset_runtimes)

@@ -12,7 +12,7 @@ from django_moe_personalize.conf import SETTING, ConfigurationError, get_setting
 from django_moe_personalize.delivery.base import describe, find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.management.signals import stop_on_signals
+from django_moe_personalize.management import stop_on_signals
 
 POLL_SECONDS = 1.0
 BAR_WIDTH = 30

@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from django_moe_personalize.management.signals import stop_on_signals
+from django_moe_personalize.management import stop_on_signals
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
