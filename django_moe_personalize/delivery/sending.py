@@ -19,22 +19,20 @@ MAX_BODY_BYTES = 90_000
 """The estimated size of one call; MoEngage's limit is 100 to 128 KB (contract §7)."""
 
 MARK_SECONDS: Final = 7 * 24 * 60 * 60
-"""How long a mark lasts: longer than an event waits anywhere except in the outbox, which deletes its own events."""
+"""How long a mark lasts. Events wait longer only in the outbox, and the outbox deletes them without a mark."""
 
 MAX_SKEW: Final = 5
 """Seconds by which the clocks of a site's machines may differ."""
 
 _REFUSALS = frozenset({400, 413, 422})
-_UNKNOWN_WORKSPACE = "Request Error"
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the events of one attempt.
+    """The result of one attempt, for each of its events.
 
-    ``refused`` events can never be delivered; each comes with its error. ``kept`` events may be sent again with
-    the same UUIDs, and ``error`` says why they weren't delivered. ``withdrawn`` events weren't sent, because
-    their customer withdrew.
+    MoEngage will never accept ``refused`` events; each has its error. The caller may send ``kept`` events again with
+    the same UUIDs; ``error`` stopped their attempt. ``withdrawn`` events belong to customers who withdrew consent.
     """
 
     delivered: list[Event] = field(default_factory=list)
@@ -50,12 +48,12 @@ class Outcome:
 
     @property
     def retry_after(self) -> float:
-        """The seconds for which MoEngage asked to be left alone, or 0.0."""
+        """The seconds that MoEngage asked us to wait before the next call, or 0.0."""
         return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
 
 
 def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
-    """Return how many of the first events fit into one call (contract §4): at least one."""
+    """Return how many events, counted from the first, fit into one call (contract §4). The first event always fits."""
     customers: set[str] = set()
     total = number = 0
     for event in events:
@@ -72,8 +70,8 @@ def send(
 ) -> Outcome:
     """Send events to MoEngage in as few calls as the contract allows. Never raises.
 
-    A call takes at most ``timeout`` seconds and never ends after ``until``. A refused batch is halved until the
-    bad event is alone, so that the good ones arrive (contract §4). Any other failure ends the attempt.
+    A call takes at most ``timeout`` seconds and never ends after ``until``. If MoEngage refuses a batch, send() halves
+    the batch until each bad event is alone, so that the good events arrive (contract §4). Other failures end it.
     """
     outcome = Outcome()
     parts = [events] if events else []
@@ -102,15 +100,15 @@ def send(
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the events are the cause. An event that JSON can't express is a ValueError or TypeError."""
+    """Whether the events cause the error. An event that JSON can't express raises ValueError or TypeError."""
     if isinstance(error, ResponseError):
         return error.status in _REFUSALS and not _is_unknown_workspace(error)
     return isinstance(error, (TypeError, ValueError))
 
 
 def _is_unknown_workspace(error: Exception | None) -> bool:
-    """Whether this 400 is about the MOE-APPKEY header and not about the events (contract §1)."""
-    return isinstance(error, ResponseError) and error.status == 400 and error.title == _UNKNOWN_WORKSPACE
+    """Whether the error is a 400 because of the MOE-APPKEY header, and not because of the events (contract §1)."""
+    return isinstance(error, ResponseError) and error.status == 400 and error.title == "Request Error"
 
 
 def mark_withdrawal(customer_id: str) -> bool:
@@ -123,9 +121,9 @@ def mark_withdrawal(customer_id: str) -> bool:
 
 
 def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
-    """Return the events to send, and those of customers who have withdrawn since. One round trip to the cache.
+    """Return the events to send, and the events whose customers withdrew consent later. Uses one trip to the cache.
 
-    If the cache fails, all events are to be sent.
+    If the cache fails, no event counts as withdrawn.
     """
     names = {event.customer_id: build_key("withdrawn", event.customer_id) for event in events}
     marks = get_many(names.values())

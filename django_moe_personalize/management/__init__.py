@@ -1,4 +1,4 @@
-"""The commands: ``moe_doctor``, ``moe_deliver``, ``moe_erase`` and ``moe_sandbox``."""
+"""The commands ``moe_doctor``, ``moe_deliver``, ``moe_erase`` and ``moe_sandbox``, and how signals stop them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def stop_on_signals(stop: Callable[[], object]) -> Iterator[None]:
-    """Call ``stop`` on SIGTERM and SIGINT while the context lasts. Only the main thread can handle signals."""
+    """Call ``stop`` on SIGTERM and SIGINT inside the ``with`` block. Outside the main thread, do nothing."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         numbers = (signal.SIGTERM, signal.SIGINT)
