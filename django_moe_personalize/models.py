@@ -13,20 +13,18 @@ from django.db import models
 
 from django_moe_personalize.moengage.types import Event
 
-_PENDING = "pending"
-
 
 class OutboxEvent(models.Model):
     """A pending or a parked event. When MoEngage accepts the event, the deliverer deletes the row.
 
-    A deliverer may lease a pending event from the time ``due_at`` on. A lease sets ``due_at`` to the end of the lease, a
-    failure sets it to the time of the next attempt. For a parked event ``due_at`` is the time of parking.
+    A deliverer may lease a pending event from the time ``due_at`` on. A lease sets ``due_at`` to the end of the lease,
+    and a failure sets it to the time of the next attempt. For a parked event ``due_at`` is the time of parking.
     """
 
     class State(models.TextChoices):
         """Pending, or parked for a reason."""
 
-        PENDING = _PENDING, "pending"
+        PENDING = "pending", "pending"
         REFUSED = "refused", "refused by MoEngage"
         ATTEMPTS = "attempts", "given up after too many attempts"
 
@@ -39,7 +37,7 @@ class OutboxEvent(models.Model):
     # The index uses this boolean instead of ``state``. Without fresh statistics, as after an outage, PostgreSQL expects
     # few rows with one text, so it would ignore the index and sort. For a boolean it expects half of the rows.
     is_pending = models.GeneratedField(
-        expression=models.Case(models.When(state=_PENDING, then=True), default=False),
+        expression=models.Case(models.When(state=State.PENDING, then=True), default=False),
         output_field=models.BooleanField(),
         db_persist=True,
     )

@@ -14,9 +14,9 @@ A run starts no batch after ``max_seconds``, 9 by default. If the schedule is lo
 ``"kwargs": {"max_seconds": 55.0}``. If no worker has started a run after ``expires`` seconds, Celery discards the run.
 Several runs at once are safe. After a lost run the events stay in the database, and the next run sends them.
 
-``deliver_outbox()`` sends events in the calling process and returns the number of delivered events. With Django's tasks,
-call ``deliver_outbox.enqueue()`` from a scheduler such as cron. It uses the backend and the queue ``default``. For
-others, use the Django task ``django_moe_personalize.delivery.tasks.deliver_outbox``.
+``deliver_outbox()`` sends events in the calling process and returns the number of delivered events. With Django's
+tasks, call ``deliver_outbox.enqueue()`` from a scheduler such as cron. It uses the backend and the queue ``default``.
+For another backend or queue, use the Django task ``django_moe_personalize.delivery.tasks.deliver_outbox``.
 """
 
 from __future__ import annotations

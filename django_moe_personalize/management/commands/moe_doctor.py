@@ -7,7 +7,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from django_moe_personalize.doctor import diagnose
+from django_moe_personalize.doctor.report import diagnose
 
 
 class Command(BaseCommand):

@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("customer_id", help="The customer id at MoEngage, or an anonymous id.")
 
     def handle(self, *args: Any, customer_id: str, **options: Any) -> None:
-        """Erase the events, and print their number and a list of remaining data. Raises CommandError for an empty id."""
+        """Erase the events, print their number, and list the remaining data. Raises CommandError for an empty id."""
         if not customer_id.strip():
             raise CommandError("The customer id is empty. Give the id of a customer.")
         count = api.erase(customer_id=customer_id)
