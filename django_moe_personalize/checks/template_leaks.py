@@ -133,7 +133,7 @@ class _Search:
                 yield from self._walk(getattr(part, attribute, ()), names, fragment, blocks)
 
     def _find_templates(self, node: Any) -> list[Template | None]:
-        """Return the templates that ``node`` renders: an include, an inclusion tag or a partial of Django 6 has some."""
+        """Return the templates that ``node`` renders if it is an include, an inclusion tag or a partial (Django 6)."""
         found: list[Template | None] = []
         if isinstance(node, IncludeNode):
             found.append(self._load(get_literal(node.template)))
