@@ -61,8 +61,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the selected parked events due again."""
         delivery = find_delivery(DatabaseDelivery)
-        chosen = list(queryset.values_list("event_uuid", flat=True))
-        count = 0 if delivery is None else delivery.outbox.replay(chosen)
+        count = 0 if delivery is None else delivery.outbox.replay(list(queryset.values_list("event_uuid", flat=True)))
         level = messages.SUCCESS if count else messages.WARNING
         self.message_user(request, f"{count} parked events are due again.", level)
 

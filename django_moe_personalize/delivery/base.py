@@ -96,7 +96,12 @@ class BaseDelivery:
         raise NotImplementedError
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Deliver the pending events, for at most ``timeout`` seconds if given, and return the counters."""
+        """Deliver the pending events, for at most ``timeout`` seconds if given, and return the counters.
+
+        Events in a queue wait for the workers of the queue.
+        """
+        if self.fallback is not None:
+            self.fallback.flush(timeout)
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -122,6 +127,8 @@ class BaseDelivery:
 
     def close(self) -> None:
         """Deliver pending events, drop the events that can't be delivered in time, and stop. A second call is safe."""
+        if self.fallback is not None:
+            self.fallback.close()
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
         """Make one attempt to deliver the events, as sending.send() does. Log when attempts start or stop to fail."""

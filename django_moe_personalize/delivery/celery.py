@@ -1,12 +1,7 @@
 """Hand events over to the site's Celery: each page publishes one message, and a worker sends its events.
 
-- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``. If a worker is
-  killed, RabbitMQ delivers its messages to another worker.
-- **Redis.** Celery first takes a message from the queue, and then notes the message as unacknowledged. A worker that is
-  killed between these steps loses the message. If the worker is killed later, the message comes back after the
-  ``visibility_timeout`` of Celery's ``broker_transport_options``, one hour by default.
-
-No killed process loses the events of ``DatabaseDelivery``. Celery can send them: see ``django_moe_personalize.tasks``.
+With RabbitMQ, a killed worker loses no message: the page waits until RabbitMQ confirms the message, and the task uses
+``acks_late``. With Redis, a worker that is killed before Celery notes the message as unacknowledged loses it.
 """
 
 from __future__ import annotations

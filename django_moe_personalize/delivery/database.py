@@ -158,7 +158,10 @@ class DatabaseDelivery(BaseDelivery):
         """Decide for each row whether it is delivered, parked, or due again, and when."""
         settlement.delivered = [rows[event.event_uuid].pk for event in outcome.delivered]
         for event, error in outcome.refused:
-            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, _explain(error, event)
+            # MoEngage's description may quote the customer's id.
+            said = error.description if isinstance(error, ResponseError) else ""
+            said = re.sub(rf"(?<!\w){re.escape(event.customer_id)}(?!\w)", "...", said)
+            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, f"{describe(error)} {said}".rstrip()
         # Wrong credentials aren't the events' fault. So no attempt is counted, and the events are due at once.
         settlement.counts_as_attempt = not outcome.wrong_credentials
         wait = min(outcome.retry_after, MAX_GATE_SECONDS)
@@ -243,10 +246,3 @@ class Deliverer:
         left = deadline.remaining() if deadline else None
         with suppress(queue.Empty):
             self._wake.get(timeout=seconds if left is None else min(seconds, left))
-
-
-def _explain(error: Exception, event: Event) -> str:
-    """Describe a refusal. Add MoEngage's description of the error, without the customer's id."""
-    said = error.description if isinstance(error, ResponseError) else ""
-    whole_word = rf"(?<!\w){re.escape(event.customer_id)}(?!\w)"
-    return f"{describe(error)} {re.sub(whole_word, '...', said)}".rstrip()

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from django.db import OperationalError, connections, models, router, transaction
 from django.utils import timezone
@@ -41,8 +41,7 @@ class LeasedRow:
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The rows that one deliverer may send. The deliverer needs ``token`` to store the results."""
 
     token: uuid.UUID

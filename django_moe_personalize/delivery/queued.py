@@ -177,12 +177,6 @@ class QueuedDelivery(BaseDelivery):
             self._count("accepted", -len(events))
             self.fallback.record(events)
 
-    def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Flush the fallback and return the counters. The events in the queue wait for its workers."""
-        if self.fallback is not None:
-            self.fallback.flush(timeout)
-        return self.counts()
-
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process, including those of the fallback."""
         own = super().counts()
@@ -196,11 +190,6 @@ class QueuedDelivery(BaseDelivery):
             pending=own.pending + other.pending,
             handed_over=own.handed_over + other.handed_over,
         )
-
-    def close(self) -> None:
-        """Close the fallback."""
-        if self.fallback is not None:
-            self.fallback.close()
 
 
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:

@@ -20,7 +20,7 @@ from django.utils import timezone
 from django.utils.timesince import timesince
 
 from django_moe_personalize.conf import Settings
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
+from django_moe_personalize.delivery.base import BaseDelivery
 from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
@@ -140,7 +140,9 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.")
         return
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
-    yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {_describe(counts)}.")
+    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
+    counted = f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}"
+    yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {counted}, {counts.pending:,} pending.")
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
     if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
@@ -149,15 +151,9 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         yield Finding("problem", what.replace("\xa0", " "), fix)
     elif leased:
         yield Finding("ok", f"A deliverer is sending {leased} events now.")
-    parked = outbox.parked.count()
-    if parked:
+    if parked := outbox.parked.count():
         fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
         yield Finding("warning", f"{parked} events are parked, because they can't be delivered.", fix)
-
-
-def _describe(counts: DeliveryCounts) -> str:
-    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
-    return f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}, {counts.pending:,} pending"
 
 
 def examine_packages(used: Collection[str]) -> Iterator[Finding]:

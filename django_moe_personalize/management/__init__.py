@@ -13,8 +13,7 @@ def stop_on_signals(stop: Callable[[], object]) -> Iterator[None]:
     """Call ``stop`` on SIGTERM and SIGINT inside the ``with`` block. Outside the main thread, do nothing."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        numbers = (signal.SIGTERM, signal.SIGINT)
-        before = {number: signal.signal(number, lambda number, frame: stop()) for number in numbers}
+        before = {each: signal.signal(each, lambda number, frame: stop()) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:

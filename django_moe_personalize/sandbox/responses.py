@@ -12,7 +12,7 @@ JSON_HEADERS = {"content-type": "application/json; charset=utf-8"}
 
 
 class RefusedError(Exception):
-    """The sandbox refuses a request. The response has the status, and the other values as JSON. ``code`` is optional."""
+    """The sandbox refuses a request. The response has ``status``, and the non-empty other values as JSON."""
 
     def __init__(self, status: int, title: str, description: str, code: str = "") -> None:
         super().__init__(f"{status} {title}: {description}")
