@@ -1,4 +1,4 @@
-"""The outbox in the admin: pending and parked events, and the counters. The admin shows no customer id."""
+"""The outbox in Django's admin: pending and parked events, and the counters, without customer ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from django_moe_personalize.models import OutboxEvent
 
 @admin.register(OutboxEvent)
 class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the stubs alone
-    """Show events without their customers. A user who may change events may send parked ones again."""
+    """Show events without their customers. Users with the permission to change events may send parked events again."""
 
     list_display = ("experience", "action", "state", "age", "attempts", "reason", "event_uuid")
     list_filter = ("state",)
@@ -34,13 +34,13 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         return rows if delivery is None else rows.using(delivery.outbox.alias)
 
     def _refuse(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
-        """Refuse: only pages record events, and without a deleted event the counters would be wrong."""
+        """Refuse to add, change and delete. A deleted event would be in no counter."""
         return False
 
     has_add_permission = has_change_permission = has_delete_permission = _refuse
 
     def has_replay_permission(self, request: HttpRequest) -> bool:
-        """Whether the user may send events again. Django's permission to change events stands for it."""
+        """Whether the user may send parked events again. Users need Django's permission to change events."""
         return request.user.has_perm("moe_personalize.change_outboxevent")
 
     def action(self, row: OutboxEvent) -> str:
@@ -59,10 +59,9 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     @admin.action(description="Send parked events again", permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
-        """Make the parked events of the selection due again."""
+        """Make the selected parked events due again."""
         delivery = find_delivery(DatabaseDelivery)
-        chosen = list(queryset.values_list("event_uuid", flat=True))
-        count = 0 if delivery is None else delivery.outbox.replay(chosen)
+        count = 0 if delivery is None else delivery.outbox.replay(list(queryset.values_list("event_uuid", flat=True)))
         level = messages.SUCCESS if count else messages.WARNING
         self.message_user(request, f"{count} parked events are due again.", level)
 

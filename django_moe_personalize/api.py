@@ -16,7 +16,7 @@ from django.views.decorators.debug import sensitive_variables
 
 from django_moe_personalize import tracking
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.delivery.erasure import mark_withdrawal
+from django_moe_personalize.delivery.sending import mark_withdrawal
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache

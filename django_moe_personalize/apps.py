@@ -27,6 +27,6 @@ class MoePersonalizeConfig(AppConfig):
 def check_site(**kwargs: Any) -> list[CheckMessage]:
     """Run all system checks of this package."""
     # A server process runs no checks, so it shouldn't import them.
-    from django_moe_personalize import checks
+    from django_moe_personalize.checks import settings
 
-    return checks.check_site()
+    return settings.check_site()

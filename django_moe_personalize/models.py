@@ -1,4 +1,4 @@
-"""The outbox of ``DatabaseDelivery``: events that wait in the site's database, and counters of those that left it."""
+"""The tables of ``DatabaseDelivery``: the outbox with its events, and the counters of the events that left it."""
 
 from __future__ import annotations
 
@@ -13,33 +13,31 @@ from django.db import models
 
 from django_moe_personalize.moengage.types import Event
 
-_PENDING = "pending"
-
 
 class OutboxEvent(models.Model):
-    """An event that waits to be sent, or a parked one. MoEngage's acceptance deletes its row.
+    """A pending or a parked event. When MoEngage accepts the event, the deliverer deletes the row.
 
-    ``due_at`` of a pending event is the time from which a deliverer may lease it. A lease moves it to the lease's
-    end, a failure to the next attempt. ``due_at`` of a parked event is the time at which it was parked.
+    A deliverer may lease a pending event from the time ``due_at`` on. A lease sets ``due_at`` to the end of the lease,
+    and a failure sets it to the time of the next attempt. For a parked event ``due_at`` is the time of parking.
     """
 
     class State(models.TextChoices):
         """Pending, or parked for a reason."""
 
-        PENDING = _PENDING, "pending"
+        PENDING = "pending", "pending"
         REFUSED = "refused", "refused by MoEngage"
         ATTEMPTS = "attempts", "given up after too many attempts"
 
     event_uuid = models.UUIDField(unique=True)
-    # For erase(). A hash, because databases differ in how they compare and limit text.
+    # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
     customer_hash = models.CharField(max_length=32)
-    # The JSON that is sent. ASCII, because not every database and encoding can store all characters of a context.
+    # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
     body = models.TextField()
     state = models.CharField(max_length=8, choices=State.choices, default=State.PENDING)
-    # For the index. PostgreSQL expects few rows with one text in a table that it hasn't analyzed lately, such as this
-    # one after an outage: it would sort all pending rows and ignore the index. Of a boolean it expects half the rows.
+    # The index uses this boolean instead of ``state``. Without fresh statistics, as after an outage, PostgreSQL expects
+    # few rows with one text, so it would ignore the index and sort. For a boolean it expects half of the rows.
     is_pending = models.GeneratedField(
-        expression=models.Case(models.When(state=_PENDING, then=True), default=False),
+        expression=models.Case(models.When(state=State.PENDING, then=True), default=False),
         output_field=models.BooleanField(),
         db_persist=True,
     )
@@ -59,7 +57,7 @@ class OutboxEvent(models.Model):
 
     @classmethod
     def build(cls, event: Event, now: datetime) -> OutboxEvent:
-        """Return the row of an event that is due at once. Raises TypeError or ValueError if JSON can't express it."""
+        """Return the unsaved row of an event, due at once. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
@@ -69,7 +67,7 @@ class OutboxEvent(models.Model):
         )
 
     def read_action(self) -> Mapping[str, Any]:
-        """Return the action in ``body``, which doesn't name the customer, or ``{}`` if there is none."""
+        """Return the action in ``body``, or ``{}`` without an action. An action doesn't name the customer."""
         try:
             (action,) = json.loads(self.body)["actions"]
             return dict(action)

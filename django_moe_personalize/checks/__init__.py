@@ -1,8 +1,4 @@
 """System checks: report mistakes in the settings and the templates of a site before its first visitor comes.
 
-``settings`` has the checks with their ids and hints, ``template_leaks`` searches templates for cached personal content.
+``settings`` has the checks with their ids and hints. ``template_leaks`` searches templates for cached personal content.
 """
-
-from django_moe_personalize.checks.settings import check_site
-
-__all__ = ["check_site"]

@@ -1,7 +1,6 @@
-"""System checks of the settings, the middleware, the URLs and the templates.
+"""System checks of the settings, the middleware, the URLs and the templates. check_site() runs all checks.
 
-A check never raises, and it uses neither the network nor the database. Each message has a hint that says how to fix it.
-A check yields its messages; check_site() runs all checks.
+A check yields messages and never raises. It uses neither the network nor the database.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
 
 Message = tuple[str, str, str]
-"""The number of a check, its message, and the hint that says how to fix the mistake."""
+"""The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
 
 
 def check_site() -> list[CheckMessage]:
-    """Run all system checks of this package. While a value is wrong, only the values are checked."""
+    """Run all system checks of this package. If a setting has a wrong value, check only the values of the settings."""
     found = list(check_values())
     if all(number == "W002" for number, _, _ in found):
         found += [message for check in CHECKS for message in check(get_settings())]
@@ -49,7 +48,7 @@ def check_site() -> list[CheckMessage]:
 
 
 def check_values() -> Iterator[Message]:
-    """Yield E001 for an unknown setting, E002 or E005 for a wrong value, W002 for an unknown variable."""
+    """Yield E001 for an unknown setting, E002 or E005 for a wrong value, W002 for an unknown environment variable."""
     for problem in find_problems():
         number = "E005" if problem.name == "DATA_CENTER" else "E002"
         number = {"environment": "W002", "unknown": "E001"}.get(problem.kind, number)
@@ -69,7 +68,7 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
 
 
 def check_paths(settings: Settings) -> Iterator[Message]:
-    """Yield E009 for a callable that can't be used, E010 for such a DELIVERY."""
+    """Yield E009 for a callable that can't be used, E010 for a DELIVERY that can't be used."""
     paths = [("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
     for name, path in [*paths, *(("ATTRIBUTES", path) for path in settings.attributes)]:
         if path:
@@ -94,7 +93,7 @@ def check_transport(settings: Settings) -> Iterator[Message]:
 
 
 def check_middleware(settings: Settings) -> Iterator[Message]:
-    """Yield W001 if the middleware is missing, E007 if it is there twice, E008 if it comes too early."""
+    """Yield W001 if MIDDLEWARE lacks the middleware, E007 if it lists it twice, E008 if the middleware is too early."""
     places = _find_middleware(MIDDLEWARE)
     if not places and settings.enabled:
         message = "MIDDLEWARE doesn't list PersonalizeMiddleware, so requests have no request.personalization."
@@ -116,12 +115,12 @@ def _is_class_at(path: str, wanted: str) -> bool:
     try:
         return issubclass(import_string(path), import_string(wanted))
     except Exception:
-        # The path leads to a function, or nowhere. Django reports that when it needs the class.
+        # The path names a function, or nothing. Django reports a wrong path when it needs the class.
         return False
 
 
 def check_cache(settings: Settings) -> Iterator[Message]:
-    """Yield E012 for an unknown alias, W004 or W005 for an unsuitable cache, W009 for a shared page."""
+    """Yield E012 for an unknown alias, W004 or W005 for an unsuitable cache, W009 for pages that proxies may share."""
     aliases = django_settings.CACHES
     if settings.cache not in aliases:
         message = f'{SETTING}["CACHE"] is {settings.cache!r}, but CACHES has no such alias.'
@@ -143,7 +142,7 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
 
 
 def check_sandbox(settings: Settings) -> Iterator[Message]:
-    """Yield W006 outside DEBUG, E013 for a broken workspace file, W008 for a key that the file doesn't have."""
+    """Yield W006 without DEBUG, E013 for a broken workspace file, W008 for a key that the workspace file lacks."""
     if not settings.enabled or not settings.sandbox:
         return
     if not django_settings.DEBUG:
@@ -184,7 +183,7 @@ def check_urls(settings: Settings) -> Iterator[Message]:
 
 
 def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str, URLPattern | URLResolver]]:
-    """Yield the patterns below a resolver with their view names, and each namespace as ``shop:*``."""
+    """Yield each URL pattern below ``resolver`` with its view name, and each namespace under a name like ``shop:*``."""
     for pattern in resolver.url_patterns:
         if isinstance(pattern, URLPattern):
             yield f"{prefix}{pattern.name or pattern.lookup_str}", pattern
@@ -204,17 +203,14 @@ def check_proxies(settings: Settings) -> Iterator[Message]:
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
-    """Yield E014 for a ``{% cache %}`` that would show one visitor's content to all visitors.
-
-    The check runs always, not only with ``--deploy``: the author of the template should see the mistake.
-    """
+    """Yield E014 for a ``{% cache %}`` that would show one visitor's content to all visitors."""
     for found, found_at, place in [leak for engine in get_engines() for leak in find_leaks(engine)]:
         message = f"{{% cache %}} shows one visitor's content to all visitors: {found} in {found_at}."
         yield "E014", message, f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
 
 
 def check_threads(settings: Settings) -> Iterator[Message]:
-    """Yield W011 in a uWSGI without threads, where ThreadDelivery can't send in the background."""
+    """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
     if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
         yield "W011", f"{thread.NO_THREADS}.", thread.THREADS_HINT
 

@@ -1,9 +1,8 @@
-"""Find one visitor's content inside Django's ``{% cache %}``, which shows it to all visitors.
+"""Find one visitor's content inside Django's ``{% cache %}``, which would show this content to all visitors.
 
-Our tags refuse to render directly inside ``{% cache %}``. This module finds the content that an include, a block of a
-child, a partial, an inclusion tag or a variable brings into it. It follows the literal names in compiled templates.
-
-A site's templates may contain any third-party node. One that can't be inspected is skipped, and never raises.
+Our tags refuse to render directly inside ``{% cache %}``. This module also finds content that comes from an include, a
+block of a child template, a partial, an inclusion tag or a variable. It follows the literal names in compiled
+templates. It skips a third-party node that it can't inspect.
 """
 
 from __future__ import annotations
@@ -36,11 +35,11 @@ _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 Names = frozenset[str]
 Blocks = dict[str, list[BlockNode]]
 Leak = tuple[str, str, str]
-"""A tag or variable inside ``{% cache %}``, its place, and the place of that ``{% cache %}``: ``file, line n``."""
+"""A tag or variable inside ``{% cache %}``, its place, and the place of the ``{% cache %}``, as ``file, line n``."""
 
 
 def get_engines() -> list[Engine]:
-    """Return the engines of Django's template language. Django's own checks report TEMPLATES that don't load."""
+    """Return the engines of Django's template language. If TEMPLATES has a mistake, Django's own checks report it."""
     with suppress(Exception):
         return [backend.engine for backend in engines.all() if isinstance(backend, DjangoTemplates)]
     return []
@@ -49,8 +48,8 @@ def get_engines() -> list[Engine]:
 def find_leaks(engine: Engine) -> Iterable[Leak]:
     """Return the leaks in the templates of the engine's folders. Never raises.
 
-    It reads every file. It compiles templates only if one of them has ``{% cache %}``: those with that tag, those that
-    load our tags, and those that could fill a block inside the ``{% cache %}`` of another template.
+    Reads every file. If one has ``{% cache %}``, compiles each template that has ``{% cache %}``, loads our tags, or
+    extends another template.
     """
     sources = read_sources(engine)
     if not any(map(_CACHE.search, sources.values())):
@@ -61,7 +60,7 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
 
 
 def read_sources(engine: Engine) -> dict[str, str]:
-    """Return the source of every template that can be read, by name. Of two with one name, the first counts."""
+    """Return the source of each readable template by name. If two templates have the same name, use the first."""
     sources: dict[str, str] = {}
     loaders: list[Any] = []
     with suppress(Exception):
@@ -76,7 +75,7 @@ def read_sources(engine: Engine) -> dict[str, str]:
 
 
 class _Search:
-    """Walk pages from their outermost parent, in the order of rendering. Every branch counts, taken or not."""
+    """Walk pages from their outermost parent, in the order of rendering. Follow all branches of conditions."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -91,7 +90,7 @@ class _Search:
     def _load(self, name: Any) -> Template | None:
         if name not in self._templates:
             self._templates[name] = None
-            # Compiling a tag may raise anything. The page that needs the template reports that.
+            # Compiling a tag may raise any exception. The page that uses the template reports the mistake.
             with suppress(Exception):
                 self._templates[name] = self._engine.get_template(name)
         return self._templates[name]
@@ -103,7 +102,7 @@ class _Search:
         self._seen.add((id(template), id(fragment)))
         family = [template]
         for member in family:
-            # A template extends at most one other. Its literal name may lead to no template, or in a circle.
+            # A template extends at most one other template. The name may lead to no template, or in a circle.
             parents = [self._load(get_literal(node.parent_name)) for node in _find_nodes(member, ExtendsNode)]
             family += [parent for parent in parents if parent is not None and parent not in family]
         blocks: Blocks = {}
@@ -113,7 +112,7 @@ class _Search:
 
     def _walk(self, nodes: Any, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         for node in nodes:
-            # A third-party node may have these attributes with another meaning. Then the walk skips this node.
+            # A third-party node may use these attributes for another purpose. The walk skips a node that raises.
             with suppress(Exception):
                 if fragment is not None and _is_personal(node, names):
                     yield _quote(node), _describe(node), _describe(fragment)
@@ -125,7 +124,7 @@ class _Search:
     def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         if isinstance(node, CacheNode):
             fragment = fragment or node
-            # {% cache 60 x hero.Title %} stores one fragment for each value, so this variable is not a leak inside it.
+            # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
             names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
         for template in self._find_templates(node):
             yield from self._walk_template(template, names, fragment)
@@ -134,13 +133,13 @@ class _Search:
                 yield from self._walk(getattr(part, attribute, ()), names, fragment, blocks)
 
     def _find_templates(self, node: Any) -> list[Template | None]:
-        """Return the templates that ``node`` renders: of an include, an inclusion tag or a partial of Django 6."""
+        """Return the templates that ``node`` renders if it is an include, an inclusion tag or a partial (Django 6)."""
         found: list[Template | None] = []
         if isinstance(node, IncludeNode):
             found.append(self._load(get_literal(node.template)))
         elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
             found.append(self._load(node.filename))
-        # Only a partial has these attributes, and Django 5.2 has no partials.
+        # A node without these attributes is not a partial. Django 5.2 has no class to test for.
         with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
         return found
@@ -165,7 +164,7 @@ def _find_names(node: Any, names: Names) -> Names:
 def _is_personal(node: Node, names: Names) -> bool:
     if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode):
         return True
-    # No token of a node has the conditions of {% elif %}.
+    # The token of an {% if %} doesn't contain the conditions of its {% elif %}.
     conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
     is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
     return not is_plain and _mentions(_read_contents(node) + conditions, names)

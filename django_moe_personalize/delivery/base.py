@@ -1,4 +1,4 @@
-"""The interface of every delivery, its counters, and the delivery of this process."""
+"""The base class of all deliveries, with its counters, and the delivery that the settings choose."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
-from django_moe_personalize.delivery.erasure import split_withdrawn
-from django_moe_personalize.delivery.sending import Outcome, send
+from django_moe_personalize.delivery.sending import Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
@@ -24,20 +23,19 @@ from django_moe_personalize.signals import events_delivered, events_dropped
 Kind = TypeVar("Kind", bound="BaseDelivery")
 
 MAX_PAUSE_SECONDS = 3600.0
-"""The longest pause after wrong credentials."""
+"""The longest pause of a delivery after wrong credentials."""
 
 
 @dataclass(frozen=True, slots=True)
 class DeliveryCounts:
-    """How many events this process accepted, and what became of them.
+    """The number of events that this process accepted, and how many events had each result.
 
-    ``accepted == delivered + handed_over + sum(dropped.values()) + pending`` at every moment. A queue's worker
-    counts the events that it takes from the queue as accepted again. So the queue holds ``handed_over`` of all
-    processes minus ``accepted`` of all workers.
+    ``accepted == delivered + handed_over + sum(dropped.values()) + pending`` at every moment. If a web process hands
+    an event over to a queue, the worker of the queue counts the event as accepted again.
 
-    The reasons for dropping: ``overflow`` (the memory limit), ``refused`` (by MoEngage), ``attempts`` (too
-    many), ``exit`` (the process ended first), ``failed`` (a delivery without retries failed), ``broker`` (the
-    queue didn't accept the event), ``error`` (the delivery couldn't accept it), ``erased`` (the customer's wish).
+    The reasons for dropping: ``overflow`` (the memory limit), ``refused`` (by MoEngage), ``attempts`` (too many
+    failed), ``exit`` (the process ended first), ``failed`` (a delivery without retries failed), ``broker`` (the queue
+    didn't accept the event), ``error`` (the delivery raised an error), ``erased`` (the customer withdrew consent).
     """
 
     accepted: int = 0
@@ -48,37 +46,38 @@ class DeliveryCounts:
 
 
 class BaseDelivery:
-    """A way to deliver events. A subclass implements ``take`` and gets its options as keyword arguments.
+    """A way to deliver events. All threads of a process share one instance.
 
-    Wrong options raise TypeError or ValueError. All threads of a process share one instance.
+    A subclass implements ``take``. Its constructor gets OPTIONS as keyword arguments, and raises TypeError or
+    ValueError for wrong options.
     """
 
     checks_withdrawal = True
-    """Whether to look for withdrawn customers before sending, because ``erase`` can't reach every event."""
+    """Whether ``send`` looks for customers who withdrew consent. ``False`` if ``erase`` finds all events."""
 
     uses_database = False
-    """Whether ``take`` must run in the thread of the site's sync code, because it uses a database connection."""
+    """Whether ``take`` uses the site's database connection, and so must run in the thread of the site's sync code."""
 
     fallback: BaseDelivery | None = None
-    """The delivery of the events that this one can't accept."""
+    """Another delivery, which gets the events that this delivery can't accept."""
 
     runtime: Runtime | None = None
-    """The runtime whose client sends the events. ``None`` is the current one of the default workspace."""
+    """The runtime whose client sends the events. ``None`` means the current runtime of the default workspace."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
-        # Reentrant: a signal handler or a finalizer may record an event while its thread holds the lock.
+        # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
         self._health = "working"
 
     def bind(self, runtime: Runtime) -> None:
-        """Send with the client of ``runtime``, also while it's being closed after a change of settings."""
+        """Use the client of ``runtime``, even after new settings have closed this runtime."""
         self.runtime = runtime
         if self.fallback is not None:
             self.fallback.bind(runtime)
 
     def record(self, events: Sequence[Event]) -> None:
-        """Accept events for delivery. Never raises, and blocks only where the class says so."""
+        """Accept events for delivery. Never raises. Some subclasses block, and their docstrings say for how long."""
         if not events:
             return
         self._count("accepted", len(events))
@@ -93,11 +92,16 @@ class BaseDelivery:
         await sync_to_async(self.record, thread_sensitive=self.uses_database)(events)
 
     def take(self, events: Sequence[Event]) -> None:
-        """Take all of the events, which are already counted as accepted. To take none of them, raise."""
+        """Take the events, which record() has counted as accepted. An exception means: this method took no event."""
         raise NotImplementedError
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Deliver the pending events, for at most ``timeout`` seconds if given, and return the counters."""
+        """Deliver the pending events, for at most ``timeout`` seconds if given, and return the counters.
+
+        Events in a queue wait for the workers of the queue.
+        """
+        if self.fallback is not None:
+            self.fallback.flush(timeout)
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -105,7 +109,7 @@ class BaseDelivery:
         with self._counts_lock:
             dropped = self._counts.copy()
         accepted, delivered, handed_over = (dropped.pop(name, 0) for name in ("accepted", "delivered", "handed_over"))
-        # Computed from the others, so the sum is always right.
+        # Computed from the other counters, so the equation in DeliveryCounts always holds.
         pending = accepted - delivered - handed_over - dropped.total()
         return DeliveryCounts(accepted, delivered, dict(dropped), pending, handed_over)
 
@@ -122,15 +126,17 @@ class BaseDelivery:
         return 0
 
     def close(self) -> None:
-        """Flush and stop. Drop the events that can't be delivered in time. May be called twice."""
+        """Deliver pending events, drop the events that can't be delivered in time, and stop. A second call is safe."""
+        if self.fallback is not None:
+            self.fallback.close()
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
-        """Make one attempt to deliver the events. Log when attempts start or stop failing. See sending.send()."""
+        """Make one attempt to deliver the events, as sending.send() does. Log when attempts start or stop to fail."""
         events, withdrawn = split_withdrawn(events) if self.checks_withdrawal else (events, ())
         outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)
         if not events:
-            # Without a call, this attempt says nothing about MoEngage.
+            # All events were withdrawn, so no call has shown whether MoEngage works.
             return outcome
         if outcome.refused:
             reason = describe(outcome.refused[0][1])
@@ -144,7 +150,7 @@ class BaseDelivery:
         return outcome
 
     def count_outcome(self, outcome: Outcome) -> None:
-        """Count the events that an attempt settled. The caller keeps or drops the ``kept`` ones."""
+        """Count the delivered, refused and withdrawn events of an attempt. The caller handles the ``kept`` events."""
         self.count_delivered(len(outcome.delivered))
         self.count_dropped(len(outcome.refused), "refused")
         self.count_dropped(len(outcome.withdrawn), "erased")
@@ -173,7 +179,7 @@ def _log_health(health: str, error: Exception | None) -> None:
 
 
 def describe(error: Exception) -> str:
-    """Describe an error without personal data: only the messages of this package are known to contain none."""
+    """Describe an error without personal data. Other packages' messages may contain such data, so leave them out."""
     name = type(error).__name__
     return f"{name}: {error}" if isinstance(error, (MoePersonalizeError, ConfigurationError)) else name
 
@@ -187,13 +193,13 @@ def get_delivery(runtime: Runtime) -> BaseDelivery:
 
 
 def find_delivery(kind: type[Kind], runtime: Runtime | None = None) -> Kind | None:
-    """Return the site's delivery or its fallback, whichever is a ``kind``. Raises ConfigurationError."""
+    """Return the site's delivery or its fallback, if one of them is a ``kind``. Raises ConfigurationError."""
     delivery = get_delivery(runtime)
     return next((each for each in (delivery, delivery.fallback) if isinstance(each, kind)), None)
 
 
 def build_delivery(backend: Backend, name: str = "DELIVERY") -> BaseDelivery:
-    """Return a new delivery, as the setting ``name`` describes it. Raises ConfigurationError."""
+    """Build the delivery that ``backend`` describes. ``name`` is its setting. Raises ConfigurationError."""
     found = load_backend(name, backend)
     place = f'{SETTING}["{name}"]'
     if not (isinstance(found, type) and issubclass(found, BaseDelivery)):

@@ -1,14 +1,7 @@
-"""Hand events over to the site's Celery: one message a page, which a worker sends.
+"""Hand events over to the site's Celery: each page publishes one message, and a worker sends its events.
 
-A message is as safe as its broker:
-
-- **RabbitMQ.** The page waits until RabbitMQ confirms the message, and the task uses ``acks_late``. If a worker is
-  killed, RabbitMQ delivers its messages to another worker.
-- **Redis.** Celery's transport first takes a message from the queue, and then notes it as unacknowledged. A worker
-  that is killed between these steps loses this message. If it is killed later, the message comes back after the
-  ``visibility_timeout`` of Celery's ``broker_transport_options``, one hour by default.
-
-No killed process loses the events of ``DatabaseDelivery``. Celery can send them: see ``django_moe_personalize.tasks``.
+With RabbitMQ, a killed worker loses no message: the page waits until RabbitMQ confirms the message, and the task uses
+``acks_late``. With Redis, a worker that is killed before Celery notes the message as unacknowledged loses it.
 """
 
 from __future__ import annotations
@@ -23,7 +16,7 @@ from typing import Any
 from celery import current_app, shared_task
 from celery.exceptions import Reject
 
-from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
 from django_moe_personalize.exceptions import DeliveryError
 from django_moe_personalize.moengage.types import Event
@@ -39,10 +32,9 @@ _REJECT_SECONDS = 1.0
 
 
 class CeleryDelivery(QueuedDelivery):
-    """Publish one message a page, which a worker sends.
+    """Publish one message for each page. The page waits for at most ``publish_timeout`` seconds.
 
-    The page waits for at most ``publish_timeout`` seconds. After two failures in a row pages skip the broker for
-    some seconds. For the other options see QueuedDelivery.
+    After two failures in a row, pages skip the broker for some seconds. For the other options see QueuedDelivery.
     """
 
     def __init__(
@@ -68,11 +60,11 @@ class CeleryDelivery(QueuedDelivery):
         )
         self._publish_timeout = publish_timeout
         self._breaker = CircuitBreaker(failure_threshold=2, open_seconds=2.0, max_open_seconds=30.0)
-        # Connections of our own: those in Celery's pool wait without limit for a broker that hangs.
+        # Connections outside Celery's pool: the pool's connections wait without limit for a broker that hangs.
         self._idle: deque[Any] = deque()
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
-        """Publish a message. Raises Celery's errors, and DeliveryError while the broker is skipped."""
+        """Publish a message. Raises Celery's errors, and DeliveryError while pages skip the broker."""
         if current_app.conf.task_always_eager:
             deliver.apply_async((message,))
             return
@@ -87,7 +79,7 @@ class CeleryDelivery(QueuedDelivery):
         self._breaker.success(ticket)
 
     def _publish(self, message: str, wait: float) -> None:
-        """Publish on an idle connection. If that fails early, the connection had died: try the next or a new one."""
+        """Publish on an idle connection. If it is dead, try the next idle connection, and at last a new connection."""
         deadline = Deadline(self._publish_timeout)
         while True:
             idle = self._take_idle()
@@ -95,7 +87,7 @@ class CeleryDelivery(QueuedDelivery):
             try:
                 deliver.apply_async(
                     (message,),
-                    # Celery writes these into its log and events, where the visitor must not appear.
+                    # Celery writes the arguments' text into its log and events. It must not name the visitor.
                     argsrepr="(…)",
                     kwargsrepr="{}",
                     connection=connection,
@@ -113,7 +105,7 @@ class CeleryDelivery(QueuedDelivery):
                 return
 
     def _take_idle(self) -> Any:
-        # Another thread may take the last one.
+        # Another thread may take the last idle connection first.
         with suppress(IndexError):
             return self._idle.pop()
         return None
@@ -126,7 +118,7 @@ class CeleryDelivery(QueuedDelivery):
             "read_timeout": seconds,  # RabbitMQ
             "write_timeout": seconds,
             "confirm_publish": True,
-            # By default kombu tries without end. One retry is for a broker URL with two addresses.
+            # By default kombu retries without end. One retry is enough for a broker URL with two addresses.
             "max_retries": 1,
             "interval_start": 0,
             "interval_step": 0,
@@ -134,7 +126,7 @@ class CeleryDelivery(QueuedDelivery):
         return current_app.connection_for_write(connect_timeout=seconds, transport_options=options)
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
-        """Ask the broker to keep the message: the worker still holds it unacknowledged."""
+        """Ask the broker to keep the message, which the worker hasn't acknowledged yet."""
         self._count("handed_over", len(events))
         return False
 
@@ -146,7 +138,7 @@ class CeleryDelivery(QueuedDelivery):
 
 
 def _disconnect(connection: Any) -> None:
-    """Close a connection without a goodbye, which a broker that hangs would not answer."""
+    """Close a connection without waiting for the broker, which may hang."""
     with suppress(Exception):
         connection.collect(socket.getdefaulttimeout())
 
@@ -168,13 +160,13 @@ def get_worker(runtime: Runtime) -> CeleryDelivery:
 def deliver(message: str) -> None:
     """Send the events of one page."""
     if not get_worker().work(message):
-        # The broker doesn't accept messages: don't let it deliver this one again at once.
+        # The broker doesn't accept messages. Sleep, or it delivers this message again at once.
         time.sleep(_REJECT_SECONDS)
         raise Reject("the broker should deliver it again", requeue=True)
 
 
-deliver_outbox = shared_task(name=OUTBOX_TASK, ignore_result=True, enqueue=staticmethod(drain.enqueue))(
-    drain.deliver_outbox
+deliver_outbox = shared_task(name=OUTBOX_TASK, ignore_result=True, enqueue=staticmethod(queued.enqueue))(
+    queued.deliver_outbox
 )
-# A schedule may name the task by its import path, too.
-shared_task(name="django_moe_personalize.tasks.deliver_outbox", ignore_result=True)(drain.deliver_outbox)
+# A schedule may also name the task by its import path.
+shared_task(name="django_moe_personalize.tasks.deliver_outbox", ignore_result=True)(queued.deliver_outbox)

@@ -1,9 +1,9 @@
-"""Keep events in an outbox in the site's database: a recorded event outlives every process.
+"""Keep events in an outbox in the site's database. No killed process loses a recorded event.
 
-To record events, a page runs one INSERT. Deliverers send them, in as many processes as you like: ``manage.py
-moe_deliver``, or the task ``deliver_outbox`` (see ``django_moe_personalize.tasks``). A deliverer leases a batch,
-sends it outside any transaction, and settles it. If a deliverer is killed in between, its lease runs out and
-another one sends the events again with the same UUIDs, so that MoEngage counts them once (contract §4).
+A page records its events with one INSERT. Deliverers send the events, in as many processes as you like: ``manage.py
+moe_deliver``, or the task ``deliver_outbox`` (see ``django_moe_personalize.tasks``). A deliverer leases a batch of
+events, sends the batch outside any transaction, and stores the results. If a deliverer is killed, its lease runs out.
+Then another deliverer sends the events again with the same UUIDs, so MoEngage counts them once (contract §4).
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadlin
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
 SENDING_SHARE = 0.75
-"""The share of a lease in which its batch is sent. The rest allows for clocks that differ between machines."""
+"""The share of a lease in which the deliverer sends the batch. The rest allows for different clocks of machines."""
 
 PATIENCE = 5
-"""Failures in a row after which a single run of a deliverer ends."""
+"""After this number of failures in a row, drain() ends."""
 
 PURGE_SECONDS = 3600.0
-"""The time between two searches of a process for parked events that are too old."""
+"""A process deletes old parked events once in this time."""
 
 
 class DatabaseDelivery(BaseDelivery):
-    """Keep events in the database ``using``, by default the router's, until a deliverer has sent them.
+    """Keep events in the database ``using`` until a deliverer has sent them. By default the router chooses it.
 
-    A deliverer leases up to ``batch_size`` events for ``lease`` seconds. A call takes at most ``timeout``
-    seconds. A failed event is sent again after a random wait: at most ``backoff`` seconds at first, doubling up
-    to ``max_backoff``, and at least MoEngage's Retry-After. After ``max_attempts`` failures, if given, it is
-    parked. Wrong credentials pause a deliverer for ``pause`` seconds, doubling up to an hour. Parked events are
-    deleted after ``retention`` seconds.
+    A deliverer leases up to ``batch_size`` events for ``lease`` seconds. A call takes at most ``timeout`` seconds. A
+    failed event waits for a random time of up to ``backoff`` seconds, then twice as long each time, up to
+    ``max_backoff``, and at least for MoEngage's Retry-After. After ``max_attempts`` failures, if given, the event is
+    parked. Parked events are deleted after ``retention`` seconds. After wrong credentials a deliverer waits for
+    ``pause`` seconds, then twice as long each time, up to an hour.
     """
 
     checks_withdrawal = False  # erase() finds every event in the table.
@@ -85,10 +85,10 @@ class DatabaseDelivery(BaseDelivery):
         self._purge_at = 0.0
 
     def take(self, events: Sequence[Event]) -> None:
-        """Add the events to the outbox with one INSERT. In a transaction of the caller they share its fate."""
+        """Add the events to the outbox with one INSERT. A rollback of the caller's transaction removes them again."""
         self.outbox.insert(events)
         if connections[self.outbox.alias].in_atomic_block:
-            # Record losses outside the caller's transaction, so that a rollback doesn't lose the count.
+            # Record losses outside the caller's transaction: a rollback would lose the count.
             return
         with self._counts_lock:
             lost = self._counts.pop("error", 0)
@@ -96,11 +96,11 @@ class DatabaseDelivery(BaseDelivery):
             try:
                 self.outbox.add_loss(lost, "error")
             except Exception:
-                # The new events are stored: don't drop them because the counters failed.
+                # The new events are stored. Don't drop them because the counter failed.
                 self._count("error", lost)
 
     def counts(self) -> DeliveryCounts:
-        """Return the counters of all processes with this outbox, and the losses that this process still has to add."""
+        """Return the counters in the outbox, plus the losses that this process hasn't added to the outbox yet."""
         dropped = self.outbox.count()
         dropped["error"] += self._counts["error"]
         delivered, pending = dropped.pop(DELIVERED, 0), dropped.pop(State.PENDING, 0)
@@ -109,7 +109,7 @@ class DatabaseDelivery(BaseDelivery):
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
         """Send the due events of all processes, for at most ``timeout`` seconds if given, and return the counters.
 
-        Gives up when several attempts in a row fail. Raises RuntimeError inside a transaction.
+        Ends early after several failures in a row. Raises RuntimeError inside a transaction.
         """
         Deliverer(self).drain(deadline=Deadline(timeout))
         return self.counts()
@@ -126,9 +126,9 @@ class DatabaseDelivery(BaseDelivery):
         return max(0.0, self._resume_at - time.monotonic())
 
     def deliver_batch(self) -> Outcome | None:
-        """Lease due events, send them and settle them. Return ``None`` if no event was due.
+        """Lease due events, send them, and store the results. Return ``None`` if no event was due.
 
-        Raises the database's error. Then leased events are due again when the lease has run out.
+        Raises the database's error. Then the leased events are due again when the lease has run out.
         """
         until = Deadline(self._lease * SENDING_SHARE)
         lease = self.outbox.lease(self._batch_size, self._lease)
@@ -155,11 +155,14 @@ class DatabaseDelivery(BaseDelivery):
         return outcome
 
     def _decide(self, outcome: Outcome, rows: dict[str, LeasedRow], settlement: Settlement) -> None:
-        """Decide about each row: delivered, parked, or due again."""
+        """Decide for each row whether it is delivered, parked, or due again, and when."""
         settlement.delivered = [rows[event.event_uuid].pk for event in outcome.delivered]
         for event, error in outcome.refused:
-            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, _explain(error, event)
-        # Wrong settings aren't the events' fault: no attempt is counted, and the events are due at once.
+            # MoEngage's description may quote the customer's id.
+            said = error.description if isinstance(error, ResponseError) else ""
+            said = re.sub(rf"(?<!\w){re.escape(event.customer_id)}(?!\w)", "...", said)
+            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, f"{describe(error)} {said}".rstrip()
+        # Wrong credentials aren't the events' fault. So no attempt is counted, and the events are due at once.
         settlement.counts_as_attempt = not outcome.wrong_credentials
         wait = min(outcome.retry_after, MAX_GATE_SECONDS)
         for row in (rows[event.event_uuid] for event in outcome.kept):
@@ -176,7 +179,7 @@ class DatabaseDelivery(BaseDelivery):
             self._purge_at = time.monotonic() + PURGE_SECONDS
 
     def drop_connection(self, error: Exception) -> None:
-        """Log a database's error and close this thread's connection, so that the next query opens another."""
+        """Log a database's error, and close this thread's connection: the next query opens a new connection."""
         logger.warning("The outbox can't be used at the moment: %s", type(error).__name__)
         connections[self.outbox.alias].close()
 
@@ -189,14 +192,14 @@ class DatabaseDelivery(BaseDelivery):
 
 
 class Deliverer:
-    """The work of one process on the outbox. ``on_batch`` gets the outcome of each batch."""
+    """Send the events in the outbox, in one process. ``on_batch`` gets the outcome of each batch."""
 
     def __init__(
         self, delivery: DatabaseDelivery, *, on_batch: Callable[[Outcome], None] = lambda outcome: None
     ) -> None:
         self._delivery = delivery
         self._on_batch = on_batch
-        # A queue, because a signal handler can't set an Event whose lock its own thread may hold.
+        # Not a threading.Event: a signal handler can't set an Event if the interrupted thread holds its lock.
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._stopped = False
 
@@ -206,10 +209,9 @@ class Deliverer:
         self._wake.put(None)
 
     def drain(self, *, deadline: Deadline | None = None, patience: float = PATIENCE) -> Outcome | None:
-        """Send batches until no event is due. Return the outcome that ended it earlier, if any.
+        """Send batches until no event is due, or until ``deadline``. Raises the database's error.
 
-        Wrong credentials end it, and so do ``patience`` failures in a row. Starts no batch after ``deadline``.
-        Raises the database's error.
+        Wrong credentials end it early, and so do ``patience`` failures in a row. Then return the last outcome.
         """
         failures = 0
         while not self._stopped and not (deadline and deadline.expired):
@@ -226,7 +228,7 @@ class Deliverer:
         return None
 
     def watch(self, interval: float) -> None:
-        """Drain the outbox again and again until stopped, every ``interval`` seconds. Survives all failures."""
+        """Drain the outbox every ``interval`` seconds, until stop() is called. Continue after all failures."""
         failures = 0
         while not self._stopped:
             wait = interval
@@ -244,10 +246,3 @@ class Deliverer:
         left = deadline.remaining() if deadline else None
         with suppress(queue.Empty):
             self._wake.get(timeout=seconds if left is None else min(seconds, left))
-
-
-def _explain(error: Exception, event: Event) -> str:
-    """Describe a refusal, with MoEngage's own words if there are any and without the customer's id."""
-    said = error.description if isinstance(error, ResponseError) else ""
-    whole_word = rf"(?<!\w){re.escape(event.customer_id)}(?!\w)"
-    return f"{describe(error)} {re.sub(whole_word, '...', said)}".rstrip()

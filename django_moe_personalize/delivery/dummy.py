@@ -1,4 +1,4 @@
-"""Keep events in memory and send nothing: for a site's tests."""
+"""Keep events in memory and send nothing. For a site's tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from django_moe_personalize.moengage.types import Event
 
 
 class DummyDelivery(BaseDelivery):
-    """Keep events in ``events``, in the order in which they were recorded, and count them as delivered."""
+    """Keep the recorded events in the list ``events``, oldest first, and count them as delivered."""
 
     def __init__(self) -> None:
         super().__init__()

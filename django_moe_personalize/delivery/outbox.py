@@ -1,9 +1,8 @@
-"""The tables of the outbox, which several processes use at once: who may send an event, and what became of it.
+"""The queries on the outbox's tables. Many processes may run them at once.
 
-A deliverer leases rows in one short transaction, sends outside any transaction, and settles the rows in another
-one. Until its lease runs out, no other deliverer takes its rows. Afterwards any deliverer does, so a killed
-deliverer delays its events and loses none. A row that leaves the table is counted in the same transaction, so the
-counters are right whichever process is killed at whichever moment.
+A deliverer leases rows in one short transaction, sends their events outside any transaction, and stores the results in
+another transaction. Until the lease runs out, no other deliverer leases these rows. So a killed deliverer delays its
+events, and loses no event. The transaction that deletes a row also counts it, so the counters are always right.
 """
 
 from __future__ import annotations
@@ -11,10 +10,10 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from django.db import OperationalError, connections, models, router, transaction
 from django.utils import timezone
@@ -30,21 +29,20 @@ DELIVERED = "delivered"
 ERASED = "erased"
 
 _RETRY_WAITS = (0.05, 0.2)
-"""Seconds to wait before a transaction is tried again after a deadlock or a lock timeout."""
+"""The seconds to wait before each retry of a transaction, after a deadlock or a lock timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeasedRow:
-    """The columns that a deliverer needs. A model instance would take much longer to build."""
+    """The columns that a deliverer needs. Building a model instance would take much longer."""
 
     pk: int
     body: str = field(repr=False)
     attempts: int
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Rows that one deliverer may send, and the token that proves it."""
+class Lease(NamedTuple):
+    """The rows that one deliverer may send. The deliverer needs ``token`` to store the results."""
 
     token: uuid.UUID
     rows: Sequence[LeasedRow] = ()
@@ -52,7 +50,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Settlement:
-    """The result for each leased row by primary key: delivered, parked for a reason, or due again after seconds."""
+    """The result of each leased row by primary key: delivered, parked for a reason, or due again after some seconds."""
 
     delivered: list[int] = field(default_factory=list)
     parked: dict[int, tuple[OutboxEvent.State, str]] = field(default_factory=dict)
@@ -61,7 +59,7 @@ class Settlement:
 
 
 class Outbox:
-    """The outbox in the database ``using``, by default the one to which the site's router writes it."""
+    """The outbox in the database ``using``. By default the site's router chooses the database."""
 
     def __init__(self, using: str | None = None) -> None:
         self._using = using
@@ -83,19 +81,19 @@ class Outbox:
 
     @property
     def parked(self) -> models.QuerySet[OutboxEvent]:
-        """The parked rows: a person has to decide about them."""
+        """The parked rows. A person has to decide whether to send their events again."""
         return self.rows.exclude(state=State.PENDING)
 
     @property
     def due(self) -> models.QuerySet[OutboxEvent]:
         """The rows that a deliverer may lease now."""
-        # IN, because Django writes a boolean without "= 1", and then SQLite doesn't use the index.
+        # IN, because Django omits "= 1" after a boolean column, and then SQLite doesn't use the index.
         return self.rows.filter(is_pending__in=[True], due_at__lte=timezone.now())
 
     def insert(self, events: Iterable[Event]) -> None:
-        """Add events that are due at once, with one INSERT. Skip events that the table has already.
+        """Add events that are due at once, with one INSERT. Skip events that the table already has.
 
-        In a transaction of the caller, a failure undoes the INSERT alone.
+        If the INSERT fails inside the caller's transaction, the transaction stays usable.
         """
         now = timezone.now()
         rows = [OutboxEvent.build(event, now) for event in events]
@@ -103,14 +101,15 @@ class Outbox:
             self.rows.bulk_create(rows, ignore_conflicts=True)
 
     def lease(self, limit: int, seconds: float) -> Lease:
-        """Lease up to ``limit`` due rows for ``seconds``, the longest due first.
+        """Lease up to ``limit`` due rows for ``seconds``. Rows with the earliest ``due_at`` come first.
 
-        Raises RuntimeError inside a transaction of the caller, because other deliverers wouldn't see the lease.
+        Raises RuntimeError inside a transaction of the caller: other deliverers wouldn't see the lease.
         """
         token = uuid.uuid4()
         skip_locked = connections[self.alias].features.has_select_for_update_skip_locked
         with transaction.atomic(using=self.alias, durable=True):
-            # SQLite has one writer. A transaction that reads first may be too late to become the writer.
+            # This UPDATE changes no row. It makes SQLite lock the database before the first read: a transaction that
+            # reads first fails if another one writes before it does.
             self.rows.filter(pk=0).update(attempts=0)
             due = self.due.select_for_update(skip_locked=skip_locked).order_by("due_at")
             rows = [LeasedRow(*row) for row in due.values_list("pk", "body", "attempts")[:limit]]
@@ -121,7 +120,7 @@ class Outbox:
     def settle(self, lease: Lease, settlement: Settlement) -> Counter[str]:
         """Store the result of each leased row. Return the number of delivered rows, and of parked rows by state.
 
-        Leaves rows alone that another deliverer has leased, because this lease had run out.
+        If this lease has run out and another deliverer has leased a row, that row doesn't change.
         """
         return self._transact(lambda: self._settle(lease.token, settlement))
 
@@ -131,13 +130,16 @@ class Outbox:
         counts[DELIVERED], _ = self._select(settlement.delivered).filter(lease=token).delete()
         attempts = models.F("attempts")
         for pk, (state, reason) in settlement.parked.items():
-            # In ASCII: a character that the database can't store would undo the whole settlement.
+            # In ASCII: a character that the database can't store would roll back all results.
             reason = reason.encode("unicode_escape").decode("ascii")
             row = self._select([pk]).filter(lease=token)
             counts[state] += row.update(state=state, reason=reason, due_at=now, lease=None, attempts=attempts + 1)
         if settlement.released:
+            # Random waits give each row its own due time, so a bad event doesn't meet the same batch again.
+            due = {pk: models.Value(now + timedelta(seconds=wait)) for pk, wait in settlement.released.items()}
+            whens = [models.When(pk=pk, then=value) for pk, value in due.items()]
             self._select(settlement.released).filter(lease=token).update(
-                due_at=_choose_due(now, settlement.released),
+                due_at=models.Case(*whens),
                 lease=None,
                 attempts=attempts + int(settlement.counts_as_attempt),
             )
@@ -145,7 +147,7 @@ class Outbox:
         return +counts
 
     def replay(self, event_uuids: Collection[uuid.UUID] | None = None) -> int:
-        """Make parked events due again, all of them or those with the given UUIDs, and return their number."""
+        """Make all parked events due again, or the parked events with the given UUIDs, and return their number."""
         rows = self.parked if event_uuids is None else self.parked.filter(event_uuid__in=event_uuids)
         return rows.update(state=State.PENDING, attempts=0, reason="", lease=None, due_at=timezone.now())
 
@@ -155,22 +157,22 @@ class Outbox:
         return self._transact(lambda: self._delete(rows, ERASED))
 
     def purge(self, seconds: float) -> int:
-        """Delete events that were parked longer than ``seconds`` ago, and return their number. They stay counted."""
+        """Delete events that were parked longer than ``seconds`` ago, count them, and return their number."""
         before = timezone.now() - timedelta(seconds=seconds)
         old = {state: self.rows.filter(state=state, due_at__lt=before) for state in State if state != State.PENDING}
         return self._transact(lambda: sum(self._delete(rows, state) for state, rows in old.items()))
 
     def add_loss(self, count: int, reason: str) -> None:
-        """Count events that could not be added."""
+        """Count events that an earlier INSERT failed to add."""
         self._transact(lambda: self._add_to_counter(reason, count))
 
     def count(self) -> Counter[str]:
-        """Return the number of ``pending`` and ``delivered`` events, and of others by reason, as of one moment."""
+        """Return the number of ``pending``, ``delivered`` and, by reason, dropped events. One query reads them all."""
         gone = OutboxCounter.objects.using(self.alias).values_list("outcome", "count")
         states = self.rows.order_by().values("state").annotate(count=models.Count("pk")).values_list("state", "count")
         counts: Counter[str] = Counter()
         for outcome, count in gone.union(states, all=True):
-            # On MariaDB a union of two integer types is a Decimal.
+            # MariaDB returns a Decimal for a union of two integer types.
             counts[outcome] += int(count)
         return counts
 
@@ -192,7 +194,7 @@ class Outbox:
         counters = OutboxCounter.objects.using(self.alias)
         counter = counters.filter(outcome=outcome)
         if not counter.update(count=models.F("count") + count):
-            # Two processes may get here at once.
+            # Two processes may add the same counter at once.
             counters.bulk_create([OutboxCounter(outcome=outcome)], ignore_conflicts=True)
             counter.update(count=models.F("count") + count)
 
@@ -205,9 +207,3 @@ class Outbox:
                 time.sleep(wait)
         with transaction.atomic(using=self.alias):
             return work()
-
-
-def _choose_due(now: datetime, seconds: Mapping[int, float]) -> models.Case:
-    """Give each row its own due time, so that a bad event doesn't meet the same batch again."""
-    whens = [models.When(pk=pk, then=models.Value(now + timedelta(seconds=wait))) for pk, wait in seconds.items()]
-    return models.Case(*whens)

@@ -1,7 +1,7 @@
-"""What deliveries through a queue of the site share: the events of a page travel as one message.
+"""Deliver events through a queue of the site: the events of a page travel as one message.
 
-The web process hands the message over to the queue. A worker of the queue makes one attempt to send its events,
-and hands the failed ones over again, with the same UUIDs. A subclass knows how to put a message into its queue.
+The web process hands the message over to the queue. A worker of the queue makes one attempt to send the events of the
+message, and hands failed events over again, with the same UUIDs. This module also has the task ``deliver_outbox``.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from django_moe_personalize.conf import DELIVERY, ConfigurationError, readers
+from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
-from django_moe_personalize.resilience import Backoff
-from django_moe_personalize.runtime import Runtime
+from django_moe_personalize.resilience import Backoff, Deadline
+from django_moe_personalize.runtime import Runtime, log_once
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
+
+MAX_SECONDS = 9.0
+"""A run of deliver_outbox() takes a little less than the ten seconds between two runs of the documented schedule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,7 @@ class Message:
 
     @classmethod
     def read(cls, text: str) -> Message:
-        """Return the message that write() wrote, in this release or another one. Raises ValueError."""
+        """Read a message that write() wrote, maybe in another release of this package. Raises ValueError."""
         try:
             content = json.loads(text)
             elements = [json.dumps(element, separators=(",", ":")) for element in content["elements"]]
@@ -50,19 +53,19 @@ class Message:
 
 
 _sent_inline: ContextVar[list[bool] | None] = ContextVar("moe_personalize_sent_inline", default=None)
-"""While take() hands a message over: a list, to which work() adds if the queue runs the task at once in this thread."""
+"""A list while take() hands a message over, else ``None``. If the queue calls work() at once, work() appends to it."""
 
 
 class QueuedDelivery(BaseDelivery):
-    """Hand the events of each page over to a queue. A subclass implements ``hand_over``; its task calls ``work``.
+    """Hand the events of each page over to a queue. A subclass implements ``hand_over``. Its task calls ``work``.
 
-    Events that the queue doesn't accept go to ``fallback``, another delivery written as ``{"BACKEND": …, "OPTIONS":
-    …}``, or are dropped as ``broker``.
+    If the queue doesn't accept events, they go to the delivery ``fallback``, written like DELIVERY. Without a fallback
+    they are dropped as ``broker``.
 
-    In the worker a call takes at most ``timeout`` seconds. A failed event is sent again, up to ``max_attempts``
-    times in total, after a random wait: at most ``backoff`` seconds at first, doubling up to ``max_backoff``, and
-    at least MoEngage's Retry-After. Wrong credentials cost no attempt: the events are sent again after ``pause``
-    seconds, doubling up to ``max_backoff``.
+    In the worker a call takes at most ``timeout`` seconds. An event has ``max_attempts`` attempts. Between attempts it
+    waits for a random time of up to ``backoff`` seconds, then twice as long each time, up to ``max_backoff``, and at
+    least for MoEngage's Retry-After. After wrong credentials it waits for ``pause`` seconds, then twice as long each
+    time, up to ``max_backoff``. Wrong credentials don't count as an attempt.
     """
 
     def __init__(
@@ -89,11 +92,11 @@ class QueuedDelivery(BaseDelivery):
                 backend = readers.read_backend(fallback, default=DELIVERY)
             except readers.InvalidValue as error:
                 raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
-            # The name is the fallback's place in the settings, as load_backend() quotes it.
+            # An error message puts this name into brackets: MOE_PERSONALIZE["DELIVERY"]["OPTIONS"]["fallback"].
             self.fallback = build_delivery(backend, 'DELIVERY"]["OPTIONS"]["fallback')
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
-        """Put a message into the queue, to be worked on after ``wait`` seconds. Raises if the queue fails."""
+        """Put a message into the queue. A worker gets it after ``wait`` seconds. Raises an error if the queue fails."""
         raise NotImplementedError
 
     def take(self, events: Sequence[Event]) -> None:
@@ -114,11 +117,7 @@ class QueuedDelivery(BaseDelivery):
             self._divert(events)
 
     def work(self, text: str) -> bool:
-        """Send the events of a message. Return False if the queue should keep the message.
-
-        Hands failed events over again. Drops refused events, and all events after ``max_attempts`` attempts, with
-        the reason in the log. Wrong credentials cost no attempt.
-        """
+        """Send the events of a message, and hand failed events over again. Return False to keep the message queued."""
         try:
             message = Message.read(text)
         except ValueError:
@@ -137,7 +136,7 @@ class QueuedDelivery(BaseDelivery):
         return not outcome.kept or self._retry(message, outcome)
 
     def _retry(self, message: Message, outcome: Outcome) -> bool:
-        """Hand the failed events over again, or drop them. Return False if the queue should keep the message."""
+        """Hand the failed events over again, or drop them. See work()."""
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self._max_attempts:
@@ -153,7 +152,7 @@ class QueuedDelivery(BaseDelivery):
         return True
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
-        """Keep failed events that can't be handed over again. Return False if the queue should keep their message."""
+        """Handle failed events that the queue doesn't accept again. Return False to keep their message queued."""
         self._divert(events)
         return True
 
@@ -178,12 +177,6 @@ class QueuedDelivery(BaseDelivery):
             self._count("accepted", -len(events))
             self.fallback.record(events)
 
-    def flush(self, timeout: float | None = None) -> DeliveryCounts:
-        """Flush the fallback, if there is one, and return the counters. Workers send the events in the queue."""
-        if self.fallback is not None:
-            self.fallback.flush(timeout)
-        return self.counts()
-
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process, including those of the fallback."""
         own = super().counts()
@@ -198,21 +191,52 @@ class QueuedDelivery(BaseDelivery):
             handed_over=own.handed_over + other.handed_over,
         )
 
-    def close(self) -> None:
-        """Close the fallback, if there is one."""
-        if self.fallback is not None:
-            self.fallback.close()
-
 
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
-    """Return the delivery with which a worker sends: the site's, its fallback, or one with default options.
+    """Return the delivery with which a worker sends: the site's delivery, its fallback, or a new default ``kind``.
 
-    So workers empty a queue even after the site has changed its DELIVERY, and while its settings are wrong.
+    The new delivery lets workers empty a queue after the site has chosen another DELIVERY, or with wrong settings.
     """
     with suppress(ConfigurationError):
         if (found := find_delivery(kind, runtime)) is not None:
             return found
     build: Callable[..., Kind] = kind
-    stand_in = build()
-    stand_in.bind(runtime)
-    return stand_in
+    (worker := build()).bind(runtime)
+    return worker
+
+
+def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
+    """Send the due events of the site's outbox and return the number of events that MoEngage accepted.
+
+    Starts no batch after ``max_seconds``. Several processes may call it at once. A failure of MoEngage or the database
+    ends the call with a log line. After wrong credentials this process pauses: until then, calls return 0 at once.
+    """
+    # Imported here: Celery may import this module before Django can import models.
+    from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer
+
+    counts: list[int] = []
+    try:
+        delivery = find_delivery(DatabaseDelivery)
+    except ConfigurationError as error:
+        log_once(("outbox", str(error)), "The outbox isn't delivered: %s", error)
+        return 0
+    if delivery is None:
+        message = 'deliver_outbox found no outbox. Set %s["DELIVERY"] to DatabaseDelivery, or end the task\'s schedule'
+        log_once("no outbox", message, SETTING)
+    elif not delivery.pause_left:
+        deliverer = Deliverer(delivery, on_batch=lambda outcome: counts.append(len(outcome.delivered)))
+        try:
+            deliverer.drain(deadline=Deadline(max_seconds))
+        except DATABASE_ERRORS as error:
+            delivery.drop_connection(error)
+    return sum(counts)
+
+
+def enqueue(*args: Any, **kwargs: Any) -> Any:
+    """Enqueue the task with Django's tasks, in the backend ``default``. Return its TaskResult."""
+    from django_moe_personalize.delivery.tasks import deliver_outbox as task
+
+    return task.enqueue(*args, **kwargs)
+
+
+deliver_outbox.enqueue = enqueue  # type: ignore[attr-defined]

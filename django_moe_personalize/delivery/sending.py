@@ -1,13 +1,16 @@
-"""One attempt to deliver events to MoEngage. Every delivery shares it."""
+"""One attempt to send events to MoEngage, without the events of customers who withdrew consent."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
+from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime
@@ -15,17 +18,21 @@ from django_moe_personalize.runtime import Runtime
 MAX_BODY_BYTES = 90_000
 """The estimated size of one call; MoEngage's limit is 100 to 128 KB (contract §7)."""
 
+MARK_SECONDS: Final = 7 * 24 * 60 * 60
+"""How long a mark lasts. Events wait longer only in the outbox, and the outbox deletes them without a mark."""
+
+MAX_SKEW: Final = 5
+"""Seconds by which the clocks of a site's machines may differ."""
+
 _REFUSALS = frozenset({400, 413, 422})
-_UNKNOWN_WORKSPACE = "Request Error"
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the events of one attempt.
+    """The result of one attempt, for each of its events.
 
-    ``refused`` events can never be delivered; each comes with its error. ``kept`` events may be sent again with
-    the same UUIDs, and ``error`` says why they weren't delivered. ``withdrawn`` events weren't sent, because
-    their customer withdrew.
+    MoEngage will never accept ``refused`` events; each has its error. The caller may send ``kept`` events again with
+    the same UUIDs; ``error`` stopped their attempt. ``withdrawn`` events belong to customers who withdrew consent.
     """
 
     delivered: list[Event] = field(default_factory=list)
@@ -41,12 +48,12 @@ class Outcome:
 
     @property
     def retry_after(self) -> float:
-        """The seconds for which MoEngage asked to be left alone, or 0.0."""
+        """The seconds that MoEngage asked us to wait before the next call, or 0.0."""
         return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
 
 
 def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
-    """Return how many of the first events fit into one call (contract §4): at least one."""
+    """Return how many events, counted from the first, fit into one call (contract §4). The first event always fits."""
     customers: set[str] = set()
     total = number = 0
     for event in events:
@@ -63,8 +70,8 @@ def send(
 ) -> Outcome:
     """Send events to MoEngage in as few calls as the contract allows. Never raises.
 
-    A call takes at most ``timeout`` seconds and never ends after ``until``. A refused batch is halved until the
-    bad event is alone, so that the good ones arrive (contract §4). Any other failure ends the attempt.
+    A call takes at most ``timeout`` seconds and never ends after ``until``. If MoEngage refuses a batch, send() halves
+    the batch until each bad event is alone, so that the good events arrive (contract §4). Other failures end it.
     """
     outcome = Outcome()
     parts = [events] if events else []
@@ -93,12 +100,39 @@ def send(
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the events are the cause. An event that JSON can't express is a ValueError or TypeError."""
+    """Whether the events cause the error. An event that JSON can't express raises ValueError or TypeError."""
     if isinstance(error, ResponseError):
         return error.status in _REFUSALS and not _is_unknown_workspace(error)
     return isinstance(error, (TypeError, ValueError))
 
 
 def _is_unknown_workspace(error: Exception | None) -> bool:
-    """Whether this 400 is about the MOE-APPKEY header and not about the events (contract §1)."""
-    return isinstance(error, ResponseError) and error.status == 400 and error.title == _UNKNOWN_WORKSPACE
+    """Whether the error is a 400 because of the MOE-APPKEY header, and not because of the events (contract §1)."""
+    return isinstance(error, ResponseError) and error.status == 400 and error.title == "Request Error"
+
+
+def mark_withdrawal(customer_id: str) -> bool:
+    """Stop all events that the customer caused up to now. Return whether the cache stored the mark.
+
+    Events wait in the memory of other processes and in queues, out of this process's reach. So this process leaves a
+    mark in the site's cache, and every process looks for marks before it sends events. Later events are sent.
+    """
+    return set_many({build_key("withdrawn", customer_id): int(time.time())}, timeout=MARK_SECONDS)
+
+
+def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
+    """Return the events to send, and the events whose customers withdrew consent later. Uses one trip to the cache.
+
+    If the cache fails, no event counts as withdrawn.
+    """
+    names = {event.customer_id: build_key("withdrawn", event.customer_id) for event in events}
+    marks = get_many(names.values())
+    if not marks:
+        return events, ()
+    kept: list[Event] = []
+    withdrawn: list[Event] = []
+    for event in events:
+        mark = marks.get(names[event.customer_id])
+        is_withdrawn = isinstance(mark, int) and event.event_time <= mark + MAX_SKEW
+        (withdrawn if is_withdrawn else kept).append(event)
+    return kept, withdrawn

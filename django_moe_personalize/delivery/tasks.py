@@ -1,7 +1,4 @@
-"""Hand events over to Django's tasks: ``django.tasks``, or its backport ``django_tasks`` before Django 6.0.
-
-How safe a message is between the page and the worker depends on the backend in TASKS.
-"""
+"""Hand events over to Django's tasks: ``django.tasks``, or its backport ``django_tasks`` before Django 6.0."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.utils import timezone
 
-from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
 from django_moe_personalize.runtime import Runtime, part
 
@@ -25,10 +22,10 @@ _MAX_SLEEP_SECONDS = 10.0
 
 
 class TasksDelivery(QueuedDelivery):
-    """Enqueue one task a page, in the caller's thread, in the backend with the alias ``backend`` in TASKS.
+    """Enqueue one task for each page, in the caller's thread. ``backend`` is an alias in TASKS.
 
-    For the other options see QueuedDelivery. A backend that runs tasks at once retries nothing: failed events are
-    dropped as ``failed``.
+    For the other options see QueuedDelivery. If the backend runs tasks at once, failed events aren't sent again, and
+    are dropped as ``failed``.
     """
 
     # Many backends keep their queue in the database.
@@ -83,6 +80,6 @@ def deliver(message: str) -> None:
 
 
 @_task  # type: ignore[untyped-decorator]
-def deliver_outbox(max_seconds: float = drain.MAX_SECONDS) -> int:
-    """See drain.deliver_outbox()."""
-    return drain.deliver_outbox(max_seconds)
+def deliver_outbox(max_seconds: float = queued.MAX_SECONDS) -> int:
+    """See queued.deliver_outbox()."""
+    return queued.deliver_outbox(max_seconds)

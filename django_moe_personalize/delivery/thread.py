@@ -1,43 +1,47 @@
-"""Send events from a background thread of the process: nothing to install, and nothing outlives the process.
+"""Send events from a background thread of each process. This delivery needs no other service.
 
-To record an event, a page takes a lock and appends to a queue. The first event starts one daemon thread, which
-sends batches. Failed events stay in memory, within limits, and are sent again with the same UUIDs. Every process
-sends its own events; a forked child starts empty. When a process ends normally, as servers do on SIGTERM, it
-sends the remaining events within ``exit_timeout``. A killed process loses its events; the outbox doesn't.
+A page appends its events to a queue in memory. The first event of a process starts its daemon thread, which sends
+batches. Failed events stay in memory, within limits, and the thread sends them again with the same UUIDs. A process
+that ends normally, as servers do on SIGTERM, first sends its remaining events. A killed process loses its events.
 """
 
 from __future__ import annotations
 
+import atexit
+import signal
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
+from types import FrameType
+from typing import Any
 
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
-from django_moe_personalize.delivery.exits import close_before_sigterm
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
+from django_moe_personalize.runtime import reset_runtimes
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 
 class ThreadDelivery(BaseDelivery):
-    """Send events in batches from a daemon thread. Hold at most ``max_events`` or ``max_bytes`` of events.
+    """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
-    A batch leaves ``interval`` seconds after its first event, or as soon as it has ``batch_size`` events. It
-    contains at most ``batch_size`` customers. A call takes at most ``timeout`` seconds. A failed event is sent
-    again, up to ``max_attempts`` times in total, after a random wait: at most ``backoff`` seconds at first,
-    doubling up to ``max_backoff``, and at least MoEngage's Retry-After. Wrong credentials pause all sending for
-    ``pause`` seconds, doubling up to an hour.
+    The thread sends a batch ``interval`` seconds after its first event, or as soon as the queue has ``batch_size``
+    events. A batch has at most ``batch_size`` customers. A call takes at most ``timeout`` seconds. An event has
+    ``max_attempts`` attempts. After a failure the thread waits for a random time of up to ``backoff`` seconds, then
+    twice as long each time, up to ``max_backoff``, and at least for MoEngage's Retry-After. After wrong credentials it
+    waits for ``pause`` seconds, then twice as long each time, up to an hour.
     """
 
     def __init__(
@@ -75,12 +79,12 @@ class ThreadDelivery(BaseDelivery):
             logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
 
     def _start_empty(self) -> None:
-        # Reentrant: a signal handler may record an event while its thread holds the lock.
+        # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._changed = threading.Condition(threading.RLock())
         self._queue: deque[Event] = deque()
         self._in_flight: list[Event] = []
         self._bytes = 0
-        # Events that ever entered the queue, and events that left it for good: flush() compares them.
+        # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = 0
         self._settled = 0
         self._attempts: dict[str, int] = {}
@@ -95,15 +99,19 @@ class ThreadDelivery(BaseDelivery):
         self._thread: threading.Thread | None = None
 
     def take(self, events: Sequence[Event]) -> None:
-        """Append the events to the queue. Drop those beyond a limit as ``overflow``."""
-        # Outside the lock, because this serializes the events; and what isn't an event raises before any is taken.
+        """Append the events to the queue. Drop the events beyond a limit as ``overflow``."""
+        # event.size serializes the event. This happens outside the lock, and an error stops before the first append.
         sized = [(event, event.size) for event in events]
         with self._changed:
             taken = self._append(sized) if self._exit is None else 0
             if self._thread is None:
                 self._start()
         if taken < len(events):
-            self._drop_excess(len(events) - taken)
+            reason = "overflow" if self._exit is None else "exit"
+            if not self._is_full:
+                self._is_full = True
+                logger.error("Events are dropped (%s) until the process has room for them again", reason)
+            self.count_dropped(len(events) - taken, reason)
 
     def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
@@ -123,13 +131,6 @@ class ThreadDelivery(BaseDelivery):
             self._changed.notify_all()
         return taken
 
-    def _drop_excess(self, count: int) -> None:
-        reason = "overflow" if self._exit is None else "exit"
-        if not self._is_full:
-            self._is_full = True
-            logger.error("Events are dropped (%s) until the process has room for them again", reason)
-        self.count_dropped(count, reason)
-
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(), which doesn't block."""
         self.record(events)
@@ -137,8 +138,8 @@ class ThreadDelivery(BaseDelivery):
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
         """Send the events that are pending now, for at most ``timeout`` seconds if given, and return the counters.
 
-        Waits for retries too. So without a timeout it may take as long as MoEngage is down. Returns at once
-        while wrong credentials pause the delivery.
+        Waits for retries too: without a timeout, as long as MoEngage is down. Returns at once during a pause after
+        wrong credentials.
         """
         deadline = Deadline(timeout)
         with self._changed:
@@ -150,7 +151,7 @@ class ThreadDelivery(BaseDelivery):
         return self.counts()
 
     def erase(self, customer_id: str) -> int:
-        """Drop the customer's events and return their number. Those in flight are not sent again."""
+        """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
         with self._changed:
             if self._in_flight:
                 self._erased.add(customer_id)
@@ -182,7 +183,7 @@ class ThreadDelivery(BaseDelivery):
             self.count_dropped(left, "exit")
 
     def _wait(self, deadline: Deadline) -> None:
-        """Wait until the events that are pending now are settled, or waiting can't help."""
+        """Wait until the events that are pending now are settled. Return early when waiting can't help."""
         if self._thread is None:
             self._start()
         target = self._queued
@@ -193,30 +194,30 @@ class ThreadDelivery(BaseDelivery):
     def _start(self) -> None:
         if not self._queue:
             return
-        # A page with an event has built the client already. A process that ends can't import its modules any more.
+        # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
             get_client(self.runtime)
         thread = threading.Thread(target=self._run, name="moe-personalize-delivery", daemon=True)
         try:
             thread.start()
         except RuntimeError:
-            # The system gives no thread now, or the interpreter is shutting down: the next event tries again.
+            # The system has no thread left, or the interpreter is shutting down. The next event tries again.
             return
         self._thread = thread
 
     def _run(self) -> None:
         while batch := self._next_batch():
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
-            # The site's cache may be its database. No request closes this thread's connections, and a dead
-            # connection would hide all withdrawals.
+            # Django closes dead connections only in the threads of requests. If the site's cache is its database,
+            # a dead connection would hide all withdrawals of consent from this thread.
             with suppress(Exception):
                 close_old_connections()
-        # The runtime may have closed its client before this delivery, which then has opened a connection again.
+        # The runtime may have closed its client already, and then this thread has opened a new connection.
         if (client := get_client.find(self.runtime)) is not None:
             client.close()
 
     def _next_batch(self) -> list[Event]:
-        """Wait until a batch is due, put it in flight and return it. An empty batch ends the thread."""
+        """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""
         with self._changed:
             while not self._queue or (wait := self._seconds_until_due()) > 0:
                 if self._exit is not None and not self._queue:
@@ -233,7 +234,7 @@ class ThreadDelivery(BaseDelivery):
         return max(now if at_once else self._due, self._not_before) - now
 
     def _finish(self, outcome: Outcome) -> None:
-        """Put the events that may be sent again back into the queue, and count the others."""
+        """Put the events with attempts left back into the queue, and count all other events of the batch."""
         with self._changed:
             batch, self._in_flight = self._in_flight, []
             if not batch:
@@ -251,7 +252,7 @@ class ThreadDelivery(BaseDelivery):
             self._changed.notify_all()
 
     def _put_back(self, batch: list[Event], kept: list[Event]) -> int:
-        """Put those of the ``kept`` events back that have attempts left, and return their number."""
+        """Put the ``kept`` events with attempts left back into the queue, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
         again = [event for event in kept if attempts[event.event_uuid] < self._max_attempts]
         for event in batch:
@@ -271,7 +272,7 @@ class ThreadDelivery(BaseDelivery):
         if outcome.error is None:
             self._not_before = 0.0
             return
-        # A retry waits for the backoff alone, not for another interval.
+        # A retry waits for the backoff, and doesn't wait for the interval.
         self._due = 0.0
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
@@ -279,10 +280,51 @@ class ThreadDelivery(BaseDelivery):
 
 
 def runs_without_threads() -> bool:
-    """Whether this process belongs to a uWSGI without threads, which is uWSGI's default."""
+    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
     try:
         options = import_module("uwsgi").opt
     except ImportError:
         return False
     said = options.get("enable-threads", b"false")
     return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")
+
+
+def close_before_sigterm() -> None:
+    """Send the pending events before SIGTERM ends a process under uvicorn.
+
+    Other servers turn the signal into a normal exit, so ``atexit`` is enough. uvicorn finishes its requests, restores
+    the handler that it found, and raises the signal again. By default the signal then kills the process at once.
+    Outside the main thread, and under other servers, this function does nothing.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    # Windows has no pthread_sigmask, and no process manager that sends SIGTERM.
+    if "uvicorn" not in sys.modules or not is_main or not hasattr(signal, "pthread_sigmask"):
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    if handler is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, _close_and_die)
+        return
+    # If the handler is a method of uvicorn's server, this is the server.
+    server = getattr(handler, "__self__", None)
+    if any(kind.__module__.partition(".")[0] == "uvicorn" for kind in type(server).__mro__):
+        _close_at_exit(handler)
+
+
+def _close_and_die(number: int, frame: FrameType | None) -> None:
+    """Close the runtimes, and end the process. uvicorn finds this handler, and restores it before it raises SIGTERM."""
+    reset_runtimes()
+    signal.signal(number, signal.SIG_DFL)
+    signal.raise_signal(number)
+
+
+def _close_at_exit(handler: Any) -> None:
+    """Delay SIGTERM until Python exits. uvicorn already runs, and will restore the default handler, which kills."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, stop)
+    # atexit calls these functions in reverse order: it closes the runtimes, and then lets the signal through.
+    atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
+    atexit.register(reset_runtimes)

@@ -1,9 +1,5 @@
 """The doctor: find out whether personalization works on this site and, if not, how to fix it.
 
-``report`` runs all parts for ``manage.py moe_doctor``, ``vendor`` asks MoEngage, ``site`` tries the cache, the delivery
-and the environment.
+``report`` runs the doctor for ``manage.py moe_doctor``. ``vendor`` examines MoEngage. ``site`` examines the cache, the
+processes, the delivery and the installed packages.
 """
-
-from django_moe_personalize.doctor.report import diagnose
-
-__all__ = ["diagnose"]

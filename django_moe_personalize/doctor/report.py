@@ -1,7 +1,7 @@
-"""The doctor's report: ``diagnose()``. ``manage.py moe_doctor`` prints it.
+"""Run all parts of the doctor. ``manage.py moe_doctor`` prints the findings.
 
-The doctor tries each part for real, within a time limit. If one part fails in an unexpected way, the doctor reports
-that, and goes on to the next part.
+The doctor really uses each part, within a time limit. If a part fails in an unexpected way, the doctor reports the
+failure and continues with the next part.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from django.core.checks import ERROR
 from django.urls import get_resolver
 from django.views import View
 
-from django_moe_personalize.checks import check_site
-from django_moe_personalize.checks.settings import iterate_urls
+from django_moe_personalize.checks.settings import check_site, iterate_urls
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
@@ -27,18 +26,18 @@ from django_moe_personalize.planning import KEYS_ATTRIBUTE, find_template_keys
 from django_moe_personalize.resilience import WorkerPool
 
 SECONDS: Final = 5.0
-"""How long one call or one part may take."""
+"""The seconds that one call or one part may take."""
 
 _USES = re.compile(r"(?:\{%|\|)\s*(experience|experience_value|experience_html|personalize_scripts)\b")
 
 
 def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Yield the findings, those about settings and MoEngage first. Never raises. ``seconds`` limits each step."""
+    """Yield the findings, first about the settings and MoEngage. Never raises. Each step may take ``seconds``."""
     try:
         yield from _examine("the settings", examine_checks)
         settings = get_settings()
     except ConfigurationError:
-        # The checks have reported it.
+        # The system checks have already reported this mistake.
         return
     if not settings.enabled:
         what = "Personalization is off, so visitors see no experience."
@@ -49,7 +48,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     pool = WorkerPool(2, name="moe-personalize-doctor")
     yield from _examine("the cache", _within, pool, seconds, site.examine_cache, settings)
     yield from _examine("the notices of the processes", _within, pool, seconds, site.examine_processes)
-    # In this thread, so that it uses the database connection of the command.
+    # In this thread, which has the database connection of the command.
     yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
     yield from _examine("the installed packages", site.examine_packages, used)
     yield from examine_scripts(settings, used)
@@ -65,7 +64,7 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
     except ConfigurationError as error:
         yield Finding("problem", f"The doctor couldn't try {part}: {error.message}", error.hint)
     except Exception as error:
-        # The text of the error may quote a setting or a visitor.
+        # Leave out the error's text, because it may contain a setting's value or a visitor's data.
         what = f"The doctor tried {part}, and got the error {type(error).__name__}."
         yield Finding("problem", what, "Look into the log of the server behind it.")
 
@@ -75,7 +74,7 @@ def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[F
 
 
 def examine_checks() -> Iterator[Finding]:
-    """Report the messages of this package's system checks, except silenced ones."""
+    """Report the messages of this package's system checks, except messages that the site has silenced."""
     for message in check_site():
         if not message.is_silenced():
             state: State = "problem" if message.level >= ERROR else "warning"
@@ -83,9 +82,9 @@ def examine_checks() -> Iterator[Finding]:
 
 
 def read_templates() -> tuple[dict[str, str], set[str]]:
-    """Return the keys in the site's templates, each with the first template that names it, and the tags they use.
+    """Return the keys in the site's templates, each with the first template that names it, and the tags in use.
 
-    A template that doesn't compile has no keys.
+    Skips the keys of a template that doesn't compile.
     """
     keys: dict[str, str] = {}
     used: set[str] = set()
@@ -93,26 +92,25 @@ def read_templates() -> tuple[dict[str, str], set[str]]:
         for name, source in read_sources(engine).items():
             tags = set(_USES.findall(source))
             used |= tags
-            # Compiling a tag may raise anything. The page that needs the template reports that.
+            # Compiling a tag may raise any exception. The page that uses the template reports the mistake.
             with suppress(Exception):
-                for key in (
-                    find_template_keys(engine.get_template(name)) if tags & {"experience", "experience_value"} else ()
-                ):
-                    keys.setdefault(key, f"the template {name}")
+                if tags & {"experience", "experience_value"}:
+                    for key in find_template_keys(engine.get_template(name)):
+                        keys.setdefault(key, f"the template {name}")
     return keys, used
 
 
 def examine_scripts(settings: Settings, used: Collection[str]) -> Iterator[Finding]:
-    """Report a missing script, if the browser has to count."""
+    """Report a missing script, if the browser has to count impressions."""
     if settings.impressions in ("visible", "web_sdk") and "personalize_scripts" not in used:
         what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
         yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
 
 
 def find_keys(settings: Settings) -> dict[str, str]:
-    """Return the keys in the settings and the views, each with the place that names it first."""
+    """Return the keys in the settings and the views, each with the first place that names it."""
     found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
-    # Django's own checks report a ROOT_URLCONF that doesn't load.
+    # If ROOT_URLCONF has a mistake, Django's own checks report it.
     with suppress(Exception):
         for _, pattern in iterate_urls(get_resolver()):
             view = getattr(pattern, "callback", None)

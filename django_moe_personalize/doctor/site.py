@@ -1,7 +1,6 @@
-"""Examine the site's own side: its cache, its processes, its delivery of events, and the installed packages.
+"""Examine the site: its cache, its processes, its delivery of events, and the installed packages.
 
-Each function examines one part by using it, and yields findings. No finding contains a credential, an identifier, or
-the text of a third-party exception.
+No finding contains a credential, an identifier, or the text of a third-party exception.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from django.utils import timezone
 from django.utils.timesince import timesince
 
 from django_moe_personalize.conf import Settings
-from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
+from django_moe_personalize.delivery.base import BaseDelivery
 from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
@@ -32,7 +31,7 @@ from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.tracking import watchdog
 
 STALE_SECONDS: Final = 600.0
-"""How long an event may wait in the outbox."""
+"""An event that waits longer in the outbox is a problem."""
 
 RATE_LIMIT_FIX: Final = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
 
@@ -40,7 +39,7 @@ State = Literal["ok", "warning", "problem"]
 
 
 class Finding(NamedTuple):
-    """One result of the doctor, and how to fix it unless all is well."""
+    """One finding of the doctor. If ``what`` is a problem or a warning, ``fix`` says how to fix it."""
 
     state: State
     what: str
@@ -59,7 +58,7 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
     cache.delete(name)
     place = f"The cache {settings.cache!r}"
     if not shared.has_shared_cache():
-        # With DummyCache the system check W005 reports the loss.
+        # DummyCache stores nothing. The system check W005 reports it.
         if found == value:
             what = f"{place} works, but each process has its own: processes share neither answers nor notices."
             yield Finding("ok", what)
@@ -73,7 +72,7 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
 
 
 def examine_processes() -> Iterator[Finding]:
-    """Report the notices that the site's processes left in their shared cache. Raises the errors of the cache."""
+    """Report the notices that the site's processes stored in the shared cache. Raises the errors of the cache."""
     if not shared.has_shared_cache():
         what = "The site's processes share no cache, so only their logs report rate limits and missing impressions."
         yield Finding("ok", what)
@@ -88,7 +87,7 @@ def _read_age(notice: dict[str, Any]) -> str:
 
 
 def _examine_breakers(notices: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Report the last change of each process's circuit breaker: rate limits even when they are over."""
+    """Report open circuit breakers, and each rate limit, even after the circuit breaker has closed again."""
     for notice in notices:
         process, age, reason = notice["process"], _read_age(notice), str(notice.get("reason"))
         is_closed = notice.get("state") == "closed"
@@ -115,7 +114,7 @@ def _examine_watchdogs(notices: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:
-    """Report how events are delivered and, if the doctor can see it, how many. Raises the errors of the database."""
+    """Report how the site delivers events. Report the counters of an outbox. Raises the errors of the database."""
     name = f"{type(delivery).__module__}.{type(delivery).__qualname__}"
     match delivery:
         case DatabaseDelivery():
@@ -141,7 +140,9 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.")
         return
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
-    yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {_describe(counts)}.")
+    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
+    counted = f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}"
+    yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {counted}, {counts.pending:,} pending.")
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
     if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
@@ -150,19 +151,13 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         yield Finding("problem", what.replace("\xa0", " "), fix)
     elif leased:
         yield Finding("ok", f"A deliverer is sending {leased} events now.")
-    parked = outbox.parked.count()
-    if parked:
+    if parked := outbox.parked.count():
         fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
         yield Finding("warning", f"{parked} events are parked, because they can't be delivered.", fix)
 
 
-def _describe(counts: DeliveryCounts) -> str:
-    dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
-    return f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}, {counts.pending:,} pending"
-
-
 def examine_packages(used: Collection[str]) -> Iterator[Finding]:
-    """Report installed or missing packages that break or weaken this one. Templates use the tags ``used``."""
+    """Report packages whose presence or absence causes problems. ``used`` are the tags in the site's templates."""
     versions: dict[str, str] = {}
     for name in ("niquests", "urllib3", "urllib3-future"):
         with suppress(PackageNotFoundError):

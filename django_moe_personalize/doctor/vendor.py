@@ -1,4 +1,4 @@
-"""Examine MoEngage's side: call it as a page does, for an unknown visitor."""
+"""Examine MoEngage: call its API as a page does, for an unknown visitor."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from django_moe_personalize.resilience import Deadline, WorkerPool
 from django_moe_personalize.runtime import get_runtime
 
 MAX_SKEW: Final = 5.0
-"""Seconds between this machine's clock and MoEngage's, which refuses events from the future (contract §7)."""
+"""The tolerated difference of this machine's clock, in seconds. MoEngage refuses future events (contract §7)."""
 
 Call = Callable[..., tuple[Any, float]]
-"""Make a call to MoEngage, and return its result and its seconds. Raises APIError, TimeoutError."""
+"""Make a call to MoEngage. Return the result and the duration in seconds. Raises APIError, TimeoutError."""
 
 
 def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
-    """Return a transport that adds the seconds by which this machine's clock is ahead of MoEngage's to ``skews``."""
+    """Wrap ``inner``. For each response, append to ``skews`` how many seconds this machine is ahead of MoEngage."""
 
     def send(request: Request, *, deadline: Deadline) -> Response:
         response = inner.send(request, deadline=deadline)
         with suppress(ValueError):
-            # The header has whole seconds, so the vendor's clock is half a second ahead of it on average.
+            # The header omits fractions of a second: half a second on average.
             vendor_time = parsedate_to_datetime(response.headers.get("date", "")).timestamp() + 0.5
             skews.append(time.time() - vendor_time)
         return response
@@ -46,9 +46,9 @@ def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
 
 
 def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) -> Iterator[Finding]:
-    """Fetch the metadata, compare ``keys`` with it, and fetch their experiences.
+    """Fetch the metadata, compare ``keys`` with the metadata, and fetch the experiences of ``keys``.
 
-    ``keys`` are the site's, each with the place that names it. Each call may take ``seconds``.
+    ``keys`` maps each key of the site to the place that names the key. Each call may take ``seconds``.
     """
     skews = [0.0]
     try:
@@ -60,7 +60,7 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     pool = WorkerPool(1, name="moe-personalize-doctor")
 
     def call(method: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-        # In a thread that can be left behind, because a DNS lookup knows no deadline.
+        # In another thread: a DNS lookup has no deadline, so the doctor may have to leave it running.
         started = time.perf_counter()
         result = pool.submit(method, *args, deadline=Deadline(seconds)).result(seconds + 1)
         return result, time.perf_counter() - started
@@ -78,7 +78,7 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
 
 
 def describe_end(settings: Settings) -> str:
-    """Return the server and the workspace that the site uses, without a credential."""
+    """Name the server and the workspace that the site uses, without credentials."""
     if is_embedded(settings):
         return "The sandbox in each process answers, so nothing is sent to MoEngage."
     host = urlsplit(settings.base_url).hostname
@@ -110,7 +110,7 @@ def _examine_calls(
 
 
 def compare_keys(keys: Mapping[str, str], metadata: ExperiencesMetadata) -> Iterator[Finding]:
-    """Report the site's keys that the workspace doesn't have or that aren't active, and how many are."""
+    """Report each key of the site that is unknown or inactive in the workspace, and the number of active keys."""
     statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
     for key, place in keys.items():
         status = statuses.get(key)
@@ -128,7 +128,7 @@ def compare_keys(keys: Mapping[str, str], metadata: ExperiencesMetadata) -> Iter
 
 
 def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], settings: Settings) -> Finding:
-    """Fetch twice: on a new connection, as the first page of a process does, and again on the open connection."""
+    """Fetch on a new connection, as the first page of a process does. Then fetch again on the open connection."""
     client.close()
     (_, first), (result, second) = [call(client.fetch_experiences, keys) for _ in range(2)]
     what = (
@@ -146,9 +146,9 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
 
 
 def _explain_answer(error: Exception) -> tuple[str, str] | None:
-    """Return the meaning of an error that MoEngage answered, and the fix, or ``None`` for another error.
+    """Explain an error response of MoEngage, and its fix. Return ``None`` for other errors.
 
-    The vendor's own words may quote a visitor, so they aren't part of it.
+    Leaves out the text of the response, because it may contain a visitor's data.
     """
     match error:
         case exceptions.AuthenticationError(status=403):
@@ -176,7 +176,7 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
 
 
 def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, str]:
-    """Return the meaning of a call that got no answer, and the fix."""
+    """Explain why a call got no answer, and how to fix the cause."""
     match error.__cause__:
         case socket.gaierror():
             return f"{host} can't be found (DNS).", "Correct DATA_CENTER or BASE_URL, or this machine's DNS."

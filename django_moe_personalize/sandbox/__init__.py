@@ -1,15 +1,17 @@
-"""The sandbox stands in for MoEngage in development and tests: its three endpoints, answered from one JSON file.
+"""The sandbox replaces MoEngage in development and tests. It answers the calls to MoEngage's API from one JSON file.
 
-Its modules import neither Django nor the site's settings, and its answers change only with the contract's tests
-(``tests/sandbox/test_contract*.py``). In the order of a request:
+Its modules import neither Django nor the site's settings. If you change its responses, also change the contract's tests
+(``tests/sandbox/test_contract*.py``). The modules, in the order of a request:
 
-- ``transport``: the sandbox in this process; ``server``: the sandbox over HTTP (``manage.py moe_sandbox``)
-- ``faults``: slow, failing and broken responses; ``control``: the server's own paths to see and set its state
-- ``engine``: the three endpoints; ``validation``: the checks on requests; ``responses``: JSON and errors
-- ``decisions``: which experience and variation a visitor gets, and why; ``audiences``: who is in an audience
-- ``ledger``: the accepted events and their counts; ``profiles``: the attributes of customers
-- ``workspace``: experiences, variations and schedules, read from a file; ``workspace.json`` is the shipped file
-- ``rule_reader``, ``payloads``, ``reading``: the parts that read the file and report its mistakes
+- ``transport`` runs the sandbox in this process. ``server`` runs the sandbox over HTTP (``manage.py moe_sandbox``).
+- ``faults`` makes responses slow or broken. ``control`` answers the server's own paths, which show and set its state.
+- ``engine`` answers the three endpoints. ``validation`` checks requests. ``responses`` builds responses and errors.
+- ``decisions`` decides which experience and which variation a visitor gets, and says why.
+- ``audiences`` decides which audiences a visitor is in. It has the rules as code, and no data.
+- ``ledger`` keeps the accepted events and their counts. ``profiles`` keeps the attributes of customers.
+- ``workspace`` reads experiences, variations, audiences and customers from a file, with the help of ``rule_reader``,
+  ``payloads`` and ``reading``. They report all mistakes in the file.
+- ``workspace.json`` is the shipped file. It has the data: the experiences, audiences and customers of an example shop.
 """
 
 from django_moe_personalize.sandbox.control import is_loopback

@@ -1,4 +1,4 @@
-"""Audiences: named rules about a visitor. Each rule can say why a visitor matches it or not."""
+"""Decide which audiences a visitor is in. An audience has a rule, and the rule says why a visitor matches or not."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PHONE = re.compile(r"iphone|ipod|mobile|android|blackberry|opera mini|windows p
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """The data that rules see: stored attributes of the customer and attributes of this session (contract §2)."""
+    """The visitor's data for the rules: stored attributes of the customer, and in-session attributes (contract §2)."""
 
     customer: Mapping[str, Scalar] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Audience:
-    """A rule with a name; an audience without a rule has every visitor in it."""
+    """A rule with a name. Without a rule, every visitor is in the audience."""
 
     name: str
     rule: Rule | None = None
@@ -63,12 +63,12 @@ EVERYONE = Audience("All users")
 
 
 def as_text(value: Scalar) -> str:
-    """Return a scalar as text, in its JSON form: ``true``, ``150``; a string stays as it is."""
+    """Return a string unchanged, and another scalar as JSON, such as ``true`` or ``150``."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def as_number(value: Scalar) -> float:
-    """Return a number, or the number that a string contains, else NaN, which fails every comparison."""
+    """Return a number, or the number in a string. For other values return NaN: no comparison with NaN is true."""
     if isinstance(value, bool):
         return math.nan
     try:
@@ -78,7 +78,7 @@ def as_number(value: Scalar) -> float:
 
 
 def is_same(actual: Scalar, wanted: Scalar) -> bool:
-    """Whether two scalars are equal: as numbers if ``wanted`` is a number, else as text."""
+    """Whether two scalars are equal. If ``wanted`` is a number, compare numbers, otherwise compare text."""
     if isinstance(wanted, (int, float)) and not isinstance(wanted, bool):
         return as_number(actual) == as_number(wanted)
     return as_text(actual) == as_text(wanted)
@@ -86,7 +86,7 @@ def is_same(actual: Scalar, wanted: Scalar) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """A comparison of an attribute with a wanted value; ``absent`` is its result for an absent attribute."""
+    """A comparison of an attribute with a wanted value. ``absent`` is the result if the visitor lacks the attribute."""
 
     words: str
     test: Callable[[Scalar, Any], bool]
@@ -104,7 +104,7 @@ OPERATORS: Mapping[str, Operator] = {
     "lt": Operator("is below", lambda actual, wanted: as_number(actual) < as_number(wanted)),
     "lte": Operator("is at most", lambda actual, wanted: as_number(actual) <= as_number(wanted)),
 }
-"""Comparisons with one value; the last four compare numbers, also those in strings."""
+"""Comparisons with one value. The last four compare numbers, and also read numbers in strings."""
 
 LIST_OPERATORS: Mapping[str, Operator] = {
     "in": Operator("is one of", lambda actual, wanted: any(is_same(actual, each) for each in wanted)),
@@ -120,7 +120,7 @@ EXISTS_NOT = Operator("doesn't exist", lambda actual, wanted: False, absent=True
 
 @dataclass(frozen=True, slots=True)
 class AttributeRule:
-    """Compare an attribute of the customer or of the session with a value; EXISTS needs no value."""
+    """Compare an attribute of the customer or of the session with a value. EXISTS and EXISTS_NOT need no value."""
 
     source: str
     name: str
@@ -140,7 +140,7 @@ class AttributeRule:
 
 @dataclass(frozen=True, slots=True)
 class HourRule:
-    """Match if TIME_OF_THE_DAY is one of ``hours`` (0 to 23); without that attribute nothing matches."""
+    """Match if TIME_OF_THE_DAY is one of ``hours`` (0 to 23). Without this attribute the rule doesn't match."""
 
     hours: frozenset[int]
 
@@ -154,7 +154,7 @@ class HourRule:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRule:
-    """Match if USER_AGENT is that of one of ``devices``."""
+    """Match if USER_AGENT belongs to one of ``devices``."""
 
     devices: tuple[str, ...]
 
@@ -166,7 +166,7 @@ class DeviceRule:
 
 @dataclass(frozen=True, slots=True)
 class NetworkRule:
-    """Match if USER_IP_ADDRESS is in one of ``networks``; an invalid address is in none of them."""
+    """Match if USER_IP_ADDRESS is in one of ``networks``. An invalid address doesn't match."""
 
     networks: tuple[Network, ...]
 
@@ -184,7 +184,7 @@ class NetworkRule:
 
 @dataclass(frozen=True, slots=True)
 class AllRule:
-    """Match if all ``rules`` match, also if there are no rules."""
+    """Match if all ``rules`` match. Without rules, match too."""
 
     rules: tuple[Rule, ...]
 
@@ -221,7 +221,7 @@ class NotRule:
 
 
 def find_device(user_agent: str) -> str | None:
-    """Return the one of DEVICES that a User-Agent header names; ``None`` for an empty header."""
+    """Return the device (see DEVICES) that a User-Agent header belongs to, or ``None`` for an empty header."""
     if not user_agent:
         return None
     for device, pattern in (("bot", _BOT), ("tablet", _TABLET), ("phone", _PHONE)):
@@ -231,7 +231,7 @@ def find_device(user_agent: str) -> str | None:
 
 
 def list_hours(start: int, until: int) -> frozenset[int]:
-    """Return the hours from ``start`` to before ``until``, past midnight if ``until`` is not later."""
+    """Return the hours from ``start`` to just before ``until``. If ``until`` isn't later, continue past midnight."""
     return frozenset((start + step) % 24 for step in range((until - start) % 24 or 24))
 
 

@@ -1,4 +1,4 @@
-"""The control paths of the sandbox's server: its ledger, its decisions, its faults. The vendor has no such API."""
+"""The sandbox's control paths: its ledger, its decisions and its faults. MoEngage's API has no such paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CONTROL_PATH = "/_sandbox"
 
 
 def is_loopback(host: str) -> bool:
-    """Whether ``host``, a name or an address without a port, is a loopback address of this machine."""
+    """Whether ``host`` is localhost or a loopback address. ``host`` has no port."""
     if host.lower() == "localhost":
         return True
     try:
@@ -46,8 +46,8 @@ def is_control_allowed(client_host: str, host_header: str) -> bool:
 class Control:
     """Answer control requests.
 
-    ``GET`` and ``DELETE /_sandbox/ledger``, ``POST /_sandbox/explain`` (its body is that of a fetch),
-    ``GET`` and ``PUT /_sandbox/faults`` (the body has fields of Faults).
+    The requests are ``GET`` and ``DELETE /_sandbox/ledger``, ``POST /_sandbox/explain`` with the body of a fetch, and
+    ``GET`` and ``PUT /_sandbox/faults`` with the fields of Faults as body.
     """
 
     def __init__(self, engine: Engine, injector: FaultInjector) -> None:
@@ -60,7 +60,7 @@ class Control:
         }
 
     def handle(self, request: Request) -> Response:
-        """Return the response to a control request; never raises."""
+        """Return the response to a control request. Never raises."""
         methods = self._actions.get(request.path)
         if methods is None:
             return build_not_found()

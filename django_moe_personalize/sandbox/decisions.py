@@ -1,4 +1,4 @@
-"""Decide which content of each experience a visitor gets, and say why."""
+"""Decide which experiences and variations a visitor gets, and say why."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from django_moe_personalize.sandbox.workspace import Content, Definition, State,
 class Decision:
     """The decision on one experience key.
 
-    A served experience has its wire form in ``entry``; any other decision has a ``reason``. ``checks`` has a
-    sentence for each audience that was checked.
+    If the visitor gets the experience, ``entry`` is its JSON for the response. Otherwise ``reason`` says why not.
+    ``checks`` has a sentence for each audience that was checked.
     """
 
     experience_key: str
@@ -30,7 +30,7 @@ class Decision:
 
     @property
     def served(self) -> bool:
-        """Whether the response has the experience."""
+        """Whether the visitor gets the experience."""
         return self.entry is not None
 
 
@@ -45,7 +45,7 @@ class Subject:
 
 
 def build_subject(customer_id: str | None, visitor: Visitor) -> Subject:
-    """Return the subject of a fetch; without a customer the IP address and the user agent are its identity."""
+    """Return the visitor of a fetch. Without a customer, the IP address and the user agent are the identity."""
     if customer_id is not None:
         return Subject(visitor, f"customer:{customer_id}")
     session = visitor.session
@@ -54,8 +54,8 @@ def build_subject(customer_id: str | None, visitor: Visitor) -> Subject:
 
 
 def bucket(*parts: str) -> float:
-    """Return a number from 0.0 to below 1.0: always the same for the same ``parts``, evenly spread over all parts."""
-    # With the length of each part, so that ("ab", "c") and ("a", "bc") differ.
+    """Return a number from 0.0 to below 1.0. The same ``parts`` always give the same number. Numbers spread evenly."""
+    # The length of each part makes ("ab", "c") and ("a", "bc") differ.
     joined = "".join(f"{len(part)}:{part}" for part in parts).encode("utf-8", "replace")
     return (int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 11) / 2.0**53
 
@@ -63,7 +63,7 @@ def bucket(*parts: str) -> float:
 def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False) -> Decision:
     """Return the decision on one key at Unix time ``now``.
 
-    ``everyone_only`` skips content for an audience: a fetch without keys and without a customer gets none.
+    ``everyone_only`` skips content for audiences with a rule. It is for fetches that name neither keys nor a customer.
     """
     definition = workspace.definitions.get(key)
     if definition is None:
@@ -152,7 +152,7 @@ def _choose(workspace: Workspace, definition: Definition, content: Content, subj
 
 
 def _choose_locale(workspace: Workspace, variation: Variation, visitor: Visitor) -> tuple[str, str]:
-    """Return the locale of the content, and its id: from the session, else from the customer, else the default."""
+    """Return the locale of the content and its id. The session's locale comes first, then the customer's."""
     wanted = visitor.session.get("locale") or as_text(visitor.customer.get("locale", ""))
     code = wanted.lower().replace("_", "-")
     for locale in (code, code.partition("-")[0]):

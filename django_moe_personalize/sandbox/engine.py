@@ -1,4 +1,4 @@
-"""The engine: MoEngage Personalize's three endpoints for one workspace (contract §2–§4)."""
+"""Answer requests to the three endpoints of MoEngage Personalize from one workspace (contract §2–§4)."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _ACCEPTED = "Your request has been accepted and will be processed soon."
 
 
 class Engine:
-    """Answer requests from a workspace. Threads may share it.
+    """Answer requests from a workspace. Threads may share an engine.
 
-    ``clock`` returns Unix time in seconds for the schedules and for the age of events.
+    ``clock`` returns Unix time in seconds, for schedules and for the age of events.
     """
 
     def __init__(self, workspace: Workspace, *, clock: Callable[[], float] = time.time) -> None:
@@ -56,10 +56,7 @@ class Engine:
         }
 
     def handle(self, request: Request) -> Response:
-        """Return the response to any request; never raises.
-
-        validation.py has the order of the checks.
-        """
+        """Return the response to a request. Never raises. ``validation`` has the order of the checks."""
         if request.path not in self._endpoints:
             return build_not_found()
         method, endpoint = self._endpoints[request.path]
@@ -73,10 +70,9 @@ class Engine:
             return refused.build_response(challenge)
 
     def explain(self, body: Mapping[str, Any]) -> list[Decision]:
-        """Return the decision on each key in the body of a fetch.
+        """Return the decision on each key in the body of a fetch. Raises RefusedError if a fetch would be refused.
 
-        Keys after the first 25 have the reason MAX_LIMIT_BREACHED. Raises RefusedError if a fetch with this
-        body gets a 400.
+        After the first 25 keys, each key gets the reason MAX_LIMIT_BREACHED.
         """
         query = read_fetch(body)
         breached = FailureReason.MAX_LIMIT_BREACHED
@@ -107,7 +103,7 @@ class Engine:
         rows = []
         for key, definition in self.workspace.definitions.items():
             state = definition.state(now)
-            # The contract has no status for an experience that has ended, so the list leaves it out.
+            # The contract has no status for an experience that has ended, so the response omits such experiences.
             if state is not State.EXPIRED and (wanted is None or state.value in wanted):
                 rows.append({"experience_name": definition.name, "experience_key": key, "status": state.value})
         return build_json_response({"metadata": {"count": len(rows), "experiences": rows}})
@@ -125,7 +121,7 @@ class Engine:
         return build_json_response({"status": "success", "message": _ACCEPTED, "req_id": req_id})
 
     def _find_experience_key(self, attributes: Mapping[str, Any]) -> str:
-        """Return the key of the experience that a context names: by ``cid``, else by the experience's name or key."""
+        """Return the key of the experience that a context names: by ``cid``, or by the experience's name or key."""
         name = str(attributes.get("experience", ""))
         if name in self.workspace.definitions:
             name = self.workspace.definitions[name].name

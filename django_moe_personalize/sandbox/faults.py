@@ -1,4 +1,4 @@
-"""Faults on demand: slow, failing and broken responses, in the process and over HTTP."""
+"""Inject faults into the sandbox's responses: delays, errors, lost responses and broken JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _TITLES = {429: "Too Many Requests", 500: "Internal Server Error", 503: "Service
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Faults:
-    """The faults to inject. Durations are seconds; rates are 0.0 (never) to 1.0, or ``True`` (always).
+    """The faults to inject. Durations are seconds. Rates are 0.0 (never) to 1.0, or ``True`` (always).
 
-    - ``latency``: the time before the response; ``drip``: the time in which its body arrives.
-    - ``error_rate``: the share of requests that get ``error_status`` and are not handled, with a
-      ``Retry-After`` header if ``retry_after`` is set.
-    - ``reset`` and ``malformed``: the shares of requests that are handled, but whose response is lost or cut
-      in half. A retry of such a request must not count twice.
-    - ``seed``: makes the random choices repeatable.
+    - ``latency`` is the time before the response. ``drip`` is the time that the body takes to arrive.
+    - ``error_rate`` is the share of requests that the engine doesn't handle. Their responses have ``error_status``, and
+      a ``Retry-After`` header if ``retry_after`` is set.
+    - ``reset`` is the share of requests whose response is lost. ``malformed`` is the share whose response is cut in
+      half. The engine handles these requests, so a client can test that a retried event doesn't count twice.
+    - ``seed`` makes the random choices repeatable.
 
     Raises ValueError for a value out of range.
     """
@@ -60,7 +60,7 @@ class Faults:
 
 
 def parse_faults(data: Mapping[str, Any]) -> Faults:
-    """Return the faults that a JSON object describes; raises ValueError for the first mistake."""
+    """Return the faults that a JSON object describes. Raises ValueError for the first mistake."""
     names = [each.name for each in dataclasses.fields(Faults)]
     for name in data:
         if name not in names:
@@ -70,7 +70,7 @@ def parse_faults(data: Mapping[str, Any]) -> Faults:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response and its faults on the way; ``reset`` breaks the connection instead."""
+    """A response with its faults. With ``reset`` the connection breaks, and the response is lost."""
 
     response: Response
     latency: float = 0.0
@@ -79,7 +79,7 @@ class Answer:
 
 
 class FaultInjector:
-    """Inject faults into responses. Threads may share it."""
+    """Inject faults into responses. Threads may share an injector."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._lock = threading.Lock()
@@ -87,7 +87,7 @@ class FaultInjector:
 
     @property
     def faults(self) -> Faults:
-        """The current faults; setting them restarts the random choices from the seed."""
+        """The current faults. New faults restart the random choices from their seed."""
         return self._faults
 
     @faults.setter
@@ -97,7 +97,7 @@ class FaultInjector:
             self._random = random.Random(faults.seed)  # noqa: S311 - faults, not secrets
 
     def answer(self, handle: Callable[[Request], Response], request: Request) -> Answer:
-        """Return the answer to ``request``: an error, or the response of ``handle`` with the current faults."""
+        """Return an error, or the response of ``handle`` to ``request``, with the current faults."""
         with self._lock:
             faults = self._faults
             failed, reset, cut = (

@@ -1,4 +1,4 @@
-"""The ledger: the events that the sandbox accepted, each UUID once."""
+"""The ledger: the events that the sandbox has accepted. Two events with the same UUID count as one event."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from django_moe_personalize.moengage.types import Action
 
 MAX_ENTRIES = 100_000
-"""Number of entries that the ledger keeps. It drops the oldest first, but never lowers the counts."""
+"""The number of entries that the ledger keeps. The ledger drops the oldest entries, but their counts stay."""
 
 MAX_UUIDS = 4 * MAX_ENTRIES
-"""Number of UUIDs that the ledger remembers to recognize retries, longer than the entries."""
+"""The number of UUIDs that the ledger remembers, to recognize retries even of dropped entries."""
 
 
 UNKNOWN_EXPERIENCE = "(unknown)"
-"""The experience key of an event whose context does not belong to an experience of the workspace."""
+"""The experience key of an event whose context names no experience of the workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Counts:
 
 
 class Ledger:
-    """A bounded list of events with counts. Threads may share it."""
+    """A bounded list of events with counts. Threads may share a ledger."""
 
     def __init__(self, *, max_entries: int = MAX_ENTRIES, max_uuids: int = MAX_UUIDS) -> None:
         self._lock = threading.Lock()
@@ -55,7 +55,7 @@ class Ledger:
         self._max_uuids = max_uuids
 
     def record(self, entries: Iterable[LedgerEntry]) -> int:
-        """Add the entries whose UUID is new and return how many were added."""
+        """Add the entries with new UUIDs and return their number."""
         with self._lock:
             return sum(self._add(entry) for entry in entries)
 
@@ -78,7 +78,7 @@ class Ledger:
             return list(self._entries)
 
     def counts(self) -> dict[str, Counts]:
-        """Return impressions and clicks by experience key, including those of dropped entries."""
+        """Return the impressions and clicks by experience key. Dropped entries still count."""
         with self._lock:
             return {key: Counts(counts.impressions, counts.clicks) for key, counts in self._counts.items()}
 

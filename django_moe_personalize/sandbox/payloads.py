@@ -1,4 +1,4 @@
-"""Payloads and offerings: turn the short forms of the workspace file into the wire form (contract §2, §5)."""
+"""Turn the payloads and offerings of the workspace file into the JSON of a response (contract §2, §5)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ DATA_TYPES = {
     "json": "an object, an array or a string that contains JSON",
     "float": "a number or a string that contains one",
 }
-"""The data types, each with the values that it allows."""
+"""The data types, each with its allowed values."""
 
 OFFERINGS = "$offerings"
-"""The member of a variable that lists ids of the workspace's "offerings"."""
+"""The member of a variable that lists the ids of offerings."""
 
 _SHAPES = ("string", "array", "object")
 
 
 def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
-    """Return the offerings of the workspace in their wire form, by id."""
+    """Return the workspace's offerings by id, as they appear in a response."""
     return {
         name: _offering(name, read_object(value, place, root.problems))
         for name, place, value in root.members("offerings")
@@ -39,8 +39,8 @@ def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
 def read_payload(data: object, place: str, problems: Problems, offerings: Mapping[str, Mapping[str, Any]]) -> Payload:
     """Return the payload that an object describes.
 
-    A variable is a scalar, array or object, whose data type follows from the value; or
-    ``{"value": …, "data_type": …}`` for another type; or ``{"$offerings": [id, …], "as": "string"}``.
+    A variable is a scalar, an array or an object, and the data type follows from this value. For another data type,
+    write ``{"value": …, "data_type": …}``. For offerings, write ``{"$offerings": [id, …], "as": "string"}``.
     """
     return {
         name: _read_value(value, member(place, name), problems, offerings)
@@ -90,7 +90,7 @@ def _read_typed(section: Section) -> dict[str, Any]:
 
 
 def _fits(value: object, data_type: str) -> bool:
-    """Whether ``data_type`` allows ``value``: the vendor may send any type as a string."""
+    """Whether ``data_type`` allows ``value``. MoEngage may send a value of any data type as a string."""
     if data_type == "string":
         return isinstance(value, str)
     if data_type == "boolean":

@@ -1,4 +1,4 @@
-"""Customer profiles: those of the workspace, updated by events."""
+"""The profiles of customers: the workspace has some, and events create or update others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from django_moe_personalize.sandbox.audiences import Scalar, as_text
 from django_moe_personalize.sandbox.workspace import Workspace
 
 MAX_ADDED = 10_000
-"""Number of profiles that events may create or change; after that the oldest of them is dropped."""
+"""The number of profiles that events may create or change. Beyond this number the oldest change is dropped."""
 
 
 class Profiles:
-    """Customer attributes by customer id. Threads may share it."""
+    """Customer attributes by customer id. Threads may share the profiles."""
 
     def __init__(self, workspace: Workspace, *, max_added: int = MAX_ADDED) -> None:
         self._stored = workspace.customers
@@ -25,17 +25,17 @@ class Profiles:
         self._lock = threading.Lock()
 
     def attributes(self, customer_id: str | None) -> Mapping[str, Scalar]:
-        """Return the attributes of a customer, none for an unknown customer or ``None``."""
+        """Return the attributes of a customer. For an unknown customer or ``None``, return an empty mapping."""
         if customer_id is None:
             return {}
         with self._lock:
             return {**self._stored.get(customer_id, {}), **self._added.get(customer_id, {})}
 
     def resolve(self, customer_id: str | None, identifiers: Mapping[str, str] | str) -> str | None:
-        """Return ``customer_id`` if it is known, else the customer with one of the identifiers (contract §2).
+        """Return a known ``customer_id``, or the id of the customer with one of the identifiers (contract §2).
 
-        One schema of the vendor has a string in place of ``identifiers``; any identifier may match it.
-        If no identifier matches, return ``customer_id`` as it is.
+        If no customer has such an identifier, return ``customer_id`` unchanged. In one schema of MoEngage,
+        ``identifiers`` is a string. Then an identifier of any name may match the string.
         """
         with self._lock:
             if customer_id is None or (customer_id not in self._stored and customer_id not in self._added):
@@ -54,7 +54,7 @@ class Profiles:
         return None
 
     def update(self, customer_id: str, attributes: Mapping[str, Any]) -> None:
-        """Update or create a profile with the ``user_attributes`` of an event (contract §4), scalars only."""
+        """Update or create a profile with an event's ``user_attributes`` (contract §4). Skip arrays and objects."""
         known = {name: value for name, value in attributes.items() if isinstance(value, (str, int, float))}
         with self._lock:
             self._added[customer_id] = self._added.pop(customer_id, {}) | known

@@ -1,4 +1,4 @@
-"""Read objects of a hand-edited file: collect all mistakes with their places instead of stopping at the first."""
+"""Read objects from the workspace file, which people edit by hand. Collect all mistakes with their places."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 NOTE = "//"
-"""The name of a member that is a note for people; the sandbox ignores it."""
+"""The name of a member with a note for people. The sandbox ignores this member."""
 
 
 class WorkspaceError(ValueError):
-    """The workspace file has mistakes; ``problems`` has one line for each: ``file: place: mistake``."""
+    """The workspace file has mistakes. ``problems`` has a line ``file: place: mistake`` for each mistake."""
 
     def __init__(self, problems: Iterable[str]) -> None:
         self.problems = tuple(problems)
@@ -22,18 +22,18 @@ class WorkspaceError(ValueError):
 
 
 class Problems:
-    """The mistakes found in the file called ``name``."""
+    """The mistakes in the file ``name``."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.found: list[str] = []
 
     def add(self, place: str, message: str) -> None:
-        """Add a mistake at ``place``, a path such as ``experiences[2].key``."""
+        """Add a mistake. ``place`` is a path such as ``experiences[2].key``."""
         self.found.append(f"{self.name}: {place}: {message}" if place else f"{self.name}: {message}")
 
     def raise_any(self) -> None:
-        """Raise WorkspaceError with all mistakes, if there are any."""
+        """Raise WorkspaceError if a mistake was found."""
         if self.found:
             raise WorkspaceError(self.found)
 
@@ -52,7 +52,7 @@ def shown(value: object) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return ``, did you mean "x"?`` for the closest of ``names``, or the list of all ``names`` if none is close."""
+    """Return ``, did you mean "x"?`` with the closest of ``names``. If no name is close, return a list of all names."""
     valid = sorted(names)
     close = difflib.get_close_matches(name, valid, n=1) or [n for n in valid if n.lower() == name.lower()]
     if close:
@@ -61,15 +61,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def is_number(value: object) -> bool:
-    """Whether ``value`` is a finite number; a boolean is not a number."""
+    """Whether ``value`` is a finite number. A boolean isn't a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 class Section:
-    """One object of the file, read member by member.
+    """One object of the file. Its methods read its members, and add each mistake to ``problems``.
 
-    Each method adds the mistakes it finds. Data that is not an object, and members that are not in
-    ``fields``, are mistakes too.
+    The constructor adds a mistake if ``data`` isn't an object, and for each member that isn't in ``fields``.
     """
 
     def __init__(self, data: object, place: str, problems: Problems, *, fields: Collection[str]) -> None:
@@ -88,11 +87,11 @@ class Section:
         return member(self.place, name)
 
     def wrong(self, name: str, message: str) -> None:
-        """Add the mistake that the value of ``name`` is not as ``message`` says."""
+        """Add a mistake in the value of ``name``. ``message`` says how the value must be."""
         self.problems.add(self.at(name), f"{message}, not {shown(self.data[name])}")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a string that is not empty; without ``default`` the member is required."""
+        """Return a string that isn't empty. Without ``default`` the file must have the member."""
         if name not in self.data:
             if default is None:
                 self.require(name)
@@ -109,7 +108,7 @@ class Section:
             self.problems.add(self.place, f'"{name}" is missing')
 
     def choice(self, name: str, choices: Collection[str], default: str) -> str:
-        """Return one of ``choices``, ``default`` if absent."""
+        """Return one of ``choices``, or ``default`` if the member is absent."""
         value = self.data.get(name, default)
         if not isinstance(value, str) or value not in choices:
             self.problems.add(self.at(name), f"unknown value {shown(value)}{nearest(str(value), choices)}")
@@ -117,14 +116,14 @@ class Section:
         return value
 
     def flag(self, name: str) -> bool:
-        """Return a boolean, ``False`` if absent."""
+        """Return a boolean, or ``False`` if the member is absent."""
         value = self.data.get(name, False)
         if not isinstance(value, bool):
             self.wrong(name, "must be true or false")
         return value is True
 
     def percent(self, name: str) -> float:
-        """Return a number from 0 to 100, 0 if absent."""
+        """Return a number from 0 to 100, or 0 if the member is absent."""
         value = self.data.get(name, 0)
         if not is_number(value) or not 0 <= value <= 100:
             self.wrong(name, "must be a number from 0 to 100")
@@ -132,7 +131,7 @@ class Section:
         return float(value)
 
     def weight(self, name: str) -> float:
-        """Return a number above 0, 1 if absent."""
+        """Return a number above 0, or 1 if the member is absent."""
         value = self.data.get(name, 1)
         if not is_number(value) or value <= 0:
             self.wrong(name, "must be a number above 0")
@@ -140,17 +139,17 @@ class Section:
         return float(value)
 
     def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return an array of strings, ``default`` if absent."""
+        """Return an array of strings, or ``default`` if the member is absent."""
         return read_texts(self.data[name], self.at(name), self.problems) if name in self.data else default
 
     def members(self, name: str) -> Iterator[tuple[str, str, Any]]:
-        """Yield (name, place, value) for each member of an object."""
+        """Yield (name, place, value) for each member of the object ``name``."""
         place = self.at(name)
         for key, value in read_object(self.data.get(name, {}), place, self.problems).items():
             yield key, member(place, key), value
 
     def sections(self, name: str, fields: Collection[str]) -> list[Section]:
-        """Return a section for each entry of an array of objects."""
+        """Return a section for each entry of ``name``, an array of objects."""
         value = self.data.get(name, [])
         if not isinstance(value, list):
             self.wrong(name, "must be an array")
@@ -160,7 +159,7 @@ class Section:
 
 
 def read_object(data: object, place: str, problems: Problems) -> Mapping[str, Any]:
-    """Return an object without its notes; anything else is a mistake and gives an empty object."""
+    """Return an object without its notes. Other data is a mistake, and the result is an empty object."""
     if not isinstance(data, Mapping):
         problems.add(place, f"must be an object, not {shown(data)}")
         return {}
@@ -168,7 +167,7 @@ def read_object(data: object, place: str, problems: Problems) -> Mapping[str, An
 
 
 def read_texts(data: object, place: str, problems: Problems) -> tuple[str, ...]:
-    """Return an array of strings; anything else is a mistake and gives an empty array."""
+    """Return an array of strings. Other data is a mistake, and the result is empty."""
     if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
         problems.add(place, f"must be an array of strings, not {shown(data)}")
         return ()

@@ -1,12 +1,13 @@
 """Read rules from the workspace file.
 
-A rule is an object; the visitor must match all its members::
+A rule is an object. The visitor must match all its members::
 
     {"utm_medium": "email", "customer.points": {"gte": 500}, "hour": {"from": 22, "until": 5}}
 
-A bare name is an in-session attribute (``session.`` may precede it), ``customer.`` precedes an attribute
-of the customer. The value is a scalar (equal), an array (one of), or an object of comparisons. The words
-``and``, ``or``, ``not``, ``day``, ``hour``, ``device`` and ``ip`` are conditions, not attributes.
+``session.utm_medium``, or just ``utm_medium``, is an in-session attribute. ``customer.points`` is an attribute of the
+customer. A scalar means that the attribute must be equal to the scalar. An array means that the attribute must be equal
+to one of its entries. An object has comparisons. The words ``and``, ``or``, ``not``, ``day``, ``hour``, ``device`` and
+``ip`` are conditions, and not attributes.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _NOTHING = AllRule(())
 
 
 def read_rule(data: object, place: str, problems: Problems) -> Rule:
-    """Return the rule that an object describes; add its mistakes to ``problems``."""
+    """Return the rule that an object describes. Add the mistakes in the object to ``problems``."""
     before = len(problems.found)
     members = read_object(data, place, problems)
     if not members and len(problems.found) == before:

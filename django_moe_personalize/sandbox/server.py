@@ -1,4 +1,4 @@
-"""The sandbox as an HTTP server: the vendor's API under ``/v1``, the control paths under ``/_sandbox``."""
+"""The sandbox as an HTTP server. MoEngage's API is under ``/v1``, the control paths are under ``/_sandbox``."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from django_moe_personalize.sandbox.validation import MAX_BODY
 
 BASE_PATH = "/v1"
 IDLE_TIMEOUT = 30.0
-"""Seconds that a connection may be silent, between requests or in a request."""
+"""The seconds for which a connection may be silent, between requests or inside a request."""
 
 MAX_READ = 8 * MAX_BODY
-"""Bytes of a body that the server reads, so that it can answer 413 and keep the connection; after them it closes."""
+"""The largest body that the server reads, in bytes. After a larger body it closes the connection."""
 
 LINGER = 1.0
-"""Seconds for which the server reads on a connection that it closes."""
+"""The seconds for which the server still reads from a connection before it closes the connection."""
 
 DRIP_STEPS = 20
 
@@ -36,7 +36,7 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server for one engine, with a daemon thread for each connection; ``url`` is its base URL."""
+    """A server for one engine, with a daemon thread for each connection."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -49,7 +49,7 @@ class SandboxServer(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
 
     def server_bind(self) -> None:
-        """Bind without looking up the host's name as HTTPServer does: the lookup may take seconds."""
+        """Bind the address. HTTPServer would also look up the host's name, which may take seconds."""
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
@@ -60,13 +60,13 @@ class SandboxServer(ThreadingHTTPServer):
         return f"http://{host}:{self.server_port}{BASE_PATH}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log an unexpected error of a connection in one line; a client that disconnects is not an error."""
+        """Log an unexpected error of a connection in one line. Ignore a client that disconnects."""
         error = sys.exception()
         if not isinstance(error, ConnectionError):
             logger.error("The sandbox's server failed to answer a request: %r", error)
 
     def answer(self, request: Request, client_host: str, host_header: str) -> Answer:
-        """Return the answer to a request with its complete path."""
+        """Return the answer to a request. ``request.path`` still begins with ``/v1`` or ``/_sandbox``."""
         if request.path.startswith(f"{BASE_PATH}/"):
             path = request.path.removeprefix(BASE_PATH)
             below = Request(request.method, path, request.query, request.headers, request.body)
@@ -84,17 +84,17 @@ def build_server(
 ) -> SandboxServer:
     """Return a server bound to the address ``host`` and to ``port`` (0 for any free port).
 
-    ``serve_forever()`` runs it. Raises OSError if the address can't be bound.
+    Call ``serve_forever()`` to run the server. Raises OSError if the address can't be bound.
     """
     return SandboxServer(engine, host, port, faults=faults)
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Read requests and write responses. A broken request gets the vendor's envelope or a closed connection."""
+    """Read requests and write responses. The response to a broken request is an error in MoEngage's format."""
 
     server: SandboxServer
     protocol_version = "HTTP/1.1"
-    # For requests without a readable version. With its own default, HTTP/0.9, the base class sends no status line.
+    # For requests without a readable version. The base class assumes HTTP/0.9, and then sends no status line.
     default_request_version = "HTTP/1.0"
     timeout = IDLE_TIMEOUT
     disable_nagle_algorithm = True
@@ -107,7 +107,7 @@ class _Handler(BaseHTTPRequestHandler):
         raise AttributeError(name)
 
     def version_string(self) -> str:
-        """Return the Server header, without Python's version."""
+        """Return the value of the Server header, without Python's version."""
         return "moe-sandbox"
 
     def log_message(self, format: str, *args: Any) -> None:
@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
         logger.debug("Sandbox: " + format, *args)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answer a request that the base class can't read with the vendor's envelope, and close the connection."""
+        """Answer a request that the server can't read with an error in MoEngage's format. Close the connection."""
         self.close_connection = True
         title = HTTPStatus(code).phrase
         self._write(Answer(RefusedError(code, title, message or f"{title}.").build_response()))
@@ -180,7 +180,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.flush()
 
     def _linger(self) -> None:
-        """Read what the client still sends: a close with unread bytes resets the connection and loses the response."""
+        """Read the rest of the client's data. A close with unread data resets the connection and loses the response."""
         end = time.monotonic() + LINGER
         with contextlib.suppress(OSError):
             self.wfile.flush()
@@ -190,7 +190,7 @@ class _Handler(BaseHTTPRequestHandler):
                 pass
 
     def _reset(self) -> None:
-        """Break the connection with an RST: set the linger time to 0 and close without a shutdown."""
+        """Reset the connection: with a linger time of 0, close() sends an RST."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         os.close(self.connection.detach())

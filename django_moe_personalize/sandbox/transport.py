@@ -1,4 +1,4 @@
-"""The embedded sandbox: a transport without a port or a thread."""
+"""The sandbox in this process. It needs neither a port nor a thread."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from django_moe_personalize.sandbox.faults import FaultInjector, Faults
 
 
 class SandboxTransport:
-    """Pass requests to an engine and inject faults. Implements Transport; threads may share it.
+    """Pass requests to an engine and inject faults. Implements Transport. Threads may share a transport.
 
-    ``injector.faults`` may be set at any time. Latency is spent in ``sleep``.
+    Tests may set ``injector.faults`` at any time. The transport calls ``sleep`` to wait for a latency.
     """
 
     def __init__(
@@ -26,7 +26,7 @@ class SandboxTransport:
         self._sleep = sleep
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """See Transport.send(). Latency beyond the deadline raises DeadlineExceeded, as over a network."""
+        """See Transport.send(). Raises DeadlineExceeded if the latency goes beyond the deadline, as a network would."""
         if deadline.expired:
             raise DeadlineExceeded("the deadline had passed before the request to the sandbox")
         answer = self.injector.answer(self.engine.handle, request)
@@ -42,4 +42,4 @@ class SandboxTransport:
         return answer.response
 
     def close(self) -> None:
-        """See Transport.close(). There is nothing to close."""
+        """See Transport.close(). This transport has nothing to close."""

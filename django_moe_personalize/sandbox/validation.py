@@ -1,9 +1,9 @@
-"""Check requests against each rule of the contract and refuse those that break one.
+"""Check requests against each rule of the contract, and refuse a request that breaks a rule.
 
-The order of the checks is: path (404), method (405), Authorization (401), MOE-APPKEY (400), size of the
-body (413), JSON (400), fields (400). Our own rules, where the contract has none: in-session attributes are
-strings; an empty ``experience_key`` array means no keys; ``user_timezone_offset`` is optional; ``elements``
-and ``actions`` are not empty.
+The order of the checks is: path (404), method (405), Authorization (401), MOE-APPKEY (400), size of the body (413),
+JSON (400), fields (400). The sandbox adds rules that the contract doesn't have: in-session attributes are strings, an
+empty array ``experience_key`` means no keys, ``user_timezone_offset`` is optional, and ``elements`` and ``actions``
+aren't empty.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from django_moe_personalize.sandbox.responses import RefusedError, build_malform
 from django_moe_personalize.sandbox.workspace import Workspace
 
 MAX_BODY = 128 * 1024
-"""Limit of the bytes in a request's body (contract §7)."""
+"""The limit for a request's body, in bytes (contract §7)."""
 
 CLOCK_SKEW = 60.0
-"""Seconds that an event may be in the future, because clocks differ. This limit is our own."""
+"""How many seconds the time of an event may lie in the future, because clocks differ. MoEngage names no limit."""
 
 MAX_OFFSET = 54_000
-"""Limit of the seconds between a time zone and UTC (contract §4)."""
+"""The limit for the difference between a time zone and UTC, in seconds (contract §4)."""
 
 PLATFORMS = ("web", "android", "ios", "tv")
 CONTEXT_FIELDS = ("cid", "experience", "moe_locale_id", "moe_variation_id", "audience_name", "audience_id")
@@ -40,7 +40,7 @@ CONTEXT_FIELDS = ("cid", "experience", "moe_locale_id", "moe_variation_id", "aud
 
 ACTIONS = (Action.SHOWN.value, Action.CLICKED.value)
 OFFERING_ACTIONS = (Action.OFFERING_SHOWN.value, Action.OFFERING_CLICKED.value)
-"""Actions that only a workspace with ``offering_actions`` accepts (contract §5)."""
+"""The actions that only a workspace with ``offering_actions`` accepts (contract §5)."""
 
 _UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _HOUR = re.compile(r"[01][0-9]|2[0-3]")
@@ -48,7 +48,7 @@ _HOUR = re.compile(r"[01][0-9]|2[0-3]")
 
 @dataclass(frozen=True, slots=True)
 class FetchQuery:
-    """A valid fetch. ``keys`` is ``None`` if the fetch has no keys; ``identifiers`` may be a single string."""
+    """A valid fetch. ``keys`` is ``None`` if the fetch has no keys. ``identifiers`` may be a string (contract §2)."""
 
     customer_id: str | None = field(default=None, repr=False)
     identifiers: Mapping[str, str] | str = field(default_factory=dict, repr=False)
@@ -75,7 +75,7 @@ def _basic(header: str) -> bytes:
 
 
 def read_body(body: bytes) -> dict[str, Any]:
-    """Return the JSON object in a body; refuse a body that is too large (413) or not a JSON object (400)."""
+    """Return the JSON object in a body. Refuse a body that is too large (413) or isn't a JSON object (400)."""
     if len(body) > MAX_BODY:
         raise RefusedError(413, "PayloadTooLarge", f"The body is larger than {MAX_BODY} bytes.")
     if not body.strip():
@@ -96,13 +96,13 @@ def _refuse_constant(constant: str) -> NoReturn:
 def _read_float(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        # 1e999 is valid JSON, but Python reads it as infinity, which the ledger can't write as JSON.
+        # 1e999 is valid JSON, but Python reads infinity, and the ledger can't write infinity as JSON.
         raise ValueError("a number is out of range")
     return number
 
 
 def read_fetch(data: Mapping[str, Any]) -> FetchQuery:
-    """Return the fetch that a body describes (contract §2); raises RefusedError."""
+    """Return the fetch that a body describes (contract §2). Raises RefusedError."""
     session = {name: value for name, value in data.items() if name not in ("identifiers", "experience_key")}
     for name, value in session.items():
         if not isinstance(value, str):
@@ -138,10 +138,10 @@ def _read_keys(value: object) -> tuple[str, ...] | None:
 
 
 def read_events(data: Mapping[str, Any], *, now: float, offering_actions: bool) -> Iterator[LedgerEntry]:
-    """Yield an entry for each action in a batch (contract §4), without its experience key.
+    """Yield an entry for each action in a batch (contract §4), without the experience key.
 
-    Raises RefusedError at the first mistake. One bad element fails the whole batch, so the caller must read
-    all entries before it records one.
+    Raises RefusedError at the first mistake. One bad element fails the whole batch, so the caller must read all entries
+    before it records the first entry.
     """
     actions = ACTIONS + OFFERING_ACTIONS if offering_actions else ACTIONS
     elements = data.get("elements")

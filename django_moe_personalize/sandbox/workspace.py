@@ -1,4 +1,4 @@
-"""The workspace: the data that a MoEngage dashboard has, read from one hand-edited JSON file."""
+"""Read the workspace from a JSON file. The file has the data that you would edit in MoEngage's dashboard."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ __all__ = ["Content", "Definition", "State", "Variation", "Workspace", "Workspac
 __all__ += ["load_workspace", "parse_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
-"""The workspace of the example shop, for a site that names no other file."""
+"""The file for sites that name no other workspace file. It describes an example shop."""
 
 STATUSES = ("Active", "Paused", "Scheduled")
 
 
 class State(enum.Enum):
-    """The state of an experience at a moment, from its status and its schedule."""
+    """The state of an experience at a moment. It follows from the experience's status and schedule."""
 
     ACTIVE = "Active"
     PAUSED = "Paused"
@@ -35,7 +35,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """One variation; ``payloads`` has its payload in wire form by locale, the default under ``""``."""
+    """One variation. ``payloads`` has the payload for each locale, and the default payload under ``""``."""
 
     variation_id: str
     name: str
@@ -45,7 +45,7 @@ class Variation:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The content for one audience: its variations, which share the audience by weight."""
+    """The content for one audience. The weights decide which share of the audience gets each variation."""
 
     audience: Audience
     variations: tuple[Variation, ...]
@@ -53,7 +53,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Definition:
-    """One experience of the file. The sandbox serves the first of its contents whose audience the visitor is in."""
+    """One experience of the file. A visitor gets the first entry of ``contents`` whose audience the visitor is in."""
 
     key: str
     name: str
@@ -64,7 +64,7 @@ class Definition:
     end: datetime | None = None
 
     def state(self, now: float) -> State:
-        """Return the state at Unix time ``now``: "Paused" wins over the schedule, the schedule over other statuses."""
+        """Return the state at Unix time ``now``. A paused experience stays paused. Then the schedule decides."""
         if self.status == "Paused":
             return State.PAUSED
         if self.end is not None and now >= self.end.timestamp():
@@ -76,7 +76,7 @@ class Definition:
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """A checked workspace. Percentages are 0 to 100; ``locales`` are in lower case."""
+    """A workspace without mistakes. Percentages are 0 to 100. ``locales`` are in lower case."""
 
     workspace_id: str
     api_key: str = field(repr=False)
@@ -98,9 +98,9 @@ class _Shared:
 
 
 def load_workspace(path: str | Path | None = None) -> Workspace:
-    """Return the workspace in the file at ``path``, by default the shipped one.
+    """Return the workspace in the file at ``path``, by default in the shipped file.
 
-    Raises WorkspaceError with all mistakes and their places; the place of broken JSON is a line and a column.
+    Raises WorkspaceError with all mistakes and their places. For broken JSON the place is a line and a column.
     """
     file = SHIPPED if path is None else Path(path)
     try:
@@ -116,7 +116,7 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
 
 
 def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
-    """Return the workspace that decoded JSON describes; each problem of a WorkspaceError begins with ``name``."""
+    """Return the workspace that decoded JSON describes. Raises WorkspaceError. Its problems begin with ``name``."""
     problems = Problems(name)
     root = Section(data, "", problems, fields=_WORKSPACE_FIELDS)
     locales = tuple(locale.lower().replace("_", "-") for locale in root.texts("locales"))
@@ -214,7 +214,7 @@ def _read_moment(section: Section, name: str) -> datetime | None:
 
 
 def _read_contents(section: Section, shared: _Shared) -> tuple[Content, ...]:
-    """Return the entries of "content", or the one content that the experience itself describes."""
+    """Return the entries of "content". Without "content", the experience's own members describe a single entry."""
     sections = section.sections("content", _CONTENT_FIELDS)
     own = [name for name in _CONTENT_FIELDS if name in section]
     if "content" not in section:
@@ -247,7 +247,7 @@ def _read_audience(section: Section, shared: _Shared) -> Audience:
 
 
 def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Variation, ...]:
-    """Return the variations, with ids from ``first`` on; a payload without "variations" is one variation."""
+    """Return the variations, with ids from ``first`` on. Without "variations", "payload" is the only variation."""
     if "variations" not in section:
         return (Variation(str(first), "A", 1.0, _read_payloads(section, shared)),)
     for name in ("payload", "locales"):

@@ -1,1 +1,1 @@
-"""The library of ``{% load moe_personalize %}``."""
+"""The tag library ``moe_personalize`` for templates. It also logs a missing payload variable."""

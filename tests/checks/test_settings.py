@@ -13,7 +13,7 @@ from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import include, path
 
-from django_moe_personalize import checks
+from django_moe_personalize.checks import settings as checks
 from django_moe_personalize.checks.settings import DUMMY_CACHE, LOCAL_CACHE
 from django_moe_personalize.checks.settings import MIDDLEWARE as OURS
 from django_moe_personalize.delivery.thread import ThreadDelivery

@@ -166,7 +166,7 @@ def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, set
     ("name", "options", "message"),
     [
         ("missing.Delivery", {}, "can't be imported"),
-        ("drain.deliver_outbox", {}, "isn't a subclass of BaseDelivery"),
+        ("queued.deliver_outbox", {}, "isn't a subclass of BaseDelivery"),
         ("base.DeliveryCounts", {}, "isn't a subclass of BaseDelivery"),
         ("thread.ThreadDelivery", {"max_event": 1}, "max_events, max_bytes"),
         ("dummy.DummyDelivery", {"max_events": 1}, "Remove the options"),

@@ -16,7 +16,7 @@ from celery.signals import setup_logging
 
 from django_moe_personalize import tasks
 from django_moe_personalize.delivery import celery as ours
-from django_moe_personalize.delivery import drain
+from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.celery import OUTBOX_TASK, TASK, deliver
 from django_moe_personalize.delivery.queued import Message
@@ -198,8 +198,8 @@ def test_the_tasks_are_there_without_celery(monkeypatch):
         context.setattr(importlib.util, "find_spec", lambda name: None)
         reload(tasks)
         assert not hasattr(tasks, "deliver")
-        assert tasks.deliver_outbox is drain.deliver_outbox
-        assert tasks.deliver_outbox.enqueue is drain.enqueue
+        assert tasks.deliver_outbox is queued.deliver_outbox
+        assert tasks.deliver_outbox.enqueue is queued.enqueue
     reload(tasks)
     assert tasks.deliver is deliver
 

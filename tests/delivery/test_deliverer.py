@@ -9,7 +9,7 @@ from django.db import connection
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.database import PATIENCE, Deliverer
-from django_moe_personalize.delivery.drain import deliver_outbox
+from django_moe_personalize.delivery.queued import deliver_outbox
 from django_moe_personalize.models import OutboxEvent
 from tests.delivery.conftest import make_due
 from tests.delivery.events import make_events, messages

@@ -9,10 +9,10 @@ from django.core.management import CommandError, call_command
 from django.db import connection
 
 from django_moe_personalize import api
-from django_moe_personalize.delivery import erasure
+from django_moe_personalize.delivery import sending
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.delivery.erasure import MAX_SKEW, mark_withdrawal, split_withdrawn
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
+from django_moe_personalize.delivery.sending import MAX_SKEW, mark_withdrawal, split_withdrawn
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.signals import events_delivered
@@ -69,7 +69,7 @@ def test_events_are_sent_when_the_cache_fails(settings, caplog):
 def test_a_foreign_value_is_not_a_mark(monkeypatch):
     """The value of another program under our key withdraws nothing."""
     event = build_event("ada")
-    monkeypatch.setattr(erasure, "get_many", lambda names: dict.fromkeys(names, "garbage"))
+    monkeypatch.setattr(sending, "get_many", lambda names: dict.fromkeys(names, "garbage"))
     assert split_withdrawn([event]) == ([event], [])
 
 

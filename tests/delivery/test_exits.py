@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from django_moe_personalize.delivery import exits
-from django_moe_personalize.delivery.exits import close_before_sigterm
+from django_moe_personalize.delivery import thread
+from django_moe_personalize.delivery.thread import close_before_sigterm
 from tests.delivery.vendor import SOON
 
 
@@ -43,7 +43,7 @@ def test_default_signal_closes_first_and_is_raised_again(handle, monkeypatch):
     called = []
     handle(signal.SIG_DFL)
     close_before_sigterm()
-    monkeypatch.setattr(exits, "reset_runtimes", lambda: called.append("closed"))
+    monkeypatch.setattr(thread, "reset_runtimes", lambda: called.append("closed"))
     monkeypatch.setattr(signal, "raise_signal", called.append)
     signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -53,9 +53,9 @@ def test_default_signal_closes_first_and_is_raised_again(handle, monkeypatch):
 def test_other_servers_threads_and_systems_are_left_alone(handle, monkeypatch):
     """Only uvicorn's handler is replaced, only in the main thread, and not on Windows, which can't delay a signal."""
     handle(signal.SIG_DFL)
-    thread = threading.Thread(target=close_before_sigterm)
-    thread.start()
-    thread.join(SOON)
+    other_thread = threading.Thread(target=close_before_sigterm)
+    other_thread.start()
+    other_thread.join(SOON)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     handle(other_handler)
     close_before_sigterm()
@@ -70,23 +70,23 @@ def test_signal_is_blocked_before_uvicorn_hears_of_it(handle, monkeypatch):
     """At exit the runtimes are closed first. Only then may the signal end the process."""
     server, hooks = Server(), []
     monkeypatch.setattr(signal, "pthread_sigmask", lambda how, which: server.seen.append((how, which)))
-    monkeypatch.setattr(exits.atexit, "register", lambda *call: hooks.insert(0, call))
+    monkeypatch.setattr(thread.atexit, "register", lambda *call: hooks.insert(0, call))
     handle(server.handle_exit)
     close_before_sigterm()
     signal.getsignal(signal.SIGTERM)(signal.SIGTERM, None)
     assert server.seen == [(signal.SIG_BLOCK, {signal.SIGTERM}), "stopped"]
-    assert hooks == [(exits.reset_runtimes,), (signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})]
+    assert hooks == [(thread.reset_runtimes,), (signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})]
 
 
 CAPTURED = """
 import signal, sys
 import uvicorn
-from django_moe_personalize.delivery import exits
+from django_moe_personalize.delivery import thread
 
 server = uvicorn.Server(uvicorn.Config("nowhere:app"))
-exits.reset_runtimes = lambda: print("closed", server.should_exit, flush=True)
+thread.reset_runtimes = lambda: print("closed", server.should_exit, flush=True)
 signal.signal(signal.SIGTERM, server.handle_exit)
-exits.close_before_sigterm()
+thread.close_before_sigterm()
 signal.raise_signal(signal.SIGTERM)
 # As uvicorn does after its last request.
 signal.signal(signal.SIGTERM, signal.SIG_DFL)

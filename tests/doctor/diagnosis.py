@@ -2,8 +2,8 @@
 
 import time
 
-from django_moe_personalize import doctor
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.doctor import report
 from django_moe_personalize.moengage.types import Action, Event
 
 KEY = "canary-of-the-key"
@@ -28,7 +28,7 @@ def as_pairs(findings):
 
 def diagnose(seconds=5.0):
     """Return the doctor's findings as (state, text) pairs."""
-    return as_pairs(doctor.diagnose(seconds=seconds))
+    return as_pairs(report.diagnose(seconds=seconds))
 
 
 def find(words, found=None):

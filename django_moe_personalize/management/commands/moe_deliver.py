@@ -12,14 +12,14 @@ from django_moe_personalize.conf import SETTING, ConfigurationError, get_setting
 from django_moe_personalize.delivery.base import describe, find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.management.signals import stop_on_signals
+from django_moe_personalize.management import stop_on_signals
 
 POLL_SECONDS = 1.0
 BAR_WIDTH = 30
 
 
 class Command(BaseCommand):
-    """Send the due events and end, or watch the outbox until a signal comes. A started batch is always finished."""
+    """Send the due events and end, or watch the outbox until a signal stops the command after the current batch."""
 
     help = "Sends the events in the outbox of DatabaseDelivery to MoEngage."
 
@@ -31,7 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--replay", nargs="*", type=uuid.UUID, metavar="UUID", help=replay)
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Deliver. Raises CommandError if the site has no outbox, or if due events couldn't be sent."""
+        """Send the events. Raises CommandError if the site has no outbox, or if due events couldn't be sent."""
         interval = options["watch"]
         if interval is not None and not interval > 0:
             raise CommandError("--watch must be a number of seconds above 0.")
@@ -71,7 +71,7 @@ class Command(BaseCommand):
 
 
 def _find_delivery() -> DatabaseDelivery:
-    """Return the delivery, if it has an outbox and the outbox has its tables. Raises CommandError."""
+    """Return the delivery with the outbox. Raises CommandError if the site has no outbox or lacks its tables."""
     try:
         delivery = find_delivery(DatabaseDelivery)
     except ConfigurationError as error:

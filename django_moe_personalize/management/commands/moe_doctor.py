@@ -1,4 +1,4 @@
-"""``manage.py moe_doctor``: report whether personalization works on this site, and how to fix each problem."""
+"""``manage.py moe_doctor``: check whether personalization works on this site, and say how to fix each problem."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
-from django_moe_personalize.doctor import diagnose
+from django_moe_personalize.doctor.report import diagnose
 
 
 class Command(BaseCommand):
-    """Print each finding on one line as soon as it is known. With a problem the exit code is 1."""
+    """Print each finding on one line, as soon as the doctor has found it. If one is a problem, the exit code is 1."""
 
     help = "Reports whether personalization works on this site, and how to fix each problem."
-    # The doctor reports the checks itself, and goes on after an error.
+    # Django would stop before the doctor if a check finds an error. The doctor runs the checks itself.
     requires_system_checks = ()
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -24,10 +24,10 @@ class Command(BaseCommand):
         for finding in diagnose():
             states[finding.state] += 1
             label = f"{finding.state:<8}"
-            # Django decides on colors by the process's own output, but this output may go elsewhere.
+            # Django looks only at the output of the process. The caller may have passed another output.
             if self.stdout.isatty() or options["force_color"]:
                 label = styles[finding.state](label)
-            # A message of a check may have several lines.
+            # The message of a system check may have several lines.
             text = " ".join(f"{finding.what} {finding.fix}".split())
             self.stdout.write(f"{label} {text}")
             self.stdout.flush()

@@ -17,7 +17,7 @@ The anonymous cookie is in the browser, the profile at MoEngage. Ask MoEngage to
 
 
 class Command(BaseCommand):
-    """Erase the waiting events of a customer, and stop all events that were recorded up to now."""
+    """Erase the waiting events of a customer that this process can reach, and stop the customer's other events."""
 
     help = "Erases the waiting events of one customer, and lists the data that remains."
     requires_system_checks = ()
@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument("customer_id", help="The customer id at MoEngage, or an anonymous id.")
 
     def handle(self, *args: Any, customer_id: str, **options: Any) -> None:
-        """Erase the events, and print their number and the data that remains. Raises CommandError for an empty id."""
+        """Erase the events, print their number, and list the remaining data. Raises CommandError for an empty id."""
         if not customer_id.strip():
             raise CommandError("The customer id is empty. Give the id of a customer.")
         count = api.erase(customer_id=customer_id)

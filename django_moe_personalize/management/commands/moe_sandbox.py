@@ -8,7 +8,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from django_moe_personalize.management.signals import stop_on_signals
+from django_moe_personalize.management import stop_on_signals
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
@@ -20,10 +20,10 @@ DEFAULT_PORT = 8899
 
 
 class Command(BaseCommand):
-    """Serve the sandbox until SIGTERM or Ctrl-C; the exit code is then 0."""
+    """Serve the sandbox until SIGTERM or Ctrl-C. Then the exit code is 0."""
 
     help = "Runs MoEngage Personalize locally, from a workspace file."
-    # It needs no valid settings: a site gets its settings from this command's output.
+    # The site's settings may be incomplete: this command prints the settings that the site needs.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -49,11 +49,11 @@ class Command(BaseCommand):
             raise CommandError(message) from error
 
         def stop() -> None:
-            # shutdown() waits for the loop that the signal interrupts, so it needs another thread. An exception from
-            # the signal's handler could get lost in a finalizer.
+            # In another thread, because shutdown() waits for the loop that the signal has interrupted. An exception
+            # can't end the loop: if the signal interrupts a finalizer, Python ignores the exception.
             threading.Thread(target=server.shutdown, daemon=True).start()
 
-        # Before the announcement: a script may send the signal as soon as it reads that.
+        # Handle signals before the announcement: a script may read it and send a signal at once.
         with server, stop_on_signals(stop):
             self._announce(server, workspace, host)
             server.serve_forever()
