@@ -51,7 +51,7 @@ def pick(variations: Mapping[str, Sequence[Any]], number: int) -> dict[str, Any]
 
 def name_visitors(number: int, prefix: str = "visitor") -> list[str]:
     """Return the digests of ``number`` visitors."""
-    from django_moe_personalize.digest import build_digest
+    from django_moe_personalize.visitor import build_digest
 
     return [build_digest([f"{prefix}-{index}"]) for index in range(number)]
 

@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from django_moe_personalize.conf import Settings
-from django_moe_personalize.digest import build_digest
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, Record, unfold
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.json_values import freeze
 from django_moe_personalize.moengage.types import DataSource, Experience, find_offerings
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor import build_digest
 
 MAX_SKEW: Final = 5_000
 """Milliseconds by which the clocks of a site's machines may differ. An answer from a later moment is a miss: a clock

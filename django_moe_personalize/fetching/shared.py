@@ -18,8 +18,8 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.digest import build_digest
 from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ site's own attributes.
 """
 
 from django_moe_personalize.visitor.attributes import has_stored_parameters
-from django_moe_personalize.visitor.gather import NOBODY, Visitor, agather_visitor, gather_visitor
+from django_moe_personalize.visitor.gather import NOBODY, Visitor, agather_visitor, build_digest, gather_visitor
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     Consent,
@@ -25,6 +25,7 @@ __all__ = [
     "Visitor",
     "agather_visitor",
     "build_default_consent",
+    "build_digest",
     "delete_anonymous_cookie",
     "gather_visitor",
     "has_stored_parameters",

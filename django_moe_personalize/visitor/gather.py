@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import hashlib
+from array import array
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from django.conf import settings as django_settings
 from django.http import HttpRequest
+from django.utils.encoding import force_bytes
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.digest import build_digest
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor.attributes import (
     MAX_VALUE_LENGTH,
@@ -147,3 +151,20 @@ async def agather_visitor(request: HttpRequest, now: datetime) -> Visitor:
     if identity is None:
         return NOBODY
     return Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+
+
+def build_digest(parts: Collection[str]) -> str:
+    """Return the keyed hash of ``parts``: 32 hexadecimal characters.
+
+    The key comes from SECRET_KEY, so an attacker can't guess the parts from their hash.
+
+    The hash includes the length of each part, so that ``("ab", "c")`` and ``("a", "bc")`` have different digests.
+    """
+    lengths = array("Q", [len(parts), *map(len, parts)])
+    data = lengths.tobytes() + "".join(parts).encode("utf-8", "surrogatepass")
+    return hashlib.blake2b(data, key=_derive_key(django_settings.SECRET_KEY), digest_size=16).hexdigest()
+
+
+@functools.lru_cache(maxsize=4)
+def _derive_key(secret: str | bytes) -> bytes:
+    return hashlib.blake2b(force_bytes(secret), digest_size=32, person=b"moe.cache.key").digest()

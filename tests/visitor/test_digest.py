@@ -3,9 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.digest import build_digest
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Identity, Visitor
+from django_moe_personalize.visitor import Identity, Visitor, build_digest
 
 parts = st.lists(st.text(), max_size=5)
 
