@@ -1,7 +1,5 @@
 """Hypothesis strategies: any JSON value, and structures near the contract with any JSON value in each place."""
 
-from __future__ import annotations
-
 import json
 
 from hypothesis import HealthCheck, settings

@@ -1,7 +1,5 @@
 """Read the documents: their tables and their code blocks."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

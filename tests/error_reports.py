@@ -1,7 +1,5 @@
 """What an error report would print of an exception: messages, and the locals of every frame but the tests'."""
 
-from __future__ import annotations
-
 import traceback
 from pathlib import Path
 from pprint import pformat

@@ -1,7 +1,5 @@
 """The documents and the code agree: the documents list everything that the code has, and nothing else."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import importlib

@@ -1,7 +1,5 @@
 """The package as a whole: one version, few dependencies, and the layout that design and style promise."""
 
-from __future__ import annotations
-
 import ast
 import re
 import tomllib

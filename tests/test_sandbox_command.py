@@ -1,7 +1,5 @@
 """``manage.py moe_sandbox``: its output, its arguments, its errors and its end."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import os

@@ -1,7 +1,5 @@
 """Public types, as Django's templates and a site's code meet them."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

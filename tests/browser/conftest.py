@@ -1,7 +1,5 @@
 """Chromium, driven by Selenium and Debian's chromedriver, visits a real site that uses the sandbox."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The site that Chromium visits: pages from templates, and a record of their reports."""
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator

@@ -1,7 +1,5 @@
 """Clicks in a real browser."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

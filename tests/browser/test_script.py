@@ -1,7 +1,5 @@
 """The script is small and works under a strict Content-Security-Policy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import minify

@@ -1,7 +1,5 @@
 """IMPRESSIONS = "visible" in a real browser: half of an experience in view for one continuous second."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

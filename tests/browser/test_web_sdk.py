@@ -1,7 +1,5 @@
 """IMPRESSIONS = "web_sdk" in a real browser: MoEngage's own script counts, and the site gets no reports."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """MoEngage as a real HTTP server: the sandbox's responses, which a test can hold back or replace."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import threading

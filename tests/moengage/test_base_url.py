@@ -1,7 +1,5 @@
 """Which URLs credentials and visitors may be sent to."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

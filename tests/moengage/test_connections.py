@@ -1,7 +1,5 @@
 """How connections are opened: certificates, proxies, the environment, and several addresses."""
 
-from __future__ import annotations
-
 import select
 import socket
 import ssl

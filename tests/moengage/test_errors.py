@@ -1,7 +1,5 @@
 """A response that isn't a 200 becomes an error that says enough and not too much (contract §1)."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

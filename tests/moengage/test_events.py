@@ -1,7 +1,5 @@
 """An event has one JSON, written once; the events of a customer make one element (contract §4)."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

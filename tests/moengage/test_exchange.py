@@ -1,7 +1,5 @@
 """A call in two steps: the request is out at once, and the response is read when the caller wants it."""
 
-from __future__ import annotations
-
 import gzip
 import subprocess
 import sys

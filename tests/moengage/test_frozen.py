@@ -1,7 +1,5 @@
 """All visitors with the same variation share one copy of its content, which is unchangeable."""
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -1,7 +1,5 @@
 """HTTP/1.1 as bytes: each valid response is read however it is cut, and nothing else is (RFC 9112)."""
 
-from __future__ import annotations
-
 import gzip
 import http.client
 import io

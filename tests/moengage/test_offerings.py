@@ -1,7 +1,5 @@
 """Offerings are found in every form that they come in (contract §5)."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

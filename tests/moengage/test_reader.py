@@ -1,7 +1,5 @@
 """The reader is tolerant of everything that the contract leaves open (contract §2, §3)."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

@@ -1,7 +1,5 @@
 """The modules of ``moengage``, and what their import costs."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """JSON is parsed strictly and within bounds."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -1,7 +1,5 @@
 """RequestsTransport against a real server that misbehaves: on time, whole, and without a secret in its errors."""
 
-from __future__ import annotations
-
 import gzip
 import logging
 import signal

@@ -1,7 +1,5 @@
 """Experiences and offerings keep the laws of a mapping; the other types are frozen values."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import json

@@ -1,7 +1,5 @@
 """Fixtures of the sandbox's tests, which use neither Django nor its settings."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

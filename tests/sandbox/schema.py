@@ -1,7 +1,5 @@
 """The responses of MoEngage Personalize as JSON Schema, written from the vendor's contract."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jsonschema

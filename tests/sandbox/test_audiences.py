@@ -1,7 +1,5 @@
 """Audiences: which visitors match a rule, and the sentence that says why."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The contract suite: valid requests get the documented responses, in the process and over HTTP."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from typing import Any

@@ -1,7 +1,5 @@
 """The contract suite with generated requests, valid and mutated, in the process and over HTTP."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The contract suite: invalid requests get their status and the vendor's envelope, in the process and over HTTP."""
 
-from __future__ import annotations
-
 import uuid
 from typing import Any
 

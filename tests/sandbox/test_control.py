@@ -1,7 +1,5 @@
 """The control paths of the sandbox's server: ledger, decisions, faults."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Decisions: variations, control groups, schedules, locales, and the reasons that explain() gives."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections import Counter

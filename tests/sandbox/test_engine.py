@@ -1,7 +1,5 @@
 """The engine: to which experience an event belongs, which actions it accepts, and text that UTF-8 can't have."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from django_moe_personalize.sandbox import Engine

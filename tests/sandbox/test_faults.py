@@ -1,7 +1,5 @@
 """Faults on demand, in the process."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The ledger: bounded entries, counts, and each UUID once."""
 
-from __future__ import annotations
-
 import threading
 import uuid
 

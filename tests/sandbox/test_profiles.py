@@ -1,7 +1,5 @@
 """Profiles: attributes of customers, and how identifiers find a customer."""
 
-from __future__ import annotations
-
 from django_moe_personalize.sandbox.profiles import Profiles
 from tests.sandbox.ways import build_workspace
 

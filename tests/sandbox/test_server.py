@@ -1,7 +1,5 @@
 """The sandbox's HTTP server: connections, bodies and faults on the wire."""
 
-from __future__ import annotations
-
 import json
 import logging
 import socket

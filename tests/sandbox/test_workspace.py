@@ -1,7 +1,5 @@
 """The workspace file: its forms, and the messages about its mistakes."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Build requests and engines, run a server, send requests over HTTP, and read the responses."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import http.client

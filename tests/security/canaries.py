@@ -4,8 +4,6 @@ If the page of one visitor has the data of another, a page cache, a fragment, th
 thread or the event loop has leaked it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import random

@@ -1,7 +1,5 @@
 """Fixtures of the experiments. They try a little in every run, and everything with ``--long``."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 

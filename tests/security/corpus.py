@@ -1,7 +1,5 @@
 """Texts that try to become scripts or links to another site, in forms that work in some browsers or libraries."""
 
-from __future__ import annotations
-
 from html import escape
 from itertools import product
 from urllib.parse import quote

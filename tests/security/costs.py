@@ -1,7 +1,5 @@
 """Measure the processor time that the package adds to a request, without that of Django or of a busy machine."""
 
-from __future__ import annotations
-
 import gc
 import sys
 import threading

@@ -1,7 +1,5 @@
 """Views that fail, each inside or after another step of the package. They hold no canaries themselves."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse

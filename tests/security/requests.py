@@ -1,7 +1,5 @@
 """Random hostile requests from a seed, and functions that send them to the WSGI and the ASGI handler."""
 
-from __future__ import annotations
-
 import asyncio
 import io
 import random

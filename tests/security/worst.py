@@ -1,7 +1,5 @@
 """The most expensive requests that a server passes on, for each part of the package that reads requests."""
 
-from __future__ import annotations
-
 import base64
 import json
 import random

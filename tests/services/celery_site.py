@@ -3,8 +3,6 @@
 ``python -m tests.services.celery_site PAGES SECONDS`` is its web process.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os

@@ -1,7 +1,5 @@
 """The sandbox's process, a stand-in for MoEngage, and the amount of work."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Database servers for as long as a context lasts. Each has a folder of its own with its socket."""
 
-from __future__ import annotations
-
 import os
 import pwd
 import shutil

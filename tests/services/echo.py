@@ -1,7 +1,5 @@
 """An upstream whose experiences name the customer, and which counts the calls."""
 
-from __future__ import annotations
-
 import json
 import random
 import time

@@ -4,8 +4,6 @@ with FaultProxy(sandbox_port) as proxy, proxy.failing(FAULTS["reset before heade
     ...
 """
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import http.client

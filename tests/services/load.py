@@ -1,7 +1,5 @@
 """Visitors of a running site: connections to each of its processes, and the time that each page takes."""
 
-from __future__ import annotations
-
 import http.client
 import itertools
 import json

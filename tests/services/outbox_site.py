@@ -5,8 +5,6 @@ runs; ``python -m tests.services.outbox_site COMMAND`` is ``manage.py COMMAND``,
 runs Python in the site.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

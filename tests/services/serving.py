@@ -1,7 +1,5 @@
 """Real processes on free ports of the loopback interface. Each runs while its context lasts."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -5,8 +5,6 @@ Its configuration is in the environment variable SERVICES_SITE; see serving.py. 
 process serves the same URLs without our middleware.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -1,7 +1,5 @@
 """No content of one visitor reaches another through a shared Redis; see tests/security/test_canaries.py."""
 
-from __future__ import annotations
-
 import pytest
 
 from django_moe_personalize.testing import override_personalize

@@ -1,7 +1,5 @@
 """CeleryDelivery on Redis and RabbitMQ: what a killed worker loses, and what a failing broker costs a page."""
 
-from __future__ import annotations
-
 import json
 import random
 import signal

@@ -1,7 +1,5 @@
 """The events in a ThreadDelivery arrive once when a server stops: real processes, real pages."""
 
-from __future__ import annotations
-
 import signal
 from functools import partial
 

@@ -1,7 +1,5 @@
 """An upstream that hangs delays no view without personalization."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import time

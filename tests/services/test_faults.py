@@ -1,7 +1,5 @@
 """Whatever MoEngage does, pages have the right status, come in time, show their defaults, and recover later."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """A connection that was opened before a fork serves only visitors of the process that opened it."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from tests.services.echo import Echo

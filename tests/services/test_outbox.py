@@ -1,7 +1,5 @@
 """The outbox on real databases: each committed event arrives once, whichever processes are killed."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections import Counter

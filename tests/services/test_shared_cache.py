@@ -1,7 +1,5 @@
 """The processes of a site share answers through Redis or Memcached, and pages survive without it."""
 
-from __future__ import annotations
-
 import signal
 import subprocess
 from collections import Counter

@@ -3,8 +3,6 @@
 Run by `tox run -e demo-check`. Not collected by pytest.
 """
 
-from __future__ import annotations
-
 import contextlib
 import re
 import signal

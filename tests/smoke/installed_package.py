@@ -4,8 +4,6 @@ Run by `tox run -e package` as `python -I`, from an empty folder, with the folde
 as its argument. Not collected by pytest.
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import re
 import sys

@@ -1,7 +1,5 @@
 """The code in the documents runs: README and quickstart as whole sites, the other pages block by block."""
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -1,7 +1,5 @@
 """Calls from an e-mail, a task or a shell: mypy checks them, nothing runs them."""
 
-from __future__ import annotations
-
 from collections.abc import ItemsView, Mapping
 from dataclasses import replace
 from typing import Any, assert_type

@@ -1,7 +1,5 @@
 """A site's views: mypy checks them, nothing runs them."""
 
-from __future__ import annotations
-
 from typing import Any, assert_type
 
 from django.http import HttpRequest, HttpResponse

@@ -1,7 +1,5 @@
 """Fixtures for requests that are handled by the sync or by the async twin of a function."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

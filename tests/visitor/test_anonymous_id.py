@@ -1,7 +1,5 @@
 """The anonymous id of a browser, in a signed cookie."""
 
-from __future__ import annotations
-
 import re
 import time
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """In-session attributes: the built-in ones, the site's own, and the limits of all together."""
 
-from __future__ import annotations
-
 import enum
 import json
 from datetime import UTC, datetime

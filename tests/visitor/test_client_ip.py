@@ -1,7 +1,5 @@
 """The visitor's IP address, with and without trusted proxies."""
 
-from __future__ import annotations
-
 import ipaddress
 
 import pytest

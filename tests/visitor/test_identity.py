@@ -1,7 +1,5 @@
 """Who the visitor is: the signed-in user, or the answer of IDENTIFY."""
 
-from __future__ import annotations
-
 import uuid
 from types import SimpleNamespace
 

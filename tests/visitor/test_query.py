@@ -1,7 +1,5 @@
 """Query parameters as attributes, and their memory in the session."""
 
-from __future__ import annotations
-
 import json
 from urllib.parse import urlencode
 
