@@ -76,10 +76,6 @@ class RecentCalls:
         # Items: the number of a slot, and its successes and failures.
         self._slots: deque[tuple[int, list[int]]] = deque(maxlen=SLOTS + 1)
 
-    def clear(self) -> None:
-        """Count from 0 again."""
-        self._slots.clear()
-
     def add(self, now: float, *, is_failure: bool) -> None:
         """Count a call at the time ``now`` of a monotonic clock."""
         slot = int(now // self._width)
@@ -136,6 +132,7 @@ class CircuitBreaker:
         self._on_change = on_change
         self._lock = threading.Lock()
         self._calls = RecentCalls(rate_seconds)
+        self._rate_seconds = rate_seconds
         self._tickets = 0
         self._gate_until = self._until = float("-inf")
         self._gate_reason = self._cause = ""
@@ -235,7 +232,7 @@ class CircuitBreaker:
 
     def _recover(self, now: float) -> None:
         """Reset the counters after a successful probe, because the upstream works again."""
-        self._calls.clear()
+        self._calls = RecentCalls(self._rate_seconds)
         self._in_a_row = self._failed_probes = self._probe = 0
         self._until = float("-inf")
         self._tripped = False

@@ -1,8 +1,6 @@
 """Open connections to MoEngage with urllib3, configured by ``requests``.
 
-``requests`` chooses the proxy and the CA bundle. The package uses no Session of ``requests``: a Session would follow
-redirects, keep cookies, read ``.netrc``, and spend 14 ms to load the CA bundle for each new connection. The timeout
-of a Session limits each read, but not the complete call.
+``requests`` only chooses the proxy and the CA bundle: docs/architecture.md says why the package uses no Session.
 """
 
 from __future__ import annotations

@@ -24,8 +24,6 @@ from django_moe_personalize.resilience import Deadline
 _SEND_SECONDS: Final = 0.05
 """The most seconds of start(). The request fits into the socket's buffer, unless the server has stopped reading."""
 
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-
 
 class RequestsTransport:
     """Send requests over HTTP, on connections that stay open. Thread-safe.
@@ -70,7 +68,7 @@ class RequestsTransport:
         parts = urlsplit(self.base_url)
         self._prefix = self.base_url if self._connector.is_forwarded else parts.path
         self._fields = {"Accept-Encoding": "gzip", **self._connector.proxy_headers}
-        self._host = parts.netloc.removesuffix(f":{_DEFAULT_PORTS[parts.scheme]}")
+        self._host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"

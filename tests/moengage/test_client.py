@@ -36,7 +36,7 @@ WANDA = {"customer_id": "Wanda", "user_identifiers": {"u_em": "Wanda"}, "attribu
 
 
 class Scripted:
-    """A Transport with one response to everything, and an Exchange that has it when asked for a second time."""
+    """A transport with one response to all requests, and an exchange that returns it at the second receive()."""
 
     def __init__(self, answer: Response | bytes = b"") -> None:
         self.answer = Response(200, body=answer) if isinstance(answer, bytes) else answer
@@ -83,7 +83,7 @@ def build_event(customer_id: str = "42", **fields: object) -> Event:
 
 
 def test_fetch_is_written_as_documented():
-    """POST with Basic authentication, MOE-APPKEY, and a flat JSON body, in one step and in two."""
+    """Both ways to fetch send a POST with Basic authentication, MOE-APPKEY and a flat JSON body."""
     client, transport = build_client(NOTHING)
     visitor = {
         "customer_id": "42",
@@ -122,14 +122,14 @@ def test_fetch_is_written_as_documented():
     ],
 )
 def test_fetch_has_no_empty_fields(keys, arguments, body):
-    """An argument that is not given is not in the body."""
+    """The body has no field for an argument that is missing."""
     client, transport = build_client(NOTHING)
     client.fetch_experiences(keys, **arguments, deadline=DEADLINE)
     assert json.loads(transport.requests[0].body) == body
 
 
 def test_fetch_returns_experiences():
-    """By key, from the network; in two steps, once the response is whole."""
+    """Both ways to fetch return the experiences by key, with the source NETWORK."""
     answer = b'{"experiences": {"hero": {"payload": {"Title": {"value": "1", "data_type": "number"}}}}}'
     client, transport = build_client(answer)
     hero = client.fetch_experiences(["hero"], deadline=DEADLINE).experiences["hero"]
@@ -141,21 +141,21 @@ def test_fetch_returns_experiences():
 
 
 def test_transport_with_one_step_starts_nothing():
-    """A transport of the site's own may have send() alone."""
+    """start_fetch() returns None if the transport has no start()."""
     transport = type("OneStep", (), {"send": None, "close": None})()
     client = PersonalizeClient(workspace_id="WORK", api_key=KEY, transport=transport)
     assert client.start_fetch(["hero"]) is None
 
 
 def test_no_keys_make_no_call():
-    """An empty sequence is an empty result: to the API it would mean everything."""
+    """An empty sequence gives an empty result. In a request, no keys would mean all keys."""
     client, transport = build_client()
     assert client.fetch_experiences([], deadline=DEADLINE) == ExperiencesResult()
     assert transport.requests == []
 
 
 def test_25_keys_are_the_most():
-    """25 different keys travel; one more is a ValueError and no call."""
+    """A call may have 25 different keys. 26 keys raise a ValueError before the call."""
     client, transport = build_client(NOTHING)
     keys = [f"key-{number}" for number in range(MAX_KEYS)]
     client.fetch_experiences([*keys, keys[0]], deadline=DEADLINE)
@@ -165,14 +165,14 @@ def test_25_keys_are_the_most():
 
 
 def test_string_is_not_a_sequence_of_keys():
-    """The client would ask for its letters."""
+    """A string raises a ValueError, because each letter would become a key."""
     with pytest.raises(ValueError, match="not one string"):
         build_client()[0].fetch_experiences("hero", deadline=DEADLINE)
 
 
 @pytest.mark.parametrize("name", sorted(FETCH_FIELDS))
 def test_attribute_cannot_have_the_name_of_a_fetch_field(name):
-    """It could ask for another visitor's content."""
+    """Such an attribute raises a ValueError, because it could fetch another visitor's content."""
     client, transport = build_client()
     with pytest.raises(ValueError, match=f"attributes may not be named {name}"):
         client.fetch_experiences(["hero"], attributes={name: "x"}, deadline=DEADLINE)
@@ -201,7 +201,7 @@ def test_any_text_travels_as_an_attribute(attributes):
     ],
 )
 def test_metadata_is_asked_as_documented(statuses, query):
-    """GET with the statuses capitalized, joined by commas and encoded; without a body."""
+    """The request is a GET with the capitalized statuses in the query, and without a body."""
     client, transport = build_client(b'{"metadata": {"experiences": [{"experience_key": "hero", "status": "Active"}]}}')
     (row,) = client.fetch_metadata(statuses, deadline=DEADLINE).experiences
     assert (row.experience_key, row.status) == ("hero", ExperienceStatus.ACTIVE)
@@ -213,7 +213,7 @@ def test_metadata_is_asked_as_documented(statuses, query):
 
 
 def test_metadata_of_unknown_status_cannot_be_asked():
-    """The API would return nothing, silently."""
+    """UNKNOWN raises a ValueError, because the API would return an empty list."""
     with pytest.raises(ValueError, match="ACTIVE, PAUSED and SCHEDULED"):
         build_client()[0].fetch_metadata([ExperienceStatus.UNKNOWN], deadline=DEADLINE)
 
@@ -222,7 +222,7 @@ def test_metadata_of_unknown_status_cannot_be_asked():
 
 
 def test_events_are_written_as_documented():
-    """One element for each customer, with the actions in their order; the request id comes back."""
+    """The body has one element for each customer, with the actions in their order. The result is the request id."""
     client, transport = build_client(ACCEPTED)
     events = [
         build_event("42", event_uuid="u1"),
@@ -249,14 +249,14 @@ def test_events_are_written_as_documented():
 
 
 def test_no_events_make_no_call():
-    """There is nothing to report."""
+    """Without events, send_events() makes no call."""
     client, transport = build_client()
     assert client.send_events([], deadline=DEADLINE) == ""
     assert transport.requests == []
 
 
 def test_100_customers_are_the_most():
-    """Any number of events of 100 customers travels; one customer more is a ValueError and no call."""
+    """A call may have events of 100 customers. One customer more raises a ValueError before the call."""
     client, transport = build_client(ACCEPTED)
     events = [build_event(str(number % MAX_ELEMENTS)) for number in range(3 * MAX_ELEMENTS)]
     client.send_events(events, deadline=DEADLINE)
@@ -267,13 +267,13 @@ def test_100_customers_are_the_most():
 
 @pytest.mark.parametrize("body", [b'{"status": "success"}', b'{"req_id": 5}', b"{}"], ids=repr)
 def test_acceptance_without_an_id_is_accepted(body):
-    """To send the events again for want of an id would report them twice."""
+    """A response without an id is no error, because a retry would report the events twice."""
     assert build_client(body)[0].send_events([build_event()], deadline=DEADLINE) == ""
 
 
 @pytest.mark.parametrize("body", [b'{"status": "failed"}', b"[]", b"<html>", b'"success"'], ids=repr)
 def test_200_that_accepts_nothing_is_refused(body):
-    """A gateway's page with status 200 is not an acceptance."""
+    """A gateway's page with status 200 raises an InvalidResponseError."""
     with pytest.raises(InvalidResponseError):
         build_client(body)[0].send_events([build_event()], deadline=DEADLINE)
 
@@ -282,7 +282,7 @@ def test_200_that_accepts_nothing_is_refused(body):
 
 
 def test_other_status_than_200_is_an_error():
-    """Every call raises it."""
+    """Every call raises the error of the status."""
     client, transport = build_client(Response(503))
     transport.waits.append(0.0)
     for call in (
@@ -297,19 +297,19 @@ def test_other_status_than_200_is_an_error():
 
 @pytest.mark.parametrize("workspace_id", ["", "a:b", "a b", "a\n", "ä"], ids=repr)
 def test_workspace_id_that_no_header_can_carry_is_refused(workspace_id):
-    """Basic authentication splits at the colon; a header takes visible ASCII."""
+    """A workspace id with a colon or with characters other than visible ASCII raises a ValueError."""
     with pytest.raises(ValueError, match="workspace_id"):
         PersonalizeClient(workspace_id=workspace_id, api_key=KEY, transport=Scripted())
 
 
 def test_empty_key_is_refused():
-    """A missing key is found before the first call."""
+    """An empty key raises a ValueError before the first call."""
     with pytest.raises(ValueError, match="api_key"):
         PersonalizeClient(workspace_id="WORK", api_key="", transport=Scripted())
 
 
 def test_client_can_be_shown():
-    """The repr names the transport and no credential."""
+    """The repr contains the transport and no credential."""
     shown = repr(build_client()[0])
     assert "PersonalizeClient over <tests.moengage.test_client.Scripted" in shown
     assert KEY not in shown
@@ -334,7 +334,7 @@ def test_closing_closes_the_transport():
     ids=repr,
 )
 def test_error_report_shows_no_secret_and_no_visitor(answer):
-    """Messages, causes, reprs and locals hold neither the key nor the visitor, of the request and of the response."""
+    """No message, cause, repr or local variable contains the key, the visitor or the response."""
     client, _ = build_client(answer)
     event = build_event("Wanda", attributes={"audience_name": "Wanda"})
     for call in (
@@ -351,7 +351,7 @@ def test_error_report_shows_no_secret_and_no_visitor(answer):
 
 
 def test_abort_shows_no_visitor(monkeypatch):
-    """A server that ends its worker while a request is sent may print the locals of every frame."""
+    """After an abort during a call, no local variable contains the visitor."""
 
     def abort(*_args: object) -> None:
         raise SystemExit(1)

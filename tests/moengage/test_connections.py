@@ -44,7 +44,7 @@ def serve() -> Iterator[Callable[..., Loopback]]:
 
 
 def send(url: str, request: Request = FETCH, *, seconds: float = LONG, **options: object) -> Response:
-    """Send over a transport of its own."""
+    """Send one request over a new transport."""
     with closing(RequestsTransport(url, **options)) as transport:
         return transport.send(request, deadline=Deadline(seconds))
 
@@ -70,7 +70,7 @@ def tunnel(exchange: Exchange) -> None:
 
 @contextmanager
 def watch_calls() -> Iterator[set[str]]:
-    """Give the names of the C functions that are called meanwhile."""
+    """Give a list that gets the names of all C functions that are called."""
     called: set[str] = set()
     sys.setprofile(lambda _frame, event, argument: called.add(argument.__name__) if event == "c_call" else None)
     try:
@@ -83,7 +83,7 @@ def watch_calls() -> Iterator[set[str]]:
 
 
 def test_folder_of_authorities(tls_ends, tmp_path, serve):
-    """A folder, hashed as OpenSSL wants it, serves as well as a file."""
+    """``verify`` can be a CA file, or a folder with the file names that OpenSSL needs."""
     command = ["openssl", "x509", "-hash", "-noout", "-in", str(tls_ends.ca_file)]
     name_hash = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     (tmp_path / f"{name_hash}.0").write_bytes(tls_ends.ca_file.read_bytes())
@@ -91,7 +91,7 @@ def test_folder_of_authorities(tls_ends, tmp_path, serve):
 
 
 def test_unknown_authority_is_refused(tls_ends, serve):
-    """The message says why; no request was made."""
+    """The message has the reason, and no request arrives."""
     server = serve(echo, tls=tls_ends.context)
     with pytest.raises(
         TransportError, match=r"MoEngage's certificate was refused: .*(self.signed|local issuer)"
@@ -102,7 +102,7 @@ def test_unknown_authority_is_refused(tls_ends, serve):
 
 
 def test_certificate_for_another_host_is_refused(tls_ends, serve):
-    """The name is checked, too."""
+    """A certificate for another host name is refused."""
     server = serve(echo, tls=tls_ends.build_context("sdk-01.moengage.com"))
     with pytest.raises(TransportError, match=r"certificate was refused: .*mismatch"):
         send(server.url, verify=str(tls_ends.ca_file))
@@ -121,7 +121,7 @@ def test_warning_that_is_an_error_leaves_no_connection(tls_ends, serve):
 
 
 def test_server_without_tls():
-    """Plain HTTP where TLS was asked for is no response."""
+    """A server without TLS can't respond to an https call."""
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
         call = pool.submit(send, f"https://127.0.0.1:{listener.getsockname()[1]}")
         connection, _address = listener.accept()
@@ -132,7 +132,7 @@ def test_server_without_tls():
 
 
 def test_authorities_are_loaded_once(tls_ends, tmp_path, serve):
-    """New connections and a second transport read no bundle again, not even the default one."""
+    """New connections and a second transport don't load a CA bundle again, not even the default bundle."""
     bundle = tmp_path / "ca.pem"
     bundle.write_bytes(tls_ends.ca_file.read_bytes())
     server = serve(echo, tls=tls_ends.context)
@@ -158,7 +158,7 @@ def test_authorities_are_loaded_once(tls_ends, tmp_path, serve):
     ids=["plain", "tls", "plain-through-tls-proxy"],
 )
 def test_authorities_are_loaded_where_there_is_tls(url, proxies, loads, tls_ends, tmp_path):
-    """A site on loopback spends no time on them; one with a proxy may need them on the way."""
+    """Plain HTTP loads no CA bundle, unless the transport uses a proxy."""
     bundle = tmp_path / "ca.pem"
     bundle.write_bytes(tls_ends.ca_file.read_bytes())
     with watch_calls() as called:
@@ -172,7 +172,7 @@ def sessions_of(bundle: Path) -> dict[str, ssl.SSLSession]:
 
 
 def test_session_is_resumed(tls_ends, tmp_path, serve):
-    """A new connection resumes the session of an earlier one; a refused certificate leaves no session."""
+    """A new connection resumes the session of an earlier connection. A refused certificate stores no session."""
     bundles = [tmp_path / "right.pem", tmp_path / "wrong.pem"]
     for bundle, authority in zip(bundles, [tls_ends.authority, trustme.CA()], strict=True):
         authority.cert_pem.write_to_path(bundle)
@@ -192,7 +192,7 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
 
 
 def test_missing_ca_file_is_refused():
-    """A path that is not there is found when the transport is made."""
+    """The constructor of the transport raises ValueError if the path doesn't exist."""
     with pytest.raises(ValueError, match="verify"):
         RequestsTransport("https://sdk-01.moengage.com/v1", verify="/nowhere/ca.pem")
 
@@ -201,14 +201,14 @@ def test_missing_ca_file_is_refused():
 
 
 def test_environment_is_not_asked(monkeypatch, tmp_path, serve):
-    """Proxies and bundles of the environment change nothing."""
+    """Without trust_env, the transport ignores the proxies and CA bundles in the environment."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{find_closed_port()}")
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "nowhere.pem"))
     assert send(serve(echo).url).status == 200
 
 
 def test_trusted_environment_gives_the_proxy_and_never_the_credentials(monkeypatch, tmp_path, serve):
-    """With trust_env the call goes through HTTP_PROXY, and the Authorization header is still ours, not netrc's."""
+    """With trust_env, the call uses HTTP_PROXY. The Authorization header doesn't come from netrc."""
     netrc = tmp_path / "netrc"
     netrc.write_text("machine 127.0.0.1 login someone password else\n")
     monkeypatch.setenv("NETRC", str(netrc))
@@ -222,14 +222,14 @@ def test_trusted_environment_gives_the_proxy_and_never_the_credentials(monkeypat
 
 
 def test_trusted_environment_may_exempt_hosts(monkeypatch, serve):
-    """NO_PROXY is obeyed."""
+    """With trust_env, a host in NO_PROXY needs no proxy."""
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{find_closed_port()}")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     assert send(serve(echo).url, trust_env=True).status == 200
 
 
 def test_trusted_environment_gives_the_bundle(monkeypatch, tls_ends, serve):
-    """With trust_env REQUESTS_CA_BUNDLE names the authorities, unless verify does."""
+    """With trust_env, REQUESTS_CA_BUNDLE is the CA bundle, unless ``verify`` is a path."""
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tls_ends.ca_file))
     server = serve(echo, tls=tls_ends.context)
     assert send(server.url, trust_env=True).status == 200
@@ -241,7 +241,7 @@ def test_trusted_environment_gives_the_bundle(monkeypatch, tls_ends, serve):
 
 
 def test_plain_request_is_forwarded(serve):
-    """The proxy gets the whole URL, and its own credentials next to ours, in both ways."""
+    """Both ways to send give the proxy the complete URL, its credentials and the client's headers."""
     proxy = serve(echo)
     url = f"http://127.0.0.1:{find_closed_port()}/v1"
     with closing(RequestsTransport(url, proxies={"http": f"http://me:pw@127.0.0.1:{proxy.port}"})) as transport:
@@ -257,7 +257,7 @@ def test_plain_request_is_forwarded(serve):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_tls_goes_through_a_tunnel(scheme, tls_ends, serve):
-    """The proxy learns the host and its own credentials only; the tunnel serves calls in one step and in two."""
+    """The proxy sees only the host and its own credentials. Both ways to send use the tunnel."""
     server = serve(echo, tls=tls_ends.context)
     proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
     proxies = {"https": f"{scheme}://me:pw@127.0.0.1:{proxy.port}"}
@@ -277,7 +277,7 @@ def test_tls_goes_through_a_tunnel(scheme, tls_ends, serve):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_tunnel_that_ends(scheme, tls_ends, serve):
-    """Neither half a response nor a silent server behind it costs more than elsewhere."""
+    """Behind a tunnel, an incomplete response and a silent server give the usual errors."""
     ends = iter([Exchange.close, Exchange.hang])
     server = serve(lambda exchange: next(ends)(exchange), tls=tls_ends.context)
     proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
@@ -298,7 +298,7 @@ def test_tunnel_that_ends(scheme, tls_ends, serve):
     ids=["refuses", "not-http", "closes"],
 )
 def test_proxy_that_opens_no_tunnel(behave, problem, serve):
-    """The error names the proxy and what it said, and never its password."""
+    """The error contains the proxy and its status, but no password."""
     proxy = serve(behave)
     proxies = {"all": f"http://me:hunter2@127.0.0.1:{proxy.port}"}
     with pytest.raises(ProxyError, match=f"the proxy 127.0.0.1:{proxy.port} {problem}") as caught:
@@ -311,7 +311,7 @@ def test_proxy_that_opens_no_tunnel(behave, problem, serve):
     "behave", [Exchange.hang, lambda exchange: exchange.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.02)]
 )
 def test_slow_proxy_does_not_outlive_the_deadline(behave, serve):
-    """A tunnel is a part of connecting."""
+    """The time to open the tunnel is a part of the deadline."""
     proxies = {"all": f"http://127.0.0.1:{serve(behave).port}"}
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"the proxy 127\.0\.0\.1:\d+ did not answer in time"):
@@ -321,7 +321,7 @@ def test_slow_proxy_does_not_outlive_the_deadline(behave, serve):
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "https://sdk-01.moengage.com/v1"], ids=["plain", "tls"])
 def test_proxy_that_is_down(url):
-    """The error names the proxy, since MoEngage was never asked."""
+    """The error names the proxy, because no request reached MoEngage."""
     port = find_closed_port()
     with pytest.raises(ProxyError, match=rf"from the proxy 127.0.0.1:{port} \(ConnectionRefusedError") as caught:
         send(url, proxies={"all": f"127.0.0.1:{port}"})
@@ -329,7 +329,7 @@ def test_proxy_that_is_down(url):
 
 
 def test_certificates_are_checked_on_both_ends_of_a_tunnel(tls_ends, serve):
-    """The error says whose certificate it was."""
+    """The error says whether the certificate of MoEngage or of the proxy was refused."""
     server, proxy = serve(echo, tls=tls_ends.context), serve(tunnel)
     with pytest.raises(TransportError, match="MoEngage's certificate was refused"):
         send(server.url, proxies={"all": f"http://127.0.0.1:{proxy.port}"})
@@ -340,7 +340,7 @@ def test_certificates_are_checked_on_both_ends_of_a_tunnel(tls_ends, serve):
 
 @pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1080", "ftp://127.0.0.1", "http://", "http://me:hunter2@[::1"])
 def test_proxy_of_another_kind_is_refused(proxy):
-    """When the transport is made, rather than left out in silence; the message doesn't quote the password."""
+    """The constructor raises ValueError, and the message doesn't contain the password."""
     with pytest.raises(ValueError, match="a proxy must be an http:// or https:// URL") as caught:
         RequestsTransport("http://127.0.0.1:9", proxies={"all": proxy})
     assert "hunter2" not in str(caught.value)
@@ -350,7 +350,7 @@ def test_proxy_of_another_kind_is_refused(proxy):
 
 
 def test_addresses_share_the_time(monkeypatch, serve):
-    """A silent address, such as a broken IPv6 one, leaves time for the next address."""
+    """A silent address, such as a broken IPv6 address, leaves time for the next address."""
     server = serve(echo)
     look_up, connect, shares = socket.getaddrinfo, connections.create_connection, []
 

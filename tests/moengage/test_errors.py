@@ -25,7 +25,7 @@ NOW = 1_800_000_000.0
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_status_has_an_error_of_its_kind(kind, statuses, is_retryable):
-    """Each status has its place in the tree."""
+    """Each status gives its own class of error."""
     for status in statuses:
         error = build_error(Response(status))
         assert (type(error), error.status, error.retryable) == (kind, status, is_retryable)
@@ -43,7 +43,7 @@ def test_status_has_an_error_of_its_kind(kind, statuses, is_retryable):
     ],
 )
 def test_headers_may_say_that_the_rate_limit_is_used_up(headers, is_limit):
-    """Then any status but 401 and 403 means to wait; waiting mends no credentials."""
+    """Any status but 401 and 403 gives a RateLimitedError, because a wait can't fix credentials."""
     for status in (400, 503):
         error = build_error(Response(status, headers))
         assert isinstance(error, RateLimitedError) == is_limit
@@ -78,14 +78,14 @@ def test_vendors_words_are_attributes(body, message, title, description):
 
 @pytest.mark.parametrize("title", ["Malformed JSON", "Invalid Field Value", "Request Error", "Authentication required"])
 def test_documented_titles_are_in_the_message(title):
-    """They say what to fix and quote nothing."""
+    """The message contains the documented title."""
     error = build_error(Response(400, body=json.dumps({"title": title}).encode()))
     assert str(error) == f"MoEngage answered 400: {title}"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html><h1>502</h1></html>", b"\xff", b"null"], ids=repr)
 def test_body_of_a_gateway_has_no_words(body):
-    """Title and description are empty."""
+    """Without a JSON object in the body, title and description are empty."""
     error = build_error(Response(502, body=body))
     assert (str(error), error.title, error.description) == ("MoEngage answered 502", "", "")
 
@@ -115,7 +115,7 @@ def test_body_of_a_gateway_has_no_words(body):
     ],
 )
 def test_wait_of_a_429_is_read(headers, expected):
-    """Seconds, an HTTP date or the reset header; nonsense is None."""
+    """The wait comes from seconds, an HTTP date or the reset header. An invalid value gives None."""
     assert read_retry_after(headers, clock=lambda: NOW) == expected
     error = build_error(Response(429, headers), clock=lambda: NOW)
     assert (error.status, error.retry_after) == (429, expected)
@@ -127,6 +127,6 @@ near_dates = st.from_regex(r"\A[A-Z][a-z]{2}, \d{1,3} [A-Z][a-z]{2} \d{1,6} \d\d
 @patiently
 @given(value=st.text() | near_dates)
 def test_any_wait_is_read_or_none(value):
-    """No header raises an error of its own, and no wait is negative or endless."""
+    """No value of a header raises an error, and each wait is finite and not negative."""
     wait = read_retry_after({"retry-after": value})
     assert wait is None or 0.0 <= wait < 1e12

@@ -1,4 +1,4 @@
-"""A call in two steps: the request is out at once, and the response is read when the caller wants it."""
+"""A call in two steps: the exchange sends the request at once, and the caller reads the response later."""
 
 import gzip
 import subprocess
@@ -32,7 +32,7 @@ BIG = Request("POST", "/big", body=b" " * 20_000_000)
 
 @pytest.mark.parametrize("cut", [1, 20, len(LENGTH), len(LENGTH) + 1])
 def test_response_is_read_once_it_is_whole(cut, build_wire):
-    """Until then the caller gets nothing and may ask again; afterwards the exchange is over."""
+    """receive() returns None until the response is complete. After the response, receive() raises RuntimeError."""
     data = LENGTH + b"x" * 999
     more = threading.Event()
     wire = build_wire(lambda exchange: (exchange.send(data[:cut]), more.wait(LONG), exchange.send(data[cut:])))
@@ -50,7 +50,7 @@ def test_response_is_read_once_it_is_whole(cut, build_wire):
 
 
 def test_response_that_is_there_is_read_without_waiting(build_wire):
-    """All of it, however many TLS records it came in."""
+    """receive() reads a response that has arrived in any number of TLS records."""
     wire = build_wire(lambda exchange: exchange.reply(b" " * MAX_BYTES))
     exchange = wire.start()
     wait_until(lambda: exchange.receive(0.0))
@@ -58,7 +58,7 @@ def test_response_that_is_there_is_read_without_waiting(build_wire):
 
 
 def test_request_is_out_before_anyone_waits(build_wire):
-    """Sending returns at once, and the server has the request though nobody reads."""
+    """send() returns at once, and the server gets the request before a caller reads the response."""
     wire = build_wire(echo)
     exchange = wire.start()
     wait_until(lambda: len(wire.server.received) == 2)
@@ -75,7 +75,7 @@ def test_request_is_out_before_anyone_waits(build_wire):
     ids=["nothing", "drips", "drips-chunks"],
 )
 def test_waiting_ends_on_time(behave, build_wire):
-    """Reading takes as long as it is told, whatever drips in meanwhile."""
+    """receive() returns after its seconds, even if a part of the response has arrived."""
     exchange = build_wire(behave).start()
     start = time.monotonic()
     assert exchange.receive(SOON) is None
@@ -85,7 +85,7 @@ def test_waiting_ends_on_time(behave, build_wire):
 
 @pytest.mark.parametrize("body", [b"{}", gzip.compress(b"{}")[:-9]], ids=["not", "half"])
 def test_response_that_cannot_be_decompressed(body, build_wire):
-    """It is an error, but the connection is in order."""
+    """The caller gets an error, but the connection stays open."""
     wire = build_wire(lambda exchange: exchange.reply(body, headers={"Content-Encoding": "GZIP"}))
     for _ in range(2):
         with pytest.raises(InvalidResponseError, match="not one whole gzip stream"):
@@ -106,7 +106,7 @@ def test_response_that_cannot_be_decompressed(body, build_wire):
     ids=["in-order", "last", "with-a-byte-too-many"],
 )
 def test_connection_is_kept_unless_it_must_not(data, is_kept, build_wire):
-    """The next call uses it, or opens another."""
+    """The next call uses a reusable connection, and otherwise opens a new connection."""
     wire = build_wire(lambda exchange: exchange.send(data))
     for _ in range(3):
         assert receive(wire.start()).status == 204
@@ -115,7 +115,7 @@ def test_connection_is_kept_unless_it_must_not(data, is_kept, build_wire):
 
 
 def test_second_response_costs_the_connection(build_wire):
-    """Nobody asked for it, and it must not become the next visitor's."""
+    """Extra bytes close the connection, because they must not become the next visitor's response."""
     late = threading.Event()
     wire = build_wire(lambda exchange: (exchange.reply(b"first"), late.wait(LONG), exchange.reply(b"nobody's")))
     assert receive(wire.start()).body == b"first"
@@ -125,7 +125,7 @@ def test_second_response_costs_the_connection(build_wire):
 
 
 def test_release_before_the_response_closes_the_connection(build_wire):
-    """The response that may still come is for nobody else."""
+    """A response that arrives later must not reach another caller."""
     wire = build_wire(lambda exchange: (time.sleep(SOON), echo(exchange)))
     exchange = wire.start()
     exchange.release()
@@ -136,7 +136,7 @@ def test_release_before_the_response_closes_the_connection(build_wire):
 
 
 def test_release_after_the_response_changes_nothing(build_wire):
-    """The connection serves the next exchange by then."""
+    """The next exchange may use the connection already."""
     wire = build_wire(echo)
     first = wire.start()
     receive(first)
@@ -151,7 +151,7 @@ def test_release_after_the_response_changes_nothing(build_wire):
 
 @pytest.mark.parametrize("die", [Exchange.close, Exchange.reset, Exchange.half_close], ids=lambda die: die.__name__)
 def test_connection_that_died_idle_may_be_asked_again(die, build_wire):
-    """The server gave it up while the request was on its way, so it has not read the request."""
+    """The server closed the connection before the request arrived, so a retry is safe."""
     wire = build_wire(die)
     exchange = wire.start()
     with pytest.raises(NotTakenError, match="closed an idle connection"):
@@ -165,7 +165,7 @@ def test_connection_that_died_idle_may_be_asked_again(die, build_wire):
 @pytest.mark.parametrize("end", [Exchange.close, Exchange.reset], ids=lambda end: end.__name__)
 @pytest.mark.parametrize("data", [b"H", LENGTH + b"ada@example.com", CHUNKED + b"99\r\nada@example.com"], ids=len)
 def test_half_a_response_is_a_transport_error(data, end, build_wire):
-    """The connection is closed, and the next call works on another."""
+    """The exchange closes the connection, and the next call works on another connection."""
     wire = build_wire(break_off(data, end))
     with pytest.raises(TransportError, match=r"in the middle|no whole response from MoEngage \(\w+\)") as caught:
         receive(wire.start())
@@ -176,7 +176,7 @@ def test_half_a_response_is_a_transport_error(data, end, build_wire):
 
 
 def test_server_that_stops_reading_is_not_waited_for(build_wire):
-    """Half a request is never finished by another."""
+    """The exchange closes the connection, so that no other request follows an incomplete request."""
     wire = build_wire(lambda exchange: (exchange.reply(b"{}"), exchange.hang()))
     receive(wire.start())
     start = time.monotonic()
@@ -186,7 +186,7 @@ def test_server_that_stops_reading_is_not_waited_for(build_wire):
 
 
 def test_connection_that_ends_while_the_request_is_sent(build_wire, monkeypatch):
-    """Either step says that the request was not taken."""
+    """send() or receive() raises NotTakenError."""
     wire = build_wire(Exchange.hang)
     wire.warm()
     write = wire.transport._write
@@ -199,30 +199,30 @@ def test_connection_that_ends_while_the_request_is_sent(build_wire, monkeypatch)
 
 
 class Aborted(BaseException):
-    """What a server ends its worker with."""
+    """The exception with which a server stops its worker."""
 
 
 class BrokenSocket:
-    """A socket that breaks while it is written to, and then gives a response."""
+    """A socket whose send() fails, and whose recv() returns a response."""
 
     def __init__(self, error: BaseException) -> None:
         self.error = error
         self.settimeout = self.recv = lambda _number: build_head("413 Too Large", {"Content-Length": "0"})
 
     def send(self, data: memoryview) -> int:
-        """Break."""
+        """Raise the error."""
         raise self.error
 
 
 def test_server_may_answer_before_it_has_read_everything():
-    """A 413 comes early, and its server reads no more."""
+    """The caller gets a 413 from a server that stopped reading the request."""
     exchange = HTTPExchange(BrokenSocket(BrokenPipeError()), lambda is_reusable: None)
     exchange.send(memoryview(b"POST"), 1.0)
     assert receive(exchange).status == 413
 
 
 def test_abort_while_sending_closes_the_connection():
-    """Half a request is never finished by another."""
+    """The exchange closes the connection, so that no other request follows an incomplete request."""
     ends: list[bool] = []
     with pytest.raises(Aborted):
         HTTPExchange(BrokenSocket(Aborted()), ends.append).send(memoryview(b"POST"), 1.0)
@@ -242,7 +242,7 @@ def test_abort_while_sending_closes_the_connection():
     ],
 )
 def test_error_report_shows_no_secret_and_no_visitor(behave, build_wire):
-    """Messages and locals along the whole chain hold neither the key nor the visitor nor the response."""
+    """No message and no local variable in the chain of errors contains the key, the visitor or the response."""
     exchange = build_wire(behave).start()
     with pytest.raises((TransportError, InvalidResponseError)) as caught:
         receive(exchange)
@@ -252,7 +252,7 @@ def test_error_report_shows_no_secret_and_no_visitor(behave, build_wire):
 
 
 def test_cause_brings_no_frames():
-    """The operating system's error is the cause; errors that it was raised from may hold secrets."""
+    """The cause is the operating system's error, without a traceback and without a cause of its own."""
     secret = OSError("broken")
     secret.__context__ = ValueError("Wanda")
     failure = describe_failure(secret, "MoEngage")
@@ -264,7 +264,7 @@ def test_cause_brings_no_frames():
 
 
 def test_nothing_starts_before_the_first_call():
-    """A connection would have to be opened, which takes time."""
+    """start() returns None, because to open a connection takes time."""
     with Wire(echo) as wire:
         assert wire.transport.start(FETCH) is None
         assert wire.server.connections == 0
@@ -281,7 +281,7 @@ def test_nothing_starts_while_all_connections_are_in_use(maxsize, build_wire):
 
 
 def test_more_connections_than_are_kept(build_wire, caplog):
-    """The one that was idle longest is closed, without a warning."""
+    """The transport closes the connection that was idle for the longest time, without a warning."""
     wire = build_wire(echo, pool_maxsize=1)
     exchange = wire.start()
     wire.warm()
@@ -293,7 +293,7 @@ def test_more_connections_than_are_kept(build_wire, caplog):
 
 
 def test_nothing_starts_after_closing(build_wire):
-    """Idle connections are closed, and the one in use when it comes back."""
+    """close() closes the idle connections. A connection in use is closed at the end of its exchange."""
     wire = build_wire(echo)
     exchange = wire.start()
     wire.transport.close()
@@ -305,7 +305,7 @@ def test_nothing_starts_after_closing(build_wire):
 
 
 def test_connection_that_the_server_closed_is_not_used(build_wire):
-    """The next call opens another."""
+    """The next call opens a new connection."""
     wire = build_wire(echo)
     wire.warm()
     wire.server.drop_connections()
@@ -319,7 +319,7 @@ def test_connection_that_the_server_closed_is_not_used(build_wire):
 
 
 def test_threads_get_their_own_responses(build_wire):
-    """Many threads, in one step and in two, that release and close: each reads the response to its own request."""
+    """Many threads send, start, release and close. Each thread reads the response to its own request."""
     wire = build_wire(echo, pool_maxsize=4)
 
     def ask(number: int) -> bool:
@@ -374,7 +374,7 @@ FORKING = """
 
 @pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
 def test_child_uses_no_connection_of_its_parents(over_tls, tls_ends):
-    """After a fork each process opens connections of its own, and 203 responses go where they belong."""
+    """After a fork, each process opens its own connections, and each caller gets its own response."""
     ca_file = str(tls_ends.ca_file) if over_tls else ""
     with Loopback(echo, tls=tls_ends.context if over_tls else None) as server:
         program = [sys.executable, "-c", textwrap.dedent(FORKING), server.url, ca_file]
@@ -385,7 +385,7 @@ def test_child_uses_no_connection_of_its_parents(over_tls, tls_ends):
 
 
 def test_exchange_that_a_child_inherits_leaves_it_no_connection(build_wire):
-    """What the parent had in flight at the fork must not become an idle connection of the child's."""
+    """A parent's request in flight must not leave an idle connection in the child process."""
     wire = build_wire(echo)
     exchange = wire.start()
     wire.transport._pid -= 1  # As after a fork.

@@ -1,4 +1,4 @@
-"""HTTP/1.1 as bytes: each valid response is read however it is cut, and nothing else is (RFC 9112)."""
+"""HTTP/1.1 as bytes: the reader accepts each valid response in any pieces, and refuses anything else (RFC 9112)."""
 
 import gzip
 import http.client
@@ -48,7 +48,7 @@ RESPONSES = {
     "last": (build_head("200 OK", {"Connection": "Close", "Content-Length": "2"}) + b"{}", 200, b"{}", False),
     "http-1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", 200, b"{}", False),
 }
-"""Responses that say where they end: the bytes, status, body, and whether the connection may be used again."""
+"""Responses with a known end: the bytes, the status, the body, and whether the connection is reusable."""
 
 UNUSABLE = {
     "not-http": "SSH-2.0-OpenSSH\r\n",
@@ -87,7 +87,7 @@ UNUSABLE = {
     "endless-status": "HTTP/1.1 200 " + "A" * MAX_HEAD,
     "endless-interim": "HTTP/1.1 100 Continue\r\n\r\n" * 5000,
 }
-"""Heads that are refused at once, even when the connection stays open."""
+"""Heads that the reader refuses at once, even while the connection stays open."""
 
 UNUSABLE_CHUNKS = {
     "no-size": b"xyz\r\n",
@@ -108,7 +108,7 @@ UNUSABLE_CHUNKS = {
 
 
 def read(pieces: Iterable[bytes], *, ends: bool = False, has_body: bool = True) -> tuple[Response, bool] | None:
-    """Return the response in bytes that arrive in pieces, and whether the connection may be used again."""
+    """Return the response in bytes that arrive in pieces, and whether the connection is reusable."""
     received = bytearray()
     steps = read_response(received, has_body=has_body)
     next(steps)
@@ -120,12 +120,12 @@ def read(pieces: Iterable[bytes], *, ends: bool = False, has_body: bool = True) 
 
 
 def tell(response: Response) -> tuple[int, bytes]:
-    """Return what a test compares."""
+    """Return the values that a test compares."""
     return response.status, response.body
 
 
 def cut(data: bytes, size: int = 1) -> list[bytes]:
-    """Return bytes in pieces of a size."""
+    """Return bytes in pieces of one size."""
     return [data[at : at + size] for at in range(0, len(data), size)]
 
 
@@ -134,7 +134,7 @@ def cut(data: bytes, size: int = 1) -> list[bytes]:
 
 @pytest.mark.parametrize(("data", "status", "body", "is_reusable"), RESPONSES.values(), ids=RESPONSES)
 def test_response_is_read_however_it_is_cut(data, status, body, is_reusable):
-    """In one piece, in any two, byte by byte: the last byte completes it, and no byte before."""
+    """A response can arrive in one piece, in two pieces or byte by byte. The last byte completes the response."""
     for pieces in ([data], cut(data), *([data[:at], data[at:]] for at in range(1, len(data)))):
         assert read([*pieces[:-1], pieces[-1][:-1]]) is None
         response, reusable = read(pieces)
@@ -143,14 +143,14 @@ def test_response_is_read_however_it_is_cut(data, status, body, is_reusable):
 
 @pytest.mark.parametrize(("data", "status", "body", "_is_reusable"), RESPONSES.values(), ids=RESPONSES)
 def test_byte_beyond_the_response_spoils_the_connection(data, status, body, _is_reusable):
-    """The byte would become part of the next visitor's response."""
+    """After an extra byte, the connection isn't reusable: the byte would start the next visitor's response."""
     response, reusable = read([data + b"\n"])
     assert (tell(response), reusable) == ((status, body), False)
 
 
 @pytest.mark.parametrize(("data", "_status", "_body", "_is_reusable"), RESPONSES.values(), ids=RESPONSES)
 def test_half_a_response_is_an_error(data, _status, _body, _is_reusable):
-    """Wherever the connection ends before the response does."""
+    """A connection that ends at any byte before the end of the response raises a TransportError."""
     for at in range(len(data)):
         with pytest.raises(TransportError, match="in the middle"):
             read([data[:at]], ends=True)
@@ -166,13 +166,13 @@ def test_response_may_end_with_its_connection(body):
 
 
 def test_response_to_connect_has_no_body():
-    """A tunnel begins right after the head, whatever length the head names (RFC 9110 §9.3.6)."""
+    """A response to CONNECT ends after the head, even if the head has a length (RFC 9110 §9.3.6)."""
     response, is_reusable = read([LENGTH], has_body=False)
     assert (tell(response), is_reusable) == ((200, b""), True)
 
 
 def test_fields_are_joined_and_trimmed():
-    """Names in lower case; values of one name in one list, without the space around (RFC 9110 §5.3, §5.5)."""
+    """Names are in lower case. Values of one name are joined, without outer spaces (RFC 9110 §5.3, §5.5)."""
     data = b"HTTP/1.1 204 x\r\nA:\t b c \r\nVia: one\r\nX: \xe9:\r\nEmpty:\r\nVIA:two\r\n\r\n"
     assert read([data])[0].headers == {"a": "b c", "via": "one, two", "x": "\xe9:", "empty": ""}
 
@@ -182,7 +182,7 @@ def test_fields_are_joined_and_trimmed():
 
 @pytest.mark.parametrize("head", UNUSABLE.values(), ids=UNUSABLE)
 def test_garbled_head_is_refused(head):
-    """At once, and without a word of the head in the message."""
+    """The reader raises at once, and the message contains no word of the head."""
     for size in (len(head), 1000):
         with pytest.raises(TransportError, match=r"not valid HTTP/1\.1") as caught:
             read(cut(head.encode("latin-1"), size))
@@ -191,7 +191,7 @@ def test_garbled_head_is_refused(head):
 
 @pytest.mark.parametrize("data", UNUSABLE_CHUNKS.values(), ids=UNUSABLE_CHUNKS)
 def test_garbled_chunks_are_refused(data):
-    """At once: what follows can't be told from the body."""
+    """The reader raises at once, because it can't find the end of the body."""
     for size in (len(data), 1000):
         with pytest.raises(TransportError, match=r"not valid HTTP/1\.1"):
             read([CHUNKED, *cut(data, size)])
@@ -200,7 +200,7 @@ def test_garbled_chunks_are_refused(data):
 @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
 @pytest.mark.parametrize("framing", ["length", "chunk", "chunks", "end"])
 def test_body_is_bounded(framing, size):
-    """1 MiB is read; one byte more is refused, before the rest arrives where the head says so."""
+    """The reader accepts 1 MiB and refuses one byte more, at once if the head has the length."""
     body, last = b" " * size, size - MAX_BYTES
     data = {
         "length": build_head("200 OK", {"Content-Length": str(size)}) + body[: None if not last else 0],
@@ -242,7 +242,7 @@ def responses(draw: st.DrawFn) -> bytes:
 
 
 def read_with_http_client(data: bytes) -> tuple[int, bytes, list[str]]:
-    """Return status, body and field names as the standard library reads them, interim responses left out."""
+    """Return status, body and field names as http.client reads them, without interim responses."""
     file = io.BytesIO(data)
     sock = type("Socket", (), {"makefile": lambda *_args: file})()
     readers: list[http.client.HTTPResponse] = []
@@ -254,7 +254,7 @@ def read_with_http_client(data: bytes) -> tuple[int, bytes, list[str]]:
 
 
 def read_in_pieces(data: bytes, places: list[int]) -> tuple[int, bytes, list[str]] | type[Exception]:
-    """Return the same as we read it in pieces, or the error's type."""
+    """Return the same values from our reader, or the type of its error."""
     places = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
     pieces = [data[start:end] for start, end in itertools.pairwise(places)]
     try:
@@ -267,14 +267,14 @@ def read_in_pieces(data: bytes, places: list[int]) -> tuple[int, bytes, list[str
 @patiently
 @given(data=responses(), places=st.lists(st.integers(0, 500), max_size=8))
 def test_valid_response_is_read_as_http_client_reads_it(data, places):
-    """Status, body and fields are the standard library's, whatever the pieces."""
+    """Our reader and http.client agree about status, body and fields of a valid response."""
     assert read_in_pieces(data, places) == read_with_http_client(data)
 
 
 @patiently
 @given(data=responses(), at=st.integers(0, 400), new=st.binary(max_size=3), places=st.lists(st.integers(0, 500)))
 def test_damaged_response_is_read_alike_or_refused(data, at, new, places):
-    """Pieces change nothing, and a response that we accept is one that http.client reads in the same way."""
+    """Pieces don't change the result, and http.client reads each accepted response in the same way."""
     data = data[:at] + new + data[at + len(new) :]
     ours = read_in_pieces(data, places)
     assert ours == read_in_pieces(data, [])
@@ -288,7 +288,7 @@ def test_damaged_response_is_read_alike_or_refused(data, at, new, places):
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip", "GZip"])
 def test_gzip_is_decompressed(encoding):
-    """The one encoding that a request offers."""
+    """decompress() reads gzip, the only encoding that a request offers."""
     assert decompress(gzip.compress(b"{}"), encoding) == b"{}"
 
 
@@ -332,7 +332,7 @@ def test_gzip_bomb_is_not_inflated():
 
 
 def test_request_is_written_in_order():
-    """Request line, fields, an empty line, the body."""
+    """A request has a request line, fields, an empty line and the body."""
     data = write_request("POST", "/v1/a?b=c", {"Host": "h", "X-A": "\xe9"}, b"{}")
     assert data == b"POST /v1/a?b=c HTTP/1.1\r\nHost: h\r\nX-A: \xe9\r\n\r\n{}"
 
@@ -340,7 +340,7 @@ def test_request_is_written_in_order():
 @pytest.mark.parametrize("ending", ["\r\n", "\n", "\r"], ids=repr)
 @pytest.mark.parametrize("place", ["target", "name", "value"])
 def test_line_break_in_a_request_is_refused(place, ending):
-    """It would start another field or another request; the error report shows no field."""
+    """A line break raises ValueError, and no local variable contains a field."""
     target, name, value = (f"a{ending}Evil: b" if part == place else "a" for part in ("target", "name", "value"))
     with pytest.raises(ValueError, match="line break") as caught:
         write_request("GET", target, {name: value, "Authorization": "Wanda"})

@@ -1,4 +1,4 @@
-"""RequestsTransport against a real server that misbehaves: on time, whole, and without a secret in its errors."""
+"""RequestsTransport and a real server that misbehaves: deadlines, complete responses, and errors without secrets."""
 
 import gzip
 import logging
@@ -20,7 +20,7 @@ from tests.loopback import Exchange, Loopback, build_head
 from tests.wire import FETCH, LONG, SECRET, break_off, receive
 
 SOON = 0.25
-"""Seconds of a deadline that is meant to pass."""
+"""The seconds of a deadline that passes in a test."""
 
 PROMPTLY = LONG / 2
 """Seconds that only something that waits for the server takes."""
@@ -59,7 +59,7 @@ def fail_late(transport: RequestsTransport, *, seconds: float | None = SOON) -> 
 
 
 def test_request_arrives_as_it_was_given(build_wire):
-    """Method, path below the base URL, query, headers and body are those of the Request, in both ways."""
+    """send() and start() transmit the method, path, query, headers and body of the Request."""
     wire = build_wire(answer)
     response = wire.send()
     assert (response.status, response.body) == (200, b'{"experiences": {}}')
@@ -93,7 +93,7 @@ def test_request_arrives_as_it_was_given(build_wire):
     ],
 )
 def test_host_has_a_port_that_is_not_the_schemes(base_url, host):
-    """As in a browser, with brackets around an IPv6 address."""
+    """The Host header leaves out the default port of the scheme, and has brackets around an IPv6 address."""
     assert RequestsTransport(base_url)._host == host
 
 
@@ -108,7 +108,7 @@ def test_ipv6():
 
 @pytest.mark.parametrize("status", ["204 No Content", "301 Moved Permanently", "401 Unauthorized", "503 Busy"])
 def test_any_status_is_a_response(status, build_wire):
-    """The transport judges no status, and keeps the connection."""
+    """The transport returns a response with any status, and keeps the connection open."""
     headers = {} if status.startswith("204") else {"Content-Length": "0"}
     wire = build_wire(lambda exchange: exchange.send(build_head(status, headers | {"Retry-After": "5"})))
     for _ in range(2):
@@ -119,7 +119,7 @@ def test_any_status_is_a_response(status, build_wire):
 
 
 def test_redirect_is_not_followed(build_wire):
-    """Credentials and visitors go nowhere but to the base URL."""
+    """The transport sends credentials and visitors' data only to the base URL."""
     other = build_wire(answer)
     location = {"Location": other.server.url}
     wire = build_wire(lambda exchange: exchange.reply(status="307 Temporary Redirect", headers=location))
@@ -128,7 +128,7 @@ def test_redirect_is_not_followed(build_wire):
 
 
 def test_cookies_are_not_kept(build_wire):
-    """One visitor's Set-Cookie does not travel with another's request."""
+    """A cookie that one visitor got doesn't travel with another visitor's request."""
     wire = build_wire(lambda exchange: exchange.reply(headers={"Set-Cookie": "who=wanda; Path=/"}))
     wire.send()
     wire.send()
@@ -176,18 +176,18 @@ def test_no_response_outlives_the_deadline(behave, warm, build_wire):
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_server_that_never_accepts_does_not_outlive_the_deadline(scheme, filled_port):
-    """Connecting counts too."""
+    """The time to connect is a part of the deadline."""
     fail_late(RequestsTransport(f"{scheme}://127.0.0.1:{filled_port}"))
 
 
 def test_tls_handshake_does_not_outlive_the_deadline():
-    """Nor does a server that accepts and says nothing."""
+    """A server that accepts the connection and sends nothing can't delay the caller."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         fail_late(RequestsTransport(f"https://127.0.0.1:{listener.getsockname()[1]}"))
 
 
 def test_server_that_reads_nothing_does_not_outlive_the_deadline():
-    """Sending counts too."""
+    """The time to send is a part of the deadline."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         transport = RequestsTransport(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(DeadlineExceeded):
@@ -195,18 +195,18 @@ def test_server_that_reads_nothing_does_not_outlive_the_deadline():
 
 
 def test_connecting_has_a_timeout_of_its_own(filled_port):
-    """A call that may take long does not wait as long for a connection."""
+    """connect_timeout limits a call with a longer deadline."""
     fail_late(RequestsTransport(f"http://127.0.0.1:{filled_port}", connect_timeout=SOON), seconds=LONG)
 
 
 @pytest.mark.parametrize("seconds", [None, LONG])
 def test_timeout_holds_without_an_earlier_deadline(seconds, build_wire):
-    """No call waits for ever."""
+    """A call without a deadline ends after ``timeout``."""
     fail_late(build_wire(Exchange.hang, timeout=SOON).transport, seconds=seconds)
 
 
 def test_past_deadline_asks_nothing(build_wire):
-    """Without time left there is no request."""
+    """If no time is left, the transport sends no request."""
     wire = build_wire(answer)
     with pytest.raises(DeadlineExceeded, match="no time was left"):
         wire.send(seconds=0.0)
@@ -214,7 +214,7 @@ def test_past_deadline_asks_nothing(build_wire):
 
 
 def test_next_call_has_its_own_time(build_wire):
-    """The little time that one call had is not the timeout of the next call on its connection."""
+    """A call with a short deadline doesn't change the time of the next call on the same connection."""
     wire = build_wire(lambda exchange: (time.sleep(SOON), answer(exchange)))
     exchange = wire.start()
     assert exchange.receive(0.0) is None
@@ -239,7 +239,7 @@ def test_next_call_has_its_own_time(build_wire):
 )
 @pytest.mark.parametrize("warm", [False, True], ids=["new-connection", "kept-connection"])
 def test_half_a_response_is_none(behave, problem, warm, build_wire):
-    """It is a TransportError, promptly, and the next call works on a new connection."""
+    """The caller gets a TransportError at once, and the next call works on a new connection."""
     wire = build_wire(behave)
     if warm:
         wire.warm()
@@ -253,7 +253,7 @@ def test_half_a_response_is_none(behave, problem, warm, build_wire):
 
 @pytest.mark.parametrize("die", [Exchange.close, Exchange.reset, Exchange.half_close], ids=lambda die: die.__name__)
 def test_kept_connection_that_died_idle_is_replaced_once(die, build_wire):
-    """The server gave up the connection as the request was on its way: the request is sent again, once."""
+    """If the server closed the idle connection, the transport sends the request once more."""
     wire = build_wire(lambda exchange: die(exchange) if exchange.turn == 2 else answer(exchange))
     wire.send()
     assert wire.send().status == 200
@@ -261,7 +261,7 @@ def test_kept_connection_that_died_idle_is_replaced_once(die, build_wire):
 
 
 def test_second_try_takes_a_new_connection(build_wire):
-    """When one idle connection is dead the others likely are: none of them is tried."""
+    """After a dead idle connection, the transport opens a new connection and tries no other idle connection."""
     dead = threading.Event()
     wire = build_wire(lambda exchange: exchange.close() if dead.is_set() and exchange.turn > 1 else answer(exchange))
     exchange = wire.start()
@@ -273,7 +273,7 @@ def test_second_try_takes_a_new_connection(build_wire):
 
 
 def test_closing_while_another_thread_sends(build_wire, monkeypatch):
-    """The idle connections are closed; the call under way ends as it would have."""
+    """close() closes the idle connections, and doesn't affect a call in another thread."""
     wire = build_wire(answer)
     write = wire.transport._write
     monkeypatch.setattr(wire.transport, "_write", lambda request: (wire.transport.close(), write(request))[1])
@@ -282,7 +282,7 @@ def test_closing_while_another_thread_sends(build_wire, monkeypatch):
 
 
 def test_restart_of_the_server_costs_no_call(build_wire):
-    """Every idle connection is dead at once: none of the next calls fails."""
+    """A restart closes all idle connections, but no later call fails."""
     wire = build_wire(answer)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: wire.send(), range(8)))
@@ -291,7 +291,7 @@ def test_restart_of_the_server_costs_no_call(build_wire):
 
 
 def test_refused_connection_is_a_transport_error():
-    """The system's own error is the cause; nothing else is chained."""
+    """The cause is the operating system's error, without a cause of its own."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with pytest.raises(TransportError, match=r"from MoEngage \(ConnectionRefusedError\)") as caught:
@@ -302,7 +302,7 @@ def test_refused_connection_is_a_transport_error():
 
 @pytest.mark.parametrize("host", ["moengage.invalid", "a" * 64 + ".invalid"], ids=["unknown", "impossible"])
 def test_name_that_does_not_exist_is_a_transport_error(host):
-    """A failed lookup is no response."""
+    """A failed DNS lookup raises a TransportError."""
     with pytest.raises(TransportError, match="no whole response from MoEngage"):
         RequestsTransport(f"https://{host}").send(FETCH, deadline=Deadline(LONG))
 
@@ -331,7 +331,7 @@ def test_response_above_the_limit_is_refused(encoding, build_wire):
     ],
 )
 def test_error_report_shows_no_secret_and_no_visitor(behave, build_wire):
-    """Messages and locals along the whole chain hold neither the key nor the visitor nor the response."""
+    """No message and no local variable in the chain of errors contains the key, the visitor or the response."""
     wire = build_wire(behave, proxies={"ftp": "http://me:pw@127.0.0.1"})
     with pytest.raises((TransportError, InvalidResponseError)) as caught:
         wire.send(seconds=SOON)
@@ -354,7 +354,7 @@ def test_request_with_a_line_break_is_not_sent(send, build_wire):
 
 
 def test_log_shows_no_secret_and_no_visitor(caplog, build_wire):
-    """Not even at DEBUG do the layers below log a header or a body."""
+    """At level DEBUG, urllib3 and http.client log no header and no body."""
     caplog.set_level(logging.DEBUG)
     build_wire(lambda exchange: exchange.reply(b"Wanda")).send()
     assert "Starting new HTTP" in caplog.text
@@ -362,7 +362,7 @@ def test_log_shows_no_secret_and_no_visitor(caplog, build_wire):
 
 
 def test_abort_shows_no_secret_and_no_visitor(build_wire):
-    """A server that ends its worker prints the locals of frames that wait; the connection is not used again."""
+    """An abort during a call shows no secret in the frames, and closes the connection."""
 
     def abort(*_args: object) -> None:
         raise SystemExit(1)
@@ -380,7 +380,7 @@ def test_abort_shows_no_secret_and_no_visitor(build_wire):
 
 
 def test_reprs_show_the_base_url_alone():
-    """A transport, a request and a response can be logged."""
+    """The reprs of a transport, a request and a response contain no secret."""
     transport = RequestsTransport("http://LOCALHOST:8000/v1/", proxies={"http": "http://me:pw@127.0.0.1:1"})
     assert repr(transport) == "<RequestsTransport http://localhost:8000/v1>"
     assert repr(FETCH) == "Request(method='POST', path='/experiences/fetch', query='')"

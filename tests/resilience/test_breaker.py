@@ -306,5 +306,3 @@ def test_recent_calls_are_those_of_the_last_seconds_and_one_slot_more():
     for moment in range(10_000):
         calls.add(moment / 100, is_failure=False)
     assert (calls.total(100.0), len(calls._slots)) == ((1000, 0), 11)
-    calls.clear()
-    assert calls.total(100.0) == (0, 0)
