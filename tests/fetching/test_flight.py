@@ -295,7 +295,7 @@ def test_thread_waits_for_the_page_that_reads(held, threads, heard, submitted, s
 
 @pytest.mark.parametrize("way", ["released", "thread", "task"])
 def test_full_pool_ends_a_flight_that_no_page_reads(held, heard, fill_pool, way):
-    """Without a free thread, the flight ends without an answer. The breaker isn't told, and the connection is closed."""
+    """Without a free thread, the flight ends without an answer. The breaker isn't told; the connection is closed."""
     fill_pool()
     asked, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
     if way == "released":

@@ -55,7 +55,7 @@ def test_answer_that_a_busy_page_reads_late(brief, heard):
 
 
 def test_hanging_vendor_fails_once(brief, heard):
-    """At the deadline all pages of the flight show their defaults, and the breaker hears of one failure."""
+    """At the deadline, all pages of the flight show their defaults, and the breaker is told one failure."""
     with brief.hold():
         start = time.monotonic()
         asked = [Asked(VISITOR, KEYS) for _ in range(2)]
