@@ -24,7 +24,7 @@ def list_calls(upstream):
 
 
 def test_page_without_personalization_is_unchanged(visit, upstream, settings):
-    """A page without personalization makes no call, needs no database, and has the same bytes without the middleware."""
+    """A page without personalization makes no call, needs no database, and has the same bytes as before."""
     with_us = visit("/plain/")
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "moe_personalize" not in name]
     without_us = type(visit)(visit.mode)("/plain/")
