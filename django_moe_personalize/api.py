@@ -187,7 +187,7 @@ def offering_clicked(experience: Experience, offering: Offering, *, customer_id:
 
 @sensitive_variables()
 def erase(*, customer_id: str) -> int:
-    """Erase the recorded events of ``customer_id`` that weren't sent yet, and return the number of erased events.
+    """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
     Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
     process and in the outbox at once. If processes share the site's cache, other processes and queues drop their

@@ -35,7 +35,7 @@ from django_moe_personalize.visitor import (
 )
 
 _gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
-"""The page whose visitor this thread or task is gathering. Threads and tasks started meanwhile see the same value."""
+"""The page whose visitor this thread or task is gathering. Threads and tasks that start meanwhile inherit it."""
 
 
 class Page:
@@ -222,7 +222,7 @@ class Page:
             flight.release()
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether the response is private, or may read an experience while it is streamed."""
+        """Return whether the response is private without a read, or may read an experience while it is streamed."""
         return has_stored_parameters(request) or (
             isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
         )
@@ -233,7 +233,7 @@ class Page:
         return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
-        # After this point, no middleware knows that a read makes the response private.
+        # An outer middleware may replace the response. A read there couldn't make the new response private.
         self._is_closed = True
         # A streamed response may have started fetches after the first release().
         self.release()

@@ -1,4 +1,4 @@
-"""The calls of MoEngage's SDKs without a request, each with its async twin."""
+"""The functions of api.py and their async twins."""
 
 import inspect
 import json
@@ -26,7 +26,7 @@ HERO_CONTEXT = {"cid": "1", "experience": "Hero"}
 
 
 class Twins:
-    """The calls of the module by name, or their async twins."""
+    """The functions of the module by name, or their async twins."""
 
     def __init__(self, prefix):
         self._prefix = prefix
@@ -38,7 +38,7 @@ class Twins:
 
 @pytest.fixture(params=["", "a"], ids=["sync", "async"])
 def api(request):
-    """Give the calls, once as they are and once as their async twins."""
+    """Give the sync functions, and once more the async twins."""
     return Twins(request.param)
 
 
@@ -88,7 +88,7 @@ def test_experiences_and_failures(api, upstream):
 
 
 def test_attributes_and_identifiers(api, upstream):
-    """MoEngage gets them as the contract says."""
+    """MoEngage gets attributes and identifiers as the contract says."""
     api.fetch_experiences(
         ["cart-upsell"], user_identifiers={"u_em": "ada@example.com"}, attributes={"cart_value": "100"}
     )
@@ -108,7 +108,7 @@ def test_customer_outside_the_audience(api, upstream):
 
 
 def test_reasons_of_the_response(api, upstream):
-    """They win over those of the metadata."""
+    """The reasons of MoEngage's response win over the reasons of the metadata."""
     failure = {"reason": "USER_IN_GLOBAL_CONTROL_GROUP", "experience_keys": ["hero-banner"]}
     upstream.respond(200, json.dumps({"experiences": {}, "failures": [failure]}).encode())
     result = api.fetch_experiences(["hero-banner"], customer_id="1")
@@ -132,7 +132,7 @@ def test_wrong_keys(api, keys):
 
 
 def test_no_keys(api, upstream):
-    """They make no call."""
+    """Without keys there is no call to MoEngage."""
     assert api.fetch_experiences([]).experiences == {}
     assert upstream.requests == []
 
@@ -167,7 +167,7 @@ def test_cached_answers_while_the_vendor_fails(api, upstream):
 
 
 def test_without_credentials(api):
-    """The error names the missing ones."""
+    """The error names the missing credentials."""
     with override_personalize(SANDBOX=False), pytest.raises(ConfigurationError, match="WORKSPACE_ID"):
         api.fetch_experiences(["hero-banner"])
 
@@ -197,7 +197,7 @@ def test_disabled(api, upstream):
     ids=["id", "attribute", "identifier", "name", "reserved"],
 )
 def test_arguments_that_cannot_be_sent(api, upstream, arguments, message):
-    """The error says what to write. It isn't a failure of MoEngage."""
+    """The error tells the developer how to write the argument. MoEngage isn't called."""
     for _ in range(6):
         with pytest.raises(ValueError, match=message):
             api.fetch_experiences(["hero-banner"], **arguments)
@@ -256,20 +256,20 @@ def test_erasing_a_customer(api):
 
 
 def test_one_experience_is_not_a_list(api):
-    """It's a mapping too, but of its payload."""
+    """An Experience is a mapping of its payload, so experiences_shown() refuses it."""
     with pytest.raises(ValueError, match=r"write \[experience\]"):
         api.experiences_shown(Experience("hero", {}, HERO_CONTEXT), customer_id="1")
 
 
 def test_experience_without_a_context(api):
-    """MoEngage can't count it, so it isn't reported."""
+    """MoEngage can't count such an event, so the event isn't reported."""
     with override_experiences({}) as seen:
         api.experience_clicked(Experience("hero", {}), customer_id="1")
     assert seen.engine.ledger.entries() == []
 
 
 def test_experiences_and_offerings_are_mappings(api, upstream):
-    """Their keys are the variables of the payload and the content."""
+    """Experiences and offerings are mappings: their keys are the names in the payload and in the content."""
     experience = api.fetch_experience("recommendations", customer_id="1")
     offering = experience.offerings[0]
     assert ("Title" in experience, "nope" in experience, set(experience)) == (True, False, set(experience.payload))

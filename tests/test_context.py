@@ -1,4 +1,4 @@
-"""request.personalization by itself: a mapping that starts, waits, and reads."""
+"""request.personalization as a mapping: how it starts fetches, waits for answers, and reads."""
 
 import asyncio
 import gc
@@ -88,7 +88,7 @@ def test_defaults(personalization):
 
 
 def test_error_reports_fetch_nothing(personalization, upstream):
-    """A reporter that prints the frames of a failing page gets names, and asks MoEngage for nothing."""
+    """An error reporter that prints the mapping gets experience keys, and starts no fetch."""
     personalization.prefetch()
     assert personalization.__sentry_repr__() == repr(personalization) == "<Personalization of no experiences yet>"
     assert not personalization._page.is_read
@@ -96,7 +96,7 @@ def test_error_reports_fetch_nothing(personalization, upstream):
 
 
 def test_request_that_did_not_pass_the_middleware():
-    """It has no page, and @personalize does nothing, as in a function without a request."""
+    """A request that didn't pass the middleware has no page, and @personalize does nothing."""
     request = RequestFactory().get("/")
     assert get_page(None) is None
     assert get_page(request) is None
@@ -107,7 +107,7 @@ def test_request_that_did_not_pass_the_middleware():
 
 
 def test_each_key_is_asked_for_once(personalization, upstream):
-    """Whatever the order of the calls. Keys that aren't non-empty strings are ignored."""
+    """Each key is asked for once, whatever the order of the calls. Keys that aren't non-empty strings are ignored."""
     personalization.prefetch("hero-banner")
     personalization.prefetch("hero-banner", "promo-strip", "promo-strip", "", None)
     assert personalization._page.experience_keys == KEYS
@@ -118,7 +118,7 @@ def test_each_key_is_asked_for_once(personalization, upstream):
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("keys", [KEYS, ()], ids=["keys", "no-keys"])
 def test_prefetch_returns_at_once_and_load_waits(upstream, is_async, keys):
-    """prefetch() starts the call. load() waits for its keys, or without keys for all that is under way."""
+    """prefetch() starts the call. load() waits for its keys, or without keys for all fetches of the page."""
     request = build_request(AsyncRequestFactory if is_async else RequestFactory)
     mapping = request.personalization
 
@@ -144,7 +144,7 @@ def test_prefetch_returns_at_once_and_load_waits(upstream, is_async, keys):
 
 
 def test_async_read_waits_for_its_own_key_alone(upstream):
-    """Another call of the page may still be under way."""
+    """aget() doesn't wait for the page's other call."""
     release = upstream.hold(only=b"promo-strip")
 
     async def view():
@@ -162,7 +162,7 @@ def test_async_read_waits_for_its_own_key_alone(upstream):
 
 
 def test_async_load_overlaps_with_the_view(upstream):
-    """As a task, aload() lets the view run on."""
+    """In a task, aload() runs concurrently with the view."""
     release = upstream.hold()
     request = build_request(AsyncRequestFactory)
 
@@ -179,7 +179,7 @@ def test_async_load_overlaps_with_the_view(upstream):
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
-    """Later reads don't wait once the deadline is spent. A key that didn't come is absent for the whole page."""
+    """After the deadline, later reads don't wait. A key that didn't arrive is absent for the whole page."""
     upstream.hold()
     with override_personalize(DEADLINE=0.1):
         request = build_request(AsyncRequestFactory if is_async else RequestFactory)
@@ -193,7 +193,7 @@ def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
 
 
 def test_tasks_that_wait_at_the_same_time(upstream):
-    """Their common time is charged once."""
+    """If several tasks wait at the same time, the page's deadline is charged once."""
 
     def answer(sent):
         time.sleep(0.5)
@@ -214,7 +214,7 @@ def test_tasks_that_wait_at_the_same_time(upstream):
 
 
 def test_sync_use_in_the_event_loop(upstream, caplog):
-    """It never blocks the loop. The log names the calls to await."""
+    """Sync calls never block the event loop. The log names the calls to await."""
     request = build_request(AsyncRequestFactory)
     mapping = request.personalization
 
@@ -236,7 +236,7 @@ def test_sync_use_in_the_event_loop(upstream, caplog):
 
 
 def test_tracking_an_absent_experience(personalization):
-    """It reports nothing."""
+    """Tracking an absent experience reports no event."""
     personalization.track_impression("nope")
     personalization.track_click("nope")
     assert personalization._page.seal(HttpResponse()) == ()
@@ -258,7 +258,7 @@ def test_tracker_before_the_visitor_is_known(upstream):
 
 
 def test_reading_after_the_response(personalization, upstream):
-    """Once a public response is sent, the page reads and asks nothing."""
+    """After a public response, the page returns no experience and starts no fetch."""
     personalization._page.seal(HttpResponse())
     assert personalization.get("hero-banner") is None
     personalization.prefetch("hero-banner")
@@ -266,7 +266,7 @@ def test_reading_after_the_response(personalization, upstream):
 
 
 def test_mapping_that_outlives_its_request(upstream):
-    """It reads and asks nothing."""
+    """A mapping without its request returns no experience and starts no fetch."""
     personalization = build_request().personalization
     page = personalization._page
     personalization.prefetch(*KEYS)
@@ -284,7 +284,7 @@ def test_mapping_that_outlives_its_request(upstream):
 
 
 def test_request_is_freed_at_once(upstream):
-    """A request and its experiences are no garbage cycle."""
+    """A request and its experiences are freed without the garbage collector."""
     request = build_request()
     assert request.personalization.get("hero-banner")
     gone = weakref.ref(request)

@@ -16,7 +16,7 @@ KEYS = ("hero-banner", "promo-strip")
 
 
 def test_visitor_of_the_page(upstream):
-    """A page can show its visitor and attributes without a call."""
+    """A page can show the visitor's identity and attributes without a call to MoEngage."""
     request = build_request()
     personalization = request.personalization
     assert personalization.identity.anonymous
@@ -26,7 +26,7 @@ def test_visitor_of_the_page(upstream):
 
 
 def test_another_moment(upstream):
-    """A preview sets the page's moment. Its day and hour are sent, in TIME_ZONE."""
+    """A preview sets ``now``. MoEngage gets the day and hour of this moment, in TIME_ZONE."""
     with override_personalize(TIME_ZONE="Europe/Berlin"):
         request = build_request()
         request.personalization.now = datetime(2026, 12, 31, 23, 30, tzinfo=UTC)
@@ -41,7 +41,7 @@ def failing_identify(request):
 
 
 def test_failing_identify_asks_nothing(upstream, caplog):
-    """A known customer never counts as an anonymous visitor. The log says why nothing is asked."""
+    """If IDENTIFY fails, the page doesn't treat a customer as an anonymous visitor: it asks nothing and logs why."""
     with override_personalize(IDENTIFY="tests.test_context_visitor.failing_identify"):
         request = build_request()
         assert request.personalization.get("hero-banner") is None
@@ -59,7 +59,7 @@ def test_disabled_gathers_nothing():
 
 
 async def slow_attributes(request):
-    """Take a moment."""
+    """Return an attribute after a moment."""
     await asyncio.sleep(0.01)
     return {"cart_value": "5"}
 
@@ -81,7 +81,7 @@ def test_tasks_of_one_page_gather_once(upstream):
 
 @pytest.mark.parametrize("is_waiting", [False, True])
 def test_reading_after_a_read_that_was_cancelled(upstream, is_waiting):
-    """The next task, or one that waits already, gathers the visitor again."""
+    """After a cancelled read, the next task or a waiting task gathers the visitor again."""
 
     async def view():
         first = asyncio.create_task(request.personalization.aget(KEYS[0]))
@@ -98,7 +98,7 @@ def test_reading_after_a_read_that_was_cancelled(upstream, is_waiting):
 
 
 def test_page_that_is_sealed_while_a_task_gathers(upstream):
-    """The task, which the view didn't await, asks nothing more: no page would read the response."""
+    """A task that gathers after the response starts no fetch, because no page would read the answer."""
 
     async def view():
         task = asyncio.create_task(request.personalization.aprefetch(*KEYS))
@@ -132,7 +132,7 @@ async def reading_attributes_in_tasks(request):
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 @pytest.mark.parametrize("provider", ["reading_attributes", "areading_attributes", "reading_attributes_in_tasks"])
 def test_provider_that_reads_an_experience(upstream, provider, is_async):
-    """It gets the default, because the page doesn't know its visitor yet. The page itself loses nothing."""
+    """The provider gets the default, because the visitor isn't known yet. Later reads get the experience."""
     with override_personalize(ATTRIBUTES=[f"tests.test_context_visitor.{provider}"]):
         request = build_request(AsyncRequestFactory if is_async else RequestFactory)
         mapping = request.personalization

@@ -119,7 +119,7 @@ def test_home_differs_by_user(client: Client, username: str, title: str) -> None
 
 
 def test_visitor_keeps_the_variation() -> None:
-    """A visitor always gets the same one of two variations, and both variations occur."""
+    """A visitor always gets the same variation. Both variations occur among the visitors."""
     titles = set()
     for _ in range(16):
         client = Client(headers={"user-agent": DESKTOP})
@@ -231,7 +231,7 @@ class Inspector(HTMLParser):
 
 @pytest.mark.parametrize("path", [*PAGES, "/ledger/", "/no-such-page/"])
 def test_page_obeys_a_strict_policy(client: Client, path: str) -> None:
-    """It has no inline style, script or handler, uses nothing from another site, and all its files exist."""
+    """A page of the shop has no inline style, script or handler, and uses only existing files of this site."""
     client.post("/cart/add/alpine-tent-2/")
     response = client.get(path)
     assert response.headers["Content-Security-Policy"].startswith("default-src 'self'")

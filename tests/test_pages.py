@@ -24,7 +24,7 @@ def list_calls(upstream):
 
 
 def test_page_without_personalization_is_unchanged(visit, upstream, settings):
-    """It makes no call, needs no database, and is the same without the middleware, byte for byte."""
+    """A page without personalization makes no call, needs no database, and has the same bytes as before."""
     with_us = visit("/plain/")
     settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "moe_personalize" not in name]
     without_us = type(visit)(visit.mode)("/plain/")
@@ -85,7 +85,7 @@ def test_route_is_learned(upstream):
 
 
 def test_template_response_of_an_async_view(visit, upstream):
-    """Its template is known before it is rendered, so no tag shows its default."""
+    """The middleware fetches the template's keys before Django renders the template, so no tag shows its default."""
     assert title(visit("/atemplate-response/")) != "Welcome"
     assert len(upstream.fetches) == 1
 
@@ -107,7 +107,7 @@ def test_second_page_comes_from_the_cache(visit, upstream):
 
 
 def test_visitors_get_different_experiences(visit, upstream):
-    """By device and by campaign."""
+    """Visitors get different experiences by device and by campaign."""
     titles = [title(visit("/tags/"))]
     for path, headers in (("/tags/", {"User-Agent": PHONE}), ("/tags/?utm_medium=email", {})):
         visit.forget_cookies()

@@ -34,7 +34,7 @@ def test_cdn_headers_of_a_private_page(visit, upstream):
 
 @pytest.mark.django_db
 def test_page_that_stores_a_campaign_is_private(visit, upstream):
-    """It read nothing, but it sets the cookie of the session that has the query parameters."""
+    """A page that stores query parameters in the session is private, because it sets the session cookie."""
     response = visit("/prefetching/?utm_source=x")
     assert "sessionid" in response.cookies
     assert response.headers["Cache-Control"] == "private, no-store"
@@ -88,7 +88,7 @@ def test_click_of_another_visitor(visit, upstream):
 
 
 def test_streamed_page_that_declares_its_keys(visit, upstream):
-    """The page is private from the start, waits for MoEngage, and counts after it is sent. So does one from memory."""
+    \"\"\"The page is private from the start, and waits for MoEngage. It counts after the stream, even from memory.\"\"\"
     for before in range(2):
         answer = upstream.hold()
         response = visit("/streaming-declared/")
@@ -102,7 +102,7 @@ def test_streamed_page_that_declares_its_keys(visit, upstream):
 
 
 def test_streamed_page_that_declares_nothing(visit, upstream):
-    """Its headers say that caches may keep it, so it shows the defaults."""
+    """A streamed page that declares no key has public headers, so it shows the defaults."""
     response = visit("/streaming/")
     assert "Cache-Control" not in response.headers
     assert title(response) == "Welcome"
@@ -125,7 +125,7 @@ def test_endpoints_need_no_login(visit, settings, path):
 
 
 def test_server_timing_for_developers(visit, upstream, settings):
-    """With DEBUG on, a page tells what it asked for, what came, and how long it waited."""
+    """With DEBUG on, Server-Timing has the numbers of keys and experiences, and the time that the page waited."""
     assert "Server-Timing" not in visit("/tags/").headers
     settings.DEBUG = True
     timing = visit("/tags/").headers["Server-Timing"]
@@ -136,7 +136,7 @@ def test_server_timing_for_developers(visit, upstream, settings):
 
 @pytest.mark.django_db
 def test_server_timing_for_staff(visit, upstream):
-    """Staff see it on the live site, customers don't."""
+    """On the live site, only staff get the Server-Timing header."""
     visit.log_in(User.objects.create(pk=1, username="ada"))
     assert "Server-Timing" not in visit("/tags/").headers
     visit.log_in(User.objects.create(pk=7, username="grace", is_staff=True))

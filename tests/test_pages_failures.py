@@ -1,4 +1,4 @@
-"""Pages whose MoEngage, cache, session, settings or visitor misbehave: their status is the same as without us."""
+"""Pages keep their status if MoEngage, the cache, the session, the settings or the visitor misbehave."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.urls("tests.site")
 
 @pytest.mark.parametrize("name", ["no-such.html", "broken"], ids=["missing", "broken"])
 def test_template_that_cannot_be_rendered(visit, upstream, settings, name):
-    """It fails as it does without us."""
+    """A template that can't be rendered fails as without this package."""
     settings.TEMPLATES = [
         {
             "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -41,7 +41,7 @@ def test_template_that_cannot_be_rendered(visit, upstream, settings, name):
 
 
 def test_template_of_another_engine(visit, upstream, settings):
-    """It has no tags to look for."""
+    """The middleware searches no template of another engine for tags."""
     settings.TEMPLATES = [
         {"BACKEND": "django.template.backends.dummy.TemplateStrings", "DIRS": [Path(__file__).parent]}
     ]
@@ -95,7 +95,7 @@ def test_hanging_vendor(visit, upstream):
 
 
 def test_stale_answers_show_while_the_vendor_fails(visit, upstream):
-    """Until CACHE_STALE_TTL is over."""
+    """While MoEngage fails, pages show stale answers until CACHE_STALE_TTL is over."""
     with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=600):
         fresh = title(visit("/tags/"))
         settle()
@@ -116,7 +116,7 @@ def test_breaker_stops_the_calls(visit, upstream, caplog):
 
 @pytest.mark.parametrize("headers", [{"retry-after": "30"}, {"x-ratelimit-reset": "30"}], ids=lambda h: next(iter(h)))
 def test_rate_limit(visit, upstream, shared, monkeypatch, caplog, headers):
-    """Until its time is over pages show cached content or defaults. One log line and one notice say so."""
+    """Until the rate limit ends, pages show cached content or defaults. One log line and one notice tell the reason."""
     clock = Clock()
     monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "clock", clock)
     with override_personalize(CACHE_TTL=0, IMPRESSIONS="manual"):
@@ -163,7 +163,7 @@ def test_keys_without_an_experience(visit, upstream, caplog, serve):
 
 
 def test_failing_metadata(visit, upstream):
-    """It costs no page anything, and isn't asked for again for a while."""
+    """If the metadata can't be read, no page fails, and the metadata isn't read again for a while."""
     calls = []
 
     def answer(request):
@@ -228,7 +228,7 @@ def test_session_that_ends_during_the_page(visit, upstream):
     ids=["missing", "options"],
 )
 def test_wrong_delivery(caplog, delivery):
-    """It stops a server at its start. In a running site it loses events and fails no page."""
+    """A wrong DELIVERY stops a server at its start. In a running site, events are lost but no page fails."""
     with override_personalize(DELIVERY=delivery):
         with pytest.raises(ConfigurationError, match="DELIVERY"):
             PersonalizeMiddleware(lambda request: HttpResponse())
@@ -238,7 +238,7 @@ def test_wrong_delivery(caplog, delivery):
 
 
 def test_wrong_settings():
-    """They stop a server at its start, even one that runs no system checks."""
+    """Wrong settings stop a server at its start, even a server that runs no system checks."""
     with override_personalize(DEADLINE="soon"), pytest.raises(ConfigurationError, match="DEADLINE"):
         PersonalizeMiddleware(lambda request: HttpResponse())
 
@@ -306,7 +306,7 @@ def test_global_privacy_control(visit, upstream):
 
 
 def test_log_of_a_good_page(visit, upstream, caplog):
-    """It is empty."""
+    """A page without errors logs nothing."""
     with caplog.at_level(logging.INFO, logger="django_moe_personalize"):
         visit("/tags/")
     assert caplog.records == []

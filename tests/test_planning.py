@@ -113,7 +113,7 @@ def test_decorators_add_up_and_leave_the_view_alone():
 
 
 def test_decorated_views_without_the_middleware():
-    """A sync or async view just runs, for example in a unit test."""
+    """Without the middleware, a decorated view just runs, for example in a unit test."""
 
     async def aview(request):
         return "answer"
@@ -125,13 +125,13 @@ def test_decorated_views_without_the_middleware():
 
 @pytest.mark.parametrize("keys", [("",), (None,), (view,)], ids=["empty", "none", "no parentheses"])
 def test_decorator_refuses_bad_keys(keys):
-    """A mistake fails when the module is imported."""
+    """The decorator raises an error for bad keys when the module is imported."""
     with pytest.raises(ValueError, match="experience keys are"):
         personalize(*keys)(view)
 
 
 def test_mixin_refuses_a_string():
-    """One key is a list too."""
+    """``experiences`` must be a list, even for one key."""
 
     class Home(PersonalizeMixin, View):
         experiences = "hero-banner"
@@ -201,7 +201,7 @@ def test_keys_of_a_template():
 
 
 def test_template_is_searched_once(monkeypatch):
-    """Its keys are remembered as long as it lives."""
+    """The keys of a template are remembered as long as the template exists."""
     engine = build_engine()
     template = engine.get_template("page.html")
     keys = find_template_keys(template)

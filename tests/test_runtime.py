@@ -42,7 +42,7 @@ class Thing:
         built.append(name)
 
     def close(self):
-        """Note it, and fail on demand."""
+        """Record the call, and fail on demand."""
         closed.append(self.name)
         if self.fails:
             raise OSError(self.name)
@@ -66,7 +66,7 @@ def test_part_is_built_on_first_use():
 
 
 def test_threads_build_a_part_once():
-    """Of several threads that need a part together, one builds it and the others wait for it."""
+    """If several threads need a part at the same time, one thread builds the part and the other threads wait."""
     barrier, started, found = threading.Barrier(8), threading.Event(), []
 
     @part
@@ -97,7 +97,7 @@ def test_second_thread_takes_the_part_of_the_first():
     asked = threading.Event()
 
     class Lock:
-        """Tell that a thread is about to wait for the real lock."""
+        """Signal that a thread is about to wait for the real lock."""
 
         def __enter__(self):
             asked.set()
@@ -133,7 +133,7 @@ def test_part_that_fails_is_built_again():
 
 
 def test_override_wins_in_every_thread_until_it_ends():
-    """The innermost override wins, even one that is there twice. It is never closed, and the built parts are."""
+    """The innermost override wins, even if it occurs twice. The runtime closes built parts, but never an override."""
     mine, first, second = get_second(), Thing("override"), object()
 
     def call_in_thread():
@@ -159,7 +159,7 @@ def test_override_wins_in_every_thread_until_it_ends():
 
 
 def test_overrides_end_in_any_order():
-    """Two threads may end overrides of one part in the order in which they began. An error ends one too."""
+    """Two threads may end overrides of one part in the order in which they began. An error ends an override too."""
     with pytest.raises(RuntimeError), get_first.override(object()):
         raise RuntimeError
     assert get_first().name == "first"
@@ -185,7 +185,7 @@ def test_reset_closes_newest_first():
 
 @pytest.mark.parametrize(("setting", "value", "drops"), [("SECRET_KEY", "other", True), ("USE_TZ", False, False)])
 def test_change_of_settings_drops_the_runtime(setting, value, drops):
-    """A setting that parts are built from drops them, when it changes and when it changes back."""
+    """A change of a setting drops the parts that are built from it, and so does the change back."""
     first, before = get_first(), get_settings()
     with override_settings(**{setting: value}):
         assert (get_first() is not first) is drops
@@ -243,7 +243,7 @@ def test_one_of_many_threads_logs(caplog):
     barrier = threading.Barrier(8, timeout=10)
 
     class Key:
-        """A key whose look-up waits for those of the other threads."""
+        """A key whose lookup waits for the lookups of the other threads."""
 
         def __hash__(self):
             barrier.wait()

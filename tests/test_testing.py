@@ -22,7 +22,7 @@ def run(case):
 
 
 def test_visitors_get_the_experiences_of_the_test():
-    """They get no others. Impressions and clicks can be counted."""
+    """Visitors get only the experiences of the test. Impressions and clicks are counted."""
     with override_experiences({"hero-banner": {"Title": "From the test"}}) as seen:
         assert Client().get("/read/").content == b"From the test"
         assert b"Free returns" in Client().get("/tags/").content
@@ -33,7 +33,7 @@ def test_visitors_get_the_experiences_of_the_test():
 
 
 def test_nested_experiences():
-    """The inner ones win while their context lasts, and nothing of them stays in the cache."""
+    """The inner experiences win during their context. The cache keeps nothing of them."""
     with override_experiences({"hero-banner": {"Title": "outer"}}):
         assert Client().get("/read/").content == b"outer"
         with override_experiences({"hero-banner": {"Title": "inner"}}):
@@ -48,7 +48,7 @@ def test_decorated_function():
 
 
 def test_decorated_async_function():
-    """An async test function too. It gets the counts as an argument."""
+    """An async test function can be decorated, and gets the counts as an argument."""
 
     @override_experiences({"hero-banner": {"Title": "async"}}, kwarg_name="seen")
     async def test(seen):
@@ -85,7 +85,7 @@ def test_experiences_with_other_settings():
 
 @override_personalize(DEADLINE=1.5)
 def test_settings_of_a_function():
-    """The other settings stay."""
+    """override_personalize() changes only its own settings."""
     assert get_settings().deadline == 1.5
     assert get_settings().sandbox is True
     with override_personalize(CACHE_TTL=5):

@@ -95,7 +95,7 @@ class ExperienceCache:
     def write(self, visitor: str, answers: Answers) -> None:
         """Add answers to the visitor's entry in memory and in the site's cache.
 
-        This takes one round trip to the site's cache. New bodies take another round trip before.
+        This takes one round trip to the site's cache, and for new bodies a second round trip.
         """
         if not answers or not self._lifetime:
             return
@@ -184,7 +184,7 @@ def _build_body(reference: bytes, key: str, experience: Experience | None) -> Bo
         return Body(reference, key, None, None)
     payload, context = freeze(experience.payload), freeze(experience.experience_context)
     cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
-    # Only a frozen object can't change until the next lookup by this object.
+    # A frozen object never changes, so later lookups can use the object itself.
     is_frozen = payload is experience.payload and context is experience.experience_context
     return Body(reference, key, cached, experience if is_frozen else cached)
 

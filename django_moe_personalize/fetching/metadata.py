@@ -36,7 +36,7 @@ class MetadataStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        # The background thread may still run after the next test has changed the settings.
+        # Kept, because the background thread may still run after the next test has changed the settings.
         self._settings = runtime.settings
         self._statuses: Mapping[str, ExperienceStatus] = {}
         self._until = self._not_before = float("-inf")

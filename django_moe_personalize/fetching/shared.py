@@ -119,7 +119,7 @@ def _use(action: Callable[[BaseCache], T], fallback: T) -> T:
     try:
         return action(caches[alias])
     except Exception as error:
-        # A page must not fail, whatever a cache backend raises.
+        # No error of a cache backend may fail a page.
         message = "The cache %r failed (%s), so this process works without it. Check CACHES[%r]."
         log_once(("cache", alias, type(error)), message, alias, type(error).__name__, alias)
         return fallback

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from django_moe_personalize.moengage.http1 import HTTPExchange
 
 GATE_SECONDS = 5.0
-"""How long this process makes no call after a 429 response without a ``Retry-After`` in the future."""
+"""How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
 
 BREAKER_TOPIC = "breaker"
 """The topic of the notices in which each process publishes its breaker's state. ``moe_doctor`` reads the notices."""
 
 
 class Question(NamedTuple):
-    """The keys to fetch, the visitor, and the deadline. ``is_page`` is True if a page waits for the answer."""
+    """A visitor, the keys to fetch for this visitor, and the deadline. ``is_page``: a page waits for the answer."""
 
     runtime: Runtime
     visitor: Visitor

@@ -1,4 +1,4 @@
-"""Ask as pages and as tasks do."""
+"""Ask a question as a page does, or as a task does."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from django_moe_personalize.visitor import Visitor
 
 
 class Asked:
-    """A page's question: its answer from memory, or the flight that brings it."""
+    """A page's question, with the answers from memory or the flight that brings the answers."""
 
     def __init__(self, visitor: Visitor, keys: Sequence[str]) -> None:
         runtime = get_runtime()
@@ -18,7 +18,7 @@ class Asked:
 
     @property
     def done(self) -> bool:
-        """Whether the answer is there."""
+        """Whether the answer has arrived."""
         return self.flight is None or self.flight.done()
 
     def poll(self) -> bool:
@@ -40,5 +40,5 @@ class Asked:
 
 
 def ask(visitor: Visitor, keys: Sequence[str], *, deadline: Deadline) -> Answer:
-    """Resolve a question that no page waits for."""
+    """Resolve a question for which no page waits."""
     return resolve(Question(get_runtime(), visitor, tuple(keys), deadline, is_page=False))

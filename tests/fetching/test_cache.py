@@ -1,4 +1,4 @@
-"""Both levels of the cache: what is known and fresh, what is written when, and which values are misses."""
+"""The cache in memory and in the site's cache: which answers are fresh, when it writes, and which values are misses."""
 
 import json
 from base64 import b64decode, b64encode
@@ -27,13 +27,13 @@ def start(virtual):
 
 @pytest.fixture(params=["memory", "site"])
 def pair(request, start):
-    """Give a cache to write to, and one to read from: the same one, or another process."""
+    """Give a cache to write to and a cache to read from: the same cache, or the cache of another process."""
     process = start()
     return process, process if request.param == "memory" else start()
 
 
 def test_present_and_absent_answers_come_back(pair):
-    """An experience comes back complete, with its offerings, and says that it is from the cache."""
+    """A cached experience is complete, has its offerings, and has the source CACHE."""
     writer, reader = pair
     writer.write("ann", {"hero": HERO, "nope": None})
     answers, due = reader.read("ann", ["hero", "nope", "unasked"])
@@ -51,7 +51,7 @@ def test_present_and_absent_answers_come_back(pair):
     [(-5.5, None), (-5, True), (0, True), (59.5, True), (60, False), (599.5, False), (600.5, None)],
 )
 def test_freshness(pair, virtual, age, fresh):
-    """An answer is fresh for CACHE_TTL and usable for CACHE_STALE_TTL; one from the future is neither."""
+    """An answer is fresh for CACHE_TTL and usable for CACHE_STALE_TTL. An answer from the future isn't usable."""
     writer, reader = pair
     writer.write("ann", {"hero": HERO, "nope": None})
     virtual.now += age
@@ -62,7 +62,7 @@ def test_freshness(pair, virtual, age, fresh):
 
 
 def test_answers_of_several_moments(start, virtual):
-    """Each answer of a visitor has its own age, and a new answer replaces the one for the same key."""
+    """Each answer of a visitor has its own age. A new answer replaces the old answer for the same key."""
     process = start()
     for key, answer in (("hero", HERO), ("promo", PROMO), ("exit", None)):
         process.keep("ann", {key: answer})
@@ -76,7 +76,7 @@ def test_answers_of_several_moments(start, virtual):
 
 
 def test_visitors_share_answers(start, virtual):
-    """Visitors with the same answers have one mapping, whatever order names come in, and nobody can change it."""
+    """Visitors with the same answers share one read-only mapping, whatever the order of names in the JSON."""
     again = Experience("hero", dict(reversed(HERO.payload.items())), HERO.experience_context)
     process, other = start(), start()
     for number in range(10):
@@ -94,7 +94,7 @@ def test_visitors_share_answers(start, virtual):
 
 
 def test_content_is_told_apart(start):
-    """Payload, context and key make the body, and so do the types of JSON."""
+    """Answers that differ in payload, context, key or JSON type have different bodies."""
     variations = [
         HERO,
         build("promo", HERO.experience_context, **HERO.payload),
@@ -114,7 +114,7 @@ def test_content_is_told_apart(start):
 
 
 def test_unchanged_response_is_not_hashed_again(start, monkeypatch):
-    """The body of an experience that nobody can change is known by the object, and others by their content."""
+    """The cache finds the body of a frozen experience by the object, and other bodies by their content."""
     process, plain = start(), Experience("hero", {"Title": "a"})
     process.keep("ann", {"hero": HERO, "nope": None})
     process.keep("eve", {"hero": plain})
@@ -138,7 +138,7 @@ def test_without_a_lifetime_nothing_is_kept(start, virtual):
 
 
 def test_stale_from_the_start(start, virtual):
-    """CACHE_TTL of 0 alone keeps answers for when MoEngage fails, also after the clock was set back."""
+    """With only CACHE_TTL at 0, the cache keeps stale answers, even after the clock was set back."""
     with override_personalize(CACHE_TTL=0):
         process = start()
         process.write("ann", {"hero": HERO})
@@ -159,7 +159,7 @@ def test_memory_alone(start, virtual):
 
 
 def test_memory_answers_when_the_cache_is_down(settings, virtual, caplog):
-    """A cache that fails costs no answer that this process has, and the log says it once."""
+    """If the site's cache fails, the answers in memory stay, and the log tells the failure once."""
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     process = ExperienceCache(get_settings(), clock=virtual.time)
     process.write("ann", {"hero": HERO})
@@ -192,7 +192,7 @@ def test_another_secret_or_workspace_shares_nothing(start, settings):
 
 
 def test_round_trips(start, virtual):
-    """One each way in the usual case, none while memory is fresh, and one more for new bodies."""
+    """A read and a write take one round trip each, and a second one for new bodies. Fresh memory takes none."""
     process, other = start(), start()
     process.write("ann", {"hero": HERO, "nope": None})
     assert process.read("ann", ["hero", "nope"]).due == ()
@@ -208,7 +208,7 @@ def test_round_trips(start, virtual):
 
 
 def test_body_is_written_again_before_it_expires(start, virtual):
-    """A body is written again after half of its time, so that it outlives the visitors that refer to it."""
+    """A body is written again after half of its lifetime, so the body outlives the visitors that refer to it."""
     process = start()
     process.write("ann", {"hero": HERO})
     for seconds, writes in ((599, 1), (1, 2), (599, 1), (-700, 2)):
@@ -237,7 +237,7 @@ def test_body_that_the_cache_refused_is_written_again(start, virtual):
 
 
 def test_other_answers_of_a_visitor_stay(start, virtual):
-    """Writing some keys leaves the others, also if another process wrote them."""
+    """Writing some keys doesn't remove other keys, even if another process wrote those keys."""
     start().write("ann", {"hero": HERO, "promo": PROMO})
     virtual.now += 10
     other = start()
@@ -261,7 +261,7 @@ def test_useless_answers_are_not_written_again(start, virtual):
 
 
 def test_clock_set_back_a_little_loses_no_answer(start, virtual):
-    """The answer that is written last wins, though its time is earlier."""
+    """The answer that is written last wins, even if its time is earlier."""
     process = start()
     process.write("ann", {"hero": HERO, "promo": PROMO})
     virtual.now -= 3
@@ -271,7 +271,7 @@ def test_clock_set_back_a_little_loses_no_answer(start, virtual):
 
 
 def test_newest_answer_of_both_levels_wins(start, virtual):
-    """A stale answer in memory gives way to one that another process has written since, and never to an older one."""
+    """A newer answer of another process replaces a stale answer in memory. An older answer never does."""
     process, other = start(), start()
     process.write("ann", {"hero": HERO, "nope": None})
     virtual.now += 70

@@ -37,7 +37,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @initialize()
     def start(self):
-        """Begin with nothing known."""
+        """Begin with empty caches."""
         self.site = override_settings(CACHES=VIRTUAL)
         self.site.enable()
         server.__init__()
@@ -50,7 +50,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.doubtful = set()
 
     def teardown(self):
-        """Leave nothing behind."""
+        """Restore the settings."""
         if hasattr(self, "site"):
             self.site.disable()
 
@@ -64,11 +64,11 @@ class CacheMachine(RuleBasedStateMachine):
         return int(server.now * 1000)
 
     def select_usable(self, answers):
-        """Return those of ``answers`` that may be used now."""
+        """Return the usable answers among ``answers``."""
         return {key: answer for key, answer in answers.items() if self.now - LIFETIME <= answer[0] <= self.now + SKEW}
 
     def check(self, known, process, visitor, keys):
-        """Compare what came with the model: right, complete, and fresh if it is young."""
+        """Compare cached answers with the model: correct, complete, and fresh if they are young."""
         expected = self.select_usable(self.memory[process][visitor])
         assert {key: get_content(known.answers[key]) for key in known.answers} == {
             key: content for key, (_, content) in expected.items()
@@ -78,7 +78,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(process=processes, visitor=visitors, answers=contents, alone=st.booleans())
     def store(self, process, visitor, answers, alone):
-        """Store answers next to those that the process knows: in its memory, or in both levels."""
+        """Add answers to the memory of a process, or to its memory and the site's cache."""
         known = self.select_usable(self.memory[process][visitor])
         known |= {key: (self.now, content) for key, content in answers.items()}
         self.memory[process][visitor] = known

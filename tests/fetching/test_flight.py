@@ -1,4 +1,4 @@
-"""Flights over a real connection: who sends the request, and who reads the response."""
+"""Flights over a real connection: the thread that sends the request, and the thread that reads the response."""
 
 import asyncio
 import threading
@@ -34,7 +34,7 @@ def held(vendor):
 
 
 def start_reading(threads, asked, seconds=LONG):
-    """Join in another thread, and return the future once that thread reads."""
+    """Join in another thread, and return the future once the other thread reads."""
     future = threads.submit(asked.join, seconds)
     wait_until(asked.flight._turn.locked)
     return future
@@ -96,7 +96,7 @@ def test_flight_that_lands_while_a_page_looks(vendor, monkeypatch, submitted):
 
 @pytest.mark.parametrize("why", ["cold", "many-keys", "shared-cache", "no-cache", "bug", "dead"])
 def test_threads_do_what_could_block(vendor, submitted, monkeypatch, settings, why):
-    """A thread makes new connections, several calls, and round trips to a cache. It also meets the bugs."""
+    """A thread makes new connections, several calls, and round trips to a cache. Bugs show up in the thread too."""
     keys = KEYS
     if why == "cold":
         vendor.transport.close()
@@ -123,7 +123,7 @@ def test_bug_before_the_flight(vendor, monkeypatch, caplog):
 
 
 def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
-    """Loading the CA bundle would block a page, and an event loop."""
+    """A thread loads the CA bundle, because that would block a page or an event loop."""
     builders = []
     real = client.build_client
     monkeypatch.setattr(client.get_client, "_build", lambda of: builders.append(threading.current_thread()) or real(of))
@@ -162,7 +162,7 @@ def test_threads_share_one_call(held, threads, submitted):
 
 @pytest.mark.parametrize("way", ["thread", "task"])
 def test_page_that_joins_before_the_request_is_sent(vendor, threads, monkeypatch, submitted, way):
-    """It waits without reading, so a thread reads: the leader may not need the response for a long time."""
+    """A follower waits without reading, so a thread reads. The leader may not need the response for a long time."""
     start_call = upstream.start_call
     waiting = threading.Event()
     answers = []
@@ -246,7 +246,7 @@ def test_page_without_time_leaves_the_response_to_the_next(held, threads, submit
 
 
 def test_task_without_time_leaves_the_response_to_a_thread(held, submitted):
-    """The thread reads on for later pages."""
+    """When a page stops reading, a thread reads the response for later pages."""
     asked = [Asked(VISITOR, KEYS) for _ in range(3)]
     for one in asked[:2]:
         assert asyncio.run(one.ajoin(0.01)) == {}
@@ -295,7 +295,7 @@ def test_thread_waits_for_the_page_that_reads(held, threads, heard, submitted, s
 
 @pytest.mark.parametrize("way", ["released", "thread", "task"])
 def test_full_pool_ends_a_flight_that_no_page_reads(held, heard, fill_pool, way):
-    """It ends without an answer, which says nothing about MoEngage. The connection isn't used again."""
+    """Without a free thread, the flight ends without an answer. The breaker isn't told; the connection is closed."""
     fill_pool()
     asked, other = Asked(VISITOR, KEYS), Asked(VISITOR, KEYS)
     if way == "released":
@@ -310,7 +310,7 @@ def test_full_pool_ends_a_flight_that_no_page_reads(held, heard, fill_pool, way)
 
 @pytest.mark.parametrize("seconds", [SOON, LONG], ids=["reader-stops", "reader-finishes"])
 def test_full_pool_while_a_page_reads(held, threads, fill_pool, monkeypatch, submitted, seconds):
-    """The page that reads goes on. If it stops later, it may find a thread."""
+    """The page that is reading goes on. If it stops later, a thread may be free."""
     reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
     answer = start_reading(threads, reading, seconds)
     with monkeypatch.context() as patch:

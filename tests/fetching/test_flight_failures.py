@@ -1,4 +1,4 @@
-"""Flights that fail: on time, reported once, and nothing left behind."""
+"""Flights that fail end on time, report the error once, and leave nothing behind."""
 
 import asyncio
 import json
@@ -46,7 +46,7 @@ def brief(vendor):
 
 
 def test_answer_that_a_busy_page_reads_late(brief, heard):
-    """The deadline is MoEngage's, not the view's."""
+    """A view that is busy for longer than the deadline still gets a response that came in time."""
     asked = Asked(VISITOR, KEYS)
     brief.wait_for_answers(1)
     time.sleep(SOON)
@@ -55,7 +55,7 @@ def test_answer_that_a_busy_page_reads_late(brief, heard):
 
 
 def test_hanging_vendor_fails_once(brief, heard):
-    """At the deadline all pages of the flight show their defaults, and the breaker hears of one failure."""
+    """At the deadline, all pages of the flight show their defaults, and the breaker is told one failure."""
     with brief.hold():
         start = time.monotonic()
         asked = [Asked(VISITOR, KEYS) for _ in range(2)]
@@ -81,7 +81,7 @@ def test_late_page_does_not_wait_for_a_late_vendor(brief, heard, read):
 
 @pytest.mark.parametrize("way", ["thread", "task", "released", "late-thread"])
 def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way):
-    """The system buffers only its beginning. The rest comes when a late page, or a thread, reads."""
+    """The system buffers only the beginning of a long response. A late page, or a thread, reads the rest."""
     # The vendor is a thread of this process, and may be slow.
     monkeypatch.setattr(flight, "EXTRA_SECONDS", LONG)
     entry = {"payload": {"Title": {"value": "x" * 900_000, "data_type": "string"}}, "experience_context": {}}
@@ -113,7 +113,7 @@ def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way
 
 
 def test_long_response_that_stops_in_the_middle(brief, heard):
-    """Nothing waits long for the rest of it. Then MoEngage has failed."""
+    """A late page waits only EXTRA_SECONDS for the rest of a response. After that, the call has failed."""
     brief.behave = lambda exchange: (exchange.send(build_head("200 OK", {"Content-Length": "9"})), exchange.hang())
     asked = Asked(VISITOR, KEYS)
     time.sleep(1.5 * SOON)
@@ -130,7 +130,7 @@ def test_long_response_that_stops_in_the_middle(brief, heard):
 
 @both_ways
 def test_idle_connection_that_the_server_closed(vendor, heard, read, submitted):
-    """A thread asks again on a new connection. The breaker hears of the response alone."""
+    """A thread asks again on a new connection. The breaker is told only about the response."""
     vendor.behave = lambda exchange: exchange.close() if exchange.turn > 1 else vendor.reply(exchange)
     asked = Asked(VISITOR, KEYS)
     wait_until(lambda: len(vendor.fetches) == 1)
@@ -148,7 +148,7 @@ def test_idle_connection_that_the_server_closed_and_a_full_pool(vendor, heard, f
 
 
 def test_idle_connection_found_closed_after_the_deadline(brief, heard, submitted):
-    """There is no time to ask again, and nothing is known about MoEngage."""
+    """After the deadline, the flight doesn't ask again, and the breaker isn't told."""
     brief.behave = Exchange.close
     asked = Asked(VISITOR, KEYS)
     time.sleep(SOON)
@@ -158,7 +158,7 @@ def test_idle_connection_found_closed_after_the_deadline(brief, heard, submitted
 
 @pytest.mark.parametrize("behave", [Exchange.close, Exchange.hang])
 def test_known_experiences_show_when_no_answer_comes(vendor, heard, fill_pool, behave):
-    """A stale experience is better than the default. The key without one shows its default."""
+    """The page shows a stale experience, and the default for a key without a stale experience."""
     with override_personalize(CACHE_TTL=0, DEADLINE=1.0):
         vendor.warm()
         Asked(VISITOR, KEYS).join(LONG)
@@ -204,7 +204,7 @@ def test_full_pool_gives_up_no_answer_that_another_page_read(vendor, monkeypatch
     ids=["400", "401", "429", "500", "html", "half", "ssh"],
 )
 def test_bad_response_is_reported_once(vendor, heard, fill_pool, behave, told, kind, is_full, read):
-    """The breaker and the signal's sync and async receivers hear of it once, however many pages share it."""
+    """A failed flight tells the breaker and the signal's sync and async receivers once, however many pages share it."""
     errors = []
 
     def listen(sender, error, experience_keys, **kwargs):

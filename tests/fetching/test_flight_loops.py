@@ -66,7 +66,7 @@ def test_task_that_is_cancelled(vendor, heard, submitted, way):
 
 
 def test_one_task_of_several_is_cancelled(vendor):
-    """The others get the answer all the same."""
+    """The other tasks still get the answer."""
 
     async def read():
         (first, *others), _ = await start_reading(3)
@@ -81,7 +81,7 @@ def test_one_task_of_several_is_cancelled(vendor):
 
 
 def test_response_that_arrives_as_the_task_is_cancelled(vendor):
-    """Both in one step of the loop is no error of the loop."""
+    """The response and the timeout may come in the same step of the event loop. The loop reports no error."""
     errors = []
 
     async def read():
@@ -102,7 +102,7 @@ def test_response_that_arrives_as_the_task_is_cancelled(vendor):
 
 @pytest.mark.parametrize("end", ["cancelled", "closed"])
 def test_loop_that_stands_still(vendor, submitted, caplog, end):
-    """It delays other pages until their deadlines at most, and keeps no thread after that."""
+    """A stopped event loop delays other pages until their deadlines at most, and then keeps no thread."""
     loop = asyncio.new_event_loop()
     with override_personalize(DEADLINE=SOON), vendor.hold():
         vendor.warm()
@@ -139,7 +139,7 @@ def test_answer_after_the_loop_is_closed(vendor, caplog):
 
 @pytest.mark.parametrize("error", [NotImplementedError, ValueError], ids=lambda error: error.__name__)
 def test_loop_that_cannot_watch_sockets(vendor, submitted, caplog, error):
-    """Threads read for its pages, and the log says so once."""
+    """If the event loop can't watch sockets, threads read for its pages. The log tells this once."""
 
     class Loop(asyncio.SelectorEventLoop):
         def add_reader(self, *args):
@@ -175,7 +175,7 @@ def test_two_loops_share_one_call(vendor, submitted):
 
 
 def test_poll_reads_what_has_arrived(vendor, submitted):
-    """It says whether the answer is there, and never waits."""
+    """poll() returns whether the answer has arrived, and never waits."""
     with vendor.hold():
         asked = Asked(VISITOR, KEYS)
         assert not asked.poll()

@@ -37,7 +37,7 @@ def test_pages_of_a_warm_process_need_no_thread(visit, vendor, submitted, path):
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["view", "async-view"])
 def test_request_is_sent_before_the_view_runs(visit, vendor, serve, is_async):
-    """The middleware asks for the declared experiences."""
+    """The middleware starts the call for the declared experiences."""
 
     def view(request):
         vendor.wait_for_answers(1)
@@ -66,7 +66,7 @@ def test_view_that_takes_longer_than_the_deadline(visit, vendor, serve):
 
 @pytest.mark.parametrize("is_held", [False, True])
 def test_tag_in_async_code(visit, vendor, serve, submitted, is_held):
-    """It shows an answer that has arrived, although no task awaited it, and never waits for one."""
+    """A tag in an event loop shows an answer that has arrived, even if no task awaited it. The tag never waits."""
 
     async def view(request):
         page = request.personalization._page
@@ -83,7 +83,7 @@ def test_tag_in_async_code(visit, vendor, serve, submitted, is_held):
 
 @pytest.mark.parametrize("ending", ["ignores", "raises", "fails"])
 def test_page_that_never_reads(visit, vendor, serve, submitted, ending):
-    """A thread reads for it: the connection is used again, and the answer is remembered."""
+    """A thread reads the response for the page: the connection is used again, and the answer is remembered."""
 
     def view(request):
         if ending == "raises":
@@ -121,7 +121,7 @@ def test_hanging_vendor_delays_a_page_by_one_deadline(visit, vendor, serve, hear
 
 
 def test_streamed_page_reads_while_it_is_sent(visit, vendor, serve):
-    """It shows experiences that are declared, and read only when the response is streamed."""
+    """A streamed response shows declared experiences that are read only during the stream."""
 
     def view(request):
         def parts():

@@ -41,7 +41,7 @@ def test_first_page_leads_and_the_others_follow():
 
 
 def test_many_threads_have_one_leader():
-    """Of 200 threads that ask at the same moment one leads, and all get its result."""
+    """If 200 threads ask at the same moment, one thread leads, and all threads get its result."""
     flights = Flights()
     joined = threading.Barrier(200)
 
@@ -62,7 +62,7 @@ def test_finished_flight_keeps_nothing_alive():
     """The result is freed with the last reference to the flight."""
 
     class Large:
-        """An object that can be watched."""
+        """An object that a weak reference can watch."""
 
     flights = Flights()
     flight, _ = flights.join(about("a"), {})
@@ -149,7 +149,7 @@ class FlightsMachine(RuleBasedStateMachine):
         assert len(self.flights._flights) <= 3
 
     def teardown(self):
-        """Let any page lead once the time of the old flights is over."""
+        """After the time of the old flights, any page can lead."""
         self.clock.now += 8
         flight, leads = self.flights.join(about("a"), {})
         assert leads

@@ -1,4 +1,4 @@
-"""The memory of one process: what it shares, what it keeps, and how much that takes."""
+"""The memory of one process: which answers it shares and keeps, and how many bytes it takes."""
 
 import gc
 import json
@@ -40,7 +40,7 @@ def read(cache, visitor, now=0):
 
 
 def test_visitors_share_bodies_and_free_them():
-    """A body is one object for all visitors, and leaves with the last one who has it."""
+    """A body is one object for all visitors, and leaves the memory with its last visitor."""
     cache = LocalCache(max_visitors=2)
     first, second = body(1), body(2)
     put(cache, "ann", first, second)
@@ -55,7 +55,7 @@ def test_visitors_share_bodies_and_free_them():
 
 
 def test_record_is_one_flat_tuple():
-    """Answers of one moment are one bundle, whatever their order, and the newest come first."""
+    """Answers of one moment are one bundle, whatever their order. The newest bundle comes first."""
     cache = LocalCache()
     first, second, third = body(1), body(2), body(3)
     put(cache, "ann", first, second, at=1)
@@ -66,7 +66,7 @@ def test_record_is_one_flat_tuple():
 
 
 def test_newer_answer_stays_and_useless_ones_go():
-    """Of two answers the newer one stays; unusable answers go, and so does a visitor without any."""
+    """The newer of two answers stays. Unusable answers leave, and so does a visitor without answers."""
     cache = LocalCache()
     put(cache, "ann", body(1), body(2), at=10)
     put(cache, "ann", body(1), at=5)
@@ -80,7 +80,7 @@ def test_newer_answer_stays_and_useless_ones_go():
 
 
 def test_keys_of_one_visitor_are_bounded():
-    """If a site builds keys from a visitor's input, the newest stay."""
+    """If a site builds keys from a visitor's input, only the newest answers stay."""
     cache = LocalCache()
     for number in range(MAX_ANSWERS + 10):
         put(cache, "ann", body(number), at=number)
@@ -90,7 +90,7 @@ def test_keys_of_one_visitor_are_bounded():
 
 
 def test_content_of_one_visitor_each_is_bounded_by_its_bytes():
-    """Content that visitors don't share leaves fewer of them in memory; content beyond the bound isn't kept."""
+    """With different content for each visitor, the memory holds fewer visitors. Content above the limit isn't kept."""
     cache = LocalCache(max_bytes=100_000)
     for number in range(1_000):
         put(cache, str(number), body(number, "x" * 9_000))
@@ -113,7 +113,7 @@ SHAPES = {
 @pytest.mark.parametrize(("visitors", "bodies"), [(30, 30), (1_000, 3)], ids=["one each", "shared"])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_estimate_is_within_a_quarter(shape, visitors, bodies):
-    """The bytes that the bound counts are those that visitors and content take, whatever its shape."""
+    """The estimated bytes are close to the measured bytes, whatever the shape of the content."""
     cache = ExperienceCache(get_settings())
     # Objects in CPython's free lists are not traced when they are used again; a collection empties the lists.
     gc.collect()
@@ -150,7 +150,7 @@ def test_returning_visitors_outlast_any_number_of_others():
 
 
 def test_second_read_of_a_page_is_no_return():
-    """A read within a second of the answer belongs to the same page; a later one makes a returning visitor."""
+    """A read within a second of the answer belongs to the same page. A later read makes the visitor a returning one."""
     cache = LocalCache(max_visitors=10)
     put(cache, "once", body(1))
     put(cache, "again", body(1))
@@ -163,7 +163,7 @@ def test_second_read_of_a_page_is_no_return():
 
 
 def test_visitor_read_lately_stays_longer():
-    """Of the visitors who have not returned, the one not read for the longest time leaves first."""
+    """Among the new visitors, the visitor with the oldest read leaves first."""
     cache = LocalCache(max_visitors=3)
     for visitor in ("first", "second", "third"):
         put(cache, visitor, body(1))
@@ -178,7 +178,7 @@ def test_visitor_read_lately_stays_longer():
 
 
 def test_returning_visitors_leave_room_for_others():
-    """Beyond their share, the returning visitor away for the longest time becomes one of the others."""
+    """If there are too many returning visitors, the visitor with the oldest read becomes a new visitor again."""
     cache = LocalCache(max_visitors=10)
     for number in range(10):
         put(cache, str(number), body(1))
@@ -189,7 +189,7 @@ def test_returning_visitors_leave_room_for_others():
 
 
 def test_returning_visitor_stays_one():
-    """New answers don't make a newcomer of a returning visitor."""
+    """A returning visitor who gets new answers stays a returning visitor."""
     cache = LocalCache(max_visitors=5)
     put(cache, "ann", body(1))
     cache.find("ann", MINUTE)
@@ -204,7 +204,7 @@ def test_returning_visitor_stays_one():
 
 @pytest.mark.parametrize("moves", [True, False])
 def test_reading_finds_a_visitor_who_is_moved(moves):
-    """A visitor whom another thread moves to the other segment during a read is found; one who leaves is not."""
+    """A read finds a visitor whom another thread moves to the other segment. It doesn't find a visitor who leaves."""
     cache = LocalCache()
     put(cache, "ann", body(1))
 

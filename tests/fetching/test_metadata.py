@@ -40,14 +40,14 @@ def test_keys_that_no_visitor_can_get(upstream, clock):
 
 
 def test_another_client_has_other_metadata(upstream):
-    """The metadata of one workspace says nothing about another one."""
+    """The metadata of one workspace doesn't apply to another workspace."""
     get_metadata_store().get(deadline=Deadline(10))
     with get_client.override(PersonalizeClient(workspace_id="OTHER", api_key="k", transport=upstream)):
         assert get_metadata_store().find_unavailable(KEYS) == frozenset()
 
 
 def test_thread_that_outlives_its_settings(upstream):
-    """It writes nothing into the workspace of the next settings."""
+    """After a change of settings, an old background thread writes nothing into the new workspace."""
     store = get_metadata_store()
     store.find_unavailable(KEYS)
     with override_personalize(WORKSPACE_ID="OTHER"):
@@ -71,7 +71,7 @@ def test_explanations_come_one_at_a_time(upstream, caplog):
 
 
 def test_metadata_that_cannot_be_read(upstream, caplog, clock):
-    """After a failure pages don't ask for a while."""
+    """After a failed attempt, the metadata isn't read for a while."""
     upstream.respond(500)
     store = get_metadata_store()
     with pytest.raises(APIError):

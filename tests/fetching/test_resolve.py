@@ -1,4 +1,4 @@
-"""Answering a question in one step: batches, the breaker, the signal, and stale answers."""
+"""Answering a question: batches, the circuit breaker, the signal, and stale answers."""
 
 import threading
 
@@ -45,7 +45,7 @@ def test_batches_without_a_free_thread(upstream, fill_pool):
 
 
 def test_batch_that_is_late(upstream):
-    """A batch that doesn't come in time is missing. The others are there."""
+    """A batch that doesn't arrive in time is missing. The other batches are there."""
     upstream.hold(only=b'"key-59"')
     result = ask(VISITOR, KEYS, deadline=Deadline(1.0))
     assert [type(error) for error in result.errors] == [DeadlineExceeded]
@@ -69,7 +69,7 @@ def test_batch_that_fails(upstream):
     [(307, "open"), (500, "open"), (401, "open"), (403, "open"), (400, "closed"), (413, "closed"), (429, "open")],
 )
 def test_responses_that_open_the_breaker(upstream, status, state):
-    """Failures of MoEngage and of the credentials open it. A request that MoEngage refuses doesn't."""
+    """Failures of MoEngage and wrong credentials open the breaker. A request that MoEngage refuses doesn't."""
     upstream.respond(status)
     for _ in range(5):
         ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG))
@@ -82,7 +82,7 @@ def test_responses_that_open_the_breaker(upstream, status, state):
 
 
 def test_bug_counts_as_a_failure(upstream):
-    """So a probe always reports."""
+    """A call that raises an unexpected error tells the breaker too, so a probe always ends."""
 
     def answer(request):
         raise KeyError
@@ -113,7 +113,7 @@ def test_signal_for_every_failure(upstream):
 
 
 def test_visitors_repr_tells_nothing():
-    """Neither identity nor attributes are in it."""
+    """The signal contains neither the identity nor the attributes."""
     assert "4711" not in repr(Visitor(Identity("customer-4711"), {"USER_AGENT": "4711"}))
 
 
@@ -128,7 +128,7 @@ def test_a_thousand_pages_share_one_call(upstream):
 
 
 def test_answer_is_in_memory_before_it_is_in_the_cache(upstream, monkeypatch):
-    """So no page asks again while a thread writes to the site's cache."""
+    """The answer is in memory before the flight ends, so no page asks again during the write to the site's cache."""
     seen = []
 
     def write(cache, visitor, answers):
@@ -141,7 +141,7 @@ def test_answer_is_in_memory_before_it_is_in_the_cache(upstream, monkeypatch):
 
 
 def test_failing_follow_up_keeps_no_database_connection(upstream, monkeypatch):
-    """The thread closes its connections whatever happens."""
+    """The thread always closes its database connections."""
     closed = []
     monkeypatch.setattr("django_moe_personalize.fetching.flight.close_old_connections", lambda: closed.append(1))
     monkeypatch.setattr(ExperienceCache, "write", lambda *args: 1 / 0)
@@ -151,7 +151,7 @@ def test_failing_follow_up_keeps_no_database_connection(upstream, monkeypatch):
 
 
 def test_memory_answers_at_once(upstream, monkeypatch):
-    """It needs no thread, no cache and no waiting."""
+    """A fresh answer in memory needs no thread, no site's cache and no wait."""
     Asked(VISITOR, ["hero-banner"]).join(LONG)
     settle()
     monkeypatch.setattr(get_pool(), "submit", None)
@@ -174,7 +174,7 @@ def test_stale_answers_show_while_they_are_refreshed(upstream):
 
 
 def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
-    """They show at the deadline, also to a page that stops waiting before the thread does."""
+    """At the deadline, pages show stale answers, even a page that stops waiting before the thread ends."""
     with override_personalize(CACHE_TTL=0):
         Asked(VISITOR, ["hero-banner"]).join(LONG)
         settle()
@@ -223,7 +223,7 @@ def test_page_is_never_the_probe(upstream, breaker, clock):
 
 
 def test_failed_probe(upstream, breaker, clock):
-    """It opens the breaker again."""
+    """A failed probe opens the breaker again."""
     upstream.respond(500)
     clock.now += 6
     Asked(VISITOR, ["hero-banner"]).join(LONG)
@@ -240,7 +240,7 @@ def test_task_may_make_the_probe(breaker, clock):
 
 
 def test_answers_cannot_be_changed(upstream):
-    """Code that would change the experiences of other pages fails, with fresh and with remembered ones."""
+    """Code that tries to change a fresh or a cached experience fails, because pages share experiences."""
     for _ in range(2):
         experience = Asked(VISITOR, ["hero-banner"]).join(LONG)["hero-banner"]
         settle()

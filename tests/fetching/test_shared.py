@@ -1,4 +1,4 @@
-"""The site's cache, and the agreements of processes that share it."""
+"""The site's cache, with the claims, numbers and notices that processes share."""
 
 import os
 import tempfile
@@ -28,7 +28,7 @@ VISITOR = Visitor(Identity("1"), {})
 
 
 class Forgetful(FileBasedCache):
-    """A cache that counts, and accepts nothing else."""
+    """A cache that stores only numbers."""
 
     def __init__(self, location, params):
         super().__init__(tempfile.mkdtemp(), params)
@@ -44,7 +44,7 @@ class Forgetful(FileBasedCache):
 
 
 def test_keys_tell_nothing(settings):
-    """Nobody can read a part of a key from it, or guess it without the site's secret."""
+    """A cache key hides its parts. Without the site's secret, the key can't be computed."""
     key = build_key("experience", "customer-4711", "hero")
     assert "4711" not in key
     assert "hero" not in key
@@ -72,7 +72,7 @@ def test_cache_is_the_one_that_the_settings_name(settings):
 
 
 def test_cache_that_fails_is_a_miss(settings, caplog):
-    """Nothing is raised, each process asks by itself, and the log says so once for each kind of error."""
+    """A failing cache raises nothing, each process asks for itself, and the log tells each kind of error once."""
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     assert not set_many({"a": 1}, timeout=1)
     assert get_many(["a"]) == {}
@@ -106,7 +106,7 @@ def test_one_process_claims(shared):
 
 
 def test_all_processes_count_together(shared, monkeypatch):
-    """A number grows by what each process adds, also when two of them add the first."""
+    """Each process adds to the number, even if two processes create the number at the same time."""
     assert [add_to_count("slot", 5, 60.0) for _ in range(3)] == [5, 10, 15]
     add = FileBasedCache.add
 
@@ -119,7 +119,7 @@ def test_all_processes_count_together(shared, monkeypatch):
 
 
 def test_another_process_has_the_answer(shared, upstream, monkeypatch):
-    """A process without the claim takes the answer of the process that has it, as soon as it is there."""
+    """A process without the claim uses the other process's answer as soon as the answer is in the cache."""
     answers = ask(VISITOR, ["hero-banner"], deadline=Deadline(10)).learned
     assert len(upstream.fetches) == 1
     reset_runtimes()
@@ -137,7 +137,7 @@ def test_another_process_has_the_answer(shared, upstream, monkeypatch):
 
 
 def test_claim_without_an_answer_is_waited_for_half_the_time(shared, upstream):
-    """If the process with the claim died, the others wait for half of their time and then ask."""
+    """If the process with the claim died, other processes wait for half of their time and then ask."""
     claim(VISITOR.digest, ["hero-banner"], 5.0)
     started = time.monotonic()
     answer = ask(VISITOR, ["hero-banner"], deadline=Deadline(0.1))
@@ -158,7 +158,7 @@ def test_site_that_caches_nothing_never_waits(shared, upstream):
 
 
 def test_last_notice_of_each_process_counts(shared, monkeypatch):
-    """A later notice of a process replaces its earlier one; the latest comes last; only so many are read."""
+    """The latest notice of each process counts. The latest notice comes last. Only MAX_NOTICES notices are read."""
     for pid, state in ((1, "open"), (2, "open"), (1, "closed")):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
         put_up_notice("breaker", state=state)
@@ -170,7 +170,7 @@ def test_last_notice_of_each_process_counts(shared, monkeypatch):
 
 
 def test_foreign_value_is_no_notice(shared):
-    """A value that another program left under our key is passed over."""
+    """A notice that another program wrote is ignored."""
     put_up_notice("breaker", state="open")
     cache.set(build_key("notice", "breaker", "1"), "not ours")
     assert read_notices("breaker") == []

@@ -1,4 +1,4 @@
-"""A breaker that changes: the log, the signal's receivers and the site's other processes hear of it."""
+"""A change of the breaker's state reaches the log, the signal's receivers and the site's other processes."""
 
 import os
 import threading
@@ -17,7 +17,7 @@ from tests.wire import wait_until
 
 @pytest.fixture
 def changes():
-    """Collect what the signal ``breaker_changed`` says, and the name of the thread that says it."""
+    """Collect the arguments of the signal ``breaker_changed`` and the name of the sending thread."""
     heard = []
 
     def hear(sender, old, new, reason, **kwargs):
@@ -35,7 +35,7 @@ def trip():
 
 
 def test_change_is_announced(shared, changes, caplog):
-    """The log, the signal and a notice say what changed and why, also when another receiver fails."""
+    """The log, the signal and a notice tell the change and the reason, even if another receiver fails."""
 
     def fail(**kwargs):
         raise ValueError("the receiver's")
@@ -54,7 +54,7 @@ def test_change_is_announced(shared, changes, caplog):
 
 
 def test_change_without_a_shared_cache(changes):
-    """Without a shared cache only the receivers hear of a change."""
+    """Without a shared cache, only the receivers get the change."""
     trip()
     settle()
     assert len(changes) == 1
@@ -62,7 +62,7 @@ def test_change_without_a_shared_cache(changes):
 
 
 def test_busy_threads_delay_no_announcement(changes):
-    """The background thread tells the receivers; if it is busy, a page's thread; if those are busy, the caller."""
+    """The background thread calls the receivers. If it's busy, a thread of the pool or the caller does."""
     trip()
     settle()
     reset_runtimes()

@@ -41,7 +41,7 @@ class VirtualServer:
         return self.now
 
     def put(self, key, value):
-        """Store a value that is not ours."""
+        """Store a value that another program wrote."""
         self.entries[key] = (float("inf"), json.dumps(value))
 
     def find_body(self, key):
@@ -79,7 +79,7 @@ class VirtualCache(BaseCache):
         return {key: json.loads(live[name]) for name, key in names.items() if name in live}
 
     def set_many(self, data, timeout=None, version=None):
-        """Store all values except those to refuse; return the keys of these, as Memcached does."""
+        """Store the values and return the keys of refused values, as Memcached does."""
         server.calls.append(("set", len(data)))
         assert timeout == int(timeout) > 0
         refused = [key for key, value in data.items() if server.refuse is not None and server.refuse(value)]

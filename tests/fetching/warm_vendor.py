@@ -23,7 +23,7 @@ from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner",)
 SOON = 0.2
-"""The deadline of tests in which it passes."""
+"""The deadline in tests that wait for the deadline to pass."""
 
 
 class Vendor:
@@ -76,11 +76,11 @@ class Vendor:
         self.client.fetch_metadata(deadline=Deadline(LONG))
 
     def wait_for_answers(self, count: int) -> None:
-        """Wait until this many fetches are answered, read or not."""
+        """Wait until this many fetches are answered. The responses may be unread."""
         wait_until(lambda: self.answered >= count)
 
     def has_idle_connection(self) -> bool:
-        """Return whether the client can ask without a new connection. Afterwards it can."""
+        """Return whether the client has an idle connection. Afterwards the client has one."""
         before = self.server.connections
         self.warm()
         return self.server.connections == before
