@@ -136,7 +136,7 @@ class QueuedDelivery(BaseDelivery):
         return not outcome.kept or self._retry(message, outcome)
 
     def _retry(self, message: Message, outcome: Outcome) -> bool:
-        """Hand the failed events over again, or drop them. See work()."""
+        """Hand the failed events over again, or drop them after the last attempt. Return the result of work()."""
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self._max_attempts:
