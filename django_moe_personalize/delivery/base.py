@@ -131,7 +131,7 @@ class BaseDelivery:
             self.fallback.close()
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
-        """Make one attempt to deliver the events, as sending.send() does. Log when attempts start or stop to fail."""
+        """Make one attempt to deliver the events, as sending.send() does. Log a failure and its end."""
         events, withdrawn = split_withdrawn(events) if self.checks_withdrawal else (events, ())
         outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)

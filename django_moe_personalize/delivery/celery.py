@@ -79,7 +79,7 @@ class CeleryDelivery(QueuedDelivery):
         self._breaker.success(ticket)
 
     def _publish(self, message: str, wait: float) -> None:
-        """Publish on an idle connection. If it is dead, try the next idle connection, and at last a new connection."""
+        """Publish on an idle connection. If the connection is dead, try another idle connection, or a new one."""
         deadline = Deadline(self._publish_timeout)
         while True:
             idle = self._take_idle()
@@ -87,7 +87,7 @@ class CeleryDelivery(QueuedDelivery):
             try:
                 deliver.apply_async(
                     (message,),
-                    # Celery writes the arguments' text into its log and events. It must not name the visitor.
+                    # Celery writes the arguments' text into its log and events. The text must not name the visitor.
                     argsrepr="(…)",
                     kwargsrepr="{}",
                     connection=connection,

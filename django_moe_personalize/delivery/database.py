@@ -34,7 +34,7 @@ PATIENCE = 5
 """After this number of failures in a row, drain() ends."""
 
 PURGE_SECONDS = 3600.0
-"""A process deletes old parked events once in this time."""
+"""The time after which a process again deletes old parked events."""
 
 
 class DatabaseDelivery(BaseDelivery):

@@ -59,13 +59,13 @@ _sent_inline: ContextVar[list[bool] | None] = ContextVar("moe_personalize_sent_i
 class QueuedDelivery(BaseDelivery):
     """Hand the events of each page over to a queue. A subclass implements ``hand_over``. Its task calls ``work``.
 
-    If the queue doesn't accept events, they go to the delivery ``fallback``, written like DELIVERY. Without a fallback
-    they are dropped as ``broker``.
+    Events that the queue doesn't accept go to the delivery ``fallback``, a setting like DELIVERY. Without a fallback
+    these events are dropped as ``broker``.
 
-    In the worker a call takes at most ``timeout`` seconds. An event has ``max_attempts`` attempts. Between attempts it
-    waits for a random time of up to ``backoff`` seconds, then twice as long each time, up to ``max_backoff``, and at
-    least for MoEngage's Retry-After. After wrong credentials it waits for ``pause`` seconds, then twice as long each
-    time, up to ``max_backoff``. Wrong credentials don't count as an attempt.
+    In the worker a call takes at most ``timeout`` seconds. An event has ``max_attempts`` attempts. Between attempts the
+    event waits for a random time of up to ``backoff`` seconds, then twice as long each time, up to ``max_backoff``, and
+    at least for MoEngage's Retry-After. After wrong credentials the event waits for ``pause`` seconds, then twice as
+    long each time, up to ``max_backoff``. Wrong credentials don't count as an attempt.
     """
 
     def __init__(
@@ -136,7 +136,7 @@ class QueuedDelivery(BaseDelivery):
         return not outcome.kept or self._retry(message, outcome)
 
     def _retry(self, message: Message, outcome: Outcome) -> bool:
-        """Hand the failed events over again, or drop them. See work()."""
+        """Hand the failed events over again, or drop them after the last attempt. Return the result of work()."""
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self._max_attempts:

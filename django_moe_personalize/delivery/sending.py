@@ -22,7 +22,7 @@ MARK_SECONDS: Final = 7 * 24 * 60 * 60
 """How long a mark lasts. Events wait longer only in the outbox, and the outbox deletes them without a mark."""
 
 MAX_SKEW: Final = 5
-"""Seconds by which the clocks of a site's machines may differ."""
+"""The seconds by which the clocks of the site's machines may differ."""
 
 _REFUSALS = frozenset({400, 413, 422})
 

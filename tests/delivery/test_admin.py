@@ -101,7 +101,7 @@ def test_nothing_can_be_added_changed_or_deleted(staff):
 
 
 def test_parked_events_are_sent_again(staff, vendor):
-    """A user who may change events selects some. Pending ones among them stay as they are."""
+    """A user who may change events selects events. The selected pending events don't change."""
     first, second = make_events(2)
     park(vendor, first, second)
     get_delivery().record(make_events(1))

@@ -98,7 +98,7 @@ def test_immediate_drops_failed_events(vendor, heard, caplog):
 
 
 def test_immediate_does_not_block_the_event_loop(vendor):
-    """While one record() waits for MoEngage, the loop and other records go on."""
+    """While a call of arecord() waits for MoEngage, the event loop runs and other calls continue."""
 
     async def record_concurrently():
         vendor.hang.clear()
@@ -114,7 +114,7 @@ def test_immediate_does_not_block_the_event_loop(vendor):
 
 
 def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
-    """However many attempts fail: one line when it starts, one when it gets worse, one when it is over."""
+    """Many attempts fail, but each change is one log line: failing, wrong credentials, and working again."""
     caplog.set_level(logging.INFO, "django_moe_personalize")
     delivery = ImmediateDelivery()
     vendor.failures = [500, 503, 401, 401, 401]
@@ -135,7 +135,7 @@ def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
 
 
 def test_get_delivery_is_the_one_of_the_settings(configure, settings):
-    """A runtime has one delivery, built as the setting says. The default is the thread."""
+    """A runtime has a single delivery, which the setting DELIVERY names. The default is ThreadDelivery."""
     settings.MOE_PERSONALIZE = {"SANDBOX": True}
     assert isinstance(get_delivery(), ThreadDelivery)
     delivery = configure("immediate.ImmediateDelivery", timeout=1.5)
@@ -148,7 +148,7 @@ def test_get_delivery_is_the_one_of_the_settings(configure, settings):
 
 @pytest.mark.parametrize("is_used", [False, True], ids=["client not built yet", "client in use"])
 def test_changed_settings_flush_the_old_delivery_with_its_own_client(vendor, settings, configure, is_used):
-    """Events recorded before a change of settings go to the workspace of that time, not to the new one."""
+    """Events recorded before a change of settings go to the old workspace, and not to the new workspace."""
     old = configure("thread.ThreadDelivery", interval=600.0)
     if is_used:
         old.record(make_events(2))
@@ -209,7 +209,7 @@ def test_a_missing_library_is_named_with_its_extra(configure, monkeypatch, name,
 
 
 def test_a_forked_child_builds_its_own_delivery(vendor, configure):
-    """Parent and child deliver their own events, each once, though a thread of the parent held the lock at the fork."""
+    """Parent and child each deliver their own events once, even if a thread of the parent held the lock at the fork."""
     delivery = configure("thread.ThreadDelivery", interval=600.0)
     delivery.record(make_events(3))
     with delivery._changed, warnings.catch_warnings():
@@ -230,7 +230,7 @@ def test_a_forked_child_builds_its_own_delivery(vendor, configure):
 
 
 def test_an_object_that_is_not_an_event_does_not_reach_the_page(vendor):
-    """It is dropped when it is recorded, with the events next to it: a delivery takes all of them or none."""
+    """record() drops the object and all events of the same call: a delivery takes all events of a call, or no event."""
     delivery = ThreadDelivery()
     delivery.record([make_event(), SimpleNamespace(attributes={})])
     delivery.close()

@@ -165,7 +165,7 @@ def test_a_killed_worker_leaves_its_message_unacknowledged(site):
 
 
 def test_eager_tasks_are_delivered_in_place(delivery, site, vendor):
-    """With task_always_eager, as in a site's tests, there is no queue and no retry."""
+    """With task_always_eager, as in a site's tests, the page itself sends the events, and doesn't retry."""
     site.app.conf.task_always_eager = True
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
@@ -180,7 +180,7 @@ def test_eager_tasks_are_delivered_in_place(delivery, site, vendor):
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", [OUTBOX_TASK, "django_moe_personalize.tasks.deliver_outbox"])
 def test_celery_drains_the_outbox(configure, site, vendor, name):
-    """Beat names the task by its name or its import path; both are registered and drain the outbox."""
+    """A schedule may name the task by its name or by its import path. Both names drain the outbox."""
     site.app.conf.task_always_eager = True
     delivery = configure("database.DatabaseDelivery")
     delivery.record(make_events(3))
@@ -192,7 +192,7 @@ def test_celery_drains_the_outbox(configure, site, vendor, name):
 
 
 def test_the_tasks_are_there_without_celery(monkeypatch):
-    """Other queues import a module of this name too."""
+    """Without Celery, other task queues can import the module ``tasks`` and run deliver_outbox()."""
     with monkeypatch.context() as context:
         context.delattr(tasks, "deliver")
         context.setattr(importlib.util, "find_spec", lambda name: None)
@@ -225,7 +225,7 @@ def test_a_dead_broker_costs_events_and_no_time(delivery, site, dead_broker, cap
 
 
 def test_a_broker_that_hangs_holds_up_two_pages(configure, site, silent_broker):
-    """Each of them waits for publish_timeout at most. Later pages skip the broker."""
+    """Each of the two pages waits for at most publish_timeout. Later pages skip the broker."""
     delivery = configure("celery.CeleryDelivery", publish_timeout=QUICK)
     site.app.conf.broker_url = silent_broker
     seconds = []
@@ -239,7 +239,7 @@ def test_a_broker_that_hangs_holds_up_two_pages(configure, site, silent_broker):
 
 
 def test_dead_idle_connections_cost_nothing(delivery, site, dead_broker):
-    """The page closes them and publishes on a new connection."""
+    """The page closes the dead connections and publishes on a new connection."""
     for _ in range(2):
         connection = Celery(broker=dead_broker, set_as_current=False).connection_for_write()
         connection.transport_options = {"max_retries": 0}
@@ -250,7 +250,7 @@ def test_dead_idle_connections_cost_nothing(delivery, site, dead_broker):
 
 
 def test_a_page_waits_for_one_connection_only(configure, site, silent_broker):
-    """If an idle connection hangs, the page doesn't wait for a new one as well."""
+    """If an idle connection hangs, the page doesn't wait for a new connection as well."""
     delivery = configure("celery.CeleryDelivery", publish_timeout=QUICK)
     site.app.conf.broker_url, working = silent_broker, site.app.conf.broker_url
     delivery._idle.append(delivery._connect())

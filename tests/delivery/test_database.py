@@ -58,7 +58,7 @@ def repair_outbox():
 
 
 def test_recording_is_one_insert(delivery, django_assert_num_queries):
-    """The events of a page are one statement besides the savepoint, and all processes see them as pending."""
+    """Besides the savepoint, a page records its events with one statement. All processes see the events as pending."""
     with django_assert_num_queries(3) as queries:
         delivery.record(make_events(5))
     assert [query["sql"].split()[0] for query in queries] == ["SAVEPOINT", "INSERT", "RELEASE"]
@@ -133,7 +133,7 @@ def test_losses_reach_the_shared_counters_with_the_next_event(delivery, monkeypa
 
 @pytest.mark.django_db(transaction=True)
 def test_a_rollback_of_the_caller_does_not_undo_losses(delivery):
-    """They wait for an event that is recorded outside a transaction."""
+    """The process adds its losses to the counters with the next event that it records outside a transaction."""
     delivery.record([make_event(b_id=object())])
     with contextlib.suppress(KeyError), transaction.atomic():
         delivery.record(make_events(1))
@@ -158,7 +158,7 @@ def test_delivered_events_leave_the_table_and_stay_counted(delivery, vendor, hea
 
 
 def test_sending_is_outside_any_transaction(delivery, vendor, django_assert_num_queries):
-    """During the call other deliverers see the lease, and this one holds no transaction open."""
+    """During the call to MoEngage, other deliverers see the lease, and the calling deliverer has no transaction."""
     delivery.record(make_events(1))
     depth = len(connection.savepoint_ids)
     seen = []
@@ -190,7 +190,7 @@ def test_flush_inside_a_transaction_is_refused(delivery):
     ],
 )
 def test_a_poison_event_is_parked_alone(delivery, vendor, heard, said, kept):
-    """The others are delivered. The stored reason doesn't name the customer, and every database can store the text."""
+    """The other events arrive. The stored reason doesn't name the customer, and every database can store its text."""
     event = make_event("ann@example.com")
     vendor.poison, vendor.description = {event.event_uuid}, said
     delivery.record([*make_events(5), event])
@@ -257,7 +257,7 @@ def test_events_are_parked_after_the_last_attempt(build_outbox, vendor, heard):
 
 
 def test_wrong_credentials_pause_with_one_loud_line(delivery, vendor, caplog):
-    """There is no further call and no attempt is counted. The events are due as soon as the credentials work."""
+    """The deliverer makes no further call, and counts no attempt. The events are due when the credentials work."""
     vendor.failures = [401]
     delivery.record(make_events(250))
     assert delivery.flush().pending == 250

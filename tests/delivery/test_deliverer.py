@@ -49,7 +49,7 @@ def test_watching_delivers_what_comes_later(delivery, vendor):
 
 
 def test_watching_pauses_longer_after_each_rejection(build_outbox, vendor):
-    """There is one call for each pause. The pause doubles, and starts small again when the credentials have worked."""
+    """The deliverer makes one call after each pause. Each pause is twice as long, until a call succeeds."""
     delivery = build_outbox(pause=60.0)
     vendor.failures = [401, 401, 401, 200]
     delivery.record(make_events(1))
@@ -87,7 +87,7 @@ def rename(old, new):
 
 
 def test_the_task_drains_the_outbox(delivery, vendor):
-    """It returns the number of delivered events. It starts no batch after its time."""
+    """deliver_outbox() returns the number of delivered events. It starts no batch after max_seconds."""
     events = make_events(151)
     vendor.poison = {events[7].event_uuid}
     delivery.record(events)
@@ -107,7 +107,7 @@ def test_the_task_ends_quietly_when_moengage_fails(delivery, vendor, caplog):
 
 
 def test_the_task_pauses_after_wrong_credentials(delivery, vendor, caplog):
-    """However often it is scheduled, there is one call and one error. When the pause is over, it tries again."""
+    """Three runs in a pause make one call and log one error. After the pause, the next run tries again."""
     vendor.status = 401
     delivery.record(make_events(2))
     assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
@@ -120,7 +120,7 @@ def test_the_task_pauses_after_wrong_credentials(delivery, vendor, caplog):
 
 @pytest.mark.django_db(transaction=True)
 def test_the_task_ends_quietly_when_the_database_fails(delivery, caplog):
-    """The log line names the kind of the error alone."""
+    """The log line has the class of the error, and not its text."""
     table = OutboxEvent._meta.db_table
     rename(table, "away")
     try:
@@ -139,7 +139,7 @@ def test_the_task_ends_quietly_when_the_database_fails(delivery, caplog):
     ids=["no outbox", "a mistake"],
 )
 def test_the_task_names_a_mistake_in_the_settings_once(configure, caplog, name, options, line):
-    """A schedule does not fill the log."""
+    """Many runs of the task log the mistake only once."""
     with contextlib.suppress(ConfigurationError):
         configure(name, **options)
     assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]

@@ -58,7 +58,7 @@ def test_the_mark_does_not_contain_the_customer():
 
 
 def test_events_are_sent_when_the_cache_fails(settings, caplog):
-    """Without the cache an event is reported, because consent was given when it happened."""
+    """Without the cache, the event is sent: the customer had given consent when the event happened."""
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     assert not mark_withdrawal("ada")
     event = build_event("ada")
@@ -95,10 +95,10 @@ def test_an_id_is_required():
 
 
 class CountingDelivery(ImmediateDelivery):
-    """Hold one event of one customer, and two of any other."""
+    """Say that one customer has one waiting event, and that each other customer has two."""
 
     def erase(self, customer_id):
-        """Return their number."""
+        """Return the number of events."""
         return 1 if customer_id == "one-event" else 2
 
 

@@ -26,7 +26,7 @@ class Server:
 
 
 def other_handler(number, frame):
-    """Handle a signal in the name of another server."""
+    """Stand in for the signal handler of another server."""
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def handle(monkeypatch):
 
 
 def test_default_signal_closes_first_and_is_raised_again(handle, monkeypatch):
-    """uvicorn restores and raises our handler: it closes the runtimes, and leaves the rest to the default."""
+    """uvicorn restores our handler and raises SIGTERM. Our handler closes the runtimes, then the process ends."""
     called = []
     handle(signal.SIG_DFL)
     close_before_sigterm()
@@ -67,7 +67,7 @@ def test_other_servers_threads_and_systems_are_left_alone(handle, monkeypatch):
 
 
 def test_signal_is_blocked_before_uvicorn_hears_of_it(handle, monkeypatch):
-    """At exit the runtimes are closed first. Only then may the signal end the process."""
+    """At exit, the runtimes are closed first. Then the signal ends the process."""
     server, hooks = Server(), []
     monkeypatch.setattr(signal, "pthread_sigmask", lambda how, which: server.seen.append((how, which)))
     monkeypatch.setattr(thread.atexit, "register", lambda *call: hooks.insert(0, call))

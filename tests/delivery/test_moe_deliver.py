@@ -45,7 +45,7 @@ def run(*arguments, error=None, stderr=None):
 
 
 def test_due_events_are_sent_once(delivery, vendor):
-    """It drains the outbox and prints the numbers, also if there is nothing to do."""
+    """The command drains the outbox and prints the numbers, even if no event is due."""
     delivery.record(make_events(150))
     assert run() == "150 events delivered, 0 refused and parked, 0 pending.\n"
     assert vendor.taken.total() == 150
@@ -53,7 +53,7 @@ def test_due_events_are_sent_once(delivery, vendor):
 
 
 def test_replayed_events_are_sent_again(delivery, vendor):
-    """Some parked events by UUID, or all of them, are due again and sent."""
+    """The command sends the parked events with the given UUIDs, or all parked events."""
     events = make_events(3)
     vendor.poison = {event.event_uuid for event in events}
     delivery.record(events)
@@ -116,7 +116,7 @@ def test_the_interval_is_above_zero(delivery, interval):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_watch_after_the_current_batch(delivery, vendor, number):
-    """Events in flight are settled, there is no error, and the process gets its own handlers back."""
+    """The command settles the events in flight, ends without an error, and restores the process's signal handlers."""
     before = signal.getsignal(number)
     delivery.record(make_events(150))
     vendor.hang.clear()

@@ -41,7 +41,7 @@ def test_the_longest_due_are_first():
 
 
 def test_due_rows_are_found_by_the_index(delivery):
-    """The database neither sorts the pending rows nor reads them all."""
+    """The database reads the due rows in the order of the index. It doesn't sort the pending rows."""
     delivery.record(make_events(5))
     plan = delivery.outbox.due.order_by("due_at")[:2].explain()
     assert "USING INDEX moe_outbox_due" in plan
@@ -57,7 +57,7 @@ def test_the_repr_of_a_lease_does_not_show_the_customer(delivery):
 
 
 def test_a_deliverer_that_lost_its_lease_settles_nothing(delivery, vendor, heard):
-    """It leaves the rows and the counters to the deliverer that has leased the rows since."""
+    """The deliverer with the old lease changes neither the rows of the new lease nor the counters."""
     delivery.record(make_events(3))
     late = Outbox().lease(10, 60.0)
     pks = [row.pk for row in late.rows]
@@ -107,7 +107,7 @@ def test_erase_deletes_all_events_of_a_customer(delivery, vendor, heard):
 
 
 def test_parked_events_are_kept_for_the_retention_time(build_outbox, vendor):
-    """A process deletes older ones when it first finds no due event. They stay counted under their reason."""
+    """A process that finds no due event deletes older parked events. The counters still count the deleted events."""
     delivery = build_outbox(retention=60.0)
     events = make_events(3)
     vendor.poison = {event.event_uuid for event in events}
@@ -125,7 +125,7 @@ def test_parked_events_are_kept_for_the_retention_time(build_outbox, vendor):
 
 
 def test_the_oldest_pending_event_is_found(delivery):
-    """Its age shows whether a deliverer runs. Parked events don't count."""
+    """find_oldest() returns the time of the oldest pending event, and ignores parked events."""
     assert delivery.outbox.find_oldest() is None
     delivery.record(make_events(2))
     first, second = OutboxEvent.objects.order_by("pk")

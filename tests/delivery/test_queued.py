@@ -44,7 +44,7 @@ def build(configure):
 
 
 def test_message_is_read_as_it_was_written():
-    """Events keep all their fields, and the message its counts. Its events are the elements of an events body."""
+    """The events keep all their fields. The message keeps its counts, and has the events in MoEngage's JSON."""
     events = [*make_events(3), make_event("ß \x00", note=["☃", None, 0.5, {"a": True}])]
     text = Message(events, 2, 1).write()
     assert Message.read(text) == Message(events, 2, 1)
@@ -67,7 +67,7 @@ def test_message_of_another_release_is_read():
      '{"elements": [{"customer_id": "1", "actions": [{"action": "X"}]}], "attempts": 0, "pauses": 0}'],
 )  # fmt: skip
 def test_a_foreign_message_is_dropped_with_a_log_line(build, caplog, text):
-    """A worker survives it, and the queue doesn't keep it."""
+    """The worker drops an unreadable message with a log line, and continues."""
     delivery = build()
     assert delivery.work(text) is True
     assert delivery.counts() == DeliveryCounts()
@@ -75,7 +75,7 @@ def test_a_foreign_message_is_dropped_with_a_log_line(build, caplog, text):
 
 
 def test_events_that_json_cannot_express_are_dropped_with_their_page(build):
-    """They are dropped as ``error`` when they are recorded."""
+    """record() drops such events, and all other events of the page, as ``error``."""
     delivery, events = build(), make_events(2)
     events[1].attributes["what"] = object()
     delivery.record(events)
@@ -119,7 +119,7 @@ def test_waits_are_random_below_a_doubling_limit(build, vendor):
 
 
 def test_retry_after_is_obeyed_within_the_longest_wait(build, vendor):
-    """MoEngage is left alone for as long as it asks, but not longer than a message may wait."""
+    """A retry waits for MoEngage's Retry-After, but not longer than max_backoff."""
     delivery = build(max_backoff=300.0)
     vendor.status = 429
     for asked, expected in (("120", 120), ("86400", 300)):
@@ -140,7 +140,7 @@ def test_the_last_attempt_drops_with_a_log_line(build, vendor, caplog):
 
 
 def test_wrong_credentials_lose_nothing_and_are_logged_once(build, vendor, caplog):
-    """No try counts as an attempt, the waits double, and there is one error."""
+    """Wrong credentials count no attempt, each wait is twice as long, and the log has one error."""
     delivery = build(max_attempts=2, pause=100.0, max_backoff=250.0)
     vendor.status = 401
     message, waits = Message(make_events(2), attempts=1), []
@@ -174,7 +174,7 @@ def test_a_queue_is_emptied_after_a_change_of_delivery(settings, vendor, changes
 
 
 def test_events_that_the_queue_does_not_accept_are_dropped(build, caplog):
-    """One log line says so, and another one that the queue works again."""
+    """One log line says that the queue fails, and another line says that it works again."""
     caplog.set_level("INFO", "django_moe_personalize")
     delivery = build()
     delivery.queue = None
@@ -192,7 +192,7 @@ def test_events_that_the_queue_does_not_accept_are_dropped(build, caplog):
 
 
 def test_the_fallback_takes_what_the_queue_does_not(build, vendor, caplog):
-    """The fallback takes the retries of a worker too. The counters include those of the fallback, by reason."""
+    """The fallback also takes the retries of a worker. The delivery's counters include the counters of the fallback."""
     delivery = build(fallback=backend("immediate.ImmediateDelivery"))
     delivery.record(make_events(1))
     delivery.queue = None

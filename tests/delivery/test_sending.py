@@ -55,7 +55,7 @@ def test_one_poison_event_among_100_is_refused_alone(vendor):
 
 
 def test_an_event_that_json_cannot_express_is_refused_alone(vendor):
-    """It costs no call, and the other events arrive."""
+    """No call is made for the bad event, and the other events arrive."""
     events = [make_event(), make_event(b_id=object()), make_event()]
     outcome = send(events, timeout=SOON)
     assert [event for event, _ in outcome.refused] == [events[1]]
@@ -66,7 +66,7 @@ def test_an_event_that_json_cannot_express_is_refused_alone(vendor):
     ("status", "error"), [(500, ServerError), (503, ServerError), (429, RateLimitedError)], ids=lambda value: value
 )
 def test_send_stops_at_the_first_failure_and_keeps_the_rest(vendor, status, error):
-    """After a failure that the events didn't cause there is no further call, and no event is lost."""
+    """If the events don't cause the failure, send() makes no further call and loses no event."""
     vendor.failures = [200, status]
     events = make_events(350)
     outcome = send(events, timeout=SOON)

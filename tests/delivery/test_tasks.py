@@ -86,7 +86,7 @@ def test_a_backend_without_delays_keeps_its_worker_waiting(build, vendor, monkey
 
 
 def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
-    """There is no queue and no retry: failed events are dropped."""
+    """The page itself sends the events, doesn't retry, and drops failed events."""
     delivery = build(IMMEDIATE)
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
@@ -98,7 +98,7 @@ def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
 
 @pytest.mark.django_db
 def test_the_outbox_task_is_one_of_djangos_tasks(build, configure, vendor):
-    """enqueue() of the documented task enqueues it. A worker finds it by its path, and drains the outbox."""
+    """deliver_outbox.enqueue() enqueues the task. A worker finds the task by its path, and drains the outbox."""
     build()
     package_tasks.deliver_outbox.enqueue(max_seconds=5.0)
     backend_used = tasks.deliver_outbox.get_backend()

@@ -30,7 +30,7 @@ def senders():
 
 
 def test_no_thread_before_the_first_event(build):
-    """The first event starts one daemon thread. A flush without events starts none and returns at once."""
+    """The first event starts one daemon thread. A flush without events starts no thread and returns at once."""
     before = len(senders())
     delivery = build()
     assert delivery.flush() == DeliveryCounts()
@@ -100,7 +100,7 @@ def test_events_are_dropped_after_the_last_attempt(build, vendor, heard):
 
 
 def test_wrong_credentials_pause_with_one_loud_line(build, vendor, caplog):
-    """After a 401 there is no call, a flush doesn't wait, events queue up to the limit, and one error says why."""
+    """After a 401 the thread makes no call, a flush doesn't wait, new events queue up, and the log has one error."""
     delivery = build(max_events=5)
     vendor.status = 401
     delivery.record(make_events(3))
@@ -123,7 +123,7 @@ def test_a_pause_ends(build, vendor, caplog):
 
 
 def test_retry_after_is_respected_until_the_exit(build, vendor):
-    """Until Retry-After is over there is no call, except one at the end of the process."""
+    """Until Retry-After is over, the thread makes no call, except a last call at the end of the process."""
     delivery = build()
     vendor.failures, vendor.headers = [429], {"Retry-After": "600"}
     delivery.record(make_events(3))
@@ -135,7 +135,7 @@ def test_retry_after_is_respected_until_the_exit(build, vendor):
 
 
 def test_a_flush_waits_for_the_next_batch_while_one_is_settled(build, vendor):
-    """A flush that starts while receivers hear of one batch waits for the next batch too."""
+    """A flush that starts while signal receivers run for a batch also waits for the next batch."""
     delivery = build(batch_size=2)
     entered, release = threading.Event(), threading.Event()
 
@@ -198,7 +198,7 @@ def test_every_event_counts_once_in_a_failing_workspace(sandbox):
 
 
 def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, heard):
-    """The limit covers waiting events and those in flight. One log line for each flood; free room is used again."""
+    """Waiting events and events in flight count. Each flood is one log line. New events fill free room again."""
     delivery = build(max_events=4, batch_size=2)
     vendor.hang.clear()
     delivery.record(make_events(2))
@@ -261,7 +261,7 @@ def test_the_sum_of_the_counters_is_right_at_every_moment(build, vendor):
 
 
 def test_a_thread_that_cannot_start_costs_no_event(build, monkeypatch):
-    """If the system gives no thread, the events wait for one."""
+    """If the system can't start a thread, the events wait until a thread starts."""
     delivery = build()
     with monkeypatch.context() as context:
         context.setattr(threading, "_start_new_thread", _refuse, raising=False)  # Python 3.11, 3.12

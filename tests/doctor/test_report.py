@@ -141,7 +141,7 @@ def test_site_that_does_not_load(settings):
 
 
 def test_keys_that_the_workspace_does_not_have():
-    """An unknown key is a problem with the most similar key, an inactive one is a warning."""
+    """An unknown key is a problem, and the fix names the most similar key. An inactive key is a warning."""
     rows = {"hero": "active", "strip": "paused", "later": "scheduled"}
     experiences = tuple(ExperienceMeta(key, key, ExperienceStatus(status)) for key, status in rows.items())
     metadata = ExperiencesMetadata("network", experiences)

@@ -23,7 +23,7 @@ from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, fin
 
 
 def test_cache_that_works(settings, request):
-    """The finding says what processes share."""
+    """The finding says whether processes share the cache."""
     assert find("The cache 'default' works, but each process has its own")[0] == "ok"
     assert find("share no cache, so only their logs report rate limits")[0] == "ok"
     request.getfixturevalue("shared_cache")
@@ -148,7 +148,7 @@ class Queued(QueuedDelivery):
 
 @pytest.mark.parametrize("options", [{}, {"fallback": build_backend("immediate.ImmediateDelivery")}])
 def test_queue_and_its_fallback(options):
-    """The doctor examines both."""
+    """The doctor examines the queue's delivery and its fallback."""
     with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Queued", "OPTIONS": options}):
         found = diagnose()
     assert find("hands events to a queue", found)[0] == "ok"
@@ -156,7 +156,7 @@ def test_queue_and_its_fallback(options):
 
 
 def test_outbox(outbox):
-    """An old event is a problem, and a parked one a warning. The finding says whether a deliverer is sending now."""
+    """An old event is a problem. A parked event is a warning. The finding says whether a deliverer is sending now."""
     record_events(2)
     found = diagnose()
     assert find("The outbox in the database 'default': 2 events accepted, 0 delivered, 2 pending", found)[0] == "ok"
@@ -194,7 +194,7 @@ def install(folder, name, version):
 
 
 def test_wrong_packages(tmp_path, monkeypatch):
-    """A replaced urllib3, an old one, and HTML without nh3 are warnings. Right packages give no finding."""
+    """A replaced urllib3, an old urllib3, and HTML without nh3 are warnings. Right packages have no finding."""
     assert as_pairs(site.examine_packages(set())) == []
     install(tmp_path, "niquests", "3.14.0")
     install(tmp_path, "urllib3", "1.26.20")

@@ -1,4 +1,4 @@
-"""The doctor's findings about MoEngage: who answers, with what, and how fast."""
+"""The doctor's findings about MoEngage: the server, its responses, and the time of a fetch."""
 
 import json
 import re
@@ -57,7 +57,7 @@ def test_vendor_that_works(vendor):
 
 
 def test_workspace_without_active_experiences(vendor):
-    """It is a warning, and there is nothing to fetch."""
+    """The finding is a warning, and the doctor fetches no experience."""
     vendor.fail("200", b'{"metadata": {"count": 0, "experiences": []}}')
     found = diagnose()
     assert find("no active experience: none", found)[0] == "warning"
@@ -151,7 +151,7 @@ def test_wrong_clock(vendor, offset, warned):
     ],
 )
 def test_fetch_that_is_slower_than_a_page_waits(monkeypatch, first, second, words):
-    """A fetch above DEADLINE is a warning, on a new connection or on every one."""
+    """A fetch that takes longer than DEADLINE is a warning, on a new connection or on every connection."""
     ticks = iter([0.0, 0.0, 0.0, first, first, first + second])
     monkeypatch.setattr(examined, "time", SimpleNamespace(time=time.time, perf_counter=lambda: next(ticks)))
     with override_personalize(DEADLINE=0.3, SANDBOX=True):

@@ -150,12 +150,12 @@ def test_an_invalid_address_is_in_no_network() -> None:
     ],
 )
 def test_the_sentence_says_why(rule: Any, sentence: str) -> None:
-    """It names the conditions that decided, with the actual value of a condition that didn't match."""
+    """The sentence names the conditions that decided. For a failed condition it has the actual value."""
     assert check(rule).sentence == sentence
 
 
 def test_every_visitor_matches_a_rule_without_conditions() -> None:
-    """All of no conditions match."""
+    """A rule without conditions matches."""
     assert AllRule(()).check(Visitor()) == Finding(True, "")
 
 

@@ -66,7 +66,7 @@ def test_hero_banner_differs_by_visitor_and_hour(way: Way) -> None:
 
 
 def test_other_visitors_get_one_of_two_variations_each_time_the_same(way: Way) -> None:
-    """The A/B split serves both variations, and each visitor always gets the same one."""
+    """The A/B split serves both variations, and each visitor always gets the same variation."""
     first = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
     again = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
 
@@ -209,7 +209,7 @@ def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, shipped: E
 
 
 def test_b_id_next_to_the_attributes_is_accepted_too(way: Way, shipped: Engine) -> None:
-    """The text of the vendor's documents puts it there."""
+    """MoEngage's documents show ``b_id`` in this place."""
     assert way(post(EVENTS, batch(element(action(b_id="Add to Cart"))))).status == 200
     assert [entry.element for entry in shipped.ledger.entries()] == ["Add to Cart"]
 

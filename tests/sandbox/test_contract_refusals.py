@@ -200,7 +200,7 @@ def test_a_missing_or_unknown_app_key_is_a_request_error(way: Way, path: str, ap
 
 
 def test_header_names_and_the_scheme_are_case_insensitive(way: Way) -> None:
-    """HTTP requires both."""
+    """HTTP requires that a server ignores the case of header names and of the scheme."""
     headers = {"authorization": basic().replace("Basic", "bAsIc"), "moe-appkey": WORKSPACE_ID}
 
     assert way(_request(FETCH, headers)).status == 200

@@ -146,7 +146,7 @@ def test_a_schedule_follows_the_clock(fields: Any, reason: str | None, status: s
 
 
 def test_explain_has_a_sentence_for_every_key() -> None:
-    """It names the audience and the variation, and says why earlier audiences don't match."""
+    """The sentence names the audience and the variation, and says why earlier audiences don't match."""
     engine = Engine(load_workspace(), clock=lambda: NOW)
     body = {
         "experience_key": ["hero-banner", "promo-strip", "cart-upsell", "nope", "winter-gala", "spring-sale"],
@@ -170,7 +170,7 @@ def test_explain_has_a_sentence_for_every_key() -> None:
 
 
 def test_explain_names_a_variation_chosen_by_weight() -> None:
-    """The sentence has its name."""
+    """The sentence has the name of the variation."""
     (decision,) = build_engine(split(1, 1)).explain({"identifiers": {"customer_id": "c1"}})
 
     name = "AB"[int(decision.variation_id) - 1]

@@ -19,7 +19,7 @@ def record(engine: Engine, **attributes: Any) -> str:
 
 
 def test_an_event_belongs_to_the_experience_of_its_context() -> None:
-    """The ``cid`` decides, else the name or the key; events with an unknown context have a count of their own."""
+    """The ``cid`` decides, or the name or the key. The ledger counts events with an unknown context separately."""
     engine = build_engine(PLAIN, OTHER)
     context = fetch(engine, {"experience_key": ["plain"]})["plain"]["experience_context"]
 
@@ -32,7 +32,7 @@ def test_an_event_belongs_to_the_experience_of_its_context() -> None:
 
 
 def test_a_workspace_can_turn_on_offering_actions() -> None:
-    """The ledger has them with the offering's context alone; they are neither impressions nor clicks."""
+    """The ledger has such actions, with only the offering's context. They count as neither impressions nor clicks."""
     engine = build_engine(PLAIN, offering_actions=True)
     context = {"moe_offering_id": "7", "moe_offering_name": "Mug"}
     sent = batch(element(*(action(action=f"MOE_OFFERING_{each}", attributes=context) for each in ("SHOWN", "CLICKED"))))
@@ -43,6 +43,6 @@ def test_a_workspace_can_turn_on_offering_actions() -> None:
 
 
 def test_a_lone_surrogate_breaks_nothing() -> None:
-    """JSON may have one, UTF-8 may not: the response has a question mark instead."""
+    """JSON may contain a lone surrogate, but UTF-8 can't. The response has a question mark instead."""
     assert fetch(build_engine(PLAIN), {"identifiers": {"customer_id": "\ud800"}})
     assert build_json_response({"a": "\ud800"}).body == b'{"a":"?"}'

@@ -160,7 +160,7 @@ def test_a_reset_loses_the_response_and_a_retry_counts_once() -> None:
     ("faults", "seconds", "passed"), [({"latency": 0.2, "drip": 0.1}, 1, 0.3), ({"latency": 5}, None, 5)]
 )
 def test_latency_and_drip_pass_before_the_response(faults: dict[str, float], seconds: float, passed: float) -> None:
-    """A request waits for both if its deadline allows it; ``None`` is no deadline."""
+    """A request waits for latency and drip, if its deadline allows this wait. ``None`` means no deadline."""
     transport, sleeper = build_transport(**faults)
 
     assert transport.send(get_metadata(), deadline=sleeper.deadline(seconds)).status == 200

@@ -83,7 +83,7 @@ def test_the_response_to_head_has_no_body(server: SandboxServer) -> None:
 
 
 def test_the_server_header_does_not_name_python(api: HttpWay) -> None:
-    """It has the sandbox's own name."""
+    """The Server header has the sandbox's own name."""
     assert api(get_metadata()).headers["server"] == "moe-sandbox"
 
 

@@ -37,7 +37,7 @@ def served(payload: Any, **fields: Any) -> Any:
 
 
 def test_shipped_workspace_is_valid_and_complete() -> None:
-    """It loads, and has the credentials, keys and products that the example shop needs."""
+    """The shipped workspace loads, and has the credentials, keys and products that the example shop needs."""
     workspace = load_workspace()
     offered = {
         each["dp_offering_id"]
