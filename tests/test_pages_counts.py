@@ -88,7 +88,7 @@ def test_click_of_another_visitor(visit, upstream):
 
 
 def test_streamed_page_that_declares_its_keys(visit, upstream):
-    \"\"\"The page is private from the start, and waits for MoEngage. It counts after the stream, even from memory.\"\"\"
+    """The page is private from the start and waits for MoEngage. It counts after the stream, even from memory."""
     for before in range(2):
         answer = upstream.hold()
         response = visit("/streaming-declared/")
