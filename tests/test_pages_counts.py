@@ -34,7 +34,7 @@ def test_cdn_headers_of_a_private_page(visit, upstream):
 
 @pytest.mark.django_db
 def test_page_that_stores_a_campaign_is_private(visit, upstream):
-    """It read nothing, but it sets the cookie of the session that has the query parameters."""
+    """The page reads no experience, but sets the cookie of the session that has the query parameters."""
     response = visit("/prefetching/?utm_source=x")
     assert "sessionid" in response.cookies
     assert response.headers["Cache-Control"] == "private, no-store"
@@ -92,7 +92,7 @@ def test_streamed_page_that_declares_its_keys(visit, upstream):
     for before in range(2):
         answer = upstream.hold()
         response = visit("/streaming-declared/")
-        # A stream that doesn't wait is rendered before that.
+        # A stream that doesn't wait is rendered before this answer.
         threading.Timer(0.1, answer).start()
         assert response.headers["Cache-Control"] == "private, no-store"
         assert upstream.count("hero-banner") == (before, 0)
@@ -102,7 +102,7 @@ def test_streamed_page_that_declares_its_keys(visit, upstream):
 
 
 def test_streamed_page_that_declares_nothing(visit, upstream):
-    """Its headers say that caches may keep it, so it shows the defaults."""
+    """The page shows the defaults, because its headers let caches store the page."""
     response = visit("/streaming/")
     assert "Cache-Control" not in response.headers
     assert title(response) == "Welcome"

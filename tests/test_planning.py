@@ -201,7 +201,7 @@ def test_keys_of_a_template():
 
 
 def test_template_is_searched_once(monkeypatch):
-    """Its keys are remembered as long as it lives."""
+    """The keys of a template are remembered as long as the template exists."""
     engine = build_engine()
     template = engine.get_template("page.html")
     keys = find_template_keys(template)
