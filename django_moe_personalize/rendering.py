@@ -53,7 +53,7 @@ _MARK_END = mark_safe("<template data-moe-end></template>")
 
 
 def render_experience(tracker: PageTracker, experience: Experience, body: SafeString) -> SafeString:
-    """Record that the page shows the experience. Return its ``body``, between two marks if the browser reports.
+    """Record that the page shows the experience. Return its ``body``, with marks if the browser must report.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
     reports impressions. Marks are empty ``template`` elements. They don't change the layout, even in tables and lists.
@@ -74,7 +74,7 @@ def render_value(tracker: PageTracker, experience: Experience, value: Any) -> st
     browser doesn't report it.
     """
     tracker.add_rendered(experience)
-    # A SafeString must not be escaped, but is equal to the same str. So only a plain str is looked up.
+    # A SafeString must not be escaped, but is equal to the same str. So _escape() gets only a plain str.
     if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
         return _escape(value)
     return conditional_escape(value)

@@ -37,7 +37,7 @@ MAX_REPORTS_A_MINUTE: Final = 120
 """The most beacons of one visitor that count, and the most clicks on links. The script sends one beacon a second."""
 
 MAX_VISITORS_A_MINUTE: Final = 10_000
-"""Visitors whose reports a process counts if the processes share no cache. More visitors reset the counters."""
+"""Visitors whose reports a process counts if the processes share no cache. One more visitor resets the counters."""
 
 _URL_ENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
@@ -91,7 +91,7 @@ def _read_reports(request: HttpRequest) -> list[Any]:
         # Check the length before reading the body. A body without a length counts as empty.
         if not 0 < int(request.headers.get("Content-Length") or 0) <= MAX_BEACON_BYTES:
             return []
-        # In some servers a body can be longer than Content-Length. Parsing fails if the body is cut here.
+        # Some servers pass a body that is longer than Content-Length. Such a body is cut here, and parsing it fails.
         reports = _parse(request, request.read(MAX_BEACON_BYTES))
     except _UNREADABLE:
         return []
@@ -99,7 +99,7 @@ def _read_reports(request: HttpRequest) -> list[Any]:
 
 
 def _parse(request: HttpRequest, body: bytes) -> Any:
-    """Return the list of reports in the body, or any other value if it has none.
+    """Return the list of reports in the body. A body without a list gives any other value.
 
     ``request.POST`` isn't used, because it decodes with any encoding of Python that the client names. Some of these
     encodings aren't for text, and some are slow.

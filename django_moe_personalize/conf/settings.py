@@ -141,7 +141,7 @@ def _resolve() -> tuple[dict[str, Any], list[Problem]]:
     for name, field in FIELDS.items():
         place, variable = f'{SETTING}["{name}"]', f"{SETTING}_{name}"
         try:
-            # None counts as missing: os.environ.get() returns it for a missing variable.
+            # None counts as missing: os.environ.get() returns None for a missing variable.
             if (value := given.get(name)) is None:
                 place, value = variable, _read_variable(variable, field.metadata["cast"])
             if value is not None:
@@ -164,7 +164,7 @@ def _read_variable(variable: str, cast: Any) -> object:
     """
     if not os.environ.get(variable):
         return None
-    # Imported here: django-environ takes a tenth of this package's import time, and many sites use only the dict.
+    # Many sites use only the dict, and django-environ takes a tenth of this package's import time.
     from environ import Env
 
     try:

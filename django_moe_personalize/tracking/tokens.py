@@ -20,10 +20,10 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.runtime import log_once
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
-"""Seconds after the page for which its tokens count."""
+"""Seconds for which a token counts."""
 
 MAX_TOKEN_LENGTH: Final = 3000
-"""Characters of a token. gunicorn refuses a request line over 4,094, and other servers have similar limits."""
+"""Characters of a token. gunicorn refuses a request line over 4,094 characters. Other servers have similar limits."""
 
 OFFERINGS: Final = "offerings"
 """The attribute of an impression that holds the contexts of the shown offerings."""

@@ -27,7 +27,7 @@ TOPIC: Final = "watchdog"
 
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
-"""Impressions are missing if so many pages have shown an experience for so long, but no impression is recorded."""
+"""The watchdog reports an experience without an impression only after so many pages and so many seconds."""
 
 STALLED_SECONDS: Final = 600.0
 """The time without a delivered event after which the watchdog logs an error."""
@@ -36,7 +36,7 @@ DELIVERY_CHECK_SECONDS: Final = 300.0
 """The time between two checks of the delivery's counters. With an outbox each check is a query."""
 
 COUNTED_SECONDS: Final = 3600
-"""The time for which a process tells the other processes about an impression. All beacons may reach one process."""
+"""Seconds for which the cache tells other processes about an impression. All beacons may reach one process."""
 
 MAX_EXPERIENCES: Final = 1000
 
@@ -67,8 +67,8 @@ class Watchdog:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rendered: dict[str, _Rendered] = {}
-        # By the names of experiences with an impression: the time until which the other processes know about it. The
-        # time is 0.0 if another process recorded the impression.
+        # The time until which other processes know about an impression, by the name of its experience. The time is 0.0
+        # if another process recorded the impression.
         self._counted: dict[str, float] = {}
         self._published_until = 0.0
         self._check_delivery_at = self._clock() + DELIVERY_CHECK_SECONDS

@@ -235,7 +235,7 @@ def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]
 
 
 def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
-    """Return whether the visitor allows the session, and whether it has or gets query parameters."""
+    """Return whether the package may use the session, and has parameters to store in it or to read from it."""
     session = getattr(request, "session", None)
     if session is None or not consent.identify or not settings.query_parameters:
         return False

@@ -38,10 +38,10 @@ from django_moe_personalize.visitor.identity import (
 )
 
 MAX_REMEMBERED: Final = 4096
-"""The number of anonymous visitors that a process remembers. Before it adds another one, it forgets all of them."""
+"""The number of anonymous visitors that a process remembers. When the memory is full, it is cleared."""
 
 MAX_INPUT_LENGTH: Final = 1024
-"""Characters in the inputs of a remembered visitor. This limit bounds the memory of a process to some 10 MB."""
+"""Characters in the request data of a remembered visitor. The limit bounds the memory of a process to some 10 MB."""
 
 QUARTER_OF_AN_HOUR: Final = 15 * 60
 
@@ -81,7 +81,7 @@ NOBODY: Final = Visitor(Identity(), {}, DENIED)
 
 @part
 def _get_remembered(runtime: Runtime) -> dict[tuple[Any, ...], Visitor]:
-    """Return the anonymous visitors that this process remembers, by their inputs."""
+    """Return the anonymous visitors that this process remembers, by the request data that they depend on."""
     return {}
 
 
@@ -91,7 +91,7 @@ def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
     visitor = None if inputs is None else remembered.get(inputs)
     if visitor is None:
         visitor = _gather(request, now)
-        # A request without a valid cookie gets a new anonymous id. Requests with equal inputs must not share this id.
+        # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
         if inputs is not None and MINTED not in request.__dict__:
             if len(remembered) >= MAX_REMEMBERED:
                 remembered.clear()

@@ -34,7 +34,7 @@ MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
 COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
-"""Attributes of a request. If a request has one of them, its response must set or delete the cookie."""
+"""Attributes of a request whose response must set or delete the cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +75,8 @@ class Identity:
 def get_consent(request: HttpRequest) -> Consent:
     """Return the consent of the visitor. Never raises.
 
-    The result of the site's ``CONSENT`` function counts, even against Global Privacy Control. If the function raises
-    an exception or doesn't return a Consent, all purposes are denied.
+    The site's ``CONSENT`` function decides, even against Global Privacy Control. If the function raises an exception
+    doesn't return a Consent, all purposes are denied.
     """
     path = get_settings().consent
     try:
@@ -115,7 +115,7 @@ def _deny(error: HookError) -> Consent:
 def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
     """Return the identity of the visitor, or ``None`` if ``IDENTIFY``, the database or the session fails. Never raises.
 
-    With ``None`` the page fetches and tracks nothing, because the visitor may be a customer and must not become an
+    With ``None`` the page fetches and tracks nothing, because the package must not treat a known customer as an
     anonymous visitor. Without consent to identify, the identity is empty and this function reads nothing.
     """
     if not consent.identify:
@@ -222,7 +222,7 @@ def _is_valid_id(text: object) -> bool:
 
 
 def _get_anonymous_id(request: HttpRequest) -> str:
-    """Return the new id that this request already has, or the id in its cookie, or a new id."""
+    """Return the anonymous id that this request has created, or the id in its cookie, or a new id."""
     known: str | None = getattr(request, MINTED, None)
     if known is None and not hasattr(request, FORGOTTEN):
         known = read_anonymous_cookie(request)
@@ -254,7 +254,7 @@ def _report_unknown(path: str, error: Exception) -> None:
     log_once(("identity", str(failure)), message, failure)
 
 
-# The functions that CONSENT, IDENTIFY and ATTRIBUTES name by their dotted paths.
+# Calls of the site's own functions. CONSENT, IDENTIFY and ATTRIBUTES name these functions by dotted paths.
 
 
 class HookError(Exception):

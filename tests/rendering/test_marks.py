@@ -18,7 +18,7 @@ def send_click(visit, page, element):
 
 
 def test_experience_counts_once_a_page(render, shown):
-    """Even if the page shows it three times. A fallback counts nothing."""
+    """An experience that the page shows three times has one impression. A fallback has none."""
     render(
         '{% experience "hero" %}a{% endexperience %}{% experience "hero" %}b{% endexperience %}'
         '{% experience_value "hero" "Title" %}{% experience "nope" %}{% fallback %}x{% endexperience %}'
@@ -91,7 +91,7 @@ def fetch_only(request):
 
 @pytest.mark.parametrize("mode", ["render", "visible", "web_sdk", "manual"])
 def test_no_marks_without_consent_to_track(render, mode):
-    """Then links are plain too."""
+    """Without consent to track, a page has no marks, and its links are plain."""
     with override_personalize(CONSENT=f"{__name__}.fetch_only", IMPRESSIONS=mode):
         page = render(
             "{% experience 'hero' as h %}<a data-moe-click href=\"{% click_url h '/a/' %}\">x</a>{% endexperience %}"

@@ -29,7 +29,7 @@ CHROME = "Mozilla/5.0 (Linux; Android 13) AppleWebKit/537.36 (KHTML, like Gecko)
     ids=range(9),
 )
 def test_requests_of_persons_count(headers, counts):
-    """Robots that identify themselves, and prefetches, count nothing. Nor does HEAD."""
+    """A request of a robot, a prefetch and a HEAD request count nothing."""
     assert is_counted(RequestFactory().get("/", headers=headers)) is counts
     assert not is_counted(RequestFactory().head("/", headers=headers))
 

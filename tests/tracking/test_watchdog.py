@@ -126,7 +126,7 @@ def test_many_pages_within_a_moment(visible, clock, caplog):
 
 @pytest.mark.parametrize("mode", ["web_sdk", "manual"])
 def test_modes_that_are_not_watched(clock, caplog, mode):
-    """MoEngage's script or the site's own code counts there."""
+    """In these modes MoEngage's script or the site's own code counts."""
     with override_personalize(IMPRESSIONS=mode):
         show(Watchdog(clock=clock), clock, pages=300)
     assert caplog.messages == []
@@ -142,7 +142,7 @@ def test_one_impression_is_enough(visible, clock, caplog, action, errors):
 
 
 def test_impression_in_another_process(shared, visible, clock, caplog):
-    """All beacons may reach one process. It tells the others in the cache, again and again."""
+    """If all beacons reach one process, this process tells the other processes in the cache, again and again."""
     counting, showing = Watchdog(clock=clock), Watchdog(clock=clock)
     counting.add_recorded_events([SEEN, SEEN])
     settle()

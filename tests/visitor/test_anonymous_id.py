@@ -67,7 +67,7 @@ def test_request_has_one_id(browser):
 
 @pytest.mark.parametrize(("secure", "name"), [(False, "moe_id"), (True, "__Host-moe_id")])
 def test_the_cookie_is_as_closed_as_can_be(browser, secure, name):
-    """It is HttpOnly, Lax, valid for a year and the whole site; over https also Secure and bound to the host."""
+    """The cookie is HttpOnly, Lax, and valid for a year on the whole site. Over https it is Secure too."""
     _, cookies = browser.get(secure=secure)
     morsel = SimpleNamespace(**{key.replace("-", "_"): value for key, value in cookies[name].items()})
     assert (morsel.httponly, morsel.samesite, morsel.path, morsel.domain) == (True, "Lax", "/", "")

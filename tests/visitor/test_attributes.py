@@ -94,7 +94,7 @@ def test_unknown_attributes_are_left_out(collect):
     ids=ascii,
 )
 def test_user_agent_is_cleaned(collect, agent, expected):
-    """It is cut, and loses the characters that would break a line or UTF-8."""
+    """A user agent is cut, and loses the characters that would break a line or UTF-8."""
     assert collect(meta={"HTTP_USER_AGENT": agent})["USER_AGENT"] == expected
 
 
@@ -117,7 +117,7 @@ def test_precision_of_the_address(collect, configure, precision, identify, addre
 
 
 def test_day_and_hour_in_the_time_zone_of_the_settings(collect, configure):
-    """Both change at midnight in TIME_ZONE, and are English in every locale."""
+    """The day changes at midnight in TIME_ZONE, and its name is English in every locale."""
     configure(TIME_ZONE="Asia/Kolkata")
     with translation.override("de"):
         found = collect()
