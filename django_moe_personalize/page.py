@@ -26,7 +26,7 @@ from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
-    NOBODY,
+    NO_VISITOR,
     Visitor,
     agather_visitor,
     gather_visitor,
@@ -176,7 +176,7 @@ class Page:
     @property
     def visitor(self) -> Visitor:
         """The visitor, gathered on the first use."""
-        return self._find_visitor() or NOBODY
+        return self._find_visitor() or NO_VISITOR
 
     @property
     def tracker(self) -> PageTracker:
@@ -256,7 +256,7 @@ class Page:
         return [f for f in self._flights if not keys or not set(keys).isdisjoint(f.question.keys)]
 
     def _start(self, visitor: Visitor, keys: tuple[str, ...]) -> None:
-        if visitor is NOBODY:
+        if visitor is NO_VISITOR:
             self._answers.update(dict.fromkeys(keys))
             return
         answers, flight = start_fetch(self._runtime, visitor, keys)
@@ -302,7 +302,7 @@ class Page:
         self._waiting += change
 
     def _find_visitor(self) -> Visitor | None:
-        """Return the visitor, NOBODY if the page may not ask MoEngage, or ``None`` if the visitor isn't known yet."""
+        """Return the visitor, NO_VISITOR if the page may not ask MoEngage, or ``None`` if the visitor isn't known yet."""
         if self._visitor is not None:
             return self._visitor
         request = self._request()

@@ -7,7 +7,7 @@ site's own attributes.
 """
 
 from django_moe_personalize.visitor.attributes import has_stored_parameters
-from django_moe_personalize.visitor.gather import NOBODY, Visitor, agather_visitor, build_digest, gather_visitor
+from django_moe_personalize.visitor.gather import NO_VISITOR, Visitor, agather_visitor, build_digest, gather_visitor
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     Consent,
@@ -19,7 +19,7 @@ from django_moe_personalize.visitor.identity import (
 
 __all__ = [
     "COOKIE_CHANGES",
-    "NOBODY",
+    "NO_VISITOR",
     "Consent",
     "Identity",
     "Visitor",

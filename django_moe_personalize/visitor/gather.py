@@ -75,7 +75,7 @@ class Visitor:
         return self._digest
 
 
-NOBODY: Final = Visitor(Identity(), {}, DENIED)
+NO_VISITOR: Final = Visitor(Identity(), {}, DENIED)
 """The visitor of a page that must not fetch: the visitor denies ``fetch``, or the identity can't be read."""
 
 
@@ -86,7 +86,7 @@ def _get_remembered(runtime: Runtime) -> dict[tuple[Any, ...], Visitor]:
 
 
 def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
-    """Return the visitor of the request at the moment ``now``, or NOBODY. Never raises."""
+    """Return the visitor of the request at the moment ``now``, or NO_VISITOR. Never raises."""
     remembered, inputs = _get_remembered(), _list_inputs(request, now)
     visitor = None if inputs is None else remembered.get(inputs)
     if visitor is None:
@@ -140,7 +140,7 @@ def _gather(request: HttpRequest, now: datetime) -> Visitor:
     consent = GRANTED if is_default else get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:
-        return NOBODY
+        return NO_VISITOR
     return Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
 
 
@@ -149,7 +149,7 @@ async def agather_visitor(request: HttpRequest, now: datetime) -> Visitor:
     consent = await aget_consent(request)
     identity = await aget_identity(request, consent) if consent.fetch else None
     if identity is None:
-        return NOBODY
+        return NO_VISITOR
     return Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
 
 

@@ -7,7 +7,7 @@ import pytest
 from django.http import HttpResponse
 from django.utils.functional import SimpleLazyObject
 
-from django_moe_personalize.visitor import NOBODY, Identity, Visitor, gather, set_anonymous_cookie
+from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, gather, set_anonymous_cookie
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
 from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
@@ -53,14 +53,14 @@ def test_visitor_of_a_request(twin, configure):
     assert (visitor.identity, visitor.consent, visitor.attributes["USER_AGENT"]) == (Identity(), GPC, "Firefox")
     configure(CONSENT=f"{FUNCTIONS}.answer")
     request = twin.build_request(answer=DENIED)
-    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NOBODY
+    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NO_VISITOR
 
 
 @pytest.mark.parametrize("attributes", [{"user": read_lazily()}, {"user": read_lazily(), "session": {}}])
 def test_user_that_cannot_be_read(twin, attributes):
     """The page doesn't fail, and asks nothing for this visitor."""
     request = twin.build_request(**attributes)
-    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NOBODY
+    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NO_VISITOR
 
 
 def test_anonymous_visitor_is_remembered(find):
@@ -131,7 +131,7 @@ def test_visitor_of_a_function_is_not_remembered(find, configure, name, path, an
     """The result of the function may depend on anything."""
     configure(**{name: path})
     visitor = find(answer=answer)
-    assert visitor is not NOBODY
+    assert visitor is not NO_VISITOR
     assert find(answer=answer) is not visitor
 
 
