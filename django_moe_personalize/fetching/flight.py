@@ -145,8 +145,8 @@ class Flight(Future[Experiences]):
         question, exchange = self.question, None
         # After an exception here, the thread of the pool meets the same error and logs it.
         with suppress(Exception):
-            # A thread refreshes stale answers, because no page reads the response. A thread also reads a shared cache,
-            # because that takes a round trip.
+            # Threads refresh stale answers, because no page reads the response. Threads also read a shared cache,
+            # because each read takes a round trip.
             if is_waited_for and not has_shared_cache(question.runtime):
                 self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
@@ -314,7 +314,7 @@ class Flights:
         self._max_seconds = max_seconds
         self._max_flights = max_flights
         self._lock = threading.Lock()
-        # The oldest first.
+        # The oldest flight first.
         self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:

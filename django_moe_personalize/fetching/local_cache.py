@@ -83,8 +83,8 @@ class Bundle:
 class LocalCache:
     """A bounded, thread-safe map of visitors. Visitors who come once can't displace returning visitors.
 
-    The map has two segments, each in order of use: new visitors and returning visitors. If the map is full, the new
-    visitor with the oldest use leaves the map. Reads never wait for the lock.
+    The map has two segments, each in order of use: new visitors and returning visitors. If the map is full, the
+    least recently used new visitor leaves the map. Reads never wait for the lock.
     """
 
     def __init__(self, *, max_visitors: int = MAX_VISITORS, max_bytes: int = MAX_BYTES) -> None:
@@ -151,7 +151,7 @@ class LocalCache:
         try:
             record = self._new.get(visitor)
             if record is not None:
-                # Add the visitor here before the deletion there, because readers hold no lock.
+                # Add the visitor to one segment before leaving the other segment, because readers hold no lock.
                 self._returning[visitor] = record
                 del self._new[visitor]
                 if len(self._returning) > self._max_returning:
