@@ -302,7 +302,7 @@ class Page:
         self._waiting += change
 
     def _find_visitor(self) -> Visitor | None:
-        """Return the visitor, NO_VISITOR if the page may not ask MoEngage, or ``None`` if the visitor isn't known yet."""
+        """Return the visitor, NO_VISITOR if the page may not call MoEngage, or ``None`` if the visitor isn't known."""
         if self._visitor is not None:
             return self._visitor
         request = self._request()
