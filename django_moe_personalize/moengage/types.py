@@ -59,7 +59,7 @@ class FailureReason(enum.Enum):
 class Action(enum.Enum):
     """The visitor's action that an event reports (contract §4).
 
-    MoEngage must enable the two actions of offerings for a workspace. Otherwise it refuses them (contract §5).
+    A workspace can report the actions of offerings only after MoEngage has enabled these actions (contract §5).
     """
 
     SHOWN = "MOE_PERSONALIZATION_MESSAGE_SHOWN"
