@@ -190,7 +190,7 @@ def erase(*, customer_id: str) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
     Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
-    process and in the outbox at once. If processes share the site's cache, other processes and queues drop their
+    process and in the outbox immediately. If processes share the site's cache, other processes and queues drop their
     events later, instead of sending them. A call to MoEngage that has started can't be stopped.
     """
     mark_withdrawal(_check(customer_id))

@@ -75,7 +75,10 @@ class Personalization(Mapping[str, Experience]):
 
     @property
     def now(self) -> datetime | None:
-        """The time whose weekday and hour MoEngage gets. ``None`` is the current time. Set it before the first read."""
+        """The package sends the weekday and hour of this time to MoEngage. ``None`` means the current time.
+
+        Set it before the first read.
+        """
         return self._page.now
 
     @now.setter
@@ -83,7 +86,7 @@ class Personalization(Mapping[str, Experience]):
         self._page.now = moment
 
     def prefetch(self, *experience_keys: str) -> None:
-        """Start to fetch the keys in one call, and return at once. The first read waits for the call."""
+        """Start to fetch the keys in one call, and return immediately. The first read waits for the call."""
         self._page.prefetch(*experience_keys)
 
     async def aprefetch(self, *experience_keys: str) -> None:

@@ -52,7 +52,7 @@ class PersonalizeMiddleware:
         try:
             response = self.get_response(request)
         except BaseException:
-            # The server stops this worker before the page has a response.
+            # For example, the server stops this worker. The page will have no response.
             page.release()
             raise
         if events := page.seal(response):

@@ -57,7 +57,7 @@ class OutboxEvent(models.Model):
 
     @classmethod
     def build(cls, event: Event, now: datetime) -> OutboxEvent:
-        """Return the unsaved row of an event, due at once. Raises TypeError or ValueError if JSON can't express it."""
+        """Return the unsaved row of an event, due now. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),

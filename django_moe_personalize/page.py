@@ -92,7 +92,7 @@ class Page:
     # Starting
 
     def prefetch(self, *experience_keys: str) -> None:
-        """Start one fetch of the keys that this page hasn't asked for, and return at once."""
+        """Start one fetch of the keys that this page hasn't asked for, and return immediately."""
         if (wanted := self._find_unasked(experience_keys)) and (visitor := self._find_visitor()) is not None:
             self._start(visitor, wanted)
 

@@ -1,6 +1,6 @@
 """Find the experience keys that a page needs: from EXPERIENCES, ``@personalize``, the template and earlier pages.
 
-A page that declares no keys makes only one call too. Its first tag collects all keys of the compiled template. The
+A page that declares no keys also makes only one call. Its first tag collects all keys of the compiled template. The
 process remembers these keys for the route, so that the next page of the route starts the call before its view.
 """
 

@@ -65,15 +65,15 @@ class Backoff:
 class RecentCalls:
     """Count calls and failures in constant memory. Not thread-safe: the breaker holds a lock.
 
-    A slot counts the calls of ``seconds / SLOTS``. total() adds the current slot and the SLOTS slots before. The sum
-    covers the last ``seconds``, and up to one slot more.
+    Time is divided into slots of ``seconds / SLOTS``, and each slot has its own counts. total() adds the current slot
+    and the SLOTS slots before it. So the sum covers at least the last ``seconds``, and at most one slot more.
     """
 
     __slots__ = ("_slots", "_width")
 
     def __init__(self, seconds: float) -> None:
         self._width = seconds / SLOTS
-        # Items: the number of a slot, and its successes and failures.
+        # Each item is the number of a slot, and the counts [successes, failures].
         self._slots: deque[tuple[int, list[int]]] = deque(maxlen=SLOTS + 1)
 
     def add(self, now: float, *, is_failure: bool) -> None:
@@ -96,7 +96,7 @@ class CircuitBreaker:
 
     ``closed``: every caller may call. The breaker opens after ``failure_threshold`` failures in a row. The breaker
     also opens if at least ``rate_calls`` calls ended in the last ``rate_seconds``, and the share ``failure_rate`` of
-    these calls failed: each failure costs a page its deadline, even if every other call succeeds.
+    these calls failed, because a page waits for its whole deadline before a failure.
     ``open``: no caller may call, for a random time between 50 % and 100 % of ``open_seconds``. The time doubles with
     each failed probe, up to ``max_open_seconds``.
     ``half-open``: one caller has a ticket from claim_probe() and calls the upstream in the background. This call is
@@ -287,7 +287,7 @@ class WorkerPool:
     def submit(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Run ``fn(*args, **kwargs)`` in a thread of the pool and return the future of the call.
 
-        Raises PoolBusy at once if ``max_workers`` calls are in flight, or if the system can't start a thread.
+        Raises PoolBusy immediately if ``max_workers`` calls are in flight, or if the system can't start a thread.
         Callbacks of the future run in the thread of the pool, so keep callbacks short.
         """
         with self._lock:
@@ -336,7 +336,7 @@ class WorkerPool:
                 result = call()
         except BaseException as caught:
             error = caught
-        # Before the future has a result, because the caller may then submit the next call at once.
+        # Before the future has a result, because the caller may then submit the next call immediately.
         with self._lock:
             self.in_flight -= 1
         try:

@@ -118,8 +118,8 @@ class part(Generic[T]):
     def override(self, value: T) -> Iterator[T]:
         """Make every call in this process return ``value`` during this context. For tests.
 
-        The innermost of several contexts wins. All runtimes are dropped at the start and at the end, because other
-        parts may hold the object of this part.
+        The innermost of several contexts wins. The start and the end of a context drop all runtimes. Otherwise another
+        part, built earlier, could still use the old value.
         """
         self._overrides.append(value)
         reset_runtimes()

@@ -12,7 +12,7 @@ Celery's ``autodiscover_tasks()`` finds this module. To run the task every ten s
 
 A run starts no batch after ``max_seconds``, 9 by default. If the schedule is longer, give each run more time:
 ``"kwargs": {"max_seconds": 55.0}``. If no worker has started a run after ``expires`` seconds, Celery discards the run.
-Several runs at once are safe. After a lost run the events stay in the database, and the next run sends them.
+Several runs at the same time are safe. After a lost run the events stay in the database, and the next run sends them.
 
 ``deliver_outbox()`` sends events in the calling process and returns the number of delivered events. With Django's
 tasks, call ``deliver_outbox.enqueue()`` from a scheduler such as cron. It uses the backend and the queue ``default``.

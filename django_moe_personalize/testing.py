@@ -41,7 +41,7 @@ class override_personalize(override_settings):
 class override_experiences(TestContextDecorator):
     """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, payloads by key.
 
-    Other keys have no experience. The package caches nothing and sends events at once: ``impressions`` and
+    Other keys have no experience. The package caches nothing and sends events immediately: ``impressions`` and
     ``clicks`` count the events by key. This is a context manager, and a decorator for test case classes and for sync
     and async test functions. With ``kwarg_name``, the decorated function gets the object as this argument; with
     ``attr_name``, the test case gets this attribute. ``settings`` are more changes to ``MOE_PERSONALIZE``.

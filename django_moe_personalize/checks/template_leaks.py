@@ -146,7 +146,7 @@ class _Search:
 
 
 def _find_nodes(parent: Any, kind: type[Node]) -> list[Any]:
-    with suppress(Exception):  # see _Search._walk()
+    with suppress(Exception):  # A node of another library may raise anything.
         return list(parent.nodelist.get_nodes_by_type(kind))
     return []
 

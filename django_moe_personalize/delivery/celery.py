@@ -160,7 +160,7 @@ def get_worker(runtime: Runtime) -> CeleryDelivery:
 def deliver(message: str) -> None:
     """Send the events of one page."""
     if not get_worker().work(message):
-        # The broker doesn't accept messages. Sleep, or it delivers this message again at once.
+        # The broker doesn't accept messages. Sleep, or it delivers this message again immediately.
         time.sleep(_REJECT_SECONDS)
         raise Reject("the broker should deliver it again", requeue=True)
 

@@ -162,7 +162,7 @@ class DatabaseDelivery(BaseDelivery):
             said = error.description if isinstance(error, ResponseError) else ""
             said = re.sub(rf"(?<!\w){re.escape(event.customer_id)}(?!\w)", "...", said)
             settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, f"{describe(error)} {said}".rstrip()
-        # Wrong credentials aren't the events' fault. So no attempt is counted, and the events are due at once.
+        # Wrong credentials aren't the events' fault. So no attempt is counted, and the events are due immediately.
         settlement.counts_as_attempt = not outcome.wrong_credentials
         wait = min(outcome.retry_after, MAX_GATE_SECONDS)
         for row in (rows[event.event_uuid] for event in outcome.kept):

@@ -1,4 +1,4 @@
-"""The queries on the outbox's tables. Many processes may run them at once.
+"""The queries on the outbox's tables. Many processes may run them at the same time.
 
 A deliverer leases rows in one short transaction, sends their events outside any transaction, and stores the results in
 another transaction. Until the lease runs out, no other deliverer leases these rows. So a killed deliverer delays its
@@ -91,7 +91,7 @@ class Outbox:
         return self.rows.filter(is_pending__in=[True], due_at__lte=timezone.now())
 
     def insert(self, events: Iterable[Event]) -> None:
-        """Add events that are due at once, with one INSERT. Skip events that the table already has.
+        """Add events that are due immediately, with one INSERT. Skip events that the table already has.
 
         If the INSERT fails inside the caller's transaction, the transaction stays usable.
         """
@@ -194,7 +194,7 @@ class Outbox:
         counters = OutboxCounter.objects.using(self.alias)
         counter = counters.filter(outcome=outcome)
         if not counter.update(count=models.F("count") + count):
-            # Two processes may add the same counter at once.
+            # Two processes may add the same counter at the same time.
             counters.bulk_create([OutboxCounter(outcome=outcome)], ignore_conflicts=True)
             counter.update(count=models.F("count") + count)
 

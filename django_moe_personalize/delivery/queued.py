@@ -53,7 +53,7 @@ class Message:
 
 
 _sent_inline: ContextVar[list[bool] | None] = ContextVar("moe_personalize_sent_inline", default=None)
-"""A list while take() hands a message over, else ``None``. If the queue calls work() at once, work() appends to it."""
+"""A list while take() hands a message over, else ``None``. If take() runs work() itself, work() appends to it."""
 
 
 class QueuedDelivery(BaseDelivery):
@@ -193,9 +193,9 @@ class QueuedDelivery(BaseDelivery):
 
 
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
-    """Return the delivery with which a worker sends: the site's delivery, its fallback, or a new default ``kind``.
+    """Return the delivery that a worker uses: the site's delivery or its fallback if it is a ``kind``, else a new one.
 
-    The new delivery lets workers empty a queue after the site has chosen another DELIVERY, or with wrong settings.
+    A new one has default options. So workers can empty a queue after DELIVERY changed, or while settings are wrong.
     """
     with suppress(ConfigurationError):
         if (found := find_delivery(kind, runtime)) is not None:
@@ -208,8 +208,9 @@ def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
 def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
     """Send the due events of the site's outbox and return the number of events that MoEngage accepted.
 
-    Starts no batch after ``max_seconds``. Several processes may call it at once. A failure of MoEngage or the database
-    ends the call with a log line. After wrong credentials this process pauses: until then, calls return 0 at once.
+    Starts no batch after ``max_seconds``. Several processes may call it at the same time. A failure of MoEngage or
+    the database ends the call with a log line. After wrong credentials this process pauses: until the end of the pause,
+    calls return 0 immediately.
     """
     # Imported here: Celery may import this module before Django can import models.
     from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer

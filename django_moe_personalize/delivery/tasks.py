@@ -24,8 +24,8 @@ _MAX_SLEEP_SECONDS = 10.0
 class TasksDelivery(QueuedDelivery):
     """Enqueue one task for each page, in the caller's thread. ``backend`` is an alias in TASKS.
 
-    For the other options see QueuedDelivery. If the backend runs tasks at once, failed events aren't sent again, and
-    are dropped as ``failed``.
+    For the other options see QueuedDelivery. If the backend runs a task immediately, in the caller's thread, failed
+    events aren't sent again. They are dropped as ``failed``.
     """
 
     # Many backends keep their queue in the database.

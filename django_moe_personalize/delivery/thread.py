@@ -138,7 +138,7 @@ class ThreadDelivery(BaseDelivery):
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
         """Send the events that are pending now, for at most ``timeout`` seconds if given, and return the counters.
 
-        Waits for retries too: without a timeout, as long as MoEngage is down. Returns at once during a pause after
+        Waits for retries too: without a timeout, as long as MoEngage is down. Returns immediately during a pause after
         wrong credentials.
         """
         deadline = Deadline(timeout)
@@ -293,7 +293,7 @@ def close_before_sigterm() -> None:
     """Send the pending events before SIGTERM ends a process under uvicorn.
 
     Other servers turn the signal into a normal exit, so ``atexit`` is enough. uvicorn finishes its requests, restores
-    the handler that it found, and raises the signal again. By default the signal then kills the process at once.
+    the handler that it found, and raises the signal again. By default the signal then kills the process immediately.
     Outside the main thread, and under other servers, this function does nothing.
     """
     is_main = threading.current_thread() is threading.main_thread()

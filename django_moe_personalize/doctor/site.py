@@ -63,7 +63,7 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
             what = f"{place} works, but each process has its own: processes share neither answers nor notices."
             yield Finding("ok", what)
     elif found != value:
-        yield Finding("problem", f"{place} loses values at once.", "Look into the log of its server.")
+        yield Finding("problem", f"{place} loses values immediately.", "Look into the log of its server.")
     elif took > settings.deadline:
         what = f"{place} takes {took * 1000:.0f} ms to store and return a value, which is longer than DEADLINE."
         yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.")

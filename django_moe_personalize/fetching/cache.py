@@ -100,7 +100,7 @@ class ExperienceCache:
         if not answers or not self._lifetime:
             return
         now, bodies, record = self._keep(visitor, answers)
-        # Write the bodies first, because other processes may read the visitor's text at once.
+        # Write the bodies first, because other processes may read the visitor's text immediately.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
 
@@ -159,7 +159,7 @@ class ExperienceCache:
 
 
 def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:
-    """Return the experiences of ``keys`` among the answers, without absent experiences."""
+    """Return the experiences of ``keys`` that the answers contain. Leave out keys without an experience."""
     return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 

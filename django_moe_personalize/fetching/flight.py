@@ -1,6 +1,6 @@
 """Single flight: pages that ask the same question at the same time share one call.
 
-The page that asks first leads the flight, and writes its request on an idle connection at once. The first page
+The page that asks first leads the flight, and writes its request on an idle connection immediately. The first page
 that needs the response reads the response, in its own thread or task. If the leader would have to wait before it
 can write the request, a thread of the pool resolves the question instead.
 """
@@ -138,7 +138,7 @@ class Flight(Future[Experiences]):
         self.release()
         return self.known
 
-    # The leader asks.
+    # Methods of the leader: the page that asks the question, for all pages that share the flight.
 
     def take_off(self, known: Known, *, is_waited_for: bool) -> None:
         """Ask the question in this thread if this thread can't block, else in a thread of the pool."""

@@ -107,7 +107,7 @@ class LocalCache:
             segment.move_to_end(visitor)
             record = segment[visitor]
         except KeyError:
-            # Another thread may have moved the visitor to the other segment.
+            # Another thread may have moved the visitor from one segment to the other.
             return self._returning.get(visitor) or self._new.get(visitor, ())
         if segment is self._new and now - record[0] >= RETURN_MILLISECONDS:
             self._promote(visitor)

@@ -98,10 +98,10 @@ def put_up_notice(topic: str, **said: object) -> None:
 
 
 def read_notices(topic: str) -> list[dict[str, Any]]:
-    """Return the last notice of each process, the latest notice last. Raises the errors of the cache.
+    """Return the newest notice of each process, from the oldest to the newest. Raises the errors of the cache.
 
-    Notices have numbers, because a cache can't list its keys. In one shared list, processes would overwrite each
-    other's notices.
+    Each notice has its own numbered key, because a cache can't list its keys. One shared list wouldn't work: processes
+    would overwrite each other's notices.
     """
     if not has_shared_cache():
         return []

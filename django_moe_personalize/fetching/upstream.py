@@ -95,7 +95,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
 
 
 def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None:
-    """Send the request and return at once. Return ``None`` if sending could block or the breaker is open."""
+    """Send the request and return immediately. Return ``None`` if sending could block or the breaker is open."""
     client = get_client.find(question.runtime)
     if client is None or not get_breaker(question.runtime).allow():
         return None

@@ -60,12 +60,12 @@ class Transport(Protocol):
     """Sends requests to MoEngage.
 
     A transport may also have the method ``start(request) -> HTTPExchange | None``. ``start`` sends the request on
-    an open connection and returns at once, so that a page can read the response later. Without an open connection,
+    an open connection and returns immediately, so that a page can read the response later. Without an open connection,
     ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``.
     """
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
-        """Return the response, also with an error status.
+        """Return the response, even if its status is an error.
 
         Raises TransportError if no response arrives, and DeadlineExceeded if no response arrives in time.
         """
@@ -79,8 +79,9 @@ class Transport(Protocol):
 class PersonalizeClient:
     """Call MoEngage for one workspace.
 
-    ``workspace_id`` and the *Personalize* ``api_key`` authenticate every call (contract §1). A call ends by its
-    deadline and raises an APIError or one of its subclasses. The client is thread-safe if the transport is.
+    ``workspace_id`` and the *Personalize* ``api_key`` authenticate every call (contract §1). A call never
+    takes longer than its deadline. A failed call raises an APIError or a subclass. The client is thread-safe if the
+    transport is.
     The constructor raises ValueError for a malformed workspace id and for an empty key.
     """
 
@@ -133,7 +134,7 @@ class PersonalizeClient:
         user_identifiers: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> HTTPExchange | None:
-        """Send the request of fetch_experiences() and return at once. finish_fetch() reads the response.
+        """Send the request of fetch_experiences() and return immediately. finish_fetch() reads the response.
 
         Returns ``None``, without sending, if no connection is open and idle.
         """
@@ -190,7 +191,7 @@ class PersonalizeClient:
         user_identifiers: Mapping[str, str] | None,
         attributes: Mapping[str, str] | None,
     ) -> Request:
-        """Return the request of a fetch. Its body has the attributes next to identifiers and keys (contract §2)."""
+        """Return the request of a fetch. Its body has attributes, identifiers and keys on one level (contract §2)."""
         if isinstance(keys, str):
             raise ValueError("keys must be a sequence of experience keys, not one string")
         unique = list(dict.fromkeys(keys or ()))

@@ -110,7 +110,7 @@ class Connector:
         self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
     def connect(self, seconds: float) -> TimedHTTPConnection:
-        """Return a new, open connection. ``seconds`` limit all steps but the DNS lookup. Raises TransportError."""
+        """Return a new, open connection. ``seconds`` limits all steps except the DNS lookup. Raises TransportError."""
         # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
         pool = self._pool
         connection: TimedHTTPConnection = pool._new_conn()

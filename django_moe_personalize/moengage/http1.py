@@ -302,7 +302,7 @@ def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[
     fields: dict[str, str] = {}
     for name, value in parts:
         name, value = name.lower(), value.strip(" \t")
-        # Join repeated fields (RFC 9110 §5.3). Two lengths become "2, 3", which read_response() refuses.
+        # Join repeated fields (RFC 9110 §5.3). Two Content-Lengths become "2, 3": read_response() refuses that.
         fields[name] = f"{fields[name]}, {value}" if name in fields else value
     return minor == b"0", int(status), fields, end
 

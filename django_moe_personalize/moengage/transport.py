@@ -96,7 +96,7 @@ class RequestsTransport:
         return self._attempt(data, until, None)
 
     def start(self, request: Request) -> HTTPExchange | None:
-        """Send on an idle connection and return at once. Returns ``None`` if no idle connection works."""
+        """Send on an idle connection and return immediately. Returns ``None`` if no idle connection works."""
         data = self._write(request)
         if (connection := self._take()) is None:
             return None
@@ -128,7 +128,7 @@ class RequestsTransport:
         return response
 
     def _write(self, request: Request) -> memoryview:
-        """Return the request as bytes, in a memoryview, because error reports print the repr of local variables."""
+        """Return the request as bytes, in a memoryview, whose repr hides the content from error reports."""
         query = f"?{request.query}" if request.query else ""
         length = {"Content-Length": str(len(request.body))} if request.method != "GET" else {}
         return memoryview(

@@ -39,8 +39,9 @@ def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
 def read_payload(data: object, place: str, problems: Problems, offerings: Mapping[str, Mapping[str, Any]]) -> Payload:
     """Return the payload that an object describes.
 
-    A variable is a scalar, an array or an object, and the data type follows from this value. For another data type,
-    write ``{"value": …, "data_type": …}``. For offerings, write ``{"$offerings": [id, …], "as": "string"}``.
+    A variable is a scalar, an array or an object. The value determines its data type. To set another data type, write
+    ``{"value": …, "data_type": …}``. For offerings, write ``{"$offerings": [id, …]}``. With ``"as": "string"`` the
+    offerings are one JSON string.
     """
     return {
         name: _read_value(value, member(place, name), problems, offerings)

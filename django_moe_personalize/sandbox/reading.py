@@ -91,7 +91,7 @@ class Section:
         self.problems.add(self.at(name), f"{message}, not {shown(self.data[name])}")
 
     def text(self, name: str, default: str | None = None) -> str:
-        """Return a string that isn't empty. Without ``default`` the file must have the member."""
+        """Return a string that isn't empty. Without ``default``, an absent member is a mistake."""
         if name not in self.data:
             if default is None:
                 self.require(name)
@@ -159,7 +159,7 @@ class Section:
 
 
 def read_object(data: object, place: str, problems: Problems) -> Mapping[str, Any]:
-    """Return an object without its notes. Other data is a mistake, and the result is an empty object."""
+    """Return an object without its notes. For other data, add a mistake and return an empty object."""
     if not isinstance(data, Mapping):
         problems.add(place, f"must be an object, not {shown(data)}")
         return {}
@@ -167,7 +167,7 @@ def read_object(data: object, place: str, problems: Problems) -> Mapping[str, An
 
 
 def read_texts(data: object, place: str, problems: Problems) -> tuple[str, ...]:
-    """Return an array of strings. Other data is a mistake, and the result is empty."""
+    """Return an array of strings. For other data, add a mistake and return an empty tuple."""
     if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
         problems.add(place, f"must be an array of strings, not {shown(data)}")
         return ()

@@ -1,6 +1,7 @@
 """Tracking: turn impressions and clicks into events for the delivery, and into tokens for the browser.
 
-``page`` collects the impressions and clicks of one page, decides whether they count, and builds their events.
+``page`` collects the impressions and clicks of one page, and builds their events. It has the list of robots, which
+don't count.
 ``tokens`` signs and reads the tokens with which the browser reports. ``watchdog`` logs an error if pages show
 experiences but no impression is recorded.
 """

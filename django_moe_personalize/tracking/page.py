@@ -43,7 +43,7 @@ def is_counted(request: HttpRequest) -> bool:
     purpose = meta.get("HTTP_SEC_PURPOSE") or meta.get("HTTP_PURPOSE") or meta.get("HTTP_X_MOZ") or ""
     if request.method == "HEAD" or "prefetch" in purpose.lower():
         return False
-    # The cut bounds the time and the memory that a made-up user agent takes.
+    # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
     return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
 
 

@@ -87,7 +87,7 @@ class Watchdog:
                     return
                 rendered = _Rendered(key, _read_name(experience.experience_context), self._clock())
                 self._rendered[key] = rendered
-            # There is no lock. It doesn't matter if two threads count one page of a hundred too few.
+            # No lock: if two threads add at the same time, one page may not be counted. This is harmless.
             rendered.pages += 1
             if rendered.pages % RENDERED_PAGES == 0:
                 self._check_experience(rendered)

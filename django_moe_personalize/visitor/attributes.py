@@ -118,8 +118,8 @@ def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precisi
     """Return the visitor's public address as text, or ``""`` if the address isn't known for certain.
 
     ``precision`` is ``full``, ``truncated`` (to /24 or /48) or ``off``. If the connection comes from one of the trusted
-    ``proxies``, the visitor has the last address in ``Forwarded`` (RFC 7239) or ``X-Forwarded-For`` that is not a
-    trusted proxy. Without a trusted proxy, the visitor has the address of the connection.
+    ``proxies``, the result is the last address in ``Forwarded`` (RFC 7239) or ``X-Forwarded-For`` that is not a
+    trusted proxy. Otherwise it is the address of the connection.
     """
     if precision == "off":
         return ""
@@ -175,7 +175,7 @@ def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[IPNetwork]) -> st
 
 
 def _split(header: str) -> list[str]:
-    """Return the last _MAX_NODES entries of a header in reverse order. No site has more proxies."""
+    """Return the last _MAX_NODES entries of a header in reverse order. The site's proxies add fewer."""
     return header.rsplit(",", _MAX_NODES)[: -_MAX_NODES - 1 : -1]
 
 

@@ -53,7 +53,7 @@ class Command(BaseCommand):
             # can't end the loop: if the signal interrupts a finalizer, Python ignores the exception.
             threading.Thread(target=server.shutdown, daemon=True).start()
 
-        # Handle signals before the announcement: a script may read it and send a signal at once.
+        # Handle signals before the announcement: a script may read it and send a signal immediately.
         with server, stop_on_signals(stop):
             self._announce(server, workspace, host)
             server.serve_forever()
