@@ -88,7 +88,7 @@ def fetch_experiences(
 
     ``result.experiences`` is a mapping by key, in the order of the keys. ``attributes`` are the in-session
     attributes by name. The cache is the same as for pages. Raises APIError if MoEngage doesn't answer and the cache
-    lacks a key. Raises ValueError for keys that aren't non-empty strings, and for other values that aren't strings.
+    lacks a key. Raises ValueError if a key is empty or not a string, or if another value isn't a string.
     """
     keys = _read_keys(experience_keys)
     answer = _fetch(keys, customer_id, user_identifiers, attributes)

@@ -74,7 +74,7 @@ def build_transport(settings: Settings) -> Transport:
     try:
         transport: Transport = backend(base_url, **settings.transport.options)
     except Exception as error:
-        # Messages of other exceptions may contain the value of an option, such as the password of a proxy.
+        # Don't show the message of any other exception: it may contain an option, such as the password of a proxy.
         reason = f": {error}" if isinstance(error, ValueError | OSError) else ""
         message = f"{settings.transport.backend} can't be built: {type(error).__name__}{reason}."
         raise ConfigurationError(message, hint=f'Correct {SETTING}["TRANSPORT"]["OPTIONS"].') from None

@@ -101,7 +101,7 @@ class Personalization(Mapping[str, Experience]):
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
-        """See load(). As a task of its own, the call runs concurrently with the view's other awaits."""
+        """See load(). In a task (``asyncio.create_task()``), the call runs during the view's other awaits."""
         await self._page.aload(*experience_keys)
 
     @property

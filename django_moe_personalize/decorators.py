@@ -20,9 +20,9 @@ R = TypeVar("R")
 def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Return a decorator for sync and async views that need ``experience_keys``.
 
-    The middleware reads the keys from the view and starts the call before the view runs. A method, or a view below a
-    decorator that doesn't copy attributes, hides the keys from the middleware; then the wrapper starts the call.
-    Raises ValueError for keys that aren't non-empty strings, as in ``@personalize`` without parentheses.
+    The middleware reads the keys from the view and starts the call before the view runs. The middleware can't see the
+    keys of a method, or of a view inside a decorator that doesn't copy attributes. Then this decorator starts the call.
+    Raises ValueError if a key is empty or not a string, as in ``@personalize`` without parentheses.
     """
 
     def decorator(view: Callable[P, R]) -> Callable[P, R]:

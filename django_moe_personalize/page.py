@@ -222,7 +222,10 @@ class Page:
             flight.release()
 
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether the response is private without a read, or may read an experience while it is streamed."""
+        """Return whether the response must be private although the page has read no experience yet.
+
+        This is so if the session has stored parameters, or if a streamed response may still read an experience.
+        """
         return has_stored_parameters(request) or (
             isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
         )

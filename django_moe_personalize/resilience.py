@@ -208,7 +208,7 @@ class CircuitBreaker:
                 else:
                     self._recover(now)
             elif old == "closed":
-                # In other states, a report without a ticket is about a call from before the breaker opened.
+                # Otherwise the breaker ignores a report without a ticket: the call began before the breaker opened.
                 self._in_a_row = self._in_a_row + 1 if is_failure else 0
                 self._calls.add(now, is_failure=is_failure)
                 if is_failure and (cause := self._find_cause(now)):

@@ -112,7 +112,7 @@ class _Search:
 
     def _walk(self, nodes: Any, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
         for node in nodes:
-            # A third-party node may use these attributes for another purpose. The walk skips a node that raises.
+            # A third-party node may give the attributes used here another meaning. If a node raises, skip it.
             with suppress(Exception):
                 if fragment is not None and _is_personal(node, names):
                     yield _quote(node), _describe(node), _describe(fragment)
@@ -139,7 +139,7 @@ class _Search:
             found.append(self._load(get_literal(node.template)))
         elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
             found.append(self._load(node.filename))
-        # A node without these attributes is not a partial. Django 5.2 has no class to test for.
+        # Only a partial has these attributes. Django 5.2 has no class for partials, so isinstance() can't tell.
         with suppress(Exception):
             found.append(node.partial_mapping[node.partial_name])
         return found

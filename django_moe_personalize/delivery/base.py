@@ -136,7 +136,7 @@ class BaseDelivery:
         outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)
         if not events:
-            # All events were withdrawn, so no call has shown whether MoEngage works.
+            # All events were withdrawn, so nothing was sent. The outcome doesn't show whether MoEngage works.
             return outcome
         if outcome.refused:
             reason = describe(outcome.refused[0][1])

@@ -183,7 +183,7 @@ class ThreadDelivery(BaseDelivery):
             self.count_dropped(left, "exit")
 
     def _wait(self, deadline: Deadline) -> None:
-        """Wait until the events that are pending now are settled. Return early when waiting can't help."""
+        """Wait until the events that are pending now are delivered or dropped. Return early if no event can leave."""
         if self._thread is None:
             self._start()
         target = self._queued
@@ -311,7 +311,7 @@ def close_before_sigterm() -> None:
 
 
 def _close_and_die(number: int, frame: FrameType | None) -> None:
-    """Close the runtimes, and end the process. uvicorn finds this handler, and restores it before it raises SIGTERM."""
+    """Close the runtimes and end the process. uvicorn restores this handler before raising SIGTERM again."""
     reset_runtimes()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)

@@ -58,7 +58,7 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
     cache.delete(name)
     place = f"The cache {settings.cache!r}"
     if not shared.has_shared_cache():
-        # DummyCache stores nothing. The system check W005 reports it.
+        # No finding for DummyCache, which stores nothing: the system check W005 reports it.
         if found == value:
             what = f"{place} works, but each process has its own: processes share neither answers nor notices."
             yield Finding("ok", what)

@@ -144,7 +144,7 @@ class PersonalizeClient:
         return self._start(request)
 
     def finish_fetch(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
-        """Return the experiences, or ``None`` if the response isn't complete after ``seconds``. Then call again.
+        """Return the experiences, or ``None`` if the response isn't complete after ``seconds``: call it again.
 
         Raises NotTakenError if the request didn't arrive at MoEngage. Then fetch_experiences() may send it again.
         """
@@ -228,7 +228,7 @@ def _read(response: Response, read: Callable[[bytes], T]) -> T:
             return read(response.body)
         failure: APIError = build_error(response)
     except APIError as error:
-        # Error reports print causes, and the local variables in tracebacks. Here they contain a visitor's content.
+        # Error reports print an error's causes and the tracebacks' local variables. Here both have a visitor's content.
         failure = error.with_traceback(None)
         failure.__cause__ = failure.__context__ = None
     raise failure

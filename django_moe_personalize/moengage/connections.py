@@ -62,14 +62,14 @@ class _ResumingSocket(ssl.SSLSocket):
     _is_verified = False
 
     def do_handshake(self, block: bool = False) -> None:
-        """See ssl.SSLSocket."""
+        """Do the TLS handshake. Resume the last session with this server, if there is one."""
         if (session := self.sessions.get(self.server_hostname)) is not None:
             self.session = session
         super().do_handshake(block)
         self._is_verified = True
 
     def close(self) -> None:
-        """See ssl.SSLSocket."""
+        """Store the TLS session for the next connection, and close the socket."""
         # Not after the handshake, because the ticket of the session arrives later. A resumed session is stored
         # already, and to read ``self.session`` takes 150 µs. A session with a refused certificate is never stored.
         if self._is_verified and not self.session_reused and (session := self.session) is not None:
@@ -131,7 +131,7 @@ class Connector:
         raise failure
 
     def _explain(self, error: BaseException, connection: TimedHTTPConnection) -> APIError:
-        """Return the error for the caller. Raises an ``error`` that has another origin than the connection."""
+        """Return the APIError for ``error``. If the connection didn't cause ``error``, raise ``error`` unchanged."""
         if not isinstance(error, APIError | OSError | ValueError | HTTPError):
             raise error
         if (proxy := self._pool.proxy) is None:

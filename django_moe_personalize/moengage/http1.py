@@ -145,7 +145,7 @@ class HTTPExchange:
             raise failure
 
     def receive(self, seconds: float) -> Response | None:
-        """Return the response, or ``None`` if the response isn't complete after ``seconds``. Then call again.
+        """Return the response, or ``None`` if the response isn't complete after ``seconds``: call it again.
 
         Raises NotTakenError if the server closed the connection before the request arrived, TransportError if no
         complete response will arrive, InvalidResponseError if the response is too large or wrongly compressed,

@@ -301,7 +301,7 @@ class Event(Value):
 
     @classmethod
     def read(cls, element: str) -> Event:
-        """Return the event with the JSON ``element``. Raises LookupError, TypeError or ValueError for other texts."""
+        """Parse the JSON text of an event. Raises LookupError, TypeError or ValueError if the text isn't an event."""
         content = json.loads(element)
         (action,) = content["actions"]
         event = cls(

@@ -63,7 +63,7 @@ def bucket(*parts: str) -> float:
 def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False) -> Decision:
     """Return the decision on one key at Unix time ``now``.
 
-    ``everyone_only`` skips content for audiences with a rule. It is for fetches that name neither keys nor a customer.
+    ``everyone_only`` skips content whose audience has a rule. Fetches without keys and without a customer use it.
     """
     definition = workspace.definitions.get(key)
     if definition is None:

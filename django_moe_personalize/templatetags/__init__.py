@@ -1,1 +1,1 @@
-"""The tag library ``moe_personalize`` for templates. It also logs a missing payload variable."""
+"""The template tags: the library ``moe_personalize``, which also logs a missing payload variable."""

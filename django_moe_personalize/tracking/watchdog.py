@@ -72,8 +72,9 @@ class Watchdog:
         self._counted: dict[str, float] = {}
         self._published_until = 0.0
         self._check_delivery_at = self._clock() + DELIVERY_CHECK_SECONDS
-        # The counters at the last check that found a delivered event, and the time of the first check after it.
+        # The counters when a check last found a delivered event.
         self._accepted = self._delivered = -1
+        # The time of the first check after that check. Infinity: there was no check after it.
         self._stalled_since = math.inf
         self._is_stalled = False
 
