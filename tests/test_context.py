@@ -181,14 +181,14 @@ def test_async_load_overlaps_with_the_view(upstream):
 def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
     """After the deadline, later reads don't wait. A key that didn't arrive is absent for the whole page."""
     upstream.hold()
-    with override_personalize(DEADLINE=0.1):
+    with override_personalize(DEADLINE=0.5):
         request = build_request(AsyncRequestFactory if is_async else RequestFactory)
         mapping = request.personalization
         read = async_to_sync(mapping.aget) if is_async else mapping.get
         started = time.monotonic()
         assert [read(f"key-{number}") for number in range(100)] == [None] * 100
-        # 100 deadlines would be 10 seconds.
-        assert time.monotonic() - started < LONG / 2
+        # 100 deadlines would be 50 seconds. A busy machine needs some seconds.
+        assert time.monotonic() - started < 2 * LONG
         assert mapping._page._get_budget() == 0.0
 
 

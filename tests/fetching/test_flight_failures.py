@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 import socket
 import time
 
@@ -91,8 +92,12 @@ def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way
         exchange.connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16 * 1024)
         exchange.reply(body)
 
-    def offer_late(fn, *args):
+    def wait_past_the_deadline():
         time.sleep(1.5 * SOON)
+        wait_until(lambda: select.select([asked.flight._exchange.fileno()], [], [], 0)[0])
+
+    def offer_late(fn, *args):
+        wait_past_the_deadline()
         return offer(fn, *args)
 
     brief.behave = behave
@@ -102,11 +107,11 @@ def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way
         offer = pool.offer
         monkeypatch.setattr(pool, "offer", offer_late)
     else:
-        time.sleep(1.5 * SOON)
+        wait_past_the_deadline()
     if way in ("released", "late-thread"):
         asked.release()
         wait_until(lambda: asked.done)
-    answer = ajoin(asked, SOON) if way == "task" else asked.join(SOON)
+    answer = ajoin(asked) if way == "task" else join(asked)
     assert answer.keys() == {"hero-banner"}
     assert heard == ["success"]
     assert brief.has_idle_connection()

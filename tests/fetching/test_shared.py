@@ -140,8 +140,8 @@ def test_claim_without_an_answer_is_waited_for_half_the_time(shared, upstream):
     """If the process with the claim died, other processes wait for half of their time and then ask."""
     claim(VISITOR.digest, ["hero-banner"], 5.0)
     started = time.monotonic()
-    answer = ask(VISITOR, ["hero-banner"], deadline=Deadline(0.1))
-    assert time.monotonic() - started >= 0.05
+    answer = ask(VISITOR, ["hero-banner"], deadline=Deadline(2))
+    assert time.monotonic() - started >= 1
     assert answer.experiences.keys() == {"hero-banner"}
 
 
