@@ -174,7 +174,9 @@ class TimedHTTPConnection(HTTPConnection):
 
     def _tunnel(self) -> None:
         """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError if the proxy doesn't open a tunnel."""
-        authority = f"{self._tunnel_host}:{self._tunnel_port}"
+        # On Python 3.13, http.client strips the brackets of an IPv6 address.
+        host = str(self._tunnel_host).strip("[]")
+        authority = f"[{host}]:{self._tunnel_port}" if ":" in host else f"{host}:{self._tunnel_port}"
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
         peer = f"the proxy {self.host}:{self.port}"
         exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)
