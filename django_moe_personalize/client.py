@@ -74,7 +74,7 @@ def build_transport(settings: Settings) -> Transport:
     try:
         transport: Transport = backend(base_url, **settings.transport.options)
     except Exception as error:
-        # Don't show the message of any other exception: it may contain an option, such as the password of a proxy.
+        # Show only messages of ValueError and OSError: others may contain an option, such as a proxy's password.
         reason = f": {error}" if isinstance(error, ValueError | OSError) else ""
         message = f"{settings.transport.backend} can't be built: {type(error).__name__}{reason}."
         raise ConfigurationError(message, hint=f'Correct {SETTING}["TRANSPORT"]["OPTIONS"].') from None

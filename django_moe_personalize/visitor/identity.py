@@ -76,7 +76,7 @@ def get_consent(request: HttpRequest) -> Consent:
     """Return the consent of the visitor. Never raises.
 
     The site's ``CONSENT`` function decides, even against Global Privacy Control. If the function raises an exception
-    doesn't return a Consent, all purposes are denied.
+    or doesn't return a Consent, all purposes are denied.
     """
     path = get_settings().consent
     try:
