@@ -1,4 +1,4 @@
-"""JSON is parsed strictly and within bounds. All visitors with the same variation share one frozen copy of its content."""
+"""JSON is parsed strictly and within bounds; visitors with the same variation share one frozen copy of its content."""
 
 import copy
 import json
