@@ -69,9 +69,9 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
 
 def check_paths(settings: Settings) -> Iterator[Message]:
     """Yield E009 for a callable that can't be used, E010 for a DELIVERY that can't be used."""
-    paths = [("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
+    paths = [("LEARN_ROUTES", settings.learn_routes), ("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
     for name, path in [*paths, *(("ATTRIBUTES", path) for path in settings.attributes)]:
-        if path:
+        if path and isinstance(path, str):
             yield from _try("E009", load_object, name, path)
     yield from _try("E010", load_backend, "DELIVERY", settings.delivery)
 

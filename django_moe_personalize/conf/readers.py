@@ -127,13 +127,18 @@ def read_data_center(value: object, *, choices: Collection[str]) -> str:
     raise InvalidValue(value, expected, f'Write "{found}".' if found else hint)
 
 
-def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
+def read_dotted_path(value: object, *, may_be_empty: bool = False, instead_of: str = "") -> str:
     """Read the dotted path of an object to import, or "" for the built-in behavior."""
-    expected = 'a dotted path such as "shop.personalization.identify"'
+    expected = f'{instead_of}a dotted path such as "shop.personalization.identify"'
     if callable(value):
         path = f"{getattr(value, '__module__', 'module')}.{getattr(value, '__qualname__', 'name')}"
         raise InvalidValue(value, expected, f'Write its path: "{path}".')
     return read_string(value, pattern=f"({_DOTTED_PATH})?" if may_be_empty else _DOTTED_PATH, expected=expected)
+
+
+def read_switch_or_path(value: object) -> bool | str:
+    """Read True, False or the dotted path of an object to import."""
+    return value if isinstance(value, bool) else read_dotted_path(value, instead_of="True, False or ")
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:

@@ -75,6 +75,7 @@ class Settings:
     base_url: str = setting("", readers.read_string, pattern=".*", expected="a string", secret=True)
     sandbox: bool | str = setting(False, readers.read_sandbox)
     experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.read_routes)
+    learn_routes: bool | str = setting(True, readers.read_switch_or_path)
     identify: str = setting("", readers.read_dotted_path, may_be_empty=True)
     anonymous_id: bool = setting(True, readers.read_boolean)
     attributes: tuple[str, ...] = setting((), readers.read_list, each=readers.read_dotted_path)
