@@ -5,6 +5,7 @@ The value comes from the dict ``MOE_PERSONALIZE``, or from an environment variab
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import ipaddress
 import math
@@ -196,12 +197,15 @@ def read_host(value: object) -> str:
     return host
 
 
-def read_time_zone(value: object) -> zoneinfo.ZoneInfo:
-    """Read the name of an IANA time zone."""
+def read_time_zone(value: object) -> datetime.tzinfo:
+    """Read the name of an IANA time zone. "UTC" needs no time-zone database."""
+    if str(value) == "UTC":
+        return datetime.UTC
     try:
         return zoneinfo.ZoneInfo(str(value))
     except (KeyError, ValueError, OSError):
-        hint = suggest(value, zoneinfo.available_timezones())
+        otherwise = "Correct the name, or install the missing time zones: pip install tzdata."
+        hint = suggest(value, zoneinfo.available_timezones(), otherwise)
     raise InvalidValue(value, 'an IANA time zone such as "Europe/Berlin"', hint)
 
 
