@@ -246,7 +246,8 @@ def _is_unknown(node: Any) -> bool:
         function = node.func
         return (node.takes_context or _mentions(_read_contents(node), {"request"})) and may_render(function)
     names = frozenset({"nodelist", *(name for name, value in vars(node).items() if isinstance(value, NodeList))})
-    return may_render(kind.render, kind, names)
+    # A library may have replaced the methods of Django's nodes.
+    return not kind.__module__.startswith("django.") and may_render(kind.render, kind, names)
 
 
 def _enter(node: Any, scope: _Scope) -> _Scope:
