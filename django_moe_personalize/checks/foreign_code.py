@@ -47,6 +47,8 @@ def may_render(function: Any, owner: type | None = None, nodelists: frozenset[st
 
 
 def _find_called(function: Any, owner: type | None, nodelists: frozenset[str]) -> Iterator[Any]:
+    if isinstance(function, functools.partial):
+        function = function.func
     function = inspect.unwrap(getattr(function, "__func__", function))
     if function.__module__.partition(".")[0] in _KNOWN:
         return

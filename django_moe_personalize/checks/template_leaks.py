@@ -179,7 +179,7 @@ class _Search:
                 # A node of another library may raise anything.
                 if scope.cache is not None:
                     yield _build_leak(scope.cache, node, certain=False)
-            if _is(node, NamedValueNode):
+            if isinstance(node, NamedValueNode):
                 scope = scope._replace(names=scope.names | {node.name})
 
     def _look_at(self, node: Any, scope: _Scope) -> Iterator[Leak]:
@@ -198,19 +198,19 @@ class _Search:
             yield _build_leak(scope.cache, node, certain=False)
         for template in templates:
             yield from self._walk_template(template, scope)
-        if _is(node, BlockNode) and node.name in scope.blocks:
+        if isinstance(node, BlockNode) and node.name in scope.blocks:
             nodelists = [part.nodelist for part in scope.blocks[node.name]]
         for nodelist in nodelists:
             yield from self._walk(nodelist, scope)
 
     def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
         """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""
-        if _is(node, IncludeNode, ExtendsNode):
-            name = _find_literal(node.template if _is(node, IncludeNode) else node.parent_name, scope)
+        if isinstance(node, IncludeNode | ExtendsNode):
+            name = _find_literal(node.template if isinstance(node, IncludeNode) else node.parent_name, scope)
             if name is None:
                 raise _GapError
-            return [self._load(name)] if _is(node, IncludeNode) else []
-        if _is(node, InclusionNode):
+            return [self._load(name)] if isinstance(node, IncludeNode) else []
+        if isinstance(node, InclusionNode):
             names = node.filename if isinstance(node.filename, list | tuple) else [node.filename]
             return [self._load_any(name) for name in names]
         # Django 5.2 has no class for the partials of Django 6.0.
@@ -225,23 +225,20 @@ class _Search:
         return template
 
 
-def _is(node: object, *kinds: type) -> bool:
-    """Return whether ``node`` is of one of these kinds. isinstance() reads an attribute, which may raise anything."""
-    return issubclass(type(node), kinds)
-
-
 def _is_cache(node: Any) -> bool:
-    return not _is(node, TextNode, VariableNode) and is_cache(_read_contents(node).partition(" ")[0], type(node))
+    return not isinstance(node, TextNode | VariableNode) and is_cache(
+        _read_contents(node).partition(" ")[0], type(node)
+    )
 
 
 def _is_unknown(node: Any) -> bool:
     """Return whether a node of another library may render a template, or content from outside of its template."""
-    if _is(node, VariableNode):
+    if isinstance(node, VariableNode):
         filters = [function for function, _ in node.filter_expression.filters]
         is_given = _mentions(_read_contents(node), {"request"}) and any(map(may_render, filters))
         return is_given or str(node.filter_expression.var) in _HANDED_IN
     kind: Any = type(node)
-    if _is(node, SimpleNode, InclusionNode):
+    if isinstance(node, SimpleNode | InclusionNode):
         # Without the context or the request, the function knows no visitor.
         function = node.func
         return (node.takes_context or _mentions(_read_contents(node), {"request"})) and may_render(function)
@@ -253,7 +250,7 @@ def _is_unknown(node: Any) -> bool:
 def _enter(node: Any, scope: _Scope) -> _Scope:
     """Return the scope of the children of ``node``."""
     names, literals, cache = scope.names, dict(scope.literals), scope.cache
-    if _is(node, ExperienceNode):
+    if isinstance(node, ExperienceNode):
         names |= {node.name}
     with suppress(Exception):  # see _Search._walk()
         if _mentions(_read_contents(node), names):
@@ -265,7 +262,7 @@ def _enter(node: Any, scope: _Scope) -> _Scope:
             names |= {name} if _mentions(value.token, scope.names) else set()
     if _is_cache(node):
         cache = cache or node
-        if _is(node, CacheNode):
+        if isinstance(node, CacheNode):
             # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
             varied = [str(getattr(vary, "token", "")) for vary in node.vary_on]
             names -= {name for name in names for text in varied if _mentions(text, {name})}
@@ -288,30 +285,33 @@ def _find_nodelists(node: Any) -> list[NodeList]:
 
 def _find_nodes(nodes: Any, kind: type[Node]) -> list[Any]:
     """Return the nodes of this kind in ``nodes`` and below."""
-    return [found for node in nodes for found in _iterate(node) if _is(found, kind)]
+    return [found for node in nodes for found in _iterate(node) if isinstance(found, kind)]
 
 
 def _iterate(node: Any) -> Iterator[Any]:
     yield node
     for nodelist in _find_nodelists(node):
-        for child in nodelist:
-            yield from _iterate(child)
+        with suppress(Exception):
+            for child in nodelist:
+                yield from _iterate(child)
 
 
 def _is_personal(node: Any, names: Names) -> bool:
-    if _is(node, ExperienceNode, ExperienceValueNode, ClickURLNode, ScriptsNode):
+    if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode | ScriptsNode):
         return True
     # The token of an {% if %} doesn't contain the conditions of its {% elif %}.
     conditions = ""
     with suppress(Exception):
         conditions = " ".join(repr(condition) for condition, _ in node.conditions_nodelists)
-    is_plain = _is(node, TextNode, CacheNode, BlockNode)
+    is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
     return not is_plain and _mentions(_read_contents(node) + conditions, names)
 
 
 def _read_contents(node: Any) -> str:
     """Return the text of the node's tag in the template, without quoted strings."""
-    return "" if node.token is None else _QUOTED.sub("", node.token.contents)
+    with suppress(Exception):
+        return _QUOTED.sub("", node.token.contents)
+    return ""
 
 
 def _mentions(text: str, names: Iterable[str]) -> bool:
@@ -323,7 +323,7 @@ def _build_leak(cache: Node, node: Any, *, certain: bool) -> Leak:
     tag = f"{{% {_read_contents(cache).partition(' ')[0]} %}}"
     found, place = f"a {type(node).__name__}", "an unknown place"
     with suppress(Exception):
-        opening, closing = ("{{", "}}") if _is(node, VariableNode) else ("{%", "%}")
+        opening, closing = ("{{", "}}") if isinstance(node, VariableNode) else ("{%", "%}")
         found, place = f"{opening} {node.token.contents} {closing}", _describe(node)
     return Leak(tag, _describe(cache), found, place, certain)
 
