@@ -40,6 +40,7 @@ def test_a_catalog_is_complete(path):
     assert [part for part in parts if json.dumps(part, ensure_ascii=False) not in source] == []
 
 
+@pytest.mark.django_db
 def test_texts_wait_for_the_language_of_the_request():
     """The names of models, fields, choices and the app are lazy, and the migrations are the same in all languages."""
     config = apps.get_app_config("moe_personalize")
