@@ -23,6 +23,7 @@ class MoePersonalizeConfig(AppConfig):
         from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
+        register(check_deployment, "moe_personalize", deploy=True)
 
 
 def check_site(**kwargs: Any) -> list[CheckMessage]:
@@ -31,3 +32,10 @@ def check_site(**kwargs: Any) -> list[CheckMessage]:
     from django_moe_personalize.checks import settings
 
     return settings.check_site()
+
+
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Run the system checks for ``check --deploy``."""
+    from django_moe_personalize.checks import settings
+
+    return settings.check_deployment()
