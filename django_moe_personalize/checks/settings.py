@@ -196,9 +196,9 @@ def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str,
 
 def check_proxies(settings: Settings) -> Iterator[Message]:
     """Yield W010 if every address is a trusted proxy: a visitor could then claim any address."""
-    for network in settings.trusted_proxies:
-        if not network.prefixlen:
-            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({network}).'
+    for proxy in settings.trusted_proxies:
+        if proxy != "unix" and not proxy.prefixlen:
+            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({proxy}).'
             yield "W010", message, "List only the networks of your own proxies."
 
 

@@ -99,7 +99,7 @@ ROUTES = ["*", "plain", PAGE, "shop:home", "shop:*", "shop:back:*", "shop:back:i
         ({}, {"CACHES": {"default": {"BACKEND": "no.such.Cache"}}}),
         ({"EXPERIENCES": {route: ["a"] for route in ROUTES}}, {}),
         ({}, {"DEBUG": True, "MOE_PERSONALIZE": {"EXPERIENCES": {"*": ["hero-banner"]}}}),
-        ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8"]}, {}),
+        ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8", "unix"]}, {}),
         ({"CACHE_CONTROL": "Private, max-age=0"}, {}),
         ({"DATA_CENTER": "", "BASE_URL": "https://proxy.example.com/v1"}, {}),
         # The sandbox behind a URL has its workspace file elsewhere.
