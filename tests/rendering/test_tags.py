@@ -6,7 +6,7 @@ from functools import partial, wraps
 
 import pytest
 from django.contrib.staticfiles.storage import StaticFilesStorage
-from django.template import Context, Engine, Library, Node, TemplateSyntaxError, engines
+from django.template import Context, Engine, Library, Node, TemplateSyntaxError
 from django.template.defaulttags import CommentNode
 from django.templatetags.cache import CacheNode, do_cache
 from django.test import RequestFactory, override_settings
