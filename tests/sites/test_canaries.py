@@ -31,7 +31,9 @@ class Case:
 
 
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
+WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
 CASES = {
+    "wagtail": Case("tests.sites.wagtail_site", WAGTAIL, "/admin/login/", 4),
     "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, field="login"),
     "rest-asgi": Case("tests.sites.rest_site", REST, "/accounts/login/", 2, server="uvicorn", field="login"),
 }
