@@ -32,7 +32,9 @@ class Case:
 
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
 WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
+CMS = ["/en/", "/en/sale/", "/en/about/", "/en/missing/"]
 CASES = {
+    "cms": Case("tests.sites.cms_site", CMS, "/login/", 5),
     "wagtail": Case("tests.sites.wagtail_site", WAGTAIL, "/admin/login/", 4),
     "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, field="login"),
     "rest-asgi": Case("tests.sites.rest_site", REST, "/accounts/login/", 2, server="uvicorn", field="login"),
