@@ -7,8 +7,10 @@ from tests.sites.settings import build_settings
 
 settings.configure(
     **build_settings(
-        apps=["django.contrib.sites", "django.contrib.admin", "cms", "menus", "treebeard", "sekizai"]
-        + ["tests.sites.cms_site"],
+        apps=[
+            *("django.contrib.sites", "django.contrib.admin", "cms", "menus", "treebeard", "sekizai"),
+            "tests.sites.cms_site",
+        ],
         middleware=[
             "cms.middleware.utils.ApphookReloadMiddleware",
             "django.middleware.security.SecurityMiddleware",
@@ -25,8 +27,11 @@ settings.configure(
             "cms.middleware.language.LanguageCookieMiddleware",
             "django_moe_personalize.middleware.PersonalizeMiddleware",
         ],
-        processors=["sekizai.context_processors.sekizai", "cms.context_processors.cms_settings"]
-        + ["django.template.context_processors.i18n"],
+        processors=[
+            "sekizai.context_processors.sekizai",
+            "cms.context_processors.cms_settings",
+            "django.template.context_processors.i18n",
+        ],
         ROOT_URLCONF="tests.sites.cms_site.urls",
         SITE_ID=1,
         X_FRAME_OPTIONS="SAMEORIGIN",
