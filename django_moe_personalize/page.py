@@ -180,13 +180,17 @@ class Page:
 
     @property
     def tracker(self) -> PageTracker:
-        """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
+        """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
             visitor = self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
+            request = self._request()
+            # Most sites set none of these attributes, and the call would take 60 bytecodes.
+            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
+            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None)
         return self._tracker
 
     # The response
@@ -209,7 +213,7 @@ class Page:
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
-        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))

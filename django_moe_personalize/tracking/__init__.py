@@ -7,23 +7,27 @@ experiences but no impression is recorded.
 """
 
 from django_moe_personalize.tracking.page import (
+    PREVIEW_MARKS,
     PageTracker,
     arecord,
     build_event,
     build_offering_impressions,
     is_counted,
+    is_preview,
     record,
     record_when_streamed,
 )
 from django_moe_personalize.tracking.tokens import Token, read_token
 
 __all__ = [
+    "PREVIEW_MARKS",
     "PageTracker",
     "Token",
     "arecord",
     "build_event",
     "build_offering_impressions",
     "is_counted",
+    "is_preview",
     "read_token",
     "record",
     "record_when_streamed",

@@ -29,6 +29,10 @@ ROBOTS: Final = re.compile(
 """Matches the user agents of robots that identify themselves, but not of phones made by Cubot."""
 
 
+PREVIEW_MARKS: Final = frozenset({"is_preview", "toolbar"})
+"""The attributes that Wagtail and django CMS set on a request."""
+
+
 # Most requests have one of a few user agents. A hit takes 0.1 µs, a miss 8.7 µs.
 @functools.lru_cache(maxsize=1024)
 def is_robot(user_agent: str) -> bool:
@@ -45,6 +49,13 @@ def is_counted(request: HttpRequest) -> bool:
         return False
     # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
     return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
+
+
+def is_preview(request: HttpRequest) -> bool:
+    """Return whether an editor previews this page: Wagtail sets ``is_preview``, django CMS the modes of its toolbar."""
+    toolbar = getattr(request, "toolbar", None)
+    modes = (getattr(toolbar, f"{mode}_mode_active", False) for mode in ("edit", "preview", "structure"))
+    return getattr(request, "is_preview", False) is True or any(mode is True for mode in modes)
 
 
 def build_event(
