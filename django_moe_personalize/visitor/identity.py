@@ -266,7 +266,7 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     reader = HttpRequest()
     reader.COOKIES[name] = raw
     try:
-        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE) or ""
     except ValueError:
         # Another version of this package may have signed a text without a time.
         return None
