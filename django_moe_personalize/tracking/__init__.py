@@ -12,6 +12,7 @@ from django_moe_personalize.tracking.page import (
     build_event,
     build_offering_impressions,
     is_counted,
+    note_new_id,
     record,
     record_when_streamed,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "build_event",
     "build_offering_impressions",
     "is_counted",
+    "note_new_id",
     "read_token",
     "record",
     "record_when_streamed",

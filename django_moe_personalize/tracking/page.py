@@ -20,6 +20,7 @@ from django_moe_personalize.moengage.types import Action, Event, Experience, Off
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid
 from django_moe_personalize.tracking.watchdog import get_watchdog
+from django_moe_personalize.visitor import MINTED
 
 _MAX_USER_AGENT: Final = 512
 
@@ -45,6 +46,13 @@ def is_counted(request: HttpRequest) -> bool:
         return False
     # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
     return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
+
+
+def note_new_id(request: HttpRequest) -> None:
+    """Tell the watchdog about the anonymous id that this response gives to the browser, unless a robot gets the id."""
+    anonymous_id = request.__dict__.get(MINTED)
+    if anonymous_id is not None and is_counted(request):
+        get_watchdog().add_new_id(anonymous_id)
 
 
 def build_event(
