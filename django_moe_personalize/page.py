@@ -26,6 +26,7 @@ from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
+    MINTED,
     NO_VISITOR,
     Visitor,
     agather_visitor,
@@ -215,6 +216,7 @@ class Page:
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
+            tracking.note_new_id(request)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
@@ -247,6 +249,9 @@ class Page:
         # A streamed response may have started fetches after the first release().
         self.release()
         if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+            return ()
+        if MINTED in request.__dict__ and self._settings.anonymous_events == "returning":
+            # The browser hasn't shown yet that it keeps cookies.
             return ()
         return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
 

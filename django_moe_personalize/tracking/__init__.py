@@ -14,6 +14,7 @@ from django_moe_personalize.tracking.page import (
     build_offering_impressions,
     is_counted,
     is_preview,
+    note_new_id,
     record,
     record_when_streamed,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "build_offering_impressions",
     "is_counted",
     "is_preview",
+    "note_new_id",
     "read_token",
     "record",
     "record_when_streamed",

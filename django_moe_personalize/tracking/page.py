@@ -20,6 +20,7 @@ from django_moe_personalize.moengage.types import Action, Event, Experience, Off
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid
 from django_moe_personalize.tracking.watchdog import get_watchdog
+from django_moe_personalize.visitor import MINTED
 
 _MAX_USER_AGENT: Final = 512
 
@@ -56,6 +57,13 @@ def is_preview(request: HttpRequest) -> bool:
     toolbar = getattr(request, "toolbar", None)
     modes = (getattr(toolbar, f"{mode}_mode_active", False) for mode in ("edit", "preview", "structure"))
     return getattr(request, "is_preview", False) is True or any(mode is True for mode in modes)
+
+
+def note_new_id(request: HttpRequest) -> None:
+    """Tell the watchdog about the anonymous id that this response gives to the browser, unless a robot gets the id."""
+    anonymous_id = request.__dict__.get(MINTED)
+    if anonymous_id is not None and is_counted(request):
+        get_watchdog().add_new_id(anonymous_id)
 
 
 def build_event(
