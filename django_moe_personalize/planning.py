@@ -51,12 +51,12 @@ class RouteMemory:
     """The keys that the pages of each route have needed so far. Thread-safe and bounded."""
 
     def __init__(self) -> None:
-        self._routes: dict[str, tuple[str, ...]] = {}
+        self.routes: dict[str, tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
     def get(self, route: str) -> tuple[str, ...]:
         """Return the keys of ``route``."""
-        return self._routes.get(route, ())
+        return self.routes.get(route, ())
 
     def learn(self, route: str, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
         """Remember that ``route`` needs ``experience_keys``, unless the route has ``limit`` keys already.
@@ -68,9 +68,9 @@ class RouteMemory:
             return
         with self._lock:
             keys = dict.fromkeys([*self.get(route), *experience_keys])
-            self._routes[route] = tuple(keys)[:MAX_KEYS_A_ROUTE]
-            if len(self._routes) > MAX_ROUTES:
-                del self._routes[next(iter(self._routes))]
+            self.routes[route] = tuple(keys)[:MAX_KEYS_A_ROUTE]
+            if len(self.routes) > MAX_ROUTES:
+                del self.routes[next(iter(self.routes))]
 
 
 @part
@@ -130,7 +130,7 @@ def get_planned_keys(
     match = request.resolver_match
     route = None if match is None else match.view_name
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    seen = () if route is None else get_route_memory(runtime).get(route)
+    seen = () if route is None else get_route_memory(runtime).routes.get(route, ())
     experiences = get_settings().experiences
     if not experiences and not (declared and seen):
         # A page without experiences may take 120 bytecodes in all. Merging the keys would take 55 more.
@@ -145,9 +145,11 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
     A POST gets only the keys of the view, because it often just redirects. The package's own endpoints get no keys.
     """
     keys = get_planned_keys(request, view, runtime)
-    if keys and (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
+    if not keys:
+        return keys
+    if (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
         return ()
-    if keys and request.method not in ("GET", "HEAD"):
+    if request.method not in ("GET", "HEAD"):
         return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
     return keys
 

@@ -213,7 +213,7 @@ def test_tokens_tell_nothing_personal():
     customer_id = "customer-4711"
     token = Token.build(Event(Action.SHOWN, customer_id, CONTEXT, 0))
     text = token.sign()
-    assert customer_id not in json.dumps(signing.loads(text, salt=tokens.SALT))
+    assert customer_id not in json.dumps(signing.loads(text[16:], salt=tokens.SALT + text[:16]))
     assert re.fullmatch(r"[\w.:-]+", text)
     shown = repr(read_token(text))
     assert not any(part in shown for part in ("42D", token.binding))
