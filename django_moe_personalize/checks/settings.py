@@ -13,7 +13,7 @@ from django.core.checks import CheckMessage, Error, Warning
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from django_moe_personalize import client
+from django_moe_personalize import client, rendering
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -43,8 +43,17 @@ def check_site() -> list[CheckMessage]:
     found = list(check_values())
     if all(number == "W002" for number, _, _ in found):
         found += [message for check in CHECKS for message in check(get_settings())]
-    kinds = {"E": Error, "W": Warning}
-    return [kinds[number[0]](message, hint=hint, id=f"{TAG}.{number}") for number, message, hint in found]
+    return [_build_message(*message) for message in found]
+
+
+def check_deployment() -> list[CheckMessage]:
+    """Run the checks for ``check --deploy``: they need a site that is ready to serve pages."""
+    is_readable = all(number == "W002" for number, _, _ in check_values())
+    return [_build_message(*message) for message in check_static_files(get_settings())] if is_readable else []
+
+
+def _build_message(number: str, message: str, hint: str) -> CheckMessage:
+    return {"E": Error, "W": Warning}[number[0]](message, hint=hint, id=f"{TAG}.{number}")
 
 
 def check_values() -> Iterator[Message]:
@@ -69,9 +78,9 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
 
 def check_paths(settings: Settings) -> Iterator[Message]:
     """Yield E009 for a callable that can't be used, E010 for a DELIVERY that can't be used."""
-    paths = [("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
+    paths = [("LEARN_ROUTES", settings.learn_routes), ("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
     for name, path in [*paths, *(("ATTRIBUTES", path) for path in settings.attributes)]:
-        if path:
+        if path and isinstance(path, str):
             yield from _try("E009", load_object, name, path)
     yield from _try("E010", load_backend, "DELIVERY", settings.delivery)
 
@@ -213,6 +222,15 @@ def check_threads(settings: Settings) -> Iterator[Message]:
     """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
     if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
         yield "W011", f"{thread.NO_THREADS}.", thread.THREADS_HINT
+
+
+def check_static_files(settings: Settings) -> Iterator[Message]:
+    """Yield W017 if Django has no URL for the script of ``{% personalize_scripts %}``."""
+    url, problem = rendering.find_script()
+    # A site without static files that counts on the server doesn't need the script.
+    if settings.enabled and problem and (url or settings.impressions in ("visible", "web_sdk")):
+        message = f"The static file {rendering.SCRIPT} has no URL ({problem}), so pages may not count clicks and views."
+        yield "W017", message, rendering.SCRIPT_HINT
 
 
 CHECKS: Final = (

@@ -115,4 +115,4 @@ def bind_visitor(customer_id: str, secret: str | bytes | None = None) -> str:
 def derive_uuid(event_uuid: str, element: str) -> str:
     """Return the UUID v4 of a click on ``element``. ``event_uuid`` is the UUID of the page view's impression."""
     text = f"{event_uuid}/{element}".encode("utf-8", "surrogatepass")
-    return str(uuid.UUID(bytes=hashlib.blake2b(text, digest_size=16).digest(), version=4))
+    return str(uuid.UUID(bytes=hashlib.sha256(text).digest()[:16], version=4))

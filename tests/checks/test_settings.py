@@ -124,6 +124,7 @@ def test_right_site(moe, changes):
         ({"BASE_URL": "http://example.com"}, "E006", "https", "Remove it"),
         ({"IDENTIFY": "no.such.identify"}, "E009", "IDENTIFY", "Correct the path"),
         ({"CONSENT": f"{__name__}.not_callable"}, "E009", "isn't callable", "Name a"),
+        ({"LEARN_ROUTES": "no.such.kind"}, "E009", "LEARN_ROUTES", "Correct the path"),
         ({"ATTRIBUTES": [f"{__name__}.no"]}, "E009", "ATTRIBUTES", "Correct"),
         ({"DELIVERY": {"BACKEND": "no.such.Delivery"}}, "E010", "DELIVERY", "Correct"),
         ({"TRANSPORT": {"BACKEND": "no.such.Transport"}}, "E011", "TRANSPORT", "Correct"),

@@ -33,6 +33,7 @@ from tests.conf.configured import SECRET, configure, configure_environment, read
         ("EXPERIENCES", {"*": [7]}, "['*'][0] is 7"),
         ("EXPERIENCES", {"*": ["a b"]}, "a name without spaces"),
         ("EXPERIENCES", {"*": ["a\0"]}, "a name without spaces"),
+        ("LEARN_ROUTES", 1, "True, False or a dotted path"),
         ("IDENTIFY", "identify", "a dotted path"),
         ("IDENTIFY", configure, 'Write its path: "tests.conf.configured.configure".'),
         ("IDENTIFY", 7, "a dotted path"),

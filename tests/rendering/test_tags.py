@@ -4,12 +4,14 @@ import re
 import sys
 
 import pytest
+from django.contrib.staticfiles.storage import StaticFilesStorage
 from django.template import Context, TemplateSyntaxError, engines
 from django.template.defaulttags import CommentNode
-from django.test import RequestFactory
+from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 
 from django_moe_personalize import rendering
+from django_moe_personalize.apps import check_deployment
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.context_processors import personalization
 from django_moe_personalize.moengage.types import Experience
@@ -186,6 +188,56 @@ def test_scripts(render):
     """The script is a static file of the site, and has the URL of the beacon."""
     page = render("{% personalize_scripts %}")
     assert page == '<script src="/static/moe_personalize/personalize.js" data-beacon="/moe/beacon/" defer></script>'
+
+
+class UnreachableStorage(StaticFilesStorage):
+    """A storage that needs a network."""
+
+    def url(self, name):
+        """Fail as the client of a cloud does."""
+        raise ConnectionError("https://key@cloud.example")
+
+
+MANIFEST = {
+    "STORAGES": {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}},
+    "STATIC_ROOT": "/no",
+}
+UNREACHABLE = {"STORAGES": {"staticfiles": {"BACKEND": f"{__name__}.UnreachableStorage"}}}
+NOT_INSTALLED = {"INSTALLED_APPS": ["django_moe_personalize"]}
+NO_URL = {"STATIC_URL": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "moe", "has_script", "problem"),
+    [
+        (MANIFEST, {}, True, "ValueError"),
+        (UNREACHABLE, {}, True, "ConnectionError"),
+        (NOT_INSTALLED, {}, True, ""),
+        (NOT_INSTALLED | NO_URL, {}, False, "STATIC_URL is not set"),
+        (NO_URL, {}, False, "ImproperlyConfigured"),
+        (MANIFEST, {"ENABLED": False}, False, ""),
+    ],
+    ids=range(6),
+)
+def test_script_without_a_static_file(render, caplog, changes, moe, has_script, problem):
+    """The page works. The log says once what to do, and so does ``check --deploy`` if the site needs the script."""
+    with override_settings(**changes), override_personalize(IMPRESSIONS="visible", **moe):
+        page = render("{% personalize_scripts %}" * 2)
+        messages = check_deployment()
+    assert page.count('"/static/moe_personalize/personalize.js"') == 2 * has_script
+    assert [message.id for message in messages] == ["moe_personalize.W017"] * bool(problem)
+    assert all(problem in message.msg and "collectstatic" in message.hint for message in messages)
+    assert len(caplog.messages) == bool(problem)
+    assert problem in caplog.text
+    assert "cloud" not in caplog.text
+
+
+def test_script_that_a_site_does_not_need():
+    """A site without static files that counts on the server has nothing to fix. Wrong settings have their own check."""
+    with override_settings(**NO_URL, **NOT_INSTALLED):
+        assert check_deployment() == []
+    with override_settings(**NO_URL, MOE_PERSONALIZE={"DEADLINE": "soon"}):
+        assert check_deployment() == []
 
 
 @pytest.mark.urls("tests.site")
