@@ -23,7 +23,7 @@ from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import ALWAYS, PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     NO_VISITOR,
@@ -49,7 +49,7 @@ class Page:
     _expected: tuple[str, ...] = ()
     _gathered: asyncio.Event | None = None
     _is_closed = False
-    _samples = tracking.ALWAYS
+    _samples = ALWAYS
     _stamp = ""
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
@@ -69,7 +69,7 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        self._samples = self._runtime.samples.get(request.resolver_match.view_name, tracking.ALWAYS)
+        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)
         return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
@@ -183,8 +183,8 @@ class Page:
     @property
     def visitor(self) -> Visitor:
         """The visitor, gathered on the first use. Reading the visitor makes the page private."""
-        visitor, request = self._find_visitor(), self._request()
-        if visitor is None or request is None or self._is_closed:
+        request = self._request()
+        if request is None or self._is_closed or (visitor := self._find_visitor()) is None:
             return NO_VISITOR
         self.mark_read(request)
         return visitor
@@ -193,7 +193,7 @@ class Page:
     def tracker(self) -> PageTracker:
         """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
-            visitor = self._find_visitor()
+            visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
@@ -270,9 +270,10 @@ class Page:
         self._is_closed = True
         # A streamed response may have started fetches after the first release().
         self.release()
-        if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+        tracker, self._tracker = self._tracker, None
+        if tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
-        return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        return tracker.take(shown=response.status_code == 200 and request.method == "GET")
 
     # Steps
 

@@ -134,8 +134,8 @@ class PageTracker:
 
     def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
         """Return the token of a mark around ``experience``, or ``None`` if MoEngage can't count its impression."""
-        event = self.get_impression(experience)
-        return None if event is None else Token.build(event, elements=elements).sign(self.get_stamp())
+        stamp, event = self.get_stamp(), self.get_impression(experience)
+        return None if event is None else Token.build(event, elements=elements).sign(stamp)
 
     def sign_click(
         self,
@@ -151,13 +151,15 @@ class PageTracker:
         The click has the same UUID as a click from Token.build_click(). So if the link and the mark around the link
         both report the click, the click counts once.
         """
+        # The page becomes private also without a token, because the link shows that the visitor isn't tracked.
+        stamp = self.get_stamp()
         event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)
         impression = self.get_impression(experience)
         if event is None or impression is None:
             return None
         if name := event.attributes.get("b_id"):
             event = replace(event, event_uuid=derive_uuid(impression.event_uuid, name))
-        return Token.build(event, destination=destination, host=host).sign(self.get_stamp())
+        return Token.build(event, destination=destination, host=host).sign(stamp)
 
     def take(self, *, shown: bool) -> list[Event]:
         """Return the events to report, and clear the clicks. Impressions count only if the page was ``shown``."""
