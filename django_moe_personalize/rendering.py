@@ -95,7 +95,9 @@ def _build_mark(tracker: PageTracker, experience: Experience, elements: Sequence
         if tracker.get_impression(experience) is None:
             return None
         context = json.dumps(dict(experience.experience_context))
-        return format_html('<template data-moe-context="{}" data-moe-page="{}"></template>', context, tracker.get_stamp())
+        return format_html(
+            '<template data-moe-context="{}" data-moe-page="{}"></template>', context, tracker.get_stamp()
+        )
     token = tracker.sign_mark(experience, elements)
     if token is None:
         return None
@@ -264,16 +266,22 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
 
 
 def keep_out_of_other_caches(request: HttpRequest) -> None:
-    """Tell the page caches of wagtail-cache and django CMS not to store this page, if the site has them.
+    """Tell the caches of wagtail-cache and django CMS not to store this page, if the site has them.
 
-    Both can store a page before the package sets the headers: wagtail-cache in its ``cache_page``, django CMS as soon as
-    the page is rendered.
+    Both can store a page before the package sets the headers: wagtail-cache in its ``cache_page``, and django CMS as
+    soon as the page is rendered. django CMS also stores each placeholder.
     """
     request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
-        # The toolbar is lazy. Django refuses to build it in an event loop, where django CMS doesn't render pages.
+        # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
         with suppress(Exception):
             toolbar._cache_disabled = True
+            renderer = toolbar.content_renderer
+            renderer.placeholder_cache_is_enabled = lambda: False
+            # django CMS asks the placeholder that is being rendered again before it stores the placeholder.
+            for placeholders in renderer._placeholders_by_page_cache.values():
+                for placeholder in placeholders.values():
+                    placeholder.cache_placeholder = False
 
 
 def add_server_timing(

@@ -54,9 +54,7 @@ def is_strict(runtime: Runtime) -> bool:
     return bool(django_settings.DEBUG) or hasattr(environment, "saved_data")
 
 
-def find_leak(
-    runtime: Runtime, request: HttpRequest, response: HttpResponseBase, get_stamp: Callable[[], str]
-) -> bool:
+def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase, get_stamp: Callable[[], str]) -> bool:
     """Return whether ``response`` has tokens or marks of another page view, and so must be private.
 
     ``get_stamp`` returns the stamp of this page view, or ``""``. The first leak of a route logs an error. In strict

@@ -35,9 +35,11 @@ def test_view_cannot_make_the_page_public():
 
 def test_other_page_caches_learn_that_the_page_is_private():
     """wagtail-cache and django CMS don't store a page that read an experience."""
-    request, toolbar = HttpRequest(), SimpleLazyObject(SimpleNamespace)
+    placeholder, request = SimpleNamespace(), HttpRequest()
+    renderer = SimpleNamespace(_placeholders_by_page_cache={1: {"content": placeholder}})
     keep_out_of_other_caches(request)
     assert request._wagtailcache_skip is True
-    request.toolbar = toolbar
+    request.toolbar = SimpleLazyObject(lambda: SimpleNamespace(content_renderer=renderer))
     keep_out_of_other_caches(request)
-    assert toolbar._cache_disabled is True
+    assert request.toolbar._cache_disabled is True
+    assert renderer.placeholder_cache_is_enabled() is placeholder.cache_placeholder is False

@@ -53,7 +53,11 @@ class Browser:
         response = self.session.request(
             method, self.site.url + path, headers=headers, allow_redirects=False, timeout=60, proxies={"no_proxy": "*"}
         )
-        assert response.status_code < 500 or "/fail/" in path, (path, response.status_code, self.site.read_log()[-3000:])
+        assert response.status_code < 500 or "/fail/" in path, (
+            path,
+            response.status_code,
+            self.site.read_log()[-3000:],
+        )
         self._etags[path] = response.headers.get("ETag", "")
         if method == "GET" and response.status_code == 200 and f"{self.name}-hero" in response.text:
             self.shown += 1

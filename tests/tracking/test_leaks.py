@@ -146,7 +146,10 @@ def test_page_from_the_site_cache(visit, routes, settings, production, caplog):
     """A page with a leak is found when Django's cache returns it, before Django knows the route."""
     ours = "django_moe_personalize.middleware.PersonalizeMiddleware"
     visit("/fragment/")
-    settings.MIDDLEWARE = [ours, *(f"django.middleware.cache.{name}CacheMiddleware" for name in ("Update", "FetchFrom"))]
+    settings.MIDDLEWARE = [
+        ours,
+        *(f"django.middleware.cache.{name}CacheMiddleware" for name in ("Update", "FetchFrom")),
+    ]
     visit = type(visit)(visit.mode)
     for _ in range(2):
         assert visit("/fragment/").headers["Cache-Control"] == PRIVATE
