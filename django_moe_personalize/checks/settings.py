@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from django.apps import apps
 from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import ForeignKey, IntegerField
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
@@ -33,6 +37,11 @@ CREDENTIALS: Final = {
 }
 DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
+
+TENANT_APPS: Final = ("django_tenants", "tenant_schemas", "django_pgschemas")
+"""Apps that give each tenant its own table of users, so that several users have the same primary key."""
+
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
 Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
@@ -205,10 +214,49 @@ def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str,
 
 def check_proxies(settings: Settings) -> Iterator[Message]:
     """Yield W010 if every address is a trusted proxy: a visitor could then claim any address."""
-    for network in settings.trusted_proxies:
-        if not network.prefixlen:
-            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({network}).'
+    for proxy in settings.trusted_proxies:
+        if proxy != "unix" and not proxy.prefixlen:
+            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({proxy}).'
             yield "W010", message, "List only the networks of your own proxies."
+
+
+def check_identity(settings: Settings) -> Iterator[Message]:
+    """Yield W014 if the primary keys of users are ids that MoEngage forbids, W015 if tenants have the same ids."""
+    if not settings.enabled or settings.identify or not _find_middleware(MIDDLEWARE):
+        return
+    if not client.is_embedded(settings) and _has_integer_keys():
+        message = (
+            'IDENTIFY isn\'t set, so users 1 to 9 have ids of one character, such as "1". MoEngage forbids such ids.'
+        )
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that returns other ids, such as "user-1".'
+        yield "W014", message, f"{hint} If you have no such users, silence this warning: a new id is a new profile."
+    tenants = next((name for name in TENANT_APPS if apps.is_installed(name)), "")
+    if not tenants and apps.is_installed("django.contrib.sites") and _serves_several_hosts():
+        tenants = "django.contrib.sites"
+    if tenants:
+        message = f"IDENTIFY isn't set, and {tenants} serves several tenants: user 1 of each is the same customer."
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that puts the tenant\'s name into the id.'
+        yield "W015", message, f"{hint} If all tenants share their users and their content, silence this warning."
+
+
+def _has_integer_keys() -> bool:
+    try:
+        key = get_user_model()._meta.pk
+    except ImproperlyConfigured:
+        # The site has no users.
+        return False
+    # The key of a child model is a link to its parent.
+    while isinstance(key, ForeignKey):
+        key = key.target_field
+    return isinstance(key, IntegerField)
+
+
+def _serves_several_hosts() -> bool:
+    """Return whether the sites framework chooses the site by the host of the request."""
+    if getattr(django_settings, "SITE_ID", None):
+        return False
+    hosts = {host.removeprefix("www.") for host in django_settings.ALLOWED_HOSTS} - LOCAL_HOSTS
+    return len(hosts) > 1 or any(host.startswith(("*", ".")) for host in hosts)
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
@@ -242,6 +290,7 @@ CHECKS: Final = (
     check_sandbox,
     check_urls,
     check_proxies,
+    check_identity,
     check_template_leaks,
     check_threads,
 )

@@ -81,7 +81,7 @@ class Settings:
     attributes: tuple[str, ...] = setting((), readers.read_list, each=readers.read_dotted_path)
     query_parameters: tuple[str, ...] = setting(UTM_PARAMETERS, readers.read_list, each=readers.read_query_parameter)
     time_zone: tzinfo = setting(UTC, readers.read_time_zone)
-    trusted_proxies: tuple[readers.IPNetwork, ...] = setting((), readers.read_list, each=readers.read_network)
+    trusted_proxies: tuple[readers.Proxy, ...] = setting((), readers.read_list, each=readers.read_proxy)
     ip_precision: str = setting("full", readers.read_choice, choices=("full", "truncated", "off"))
     consent: str = setting("", readers.read_dotted_path, may_be_empty=True)
     deadline: float = setting(0.3, readers.read_seconds, above=0, maximum=30)

@@ -11,6 +11,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from django.conf import settings as django_settings
@@ -92,14 +93,26 @@ class Token(NamedTuple):
 
 
 def read_token(text: str) -> Token:
-    """Return the token in a text that sign() made. Raises ``signing.BadSignature`` for any other text."""
-    if not text.isascii() or not text.startswith(STAMP):
-        raise signing.BadSignature("not a token")
-    salt, text = SALT + text[:_STAMP_LENGTH], text[_STAMP_LENGTH:]
-    try:
-        return Token(*signing.loads(text, salt=salt, max_age=TOKEN_MAX_AGE))
-    except signing.SignatureExpired:
-        return Token(*signing.loads(text, salt=salt))._replace(expired=True)
+    """Return the token in a text that sign() made. Raises ``signing.BadSignature`` for any other text.
+
+    During a deployment another version of this package may have signed the text, with another content.
+    """
+    salt, signed = SALT + text[:_STAMP_LENGTH], text[_STAMP_LENGTH:]
+    with suppress(Exception):  # loads() raises many kinds of exceptions for a signed text that isn't from sign().
+        try:
+            return _build_token(signing.loads(signed, salt=salt, max_age=TOKEN_MAX_AGE))
+        except signing.SignatureExpired:
+            return _build_token(signing.loads(signed, salt=salt))._replace(expired=True)
+    raise signing.BadSignature("not a token")
+
+
+def _build_token(content: object) -> Token:
+    match content:
+        case [str(event_uuid), str(action), dict(attributes), str(binding), str(destination), str(host), [*elements]]:
+            # These raise an exception for a wrong value.
+            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
+            return Token(event_uuid, action, attributes, binding, destination, host, elements)
+    raise ValueError
 
 
 def draw_stamp() -> str:
