@@ -69,7 +69,8 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)
+        # Django has found the route before it calls process_view().
+        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)  # type: ignore[union-attr]
         return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:

@@ -244,7 +244,7 @@ def find_script() -> tuple[str, str]:
 # Response headers.
 
 _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control|.+-cache-control", re.IGNORECASE)
-"""Headers that some caches obey instead of Cache-Control: nginx, Akamai, other CDNs, and all targeted fields (RFC 9213)."""
+"""Headers that nginx, Akamai or other CDNs obey instead of Cache-Control, with all targeted fields (RFC 9213)."""
 
 
 def seal_response(response: HttpResponseBase, settings: Settings) -> None:

@@ -1,4 +1,4 @@
-"""The leak detector: find another page view's tokens in a response. A cache put them there, with their visitor's content.
+"""The leak detector: find another page view's tokens in a response, where a cache put them.
 
 A token or mark starts with the stamp of its page view. So a stamp of another page view shows that some cache stored a
 page or a fragment: a cache of the site's own code, of a CMS, or of another package.
