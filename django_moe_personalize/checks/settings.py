@@ -8,8 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from django.apps import apps
 from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import ForeignKey, IntegerField
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
@@ -19,6 +23,7 @@ from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, S
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import load_backend, load_object
 from django_moe_personalize.delivery import thread
+from django_moe_personalize.fetching import shared
 
 TAG: Final = "moe_personalize"
 MIDDLEWARE: Final = "django_moe_personalize.middleware.PersonalizeMiddleware"
@@ -33,6 +38,11 @@ CREDENTIALS: Final = {
 }
 DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
+
+TENANT_APPS: Final = ("django_tenants", "tenant_schemas", "django_pgschemas")
+"""Apps that give each tenant its own table of users, so that several users have the same primary key."""
+
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
 
 Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
@@ -145,9 +155,28 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
     if _is_class_at(path, DUMMY_CACHE):
         yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
-    elif _is_class_at(path, LOCAL_CACHE) and not django_settings.DEBUG and not client.is_embedded(settings):
+    elif django_settings.DEBUG or client.is_embedded(settings):
+        return
+    elif _is_class_at(path, LOCAL_CACHE):
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."
+    elif _culls(path) and not shared.is_own_alias(settings.cache):
+        message = (
+            f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
+            "visitor's answers in it, and each process calls MoEngage separately."
+        )
+        own = (
+            "Or add an alias that only this package uses to CACHES, with its own LOCATION and a large MAX_ENTRIES, and"
+        )
+        yield "W004", message, f'{hint} {own} set {SETTING}["CACHE"] to this alias.'
+
+
+def _culls(path: str) -> bool:
+    try:
+        return shared.culls(import_string(path))
+    except Exception:
+        # Django reports a wrong path when it needs the cache.
+        return False
 
 
 def check_sandbox(settings: Settings) -> Iterator[Message]:
@@ -205,10 +234,49 @@ def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str,
 
 def check_proxies(settings: Settings) -> Iterator[Message]:
     """Yield W010 if every address is a trusted proxy: a visitor could then claim any address."""
-    for network in settings.trusted_proxies:
-        if not network.prefixlen:
-            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({network}).'
+    for proxy in settings.trusted_proxies:
+        if proxy != "unix" and not proxy.prefixlen:
+            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({proxy}).'
             yield "W010", message, "List only the networks of your own proxies."
+
+
+def check_identity(settings: Settings) -> Iterator[Message]:
+    """Yield W014 if the primary keys of users are ids that MoEngage forbids, W015 if tenants have the same ids."""
+    if not settings.enabled or settings.identify or not _find_middleware(MIDDLEWARE):
+        return
+    if not client.is_embedded(settings) and _has_integer_keys():
+        message = (
+            'IDENTIFY isn\'t set, so users 1 to 9 have ids of one character, such as "1". MoEngage forbids such ids.'
+        )
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that returns other ids, such as "user-1".'
+        yield "W014", message, f"{hint} If you have no such users, silence this warning: a new id is a new profile."
+    tenants = next((name for name in TENANT_APPS if apps.is_installed(name)), "")
+    if not tenants and apps.is_installed("django.contrib.sites") and _serves_several_hosts():
+        tenants = "django.contrib.sites"
+    if tenants:
+        message = f"IDENTIFY isn't set, and {tenants} serves several tenants: user 1 of each is the same customer."
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that puts the tenant\'s name into the id.'
+        yield "W015", message, f"{hint} If all tenants share their users and their content, silence this warning."
+
+
+def _has_integer_keys() -> bool:
+    try:
+        key = get_user_model()._meta.pk
+    except ImproperlyConfigured:
+        # The site has no users.
+        return False
+    # The key of a child model is a link to its parent.
+    while isinstance(key, ForeignKey):
+        key = key.target_field
+    return isinstance(key, IntegerField)
+
+
+def _serves_several_hosts() -> bool:
+    """Return whether the sites framework chooses the site by the host of the request."""
+    if getattr(django_settings, "SITE_ID", None):
+        return False
+    hosts = {host.removeprefix("www.") for host in django_settings.ALLOWED_HOSTS} - LOCAL_HOSTS
+    return len(hosts) > 1 or any(host.startswith(("*", ".")) for host in hosts)
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
@@ -251,6 +319,7 @@ CHECKS: Final = (
     check_sandbox,
     check_urls,
     check_proxies,
+    check_identity,
     check_template_leaks,
     check_threads,
 )

@@ -16,9 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Final = "unix"
+"""In TRUSTED_PROXIES: a proxy that connects through a unix socket, and so has no address."""
+
+Proxy = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
 
 RESERVED_NAMES: Final = frozenset(
     {"identifiers", "experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
@@ -175,13 +178,16 @@ def read_query_parameter(value: object) -> str:
     return name
 
 
-def read_network(value: object) -> IPNetwork:
-    """Read an IP address, or a network in CIDR notation."""
-    expected = 'an IP address or network such as "10.0.0.0/8"'
+def read_proxy(value: object) -> Proxy:
+    """Read an IP address, a network in CIDR notation, or "unix"."""
+    expected = 'an IP address, a network such as "10.0.0.0/8", or "unix"'
+    if value == UNIX:
+        return "unix"
     try:
         interface = ipaddress.ip_interface(str(value))
     except ValueError:
-        raise InvalidValue(value, expected) from None
+        is_socket = str(value).lower().startswith(("unix", "/"))
+        raise InvalidValue(value, expected, 'Write "unix" for a unix socket.' if is_socket else "") from None
     if interface.ip != interface.network.network_address:
         raise InvalidValue(value, expected, f'Write "{interface.network}".')
     return interface.network

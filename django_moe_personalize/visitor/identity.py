@@ -17,9 +17,14 @@ from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
+
+_WORDS: Final = ("true", "false", "null", "none", "na", "n/a", "guest", "unknown", "id", "uid", "user_id", "userid")
+FORBIDDEN_IDS: Final = {*_WORDS, "-1", "-2", "customer_id", "user_attribute_unique_id", "dummy_seller_code"}
+"""Customer ids that MoEngage forbids, in any case. It also forbids ids of one character (contract §4)."""
 
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
@@ -213,7 +218,22 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
         customer_id = str(customer_id)
     if not _is_valid_id(customer_id):
         raise HookError(f"a customer id must have 1 to {MAX_IDENTIFIER_LENGTH} printable characters")
+    warn_of_forbidden_id(customer_id, get_settings().identify or "request.user.pk")
     return Identity(customer_id, kept, anonymous=found.anonymous is True)
+
+
+def warn_of_forbidden_id(customer_id: str, source: str) -> None:
+    """Log once per ``source`` that MoEngage forbids an id. The id is used nevertheless: only the site may change it."""
+    text = customer_id.strip()
+    if len(text) < 2 or text.lower() in FORBIDDEN_IDS:
+        log_once(("forbidden", source), _FORBIDDEN, source)
+
+
+_FORBIDDEN: Final = (
+    'MoEngage forbids a customer id that comes from %s: a single character, or a word such as "guest" or "null". '
+    "MoEngage may drop the events of this customer, or mix several customers up. "
+    'Use ids such as "user-1": see the setting IDENTIFY.'
+)
 
 
 def _is_valid_id(text: object) -> bool:
@@ -225,8 +245,8 @@ def _is_valid_id(text: object) -> bool:
 def _get_anonymous_id(request: HttpRequest) -> str:
     """Return the anonymous id that this request has created, or the id in its cookie, or a new id."""
     known: str | None = getattr(request, MINTED, None)
-    if known is None and not hasattr(request, FORGOTTEN):
-        known = read_anonymous_cookie(request)
+    if known is None and not hasattr(request, FORGOTTEN) and (known := read_anonymous_cookie(request)) is not None:
+        get_newcomers().add_returned(known)
     if known is None:
         known = f"anon-{uuid.uuid4().hex}"
         setattr(request, MINTED, known)
