@@ -205,7 +205,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     """Yield W003 if the site doesn't include the package's URLs, W007 for a route that doesn't exist."""
     try:
         resolver = get_resolver()
-        has_urls = TAG in resolver.app_dict or TAG in resolver.namespace_dict
+        names = rendering.find_endpoint_names(resolver, "click")
+        has_urls = (TAG in resolver.app_dict and not names) or rendering.find_endpoint("click", "token") is not None
         routes = {name for name, _ in iterate_urls(resolver)}
     except Exception:
         # Django's own checks report a ROOT_URLCONF that doesn't load.
@@ -213,6 +214,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     if settings.enabled and not has_urls and _find_middleware(MIDDLEWARE):
         lost = "clicks and impressions" if settings.impressions == "visible" else "clicks"
         message = f"The site doesn't include the package's URLs, so {lost} aren't counted."
+        if names:
+            message = f"The URL {names[0]!r} takes arguments that the package doesn't know, so {lost} aren't counted."
         yield "W003", message, 'Add path("moe/", include("django_moe_personalize.urls")) to the root urlpatterns.'
     for route in settings.experiences:
         if route != "*" and route not in routes:
