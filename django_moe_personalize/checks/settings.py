@@ -18,6 +18,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
+from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -315,6 +316,7 @@ def check_static_files(settings: Settings) -> Iterator[Message]:
 
 CHECKS: Final = (
     check_credentials,
+    check_pasted_text,
     check_paths,
     check_transport,
     check_middleware,

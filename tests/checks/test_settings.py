@@ -128,6 +128,7 @@ def test_right_site(moe, changes):
         ({"API_KEY": ""}, "E004", "has WORKSPACE_ID, but no API_KEY.", "Personalize key"),
         ({"DATA_CENTER": ""}, "E005", "has no DATA_CENTER.", "address of your dashboard"),
         ({"DATA_CENTER": 3}, "E005", "is 3; expected one of", 'Write "03".'),
+        ({"DATA_CENTER": "'03' "}, "E005", "expected one of", 'Write "03".'),
         ({"BASE_URL": "http://example.com"}, "E006", "https", "Remove it"),
         ({"IDENTIFY": "no.such.identify"}, "E009", "IDENTIFY", "Correct the path"),
         ({"CONSENT": f"{__name__}.not_callable"}, "E009", "isn't callable", "Name a"),
@@ -274,6 +275,54 @@ def test_key_that_the_sandbox_does_not_have(tmp_path, file, key, hint):
     [message] = check_site(DEBUG=True, MOE_PERSONALIZE=moe)
     assert message.id == "moe_personalize.W008"
     assert message.hint.startswith(hint)
+
+
+QUOTED = ["'{}'", '"{}"', "`{}`", "'{}", '{}"', " '{}'\n"]
+SPACED = [" {}", "{}\n", "{}\r\n", "\t{} "]
+PLACEHOLDERS = [
+    "changeme",
+    "CHANGE_ME",
+    "<your-key>",
+    "your-api-key",
+    "YOUR_KEY_HERE",
+    "xxxx",
+    "...",
+    "api_key",
+    "TODO",
+]
+PLACEHOLDERS += ["{{{{MOE_KEY}}}}", "%KEY%", "None", "placeholder", "insert_key_here", "workspace-id", "TODO"]
+TEXTS = {
+    "WORKSPACE_ID": lambda text: {"WORKSPACE_ID": text.format("SITE")},
+    "API_KEY": lambda text: {"API_KEY": text.format(SECRET)},
+    "BASE_URL": lambda text: {"BASE_URL": text.format("https://proxy.example.com/v1")},
+    'TRANSPORT"]["OPTIONS"]["proxy': lambda text: {
+        "TRANSPORT": {"OPTIONS": {"proxy": text.format("http://p.example")}}
+    },
+}
+
+
+WRONG = [*((text, "E015") for text in QUOTED), *((text, "W013") for text in [*SPACED, *PLACEHOLDERS])]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "number"),
+    # An option may have any name as its value.
+    [(name, *wrong) for name in TEXTS for wrong in WRONG if "OPTIONS" not in name or wrong[0] not in PLACEHOLDERS],
+)
+def test_text_from_a_bad_env_file(name, text, number):
+    """Quotes, whitespace and placeholders in credentials and URLs are a message that names the setting."""
+    found = check_site(TEXTS[name](text))
+    [message] = [message for message in found if message.id == f"moe_personalize.{number}"]
+    assert message.msg.startswith(f'MOE_PERSONALIZE["{name}"]')
+    assert SECRET not in str(found)
+
+
+@pytest.mark.parametrize(("text", "number"), [("'{}'", "E015"), ("changeme", "W013"), (" {}", "W013")])
+def test_text_from_a_bad_environment(monkeypatch, text, number):
+    """The message names the environment variable."""
+    monkeypatch.setenv("MOE_PERSONALIZE_API_KEY", text.format(SECRET))
+    [message] = check_site({"API_KEY": None})
+    assert (message.id, message.msg.split()[0]) == (f"moe_personalize.{number}", "MOE_PERSONALIZE_API_KEY")
 
 
 def include_ours(prefix="moe/", namespace="shop-moe", app_name="moe_personalize"):
