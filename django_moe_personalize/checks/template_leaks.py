@@ -24,6 +24,7 @@ from django.templatetags.cache import CacheNode
 from django_moe_personalize.checks.foreign_code import may_render
 from django_moe_personalize.planning import get_literal
 from django_moe_personalize.templatetags.moe_personalize import (
+    PLACEHOLDERS,
     ClickURLNode,
     ExperienceNode,
     ExperienceValueNode,
@@ -226,9 +227,10 @@ class _Search:
 
 
 def _is_cache(node: Any) -> bool:
-    return not isinstance(node, TextNode | VariableNode) and is_cache(
-        _read_contents(node).partition(" ")[0], type(node)
-    )
+    tag = _read_contents(node).partition(" ")[0]
+    if isinstance(node, TextNode | VariableNode) or not is_cache(tag, type(node)):
+        return False
+    return tag not in PLACEHOLDERS or bool(_find_nodelists(node))
 
 
 def _is_unknown(node: Any) -> bool:

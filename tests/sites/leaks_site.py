@@ -12,7 +12,7 @@ import django
 from django.conf import settings
 from django.core.checks import run_checks
 
-APPS = ("auth", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
+APPS = ("auth", "sites", "admin", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
 WAGTAIL = ("admin", "users", "images", "documents", "sites", "search", "contrib.redirects")
 CARD = """{% load moe_personalize %}{% experience "hero-banner" as hero %}{{ hero.Title }}{% endexperience %}"""
 FILES = {
@@ -39,7 +39,7 @@ def configure(folder: Path, library: str) -> None:
         BASE_DIR=folder,
         INSTALLED_APPS=[
             *(f"django.contrib.{name}" for name in APPS),
-            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "sekizai"),
+            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "cms", "menus", "sekizai"),
             *(f"wagtail.{name}" for name in WAGTAIL),
             *(library, "slippers", "django_moe_personalize"),
         ],
@@ -55,6 +55,11 @@ def configure(folder: Path, library: str) -> None:
         STATIC_URL="/static/",
         COMPONENTS={"autodiscover": False},
         ROOT_URLCONF="django_moe_personalize.urls",
+        SITE_ID=1,
+        LANGUAGES=[("en", "English")],
+        LANGUAGE_CODE="en",
+        CMS_CONFIRM_VERSION4=True,
+        CMS_TEMPLATES=[("plain.html", "Plain")],
         WAGTAIL_SITE_NAME="Leaks",
         WAGTAILADMIN_BASE_URL="https://leaks.example",
         MOE_PERSONALIZE={"SANDBOX": True},

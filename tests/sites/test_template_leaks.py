@@ -8,7 +8,7 @@ import sys
 import pytest
 
 LOAD = "{% load cache moe_personalize slippers humanize i18n static wagtailcore_tags wagtailimages_tags"
-LOAD += " wagtail_cache wagtailcache_tags wagtailuserbar sekizai_tags %}\n"
+LOAD += " wagtail_cache wagtailcache_tags wagtailuserbar sekizai_tags cms_tags %}\n"
 GAPS = {
     "component": '{% component "hero" / %}',
     "cotton": "<c-hero />",
@@ -55,6 +55,7 @@ PAGES |= {
     "child.html": "{% extends layout %}" + LOAD + "{% block side %}{% include 'hero.html' %}{% endblock %}",
     "calm.html": "{% extends layout %}{% block side %}x{% endblock %}{% block other %}{{ y }}{% endblock %}",
     "known.html": "{% extends 'layout.html' %}" + LOAD + "{% block side %}{% include 'hero.html' %}{% endblock %}",
+    "cms.html": LOAD + "{% placeholder 'x' or %}{% include 'hero.html' %}{% endplaceholder %}{% placeholder 'y' %}",
     "outside.html": LOAD
     + GAPS["include"]
     + GAPS["slippers"]
@@ -116,6 +117,13 @@ def test_parents(found):
     [message] = found["W012", "layout.html"]
     assert "{% extends layout %} in child.html, line 1" in message
     assert "more" not in message
+
+
+def test_default_of_a_placeholder(found):
+    """django CMS caches the default content of a placeholder. A placeholder without a default gives no message."""
+    [message] = found["E014", "cms.html"]
+    assert message.startswith("{% placeholder %} shows one visitor's content to all visitors")
+    assert ("W012", "cms.html") not in found
 
 
 def test_outside_of_a_cache(found):
