@@ -49,6 +49,9 @@ PAGES = {
     for name, source in sources.items()
     for cache, form in CACHES.items()
 }
+CACHES["placeholder"] = "{{% placeholder 'x' or %}}{}{{% endplaceholder %}}"
+TAG = "{% experience_value 'a' 'b' %}"
+PAGES |= {f"refused-{cache}.html": LOAD + form.format(TAG) for cache, form in CACHES.items()}
 PAGES |= {
     "plain.html": "plain",
     "layout.html": LOAD + "{% wagtailcache 60 x %}\n{% block side %}{% endblock %}{% endwagtailcache %}",
@@ -107,6 +110,13 @@ def test_content_is_an_error(found, page):
     """The check follows literal names and the contents of components."""
     [message] = found["E014", page]
     assert "hero.html, line 1" in message
+
+
+@pytest.mark.parametrize("cache", CACHES)
+def test_tag_is_refused(found, cache):
+    """The tags of this package don't compile inside these tags."""
+    [message] = found["refused", f"refused-{cache}.html"]
+    assert f"is inside {{% {cache} %}}" in message
 
 
 def test_parents(found):
