@@ -18,6 +18,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
+from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -205,7 +206,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     """Yield W003 if the site doesn't include the package's URLs, W007 for a route that doesn't exist."""
     try:
         resolver = get_resolver()
-        has_urls = TAG in resolver.app_dict or TAG in resolver.namespace_dict
+        names = rendering.find_endpoint_names(resolver, "click")
+        has_urls = (TAG in resolver.app_dict and not names) or rendering.find_endpoint("click", "token") is not None
         routes = {name for name, _ in iterate_urls(resolver)}
     except Exception:
         # Django's own checks report a ROOT_URLCONF that doesn't load.
@@ -213,6 +215,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     if settings.enabled and not has_urls and _find_middleware(MIDDLEWARE):
         lost = "clicks and impressions" if settings.impressions == "visible" else "clicks"
         message = f"The site doesn't include the package's URLs, so {lost} aren't counted."
+        if names:
+            message = f"The URL {names[0]!r} takes arguments that the package doesn't know, so {lost} aren't counted."
         yield "W003", message, 'Add path("moe/", include("django_moe_personalize.urls")) to the root urlpatterns.'
     for route in settings.experiences:
         if route != "*" and route not in routes:
@@ -312,6 +316,7 @@ def check_static_files(settings: Settings) -> Iterator[Message]:
 
 CHECKS: Final = (
     check_credentials,
+    check_pasted_text,
     check_paths,
     check_transport,
     check_middleware,
