@@ -13,7 +13,6 @@ import time
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
@@ -34,14 +33,11 @@ from django_moe_personalize.fetching.resolve import (
 )
 from django_moe_personalize.fetching.shared import has_room
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
-from django_moe_personalize.moengage.http1 import NotTakenError
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
-
-if TYPE_CHECKING:
-    from django_moe_personalize.moengage.http1 import HTTPExchange
 
 EXTRA_SECONDS = 0.1
 """Extra time to read the rest of a response that no page started to read before the deadline.

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
+from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.moengage.types import ExperiencesResult
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
-
-if TYPE_CHECKING:
-    from django_moe_personalize.moengage.http1 import HTTPExchange
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""

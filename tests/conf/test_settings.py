@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from datetime import UTC
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -32,7 +33,7 @@ def test_defaults_are_documented(settings):
         "anonymous_id": True,
         "attributes": (),
         "query_parameters": ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content"),
-        "time_zone": ZoneInfo("UTC"),
+        "time_zone": UTC,
         "trusted_proxies": (),
         "ip_precision": "full",
         "consent": "",
@@ -75,8 +76,10 @@ NETWORKS = ["10.0.0.0/8", "::1", ipaddress.ip_network("fd00::/8")]
         ("QUERY_PARAMETERS", ["gclid"], ("gclid",)),
         ("QUERY_PARAMETERS", [], ()),
         ("TIME_ZONE", "Europe/Berlin", ZoneInfo("Europe/Berlin")),
+        ("TIME_ZONE", ZoneInfo("UTC"), UTC),
         ("TIME_ZONE", ZoneInfo("Asia/Tokyo"), ZoneInfo("Asia/Tokyo")),
         ("TRUSTED_PROXIES", NETWORKS, tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::1/128", "fd00::/8")))),
+        ("TRUSTED_PROXIES", ["unix"], ("unix",)),
         ("IP_PRECISION", "truncated", "truncated"),
         ("DEADLINE", 1, 1.0),
         ("DEADLINE", 30, 30.0),
