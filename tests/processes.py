@@ -5,6 +5,8 @@ import os
 import signal
 import threading
 import warnings
+from contextvars import ContextVar
+from unittest.mock import patch
 
 import pytest
 
@@ -49,6 +51,24 @@ def together(number, call):
         thread.join(SOON)
     assert len(results) == number
     return results
+
+
+@contextlib.contextmanager
+def recorded_contexts():
+    """Set a context variable as a page does, and give the list of its values where threads are started.
+
+    Sentry reads its context there, and gives the new thread this context.
+    """
+    visitor, values, start = ContextVar("visitor", default=None), [], threading.Thread.start
+
+    def record(thread):
+        values.append(visitor.get())
+        start(thread)
+
+    token = visitor.set("the page's visitor")
+    with patch.object(threading.Thread, "start", record):
+        yield values
+    visitor.reset(token)
 
 
 @contextlib.contextmanager

@@ -278,10 +278,19 @@ def _serves_several_hosts() -> bool:
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
-    """Yield E014 for a ``{% cache %}`` that would show one visitor's content to all visitors."""
-    for found, found_at, place in [leak for engine in get_engines() for leak in find_leaks(engine)]:
-        message = f"{{% cache %}} shows one visitor's content to all visitors: {found} in {found_at}."
-        yield "E014", message, f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
+    """Yield E014 for a tag that shows one visitor's content to all visitors, W012 for a tag that may show it."""
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for leak in [leak for engine in get_engines() for leak in find_leaks(engine)]:
+        hint = f"The {leak.cache} starts in {leak.cache_place}. Keep the visitor's content out of it."
+        if leak.certain:
+            message = f"{leak.cache} shows one visitor's content to all visitors: {leak.found} in {leak.place}."
+            yield "E014", message, hint
+        else:
+            gaps.setdefault((leak.cache, hint), []).append(f"{leak.found} in {leak.place}")
+    for (cache, hint), places in gaps.items():
+        message = f"{cache} may show one visitor's content to all visitors. The check can't look into {places[0]}"
+        more = f", and {len(places) - 1} more" if len(places) > 1 else ""
+        yield "W012", f"{message}{more}.", f"{hint} If it contains no such content, silence this warning."
 
 
 def check_threads(settings: Settings) -> Iterator[Message]:

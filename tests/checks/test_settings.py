@@ -32,8 +32,8 @@ SITE = {
     "CACHES": {"default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": "nowhere"}},
     "ROOT_URLCONF": __name__,
 }
-FILES = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}
 SANDBOX_URL = {"BASE_URL": "http://127.0.0.1:8899/v1", "IDENTIFY": "tests.site.plain"}
+FILES = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}
 not_callable = "a string"
 
 

@@ -120,6 +120,44 @@ def test_missing_impressions_and_stalled_delivery(shared_cache):
 
 
 @pytest.mark.parametrize(
+    ("setting", "visits", "state", "words"),
+    [
+        (
+            "always",
+            120,
+            "warning",
+            "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS",
+        ),
+        (
+            "always",
+            9,
+            "ok",
+            "Of 9 {}, 8 (89%) never came back. Each of these may be a profile",
+        ),
+        (
+            "returning",
+            120,
+            "ok",
+            "Of 120 {}, 119 (99%) never came back. The package reports none",
+        ),
+    ],
+)
+@pytest.mark.urls("tests.site")
+def test_new_visitors(client, upstream, setting, visits, state, words):
+    """The finding says how many new ids never came back. Robots that say so, and pages without an id, don't matter."""
+    with override_personalize(ANONYMOUS_EVENTS=setting, DELIVERY=build_backend("dummy.DummyDelivery")):
+        assert [text for _, text in diagnose() if "new anonymous ids" in text] == []
+        for _ in range(visits):
+            client.cookies.clear()
+            client.get("/tags/")
+        client.get("/tags/")
+        for agent in ("Googlebot", "Mozilla/5.0"):
+            client.cookies.clear()
+            client.get("/tags/" if agent == "Googlebot" else "/prefetching/", headers={"User-Agent": agent})
+        assert find(words.format("new anonymous ids in a sample"))[0] == state
+
+
+@pytest.mark.parametrize(
     ("name", "debug", "state", "words"),
     [
         ("thread.ThreadDelivery", False, "ok", "delivers in each web process, and only that process knows its counts"),
