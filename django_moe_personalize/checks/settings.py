@@ -166,10 +166,8 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
             f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
             "visitor's answers in it, and each process calls MoEngage separately."
         )
-        own = (
-            "Or add an alias that only this package uses to CACHES, with its own LOCATION and a large MAX_ENTRIES, and"
-        )
-        yield "W004", message, f'{hint} {own} set {SETTING}["CACHE"] to this alias.'
+        own = f'Or set {SETTING}["CACHE"] to an alias that nothing else uses'
+        yield "W004", message, f"{hint} {own}, with its own LOCATION and a large MAX_ENTRIES."
 
 
 def _culls(path: str) -> bool:
