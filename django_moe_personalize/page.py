@@ -32,6 +32,7 @@ from django_moe_personalize.visitor import (
     gather_visitor,
     has_stored_parameters,
     set_anonymous_cookie,
+    set_query_cookie,
 )
 
 _gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
@@ -211,6 +212,7 @@ class Page:
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             set_anonymous_cookie(request, response)
+            set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
@@ -224,7 +226,7 @@ class Page:
     def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Return whether the response must be private although the page has read no experience yet.
 
-        This is so if the session has stored parameters, or if a streamed response may still read an experience.
+        This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
         return has_stored_parameters(request) or (
             isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
