@@ -33,6 +33,7 @@ from django_moe_personalize.visitor import (
     gather_visitor,
     has_stored_parameters,
     set_anonymous_cookie,
+    set_query_cookie,
 )
 
 _gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
@@ -238,6 +239,7 @@ class Page:
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
+            set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
@@ -258,7 +260,7 @@ class Page:
     def _finish_unread(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Finish a page that has read no experience, and return whether its response must be private nevertheless.
 
-        This is so if the session has stored parameters, or if a streamed response may still read an experience.
+        This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
         has_asked = bool(self._flights or self._answers)
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
