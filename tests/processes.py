@@ -10,15 +10,19 @@ from unittest.mock import patch
 
 import pytest
 
+from django_moe_personalize.testing import override_personalize
+
 SOON = 30.0
 """Seconds that nothing takes on the busiest machine. A wait that ends with them has failed."""
 
 
 @pytest.fixture(name="shared")
 def use_shared_cache(settings, tmp_path):
-    """Use a cache that processes share."""
+    """Use a cache that processes share, and that belongs to the package alone."""
     backend = "django.core.cache.backends.filebased.FileBasedCache"
-    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}
+    settings.CACHES |= {"experiences": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}
+    with override_personalize(CACHE="experiences"):
+        yield
 
 
 @contextlib.contextmanager
