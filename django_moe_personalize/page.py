@@ -150,12 +150,9 @@ class Page:
 
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
-        # Django's cache_page stores the page before seal() sets the headers. Only this attribute stops it.
-        # FetchFromCacheMiddleware resets the attribute when it starts, so each read sets it again.
-        request._cache_update_cache = False  # type: ignore[attr-defined]
         if not self.is_read:
             self.is_read = True
-            rendering.keep_out_of_other_caches(request)
+            rendering.keep_out_of_caches(request)
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
