@@ -82,6 +82,7 @@ def routes(settings, upstream):
     module.urlpatterns = [path(f"{name}/", view, name=name) for name, view in zip(names, views, strict=True)]
     module.urlpatterns += [path("moe/", include("django_moe_personalize.urls"))]
     module.urlpatterns += [path("file/", lambda request: FileResponse(Path(__file__).open("rb")))]
+    module.urlpatterns += [path("__debug__/", include(([path("history/", whole_page)], "djdt")))]
     settings.ROOT_URLCONF = module
 
 
@@ -166,10 +167,11 @@ def answer(get_response):
 
 
 def test_what_is_no_leak(visit, routes, production, caplog):
-    """The address of the request, a page for itself, a compressed page and a file stay as they are."""
+    """The page's own address, the pages of the debug toolbar, a compressed page and a file stay as they are."""
     token = text(visit("/fragment/")).partition("/click/")[2].partition("/")[0]
     assert token.startswith("moe.")
     assert visit(f"/echo/?next={token}").headers["Cache-Control"] == "public"
+    assert visit("/__debug__/history/").headers["Cache-Control"] == "public, max-age=60"
     assert "Cache-Control" not in visit("/compressed/", headers={"Accept-Encoding": "gzip"}).headers
     assert b"MAX_ROUTES" in visit("/file/").getvalue() if visit.mode == "sync" else True
     assert not find_errors(caplog)
