@@ -26,6 +26,7 @@ from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import ALWAYS, PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
+    MINTED,
     NO_VISITOR,
     Visitor,
     agather_visitor,
@@ -192,14 +193,17 @@ class Page:
 
     @property
     def tracker(self) -> PageTracker:
-        """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
+        """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
             visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            customer_id = visitor.identity.customer_id if visitor.consent.track else None
-            self._tracker = PageTracker(customer_id, self._get_stamp)
+            request = self._request()
+            # Most sites set none of these attributes, and the call would take 60 bytecodes.
+            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
+            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp)
         return self._tracker
 
     def _get_stamp(self) -> str:
@@ -231,8 +235,9 @@ class Page:
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
-        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
+            tracking.note_new_id(request)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
@@ -273,6 +278,9 @@ class Page:
         self.release()
         tracker, self._tracker = self._tracker, None
         if tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+            return ()
+        if MINTED in request.__dict__ and self._settings.anonymous_events == "returning":
+            # The browser hasn't shown yet that it keeps cookies.
             return ()
         return tracker.take(shown=response.status_code == 200 and request.method == "GET")
 

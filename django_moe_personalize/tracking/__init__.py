@@ -8,11 +8,14 @@ experiences but no impression is recorded. ``leaks`` finds another page view's t
 
 from django_moe_personalize.tracking.leaks import ALWAYS, find_leak
 from django_moe_personalize.tracking.page import (
+    PREVIEW_MARKS,
     PageTracker,
     arecord,
     build_event,
     build_offering_impressions,
     is_counted,
+    is_preview,
+    note_new_id,
     record,
     record_when_streamed,
 )
@@ -20,6 +23,7 @@ from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
 
 __all__ = [
     "ALWAYS",
+    "PREVIEW_MARKS",
     "PageTracker",
     "Token",
     "arecord",
@@ -28,6 +32,8 @@ __all__ = [
     "draw_stamp",
     "find_leak",
     "is_counted",
+    "is_preview",
+    "note_new_id",
     "read_token",
     "record",
     "record_when_streamed",

@@ -20,6 +20,7 @@ from django_moe_personalize.moengage.types import Action, Event, Experience, Off
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid, draw_stamp
 from django_moe_personalize.tracking.watchdog import get_watchdog
+from django_moe_personalize.visitor import MINTED
 
 _MAX_USER_AGENT: Final = 512
 
@@ -27,6 +28,10 @@ ROBOTS: Final = re.compile(
     r"(?<!cu)bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
 )
 """Matches the user agents of robots that identify themselves, but not of phones made by Cubot."""
+
+
+PREVIEW_MARKS: Final = frozenset({"is_preview", "toolbar"})
+"""The attributes that Wagtail and django CMS set on a request."""
 
 
 # Most requests have one of a few user agents. A hit takes 0.1 µs, a miss 8.7 µs.
@@ -45,6 +50,20 @@ def is_counted(request: HttpRequest) -> bool:
         return False
     # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
     return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
+
+
+def is_preview(request: HttpRequest) -> bool:
+    """Return whether an editor previews this page: Wagtail sets ``is_preview``, django CMS the modes of its toolbar."""
+    toolbar = getattr(request, "toolbar", None)
+    modes = (getattr(toolbar, f"{mode}_mode_active", False) for mode in ("edit", "preview", "structure"))
+    return getattr(request, "is_preview", False) is True or any(mode is True for mode in modes)
+
+
+def note_new_id(request: HttpRequest) -> None:
+    """Tell the watchdog about the anonymous id that this response gives to the browser, unless a robot gets the id."""
+    anonymous_id = request.__dict__.get(MINTED)
+    if anonymous_id is not None and is_counted(request):
+        get_watchdog().add_new_id(anonymous_id)
 
 
 def build_event(

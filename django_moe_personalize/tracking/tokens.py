@@ -108,7 +108,15 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [str(event_uuid), str(action), dict(attributes), str(binding), str(destination), str(host), [*elements]]:
+        case [
+            str(event_uuid),
+            str(action),
+            dict(attributes),
+            str(binding),
+            str(destination),
+            str(host),
+            list(elements),
+        ]:
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
             return Token(event_uuid, action, attributes, binding, destination, host, elements)

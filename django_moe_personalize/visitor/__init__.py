@@ -3,13 +3,14 @@
 ``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``. ``identity`` finds the allowed
 purposes and the customer id or anonymous id, and calls the site's functions ``CONSENT``, ``IDENTIFY`` and
 ``ATTRIBUTES``. ``attributes`` collects the user agent, the address, the day, the hour, the query parameters and the
-site's own attributes.
+site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
 from django_moe_personalize.visitor.attributes import has_stored_parameters
 from django_moe_personalize.visitor.gather import NO_VISITOR, Visitor, agather_visitor, build_digest, gather_visitor
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
+    MINTED,
     Consent,
     Identity,
     build_default_consent,
@@ -19,6 +20,7 @@ from django_moe_personalize.visitor.identity import (
 
 __all__ = [
     "COOKIE_CHANGES",
+    "MINTED",
     "NO_VISITOR",
     "Consent",
     "Identity",

@@ -17,6 +17,7 @@ from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
@@ -244,8 +245,8 @@ def _is_valid_id(text: object) -> bool:
 def _get_anonymous_id(request: HttpRequest) -> str:
     """Return the anonymous id that this request has created, or the id in its cookie, or a new id."""
     known: str | None = getattr(request, MINTED, None)
-    if known is None and not hasattr(request, FORGOTTEN):
-        known = read_anonymous_cookie(request)
+    if known is None and not hasattr(request, FORGOTTEN) and (known := read_anonymous_cookie(request)) is not None:
+        get_newcomers().add_returned(known)
     if known is None:
         known = f"anon-{uuid.uuid4().hex}"
         setattr(request, MINTED, known)
@@ -266,7 +267,7 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     reader = HttpRequest()
     reader.COOKIES[name] = raw
     try:
-        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE) or ""
     except ValueError:
         # Another version of this package may have signed a text without a time.
         return None

@@ -19,6 +19,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
 from django_moe_personalize.visitor.identity import DENIED, read_anonymous_cookie
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -277,14 +278,7 @@ def test_click_after_login_belongs_to_the_customer(shown, visit):
     assert {entry.customer_id for entry in shown.engine.ledger.entries()} == {"1"}
 
 
-@pytest.fixture
-def shared_cache(settings, tmp_path):
-    """Use a cache that processes share."""
-    backend = "django.core.cache.backends.filebased.FileBasedCache"
-    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path)}}
-
-
-def test_more_beacons_than_a_person_sends(shared_cache, shown, visit, token, monkeypatch):
+def test_more_beacons_than_a_person_sends(shared, shown, visit, token, monkeypatch):
     """Above the limit of a minute, the beacons of a visitor count nothing and get the same answer."""
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 2)
     now = time.time() // 60 * 60 - 120
@@ -298,7 +292,7 @@ def test_more_beacons_than_a_person_sends(shared_cache, shown, visit, token, mon
     assert count(shown) == (3, 0)
 
 
-def test_forged_beacons_use_up_nobody_s_limit(shared_cache, shown, visit, token, monkeypatch):
+def test_forged_beacons_use_up_nobody_s_limit(shared, shown, visit, token, monkeypatch):
     """Beacons without a genuine token don't count toward the limit."""
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 1)
     for _ in range(3):

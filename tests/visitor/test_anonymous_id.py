@@ -102,19 +102,7 @@ def test_a_cookie_of_plain_http_is_nothing_over_https(browser):
         lambda value: super(TimestampSigner, SIGNER).sign("anon-1"),
         lambda value: super(TimestampSigner, SIGNER).sign("anon-1:-"),
     ],
-    ids=[
-        "signature",
-        "id",
-        "unsigned",
-        "empty",
-        "colons",
-        "not-ascii",
-        "oversized",
-        "no-id",
-        "json",
-        "no-time",
-        "time",
-    ],
+    ids=["sign", "id", "unsigned", "empty", "colons", "not-ascii", "oversized", "no-id", "json", "untimed", "time"],
 )
 def test_a_changed_cookie_gives_a_new_id(browser, change):
     """A cookie that this site didn't sign is replaced, and is never an error."""
