@@ -47,7 +47,7 @@ def build_page_without(name: str, *, statements: int) -> Any:
     return module.Page
 
 
-def Without(get_response: Callable[..., Any]) -> Any:  # noqa: N802 - named like the middleware that it replaces
+def Without(get_response: Callable[..., Any]) -> Any:
     """Return our middleware whose pages have no leak detector."""
     from django_moe_personalize import context, middleware
 
