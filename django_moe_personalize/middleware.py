@@ -64,6 +64,8 @@ class PersonalizeMiddleware:
         page = personalization._page
         try:
             response: HttpResponseBase = await self.get_response(request)
+            if page.is_id_due:
+                await page.agather()
         except BaseException:
             # The server cancels the page, because the browser has closed the connection.
             page.release()

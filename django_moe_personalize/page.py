@@ -32,6 +32,7 @@ from django_moe_personalize.visitor import (
     agather_visitor,
     gather_visitor,
     has_stored_parameters,
+    may_be_new,
     set_anonymous_cookie,
 )
 
@@ -43,6 +44,7 @@ class Page:
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     # Class attributes as defaults: every request makes a page, and most pages change few attributes.
+    is_id_due = False
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
@@ -189,6 +191,29 @@ class Page:
                 return PageTracker(None)
             self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
         return self._tracker
+
+    def give_id(self) -> None:
+        """Let this response set the cookie of a new anonymous visitor, so that parts that the page loads share the id.
+
+        In an event loop this happens after the view, because gathering the visitor may block.
+        """
+        request = self._request()
+        if request is None or self._is_closed or not self._settings.enabled or not may_be_new(request):
+            return
+        if self._visitor is None and _is_in_event_loop():
+            # A check in seal() or in the sync middleware would cost every page of the site 3 bytecodes.
+            self.is_id_due, self.seal = True, self._give_id_and_seal  # type: ignore[method-assign]
+        elif self.visitor.identity.anonymous and MINTED in request.__dict__:
+            self.mark_read(request)
+
+    def _give_id_and_seal(self, response: HttpResponseBase) -> Sequence[Event]:
+        self.give_id()
+        del self.seal
+        return self.seal(response)
+
+    async def agather(self) -> None:
+        """Gather the visitor, so that seal() can give the visitor an id in the event loop."""
+        await self._agather()
 
     # The response
 

@@ -209,8 +209,14 @@ def click_url(parser: Parser, token: Token) -> ClickURLNode:
 
 @register.simple_tag(takes_context=True)
 def personalize_scripts(context: Context) -> SafeString:
-    """Add the script that reports views, and clicks on ``data-moe-click`` elements. Use it once, at the page's end."""
-    return rendering.render_scripts(find_request(context))
+    """Add the script that reports views, and clicks on ``data-moe-click`` elements. Use it once, at the page's end.
+
+    The page may load personalized parts, so its response gives a new anonymous visitor the id for all parts.
+    """
+    request = find_request(context)
+    if (page := get_page(request)) is not None:
+        page.give_id()
+    return rendering.render_scripts(request)
 
 
 @register.filter
