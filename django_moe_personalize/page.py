@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final
+from weakref import ref
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -23,7 +23,7 @@ from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import ALWAYS, PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
@@ -52,6 +52,8 @@ class Page:
     _expected: tuple[str, ...] = ()
     _gathered: asyncio.Event | None = None
     _is_closed = False
+    _samples = ALWAYS
+    _stamp = ""
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _visitor: Visitor | None = None
@@ -59,7 +61,7 @@ class Page:
 
     def __init__(self, request: HttpRequest) -> None:
         # With a strong reference, only the garbage collector could free the request.
-        self._request = weakref.ref(request)
+        self._request = ref(request)
         self._runtime = get_runtime()
         self._settings = self._runtime.settings
         self._answers: dict[str, Experience | None] = {}
@@ -70,7 +72,9 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        return planning.get_early_keys(request, view, self._runtime) if self._settings.enabled else ()
+        # Django has found the route before it calls process_view().
+        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)  # type: ignore[union-attr]
+        return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
         """Return the experience for a tag of ``template``. The first tag fetches all keys of the template."""
@@ -147,8 +151,12 @@ class Page:
 
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
-        self.is_read = True
-        rendering.keep_out_of_site_cache(request)
+        # Django's cache_page stores the page before seal() sets the headers. Only this attribute stops it.
+        # FetchFromCacheMiddleware resets the attribute when it starts, so each read sets it again.
+        request._cache_update_cache = False  # type: ignore[attr-defined]
+        if not self.is_read:
+            self.is_read = True
+            rendering.keep_out_of_other_caches(request)
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
@@ -178,19 +186,34 @@ class Page:
 
     @property
     def visitor(self) -> Visitor:
-        """The visitor, gathered on the first use."""
-        return self._find_visitor() or NO_VISITOR
+        """The visitor, gathered on the first use. Reading the visitor makes the page private."""
+        request = self._request()
+        if request is None or self._is_closed or (visitor := self._find_visitor()) is None:
+            return NO_VISITOR
+        self.mark_read(request)
+        return visitor
 
     @property
     def tracker(self) -> PageTracker:
-        """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
+        """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
-            visitor = self._find_visitor()
+            visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
+            request = self._request()
+            # Most sites set none of these attributes, and the call would take 60 bytecodes.
+            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
+            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp)
         return self._tracker
+
+    def _get_stamp(self) -> str:
+        """Return the stamp of this page's tokens. Make the page private, because it will have a token."""
+        self._stamp = self._stamp or tracking.draw_stamp()
+        if (request := self._request()) is not None:
+            self.mark_read(request)
+        return self._stamp
 
     def give_id(self) -> None:
         """Let this response set the cookie of a new anonymous visitor, so that parts that the page loads share the id.
@@ -203,7 +226,7 @@ class Page:
         if self._visitor is None and _is_in_event_loop():
             # A check in seal() or in the sync middleware would cost every page of the site 3 bytecodes.
             self.is_id_due, self.seal = True, self._give_id_and_seal  # type: ignore[method-assign]
-        elif self.visitor.identity.anonymous and MINTED in request.__dict__:
+        elif (visitor := self._find_visitor()) and visitor.identity.anonymous and MINTED in request.__dict__:
             self.mark_read(request)
 
     def _give_id_and_seal(self, response: HttpResponseBase) -> Sequence[Event]:
@@ -222,6 +245,8 @@ class Page:
 
         Later reads return the default, because the server may have sent the headers already.
         """
+        if next(self._samples):
+            self._look_for_leak(response)
         if self._visitor is None and not self.is_read and self._gathered is None:
             # Most pages of a site don't use personalization.
             self._is_closed = True
@@ -235,13 +260,20 @@ class Page:
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
-        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
         return self._end(request, response)
+
+    def _look_for_leak(self, response: HttpResponseBase) -> None:
+        # In strict mode the search raises an exception, and the page has no other response.
+        self.release()
+        request = self._request()
+        if request is not None and tracking.find_leak(self._runtime, request, response, lambda: self._stamp):
+            self.mark_read(request)
 
     def release(self) -> None:
         """Stop reading MoEngage's responses. Other pages or threads read them."""
@@ -269,12 +301,13 @@ class Page:
         self._is_closed = True
         # A streamed response may have started fetches after the first release().
         self.release()
-        if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+        tracker, self._tracker = self._tracker, None
+        if tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
         if MINTED in request.__dict__ and self._settings.anonymous_events == "returning":
             # The browser hasn't shown yet that it keeps cookies.
             return ()
-        return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        return tracker.take(shown=response.status_code == 200 and request.method == "GET")
 
     # Steps
 

@@ -170,6 +170,7 @@ def test_server_timing_for_developers(visit, upstream, settings):
     """With DEBUG on, Server-Timing has the numbers of keys and experiences, and the time that the page waited."""
     assert "Server-Timing" not in visit("/tags/").headers
     settings.DEBUG = True
+    visit("/tags/")
     timing = visit("/tags/").headers["Server-Timing"]
     assert re.fullmatch(r'moe;desc="2 asked, 2 came, 2 from the cache";dur=\d+\.\d', timing)
     assert visit("/cdn/?timing=db").headers["Server-Timing"].startswith("db;dur=1, moe;desc=")

@@ -23,6 +23,7 @@ from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, S
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import load_backend, load_object
 from django_moe_personalize.delivery import thread
+from django_moe_personalize.fetching import shared
 
 TAG: Final = "moe_personalize"
 MIDDLEWARE: Final = "django_moe_personalize.middleware.PersonalizeMiddleware"
@@ -154,9 +155,28 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
     if _is_class_at(path, DUMMY_CACHE):
         yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
-    elif _is_class_at(path, LOCAL_CACHE) and not django_settings.DEBUG and not client.is_embedded(settings):
+    elif django_settings.DEBUG or client.is_embedded(settings):
+        return
+    elif _is_class_at(path, LOCAL_CACHE):
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."
+    elif _culls(path) and not shared.is_own_alias(settings.cache):
+        message = (
+            f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
+            "visitor's answers in it, and each process calls MoEngage separately."
+        )
+        own = (
+            "Or add an alias that only this package uses to CACHES, with its own LOCATION and a large MAX_ENTRIES, and"
+        )
+        yield "W004", message, f'{hint} {own} set {SETTING}["CACHE"] to this alias.'
+
+
+def _culls(path: str) -> bool:
+    try:
+        return shared.culls(import_string(path))
+    except Exception:
+        # Django reports a wrong path when it needs the cache.
+        return False
 
 
 def check_sandbox(settings: Settings) -> Iterator[Message]:
@@ -260,10 +280,19 @@ def _serves_several_hosts() -> bool:
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
-    """Yield E014 for a ``{% cache %}`` that would show one visitor's content to all visitors."""
-    for found, found_at, place in [leak for engine in get_engines() for leak in find_leaks(engine)]:
-        message = f"{{% cache %}} shows one visitor's content to all visitors: {found} in {found_at}."
-        yield "E014", message, f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
+    """Yield E014 for a tag that shows one visitor's content to all visitors, W012 for a tag that may show it."""
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for leak in [leak for engine in get_engines() for leak in find_leaks(engine)]:
+        hint = f"The {leak.cache} starts in {leak.cache_place}. Keep the visitor's content out of it."
+        if leak.certain:
+            message = f"{leak.cache} shows one visitor's content to all visitors: {leak.found} in {leak.place}."
+            yield "E014", message, hint
+        else:
+            gaps.setdefault((leak.cache, hint), []).append(f"{leak.found} in {leak.place}")
+    for (cache, hint), places in gaps.items():
+        message = f"{cache} may show one visitor's content to all visitors. The check can't look into {places[0]}"
+        more = f", and {len(places) - 1} more" if len(places) > 1 else ""
+        yield "W012", f"{message}{more}.", f"{hint} If it contains no such content, silence this warning."
 
 
 def check_threads(settings: Settings) -> Iterator[Message]:

@@ -69,6 +69,9 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
             yield Finding("ok", what)
     elif found != value:
         yield Finding("problem", f"{place} loses values immediately.", "Look into the log of its server.")
+    elif not shared.has_room():
+        what = f"{place} works, but it evicts the site's entries beyond MAX_ENTRIES, so it gets no visitors' answers."
+        yield Finding("ok", what)
     elif took > settings.deadline:
         what = f"{place} takes {took * 1000:.0f} ms to store and return a value, which is longer than DEADLINE."
         yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.")

@@ -31,6 +31,7 @@ ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 
 SALT: Final = "moe_personalize.identity.1"
 
+_ANONYMOUS = re.compile("anon-[0-9a-f]{32}")
 _MAX_COOKIE_LENGTH: Final = 256
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 """The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
@@ -280,7 +281,12 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
         return None
     reader = HttpRequest()
     reader.COOKIES[name] = raw
-    return reader.get_signed_cookie(name, None, salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+    try:
+        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE) or ""
+    except ValueError:
+        # Another version of this package may have signed a text without a time.
+        return None
+    return known if _ANONYMOUS.fullmatch(known) else None
 
 
 def _report_unknown(path: str, error: Exception) -> None:

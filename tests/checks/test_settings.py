@@ -29,10 +29,11 @@ PAGE = f"{__name__}.page"
 SITE = {
     "DEBUG": False,
     "MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS],
-    "CACHES": {"default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}},
+    "CACHES": {"default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": "nowhere"}},
     "ROOT_URLCONF": __name__,
 }
 SANDBOX_URL = {"BASE_URL": "http://127.0.0.1:8899/v1", "IDENTIFY": "tests.site.plain"}
+FILES = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}
 not_callable = "a string"
 
 
@@ -99,6 +100,8 @@ ROUTES = ["*", "plain", PAGE, "shop:home", "shop:*", "shop:back:*", "shop:back:i
         ({}, {"MIDDLEWARE": [OURS, PAGE]}),
         ({}, {"ROOT_URLCONF": "no.such.urls"}),
         ({}, {"CACHES": {"default": {"BACKEND": "no.such.Cache"}}}),
+        ({"CACHE": "own"}, {"CACHES": {"default": {"BACKEND": LOCAL_CACHE}, "own": FILES}}),
+        ({}, {"DEBUG": True, "CACHES": {"default": FILES}}),
         ({"EXPERIENCES": {route: ["a"] for route in ROUTES}}, {}),
         ({}, {"DEBUG": True, "MOE_PERSONALIZE": {"EXPERIENCES": {"*": ["hero-banner"]}}}),
         ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8", "unix"]}, {}),
@@ -166,6 +169,7 @@ def test_mistake_in_the_settings(moe, number, text, hint):
         (["E008", "E008"], {}, {"MIDDLEWARE": [OURS, SESSIONS, AUTHENTICATION]}),
         (["E008"], {}, {"MIDDLEWARE": [THEIRS, SESSIONS]}),
         (["W004"], {}, {"CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
+        (["W004"], {}, {"CACHES": {"default": FILES}}),
         (["W005"], {}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}}),
         (["W005"], {}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}, "DEBUG": True}),
         # The sandbox costs no calls, so the local cache doesn't matter.

@@ -20,14 +20,15 @@ from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC
 from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
 def test_cache_that_works(settings, request):
     """The finding says whether processes share the cache."""
     assert find("The cache 'default' works, but each process has its own")[0] == "ok"
     assert find("share no cache, so only their logs report rate limits")[0] == "ok"
-    request.getfixturevalue("shared_cache")
-    assert find("The cache 'default' works")[1].endswith("and processes share it.")
+    request.getfixturevalue("shared")
+    assert find("The cache 'experiences' works")[1].endswith("and processes share it.")
 
 
 class SlowCache(BaseCache):
@@ -85,6 +86,7 @@ def test_processes_that_are_well(shared_cache):
     """A circuit breaker that has closed again is not reported."""
     put_up_notice(BREAKER_TOPIC, state="closed", reason="the probe was answered")
     put_up_notice(TOPIC, missed={}, stalled=False)
+    assert find("so it gets no visitors' answers")[0] == "ok"
     assert find("No process reported a rate limit or an open circuit breaker")[0] == "ok"
 
 
