@@ -32,7 +32,6 @@ from django_moe_personalize.visitor import (
     agather_visitor,
     gather_visitor,
     has_stored_parameters,
-    may_be_new,
     set_anonymous_cookie,
 )
 
@@ -118,7 +117,7 @@ class Page:
     def load(self, *experience_keys: str) -> None:
         """Fetch the keys and wait for the answers. Without keys, wait for all fetches of this page."""
         self.prefetch(*experience_keys)
-        if not _is_in_event_loop():
+        if not is_in_event_loop():
             for flight in self._find_flights(experience_keys):
                 self._join(flight)
 
@@ -168,7 +167,7 @@ class Page:
 
     def _answer(self, request: HttpRequest, key: str) -> Experience | None:
         flight = self._find_flight(key)
-        in_event_loop = _is_in_event_loop()
+        in_event_loop = is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
@@ -214,29 +213,6 @@ class Page:
         if (request := self._request()) is not None:
             self.mark_read(request)
         return self._stamp
-
-    def give_id(self) -> None:
-        """Let this response set the cookie of a new anonymous visitor, so that parts that the page loads share the id.
-
-        In an event loop this happens after the view, because gathering the visitor may block.
-        """
-        request = self._request()
-        if request is None or self._is_closed or not self._settings.enabled or not may_be_new(request):
-            return
-        if self._visitor is None and _is_in_event_loop():
-            # A check in seal() or in the sync middleware would cost every page of the site 3 bytecodes.
-            self.is_id_due, self.seal = True, self._give_id_and_seal  # type: ignore[method-assign]
-        elif (visitor := self._find_visitor()) and visitor.identity.anonymous and MINTED in request.__dict__:
-            self.mark_read(request)
-
-    def _give_id_and_seal(self, response: HttpResponseBase) -> Sequence[Event]:
-        self.give_id()
-        del self.seal
-        return self.seal(response)
-
-    async def agather(self) -> None:
-        """Gather the visitor, so that seal() can give the visitor an id in the event loop."""
-        await self._agather()
 
     # The response
 
@@ -374,7 +350,7 @@ class Page:
         request = self._request()
         if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
-        if _is_in_event_loop():
+        if is_in_event_loop():
             self._runtime.log_once("gather", _UNGATHERED)
             return None
         token = _gathering.set(self)
@@ -415,7 +391,7 @@ _UNGATHERED = (
 )
 
 
-def _is_in_event_loop() -> bool:
+def is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
     # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
     return asyncio._get_running_loop() is not None

@@ -14,7 +14,7 @@ from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
 from django_moe_personalize import planning, rendering
-from django_moe_personalize.context import get_page
+from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import log_once
@@ -250,7 +250,7 @@ class ScriptsNode(Node):
         """
         request = find_request(context)
         if (page := get_page(request)) is not None:
-            page.give_id()
+            give_id(page)
         return rendering.render_scripts(request)
 
 
