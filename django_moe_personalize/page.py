@@ -44,6 +44,7 @@ class Page:
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     # Class attributes as defaults: every request makes a page, and most pages change few attributes.
+    is_id_due = False
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
@@ -117,7 +118,7 @@ class Page:
     def load(self, *experience_keys: str) -> None:
         """Fetch the keys and wait for the answers. Without keys, wait for all fetches of this page."""
         self.prefetch(*experience_keys)
-        if not _is_in_event_loop():
+        if not is_in_event_loop():
             for flight in self._find_flights(experience_keys):
                 self._join(flight)
 
@@ -164,7 +165,7 @@ class Page:
 
     def _answer(self, request: HttpRequest, key: str) -> Experience | None:
         flight = self._find_flight(key)
-        in_event_loop = _is_in_event_loop()
+        in_event_loop = is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
@@ -348,7 +349,7 @@ class Page:
         request = self._request()
         if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
-        if _is_in_event_loop():
+        if is_in_event_loop():
             self._runtime.log_once("gather", _UNGATHERED)
             return None
         token = _gathering.set(self)
@@ -389,7 +390,7 @@ _UNGATHERED = (
 )
 
 
-def _is_in_event_loop() -> bool:
+def is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
     # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
     return asyncio._get_running_loop() is not None

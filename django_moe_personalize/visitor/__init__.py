@@ -15,6 +15,7 @@ from django_moe_personalize.visitor.identity import (
     Identity,
     build_default_consent,
     delete_anonymous_cookie,
+    may_be_new,
     set_anonymous_cookie,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "delete_anonymous_cookie",
     "gather_visitor",
     "has_stored_parameters",
+    "may_be_new",
     "set_anonymous_cookie",
     "set_query_cookie",
 ]

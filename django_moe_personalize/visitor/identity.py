@@ -167,6 +167,21 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
         delete_anonymous_cookie(response)
 
 
+def may_be_new(request: HttpRequest) -> bool:
+    """Return whether the browser of this request may need a new anonymous id.
+
+    A browser with a session that the page hasn't read isn't new. To read the session would add ``Vary: Cookie`` to the
+    page, and a query.
+    """
+    if MINTED in request.__dict__:
+        return True
+    session = getattr(request, "session", None)
+    is_read = getattr(session, "session_key", None) is None or getattr(session, "accessed", True)
+    settings = get_settings()
+    may_have_id = settings.anonymous_id and (bool(settings.consent) or build_default_consent(request).identify)
+    return is_read and may_have_id and read_anonymous_cookie(request) is None
+
+
 def forget_anonymous_id(request: HttpRequest) -> bool:
     """Forget the visitor's anonymous id, so that the rest of this request uses a new id.
 
