@@ -291,12 +291,25 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
         response.headers["Vary"] = "Cookie"
 
 
-def keep_out_of_other_caches(request: HttpRequest) -> None:
-    """Tell the caches of wagtail-cache and django CMS not to store this page, if the site has them.
+@functools.cache
+def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
+    """Return a subclass whose requests keep ``_cache_update_cache`` false.
 
-    Both can store a page before the package sets the headers: wagtail-cache in its ``cache_page``, and django CMS as
-    soon as the page is rendered. django CMS also stores each placeholder.
+    Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
+    decorator may have read an experience before that.
     """
+    never = property(lambda request: False, lambda request, value: None)
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+
+
+def keep_out_of_caches(request: HttpRequest) -> None:
+    """Tell the caches of Django, and of wagtail-cache and django CMS if the site has them, not to store this page.
+
+    They can store a page before the package sets the headers: ``cache_page`` of Django or wagtail-cache after the view,
+    and django CMS as soon as the page is rendered. django CMS also stores each placeholder.
+    """
+    request_class: Any = request.__class__
+    request.__class__ = _build_private_class(request_class)
     request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.

@@ -5,6 +5,7 @@ A check yields messages and never raises. It uses neither the network nor the da
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -44,6 +45,10 @@ TENANT_APPS: Final = ("django_tenants", "tenant_schemas", "django_pgschemas")
 """Apps that give each tenant its own table of users, so that several users have the same primary key."""
 
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+
+WAGTAIL_CACHE: Final = "wagtailcache.cache.FetchFromCacheMiddleware"
+WAGTAIL_CACHE_IGNORED: Final = (r"^utm_.*$",)
+"""One of the default patterns of wagtail-cache. The other patterns match parameters of advertising networks."""
 
 Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
@@ -166,10 +171,8 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
             f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
             "visitor's answers in it, and each process calls MoEngage separately."
         )
-        own = (
-            "Or add an alias that only this package uses to CACHES, with its own LOCATION and a large MAX_ENTRIES, and"
-        )
-        yield "W004", message, f'{hint} {own} set {SETTING}["CACHE"] to this alias.'
+        own = f'Or set {SETTING}["CACHE"] to an alias that nothing else uses'
+        yield "W004", message, f"{hint} {own}, with its own LOCATION and a large MAX_ENTRIES."
 
 
 def _culls(path: str) -> bool:
@@ -299,6 +302,19 @@ def check_template_leaks(settings: Settings) -> Iterator[Message]:
         yield "W012", f"{message}{more}.", f"{hint} If it contains no such content, silence this warning."
 
 
+def check_wagtail_cache(settings: Settings) -> Iterator[Message]:
+    """Yield W018 if wagtail-cache removes the cookie or the query parameters of this package from every request."""
+    if not settings.enabled or WAGTAIL_CACHE not in django_settings.MIDDLEWARE:
+        return
+    if settings.anonymous_id and getattr(django_settings, "WAGTAIL_CACHE_IGNORE_COOKIES", True):
+        message = "wagtail-cache removes the cookie moe_id from requests, so each page of a visitor gets a new id."
+        yield "W018", message, "Set WAGTAIL_CACHE_IGNORE_COOKIES = False."
+    patterns = getattr(django_settings, "WAGTAIL_CACHE_IGNORE_QS", WAGTAIL_CACHE_IGNORED) or ()
+    if lost := [name for name in settings.query_parameters if any(re.match(pattern, name) for pattern in patterns)]:
+        message = f"wagtail-cache removes query parameters from requests, so MoEngage doesn't get {', '.join(lost)}."
+        yield "W018", message, "Set WAGTAIL_CACHE_IGNORE_QS to a list of patterns that match none of QUERY_PARAMETERS."
+
+
 def check_threads(settings: Settings) -> Iterator[Message]:
     """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
     if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
@@ -326,6 +342,7 @@ CHECKS: Final = (
     check_proxies,
     check_identity,
     check_template_leaks,
+    check_wagtail_cache,
     check_threads,
 )
 """All checks, in the order of their reports."""

@@ -242,6 +242,27 @@ def test_tenants_with_the_same_ids(monkeypatch, app, moe, changes, warned):
     assert all(app in message.msg and "tenant's name" in message.hint for message in messages)
 
 
+@pytest.mark.parametrize(
+    ("moe", "changes", "lost"),
+    [
+        ({}, {}, ["moe_id", "utm_source, utm_medium, utm_campaign, utm_term, utm_content"]),
+        ({"QUERY_PARAMETERS": ["ref", "utm_source"]}, {}, ["moe_id", "get utm_source."]),
+        ({"ANONYMOUS_ID": False}, {"WAGTAIL_CACHE_IGNORE_QS": [r"^utm_s"]}, ["get utm_source."]),
+        ({"QUERY_PARAMETERS": ["ref"]}, {}, ["moe_id"]),
+        ({}, {"WAGTAIL_CACHE_IGNORE_COOKIES": False, "WAGTAIL_CACHE_IGNORE_QS": None}, []),
+        ({"ENABLED": False}, {}, []),
+        ({}, {"MIDDLEWARE": SITE["MIDDLEWARE"]}, []),
+    ],
+)
+def test_wagtail_cache_removes_cookie_and_parameters(moe, changes, lost):
+    """The package would see a new visitor on each page, and no campaign."""
+    middleware = [*SITE["MIDDLEWARE"], "wagtailcache.cache.FetchFromCacheMiddleware"]
+    messages = check_site(moe, **{"MIDDLEWARE": middleware, **changes})
+    found = [message for message in messages if message.id == "moe_personalize.W018"]
+    assert len(found) == len(lost)
+    assert all(name in message.msg for message, name in zip(found, lost, strict=True))
+
+
 def test_unknown_variable(monkeypatch):
     """A misspelled environment variable is a warning with the right name."""
     monkeypatch.setenv("MOE_PERSONALIZE_DEADLNE", "1")
