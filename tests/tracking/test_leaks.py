@@ -194,5 +194,7 @@ def test_pages_that_are_looked_at(visit, routes, production, monkeypatch):
 
 def test_tracker_outlives_its_request(upstream):
     """A tracker still signs a link after the request is gone."""
-    tracker = build_request().personalization._page.tracker
+    request = build_request()
+    tracker = request.personalization._page.tracker
+    del request
     assert tracker.get_stamp() == tracker.get_stamp()
