@@ -20,7 +20,7 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -146,12 +146,38 @@ def _reverse(name: str, *args: str) -> str | None:
     try:
         return reverse(f"moe_personalize:{name}", args=args)
     except NoReverseMatch:
+        url = find_endpoint(name, *args)
+    if url is None:
         message = (
             "The package's URLs are missing, so clicks and views in the browser are not counted. "
             'Add path("moe/", include("django_moe_personalize.urls")) to your URLs.'
         )
         log_once("urls", message)
-        return None
+    return url
+
+
+def find_endpoint(name: str, *args: str) -> str | None:
+    """Return the URL of the view ``click`` or ``beacon``, or ``None`` if the site doesn't include the package's URLs.
+
+    The site may include them in any namespace, or several times. The first that needs no other arguments counts.
+    """
+    for route in find_endpoint_names(get_resolver(get_urlconf()), name):
+        with suppress(NoReverseMatch):
+            return reverse(route, args=args)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> tuple[str, ...]:
+    """Return the names of the URLs, with their namespaces, that lead to the view ``click`` or ``beacon``."""
+    found: list[str] = []
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
+            found += find_endpoint_names.__wrapped__(pattern, name, inner)
+        elif pattern.name and pattern.lookup_str == f"django_moe_personalize.views.{name}":
+            found.append(f"{prefix}{pattern.name}")
+    return tuple(found)
 
 
 def find_host(url: str) -> str:
@@ -265,12 +291,25 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
         response.headers["Vary"] = "Cookie"
 
 
-def keep_out_of_other_caches(request: HttpRequest) -> None:
-    """Tell the caches of wagtail-cache and django CMS not to store this page, if the site has them.
+@functools.cache
+def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
+    """Return a subclass whose requests keep ``_cache_update_cache`` false.
 
-    Both can store a page before the package sets the headers: wagtail-cache in its ``cache_page``, and django CMS as
-    soon as the page is rendered. django CMS also stores each placeholder.
+    Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
+    decorator may have read an experience before that.
     """
+    never = property(lambda request: False, lambda request, value: None)
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+
+
+def keep_out_of_caches(request: HttpRequest) -> None:
+    """Tell the caches of Django, and of wagtail-cache and django CMS if the site has them, not to store this page.
+
+    They can store a page before the package sets the headers: ``cache_page`` of Django or wagtail-cache after the view,
+    and django CMS as soon as the page is rendered. django CMS also stores each placeholder.
+    """
+    request_class: Any = request.__class__
+    request.__class__ = _build_private_class(request_class)
     request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.

@@ -15,6 +15,8 @@ OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 UPDATE = "django.middleware.cache.UpdateCacheMiddleware"
 FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
 
+EARLY = "tests.test_site_cache.read_early"
+
 
 def read(request):
     """Show the visitor's id, and whether there is an experience."""
@@ -57,6 +59,21 @@ async def atell(request, name):
     return tell(request, name)
 
 
+def show_early(request):
+    """Show the visitor that read_early() has read."""
+    return HttpResponse(f"{request.early} True")
+
+
+def read_early(view):
+    """Read an experience before the view: a middleware, or a decorator around cache_page."""
+
+    def wrapper(request):
+        request.early = f"{request.personalization.identity.customer_id} {request.personalization.get('hero-banner')}"
+        return view(request)
+
+    return wrapper
+
+
 @pytest.fixture
 def routes(settings):
     """Install the pages of this module."""
@@ -66,6 +83,8 @@ def routes(settings):
         path("plain/", plain),
         path("inner/", personalize("hero-banner")(cache_page(60)(read))),
         path("outer/", cache_page(60)(personalize("hero-banner")(read))),
+        path("early/", read_early(cache_page(60)(show_early))),
+        path("early-middleware/", cache_page(60)(show_early)),
         path("plain-cached/", cache_page(60)(plain)),
         path("tell/<name>/", cache_page(60)(tell)),
         path("atell/<name>/", cache_page(60)(atell)),
@@ -82,8 +101,9 @@ def routes(settings):
         ([UPDATE, FETCH, OURS], "/read/"),
         ([OURS], "/inner/"),
         ([OURS], "/outer/"),
+        ([OURS], "/early/"),
+        ([OURS, EARLY], "/early-middleware/"),
     ],
-    ids=["site cache outside", "site cache inside", "ours innermost", "cache_page inside", "cache_page outside"],
 )
 def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, settings, middleware, url):
     """A second visitor never gets the page of the first, whatever the order of the middleware."""

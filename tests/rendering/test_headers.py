@@ -7,7 +7,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.rendering import keep_out_of_other_caches, seal_response
+from django_moe_personalize.rendering import keep_out_of_caches, seal_response
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,9 @@ def test_other_page_caches_learn_that_the_page_is_private():
     """wagtail-cache and django CMS don't store a page that read an experience."""
     placeholder, request = SimpleNamespace(), HttpRequest()
     renderer = SimpleNamespace(_placeholders_by_page_cache={1: {"content": placeholder}})
-    keep_out_of_other_caches(request)
+    keep_out_of_caches(request)
     assert request._wagtailcache_skip is True
     request.toolbar = SimpleLazyObject(lambda: SimpleNamespace(content_renderer=renderer))
-    keep_out_of_other_caches(request)
+    keep_out_of_caches(request)
     assert request.toolbar._cache_disabled is True
     assert renderer.placeholder_cache_is_enabled() is placeholder.cache_placeholder is False

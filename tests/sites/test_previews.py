@@ -38,7 +38,7 @@ def open_cms_previews(editor):
     query = (
         "SELECT t.id, c.id FROM django_content_type t, cms_pagecontent c WHERE model = 'pagecontent' AND title = 'Sale'"
     )
-    kind, content = database.execute(query).fetchone()
+    kind, content = database.execute(query, ("pagecontent", "Sale")).fetchone()
     database.close()
     for mode in ("edit", "preview", "structure"):
         yield editor.open(f"/en/admin/cms/placeholder/object/{kind}/{mode}/{content}/")
