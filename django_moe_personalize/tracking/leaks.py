@@ -23,6 +23,7 @@ from django.urls import Resolver404, resolve
 from django_moe_personalize.exceptions import LeakError
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.tracking.tokens import STAMP
+from django_moe_personalize.visitor.identity import COOKIE_NAMES, QUERY_COOKIE
 
 MAX_LOOKED_AT: Final = 4 * 1024 * 1024
 """The detector looks at so many bytes of a response. Looking takes about 1 ms for each MiB."""
@@ -43,9 +44,9 @@ _PREFIX = STAMP.encode()
 _STAMPS = re.compile(rb"moe\.[0-9a-f]{12}")
 
 _LEAK = (
-    "A response of the route %s has a token or mark of another page view, so a cache shows one visitor's content to "
-    "other visitors. Find the cache in the view, its templates or the middleware, and put it around HTML without "
-    "personalization tags."
+    "A response of the route %s has a token, mark or cookie of another page view, so a cache shows one visitor's "
+    "content to other visitors. Find the cache in the view, its templates or the middleware, and put it around HTML "
+    "without personalization tags."
 )
 _SEALED = " The package made this response private, and looks at each page of this route from now on."
 
@@ -61,7 +62,7 @@ def is_strict(runtime: Runtime) -> bool:
 
 
 def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase, get_stamp: Callable[[], str]) -> bool:
-    """Return whether ``response`` has tokens or marks of another page view, and so must be private.
+    """Return whether ``response`` has tokens, marks or cookies of another page view, and so must be private.
 
     ``get_stamp`` returns the stamp of this page view, or ``""``. The first leak of a route logs an error. In strict
     mode, each leak raises LeakError. A stream is searched while the server sends it, and can't become private then.
@@ -75,7 +76,10 @@ def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase
         if "djdt" in match.app_names:
             return False
         _remember_route(runtime, match.view_name)
-    search = partial(_search, runtime, request, response.status_code, get_stamp)
+    report = partial(_report, runtime, request, response.status_code)
+    if _drop_cookies(response):
+        return report()
+    search = partial(_search, request, get_stamp, report)
     if response.streaming:
         _search_stream(response, search)
         return match is not None and runtime.samples.get(match.view_name) is ALWAYS
@@ -91,8 +95,22 @@ def _remember_route(runtime: Runtime, route: str) -> None:
         runtime.samples[route] = chain(repeat(True, FIRST_PAGES - 1), cycle([*repeat(False, ONE_IN - 1), True]))
 
 
-def _search(runtime: Runtime, request: HttpRequest, status: int, get_stamp: Callable[[], str], content: bytes) -> bool:
-    """Return whether ``content`` has a stamp of another page view. If so, log an error, or raise LeakError."""
+def _drop_cookies(response: HttpResponseBase) -> bool:
+    """Drop the package's cookies, and return whether there are any.
+
+    A view may return one response object again and again, with the cookies that the package set for its first visitor.
+    An empty cookie is from delete_anonymous_cookie().
+    """
+    foreign = [
+        name for name in (*COOKIE_NAMES, QUERY_COOKIE) if name in response.cookies and response.cookies[name].value
+    ]
+    for name in foreign:
+        del response.cookies[name]
+    return bool(foreign)
+
+
+def _search(request: HttpRequest, get_stamp: Callable[[], str], report: Callable[[], bool], content: bytes) -> bool:
+    """Return whether ``content`` has a stamp of another page view, and report it."""
     own = get_stamp().encode()
     # Most pages have no stamps, or only their own. Counting takes a fifth of the time of the regular expression.
     if content.count(_PREFIX, 0, MAX_LOOKED_AT) == (content.count(own, 0, MAX_LOOKED_AT) if own else 0):
@@ -100,6 +118,11 @@ def _search(runtime: Runtime, request: HttpRequest, status: int, get_stamp: Call
     known = {own, *_STAMPS.findall(request.get_full_path().encode())}
     if known.issuperset(_STAMPS.findall(content, 0, MAX_LOOKED_AT)):
         return False
+    return report()
+
+
+def _report(runtime: Runtime, request: HttpRequest, status: int) -> bool:
+    """Log an error once for each route, and raise LeakError in strict mode. Otherwise return ``True``."""
     route = _find_route(request)
     runtime.samples[route] = ALWAYS
     runtime.log_once(("leak", route), _LEAK + _SEALED, route, level=logging.ERROR)

@@ -71,6 +71,12 @@ def stream(request):
     return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
 
 
+def one_object(request):
+    if "sent" not in vars(one_object):
+        one_object.sent = HttpResponse(request.personalization.identity.customer_id)
+    return one_object.sent
+
+
 VIEWS = [fragment, whole_page, own_tags_too, marks, as_json, fragment_tag]
 
 
@@ -82,7 +88,7 @@ def echo(request):
 def routes(settings, upstream):
     """Install the pages of this module."""
     module = ModuleType("leaking_routes")
-    views = [*VIEWS, error_page, stream, echo, gzip_page(fragment), cache_page(60)(fragment)]
+    views = [*VIEWS, one_object, error_page, stream, echo, gzip_page(fragment), cache_page(60)(fragment)]
     names = [*(view.__name__ for view in views[:-2]), "compressed", "stored"]
     module.urlpatterns = [path(f"{name}/", view, name=name) for name, view in zip(names, views, strict=True)]
     module.urlpatterns += [path("moe/", include("django_moe_personalize.urls"))]
@@ -129,7 +135,7 @@ def test_leak_raises_in_tests_and_with_debug(debug, visit, routes, settings):
     visit("/fragment/")
     for _ in range(2):
         visit.forget_cookies()
-        with pytest.raises(LeakError, match="route fragment has a token or mark of another page view"):
+        with pytest.raises(LeakError, match="route fragment has a token, mark or cookie of another page view"):
             visit("/fragment/")
     assert visit("/error_page/").headers["Cache-Control"] == PRIVATE
 
@@ -148,6 +154,15 @@ def test_stream(visit, routes, production, caplog):
     assert "moe." in text(found)
     assert "route stream " in find_errors(caplog)[0]
     assert visit("/stream/").headers["Cache-Control"] == PRIVATE
+
+
+def test_view_that_returns_one_response_object(visit, routes, production, caplog):
+    """Only the first visitor gets the cookie with the first visitor's anonymous id."""
+    vars(one_object).pop("sent", None)
+    assert "moe_id" in visit("/one_object/").cookies
+    visit.forget_cookies()
+    assert "moe_id" not in visit("/one_object/").cookies
+    assert "route one_object " in find_errors(caplog)[0]
 
 
 def test_page_from_the_site_cache(visit, routes, settings, production, caplog):
