@@ -235,7 +235,8 @@ class _Search:
 
 def _is_cache(node: Any) -> bool:
     tag = _read_contents(node).partition(" ")[0]
-    if isinstance(node, TextNode | VariableNode) or not is_cache(tag, type(node)):
+    # Django renders the template of an inclusion tag for each page.
+    if isinstance(node, TextNode | VariableNode | InclusionNode) or not is_cache(tag, type(node)):
         return False
     return tag not in PLACEHOLDERS or bool(_find_nodelists(node))
 

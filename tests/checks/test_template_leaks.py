@@ -98,6 +98,7 @@ def count(context):
 
 
 register.simple_tag(draw, takes_context=True, name="cached_draw")
+register.inclusion_tag("hero.html", name="cached_hero")(show_hero)
 register.filter("draw_for", draw_for)
 register.filter("lower_for", lambda value: len(value))
 
@@ -273,7 +274,7 @@ def test_block_in_the_fragment_of_a_parent(find, parent, body):
         EXPERIENCE + "{% with hero='x' %}[{% trans 'the hero' %}]{% endwith %}{% endexperience %}",
         "[{% include 'nowhere.html' %}{% include 'again.html' %}{% include 'broken.html' %}]",
         "[{% count %}{% draw_alone %}{{ request|lower_for }}{{ x|draw_for }}{% block x %}{% endblock %}]",
-        "{% include which %}{% draw %}{{ slot }}[x]",
+        "{% include which %}{% draw %}{{ slot }}{% cached_hero %}[x]",
         "{% nocache %}{% draw %}{% endnocache %}[x]",
         "{% include 'hero.html' %}",
         "{% extends 'loop.html' %}",
