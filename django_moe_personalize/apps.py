@@ -6,6 +6,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, register
+from django.utils.translation import gettext_lazy as _
 
 
 class MoePersonalizeConfig(AppConfig):
@@ -13,7 +14,7 @@ class MoePersonalizeConfig(AppConfig):
 
     name = "django_moe_personalize"
     label = "moe_personalize"
-    verbose_name = "MoEngage Personalize"
+    verbose_name = _("MoEngage Personalize")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, Final
+from weakref import ref
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -23,9 +23,10 @@ from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import ALWAYS, PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
+    MINTED,
     NO_VISITOR,
     Visitor,
     agather_visitor,
@@ -43,6 +44,7 @@ class Page:
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     # Class attributes as defaults: every request makes a page, and most pages change few attributes.
+    is_id_due = False
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
@@ -50,6 +52,8 @@ class Page:
     _expected: tuple[str, ...] = ()
     _gathered: asyncio.Event | None = None
     _is_closed = False
+    _samples = ALWAYS
+    _stamp = ""
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _visitor: Visitor | None = None
@@ -57,7 +61,7 @@ class Page:
 
     def __init__(self, request: HttpRequest) -> None:
         # With a strong reference, only the garbage collector could free the request.
-        self._request = weakref.ref(request)
+        self._request = ref(request)
         self._runtime = get_runtime()
         self._settings = self._runtime.settings
         self._answers: dict[str, Experience | None] = {}
@@ -68,7 +72,9 @@ class Page:
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        return planning.get_early_keys(request, view, self._runtime) if self._settings.enabled else ()
+        # Django has found the route before it calls process_view().
+        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)  # type: ignore[union-attr]
+        return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
         """Return the experience for a tag of ``template``. The first tag fetches all keys of the template."""
@@ -112,7 +118,7 @@ class Page:
     def load(self, *experience_keys: str) -> None:
         """Fetch the keys and wait for the answers. Without keys, wait for all fetches of this page."""
         self.prefetch(*experience_keys)
-        if not _is_in_event_loop():
+        if not is_in_event_loop():
             for flight in self._find_flights(experience_keys):
                 self._join(flight)
 
@@ -145,8 +151,9 @@ class Page:
 
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
-        self.is_read = True
-        rendering.keep_out_of_site_cache(request)
+        if not self.is_read:
+            self.is_read = True
+            rendering.keep_out_of_caches(request)
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
@@ -158,7 +165,7 @@ class Page:
 
     def _answer(self, request: HttpRequest, key: str) -> Experience | None:
         flight = self._find_flight(key)
-        in_event_loop = _is_in_event_loop()
+        in_event_loop = is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
@@ -176,19 +183,34 @@ class Page:
 
     @property
     def visitor(self) -> Visitor:
-        """The visitor, gathered on the first use."""
-        return self._find_visitor() or NO_VISITOR
+        """The visitor, gathered on the first use. Reading the visitor makes the page private."""
+        request = self._request()
+        if request is None or self._is_closed or (visitor := self._find_visitor()) is None:
+            return NO_VISITOR
+        self.mark_read(request)
+        return visitor
 
     @property
     def tracker(self) -> PageTracker:
-        """The tracker of this page. Without the visitor's consent, the tracker records nothing."""
+        """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
         if self._tracker is None:
-            visitor = self._find_visitor()
+            visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None)
+            request = self._request()
+            # Most sites set none of these attributes, and the call would take 60 bytecodes.
+            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
+            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp)
         return self._tracker
+
+    def _get_stamp(self) -> str:
+        """Return the stamp of this page's tokens. Make the page private, because it will have a token."""
+        self._stamp = self._stamp or tracking.draw_stamp()
+        if (request := self._request()) is not None:
+            self.mark_read(request)
+        return self._stamp
 
     # The response
 
@@ -197,40 +219,52 @@ class Page:
 
         Later reads return the default, because the server may have sent the headers already.
         """
+        if next(self._samples):
+            self._look_for_leak(response)
         if self._visitor is None and not self.is_read and self._gathered is None:
             # Most pages of a site don't use personalization.
             self._is_closed = True
             return ()
         self.release()
         request = self._request()
-        if request is None or not (self.is_read or self._is_personal(request, response)):
+        if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed = True
             return ()
         settings = self._settings
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
-        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
+            tracking.note_new_id(request)
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
         return self._end(request, response)
 
+    def _look_for_leak(self, response: HttpResponseBase) -> None:
+        # In strict mode the search raises an exception, and the page has no other response.
+        self.release()
+        request = self._request()
+        if request is not None and tracking.find_leak(self._runtime, request, response, lambda: self._stamp):
+            self.mark_read(request)
+
     def release(self) -> None:
         """Stop reading MoEngage's responses. Other pages or threads read them."""
         for flight in self._flights:
             flight.release()
 
-    def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether the response must be private although the page has read no experience yet.
+    def _finish_unread(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        """Finish a page that has read no experience, and return whether its response must be private nevertheless.
 
         This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
-        return has_stored_parameters(request) or (
-            isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers)
-        )
+        has_asked = bool(self._flights or self._answers)
+        if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
+            # The page needed none of the keys that it fetched early.
+            planning.get_route_memory(self._runtime).unlearn(request)
+        return has_stored_parameters(request) or (has_asked and response.streaming)
 
     def _describe(self) -> str:
         came = [experience for experience in self._answers.values() if experience is not None]
@@ -242,9 +276,13 @@ class Page:
         self._is_closed = True
         # A streamed response may have started fetches after the first release().
         self.release()
-        if self._tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+        tracker, self._tracker = self._tracker, None
+        if tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
-        return self._tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        if MINTED in request.__dict__ and self._settings.anonymous_events == "returning":
+            # The browser hasn't shown yet that it keeps cookies.
+            return ()
+        return tracker.take(shown=response.status_code == 200 and request.method == "GET")
 
     # Steps
 
@@ -289,10 +327,8 @@ class Page:
             self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
-        request = self._request()
-        route = None if request is None else planning.get_route(request)
-        if route is not None:
-            planning.get_route_memory(self._runtime).learn(route, *keys, limit=limit)
+        if (request := self._request()) is not None:
+            planning.get_route_memory(self._runtime).learn(request, *keys, limit=limit)
 
     def _get_budget(self) -> float:
         """Return how many seconds this page may still wait."""
@@ -313,7 +349,7 @@ class Page:
         request = self._request()
         if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
-        if _is_in_event_loop():
+        if is_in_event_loop():
             self._runtime.log_once("gather", _UNGATHERED)
             return None
         token = _gathering.set(self)
@@ -354,7 +390,7 @@ _UNGATHERED = (
 )
 
 
-def _is_in_event_loop() -> bool:
+def is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
     # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
     return asyncio._get_running_loop() is not None

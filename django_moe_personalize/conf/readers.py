@@ -16,9 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Final = "unix"
+"""In TRUSTED_PROXIES: a proxy that connects through a unix socket, and so has no address."""
+
+Proxy = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
 
 RESERVED_NAMES: Final = frozenset(
     {"identifiers", "experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
@@ -121,20 +124,25 @@ def read_data_center(value: object, *, choices: Collection[str]) -> str:
     """Read the number of a data center, or "". The number is a str, because MoEngage writes a leading zero."""
     if value in ("", *choices):
         return str(value)
-    meant = str(value).strip().lower().removeprefix("dc").lstrip("-_ 0")
+    meant = str(value).strip(" \t\r\n'\"").lower().removeprefix("dc").lstrip("-_ 0")
     found = next((known for known in choices if known.lstrip("0") == meant), None)
     hint = "Take it from the address of your dashboard: it is 03 in dashboard-03.moengage.com."
     expected = f"one of {', '.join(map(repr, choices))}, as a string"
     raise InvalidValue(value, expected, f'Write "{found}".' if found else hint)
 
 
-def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
+def read_dotted_path(value: object, *, may_be_empty: bool = False, instead_of: str = "") -> str:
     """Read the dotted path of an object to import, or "" for the built-in behavior."""
-    expected = 'a dotted path such as "shop.personalization.identify"'
+    expected = f'{instead_of}a dotted path such as "shop.personalization.identify"'
     if callable(value):
         path = f"{getattr(value, '__module__', 'module')}.{getattr(value, '__qualname__', 'name')}"
         raise InvalidValue(value, expected, f'Write its path: "{path}".')
     return read_string(value, pattern=f"({_DOTTED_PATH})?" if may_be_empty else _DOTTED_PATH, expected=expected)
+
+
+def read_switch_or_path(value: object) -> bool | str:
+    """Read True, False or the dotted path of an object to import."""
+    return value if isinstance(value, bool) else read_dotted_path(value, instead_of="True, False or ")
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:
@@ -170,13 +178,16 @@ def read_query_parameter(value: object) -> str:
     return name
 
 
-def read_network(value: object) -> IPNetwork:
-    """Read an IP address, or a network in CIDR notation."""
-    expected = 'an IP address or network such as "10.0.0.0/8"'
+def read_proxy(value: object) -> Proxy:
+    """Read an IP address, a network in CIDR notation, or "unix"."""
+    expected = 'an IP address, a network such as "10.0.0.0/8", or "unix"'
+    if value == UNIX:
+        return "unix"
     try:
         interface = ipaddress.ip_interface(str(value))
     except ValueError:
-        raise InvalidValue(value, expected) from None
+        is_socket = str(value).lower().startswith(("unix", "/"))
+        raise InvalidValue(value, expected, 'Write "unix" for a unix socket.' if is_socket else "") from None
     if interface.ip != interface.network.network_address:
         raise InvalidValue(value, expected, f'Write "{interface.network}".')
     return interface.network

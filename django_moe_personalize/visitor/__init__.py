@@ -3,22 +3,25 @@
 ``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``. ``identity`` finds the allowed
 purposes and the customer id or anonymous id, and calls the site's functions ``CONSENT``, ``IDENTIFY`` and
 ``ATTRIBUTES``. ``attributes`` collects the user agent, the address, the day, the hour, the query parameters and the
-site's own attributes.
+site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
 from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
 from django_moe_personalize.visitor.gather import NO_VISITOR, Visitor, agather_visitor, build_digest, gather_visitor
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
+    MINTED,
     Consent,
     Identity,
     build_default_consent,
     delete_anonymous_cookie,
+    may_be_new,
     set_anonymous_cookie,
 )
 
 __all__ = [
     "COOKIE_CHANGES",
+    "MINTED",
     "NO_VISITOR",
     "Consent",
     "Identity",
@@ -29,6 +32,7 @@ __all__ = [
     "delete_anonymous_cookie",
     "gather_visitor",
     "has_stored_parameters",
+    "may_be_new",
     "set_anonymous_cookie",
     "set_query_cookie",
 ]

@@ -2,11 +2,13 @@
 
 import re
 import sys
+from functools import partial, wraps
 
 import pytest
 from django.contrib.staticfiles.storage import StaticFilesStorage
-from django.template import Context, TemplateSyntaxError, engines
+from django.template import Context, Engine, Library, Node, TemplateSyntaxError
 from django.template.defaulttags import CommentNode
+from django.templatetags.cache import CacheNode, do_cache
 from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 
@@ -99,6 +101,7 @@ def test_tags(render, source, expected):
         ("{% experience_value 'hero' %}", '. Write {% experience_value "key" "Variable" default="…" %}'),
         ("{% experience_value 'hero' 'Title' 'x' %}", "Wrong arguments of {% experience_value %}"),
         ("{% experience_value 'hero' 'Title' nope='x' %}", "Wrong arguments of {% experience_value %}"),
+        ("{% personalize_scripts 'x' %}", "{% personalize_scripts %} takes no arguments."),
     ],
 )
 def test_syntax_errors_show_the_right_form(source, message):
@@ -107,14 +110,70 @@ def test_syntax_errors_show_the_right_form(source, message):
         compile_template(source)
 
 
-@pytest.mark.parametrize("tag", ["experience 'a' %}{% endexperience", "experience_value 'a' 'b'", "click_url a '/b/'"])
-def test_tags_inside_a_fragment_cache_are_refused(tag):
-    """``{% cache %}`` would show one visitor's content to all. Next to a tag and inside of it, it is fine."""
-    engine = engines["django"]
-    opening, closing = "{% load cache moe_personalize %}{% cache 60 x %}{% if y %}", "{% endif %}{% endcache %}"
-    with pytest.raises(TemplateSyntaxError, match="one visitor's content to all visitors"):
-        engine.from_string(opening + "{% " + tag + " %}" + closing)
-    assert engine.from_string(opening + closing + "{% experience 'a' %}" + opening + closing + "{% endexperience %}")
+class KeepNode(CacheNode):
+    """A site's own cache."""
+
+    @classmethod
+    def compile(cls, parser, token):
+        """Parse any block tag."""
+        parser.parse((f"end{token.contents}",))
+        parser.delete_first_token()
+        return Node()
+
+
+class Caching:
+    """An object that parses a block tag."""
+
+    __call__ = staticmethod(KeepNode.compile)
+
+
+def compile_block(parser, token):
+    """Parse a block tag whose name alone says whether it caches."""
+    return KeepNode.compile(parser, token)
+
+
+register = Library()
+CACHES = ["cache", "wagtailcache", "cachealot", "cached", "cached_as", "cms_cache", "Caching", "announce_cache"]
+OTHERS = ["nocache", "uncached", "end_cache_here", "never_cache", "cachebuster", "render_uncached_part", "spaceless2"]
+FUNCTIONS = {
+    "method": KeepNode.compile,
+    "object": Caching(),
+    "partial": partial(wraps(do_cache)(lambda *args: KeepNode.compile(*args))),
+}
+for name, function in {**dict.fromkeys([*CACHES, *OTHERS], compile_block), **FUNCTIONS}.items():
+    register.tag(name, function)
+TAGS = [
+    "experience 'a' %}{% endexperience",
+    "experience_value 'a' 'b' as c",
+    "click_url a '/b/'",
+    "personalize_scripts",
+]
+AROUND = ["if y", "with a=b", "filter upper", "for x in y", "spaceless2", "block c", "nocache"]
+
+
+def compile_inside(block, source, beside=""):
+    """Compile a template with one source inside a block tag, and another next to it."""
+    libraries = {"caches": __name__, "moe_personalize": "django_moe_personalize.templatetags.moe_personalize"}
+    template = f"{{% load caches moe_personalize %}}{{% {block} %}}{source}{{% end{block.split()[0]} %}}{beside}"
+    return Engine(libraries=libraries).from_string(template)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("block", [*CACHES, *FUNCTIONS])
+def test_tags_inside_a_fragment_cache_are_refused(block, tag):
+    """A block tag that caches would show one visitor's content to all. The error names both tags and the fix."""
+    inside, name = f"{{% {tag} %}}", tag.split()[0]
+    message = f"{{% {name} %}} is inside {{% {block} %}}, which would show one visitor's content to all visitors. Move"
+    for source in [inside, *(f"{{% {other} %}}{inside}{{% end{other.split()[0]} %}}" for other in AROUND)]:
+        with pytest.raises(TemplateSyntaxError, match=re.escape(message)):
+            compile_inside(block, source)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("block", [*OTHERS, "verbatim", "comment", "experience 'a'"])
+def test_tags_next_to_a_fragment_cache_are_right(block, tag):
+    """Next to a cache, around a cache, and inside a block tag that caches nothing, a tag is right."""
+    assert compile_inside(block, f"{{% cache %}}x{{% endcache %}}{{% {tag} %}}", f"{{% {tag} %}}")
 
 
 @pytest.mark.parametrize("has_request", [True, False])
@@ -203,7 +262,10 @@ MANIFEST = {
     "STATIC_ROOT": "/no",
 }
 UNREACHABLE = {"STORAGES": {"staticfiles": {"BACKEND": f"{__name__}.UnreachableStorage"}}}
-NOT_INSTALLED = {"INSTALLED_APPS": ["django_moe_personalize"]}
+NOT_INSTALLED = {
+    "INSTALLED_APPS": ["django_moe_personalize"],
+    "MIDDLEWARE": ["django_moe_personalize.middleware.PersonalizeMiddleware"],
+}
 NO_URL = {"STATIC_URL": None}
 
 

@@ -4,12 +4,14 @@ import json
 import re
 import time
 import uuid
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
+import hypothesis
 import pytest
 from django.contrib.auth.models import User
 from django.core import signing
 from django.test import Client, RequestFactory
+from hypothesis import strategies
 
 from django_moe_personalize import views
 from django_moe_personalize.delivery.base import get_delivery
@@ -17,6 +19,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
 from django_moe_personalize.visitor.identity import DENIED, read_anonymous_cookie
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -177,6 +180,52 @@ def test_replaced_secret_key(shown, visit, token, settings):
     assert count(shown) == (1, 0)
 
 
+WHOLE = list(Token.build(Event(Action.CLICKED, "x", CONTEXT, 0), destination="/a/")[:-1])
+
+
+def replace_part(place, value):
+    """Return the content of a token with another value at one place."""
+    return [*WHOLE[:place], value, *WHOLE[place + 1 :]]
+
+
+OTHER_SHAPES = [
+    *(WHOLE[:count] for count in range(len(WHOLE))),
+    [*WHOLE, False],
+    *(replace_part(place, wrong) for place in range(7) for wrong in (None, 7, [[1]])),
+    *(replace_part(place, wrong) for place in (0, 1, 3) for wrong in ("x", "\ud800") if (place, wrong) != (3, "x")),
+    dict(zip(Token._fields, WHOLE, strict=False)),
+    *(None, True, 7, "text", "", [], {}, [[]]),
+]
+ANYTHING = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.floats() | strategies.integers() | strategies.text(),
+    lambda inner: strategies.lists(inner, max_size=8) | strategies.dictionaries(strategies.text(), inner),
+)
+
+
+STAMP = "moe.0123456789ab"
+SALT = tokens.SALT + STAMP
+OTHER_TEXTS = [
+    *(signing.dumps(content, salt=SALT, compress=True) for content in OTHER_SHAPES),
+    *(signing.TimestampSigner(salt=SALT).sign(text) for text in ("", "x", ".x", "W3", "é")),
+    *(signing.Signer(salt=SALT).sign(text) for text in ("x", "x:-", "x:" + "z" * 400)),
+]
+
+
+def test_token_of_another_version(shown, visit):
+    """A token that another version of the package signed is a bad token, whatever its content is."""
+    for text in [STAMP + signed for signed in OTHER_TEXTS]:
+        assert visit(f"/moe/click/{quote(text)}/").status_code == 400, text
+        send(visit, ["impression", text], ["click", text, ""])
+    assert count(shown) == (0, 0)
+
+
+@hypothesis.given(ANYTHING)
+def test_any_signed_content(content):
+    """read_token() raises the same exception for any content that isn't a token's."""
+    with pytest.raises(signing.BadSignature):
+        read_token(STAMP + signing.dumps(content, salt=SALT))
+
+
 @pytest.mark.parametrize("text", ["x", "x:y:z", "é", "%00", "a" * 5000, ".eJ:1:x", "MARK"])
 def test_bad_click_is_refused(visit, token, text):
     """A link that this site did not make is a 400, never a redirect. So is the token of a mark."""
@@ -213,7 +262,7 @@ def test_tokens_tell_nothing_personal():
     customer_id = "customer-4711"
     token = Token.build(Event(Action.SHOWN, customer_id, CONTEXT, 0))
     text = token.sign()
-    assert customer_id not in json.dumps(signing.loads(text, salt=tokens.SALT))
+    assert customer_id not in json.dumps(signing.loads(text[16:], salt=tokens.SALT + text[:16]))
     assert re.fullmatch(r"[\w.:-]+", text)
     shown = repr(read_token(text))
     assert not any(part in shown for part in ("42D", token.binding))
@@ -229,14 +278,7 @@ def test_click_after_login_belongs_to_the_customer(shown, visit):
     assert {entry.customer_id for entry in shown.engine.ledger.entries()} == {"1"}
 
 
-@pytest.fixture
-def shared_cache(settings, tmp_path):
-    """Use a cache that processes share."""
-    backend = "django.core.cache.backends.filebased.FileBasedCache"
-    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path)}}
-
-
-def test_more_beacons_than_a_person_sends(shared_cache, shown, visit, token, monkeypatch):
+def test_more_beacons_than_a_person_sends(shared, shown, visit, token, monkeypatch):
     """Above the limit of a minute, the beacons of a visitor count nothing and get the same answer."""
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 2)
     now = time.time() // 60 * 60 - 120
@@ -250,7 +292,7 @@ def test_more_beacons_than_a_person_sends(shared_cache, shown, visit, token, mon
     assert count(shown) == (3, 0)
 
 
-def test_forged_beacons_use_up_nobody_s_limit(shared_cache, shown, visit, token, monkeypatch):
+def test_forged_beacons_use_up_nobody_s_limit(shared, shown, visit, token, monkeypatch):
     """Beacons without a genuine token don't count toward the limit."""
     monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 1)
     for _ in range(3):
