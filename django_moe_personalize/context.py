@@ -98,10 +98,12 @@ class Personalization(Mapping[str, Experience]):
 
         Without keys, wait for all fetches of this page.
         """
+        self._page.confirm(again=True)
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
         """See load(). In a task (``asyncio.create_task()``), the call runs during the view's other awaits."""
+        await self._page.aconfirm(again=True)
         await self._page.aload(*experience_keys)
 
     @property

@@ -20,6 +20,9 @@ def start_new_identity(*, request: Any, **kwargs: Any) -> None:
     request = getattr(request, "_request", request)
     if not isinstance(request, HttpRequest):
         return
+    personalization = getattr(request, "personalization", None)
+    if personalization is not None:
+        personalization._page.doubt()
     # A process that serves no pages shouldn't import half of the package at start-up.
     from django_moe_personalize.visitor.attributes import SESSION_KEY
     from django_moe_personalize.visitor.identity import forget_anonymous_id
@@ -27,7 +30,6 @@ def start_new_identity(*, request: Any, **kwargs: Any) -> None:
     # A logout has emptied the session already, but a login keeps the session's content.
     with suppress(Exception):
         request.session.pop(SESSION_KEY, None)
-    personalization = getattr(request, "personalization", None)
     if forget_anonymous_id(request) and personalization is not None:
         # The response deletes this visitor's cookie, so no cache may store the response.
         personalization._page.mark_read(request)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -87,13 +87,15 @@ def build_offering_impressions(offerings: Iterable[Offering], customer_id: str |
 class PageTracker:
     """The impressions and clicks of one page view by the visitor ``customer_id``. With ``None`` nothing counts.
 
-    An experience has one impression per page view, even if the page shows the experience several times.
+    An experience has one impression per page view, even if the page shows the experience several times. With ``answers``
+    (by key) only these experiences count.
     """
 
-    __slots__ = ("_clicks", "_customer_id", "_impressions", "_rendered", "_shown")
+    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown")
 
-    def __init__(self, customer_id: str | None) -> None:
+    def __init__(self, customer_id: str | None, answers: Mapping[str, Experience | None] | None = None) -> None:
         self._customer_id = customer_id
+        self._answers = answers
         self._impressions: dict[str, Event | None] = {}
         self._rendered: dict[str, Experience] = {}
         self._shown: dict[str, list[Event]] = {}
@@ -102,6 +104,8 @@ class PageTracker:
     def get_impression(self, experience: Experience) -> Event | None:
         """Return the impression of ``experience`` in this page view. Every call returns the same event."""
         key = experience.experience_key
+        if self._answers is not None and self._answers.get(key) is not experience:
+            return None
         if key not in self._impressions:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]
