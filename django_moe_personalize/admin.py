@@ -2,36 +2,91 @@
 
 from __future__ import annotations
 
-from typing import Any
+import uuid
+from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
+from django.contrib.admin.options import get_content_type_for_model
+from django.db import transaction
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.formats import number_format
 from django.utils.timesince import timesince
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
 from django_moe_personalize.delivery.base import find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery
+from django_moe_personalize.delivery.outbox import Outbox
 from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.moengage.types import Action
+
+ACTIONS = {
+    Action.SHOWN.value: pgettext_lazy("outbox", "shown"),
+    Action.CLICKED.value: pgettext_lazy("outbox", "clicked"),
+    Action.OFFERING_SHOWN.value: pgettext_lazy("outbox", "offering shown"),
+    Action.OFFERING_CLICKED.value: pgettext_lazy("outbox", "offering clicked"),
+}
+
+DROPPED = {
+    "attempts": pgettext_lazy("outbox", "attempts"),
+    "erased": pgettext_lazy("outbox", "erased"),
+    "error": pgettext_lazy("outbox", "error"),
+    "refused": pgettext_lazy("outbox", "refused"),
+}
 
 
 @admin.register(OutboxEvent)
 class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the stubs alone
-    """Show events without their customers. Users with the permission to change events may send parked events again."""
+    """Show events without their customers. Users with the permission to change events may send parked events again.
 
-    list_display = ("experience", "action", "state", "age", "attempts", "reason", "event_uuid")
+    A filter on any other field than the state would confirm guesses about customers: Django's default accepts
+    ``?body__startswith=``. So the admin filters by state, searches for whole UUIDs, and accepts no other lookup.
+    """
+
+    list_display = ("experience", "action", "state", "age", "reason", "event_uuid")
     list_filter = ("state",)
-    fields = (*list_display, "created_at", "due_at")
+    search_fields = ("event_uuid",)
+    search_help_text = _("Enter the whole UUID of an event.")
+    fields = (*list_display, "attempts", "created_at", "due_at")
     readonly_fields = fields
     ordering = ("-pk",)
     actions = ("send_again",)
     show_full_result_count = False
+
+    class Media:
+        css: ClassVar = {"all": ("moe_personalize/admin.css",)}
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
         delivery = find_delivery(DatabaseDelivery)
         return rows if delivery is None else rows.using(delivery.outbox.alias)
+
+    def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
+        """Allow the filter by state. See ModelAdmin.lookup_allowed()."""
+        return lookup == "state__exact" and value in OutboxEvent.State.values
+
+    def get_search_results(
+        self, request: HttpRequest, queryset: QuerySet[OutboxEvent], search_term: str
+    ) -> tuple[QuerySet[OutboxEvent], bool]:
+        """Find the event with this UUID. See ModelAdmin.get_search_results()."""
+        if not search_term:
+            return queryset, False
+        try:
+            return queryset.filter(event_uuid=uuid.UUID(search_term.strip())), False
+        except ValueError:
+            return queryset.none(), False
+
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        """Leave out actions of the whole admin site: an export, for example, would contain customer ids."""
+        # Django has the locations since 6.1.
+        location = {} if action_location is None else {"action_location": action_location}
+        found = super().get_actions(request, **location)
+        return {name: action for name, action in found.items() if name in self.actions}
 
     def _refuse(self, request: HttpRequest, obj: OutboxEvent | None = None) -> bool:
         """Refuse to add, change and delete. A deleted event would be in no counter."""
@@ -43,27 +98,28 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         """Whether the user may send parked events again. Users need Django's permission to change events."""
         return request.user.has_perm("moe_personalize.change_outboxevent")
 
+    @admin.display(description=pgettext_lazy("outbox", "action"))
     def action(self, row: OutboxEvent) -> str:
-        """Return the action in one word: ``shown`` or ``clicked``."""
-        return str(row.read_action().get("action", "")).removeprefix("MOE_PERSONALIZATION_MESSAGE_").lower()
+        """Return the action in one word."""
+        return str(ACTIONS.get(str(row.read_action().get("action")), ""))
 
+    @admin.display(description=pgettext_lazy("outbox", "experience"))
     def experience(self, row: OutboxEvent) -> str:
         """Return the name of the experience."""
         attributes = row.read_action().get("attributes")
         return str(attributes.get("experience", "")) if isinstance(attributes, dict) else ""
 
-    @admin.display(ordering="created_at")
+    @admin.display(description=pgettext_lazy("outbox", "age"), ordering="created_at")
     def age(self, row: OutboxEvent) -> str:
         """Return the time since the event was recorded."""
         return timesince(row.created_at)
 
-    @admin.action(description="Send parked events again", permissions=["replay"])
+    @admin.action(description=_("Send parked events again"), permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
-        """Make the selected parked events due again."""
+        """Make the selected parked events due again. One entry in the admin's history names their number."""
         delivery = find_delivery(DatabaseDelivery)
-        count = 0 if delivery is None else delivery.outbox.replay(list(queryset.values_list("event_uuid", flat=True)))
-        level = messages.SUCCESS if count else messages.WARNING
-        self.message_user(request, f"{count} parked events are due again.", level)
+        count = 0 if delivery is None else _replay(request, queryset, delivery.outbox)
+        self.message_user(request, _describe_replay(count), messages.SUCCESS if count else messages.WARNING)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
@@ -72,12 +128,40 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
 
 
+def _replay(request: HttpRequest, queryset: QuerySet[OutboxEvent], outbox: Outbox) -> int:
+    """Make the selected parked events due again, write one entry into the admin's history, and return their number."""
+    # Without the app django.contrib.admin, this module can be imported, but these models can't.
+    from django.contrib.admin.models import CHANGE, LogEntry
+
+    selected = request.POST.getlist(ACTION_CHECKBOX_NAME)
+    is_across = forms.BooleanField(required=False).to_python(request.POST.get("select_across"))
+    with transaction.atomic(using=outbox.alias):
+        # Without "select all", ``queryset`` has all selected keys in one query. SQLite refuses too many of them.
+        count = outbox.replay([queryset] if is_across else outbox.choose("pk", selected))
+        if count:
+            LogEntry.objects.create(
+                user_id=request.user.pk,
+                content_type=get_content_type_for_model(OutboxEvent),
+                object_repr=_describe_replay(count),
+                action_flag=CHANGE,
+                change_message=_describe_replay(count),
+            )
+    return count
+
+
+def _describe_replay(count: int) -> str:
+    text = ngettext("%(count)d parked event is due again.", "%(count)d parked events are due again.", count)
+    return text % {"count": count}
+
+
 def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
     """Return the counters of all processes as (label, value)."""
     counts = delivery.counts()
     oldest = delivery.outbox.find_oldest()
-    lines = [("accepted", counts.accepted), ("delivered", counts.delivered)]
-    lines += [(f"dropped: {reason}", count) for reason, count in sorted(counts.dropped.items())]
-    lines += [("of these parked", delivery.outbox.parked.count()), ("pending", counts.pending)]
-    ages = [] if oldest is None else [("oldest pending", timesince(oldest, timezone.now()))]
-    return [(label, f"{count:,}") for label, count in lines] + ages
+    lines = [(pgettext("outbox", "accepted"), counts.accepted), (pgettext("outbox", "delivered"), counts.delivered)]
+    for reason, count in sorted(counts.dropped.items()):
+        lines.append((pgettext("outbox", "dropped: %(reason)s") % {"reason": DROPPED.get(reason, reason)}, count))
+    lines.append((pgettext("outbox", "of these parked"), delivery.outbox.parked.count()))
+    lines.append((pgettext("outbox", "pending"), counts.pending))
+    ages = [] if oldest is None else [(pgettext("outbox", "oldest pending"), timesince(oldest, timezone.now()))]
+    return [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages

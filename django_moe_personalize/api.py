@@ -37,6 +37,7 @@ from django_moe_personalize.moengage.types import (
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.visitor import Identity, Visitor
+from django_moe_personalize.visitor.identity import warn_of_forbidden_id
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -130,6 +131,8 @@ def _check_visitor(customer_id: object, identifiers: Mapping[str, str], attribut
     """Raise ValueError for arguments of a wrong type. The message names the argument, never its value."""
     if customer_id is not None and not isinstance(customer_id, str):
         raise ValueError(f"customer_id must be a string, not {type(customer_id).__name__}: write str(…).")
+    if customer_id:
+        warn_of_forbidden_id(customer_id, "django_moe_personalize.api")
     for what, values in (("user_identifiers", identifiers), ("attributes", attributes)):
         for name, value in values.items():
             if not isinstance(name, str) or not isinstance(value, str):
@@ -200,6 +203,7 @@ def erase(*, customer_id: str) -> int:
 def _check(customer_id: str) -> str:
     if not isinstance(customer_id, str) or not customer_id:
         raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
+    warn_of_forbidden_id(customer_id, "django_moe_personalize.api")
     return customer_id
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, register
+from django.utils.translation import gettext_lazy as _
 
 
 class MoePersonalizeConfig(AppConfig):
@@ -13,7 +14,7 @@ class MoePersonalizeConfig(AppConfig):
 
     name = "django_moe_personalize"
     label = "moe_personalize"
-    verbose_name = "MoEngage Personalize"
+    verbose_name = _("MoEngage Personalize")
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
@@ -22,6 +23,7 @@ class MoePersonalizeConfig(AppConfig):
         from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 
         register(check_site, "moe_personalize")
+        register(check_deployment, "moe_personalize", deploy=True)
 
 
 def check_site(**kwargs: Any) -> list[CheckMessage]:
@@ -30,3 +32,10 @@ def check_site(**kwargs: Any) -> list[CheckMessage]:
     from django_moe_personalize.checks import settings
 
     return settings.check_site()
+
+
+def check_deployment(**kwargs: Any) -> list[CheckMessage]:
+    """Run the system checks for ``check --deploy``."""
+    from django_moe_personalize.checks import settings
+
+    return settings.check_deployment()

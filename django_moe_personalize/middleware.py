@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from asgiref.sync import iscoroutinefunction, markcoroutinefunction
+from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
@@ -82,7 +82,9 @@ class PersonalizeMiddleware:
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """See process_view(). For an async view, wait for the fetch, because tags in an event loop can't wait."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(request, view):
+        # A function of the site may block: it may read the page from the database.
+        is_quick = isinstance(get_settings().learn_routes, bool)
+        if keys := page.plan(request, view) if is_quick else await sync_to_async(page.plan)(request, view):
             await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
 
     async def aprocess_template_response(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -10,8 +9,14 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from django.db import models
+from django.utils.crypto import salted_hmac
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from django_moe_personalize.moengage.types import Event
+
+# Short words have the context "outbox". Django merges the catalogs of all apps, and without a context our "state" would
+# also be the translation of another app's "state".
 
 
 class OutboxEvent(models.Model):
@@ -24,32 +29,35 @@ class OutboxEvent(models.Model):
     class State(models.TextChoices):
         """Pending, or parked for a reason."""
 
-        PENDING = "pending", "pending"
-        REFUSED = "refused", "refused by MoEngage"
-        ATTEMPTS = "attempts", "given up after too many attempts"
+        PENDING = "pending", pgettext_lazy("outbox", "pending")
+        REFUSED = "refused", _("refused by MoEngage")
+        ATTEMPTS = "attempts", _("given up after too many attempts")
 
-    event_uuid = models.UUIDField(unique=True)
+    event_uuid = models.UUIDField(_("event UUID"), unique=True)
     # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
-    customer_hash = models.CharField(max_length=32)
+    customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
     # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
-    body = models.TextField()
-    state = models.CharField(max_length=8, choices=State.choices, default=State.PENDING)
+    body = models.TextField(_("JSON for MoEngage"))
+    state = models.CharField(
+        pgettext_lazy("outbox", "state"), max_length=8, choices=State.choices, default=State.PENDING
+    )
     # The index uses this boolean instead of ``state``. Without fresh statistics, as after an outage, PostgreSQL expects
     # few rows with one text, so it would ignore the index and sort. For a boolean it expects half of the rows.
     is_pending = models.GeneratedField(
         expression=models.Case(models.When(state=State.PENDING, then=True), default=False),
         output_field=models.BooleanField(),
         db_persist=True,
+        verbose_name=pgettext_lazy("outbox", "pending"),
     )
-    attempts = models.PositiveIntegerField(default=0)
-    due_at = models.DateTimeField()
-    lease = models.UUIDField(null=True)
-    reason = models.TextField(blank=True)
-    created_at = models.DateTimeField()
+    attempts = models.PositiveIntegerField(pgettext_lazy("outbox", "attempts"), default=0)
+    due_at = models.DateTimeField(pgettext_lazy("outbox", "due at"))
+    lease = models.UUIDField(pgettext_lazy("outbox", "lease"), null=True)
+    reason = models.TextField(pgettext_lazy("outbox", "reason"), blank=True)
+    created_at = models.DateTimeField(pgettext_lazy("outbox", "created at"))
 
     class Meta:
-        verbose_name = "event in the outbox"
-        verbose_name_plural = "events in the outbox"
+        verbose_name = _("event in the outbox")
+        verbose_name_plural = _("events in the outbox")
         indexes: ClassVar[list[models.Index]] = [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")]
 
     def __str__(self) -> str:
@@ -78,17 +86,21 @@ class OutboxEvent(models.Model):
 class OutboxCounter(models.Model):
     """The number of events that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
-    outcome = models.CharField(max_length=20, primary_key=True)
-    count = models.PositiveBigIntegerField(default=0)
+    outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20, primary_key=True)
+    count = models.PositiveBigIntegerField(pgettext_lazy("outbox", "count"), default=0)
 
     class Meta:
-        verbose_name = "counter of the outbox"
-        verbose_name_plural = "counters of the outbox"
+        verbose_name = _("counter of the outbox")
+        verbose_name_plural = _("counters of the outbox")
 
     def __str__(self) -> str:
         return self.outcome
 
 
-def hash_customer(customer_id: str) -> str:
-    """Return the hash that all events of one customer share."""
-    return hashlib.blake2b(customer_id.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def hash_customer(customer_id: str, secret: str | bytes | None = None) -> str:
+    """Return the hash that all events of one customer share. Its key comes from ``secret``, by default SECRET_KEY.
+
+    Nobody can confirm a guessed id without the key. The algorithm is SHA-256, because FIPS builds of Python have it.
+    """
+    text = customer_id.encode("utf-8", "surrogatepass")
+    return salted_hmac("moe_personalize.outbox", text, secret, algorithm="sha256").hexdigest()[:32]

@@ -238,7 +238,7 @@ class Page(RequestVisitor):
             return ()
         self.release()
         request = self._request()
-        if request is None or not (self.is_read or self._is_personal(request, response)):
+        if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed = True
             return ()
         known = request.__dict__
@@ -260,14 +260,16 @@ class Page(RequestVisitor):
         for flight in self._flights:
             flight.release()
 
-    def _is_personal(self, request: HttpRequest, response: HttpResponseBase) -> bool:
-        """Return whether the response must be private although the page has read no experience yet.
+    def _finish_unread(self, request: HttpRequest, response: HttpResponseBase) -> bool:
+        """Finish a page that has read no experience, and return whether its response must be private nevertheless.
 
         This is so if the session has stored parameters, or if a streamed response may still read an experience.
         """
-        return has_stored_parameters(request) or (
-            isinstance(response, StreamingHttpResponse) and bool(self._flights or self._answers or self._expected)
-        )
+        has_asked = bool(self._flights or self._answers or self._expected)
+        if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
+            # The page needed none of the keys that it fetched early.
+            planning.get_route_memory(self._runtime).unlearn(request)
+        return has_stored_parameters(request) or (has_asked and response.streaming)
 
     def _describe(self) -> str:
         came = [experience for experience in self._answers.values() if experience is not None]
@@ -336,10 +338,8 @@ class Page(RequestVisitor):
             self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
-        request = self._request()
-        route = None if request is None else planning.get_route(request)
-        if route is not None:
-            planning.get_route_memory(self._runtime).learn(route, *keys, limit=limit)
+        if (request := self._request()) is not None:
+            planning.get_route_memory(self._runtime).learn(request, *keys, limit=limit)
 
     def _get_budget(self) -> float:
         """Return how many seconds this page may still wait."""

@@ -6,6 +6,7 @@ process remembers these keys for the route, so that the next page of the route s
 
 from __future__ import annotations
 
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,10 +19,14 @@ from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.visitor.identity import HookError, call
 
 KEYS_ATTRIBUTE: Final = "moe_experience_keys"
 """The attribute of a view with the keys of ``@personalize``. ``functools.wraps`` copies the attribute to a wrapper."""
+
+_ROUTE_KEY: Final = "_moe_route_key"
+"""The attribute of a request with the answer of the site's function LEARN_ROUTES."""
 
 MAX_ROUTES: Final = 1000
 MAX_KEYS_A_ROUTE: Final = 100
@@ -48,35 +53,96 @@ def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> No
 
 
 class RouteMemory:
-    """The keys that the pages of each route have needed so far. Thread-safe and bounded."""
+    """The keys that the pages of each route have needed so far. Thread-safe and bounded.
 
-    def __init__(self) -> None:
-        self._routes: dict[str, tuple[str, ...]] = {}
+    A route is split after one of its pages needed none of the route's keys: in a CMS, one route serves many different
+    pages. From then on, this memory keeps the keys by route and path. With ``get_key``, each route is split from the
+    start, by ``get_key(request)`` instead of the path. A page for which this is "" learns nothing.
+    """
+
+    def __init__(self, get_key: Callable[[HttpRequest], str] | None = None) -> None:
+        self._get_key = get_key
+        self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
+        """The keys of each route. ``None`` stands for a split route."""
+        self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
         self._lock = threading.Lock()
 
-    def get(self, route: str) -> tuple[str, ...]:
-        """Return the keys of ``route``."""
-        return self._routes.get(route, ())
+    def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
+        """Return the keys that earlier pages like ``request`` have needed."""
+        keys = self.routes.get(route, ())
+        return self.get_part(request, route) if keys is None else keys
 
-    def learn(self, route: str, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
-        """Remember that ``route`` needs ``experience_keys``, unless the route has ``limit`` keys already.
+    def get_part(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
+        """Return the keys of a page of a split route."""
+        return () if route is None else self._parts.get((route, self._find_key(request)), ())
 
-        With more than MAX_ROUTES routes, the oldest route is forgotten.
+    def learn(self, request: HttpRequest, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
+        """Remember that pages like ``request`` need ``experience_keys``, unless ``limit`` keys are known already.
+
+        With more than MAX_ROUTES routes, the oldest route is forgotten. The same is true for the parts of routes.
         """
-        known = self.get(route)
-        if len(known) >= limit or set(known).issuperset(experience_keys):
+        route = get_route(request)
+        known = self.routes.get(route, ())
+        if known is None:
+            known = self.get_part(request, route)
+        if route is None or len(known) >= limit or set(known).issuperset(experience_keys):
             return
         with self._lock:
-            keys = dict.fromkeys([*self.get(route), *experience_keys])
-            self._routes[route] = tuple(keys)[:MAX_KEYS_A_ROUTE]
-            if len(self._routes) > MAX_ROUTES:
-                del self._routes[next(iter(self._routes))]
+            keys = tuple(dict.fromkeys([*self.get(request, route), *experience_keys]))[:MAX_KEYS_A_ROUTE]
+            if self.routes.get(route, ()) is not None:
+                self.routes[route] = keys
+                _drop_oldest(self.routes)
+            elif key := self._find_key(request):
+                self._parts[route, key] = keys
+                _drop_oldest(self._parts)
+
+    def unlearn(self, request: HttpRequest) -> None:
+        """Forget the keys of pages like ``request``, because this page needed none of them. Maybe split the route."""
+        route = get_route(request)
+        if route is not None and self.get(request, route):
+            with self._lock:
+                if self.routes.get(route) is None:
+                    self._parts.pop((route, self._find_key(request)), None)
+                else:
+                    self.routes[route] = None
+
+    def _find_key(self, request: HttpRequest) -> str:
+        if self._get_key is None:
+            return request.path
+        if not hasattr(request, _ROUTE_KEY):
+            # Call the site's function once, before the view. In the view, its database error would break a transaction.
+            setattr(request, _ROUTE_KEY, self._get_key(request))
+        key: str = getattr(request, _ROUTE_KEY)
+        return key
+
+
+def _drop_oldest(memory: dict[Any, Any]) -> None:
+    if len(memory) > MAX_ROUTES:
+        del memory[next(iter(memory))]
+
+
+class _AllSplit(dict[Any, Any]):
+    """The routes of a memory in which each route is split."""
+
+    def get(self, *args: object) -> None:
+        """Return ``None`` for each route."""
 
 
 @part
 def get_route_memory(runtime: Runtime) -> RouteMemory:
     """Return the keys that the routes of this process have needed so far."""
-    return RouteMemory()
+    learn = runtime.settings.learn_routes
+    return RouteMemory(None if learn is True else functools.partial(_call_site, learn))
+
+
+def _call_site(learn: bool | str, request: HttpRequest) -> str:
+    """Return the answer of the site's function LEARN_ROUTES, or "" if the function fails or LEARN_ROUTES is False."""
+    try:
+        key: str = call(learn, request, str) if isinstance(learn, str) else ""
+    except HookError as error:
+        log_once(("learn", str(error)), "LEARN_ROUTES failed (%s), so pages remember no keys.", error)
+        return ""
+    return key
 
 
 _template_keys: Final = weakref.WeakKeyDictionary[Template, tuple[str, ...]]()
@@ -130,7 +196,11 @@ def get_planned_keys(
     match = request.resolver_match
     route = None if match is None else match.view_name
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    seen = () if route is None else get_route_memory(runtime).get(route)
+    memory = get_route_memory(runtime)
+    # A page of a route that isn't split has no more to do than this look-up.
+    seen = memory.routes.get(route, ())
+    if seen is None:
+        seen = memory.get_part(request, route)
     experiences = get_settings().experiences
     if not experiences and not (declared and seen):
         # A page without experiences may take 120 bytecodes in all. Merging the keys would take 55 more.

@@ -47,6 +47,9 @@ HTML_ATTRIBUTES: Final = {
 NOWHERE: Final = "#"
 """The URL that replaces an unsafe destination."""
 
+SCRIPT: Final = "moe_personalize/personalize.js"
+SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
+
 _CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
 _MAX_REMEMBERED_TEXT: Final = 2048
 _MARK_END = mark_safe("<template data-moe-end></template>")
@@ -202,10 +205,16 @@ def render_html(value: object) -> SafeString:
 
 def render_scripts(request: HttpRequest | None) -> SafeString:
     """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one."""
-    beacon = _reverse("beacon")
+    beacon = _reverse("beacon") if get_settings().enabled else None
     if beacon is None:
         return SafeString("")
-    source, nonce = static("moe_personalize/personalize.js"), SafeString("")
+    source, problem = find_script()
+    if problem:
+        message = "The static file %s has no URL (%s), so pages may not count clicks and views. %s"
+        log_once("script", message, SCRIPT, problem, SCRIPT_HINT)
+    if not source:
+        return SafeString("")
+    nonce = SafeString("")
     # The nonce of Django (6.0 and later), or the nonce of django-csp.
     for name in ("_csp_nonce", "csp_nonce"):
         if (found := getattr(request, name, None)) is not None:
@@ -213,6 +222,21 @@ def render_scripts(request: HttpRequest | None) -> SafeString:
             nonce = format_html(' nonce="{}"', str(found))
             break
     return format_html('<script src="{}" data-beacon="{}"{} defer></script>', source, beacon, nonce)
+
+
+def find_script() -> tuple[str, str]:
+    """Return the URL of the script, and the problem if Django's static files have no URL for it.
+
+    With a problem, the URL is the one without a hash, or ``""`` if the site has no STATIC_URL.
+    """
+    try:
+        url = static(SCRIPT)
+    except Exception as error:
+        # A manifest may lack the file, and the storage of another library may raise anything.
+        base = django_settings.STATIC_URL
+        return urljoin(base, SCRIPT) if base else "", type(error).__name__
+    # Without STATIC_URL, Django returns a path that browsers would look for below the page.
+    return ("", "STATIC_URL is not set") if url == SCRIPT else (url, "")
 
 
 # Response headers.

@@ -224,6 +224,17 @@ def test_events(api, upstream):
     assert click.attributes["moe_offering_id"] == recommendations.offerings[0].context["moe_offering_id"]
 
 
+def test_id_that_moengage_forbids(api, upstream, caplog):
+    """The log says so once, and the id is used nevertheless."""
+    hero = api.fetch_experience("hero-banner", customer_id="1")
+    for _ in range(2):
+        api.experience_clicked(hero, customer_id="guest")
+    assert upstream.fetches[0]["identifiers"] == {"customer_id": "1"}
+    assert upstream.count("hero-banner") == (0, 1 + 1)
+    [message] = caplog.messages
+    assert "MoEngage forbids a customer id that comes from django_moe_personalize.api:" in message
+
+
 def test_offering_events(api):
     """With OFFERING_EVENTS, offerings have events of their own."""
     offering = Offering("o-1", {}, {"moe_offering_id": "o-1"}, {})

@@ -6,7 +6,6 @@ from django.core.cache import cache
 from django.test import Client
 
 from django_moe_personalize.page import Page
-from django_moe_personalize.planning import MAX_READ_KEYS, get_route_memory
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
@@ -145,10 +144,3 @@ def test_template_that_reads_an_attribute_of_the_mapping(visit, upstream):
         assert visit("/panel/").content.decode() == "True"
         settle()
     assert list_calls(upstream) == [["hero-banner"], ["identity"]]
-
-
-def test_route_learns_few_keys_from_reads(upstream):
-    """A view that reads a key for each product teaches its route no more keys than one call carries."""
-    for number in range(40):
-        get_route_memory().learn("product", f"product-{number}", limit=MAX_READ_KEYS)
-    assert len(get_route_memory().get("product")) == MAX_READ_KEYS

@@ -15,6 +15,7 @@ from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
 from django_moe_personalize.planning import (
     KEYS_ATTRIBUTE,
+    MAX_READ_KEYS,
     MAX_TEMPLATES,
     RouteMemory,
     find_template_keys,
@@ -30,9 +31,9 @@ def view(request):
     """Return nothing."""
 
 
-def routed(name="home", namespaces=(), route="home/"):
+def routed(name="home", namespaces=(), route="home/", path="/"):
     """Return a request with a route."""
-    request = RequestFactory().get("/")
+    request = RequestFactory().get(path)
     request.resolver_match = ResolverMatch(view, (), {}, name, [], list(namespaces), route)
     return request
 
@@ -99,8 +100,8 @@ def test_own_endpoints_ask_nothing():
 def test_sources_add_up_without_repetition():
     """The keys of the decorator, the settings and earlier pages are one list, each key once."""
     with override_personalize(EXPERIENCES={"home": ["b", "a"]}):
-        get_route_memory().learn("home", "c")
-        get_route_memory().learn("home", "a")
+        get_route_memory().learn(routed(), "c")
+        get_route_memory().learn(routed(), "a")
         assert get_planned_keys(routed(), personalize("a", "a")(view)) == ("a", "b", "c")
 
 
@@ -150,24 +151,61 @@ def test_mixin_takes_keys_from_the_urls():
     assert getattr(Home.as_view(), KEYS_ATTRIBUTE) == ("a",)
 
 
-def test_route_memory_is_bounded(monkeypatch):
+@pytest.mark.parametrize("is_split", [False, True])
+def test_route_memory_is_bounded(monkeypatch, is_split):
     """The route that was learned first is forgotten, and a route with enough keys learns no more."""
+    memory = RouteMemory((lambda request: "part") if is_split else None)
     monkeypatch.setattr(planning, "MAX_ROUTES", 2)
     monkeypatch.setattr(planning, "MAX_KEYS_A_ROUTE", 4)
-    memory = RouteMemory()
     for route in ("a", "b", "c"):
         for key in ("1", "2", "3"):
-            memory.learn(route, key, limit=2)
-    memory.learn("c", "3", "4", "5", "6")
-    assert [memory.get(route) for route in ("a", "b", "c")] == [(), ("1", "2"), ("1", "2", "3", "4")]
+            memory.learn(routed(route), key, limit=2)
+    memory.learn(routed("c"), "3", "4", "5", "6")
+    found = [memory.get(routed(route), route) for route in ("a", "b", "c")]
+    assert found == [(), ("1", "2"), ("1", "2", "3", "4")]
+
+
+def test_route_learns_few_keys_from_reads():
+    """A view that reads a key for each product teaches its route no more keys than one call carries."""
+    for number in range(40):
+        get_route_memory().learn(routed(), f"product-{number}", limit=MAX_READ_KEYS)
+    assert len(get_planned_keys(routed())) == MAX_READ_KEYS
 
 
 def test_route_memory_is_shared_by_threads():
     """No key is lost when threads learn at the same time."""
     memory = RouteMemory()
     with ThreadPoolExecutor(50) as pool:
-        list(pool.map(lambda number: memory.learn("home", str(number)), range(50)))
-    assert sorted(memory.get("home")) == sorted(str(number) for number in range(50))
+        list(pool.map(lambda number: memory.learn(routed(), str(number)), range(50)))
+    assert sorted(memory.get(routed(), "home")) == sorted(str(number) for number in range(50))
+
+
+def test_route_is_split_after_a_page_without_its_keys():
+    """A page that needs none of its route's keys splits the route: from then on, each path has its own keys."""
+    memory, paths = RouteMemory(), ("/a/", "/b/")
+
+    def read():
+        return [get_planned_keys(routed(path=path)) for path in paths]
+
+    with get_route_memory.override(memory):
+        memory.unlearn(routed())
+        memory.learn(routed(path="/a/"), "hero")
+        assert read() == [("hero",), ("hero",)]
+        memory.unlearn(routed(path="/b/"))
+        assert read() == [(), ()]
+        memory.learn(routed(path="/a/"), "hero")
+        memory.unlearn(routed(path="/b/"))
+        assert read() == [("hero",), ()]
+        memory.unlearn(routed(path="/a/"))
+        assert read() == [(), ()]
+
+
+def test_page_without_a_route_learns_nothing():
+    """A request that no route has handled has no keys, and teaches none."""
+    memory, request = RouteMemory(lambda request: "part"), RequestFactory().get("/")
+    memory.learn(request, "hero")
+    memory.unlearn(request)
+    assert memory.get(request, None) == ()
 
 
 TEMPLATES = {

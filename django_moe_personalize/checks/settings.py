@@ -8,12 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from django.apps import apps
 from django.conf import settings as django_settings
+from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.db.models import ForeignKey, IntegerField
 from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
-from django_moe_personalize import client
+from django_moe_personalize import client, rendering
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -34,6 +38,11 @@ CREDENTIALS: Final = {
 DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
 
+TENANT_APPS: Final = ("django_tenants", "tenant_schemas", "django_pgschemas")
+"""Apps that give each tenant its own table of users, so that several users have the same primary key."""
+
+LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+
 Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
 
@@ -43,8 +52,17 @@ def check_site() -> list[CheckMessage]:
     found = list(check_values())
     if all(number == "W002" for number, _, _ in found):
         found += [message for check in CHECKS for message in check(get_settings())]
-    kinds = {"E": Error, "W": Warning}
-    return [kinds[number[0]](message, hint=hint, id=f"{TAG}.{number}") for number, message, hint in found]
+    return [_build_message(*message) for message in found]
+
+
+def check_deployment() -> list[CheckMessage]:
+    """Run the checks for ``check --deploy``: they need a site that is ready to serve pages."""
+    is_readable = all(number == "W002" for number, _, _ in check_values())
+    return [_build_message(*message) for message in check_static_files(get_settings())] if is_readable else []
+
+
+def _build_message(number: str, message: str, hint: str) -> CheckMessage:
+    return {"E": Error, "W": Warning}[number[0]](message, hint=hint, id=f"{TAG}.{number}")
 
 
 def check_values() -> Iterator[Message]:
@@ -69,9 +87,9 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
 
 def check_paths(settings: Settings) -> Iterator[Message]:
     """Yield E009 for a callable that can't be used, E010 for a DELIVERY that can't be used."""
-    paths = [("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
+    paths = [("LEARN_ROUTES", settings.learn_routes), ("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
     for name, path in [*paths, *(("ATTRIBUTES", path) for path in settings.attributes)]:
-        if path:
+        if path and isinstance(path, str):
             yield from _try("E009", load_object, name, path)
     yield from _try("E010", load_backend, "DELIVERY", settings.delivery)
 
@@ -196,10 +214,49 @@ def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str,
 
 def check_proxies(settings: Settings) -> Iterator[Message]:
     """Yield W010 if every address is a trusted proxy: a visitor could then claim any address."""
-    for network in settings.trusted_proxies:
-        if not network.prefixlen:
-            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({network}).'
+    for proxy in settings.trusted_proxies:
+        if proxy != "unix" and not proxy.prefixlen:
+            message = f'{SETTING}["TRUSTED_PROXIES"] trusts every address ({proxy}).'
             yield "W010", message, "List only the networks of your own proxies."
+
+
+def check_identity(settings: Settings) -> Iterator[Message]:
+    """Yield W014 if the primary keys of users are ids that MoEngage forbids, W015 if tenants have the same ids."""
+    if not settings.enabled or settings.identify or not _find_middleware(MIDDLEWARE):
+        return
+    if not client.is_embedded(settings) and _has_integer_keys():
+        message = (
+            'IDENTIFY isn\'t set, so users 1 to 9 have ids of one character, such as "1". MoEngage forbids such ids.'
+        )
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that returns other ids, such as "user-1".'
+        yield "W014", message, f"{hint} If you have no such users, silence this warning: a new id is a new profile."
+    tenants = next((name for name in TENANT_APPS if apps.is_installed(name)), "")
+    if not tenants and apps.is_installed("django.contrib.sites") and _serves_several_hosts():
+        tenants = "django.contrib.sites"
+    if tenants:
+        message = f"IDENTIFY isn't set, and {tenants} serves several tenants: user 1 of each is the same customer."
+        hint = f'Name a function in {SETTING}["IDENTIFY"] that puts the tenant\'s name into the id.'
+        yield "W015", message, f"{hint} If all tenants share their users and their content, silence this warning."
+
+
+def _has_integer_keys() -> bool:
+    try:
+        key = get_user_model()._meta.pk
+    except ImproperlyConfigured:
+        # The site has no users.
+        return False
+    # The key of a child model is a link to its parent.
+    while isinstance(key, ForeignKey):
+        key = key.target_field
+    return isinstance(key, IntegerField)
+
+
+def _serves_several_hosts() -> bool:
+    """Return whether the sites framework chooses the site by the host of the request."""
+    if getattr(django_settings, "SITE_ID", None):
+        return False
+    hosts = {host.removeprefix("www.") for host in django_settings.ALLOWED_HOSTS} - LOCAL_HOSTS
+    return len(hosts) > 1 or any(host.startswith(("*", ".")) for host in hosts)
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
@@ -215,6 +272,15 @@ def check_threads(settings: Settings) -> Iterator[Message]:
         yield "W011", f"{thread.NO_THREADS}.", thread.THREADS_HINT
 
 
+def check_static_files(settings: Settings) -> Iterator[Message]:
+    """Yield W017 if Django has no URL for the script of ``{% personalize_scripts %}``."""
+    url, problem = rendering.find_script()
+    # A site without static files that counts on the server doesn't need the script.
+    if settings.enabled and problem and (url or settings.impressions in ("visible", "web_sdk")):
+        message = f"The static file {rendering.SCRIPT} has no URL ({problem}), so pages may not count clicks and views."
+        yield "W017", message, rendering.SCRIPT_HINT
+
+
 CHECKS: Final = (
     check_credentials,
     check_paths,
@@ -224,6 +290,7 @@ CHECKS: Final = (
     check_sandbox,
     check_urls,
     check_proxies,
+    check_identity,
     check_template_leaks,
     check_threads,
 )

@@ -5,6 +5,7 @@ The value comes from the dict ``MOE_PERSONALIZE``, or from an environment variab
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import ipaddress
 import math
@@ -15,9 +16,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+UNIX: Final = "unix"
+"""In TRUSTED_PROXIES: a proxy that connects through a unix socket, and so has no address."""
+
+Proxy = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
 
 RESERVED_NAMES: Final = frozenset(
     {"identifiers", "experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
@@ -127,13 +131,18 @@ def read_data_center(value: object, *, choices: Collection[str]) -> str:
     raise InvalidValue(value, expected, f'Write "{found}".' if found else hint)
 
 
-def read_dotted_path(value: object, *, may_be_empty: bool = False) -> str:
+def read_dotted_path(value: object, *, may_be_empty: bool = False, instead_of: str = "") -> str:
     """Read the dotted path of an object to import, or "" for the built-in behavior."""
-    expected = 'a dotted path such as "shop.personalization.identify"'
+    expected = f'{instead_of}a dotted path such as "shop.personalization.identify"'
     if callable(value):
         path = f"{getattr(value, '__module__', 'module')}.{getattr(value, '__qualname__', 'name')}"
         raise InvalidValue(value, expected, f'Write its path: "{path}".')
     return read_string(value, pattern=f"({_DOTTED_PATH})?" if may_be_empty else _DOTTED_PATH, expected=expected)
+
+
+def read_switch_or_path(value: object) -> bool | str:
+    """Read True, False or the dotted path of an object to import."""
+    return value if isinstance(value, bool) else read_dotted_path(value, instead_of="True, False or ")
 
 
 def read_list(value: object, *, each: Callable[[object], Any]) -> tuple[Any, ...]:
@@ -169,13 +178,16 @@ def read_query_parameter(value: object) -> str:
     return name
 
 
-def read_network(value: object) -> IPNetwork:
-    """Read an IP address, or a network in CIDR notation."""
-    expected = 'an IP address or network such as "10.0.0.0/8"'
+def read_proxy(value: object) -> Proxy:
+    """Read an IP address, a network in CIDR notation, or "unix"."""
+    expected = 'an IP address, a network such as "10.0.0.0/8", or "unix"'
+    if value == UNIX:
+        return "unix"
     try:
         interface = ipaddress.ip_interface(str(value))
     except ValueError:
-        raise InvalidValue(value, expected) from None
+        is_socket = str(value).lower().startswith(("unix", "/"))
+        raise InvalidValue(value, expected, 'Write "unix" for a unix socket.' if is_socket else "") from None
     if interface.ip != interface.network.network_address:
         raise InvalidValue(value, expected, f'Write "{interface.network}".')
     return interface.network
@@ -191,12 +203,15 @@ def read_host(value: object) -> str:
     return host
 
 
-def read_time_zone(value: object) -> zoneinfo.ZoneInfo:
-    """Read the name of an IANA time zone."""
+def read_time_zone(value: object) -> datetime.tzinfo:
+    """Read the name of an IANA time zone. "UTC" needs no time-zone database."""
+    if str(value) == "UTC":
+        return datetime.UTC
     try:
         return zoneinfo.ZoneInfo(str(value))
     except (KeyError, ValueError, OSError):
-        hint = suggest(value, zoneinfo.available_timezones())
+        otherwise = "Correct the name, or install the missing time zones: pip install tzdata."
+        hint = suggest(value, zoneinfo.available_timezones(), otherwise)
     raise InvalidValue(value, 'an IANA time zone such as "Europe/Berlin"', hint)
 
 

@@ -16,10 +16,10 @@ import re
 import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, timezone, tzinfo
 from functools import cache, partial
 from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, NamedTuple
-from zoneinfo import ZoneInfo
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -34,7 +34,7 @@ DELIVERY: Final = "django_moe_personalize.delivery.thread.ThreadDelivery"
 TRANSPORT: Final = "django_moe_personalize.moengage.transport.RequestsTransport"
 UTM_PARAMETERS: Final = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
-_CASTS: Final = {bool: bool, int: int, float: float, str: str, ZoneInfo: str, tuple: list, NoneType: list}
+_CASTS: Final = {bool: bool, int: int, float: float, str: str, timezone: str, tuple: list, NoneType: list}
 """The casts of django-environ by the type of the setting's default. Settings of other types are JSON."""
 
 _GUARDS: Final = {bool: r"(?i:true|on|ok|y|yes|1|false|off|n|no|0)", float: readers.NUMBER}
@@ -75,12 +75,13 @@ class Settings:
     base_url: str = setting("", readers.read_string, pattern=".*", expected="a string", secret=True)
     sandbox: bool | str = setting(False, readers.read_sandbox)
     experiences: Mapping[str, tuple[str, ...]] = setting(MappingProxyType({}), readers.read_routes)
+    learn_routes: bool | str = setting(True, readers.read_switch_or_path)
     identify: str = setting("", readers.read_dotted_path, may_be_empty=True)
     anonymous_id: bool = setting(True, readers.read_boolean)
     attributes: tuple[str, ...] = setting((), readers.read_list, each=readers.read_dotted_path)
     query_parameters: tuple[str, ...] = setting(UTM_PARAMETERS, readers.read_list, each=readers.read_query_parameter)
-    time_zone: ZoneInfo = setting(ZoneInfo("UTC"), readers.read_time_zone)
-    trusted_proxies: tuple[readers.IPNetwork, ...] = setting((), readers.read_list, each=readers.read_network)
+    time_zone: tzinfo = setting(UTC, readers.read_time_zone)
+    trusted_proxies: tuple[readers.Proxy, ...] = setting((), readers.read_list, each=readers.read_proxy)
     ip_precision: str = setting("full", readers.read_choice, choices=("full", "truncated", "off"))
     consent: str = setting("", readers.read_dotted_path, may_be_empty=True)
     deadline: float = setting(0.3, readers.read_seconds, above=0, maximum=30)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import NamedTuple, TypeVar
 
+from django.conf import settings as django_settings
 from django.db import OperationalError, connections, models, router, transaction
 from django.utils import timezone
 
@@ -27,6 +28,9 @@ State = OutboxEvent.State
 
 DELIVERED = "delivered"
 ERASED = "erased"
+
+MAX_PARAMETERS = 500
+"""The number of values in one query. Some builds of SQLite accept 999, and none accepts 260,000."""
 
 _RETRY_WAITS = (0.05, 0.2)
 """The seconds to wait before each retry of a transaction, after a deadlock or a lock timeout."""
@@ -146,14 +150,25 @@ class Outbox:
         self._add_to_counter(DELIVERED, counts[DELIVERED])
         return +counts
 
-    def replay(self, event_uuids: Collection[uuid.UUID] | None = None) -> int:
-        """Make all parked events due again, or the parked events with the given UUIDs, and return their number."""
-        rows = self.parked if event_uuids is None else self.parked.filter(event_uuid__in=event_uuids)
-        return rows.update(state=State.PENDING, attempts=0, reason="", lease=None, due_at=timezone.now())
+    def choose(self, field: str, values: Sequence[object]) -> Iterator[models.QuerySet[OutboxEvent]]:
+        """Yield the rows whose ``field`` is one of ``values``, in as many querysets as the database needs."""
+        for start in range(0, len(values), MAX_PARAMETERS):
+            yield self.rows.filter(**{f"{field}__in": values[start : start + MAX_PARAMETERS]})
+
+    def replay(self, chosen: Iterable[models.QuerySet[OutboxEvent]] | None = None) -> int:
+        """Make parked events due again, all of them or those in the ``chosen`` querysets, and return their number."""
+        due = {"state": State.PENDING, "attempts": 0, "reason": "", "lease": None, "due_at": timezone.now()}
+        with transaction.atomic(using=self.alias):
+            querysets = [self.rows] if chosen is None else chosen
+            return sum(rows.exclude(state=State.PENDING).order_by().update(**due) for rows in querysets)
 
     def erase(self, customer_id: str) -> int:
-        """Delete all events of a customer, parked ones too, and return their number."""
-        rows = self.rows.filter(customer_hash=hash_customer(customer_id))
+        """Delete all events of a customer, parked ones too, and return their number.
+
+        Events that were recorded before SECRET_KEY changed are found by the keys in SECRET_KEY_FALLBACKS.
+        """
+        secrets = (django_settings.SECRET_KEY, *django_settings.SECRET_KEY_FALLBACKS)
+        rows = self.rows.filter(customer_hash__in=[hash_customer(customer_id, secret) for secret in secrets])
         return self._transact(lambda: self._delete(rows, ERASED))
 
     def purge(self, seconds: float) -> int:

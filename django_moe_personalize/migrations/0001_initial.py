@@ -14,8 +14,8 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="OutboxCounter",
             fields=[
-                ("outcome", models.CharField(max_length=20, primary_key=True, serialize=False)),
-                ("count", models.PositiveBigIntegerField(default=0)),
+                ("outcome", models.CharField(max_length=20, primary_key=True, serialize=False, verbose_name="outcome")),
+                ("count", models.PositiveBigIntegerField(default=0, verbose_name="count")),
             ],
             options={"verbose_name": "counter of the outbox", "verbose_name_plural": "counters of the outbox"},
         ),
@@ -23,9 +23,9 @@ class Migration(migrations.Migration):
             name="OutboxEvent",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
-                ("event_uuid", models.UUIDField(unique=True)),
-                ("customer_hash", models.CharField(max_length=32)),
-                ("body", models.TextField()),
+                ("event_uuid", models.UUIDField(unique=True, verbose_name="event UUID")),
+                ("customer_hash", models.CharField(max_length=32, verbose_name="hash of the customer id")),
+                ("body", models.TextField(verbose_name="JSON for MoEngage")),
                 (
                     "state",
                     models.CharField(
@@ -36,6 +36,7 @@ class Migration(migrations.Migration):
                         ],
                         default="pending",
                         max_length=8,
+                        verbose_name="state",
                     ),
                 ),
                 (
@@ -44,13 +45,14 @@ class Migration(migrations.Migration):
                         db_persist=True,
                         expression=models.Case(models.When(state="pending", then=True), default=False),
                         output_field=models.BooleanField(),
+                        verbose_name="pending",
                     ),
                 ),
-                ("attempts", models.PositiveIntegerField(default=0)),
-                ("due_at", models.DateTimeField()),
-                ("lease", models.UUIDField(null=True)),
-                ("reason", models.TextField(blank=True)),
-                ("created_at", models.DateTimeField()),
+                ("attempts", models.PositiveIntegerField(default=0, verbose_name="attempts")),
+                ("due_at", models.DateTimeField(verbose_name="due at")),
+                ("lease", models.UUIDField(null=True, verbose_name="lease")),
+                ("reason", models.TextField(blank=True, verbose_name="reason")),
+                ("created_at", models.DateTimeField(verbose_name="created at")),
             ],
             options={
                 "verbose_name": "event in the outbox",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,16 @@ register = template.Library()
 EXPERIENCE_FORM = '{% experience "key" as name %}…{% fallback %}…{% endexperience %}'
 VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
 CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
+
+_CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
+_PARTS = ("func", "__self__", "__class__")
+
+# Names with the word cache that say the contrary: nocache, uncached, never_cache, cachebuster.
+_NO_CACHE = re.compile(
+    r"(?<![a-z])(no|non|not|un|end|never|without|outside|skip|bypass|disable|prevent|avoid|dont|clear|flush|invalidate)"
+    r"_?cach\w*|cache_?(bust|exempt|off|never)\w*",
+    re.IGNORECASE,
+)
 
 
 def find_request(context: Context) -> HttpRequest | None:
@@ -89,12 +100,34 @@ def parse_arguments(
 
 
 def refuse_fragment_cache(parser: Parser, tag: str) -> None:
-    """Raise TemplateSyntaxError for a tag inside ``{% cache %}``, which would show one visitor's content to all."""
-    if any(command == "cache" for command, _ in parser.command_stack):
-        raise TemplateSyntaxError(
-            f"{{% {tag} %}} is inside {{% cache %}}, which would show one visitor's content to all visitors. "
-            f"Put {{% cache %}} inside {{% {tag} %}} or next to it, around content that is the same for all."
-        )
+    """Raise TemplateSyntaxError for a tag inside a block tag that caches, such as ``{% cache %}``.
+
+    The cache would show one visitor's content to all visitors, or repeat the CSP nonce of one page.
+    """
+    for command, _ in parser.command_stack:
+        if is_cache(command, parser.tags.get(command)):
+            raise TemplateSyntaxError(
+                f"{{% {tag} %}} is inside {{% {command} %}}, which would show one visitor's content to all visitors. "
+                f"Move {{% {tag} %}} out of {{% {command} %}}, and cache only content that is the same for all. "
+                f"If {{% {command} %}} caches nothing, register it under a name without the word cache."
+            )
+
+
+def is_cache(tag: str, *sources: object) -> bool:
+    """Return whether a tag caches its content, according to its name or to its functions and classes ``sources``.
+
+    Wagtail has ``{% wagtailcache %}``, and cacheops has ``{% cached_as %}``. A site may register Django's ``do_cache``
+    under any name.
+    """
+    if _CACHE.search(tag):
+        return _says_cache(tag)
+    found = [part for source in sources for part in (source, *(getattr(source, name, None) for name in _PARTS))]
+    found += [base for part in found if isinstance(part, type) for base in part.__mro__]
+    return any(_says_cache(str(getattr(part, "__qualname__", ""))) for part in found)
+
+
+def _says_cache(name: str) -> bool:
+    return _CACHE.search(_NO_CACHE.sub("", name)) is not None
 
 
 @register.tag
@@ -209,10 +242,21 @@ def click_url(parser: Parser, token: Token) -> ClickURLNode:
     return ClickURLNode(*parse_arguments(parser, token.split_contents(), CLICK_FORM, "element", "offering"))
 
 
-@register.simple_tag(takes_context=True)
-def personalize_scripts(context: Context) -> SafeString:
+class ScriptsNode(Node):
+    """``{% personalize_scripts %}``: render the script tag, which has the CSP nonce of this page."""
+
+    def render(self, context: Context) -> SafeString:
+        """Return the script tag."""
+        return rendering.render_scripts(find_request(context))
+
+
+@register.tag
+def personalize_scripts(parser: Parser, token: Token) -> ScriptsNode:
     """Add the script that reports views, and clicks on ``data-moe-click`` elements. Use it once, at the page's end."""
-    return rendering.render_scripts(find_request(context))
+    refuse_fragment_cache(parser, "personalize_scripts")
+    if len(token.split_contents()) > 1:
+        raise TemplateSyntaxError("{% personalize_scripts %} takes no arguments.")
+    return ScriptsNode()
 
 
 @register.filter

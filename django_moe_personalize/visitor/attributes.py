@@ -22,7 +22,7 @@ from asgiref.sync import sync_to_async
 from django.http import HttpRequest
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.conf.readers import RESERVED_NAMES, IPNetwork
+from django_moe_personalize.conf.readers import RESERVED_NAMES, UNIX, Proxy
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.visitor.identity import Consent, HookError, acall, call
 
@@ -53,6 +53,7 @@ IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_NODE_LENGTH: Final = 64  # The longest address, in brackets and with a port, has 53 characters.
 _MAX_NODES: Final = 64
+_SOCKETS: Final = ("", "localhost", "unix", "unix:")
 _MAX_ELEMENT_LENGTH: Final = 1024
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
 _NODE = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?|(?P<bare>[0-9A-Fa-f:.]+)")
@@ -114,7 +115,7 @@ def build_builtins(request: HttpRequest, now: datetime, consent: Consent, settin
 # The visitor's IP address.
 
 
-def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precision: str) -> str:
+def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[Proxy], precision: str) -> str:
     """Return the visitor's public address as text, or ``""`` if the address isn't known for certain.
 
     ``precision`` is ``full``, ``truncated`` (to /24 or /48) or ``off``. If the connection comes from one of the trusted
@@ -124,9 +125,27 @@ def get_client_ip(meta: Mapping[str, Any], proxies: Sequence[IPNetwork], precisi
     if precision == "off":
         return ""
     node = (meta.get("REMOTE_ADDR") or "")[:_MAX_NODE_LENGTH]
-    if proxies and _is_trusted(node, proxies):
-        node = _read_forwarded(meta, proxies)
-    return _describe(node, precision)
+    if proxies and ((UNIX in proxies and _is_socket(node)) or _is_trusted(node, proxies)):
+        return _describe(_read_forwarded(meta, proxies), precision)
+    address = _describe(node, precision)
+    if not address and ("HTTP_X_FORWARDED_FOR" in meta or "HTTP_FORWARDED" in meta):
+        way = ("a unix socket", '"unix"') if _is_socket(node) else ("an address that is not public", "its network")
+        log_once(way, _UNTRUSTED, *way)
+    return address
+
+
+def _is_socket(node: str) -> bool:
+    """Return whether the server gave ``node`` as the address of a connection through a unix socket.
+
+    Most servers give no address. waitress gives "localhost". Other servers give the socket's path.
+    """
+    return node in _SOCKETS or node.startswith(("unix:", "/"))
+
+
+_UNTRUSTED: Final = (
+    "A proxy connects to the site through %s, but TRUSTED_PROXIES doesn't list this proxy. So the package ignores the "
+    "visitor's address in X-Forwarded-For, and MoEngage gets no address. Add %s to TRUSTED_PROXIES."
+)
 
 
 # Most requests come from the same few addresses. A hit takes 0.1 µs and 6 bytecodes, a miss 5.2 µs and 350 bytecodes.
@@ -156,12 +175,15 @@ def parse_node(text: str) -> IPAddress | None:
     return getattr(parsed, "ipv4_mapped", None) or parsed
 
 
-def _is_trusted(node: str, proxies: Sequence[IPNetwork]) -> bool:
+def _is_trusted(node: str, proxies: Sequence[Proxy]) -> bool:
     address = parse_node(node)
-    return address is not None and any(address in network for network in proxies)
+    if address is None:
+        # nginx writes this for a proxy in front that connects through a unix socket.
+        return node == "unix:" and UNIX in proxies
+    return any(proxy != "unix" and address in proxy for proxy in proxies)
 
 
-def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[IPNetwork]) -> str:
+def _read_forwarded(meta: Mapping[str, Any], proxies: Sequence[Proxy]) -> str:
     """Return the visitor's address in the headers, or ``""`` if the two headers disagree.
 
     A proxy writes one of the two headers and leaves the other header unchanged. A visitor can forge the other header.
@@ -179,7 +201,7 @@ def _split(header: str) -> list[str]:
     return header.rsplit(",", _MAX_NODES)[: -_MAX_NODES - 1 : -1]
 
 
-def _find_visitor(nodes: Iterable[str], proxies: Sequence[IPNetwork]) -> str:
+def _find_visitor(nodes: Iterable[str], proxies: Sequence[Proxy]) -> str:
     """Return the first node that is not a trusted proxy. The first of ``nodes`` is nearest to the site.
 
     The search ends at a node without an address, because the visitor may have written all later nodes.

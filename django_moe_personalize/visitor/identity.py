@@ -21,11 +21,16 @@ from django_moe_personalize.runtime import log_once
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
 
+_WORDS: Final = ("true", "false", "null", "none", "na", "n/a", "guest", "unknown", "id", "uid", "user_id", "userid")
+FORBIDDEN_IDS: Final = {*_WORDS, "-1", "-2", "customer_id", "user_attribute_unique_id", "dummy_seller_code"}
+"""Customer ids that MoEngage forbids, in any case. It also forbids ids of one character (contract §4)."""
+
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
 
 SALT: Final = "moe_personalize.identity.1"
 
+_ANONYMOUS = re.compile("anon-[0-9a-f]{32}")
 _MAX_COOKIE_LENGTH: Final = 256
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 """The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
@@ -212,7 +217,22 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
         customer_id = str(customer_id)
     if not _is_valid_id(customer_id):
         raise HookError(f"a customer id must have 1 to {MAX_IDENTIFIER_LENGTH} printable characters")
+    warn_of_forbidden_id(customer_id, get_settings().identify or "request.user.pk")
     return Identity(customer_id, kept, anonymous=found.anonymous is True)
+
+
+def warn_of_forbidden_id(customer_id: str, source: str) -> None:
+    """Log once per ``source`` that MoEngage forbids an id. The id is used nevertheless: only the site may change it."""
+    text = customer_id.strip()
+    if len(text) < 2 or text.lower() in FORBIDDEN_IDS:
+        log_once(("forbidden", source), _FORBIDDEN, source)
+
+
+_FORBIDDEN: Final = (
+    'MoEngage forbids a customer id that comes from %s: a single character, or a word such as "guest" or "null". '
+    "MoEngage may drop the events of this customer, or mix several customers up. "
+    'Use ids such as "user-1": see the setting IDENTIFY.'
+)
 
 
 def _is_valid_id(text: object) -> bool:
@@ -245,7 +265,12 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
         return None
     reader = HttpRequest()
     reader.COOKIES[name] = raw
-    return reader.get_signed_cookie(name, None, salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+    try:
+        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+    except ValueError:
+        # Another version of this package may have signed a text without a time.
+        return None
+    return known if _ANONYMOUS.fullmatch(known) else None
 
 
 def _report_unknown(path: str, error: Exception) -> None:

@@ -7,8 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 from django.apps import apps
+from django.contrib.auth.models import Permission, User
 from django.core.checks import Error, run_checks
 from django.core.checks.registry import registry
+from django.db import models
 from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import include, path
@@ -30,7 +32,7 @@ SITE = {
     "CACHES": {"default": {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": "/nowhere"}},
     "ROOT_URLCONF": __name__,
 }
-SANDBOX_URL = {"BASE_URL": "http://127.0.0.1:8899/v1"}
+SANDBOX_URL = {"BASE_URL": "http://127.0.0.1:8899/v1", "IDENTIFY": "tests.site.plain"}
 not_callable = "a string"
 
 
@@ -70,7 +72,7 @@ class WithoutOurURLs:
 
 def check_site(moe=None, **changes):
     """Return the messages for a right site with these changes. ``moe`` changes keys of MOE_PERSONALIZE."""
-    with override_settings(**{**SITE, "MOE_PERSONALIZE": {**CREDENTIALS, **(moe or {})}, **changes}):
+    with override_settings(**{**SITE, "MOE_PERSONALIZE": {**CREDENTIALS, "IDENTIFY": PAGE, **(moe or {})}, **changes}):
         return run_checks(tags=["moe_personalize"])
 
 
@@ -99,7 +101,7 @@ ROUTES = ["*", "plain", PAGE, "shop:home", "shop:*", "shop:back:*", "shop:back:i
         ({}, {"CACHES": {"default": {"BACKEND": "no.such.Cache"}}}),
         ({"EXPERIENCES": {route: ["a"] for route in ROUTES}}, {}),
         ({}, {"DEBUG": True, "MOE_PERSONALIZE": {"EXPERIENCES": {"*": ["hero-banner"]}}}),
-        ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8"]}, {}),
+        ({"IDENTIFY": PAGE, "CONSENT": PAGE, "ATTRIBUTES": [PAGE], "TRUSTED_PROXIES": ["10.0.0.0/8", "unix"]}, {}),
         ({"CACHE_CONTROL": "Private, max-age=0"}, {}),
         ({"DATA_CENTER": "", "BASE_URL": "https://proxy.example.com/v1"}, {}),
         # The sandbox behind a URL has its workspace file elsewhere.
@@ -124,6 +126,7 @@ def test_right_site(moe, changes):
         ({"BASE_URL": "http://example.com"}, "E006", "https", "Remove it"),
         ({"IDENTIFY": "no.such.identify"}, "E009", "IDENTIFY", "Correct the path"),
         ({"CONSENT": f"{__name__}.not_callable"}, "E009", "isn't callable", "Name a"),
+        ({"LEARN_ROUTES": "no.such.kind"}, "E009", "LEARN_ROUTES", "Correct the path"),
         ({"ATTRIBUTES": [f"{__name__}.no"]}, "E009", "ATTRIBUTES", "Correct"),
         ({"DELIVERY": {"BACKEND": "no.such.Delivery"}}, "E010", "DELIVERY", "Correct"),
         ({"TRANSPORT": {"BACKEND": "no.such.Transport"}}, "E011", "TRANSPORT", "Correct"),
@@ -154,7 +157,7 @@ def test_mistake_in_the_settings(moe, number, text, hint):
     ("expected", "moe", "changes"),
     [
         # Without any credential, no message mentions the other half.
-        (["E003", "E004", "E005"], {}, {"MOE_PERSONALIZE": {}}),
+        (["E003", "E004", "E005"], {}, {"MOE_PERSONALIZE": {"IDENTIFY": PAGE}}),
         (["E011"], {}, {"DEBUG": True, "MOE_PERSONALIZE": {"TRANSPORT": {"BACKEND": "no.such.Transport"}}}),
         (["W001"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION]}),
         (["E007"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS, OURS]}),
@@ -183,6 +186,53 @@ def test_mistake_in_the_site(expected, moe, changes):
     assert read_numbers(messages) == expected
     assert all(message.hint for message in messages)
     assert not any(", but no " in message.msg for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("key", "moe", "changes", "numbers"),
+    [
+        (User._meta.pk, {}, {}, ["W014"]),
+        (Permission._meta.get_field("content_type"), {}, {}, ["W014"]),
+        (models.UUIDField(), {}, {}, []),
+        (User._meta.pk, {"IDENTIFY": PAGE}, {}, []),
+        (User._meta.pk, {"ENABLED": False}, {}, []),
+        (User._meta.pk, {}, {"DEBUG": True, "MOE_PERSONALIZE": {}}, []),
+        (None, {}, {"AUTH_USER_MODEL": "no.User"}, []),
+    ],
+)
+def test_keys_of_users_that_moengage_forbids(monkeypatch, key, moe, changes, numbers):
+    """Whole numbers as primary keys are a warning if they become customer ids. The sandbox accepts any id."""
+    if key:
+        monkeypatch.setattr(checks, "get_user_model", lambda: SimpleNamespace(_meta=SimpleNamespace(pk=key)))
+    messages = check_site({"IDENTIFY": "", **moe}, **changes)
+    assert read_numbers(messages) == numbers
+    assert all("IDENTIFY" in message.hint and '"user-1"' in message.hint for message in messages)
+
+
+TWO = ["shop.example.com", "www.shop.example.com", "books.example.com", "localhost"]
+
+
+@pytest.mark.parametrize(
+    ("app", "moe", "changes", "warned"),
+    [
+        ("django_tenants", {}, {}, True),
+        ("tenant_schemas", {}, {}, True),
+        ("django.contrib.sites", {}, {"ALLOWED_HOSTS": TWO}, True),
+        ("django.contrib.sites", {}, {"ALLOWED_HOSTS": [".example.com"]}, True),
+        ("django.contrib.sites", {}, {"ALLOWED_HOSTS": ["*"]}, True),
+        ("django.contrib.sites", {}, {"ALLOWED_HOSTS": TWO, "SITE_ID": 1}, False),
+        ("django.contrib.sites", {}, {"ALLOWED_HOSTS": TWO[1:2]}, False),
+        ("django.contrib.sites", {"IDENTIFY": PAGE}, {"ALLOWED_HOSTS": TWO}, False),
+        ("django_tenants", {"IDENTIFY": PAGE}, {}, False),
+        ("django.contrib.auth", {}, {"ALLOWED_HOSTS": TWO}, False),
+    ],
+)
+def test_tenants_with_the_same_ids(monkeypatch, app, moe, changes, warned):
+    """Several tenants in one process need ids with the tenant's name. A site with one SITE_ID is one tenant."""
+    monkeypatch.setattr(checks.apps, "is_installed", {app}.__contains__)
+    messages = [m for m in check_site({"IDENTIFY": "", **moe}, **changes) if m.id == "moe_personalize.W015"]
+    assert len(messages) == warned
+    assert all(app in message.msg and "tenant's name" in message.hint for message in messages)
 
 
 def test_unknown_variable(monkeypatch):

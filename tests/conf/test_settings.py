@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+from datetime import UTC
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -27,11 +28,12 @@ def test_defaults_are_documented(settings):
         "base_url": "",
         "sandbox": False,
         "experiences": {},
+        "learn_routes": True,
         "identify": "",
         "anonymous_id": True,
         "attributes": (),
         "query_parameters": ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content"),
-        "time_zone": ZoneInfo("UTC"),
+        "time_zone": UTC,
         "trusted_proxies": (),
         "ip_precision": "full",
         "consent": "",
@@ -66,14 +68,18 @@ NETWORKS = ["10.0.0.0/8", "::1", ipaddress.ip_network("fd00::/8")]
         ("SANDBOX", "moe.json", "moe.json"),
         ("SANDBOX", pathlib.Path("/srv/moe.json"), "/srv/moe.json"),
         ("EXPERIENCES", {"*": ["a", "b", "a"], "s:*": ("c",)}, {"*": ("a", "b"), "s:*": ("c",)}),
+        ("LEARN_ROUTES", False, False),
+        ("LEARN_ROUTES", "shop.cms.get_kind", "shop.cms.get_kind"),
         ("IDENTIFY", "shop.who.identify", "shop.who.identify"),
         ("IDENTIFY", "", ""),
         ("ATTRIBUTES", ["a.b", "c.d"], ("a.b", "c.d")),
         ("QUERY_PARAMETERS", ["gclid"], ("gclid",)),
         ("QUERY_PARAMETERS", [], ()),
         ("TIME_ZONE", "Europe/Berlin", ZoneInfo("Europe/Berlin")),
+        ("TIME_ZONE", ZoneInfo("UTC"), UTC),
         ("TIME_ZONE", ZoneInfo("Asia/Tokyo"), ZoneInfo("Asia/Tokyo")),
         ("TRUSTED_PROXIES", NETWORKS, tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::1/128", "fd00::/8")))),
+        ("TRUSTED_PROXIES", ["unix"], ("unix",)),
         ("IP_PRECISION", "truncated", "truncated"),
         ("DEADLINE", 1, 1.0),
         ("DEADLINE", 30, 30.0),
@@ -106,6 +112,8 @@ def test_value_in_the_dict(name, value, expected):
         ("CACHE_TTL", "90", 90.0),
         ("MAX_CONCURRENT_FETCHES", "8", 8),
         ("EXPERIENCES", '{"*": ["a"]}', {"*": ("a",)}),
+        ("LEARN_ROUTES", "off", False),
+        ("LEARN_ROUTES", "shop.cms.get_kind", "shop.cms.get_kind"),
         ("ATTRIBUTES", "a.b, c.d,", ("a.b", "c.d")),
         ("QUERY_PARAMETERS", "[]", ()),
         ("QUERY_PARAMETERS", '["gclid"]', ("gclid",)),

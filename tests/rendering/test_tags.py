@@ -2,14 +2,18 @@
 
 import re
 import sys
+from functools import partial, wraps
 
 import pytest
-from django.template import Context, TemplateSyntaxError, engines
+from django.contrib.staticfiles.storage import StaticFilesStorage
+from django.template import Context, Engine, Library, Node, TemplateSyntaxError
 from django.template.defaulttags import CommentNode
-from django.test import RequestFactory
+from django.templatetags.cache import CacheNode, do_cache
+from django.test import RequestFactory, override_settings
 from django.utils.safestring import mark_safe
 
 from django_moe_personalize import rendering
+from django_moe_personalize.apps import check_deployment
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.context_processors import personalization
 from django_moe_personalize.moengage.types import Experience
@@ -97,6 +101,7 @@ def test_tags(render, source, expected):
         ("{% experience_value 'hero' %}", '. Write {% experience_value "key" "Variable" default="…" %}'),
         ("{% experience_value 'hero' 'Title' 'x' %}", "Wrong arguments of {% experience_value %}"),
         ("{% experience_value 'hero' 'Title' nope='x' %}", "Wrong arguments of {% experience_value %}"),
+        ("{% personalize_scripts 'x' %}", "{% personalize_scripts %} takes no arguments."),
     ],
 )
 def test_syntax_errors_show_the_right_form(source, message):
@@ -105,14 +110,70 @@ def test_syntax_errors_show_the_right_form(source, message):
         compile_template(source)
 
 
-@pytest.mark.parametrize("tag", ["experience 'a' %}{% endexperience", "experience_value 'a' 'b'", "click_url a '/b/'"])
-def test_tags_inside_a_fragment_cache_are_refused(tag):
-    """``{% cache %}`` would show one visitor's content to all. Next to a tag and inside of it, it is fine."""
-    engine = engines["django"]
-    opening, closing = "{% load cache moe_personalize %}{% cache 60 x %}{% if y %}", "{% endif %}{% endcache %}"
-    with pytest.raises(TemplateSyntaxError, match="one visitor's content to all visitors"):
-        engine.from_string(opening + "{% " + tag + " %}" + closing)
-    assert engine.from_string(opening + closing + "{% experience 'a' %}" + opening + closing + "{% endexperience %}")
+class KeepNode(CacheNode):
+    """A site's own cache."""
+
+    @classmethod
+    def compile(cls, parser, token):
+        """Parse any block tag."""
+        parser.parse((f"end{token.contents}",))
+        parser.delete_first_token()
+        return Node()
+
+
+class Caching:
+    """An object that parses a block tag."""
+
+    __call__ = staticmethod(KeepNode.compile)
+
+
+def compile_block(parser, token):
+    """Parse a block tag whose name alone says whether it caches."""
+    return KeepNode.compile(parser, token)
+
+
+register = Library()
+CACHES = ["cache", "wagtailcache", "cachealot", "cached", "cached_as", "cms_cache", "Caching", "announce_cache"]
+OTHERS = ["nocache", "uncached", "end_cache_here", "never_cache", "cachebuster", "render_uncached_part", "spaceless2"]
+FUNCTIONS = {
+    "method": KeepNode.compile,
+    "object": Caching(),
+    "partial": partial(wraps(do_cache)(lambda *args: KeepNode.compile(*args))),
+}
+for name, function in {**dict.fromkeys([*CACHES, *OTHERS], compile_block), **FUNCTIONS}.items():
+    register.tag(name, function)
+TAGS = [
+    "experience 'a' %}{% endexperience",
+    "experience_value 'a' 'b' as c",
+    "click_url a '/b/'",
+    "personalize_scripts",
+]
+AROUND = ["if y", "with a=b", "filter upper", "for x in y", "spaceless2", "block c", "nocache"]
+
+
+def compile_inside(block, source, beside=""):
+    """Compile a template with one source inside a block tag, and another next to it."""
+    libraries = {"caches": __name__, "moe_personalize": "django_moe_personalize.templatetags.moe_personalize"}
+    template = f"{{% load caches moe_personalize %}}{{% {block} %}}{source}{{% end{block.split()[0]} %}}{beside}"
+    return Engine(libraries=libraries).from_string(template)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("block", [*CACHES, *FUNCTIONS])
+def test_tags_inside_a_fragment_cache_are_refused(block, tag):
+    """A block tag that caches would show one visitor's content to all. The error names both tags and the fix."""
+    inside, name = f"{{% {tag} %}}", tag.split()[0]
+    message = f"{{% {name} %}} is inside {{% {block} %}}, which would show one visitor's content to all visitors. Move"
+    for source in [inside, *(f"{{% {other} %}}{inside}{{% end{other.split()[0]} %}}" for other in AROUND)]:
+        with pytest.raises(TemplateSyntaxError, match=re.escape(message)):
+            compile_inside(block, source)
+
+
+@pytest.mark.parametrize("tag", TAGS)
+@pytest.mark.parametrize("block", [*OTHERS, "verbatim", "comment", "experience 'a'"])
+def test_tags_next_to_a_fragment_cache_are_right(block, tag):
+    """Next to a cache, around a cache, and inside a block tag that caches nothing, a tag is right."""
+    assert compile_inside(block, f"{{% cache %}}x{{% endcache %}}{{% {tag} %}}", f"{{% {tag} %}}")
 
 
 @pytest.mark.parametrize("has_request", [True, False])
@@ -186,6 +247,56 @@ def test_scripts(render):
     """The script is a static file of the site, and has the URL of the beacon."""
     page = render("{% personalize_scripts %}")
     assert page == '<script src="/static/moe_personalize/personalize.js" data-beacon="/moe/beacon/" defer></script>'
+
+
+class UnreachableStorage(StaticFilesStorage):
+    """A storage that needs a network."""
+
+    def url(self, name):
+        """Fail as the client of a cloud does."""
+        raise ConnectionError("https://key@cloud.example")
+
+
+MANIFEST = {
+    "STORAGES": {"staticfiles": {"BACKEND": "django.contrib.staticfiles.storage.ManifestStaticFilesStorage"}},
+    "STATIC_ROOT": "/no",
+}
+UNREACHABLE = {"STORAGES": {"staticfiles": {"BACKEND": f"{__name__}.UnreachableStorage"}}}
+NOT_INSTALLED = {"INSTALLED_APPS": ["django_moe_personalize"]}
+NO_URL = {"STATIC_URL": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "moe", "has_script", "problem"),
+    [
+        (MANIFEST, {}, True, "ValueError"),
+        (UNREACHABLE, {}, True, "ConnectionError"),
+        (NOT_INSTALLED, {}, True, ""),
+        (NOT_INSTALLED | NO_URL, {}, False, "STATIC_URL is not set"),
+        (NO_URL, {}, False, "ImproperlyConfigured"),
+        (MANIFEST, {"ENABLED": False}, False, ""),
+    ],
+    ids=range(6),
+)
+def test_script_without_a_static_file(render, caplog, changes, moe, has_script, problem):
+    """The page works. The log says once what to do, and so does ``check --deploy`` if the site needs the script."""
+    with override_settings(**changes), override_personalize(IMPRESSIONS="visible", **moe):
+        page = render("{% personalize_scripts %}" * 2)
+        messages = check_deployment()
+    assert page.count('"/static/moe_personalize/personalize.js"') == 2 * has_script
+    assert [message.id for message in messages] == ["moe_personalize.W017"] * bool(problem)
+    assert all(problem in message.msg and "collectstatic" in message.hint for message in messages)
+    assert len(caplog.messages) == bool(problem)
+    assert problem in caplog.text
+    assert "cloud" not in caplog.text
+
+
+def test_script_that_a_site_does_not_need():
+    """A site without static files that counts on the server has nothing to fix. Wrong settings have their own check."""
+    with override_settings(**NO_URL, **NOT_INSTALLED):
+        assert check_deployment() == []
+    with override_settings(**NO_URL, MOE_PERSONALIZE={"DEADLINE": "soon"}):
+        assert check_deployment() == []
 
 
 @pytest.mark.urls("tests.site")

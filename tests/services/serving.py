@@ -159,10 +159,10 @@ def wait_until(process: subprocess.Popen[bytes], is_ready: Any, read_errors: Any
 
 
 @contextmanager
-def start_sandbox(folder: Path) -> Iterator[int]:
-    """Run the sandbox in its own process and give its port."""
+def start_sandbox(folder: Path, content: Mapping[str, Any] = WORKSPACE) -> Iterator[int]:
+    """Run the sandbox in its own process with the workspace ``content``, and give its port."""
     workspace = folder / "workspace.json"
-    workspace.write_text(json.dumps(WORKSPACE))
+    workspace.write_text(json.dumps(content))
     out = folder / "sandbox.log"
     command = [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0", "--workspace", str(workspace)]
     environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)}

@@ -4,12 +4,14 @@ import json
 import re
 import time
 import uuid
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
+import hypothesis
 import pytest
 from django.contrib.auth.models import User
 from django.core import signing
 from django.test import Client, RequestFactory
+from hypothesis import strategies
 
 from django_moe_personalize import views
 from django_moe_personalize.delivery.base import get_delivery
@@ -175,6 +177,50 @@ def test_replaced_secret_key(shown, visit, token, settings):
     settings.SECRET_KEY = "a new one"
     send(visit, ["impression", text])
     assert count(shown) == (1, 0)
+
+
+WHOLE = list(Token.build(Event(Action.CLICKED, "x", CONTEXT, 0), destination="/a/")[:-1])
+
+
+def replace_part(place, value):
+    """Return the content of a token with another value at one place."""
+    return [*WHOLE[:place], value, *WHOLE[place + 1 :]]
+
+
+OTHER_SHAPES = [
+    *(WHOLE[:count] for count in range(len(WHOLE))),
+    [*WHOLE, False],
+    *(replace_part(place, wrong) for place in range(7) for wrong in (None, 7, [[1]])),
+    *(replace_part(place, wrong) for place in (0, 1, 3) for wrong in ("x", "\ud800") if (place, wrong) != (3, "x")),
+    dict(zip(Token._fields, WHOLE, strict=False)),
+    *(None, True, 7, "text", "", [], {}, [[]]),
+]
+ANYTHING = strategies.recursive(
+    strategies.none() | strategies.booleans() | strategies.floats() | strategies.integers() | strategies.text(),
+    lambda inner: strategies.lists(inner, max_size=8) | strategies.dictionaries(strategies.text(), inner),
+)
+
+
+OTHER_TEXTS = [
+    *(signing.dumps(content, salt=tokens.SALT, compress=True) for content in OTHER_SHAPES),
+    *(signing.TimestampSigner(salt=tokens.SALT).sign(text) for text in ("", "x", ".x", "W3", "é")),
+    *(signing.Signer(salt=tokens.SALT).sign(text) for text in ("x", "x:-", "x:" + "z" * 400)),
+]
+
+
+def test_token_of_another_version(shown, visit):
+    """A token that another version of the package signed is a bad token, whatever its content is."""
+    for text in OTHER_TEXTS:
+        assert visit(f"/moe/click/{quote(text)}/").status_code == 400, text
+        send(visit, ["impression", text], ["click", text, ""])
+    assert count(shown) == (0, 0)
+
+
+@hypothesis.given(ANYTHING)
+def test_any_signed_content(content):
+    """read_token() raises the same exception for any content that isn't a token's."""
+    with pytest.raises(signing.BadSignature):
+        read_token(signing.dumps(content, salt=tokens.SALT))
 
 
 @pytest.mark.parametrize("text", ["x", "x:y:z", "é", "%00", "a" * 5000, ".eJ:1:x", "MARK"])

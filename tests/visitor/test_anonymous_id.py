@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from unittest import mock
 
 import pytest
+from django.core.signing import TimestampSigner, get_cookie_signer
 from django.http import HttpResponse
 from django.test import RequestFactory
 
 from django_moe_personalize.visitor.identity import (
     ANONYMOUS_COOKIE_AGE,
     GRANTED,
+    SALT,
     delete_anonymous_cookie,
     get_identity,
     set_anonymous_cookie,
@@ -19,6 +21,7 @@ from django_moe_personalize.visitor.identity import (
 
 ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
 HOUR = 60 * 60
+SIGNER = get_cookie_signer("moe_id" + SALT)
 
 
 class Browser:
@@ -93,8 +96,13 @@ def test_a_cookie_of_plain_http_is_nothing_over_https(browser):
         lambda value: ":::",
         lambda value: value + "\udcff",
         lambda value: value + "x" * 300,
+        # Another version of the package may sign these.
+        lambda value: SIGNER.sign(""),
+        lambda value: SIGNER.sign('["anon-1"]'),
+        lambda value: super(TimestampSigner, SIGNER).sign("anon-1"),
+        lambda value: super(TimestampSigner, SIGNER).sign("anon-1:-"),
     ],
-    ids=["signature", "id", "unsigned", "empty", "colons", "not-ascii", "oversized"],
+    ids=["signature", "id", "unsigned", "empty", "colons", "not-ascii", "oversized", "no-id", "json", "no-time", "time"],
 )
 def test_a_changed_cookie_gives_a_new_id(browser, change):
     """A cookie that this site didn't sign is replaced, and is never an error."""

@@ -94,6 +94,48 @@ def test_headers_of_trusted_proxies(headers, address):
     assert read(**headers) == address
 
 
+@pytest.mark.parametrize("remote", [None, "", "localhost", "unix:", "unix:/run/site.sock", "/run/site.sock"])
+@pytest.mark.parametrize(
+    ("headers", "address"),
+    [
+        ({"xff": f"{OTHER}, {VISITOR}"}, VISITOR),
+        ({"xff": f"{OTHER}, {VISITOR}, unix:"}, VISITOR),
+        ({"xff": f"{VISITOR}, 10.0.0.7"}, VISITOR),
+        ({"xff": f"{OTHER}, "}, ""),
+        ({"forwarded": f"for={VISITOR}, for=unix:"}, VISITOR),
+        ({}, ""),
+    ],
+)
+def test_proxy_on_a_unix_socket(remote, headers, address):
+    """If TRUSTED_PROXIES lists "unix", a connection without an address comes from a trusted proxy.
+
+    Without "unix", the headers mean nothing. A connection from an address never counts as a socket.
+    """
+    assert read(remote, **headers, proxies=[*PROXIES, "unix"]) == address
+    assert read(remote, **headers) == ""
+    assert read(OTHER, **headers, proxies=["unix"]) == OTHER
+
+
+@pytest.mark.parametrize(
+    ("remote", "headers", "options", "logged"),
+    [
+        ("", {"xff": VISITOR}, {}, ["through a unix socket", 'Add "unix" to']),
+        ("/run/site.sock", {"forwarded": f"for={VISITOR}"}, {}, ["through a unix socket", 'Add "unix" to']),
+        ("127.0.0.1", {"xff": VISITOR}, {}, ["through an address that is not public", "Add its network to"]),
+        ("", {}, {}, []),
+        (OTHER, {"xff": VISITOR}, {}, []),
+        ("", {"xff": VISITOR}, {"precision": "off"}, []),
+        ("", {"xff": VISITOR}, {"proxies": ["unix"]}, []),
+    ],
+)
+def test_proxy_that_is_not_trusted(caplog, remote, headers, options, logged):
+    """The log says once why MoEngage gets no address, and what to add to TRUSTED_PROXIES. It names no address."""
+    for _ in range(2):
+        read(remote, **headers, **options)
+    assert len(caplog.messages) == bool(logged)
+    assert all(text in caplog.messages[0] and VISITOR not in caplog.messages[0] for text in logged)
+
+
 @pytest.mark.parametrize(
     ("precision", "v4", "v6"),
     [

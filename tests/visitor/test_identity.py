@@ -12,6 +12,7 @@ from django.db import connection
 from django.http import HttpResponse
 
 from django_moe_personalize.visitor.identity import (
+    FORBIDDEN_IDS,
     GRANTED,
     Consent,
     Identity,
@@ -162,6 +163,29 @@ def test_bad_customer_id_makes_the_visitor_unknown(identify, configure, caplog, 
     configure(IDENTIFY=f"{FUNCTIONS}.answer")
     assert identify(answer=Identity(customer_id)) == (None, [])
     assert caplog.messages == [UNKNOWN.format("a customer id must have 1 to 256 printable characters")]
+
+
+@pytest.mark.parametrize(
+    ("customer_id", "warned"),
+    [
+        *[(text, True) for text in ("0", "7", "x", " 1 ", "None", "NULL", "Guest")],
+        *[(text, True) for text in sorted(FORBIDDEN_IDS)],
+        *[(text, False) for text in ("10", "user-1", "nullable", "guest7", "anon-1")],
+    ],
+)
+def test_id_that_moengage_forbids(identify, configure, caplog, customer_id, warned):
+    """The log says so once, without the id. The package sends the id nevertheless, because the site chose it."""
+    configure(IDENTIFY=f"{FUNCTIONS}.answer")
+    for _ in range(2):
+        assert identify(answer=Identity(customer_id)) == (Identity(customer_id), [])
+    assert len(caplog.messages) == warned
+    assert all(f"forbids a customer id that comes from {FUNCTIONS}.answer:" in text for text in caplog.messages)
+
+
+def test_key_of_a_user_that_moengage_forbids(identify, caplog):
+    """The warning names the default of IDENTIFY, and the page asks for this user nevertheless."""
+    assert identify(user=SimpleNamespace(is_authenticated=True, pk=1)) == (Identity("1"), [])
+    assert "MoEngage forbids a customer id that comes from request.user.pk:" in caplog.messages[0]
 
 
 def test_bad_identifiers_are_left_out(identify, configure, caplog):

@@ -37,7 +37,9 @@ class Command(BaseCommand):
             raise CommandError("--watch must be a number of seconds above 0.")
         delivery = _find_delivery()
         if options["replay"] is not None:
-            self.stdout.write(f"{delivery.outbox.replay(options['replay'] or None)} parked events are due again.")
+            outbox, uuids = delivery.outbox, options["replay"]
+            replayed = outbox.replay(outbox.choose("event_uuid", uuids) if uuids else None)
+            self.stdout.write(f"{replayed} parked events are due again.")
         shows_bar = options["verbosity"] and interval is None and self.stderr.isatty()
         total = delivery.outbox.due.count() if shows_bar else 0
         sent: Counter[str] = Counter()

@@ -1,0 +1,48 @@
+"""Fixtures for sites of third-party packages; see serving.py."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+
+from tests.services.serving import start_sandbox
+from tests.sites.serving import Site, find_free_port, run_site, start_redis
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option for the long form."""
+    parser.addoption("--long", action="store_true", help="5,000 pages a site instead of 300")
+
+
+@pytest.fixture(scope="session")
+def pages(pytestconfig: pytest.Config) -> int:
+    """Give the number of pages that the visitors of a site open."""
+    return 5000 if pytestconfig.getoption("--long") else 300
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Run Redis and give its URL, without a database number: ``redis://127.0.0.1:PORT``."""
+    port = find_free_port()
+    with start_redis(port):
+        yield f"redis://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """Run the sandbox with the workspace of tests/services/serving.py and give its port."""
+    with start_sandbox(tmp_path_factory.mktemp("sandbox")) as port:
+        yield port
+
+
+@pytest.fixture(scope="module")
+def start_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Site]]:
+    """Give the function that starts a site until the end of the test module; see run_site()."""
+    with ExitStack() as stack:
+
+        def start(module: str, **options: Any) -> Site:
+            folder = tmp_path_factory.mktemp(module.rpartition(".")[2])
+            return stack.enter_context(run_site(module, folder, **options))
+
+        yield start

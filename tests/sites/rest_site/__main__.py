@@ -1,0 +1,5 @@
+"""Create the users."""
+
+from tests.sites.settings import create_users
+
+create_users()

@@ -1,0 +1,79 @@
+"""Nobody sees another visitor's content on sites of third-party packages, served over HTTP, with caches in Redis."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from tests.services.serving import start_sandbox
+from tests.sites.browsing import (
+    ANONYMOUS,
+    STAFF,
+    USERS,
+    WORKSPACE,
+    Browser,
+    browse_together,
+    count_impressions,
+    find_cached,
+    find_foreign,
+)
+
+
+@dataclass
+class Case:
+    """A site, its server, its pages and its form for signing in."""
+
+    module: str
+    paths: list[str]
+    sign_in: str
+    database: int
+    server: str = "gunicorn"
+    field: str = "username"
+
+
+REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
+CASES = {
+    "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, field="login"),
+    "rest-asgi": Case("tests.sites.rest_site", REST, "/accounts/login/", 2, server="uvicorn", field="login"),
+}
+
+
+@pytest.fixture(scope="module")
+def sandbox(tmp_path_factory):
+    """Run the sandbox with a content for each visitor."""
+    with start_sandbox(tmp_path_factory.mktemp("sandbox"), WORKSPACE) as port:
+        yield port
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", CASES)
+def test_each_visitor_gets_only_own_content(start_site, redis_url, sandbox, pages, name):
+    """Users, an editor and anonymous visitors browse at the same time. Each gets and is counted for own content."""
+    case = CASES[name]
+    workers = 2 if case.server == "gunicorn" else 1
+    site = start_site(
+        case.module, server=case.server, workers=workers, redis_url=redis_url, sandbox=sandbox, database=case.database
+    )
+    browsers = [Browser(site, visitor) for visitor in (*USERS, *STAFF, *ANONYMOUS)]
+    for browser in browsers[: -len(ANONYMOUS)]:
+        browser.sign_in(case.sign_in, case.field)
+    before = count_impressions(sandbox)
+    browse_together(browsers, case.paths, pages)
+    assert find_foreign(browsers) == []
+    assert find_cached(redis_url, case.database, browsers) == []
+    assert all(browser.shown > len(browser.answers) / 4 for browser in browsers)
+    counted = count_impressions(sandbox) - before
+    shown = {browser.name: browser.shown for browser in browsers}
+    assert {n: counted[n] for n in (*USERS, *STAFF)} == {n: shown[n] for n in (*USERS, *STAFF)}
+    assert counted.total() == sum(shown.values()), (counted, shown)
+    assert "django_moe_personalize" not in site.read_log()
+
+
+def test_each_report_to_sentry_is_about_one_visitor(start_site, redis_url, sandbox):
+    """An error or a transaction of one visitor's page has nothing of another visitor."""
+    site = start_site("tests.sites.rest_site", redis_url=redis_url, sandbox=sandbox, database=3)
+    browsers = [Browser(site, name) for name in ANONYMOUS]
+    browse_together(browsers, ["/fail/", "/en/"], 40)
+    reported = browsers[0].open("/sentry/").json()["reported"]
+    assert len(reported) >= 40
+    assert {name for names in reported for name in names} == {*ANONYMOUS}
+    assert all(len(names) <= 1 for names in reported)
