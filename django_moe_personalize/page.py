@@ -216,12 +216,13 @@ class Page(RequestVisitor):
         self._flights, self._answers, self._tracker = [], {}, None
         self._has_new_id, self._is_dropped = False, True
 
-    def _finish_visitor(self, request: HttpRequest) -> None:
+    def _finish_visitor(self, request: HttpRequest, response: HttpResponseBase) -> None:
         """Confirm the visitor for the last time, before the response gets a cookie and the page reports its events."""
         if self._is_changed(may_wait=not is_in_event_loop()):
             self.doubt()
-        if self._is_doubted and self._find_visitor() is None:
-            # In an event loop the new visitor may stay unknown. But the events and the new id are of the old one.
+        before = self._visitor
+        if self._is_doubted and self._find_visitor() is not before and not response.streaming:
+            # The page shows nothing to the new visitor. In an event loop this visitor may even be unknown.
             request.__dict__.pop(MINTED, None)
             self._drop()
 
@@ -243,7 +244,7 @@ class Page(RequestVisitor):
             return ()
         known = request.__dict__
         if known.get("user") is not self._user or known.get("auser") is not self._auser:
-            self._finish_visitor(request)
+            self._finish_visitor(request, response)
         settings = self._settings
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()

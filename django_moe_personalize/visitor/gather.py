@@ -323,15 +323,15 @@ class RequestVisitor:
     def _settle(self, request: HttpRequest, visitor: Visitor, user: object, auser: object) -> None:
         """Keep the visitor. ``user`` and ``auser`` are those of the request before the visitor was gathered."""
         before, self._visitor, self._is_doubted = self._visitor, visitor, False
-        if self._settings.identify or self._settings.consent:
-            self._evidence = Evidence(request)
-        if self._evidence is None or self._is_confirmed:
-            self._user, self._auser = user, auser
         if before is not None and visitor is not before:
             if request.__dict__.get(MINTED) != visitor.identity.customer_id:
                 # The visitor before was anonymous and new. A known customer gets no cookie.
                 request.__dict__.pop(MINTED, None)
             self._drop()
+        if self._settings.identify or self._settings.consent:
+            self._evidence = Evidence(request)
+        if self._evidence is None or self._is_confirmed:
+            self._user, self._auser = user, auser
 
     def _drop(self) -> None:
         """Drop all that belongs to the visitor before."""
