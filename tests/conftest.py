@@ -31,8 +31,8 @@ from django_moe_personalize.runtime import Runtime, reset_runtimes
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
-from tests.services.echo import build_answer
 from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.services.echo import build_answer
 from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among them
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.

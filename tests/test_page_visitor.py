@@ -17,7 +17,7 @@ from django_moe_personalize.fetching import Flight
 from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Consent, Identity
-from tests.conftest import build_request
+from tests.conftest import build_request, settle
 from tests.pages import title
 from tests.site import TAGS, RestRequest, show, streaming
 
@@ -266,6 +266,7 @@ def test_unread_fetch_of_another_visitor(ask, upstream):
 
     response, _ = ask(view)
     assert (response.headers.get("Cache-Control"), dict(response.cookies)) == (None, {})
+    settle()
     assert len(upstream.asked) == 1
 
 
@@ -431,19 +432,20 @@ def test_sign_in_while_a_task_finds_the_visitor(upstream):
 def test_answer_for_the_visitor_before_comes_late(upstream):
     """A task still waits for the answer. The answer is for other pages, and never for this one."""
     upstream.echo()
-    echo, go_on = upstream.answer, threading.Event()
+    echo, go_on, asked, loop = upstream.answer, threading.Event(), asyncio.Event(), None
 
     def answer(request):
         if b'"10"' in request.body:
+            loop.call_soon_threadsafe(asked.set)
             go_on.wait()
         return echo(request)
 
     async def view():
+        nonlocal loop
+        loop = asyncio.get_running_loop()
         mapping, request.user = request.personalization, User(pk=10)
         task = asyncio.create_task(mapping.aload("hero-banner", "promo-strip"))
-        while not mapping._page._flights:
-            await asyncio.sleep(0)
-        await asyncio.sleep(0)
+        await asked.wait()
         request.user = User(pk=20)
         assert (await mapping.aget("hero-banner"))["Title"] == "20"
         go_on.set()
@@ -453,10 +455,8 @@ def test_answer_for_the_visitor_before_comes_late(upstream):
     upstream.answer = answer
     request = build_request(AsyncRequestFactory)
     assert async_to_sync(view)() == ["20", "20"]
-    assert sorted((body["identifiers"]["customer_id"], *sorted(body["experience_key"])) for body in upstream.fetches) == [
-        ("10", *KEYS),
-        ("20", *KEYS),
-    ]
+    calls = [(body["identifiers"]["customer_id"], *sorted(body["experience_key"])) for body in upstream.fetches]
+    assert sorted(calls) == [("10", *KEYS), ("20", *KEYS)]
 
 
 def test_change_has_the_same_deadline(upstream, monkeypatch):

@@ -87,8 +87,9 @@ def build_offering_impressions(offerings: Iterable[Offering], customer_id: str |
 class PageTracker:
     """The impressions and clicks of one page view by the visitor ``customer_id``. With ``None`` nothing counts.
 
-    An experience has one impression per page view, even if the page shows the experience several times. With ``answers``
-    (by key) only these experiences count.
+    An experience has one impression per page view, even if the page shows the experience several times.
+
+    With ``answers`` (by key) only these experiences count.
     """
 
     __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown")
