@@ -5,7 +5,7 @@ import threading
 from functools import partial
 
 import pytest
-from asgiref.sync import async_to_sync
+from asgiref.sync import async_to_sync, sync_to_async
 from django.contrib.auth import alogin, alogout, login, logout
 from django.contrib.auth.models import User
 from django.http import HttpResponse
@@ -470,3 +470,26 @@ def test_change_has_the_same_deadline(upstream, monkeypatch):
         request.user = User(pk=20)
         request.personalization.get("hero-banner")
     assert waited == [0.05, 0.0]
+
+
+@pytest.mark.parametrize(("step", "expected"), [(do_nothing, "anon"), (put_session, "Welcome"), (replace, "Welcome")])
+def test_functions_and_tags_of_an_async_view(ask, functions, step, expected):
+    """A tag in an event loop can't call the functions. It trusts the guess unless user or session have changed."""
+
+    async def view(request):
+        await sync_to_async(step)(request)
+        return show(request, TAGS)
+
+    assert ask(view)[1].startswith(expected)
+
+
+def test_link_of_an_async_view_after_a_change(ask, upstream):
+    """The link counts for no visitor, because the new visitor isn't known in an event loop."""
+
+    async def view(request):
+        hero = await request.personalization.aget("hero-banner")
+        await asign_in(request)
+        return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
+
+    assert ask(view)[1] == "/sale/"
+    assert upstream.booked == []

@@ -40,9 +40,9 @@ class Evidence:
         return True
 
     def has_same_credentials(self, request: HttpRequest) -> bool:
-        """Return whether the attributes of authentication are the same objects."""
+        """Return whether the session has the same entries, and whether authentication has set no attribute."""
         known = request.__dict__
-        return all(map(is_, map(known.get, _CREDENTIALS), self._credentials))
+        return self._entries == _get_entries(known) and all(map(is_, map(known.get, _CREDENTIALS), self._credentials))
 
 
 def _get_entries(known: Mapping[str, Any]) -> Mapping[str, Any]:

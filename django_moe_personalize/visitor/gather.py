@@ -335,7 +335,6 @@ class RequestVisitor:
 
     def _drop(self) -> None:
         """Drop all that belongs to the visitor before."""
-        raise NotImplementedError
 
 
 _UNGATHERED = (
