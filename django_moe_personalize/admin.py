@@ -32,10 +32,10 @@ ACTIONS = {
 }
 
 DROPPED = {
-    "attempts": pgettext_lazy("outbox", "attempts"),
-    "erased": pgettext_lazy("outbox", "erased"),
-    "error": pgettext_lazy("outbox", "error"),
-    "refused": pgettext_lazy("outbox", "refused"),
+    "attempts": pgettext_lazy("outbox, dropped", "attempts"),
+    "erased": pgettext_lazy("outbox, dropped", "erased"),
+    "error": pgettext_lazy("outbox, dropped", "error"),
+    "refused": pgettext_lazy("outbox, dropped", "refused"),
 }
 
 

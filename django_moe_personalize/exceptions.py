@@ -11,6 +11,7 @@
           ServerError                  5xx
         InvalidResponseError           a response with status 200 that breaks the contract
       DeliveryError                    a delivery couldn't send or store events
+      LeakError                        a response has another visitor's content
 
 ``ConfigurationError`` in ``conf`` reports a developer's mistake, so it isn't a MoePersonalizeError.
 No message contains a credential, an attribute or an identifier.
@@ -107,3 +108,10 @@ class InvalidResponseError(APIError):
 
 class DeliveryError(MoePersonalizeError):
     """A delivery couldn't send or store events."""
+
+
+class LeakError(MoePersonalizeError):
+    """A response has a token or mark of another page view: a cache stored HTML with our tags.
+
+    Raised with DEBUG and in tests. In production the response becomes private, and the log has an error.
+    """

@@ -7,9 +7,9 @@ itself. Until a key is planned or read, a page doesn't gather the visitor and do
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import ref
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
@@ -19,7 +19,7 @@ from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import ALWAYS, PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
@@ -29,25 +29,29 @@ from django_moe_personalize.visitor import (
     has_stored_parameters,
     is_in_event_loop,
     set_anonymous_cookie,
+    set_query_cookie,
 )
 
 
 class Page(RequestVisitor):
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
+    is_id_due = False
     is_read = False
     _budget: float | None = None
     _charged_until = 0.0
     _clicks: Sequence[Event] = ()
     _expected: tuple[str, ...] = ()
     _is_dropped = False
+    _samples = ALWAYS
+    _stamp = ""
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
     _waiting = 0
 
     def __init__(self, request: HttpRequest) -> None:
         # With a strong reference, only the garbage collector could free the request.
-        self._request = weakref.ref(request)
+        self._request = ref(request)
         self._runtime = get_runtime()
         self._settings = self._runtime.settings
         self._answers: dict[str, Experience | None] = {}
@@ -58,7 +62,9 @@ class Page(RequestVisitor):
     def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
         """Return the keys to ask for before ``view`` runs."""
         self._view = view
-        return planning.get_early_keys(request, view, self._runtime) if self._settings.enabled else ()
+        # Django has found the route before it calls process_view().
+        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)  # type: ignore[union-attr]
+        return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
         """Return the experience for a tag of ``template``. The first tag fetches all keys of the template."""
@@ -140,8 +146,7 @@ class Page(RequestVisitor):
         ) and not self.confirm():
             self.mark_read(request)
             return None
-        # Without this condition, each further read would take 20 bytecodes more.
-        if known.get("_cache_update_cache") is not False or not self.is_read:
+        if not self.is_read:
             if not self._settings.enabled:
                 return None
             self.mark_read(request)
@@ -152,8 +157,9 @@ class Page(RequestVisitor):
 
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
-        self.is_read = True
-        rendering.keep_out_of_site_cache(request)
+        if not self.is_read:
+            self.is_read = True
+            rendering.keep_out_of_caches(request)
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
@@ -184,24 +190,41 @@ class Page(RequestVisitor):
 
     @property
     def visitor(self) -> Visitor:
-        """The visitor, gathered on the first use."""
+        """The visitor, gathered on the first use. Reading the visitor makes the page private."""
+        request = self._request()
+        if request is None or self._is_closed:
+            return NO_VISITOR
         self.confirm()
-        return self._find_visitor() or NO_VISITOR
+        if (visitor := self._find_visitor()) is None:
+            return NO_VISITOR
+        self.mark_read(request)
+        return visitor
 
     @property
     def tracker(self) -> PageTracker:
-        """The tracker of this page, after a read or confirm(). Without consent the tracker records nothing."""
+        """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
         if self._is_doubted and not self.confirm():
             return PageTracker(None)
         if self._tracker is None:
-            visitor = self._find_visitor()
+            visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            # After a change, code may still have experiences of the visitor before. They don't count for this visitor.
+            request = self._request()
+            # Most sites set none of these attributes, and the call would take 60 bytecodes.
+            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
+            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            # Code may still have experiences of the visitor before. They don't count for this visitor.
             answers = self._answers if self._is_dropped else None
-            self._tracker = PageTracker(visitor.identity.customer_id if visitor.consent.track else None, answers)
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp, answers)
         return self._tracker
+
+    def _get_stamp(self) -> str:
+        """Return the stamp of this page's tokens. Make the page private, because it will have a token."""
+        self._stamp = self._stamp or tracking.draw_stamp()
+        if (request := self._request()) is not None:
+            self.mark_read(request)
+        return self._stamp
 
     def _drop(self) -> None:
         """Leave the fetches to other pages, and drop the answers and the impressions of the visitor before.
@@ -233,6 +256,8 @@ class Page(RequestVisitor):
 
         Later reads return the default, because the server may have sent the headers already.
         """
+        if next(self._samples):
+            self._look_for_leak(response)
         if self._visitor is None and not self.is_read and self._gathered is None:
             # Most pages of a site don't use personalization.
             self._is_closed = True
@@ -249,12 +274,21 @@ class Page(RequestVisitor):
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
-        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
+            tracking.note_new_id(request)
+            set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
         return self._end(request, response)
+
+    def _look_for_leak(self, response: HttpResponseBase) -> None:
+        # In strict mode the search raises an exception, and the page has no other response.
+        self.release()
+        request = self._request()
+        if request is not None and tracking.find_leak(self._runtime, request, response, lambda: self._stamp):
+            self.mark_read(request)
 
     def release(self) -> None:
         """Stop reading MoEngage's responses. Other pages or threads read them."""
@@ -264,7 +298,7 @@ class Page(RequestVisitor):
     def _finish_unread(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Finish a page that has read no experience, and return whether its response must be private nevertheless.
 
-        This is so if the session has stored parameters, or if a streamed response may still read an experience.
+        This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
         has_asked = bool(self._flights or self._answers or self._expected)
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
@@ -282,11 +316,14 @@ class Page(RequestVisitor):
         self._is_closed = True
         # A streamed response may have started fetches after the first release().
         self.release()
+        tracker, self._tracker = self._tracker, None
         if response.status_code >= 400 or not tracking.is_counted(request):
             return ()
-        if self._tracker is None:
+        # With "returning" the browser must show first that it keeps cookies.
+        if tracker is None or (MINTED in request.__dict__ and self._settings.anonymous_events == "returning"):
             return self._clicks
-        return [*self._clicks, *self._tracker.take(shown=response.status_code == 200 and request.method == "GET")]
+        events = tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        return [*self._clicks, *events] if self._clicks else events
 
     # Steps
 
@@ -324,7 +361,7 @@ class Page(RequestVisitor):
         self._keep_flight(flight, found)
 
     def _keep_flight(self, flight: Flight, found: Mapping[str, Experience | None]) -> None:
-        # While this thread or task waited, another one may have found another visitor and dropped the flight.
+        # Meanwhile another task may have found another visitor.
         if flight in self._flights:
             self._keep(flight.question.keys, found)
 

@@ -215,9 +215,11 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
     A POST gets only the keys of the view, because it often just redirects. The package's own endpoints get no keys.
     """
     keys = get_planned_keys(request, view, runtime)
-    if keys and (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
+    if not keys:
+        return keys
+    if getattr(view, "__module__", "") == "django_moe_personalize.views":
         return ()
-    if keys and request.method not in ("GET", "HEAD"):
+    if request.method not in ("GET", "HEAD"):
         return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
     return keys
 

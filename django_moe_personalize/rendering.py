@@ -20,7 +20,7 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -95,7 +95,9 @@ def _build_mark(tracker: PageTracker, experience: Experience, elements: Sequence
         if tracker.get_impression(experience) is None:
             return None
         context = json.dumps(dict(experience.experience_context))
-        return format_html('<template data-moe-context="{}"></template>', context)
+        return format_html(
+            '<template data-moe-context="{}" data-moe-page="{}"></template>', context, tracker.get_stamp()
+        )
     token = tracker.sign_mark(experience, elements)
     if token is None:
         return None
@@ -144,12 +146,38 @@ def _reverse(name: str, *args: str) -> str | None:
     try:
         return reverse(f"moe_personalize:{name}", args=args)
     except NoReverseMatch:
+        url = find_endpoint(name, *args)
+    if url is None:
         message = (
             "The package's URLs are missing, so clicks and views in the browser are not counted. "
             'Add path("moe/", include("django_moe_personalize.urls")) to your URLs.'
         )
         log_once("urls", message)
-        return None
+    return url
+
+
+def find_endpoint(name: str, *args: str) -> str | None:
+    """Return the URL of the view ``click`` or ``beacon``, or ``None`` if the site doesn't include the package's URLs.
+
+    The site may include them in any namespace, or several times. The first that needs no other arguments counts.
+    """
+    for route in find_endpoint_names(get_resolver(get_urlconf()), name):
+        with suppress(NoReverseMatch):
+            return reverse(route, args=args)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> tuple[str, ...]:
+    """Return the names of the URLs, with their namespaces, that lead to the view ``click`` or ``beacon``."""
+    found: list[str] = []
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
+            found += find_endpoint_names.__wrapped__(pattern, name, inner)
+        elif pattern.name and pattern.lookup_str == f"django_moe_personalize.views.{name}":
+            found.append(f"{prefix}{pattern.name}")
+    return tuple(found)
 
 
 def find_host(url: str) -> str:
@@ -241,15 +269,21 @@ def find_script() -> tuple[str, str]:
 
 # Response headers.
 
+_OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control|.+-cache-control", re.IGNORECASE)
+"""Headers that nginx, Akamai or other CDNs obey instead of Cache-Control, with all targeted fields (RFC 9213)."""
+
 
 def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     """Set the headers of a page that read an experience, so that no proxy or CDN stores the page.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
     """
+    names = " ".join(response.headers).lower()
+    # Few views set such a header, and the search in all names saves 40 bytecodes.
+    if "control" in names or "expires" in names:
+        for name in [name for name in response.headers if _OUTRANKING.fullmatch(name)]:
+            del response.headers[name]
     response.headers["Cache-Control"] = settings.cache_control
-    for name in ("Expires", "CDN-Cache-Control", "Surrogate-Control"):
-        response.headers.pop(name, None)
     if "Vary" in response.headers:
         patch_vary_headers(response, ("Cookie",))
     else:
@@ -257,13 +291,36 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
         response.headers["Vary"] = "Cookie"
 
 
-def keep_out_of_site_cache(request: HttpRequest) -> None:
-    """Tell Django's cache middleware not to store this page. Call this for every read of an experience.
+@functools.cache
+def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
+    """Return a subclass whose requests keep ``_cache_update_cache`` false.
 
-    ``cache_page`` around the view stores the page before the package sets the headers. Only this attribute stops it.
-    ``FetchFromCacheMiddleware`` resets the attribute when it starts.
+    Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
+    decorator may have read an experience before that.
     """
-    request._cache_update_cache = False  # type: ignore[attr-defined]
+    never = property(lambda request: False, lambda request, value: None)
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+
+
+def keep_out_of_caches(request: HttpRequest) -> None:
+    """Tell the caches of Django, and of wagtail-cache and django CMS if the site has them, not to store this page.
+
+    They can store a page before the package sets the headers: ``cache_page`` of Django or wagtail-cache after the view,
+    and django CMS as soon as the page is rendered. django CMS also stores each placeholder.
+    """
+    request_class: Any = request.__class__
+    request.__class__ = _build_private_class(request_class)
+    request._wagtailcache_skip = True  # type: ignore[attr-defined]
+    if (toolbar := request.__dict__.get("toolbar")) is not None:
+        # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
+        with suppress(Exception):
+            toolbar._cache_disabled = True
+            renderer = toolbar.content_renderer
+            renderer.placeholder_cache_is_enabled = lambda: False
+            # django CMS asks the placeholder that is being rendered again before it stores the placeholder.
+            for placeholders in renderer._placeholders_by_page_cache.values():
+                for placeholder in placeholders.values():
+                    placeholder.cache_placeholder = False
 
 
 def add_server_timing(

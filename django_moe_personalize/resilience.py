@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextvars import Context
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -267,6 +268,17 @@ class PoolBusy(RuntimeError):
     """The pool didn't accept a call, because all its threads are busy."""
 
 
+def start_thread(target: Callable[[], object], name: str) -> threading.Thread:
+    """Start a daemon thread in an empty context and return the thread.
+
+    Sentry gives a new thread the scope of the request that starts the thread. But a thread of this package works for
+    many visitors. Without an empty context, their data would be in the error reports and traces of one visitor.
+    """
+    thread = threading.Thread(target=target, name=name, daemon=True)
+    Context().run(thread.start)
+    return thread
+
+
 class WorkerPool:
     """A pool of at most ``max_workers`` daemon threads. A caller doesn't have to wait for a call that hangs.
 
@@ -298,7 +310,7 @@ class WorkerPool:
             self._threads += needs_thread
         if needs_thread:
             try:
-                threading.Thread(target=self._work, name=self._name, daemon=True).start()
+                start_thread(self._work, self._name)
             except RuntimeError as error:
                 with self._lock:
                     self.in_flight -= 1

@@ -15,6 +15,7 @@ from django.core.signing import BadSignature
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, QueryDict
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.http.request import UnreadablePostError
+from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_variables
@@ -56,7 +57,7 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     found = _read_token(token)
     hosts = rendering.get_allowed_hosts(request, found.host) if found else ()
     if found is None or not found.destination or not rendering.is_safe_url(found.destination, hosts):
-        return HttpResponseBadRequest("This link is not valid.", content_type="text/plain")
+        return HttpResponseBadRequest(gettext("This link is not valid."), content_type="text/plain; charset=utf-8")
     if tracking.is_counted(request) and not found.expired:
         customer_id = _find_customer_id(request)
         if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):

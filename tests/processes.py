@@ -5,8 +5,12 @@ import os
 import signal
 import threading
 import warnings
+from contextvars import ContextVar
+from unittest.mock import patch
 
 import pytest
+
+from django_moe_personalize.testing import override_personalize
 
 SOON = 30.0
 """Seconds that nothing takes on the busiest machine. A wait that ends with them has failed."""
@@ -14,9 +18,11 @@ SOON = 30.0
 
 @pytest.fixture(name="shared")
 def use_shared_cache(settings, tmp_path):
-    """Use a cache that processes share."""
+    """Use a cache that processes share, and that belongs to the package alone."""
     backend = "django.core.cache.backends.filebased.FileBasedCache"
-    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}
+    settings.CACHES |= {"experiences": {"BACKEND": backend, "LOCATION": str(tmp_path / "cache")}}
+    with override_personalize(CACHE="experiences"):
+        yield
 
 
 @contextlib.contextmanager
@@ -45,6 +51,24 @@ def together(number, call):
         thread.join(SOON)
     assert len(results) == number
     return results
+
+
+@contextlib.contextmanager
+def recorded_contexts():
+    """Set a context variable as a page does, and give the list of its values where threads are started.
+
+    Sentry reads its context there, and gives the new thread this context.
+    """
+    visitor, values, start = ContextVar("visitor", default=None), [], threading.Thread.start
+
+    def record(thread):
+        values.append(visitor.get())
+        start(thread)
+
+    token = visitor.set("the page's visitor")
+    with patch.object(threading.Thread, "start", record):
+        yield values
+    visitor.reset(token)
 
 
 @contextlib.contextmanager

@@ -32,7 +32,7 @@ def ask(upstream, visit, serve):
     User.objects.bulk_create([User(pk=10, username="ada"), User(pk=20, username="bob"), User(pk=30, username="cy")])
     upstream.echo()
 
-    def ask(view, user=None):
+    def ask(view, user=None, query=""):
         serve(lambda request: show(request, TAGS))
         visit("/page/")
         visit.forget_cookies()
@@ -40,7 +40,7 @@ def ask(upstream, visit, serve):
         if user is not None:
             visit.log_in(User.objects.get(pk=user))
         upstream.requests.clear()
-        response = visit("/page/")
+        response = visit("/page/" + query)
         return response, title(response)
 
     return ask
@@ -383,9 +383,10 @@ def test_consent_changes_in_the_view(ask, upstream, functions, granted, shown):
         OUTSIDE["consent"] = granted
         return show(request, TAGS)
 
-    response, found = ask(view)
+    response, found = ask(view, query="?utm_source=mail")
     assert found.startswith(shown)
     assert upstream.booked == []
+    assert ("moe_query" in response.cookies) is (granted.identify and granted.fetch)
     assert ("moe_id" in response.cookies) is (granted.identify and granted.fetch)
 
 

@@ -7,6 +7,7 @@ import threading
 import pytest
 from django.contrib.auth.models import User
 
+from django_moe_personalize.testing import override_personalize
 from tests.pages import title
 
 pytestmark = pytest.mark.urls("tests.site")
@@ -79,6 +80,47 @@ def test_click_counts_and_redirects(visit, upstream):
     assert click.element == "cta"
 
 
+@pytest.mark.parametrize(("setting", "customers"), [("always", 15), ("returning", 0)])
+@pytest.mark.parametrize("path", ["/tags/", "/atags/", "/streaming-declared/", "/method/"])
+def test_visits_without_cookies(visit, upstream, setting, customers, path):
+    """Each visit without cookies gets content and a new id. With "returning" none of these ids becomes a profile."""
+    with override_personalize(ANONYMOUS_EVENTS=setting):
+        for _ in range(15):
+            visit.forget_cookies()
+            assert title(visit(path)) != "Welcome"
+    entries = upstream.engine.ledger.entries()
+    assert len({entry.customer_id for entry in entries}) == customers
+
+
+@pytest.mark.parametrize("mode", ["render", "visible"])
+def test_anonymous_visitor_who_returns(visit, upstream, mode):
+    """With "returning", the next page, a click or a beacon shows that the browser keeps the cookie, and counts."""
+    with override_personalize(ANONYMOUS_EVENTS="returning", IMPRESSIONS=mode):
+        first = visit("/tags/")
+        visit("/method/", method="post")
+        assert upstream.count("hero-banner") == (0, 1)
+        visit(find_link(first))
+        assert upstream.count("hero-banner") == (0, 2)
+        marks = re.findall(r'data-moe-experience="([^"]+)"', first.content.decode())
+        reports = {"events": [["impression", token] for token in marks]}
+        visit("/moe/beacon/", method="post", data=reports, content_type="application/json")
+        assert upstream.count("hero-banner") == (mode == "visible", 2)
+        visit("/tags/")
+        assert upstream.count("hero-banner") == (1, 2)
+        visit.forget_cookies()
+        visit("/method/", method="post")
+        assert upstream.count("hero-banner") == (1, 2)
+
+
+@pytest.mark.django_db
+def test_customer_counts_from_the_first_page(visit, upstream):
+    """With "returning", a signed-in user counts at once, because the id is not a new one."""
+    visit.log_in(User.objects.create(pk=42, username="ada"))
+    with override_personalize(ANONYMOUS_EVENTS="returning"):
+        visit("/tags/")
+    assert upstream.count("hero-banner") == (1, 0)
+
+
 def test_click_of_another_visitor(visit, upstream):
     """A link that was passed on works, and counts nothing."""
     link = find_link(visit("/tags/"))
@@ -128,6 +170,7 @@ def test_server_timing_for_developers(visit, upstream, settings):
     """With DEBUG on, Server-Timing has the numbers of keys and experiences, and the time that the page waited."""
     assert "Server-Timing" not in visit("/tags/").headers
     settings.DEBUG = True
+    visit("/tags/")
     timing = visit("/tags/").headers["Server-Timing"]
     assert re.fullmatch(r'moe;desc="2 asked, 2 came, 2 from the cache";dur=\d+\.\d', timing)
     assert visit("/cdn/?timing=db").headers["Server-Timing"].startswith("db;dur=1, moe;desc=")

@@ -4,14 +4,18 @@ from types import ModuleType
 
 import pytest
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import include, path
 from django.views.decorators.cache import cache_page
 
 from django_moe_personalize.decorators import personalize
+from django_moe_personalize.types import Experience
+from tests.site import show
 
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 UPDATE = "django.middleware.cache.UpdateCacheMiddleware"
 FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
+
+EARLY = "tests.test_site_cache.read_early"
 
 
 def read(request):
@@ -29,6 +33,47 @@ def plain(request):
 plain.calls = 0
 
 
+VISITOR = {
+    "identity": "{{ p.identity.customer_id }}",
+    "consent": "{{ p.consent }}",
+    "attributes": "{{ p.attributes }}",
+    "names": "{% for key in p %}{{ key }}{% endfor %}",
+    "number": "{{ p|length }}",
+    "token": "{% load moe_personalize %}{% click_url hero '/sale/' %}",
+}
+"""Templates that show something about one visitor, without reading an experience by its key."""
+
+HERO = Experience("hero", {}, {"cid": "1"})
+
+
+@personalize("hero-banner")
+def tell(request, name):
+    """Show something about the visitor."""
+    return show(request, VISITOR[name], hero=HERO, p=request.personalization)
+
+
+@personalize("hero-banner")
+async def atell(request, name):
+    """See tell()."""
+    await request.personalization.aload()
+    return tell(request, name)
+
+
+def show_early(request):
+    """Show the visitor that read_early() has read."""
+    return HttpResponse(f"{request.early} True")
+
+
+def read_early(view):
+    """Read an experience before the view: a middleware, or a decorator around cache_page."""
+
+    def wrapper(request):
+        request.early = f"{request.personalization.identity.customer_id} {request.personalization.get('hero-banner')}"
+        return view(request)
+
+    return wrapper
+
+
 @pytest.fixture
 def routes(settings):
     """Install the pages of this module."""
@@ -38,7 +83,12 @@ def routes(settings):
         path("plain/", plain),
         path("inner/", personalize("hero-banner")(cache_page(60)(read))),
         path("outer/", cache_page(60)(personalize("hero-banner")(read))),
+        path("early/", read_early(cache_page(60)(show_early))),
+        path("early-middleware/", cache_page(60)(show_early)),
         path("plain-cached/", cache_page(60)(plain)),
+        path("tell/<name>/", cache_page(60)(tell)),
+        path("atell/<name>/", cache_page(60)(atell)),
+        path("moe/", include("django_moe_personalize.urls")),
     ]
     settings.ROOT_URLCONF = module
 
@@ -51,8 +101,9 @@ def routes(settings):
         ([UPDATE, FETCH, OURS], "/read/"),
         ([OURS], "/inner/"),
         ([OURS], "/outer/"),
+        ([OURS], "/early/"),
+        ([OURS, EARLY], "/early-middleware/"),
     ],
-    ids=["site cache outside", "site cache inside", "ours innermost", "cache_page inside", "cache_page outside"],
 )
 def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, settings, middleware, url):
     """A second visitor never gets the page of the first, whatever the order of the middleware."""
@@ -72,3 +123,36 @@ def test_page_that_reads_nothing_is_stored(visit, routes, settings, middleware, 
     """A page without experiences stays cacheable."""
     settings.MIDDLEWARE = middleware
     assert visit(url).content == visit(url).content
+
+
+@pytest.mark.parametrize("view", ["tell", "atell"])
+@pytest.mark.parametrize("name", VISITOR)
+def test_what_tells_about_one_visitor_makes_the_page_private(upstream, visit, routes, view, name):
+    """A page that shows anything about its visitor is private, is stored by no cache, and keeps the anonymous id."""
+    url = f"/{view}/{name}/"
+    first = visit(url, headers={"User-Agent": "first"})
+    assert first.headers["Cache-Control"] == "private, no-store"
+    known = first.cookies["moe_id"].value.partition(":")[0]
+    if name == "identity":
+        assert first.content.decode() == known
+    visit.forget_cookies()
+    second = visit(url, headers={"User-Agent": "second", "Sec-GPC": "1"})
+    assert second.headers["Cache-Control"] == "private, no-store"
+    assert (first.content == second.content) == (name in ("names", "number"))
+
+
+def show_late(get_response):
+    """Show the visitor on a page that replaces the sealed page."""
+
+    def middleware(request):
+        get_response(request)
+        return show(request, VISITOR["identity"] + VISITOR["token"], hero=HERO, p=request.personalization)
+
+    return middleware
+
+
+@pytest.mark.parametrize("url", ["/plain/", "/tell/token/"])
+def test_page_that_replaces_a_sealed_page_shows_no_visitor(upstream, client, routes, settings, url):
+    """After the page is sealed, the visitor is unknown and links have no token."""
+    settings.MIDDLEWARE = ["tests.test_site_cache.show_late", OURS]
+    assert client.get(url).content == b"None/sale/"

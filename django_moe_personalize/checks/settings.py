@@ -5,6 +5,7 @@ A check yields messages and never raises. It uses neither the network nor the da
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -18,11 +19,13 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
+from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import load_backend, load_object
 from django_moe_personalize.delivery import thread
+from django_moe_personalize.fetching import shared
 
 TAG: Final = "moe_personalize"
 MIDDLEWARE: Final = "django_moe_personalize.middleware.PersonalizeMiddleware"
@@ -42,6 +45,10 @@ TENANT_APPS: Final = ("django_tenants", "tenant_schemas", "django_pgschemas")
 """Apps that give each tenant its own table of users, so that several users have the same primary key."""
 
 LOCAL_HOSTS: Final = frozenset({"localhost", "127.0.0.1", "[::1]", "testserver"})
+
+WAGTAIL_CACHE: Final = "wagtailcache.cache.FetchFromCacheMiddleware"
+WAGTAIL_CACHE_IGNORED: Final = (r"^utm_.*$",)
+"""One of the default patterns of wagtail-cache. The other patterns match parameters of advertising networks."""
 
 Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
@@ -154,9 +161,26 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
     if _is_class_at(path, DUMMY_CACHE):
         yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
-    elif _is_class_at(path, LOCAL_CACHE) and not django_settings.DEBUG and not client.is_embedded(settings):
+    elif django_settings.DEBUG or client.is_embedded(settings):
+        return
+    elif _is_class_at(path, LOCAL_CACHE):
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."
+    elif _culls(path) and not shared.is_own_alias(settings.cache):
+        message = (
+            f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
+            "visitor's answers in it, and each process calls MoEngage separately."
+        )
+        own = f'Or set {SETTING}["CACHE"] to an alias that nothing else uses'
+        yield "W004", message, f"{hint} {own}, with its own LOCATION and a large MAX_ENTRIES."
+
+
+def _culls(path: str) -> bool:
+    try:
+        return shared.culls(import_string(path))
+    except Exception:
+        # Django reports a wrong path when it needs the cache.
+        return False
 
 
 def check_sandbox(settings: Settings) -> Iterator[Message]:
@@ -185,7 +209,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     """Yield W003 if the site doesn't include the package's URLs, W007 for a route that doesn't exist."""
     try:
         resolver = get_resolver()
-        has_urls = TAG in resolver.app_dict or TAG in resolver.namespace_dict
+        names = rendering.find_endpoint_names(resolver, "click")
+        has_urls = (TAG in resolver.app_dict and not names) or rendering.find_endpoint("click", "token") is not None
         routes = {name for name, _ in iterate_urls(resolver)}
     except Exception:
         # Django's own checks report a ROOT_URLCONF that doesn't load.
@@ -193,6 +218,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     if settings.enabled and not has_urls and _find_middleware(MIDDLEWARE):
         lost = "clicks and impressions" if settings.impressions == "visible" else "clicks"
         message = f"The site doesn't include the package's URLs, so {lost} aren't counted."
+        if names:
+            message = f"The URL {names[0]!r} takes arguments that the package doesn't know, so {lost} aren't counted."
         yield "W003", message, 'Add path("moe/", include("django_moe_personalize.urls")) to the root urlpatterns.'
     for route in settings.experiences:
         if route != "*" and route not in routes:
@@ -260,10 +287,32 @@ def _serves_several_hosts() -> bool:
 
 
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
-    """Yield E014 for a ``{% cache %}`` that would show one visitor's content to all visitors."""
-    for found, found_at, place in [leak for engine in get_engines() for leak in find_leaks(engine)]:
-        message = f"{{% cache %}} shows one visitor's content to all visitors: {found} in {found_at}."
-        yield "E014", message, f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
+    """Yield E014 for a tag that shows one visitor's content to all visitors, W012 for a tag that may show it."""
+    gaps: dict[tuple[str, str], list[str]] = {}
+    for leak in [leak for engine in get_engines() for leak in find_leaks(engine)]:
+        hint = f"The {leak.cache} starts in {leak.cache_place}. Keep the visitor's content out of it."
+        if leak.certain:
+            message = f"{leak.cache} shows one visitor's content to all visitors: {leak.found} in {leak.place}."
+            yield "E014", message, hint
+        else:
+            gaps.setdefault((leak.cache, hint), []).append(f"{leak.found} in {leak.place}")
+    for (cache, hint), places in gaps.items():
+        message = f"{cache} may show one visitor's content to all visitors. The check can't look into {places[0]}"
+        more = f", and {len(places) - 1} more" if len(places) > 1 else ""
+        yield "W012", f"{message}{more}.", f"{hint} If it contains no such content, silence this warning."
+
+
+def check_wagtail_cache(settings: Settings) -> Iterator[Message]:
+    """Yield W018 if wagtail-cache removes the cookie or the query parameters of this package from every request."""
+    if not settings.enabled or WAGTAIL_CACHE not in django_settings.MIDDLEWARE:
+        return
+    if settings.anonymous_id and getattr(django_settings, "WAGTAIL_CACHE_IGNORE_COOKIES", True):
+        message = "wagtail-cache removes the cookie moe_id from requests, so each page of a visitor gets a new id."
+        yield "W018", message, "Set WAGTAIL_CACHE_IGNORE_COOKIES = False."
+    patterns = getattr(django_settings, "WAGTAIL_CACHE_IGNORE_QS", WAGTAIL_CACHE_IGNORED) or ()
+    if lost := [name for name in settings.query_parameters if any(re.match(pattern, name) for pattern in patterns)]:
+        message = f"wagtail-cache removes query parameters from requests, so MoEngage doesn't get {', '.join(lost)}."
+        yield "W018", message, "Set WAGTAIL_CACHE_IGNORE_QS to a list of patterns that match none of QUERY_PARAMETERS."
 
 
 def check_threads(settings: Settings) -> Iterator[Message]:
@@ -283,6 +332,7 @@ def check_static_files(settings: Settings) -> Iterator[Message]:
 
 CHECKS: Final = (
     check_credentials,
+    check_pasted_text,
     check_paths,
     check_transport,
     check_middleware,
@@ -292,6 +342,7 @@ CHECKS: Final = (
     check_proxies,
     check_identity,
     check_template_leaks,
+    check_wagtail_cache,
     check_threads,
 )
 """All checks, in the order of their reports."""

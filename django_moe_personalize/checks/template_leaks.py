@@ -1,41 +1,66 @@
-"""Find one visitor's content inside Django's ``{% cache %}``, which would show this content to all visitors.
+"""Find one visitor's content inside ``{% cache %}`` and similar tags, which would show this content to all visitors.
 
-Our tags refuse to render directly inside ``{% cache %}``. This module also finds content that comes from an include, a
+Our tags refuse to render directly inside such a tag. This module also finds content that comes from an include, a
 block of a child template, a partial, an inclusion tag or a variable. It follows the literal names in compiled
-templates. It skips a third-party node that it can't inspect.
+templates. Where it can't follow, such as into ``{% include name %}`` or the tag of another library, it reports a gap.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
-from django.template import Engine, Node, Template, engines
+from django.template import Engine, Node, NodeList, Template, TemplateDoesNotExist, TemplateSyntaxError, engines
 from django.template.backends.django import DjangoTemplates
 from django.template.base import TextNode, VariableNode
-from django.template.library import InclusionNode
+from django.template.library import InclusionNode, SimpleNode
 from django.template.loader_tags import BlockNode, ExtendsNode, IncludeNode
 from django.templatetags.cache import CacheNode
 
+from django_moe_personalize.checks.foreign_code import may_render
 from django_moe_personalize.planning import get_literal
 from django_moe_personalize.templatetags.moe_personalize import (
     ClickURLNode,
     ExperienceNode,
     ExperienceValueNode,
     NamedValueNode,
+    ScriptsNode,
+    is_cache,
 )
 
-_CACHE = re.compile(r"\{%\s*cache\b")
-_PAGE = re.compile(r"\{%\s*(cache|extends|load\b[^%]*\bmoe_personalize)\b")
+_PAGE = re.compile(r"\{%\s*(extends|experience)\b|personaliz")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
+_HANDED_IN = frozenset({"children", "slot"})
+"""The variables with the content that a template passes to a component of slippers or cotton."""
 
 Names = frozenset[str]
-Blocks = dict[str, list[BlockNode]]
-Leak = tuple[str, str, str]
-"""A tag or variable inside ``{% cache %}``, its place, and the place of the ``{% cache %}``, as ``file, line n``."""
+Blocks = Mapping[str, list[BlockNode]]
+
+
+class Leak(NamedTuple):
+    """A tag or variable inside a tag that caches. A place is ``file, line n``.
+
+    If ``certain`` is false, the check can't look into ``found``, so ``found`` may have one visitor's content.
+    """
+
+    cache: str
+    cache_place: str
+    found: str
+    place: str
+    certain: bool
+
+
+class _Scope(NamedTuple):
+    """What a node is rendered with: the variables with one visitor's content, the literals, and the tag that caches."""
+
+    names: Names = frozenset({"personalization"})
+    literals: Mapping[str, str] = MappingProxyType({})
+    cache: Node | None = None
+    blocks: Blocks = MappingProxyType({})
 
 
 def get_engines() -> list[Engine]:
@@ -48,15 +73,26 @@ def get_engines() -> list[Engine]:
 def find_leaks(engine: Engine) -> Iterable[Leak]:
     """Return the leaks in the templates of the engine's folders. Never raises.
 
-    Reads every file. If one has ``{% cache %}``, compiles each template that has ``{% cache %}``, loads our tags, or
-    extends another template.
+    Reads every file. If one has a tag that caches, compiles each template that has such a tag, uses our tags or
+    variables, or extends another template.
     """
     sources = read_sources(engine)
-    if not any(map(_CACHE.search, sources.values())):
+    caches = _compile_pattern(engine)
+    cached = [name for name, source in sources.items() if caches.search(source)]
+    if not cached:
         return ()
-    search = _Search(engine)
-    pages = [name for name, source in sources.items() if _PAGE.search(source)]
-    return dict.fromkeys(leak for name in pages for leak in search.walk_page(name))
+    search = _Search(engine, cached)
+    pages = [*cached, *(name for name, source in sources.items() if _PAGE.search(source))]
+    return dict.fromkeys(leak for name in dict.fromkeys(pages) for leak in search.walk_page(name))
+
+
+def _compile_pattern(engine: Engine) -> re.Pattern[str]:
+    """Return a pattern that matches all tags that may cache. A library may register such a tag under any name."""
+    names = {"cache"}
+    with suppress(Exception):
+        for library in [*engine.template_libraries.values(), *engine.template_builtins]:
+            names |= {re.escape(name) for name, function in library.tags.items() if is_cache(name, function)}
+    return re.compile(r"\{%\s*(\S*cach|(" + "|".join(names) + r")\b)")
 
 
 def read_sources(engine: Engine) -> dict[str, str]:
@@ -74,115 +110,222 @@ def read_sources(engine: Engine) -> dict[str, str]:
     return sources
 
 
+class _GapError(Exception):
+    """The check can't follow a node."""
+
+
 class _Search:
     """Walk pages from their outermost parent, in the order of rendering. Follow all branches of conditions."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, cached: list[str]) -> None:
         self._engine = engine
-        self._templates: dict[Any, Template | None] = {None: None}
-        self._seen: set[tuple[int, int]] = set()
+        self._cached = cached
+        self._templates: dict[Any, Template | None] = {}
+        self._seen: set[Any] = set()
 
     def walk_page(self, name: str) -> Iterator[Leak]:
         """Yield the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
-        yield from self._walk_template(self._load(name), frozenset({"personalization"}), None)
+        with suppress(Exception):
+            yield from self._walk_template(self._load(name), _Scope())
 
-    def _load(self, name: Any) -> Template | None:
+    def _load(self, name: str) -> Template | None:
+        """Return the template, or ``None`` if it is missing or broken: then the page that uses it shows nothing."""
         if name not in self._templates:
-            self._templates[name] = None
-            # Compiling a tag may raise any exception. The page that uses the template reports the mistake.
-            with suppress(Exception):
+            with suppress(TemplateDoesNotExist, TemplateSyntaxError):
                 self._templates[name] = self._engine.get_template(name)
-        return self._templates[name]
+        return self._templates.setdefault(name, None)
 
-    def _walk_template(self, template: Template | None, names: Names, fragment: CacheNode | None) -> Iterator[Leak]:
-        """Yield the leaks of ``template``. ``names`` are the variables with one visitor's content."""
-        if template is None or (id(template), id(fragment)) in self._seen:
+    def _walk_template(self, template: Template | None, scope: _Scope) -> Iterator[Leak]:
+        """Yield the leaks of ``template``."""
+        state = (id(template), id(scope.cache), scope.names, tuple(sorted(scope.literals.items())))
+        if template is None or state in self._seen:
             return
-        self._seen.add((id(template), id(fragment)))
-        family = [template]
+        self._seen.add(state)
+        family, unknown = [template], None
         for member in family:
             # A template extends at most one other template. The name may lead to no template, or in a circle.
-            parents = [self._load(get_literal(node.parent_name)) for node in _find_nodes(member, ExtendsNode)]
-            family += [parent for parent in parents if parent is not None and parent not in family]
-        blocks: Blocks = {}
-        for block in [block for member in family for block in _find_nodes(member, BlockNode)]:
+            for node in _find_nodes(member.nodelist, ExtendsNode):
+                name = _find_literal(node.parent_name, scope)
+                parent = None if name is None else self._load(name)
+                unknown = node if name is None else None
+                family += [parent] if parent is not None and parent not in family else []
+        blocks: dict[str, list[BlockNode]] = {}
+        for block in [block for member in family for block in _find_nodes(member.nodelist, BlockNode)]:
             blocks.setdefault(block.name, []).append(block)
-        yield from self._walk(family[-1].nodelist, names, fragment, blocks)
+        if unknown is not None:
+            yield from self._try_parents(unknown, scope._replace(blocks=blocks))
+        yield from self._walk(family[-1].nodelist, scope._replace(blocks=blocks))
 
-    def _walk(self, nodes: Any, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
-        for node in nodes:
-            # A third-party node may give the attributes used here another meaning. If a node raises, skip it.
+    def _try_parents(self, extends: Node, scope: _Scope) -> Iterator[Leak]:
+        """Yield a gap for each template that caches a block, if the child of an unknown parent fills this block."""
+        for cache in self._find_caches():
+            names = {block.name for block in _find_nodes([cache], BlockNode)}
+            filled = [block for name in names for block in scope.blocks.get(name, ())]
+            if any(leak for block in filled for leak in self._walk(block.nodelist, scope._replace(cache=cache))):
+                yield _build_leak(cache, extends, certain=False)
+
+    def _find_caches(self) -> Iterator[Node]:
+        for name in self._cached:
             with suppress(Exception):
-                if fragment is not None and _is_personal(node, names):
-                    yield _quote(node), _describe(node), _describe(fragment)
-                else:
-                    yield from self._walk_below(node, names | _find_names(node, names), fragment, blocks)
+                template = self._load(name)
+                yield from filter(_is_cache, _find_nodes(template.nodelist if template else (), Node))
+
+    def _walk(self, nodes: Any, scope: _Scope) -> Iterator[Leak]:
+        for node in nodes:
+            try:
+                yield from self._look_at(node, scope)
+            except Exception:
+                # A node of another library may raise anything.
+                if scope.cache is not None:
+                    yield _build_leak(scope.cache, node, certain=False)
             if isinstance(node, NamedValueNode):
-                names |= {node.name}
+                scope = scope._replace(names=scope.names | {node.name})
 
-    def _walk_below(self, node: Node, names: Names, fragment: CacheNode | None, blocks: Blocks) -> Iterator[Leak]:
-        if isinstance(node, CacheNode):
-            fragment = fragment or node
-            # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
-            names -= {name for name in names for vary in node.vary_on if _mentions(vary.token, {name})}
-        for template in self._find_templates(node):
-            yield from self._walk_template(template, names, fragment)
-        for part in blocks.get(node.name, []) if isinstance(node, BlockNode) else [node]:
-            for attribute in part.child_nodelists:
-                yield from self._walk(getattr(part, attribute, ()), names, fragment, blocks)
+    def _look_at(self, node: Any, scope: _Scope) -> Iterator[Leak]:
+        if scope.cache is not None and _is_personal(node, scope.names):
+            yield _build_leak(scope.cache, node, certain=True)
+            return
+        scope, nodelists, templates = _enter(node, scope), _find_nodelists(node), list[Template | None]()
+        # The content of a tag that caches is in its nodelists, except for a tag such as {% cached_include %}.
+        is_plain = scope.cache is None or (scope.cache is node and nodelists)
+        try:
+            templates = self._find_templates(node, scope)
+            is_unknown = not is_plain and _is_unknown(node)
+        except Exception:
+            is_unknown = not is_plain
+        if is_unknown and scope.cache is not None:
+            yield _build_leak(scope.cache, node, certain=False)
+        for template in templates:
+            yield from self._walk_template(template, scope)
+        if isinstance(node, BlockNode) and node.name in scope.blocks:
+            nodelists = [part.nodelist for part in scope.blocks[node.name]]
+        for nodelist in nodelists:
+            yield from self._walk(nodelist, scope)
 
-    def _find_templates(self, node: Any) -> list[Template | None]:
-        """Return the templates that ``node`` renders if it is an include, an inclusion tag or a partial (Django 6)."""
-        found: list[Template | None] = []
-        if isinstance(node, IncludeNode):
-            found.append(self._load(get_literal(node.template)))
-        elif isinstance(node, InclusionNode) and isinstance(node.filename, str):
-            found.append(self._load(node.filename))
-        # Only a partial has these attributes. Django 5.2 has no class for partials, so isinstance() can't tell.
-        with suppress(Exception):
-            found.append(node.partial_mapping[node.partial_name])
-        return found
+    def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
+        """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""
+        if isinstance(node, IncludeNode | ExtendsNode):
+            name = _find_literal(node.template if isinstance(node, IncludeNode) else node.parent_name, scope)
+            if name is None:
+                raise _GapError
+            return [self._load(name)] if isinstance(node, IncludeNode) else []
+        if isinstance(node, InclusionNode):
+            names = node.filename if isinstance(node.filename, list | tuple) else [node.filename]
+            return [self._load_any(name) for name in names]
+        # Django 5.2 has no class for the partials of Django 6.0.
+        return [node.partial_mapping[node.partial_name]] if type(node).__name__ == "PartialNode" else []
+
+    def _load_any(self, template: Any) -> Template | None:
+        template = getattr(template, "template", template)
+        if isinstance(template, str):
+            return self._load(template)
+        if not isinstance(template, Template):
+            raise _GapError
+        return template
 
 
-def _find_nodes(parent: Any, kind: type[Node]) -> list[Any]:
-    with suppress(Exception):  # A node of another library may raise anything.
-        return list(parent.nodelist.get_nodes_by_type(kind))
-    return []
+def _is_cache(node: Any) -> bool:
+    return not isinstance(node, TextNode | VariableNode) and is_cache(
+        _read_contents(node).partition(" ")[0], type(node)
+    )
 
 
-def _find_names(node: Any, names: Names) -> Names:
-    """Return the variables with one visitor's content that ``node`` sets for its children."""
-    found = {node.name} if isinstance(node, ExperienceNode) else set()
+def _is_unknown(node: Any) -> bool:
+    """Return whether a node of another library may render a template, or content from outside of its template."""
+    if isinstance(node, VariableNode):
+        filters = [function for function, _ in node.filter_expression.filters]
+        is_given = _mentions(_read_contents(node), {"request"}) and any(map(may_render, filters))
+        return is_given or str(node.filter_expression.var) in _HANDED_IN
+    kind: Any = type(node)
+    if isinstance(node, SimpleNode | InclusionNode):
+        # Without the context or the request, the function knows no visitor.
+        function = node.func
+        return (node.takes_context or _mentions(_read_contents(node), {"request"})) and may_render(function)
+    names = frozenset({"nodelist", *(name for name, value in vars(node).items() if isinstance(value, NodeList))})
+    # A library may have replaced the methods of Django's nodes.
+    return not kind.__module__.startswith("django.") and may_render(kind.render, kind, names)
+
+
+def _enter(node: Any, scope: _Scope) -> _Scope:
+    """Return the scope of the children of ``node``."""
+    names, literals, cache = scope.names, dict(scope.literals), scope.cache
+    if isinstance(node, ExperienceNode):
+        names |= {node.name}
     with suppress(Exception):  # see _Search._walk()
         if _mentions(_read_contents(node), names):
-            found |= set(getattr(node, "loopvars", ()))
-        found |= {name for name, value in node.extra_context.items() if _mentions(value.token, names)}
-    return frozenset(found)
+            names |= set(getattr(node, "loopvars", ()))
+        for name, value in node.extra_context.items():
+            literals.pop(name, None)
+            if (literal := _find_literal(value, scope)) is not None:
+                literals[name] = literal
+            names |= {name} if _mentions(value.token, scope.names) else set()
+    if _is_cache(node):
+        cache = cache or node
+        if isinstance(node, CacheNode):
+            # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
+            varied = [str(getattr(vary, "token", "")) for vary in node.vary_on]
+            names -= {name for name in names for text in varied if _mentions(text, {name})}
+    return _Scope(names, literals, cache, scope.blocks)
 
 
-def _is_personal(node: Node, names: Names) -> bool:
-    if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode):
+def _find_literal(expression: Any, scope: _Scope) -> str | None:
+    """Return the text of a quoted literal, or of a variable that a ``{% with %}`` sets to a literal."""
+    literal = get_literal(expression)
+    return literal if literal is not None or expression.filters else scope.literals.get(str(expression.var))
+
+
+def _find_nodelists(node: Any) -> list[NodeList]:
+    """Return the children of a node. Some nodes have nodelists that ``child_nodelists`` doesn't name."""
+    found = list(getattr(node, "__dict__", {}).values())
+    with suppress(Exception):  # A node of another library may raise anything.
+        found += [value for name in node.child_nodelists if id(value := getattr(node, name, ())) not in map(id, found)]
+    return [value for value in found if isinstance(value, NodeList)]
+
+
+def _find_nodes(nodes: Any, kind: type[Node]) -> list[Any]:
+    """Return the nodes of this kind in ``nodes`` and below."""
+    return [found for node in nodes for found in _iterate(node) if isinstance(found, kind)]
+
+
+def _iterate(node: Any) -> Iterator[Any]:
+    yield node
+    for nodelist in _find_nodelists(node):
+        with suppress(Exception):
+            for child in nodelist:
+                yield from _iterate(child)
+
+
+def _is_personal(node: Any, names: Names) -> bool:
+    if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode | ScriptsNode):
         return True
     # The token of an {% if %} doesn't contain the conditions of its {% elif %}.
-    conditions = " ".join(repr(condition) for condition, _ in getattr(node, "conditions_nodelists", ()))
+    conditions = ""
+    with suppress(Exception):
+        conditions = " ".join(repr(condition) for condition, _ in node.conditions_nodelists)
     is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
     return not is_plain and _mentions(_read_contents(node) + conditions, names)
 
 
-def _read_contents(node: Node) -> str:
+def _read_contents(node: Any) -> str:
     """Return the text of the node's tag in the template, without quoted strings."""
-    return "" if node.token is None else _QUOTED.sub("", node.token.contents)
+    with suppress(Exception):
+        return _QUOTED.sub("", node.token.contents)
+    return ""
 
 
-def _mentions(text: str, names: Names | set[str]) -> bool:
+def _mentions(text: str, names: Iterable[str]) -> bool:
     """Return whether ``text`` reads one of the variables: ``hero``, ``hero.Title`` or ``request.personalization``."""
     return any(re.search(rf"(?<![\w.])(?:request\.)?{re.escape(name)}\b(?!\s*=)", text) for name in names)
 
 
-def _quote(node: Any) -> str:
-    opening, closing = ("{{", "}}") if isinstance(node, VariableNode) else ("{%", "%}")
-    return f"{opening} {node.token.contents} {closing}"
+def _build_leak(cache: Node, node: Any, *, certain: bool) -> Leak:
+    tag = f"{{% {_read_contents(cache).partition(' ')[0]} %}}"
+    found, place = f"a {type(node).__name__}", "an unknown place"
+    with suppress(Exception):
+        opening, closing = ("{{", "}}") if isinstance(node, VariableNode) else ("{%", "%}")
+        found, place = f"{opening} {node.token.contents} {closing}", _describe(node)
+    return Leak(tag, _describe(cache), found, place, certain)
 
 
 def _describe(node: Any) -> str:

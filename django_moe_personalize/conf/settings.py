@@ -78,6 +78,7 @@ class Settings:
     learn_routes: bool | str = setting(True, readers.read_switch_or_path)
     identify: str = setting("", readers.read_dotted_path, may_be_empty=True)
     anonymous_id: bool = setting(True, readers.read_boolean)
+    anonymous_events: str = setting("always", readers.read_choice, choices=("always", "returning"))
     attributes: tuple[str, ...] = setting((), readers.read_list, each=readers.read_dotted_path)
     query_parameters: tuple[str, ...] = setting(UTM_PARAMETERS, readers.read_list, each=readers.read_query_parameter)
     time_zone: tzinfo = setting(UTC, readers.read_time_zone)

@@ -27,7 +27,7 @@ from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, start_thread
 from django_moe_personalize.runtime import reset_runtimes
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
@@ -197,13 +197,9 @@ class ThreadDelivery(BaseDelivery):
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
             get_client(self.runtime)
-        thread = threading.Thread(target=self._run, name="moe-personalize-delivery", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            # The system has no thread left, or the interpreter is shutting down. The next event tries again.
-            return
-        self._thread = thread
+        # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
+        with suppress(RuntimeError):
+            self._thread = start_thread(self._run, "moe-personalize-delivery")
 
     def _run(self) -> None:
         while batch := self._next_batch():

@@ -48,6 +48,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     pool = WorkerPool(2, name="moe-personalize-doctor")
     yield from _examine("the cache", _within, pool, seconds, site.examine_cache, settings)
     yield from _examine("the notices of the processes", _within, pool, seconds, site.examine_processes)
+    yield from _examine("the notices of new visitors", _within, pool, seconds, site.examine_visitors, settings)
     # In this thread, which has the database connection of the command.
     yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
     yield from _examine("the installed packages", site.examine_packages, used)

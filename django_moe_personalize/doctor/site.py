@@ -29,9 +29,14 @@ from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.shared import build_key
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.tracking import watchdog
+from django_moe_personalize.visitor.newcomers import count_lost, get_newcomers
 
 STALE_SECONDS: Final = 600.0
 """An event that waits longer in the outbox is a problem."""
+
+MANY_IDS: Final = 100
+MANY_LOST: Final = 0.8
+"""From this number and this share on, new anonymous ids that never came back are a warning."""
 
 RATE_LIMIT_FIX: Final = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
 
@@ -64,6 +69,9 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
             yield Finding("ok", what)
     elif found != value:
         yield Finding("problem", f"{place} loses values immediately.", "Look into the log of its server.")
+    elif not shared.has_room():
+        what = f"{place} works, but it evicts the site's entries beyond MAX_ENTRIES, so it gets no visitors' answers."
+        yield Finding("ok", what)
     elif took > settings.deadline:
         what = f"{place} takes {took * 1000:.0f} ms to store and return a value, which is longer than DEADLINE."
         yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.")
@@ -111,6 +119,21 @@ def _examine_watchdogs(notices: list[dict[str, Any]]) -> Iterator[Finding]:
         if notice.get("stalled"):
             what = f"Process {notice['process']} recorded events, but {_read_age(notice)} ago none had been delivered."
             yield Finding("problem", what, "Follow the findings about the delivery.")
+
+
+def examine_visitors(settings: Settings) -> Iterator[Finding]:
+    """Report how many new anonymous ids never came back. Raises the errors of the cache."""
+    count, lost = count_lost([*shared.read_notices(watchdog.NEWCOMERS_TOPIC), get_newcomers().describe()])
+    if not count:
+        return
+    is_reported = settings.anonymous_events == "always"
+    what = f"Of {count:,} new anonymous ids in a sample, {lost:,} ({lost / count:.0%}) never came back."
+    if is_reported and count >= MANY_IDS and lost / count >= MANY_LOST:
+        fix = 'Set ANONYMOUS_EVENTS to "returning", so that programs without cookies make no profiles at MoEngage.'
+        yield Finding("warning", what, fix)
+    else:
+        told = "Each of these may be a profile at MoEngage." if is_reported else "The package reports none of these."
+        yield Finding("ok", f"{what} {told}")
 
 
 def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 
 from django_moe_personalize.conf import Settings
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, Record, unfold
-from django_moe_personalize.fetching.shared import build_key, get_many, set_many
+from django_moe_personalize.fetching.shared import build_key, get_many, has_room, set_many
 from django_moe_personalize.moengage.json_values import freeze
 from django_moe_personalize.moengage.types import DataSource, Experience, find_offerings
 from django_moe_personalize.runtime import Runtime, part
@@ -81,7 +81,7 @@ class ExperienceCache:
         This takes one round trip to the site's cache, and a second round trip for bodies that aren't in memory.
         """
         known = self.peek(visitor, keys)
-        if not known.due or not self._lifetime:
+        if not known.due or not self._lifetime or not has_room():
             return known
         now = int(self._clock() * 1000)
         record = self.memory.store(visitor, self._read(visitor), self._get_usable(now), overwrite=False)
@@ -100,6 +100,8 @@ class ExperienceCache:
         if not answers or not self._lifetime:
             return
         now, bodies, record = self._keep(visitor, answers)
+        if not has_room():
+            return
         # Write the bodies first, because other processes may read the visitor's text immediately.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))

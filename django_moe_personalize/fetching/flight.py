@@ -31,7 +31,7 @@ from django_moe_personalize.fetching.resolve import (
     log_error,
     resolve,
 )
-from django_moe_personalize.fetching.shared import has_shared_cache
+from django_moe_personalize.fetching.shared import has_room
 from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
@@ -143,7 +143,7 @@ class Flight(Future[Experiences]):
         with suppress(Exception):
             # Threads refresh stale answers, because no page reads the response. Threads also read a shared cache,
             # because each read takes a round trip.
-            if is_waited_for and not has_shared_cache(question.runtime):
+            if is_waited_for and not has_room(question.runtime):
                 self._answers, self._missing = leave_out_unavailable(question.runtime, known)
                 if not self._missing:
                     self._land({}, pick(self._answers, question.keys))

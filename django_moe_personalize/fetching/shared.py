@@ -1,5 +1,8 @@
 """The site's Django cache: this package's entries, and the claims, numbers and notices that processes share.
 
+Some caches delete entries of any program when they have MAX_ENTRIES entries. In such a cache of the site, this package
+stores only a bounded number of entries: none for each visitor, see has_room().
+
 If the cache fails, the functions here log the failure once and return as if the cache were empty. Only
 read_notices() raises the error, because ``moe_doctor`` reports it.
 """
@@ -13,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from django.conf import settings as django_settings
 from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
@@ -30,7 +34,10 @@ NOTICE_SECONDS: Final = 60 * 60
 """How long other processes can read a notice."""
 
 MAX_NOTICES: Final = 200
-"""How many of a topic's latest notices read_notices() reads."""
+"""How many of a topic's latest notices the cache keeps, and read_notices() reads."""
+
+MAX_SHARE: Final = 20
+"""In a cache that deletes entries beyond MAX_ENTRIES, a topic takes at most this part (1 / 20) of the entries."""
 
 
 def build_key(*parts: str, settings: Settings | None = None) -> str:
@@ -56,24 +63,50 @@ def has_shared_cache(runtime: Runtime) -> bool:
     return _use(lambda cache: not isinstance(cache, LocMemCache | DummyCache), False)
 
 
+@part
+def has_room(runtime: Runtime) -> bool:
+    """Return whether the site's cache may get entries for each visitor, and whether processes share these entries.
+
+    With MAX_ENTRIES at its default, 330 visitors would evict all entries of the site, such as sessions and the counters
+    of a login throttle. So such a cache gets these entries only if it belongs to this package alone.
+    """
+    alias = runtime.settings.cache
+    return has_shared_cache(runtime) and _use(lambda cache: not culls(cache) or is_own_alias(alias), False)
+
+
+def culls(cache: BaseCache | type) -> bool:
+    """Return whether a cache deletes entries beyond MAX_ENTRIES, as Django's caches in files and databases do."""
+    # Redis and Memcached have limits of their own, and delete the entries that were used least recently.
+    return hasattr(cache, "_cull")
+
+
+def is_own_alias(alias: str) -> bool:
+    """Return whether neither Django nor another alias uses the cache ``alias``, as far as the settings show."""
+    used = {"default", django_settings.SESSION_CACHE_ALIAS, django_settings.CACHE_MIDDLEWARE_ALIAS}
+    places = [options.get("LOCATION") for options in django_settings.CACHES.values()]
+    return alias not in used and places.count(django_settings.CACHES[alias].get("LOCATION")) == 1
+
+
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
     """Claim a question for this process. Return False if another process has claimed the question.
 
-    A claim lasts ``seconds``, even if its process dies. If no shared cache works, every process gets its claim.
+    A claim lasts ``seconds``, even if its process dies. If processes share no answers, every process gets its claim.
     """
-    if not has_shared_cache():
+    if not has_room():
         return True
     key = build_key("claim", visitor, *experience_keys)
     return _use(lambda cache: cache.add(key, 1, timeout=math.ceil(seconds)), True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:
-    """Add to a number that all processes share, and return the sum. Return ``None`` if no shared cache works.
+    """Add to a visitor's number that all processes share, and return the sum. Return ``None`` if has_room() is False.
 
     The cache keeps the number for twice ``seconds``.
     """
-    if not has_shared_cache():
-        return None
+    return _add_to_count(name, amount, seconds) if has_room() else None
+
+
+def _add_to_count(name: str, amount: int, seconds: float) -> int | None:
     key = build_key("count", name)
 
     def add(cache: BaseCache) -> int:
@@ -91,27 +124,34 @@ def put_up_notice(topic: str, **said: object) -> None:
 
     ``said`` are JSON values. Call this function only in background threads, because it waits for the cache.
     """
-    number = add_to_count(f"notices/{topic}", 1, 7 * 24 * 60 * 60.0)
+    number = _add_to_count(f"notices/{topic}", 1, 7 * 24 * 60 * 60.0) if has_shared_cache() else None
     if number is not None:
         notice = {**said, "process": f"{socket.gethostname()}:{os.getpid()}", "time": int(time.time())}
-        set_many({build_key("notice", topic, str(number)): notice}, timeout=NOTICE_SECONDS)
+        place = _use(lambda cache: number % _count_places(cache), 0)
+        set_many({build_key("notice", topic, str(place)): notice}, timeout=NOTICE_SECONDS)
 
 
 def read_notices(topic: str) -> list[dict[str, Any]]:
     """Return the newest notice of each process, from the oldest to the newest. Raises the errors of the cache.
 
-    Each notice has its own numbered key, because a cache can't list its keys. One shared list wouldn't work: processes
-    would overwrite each other's notices.
+    The notices have numbered keys, because a cache can't list its keys. One shared list wouldn't work: processes would
+    overwrite each other's notices.
     """
     if not has_shared_cache():
         return []
     cache = caches[get_settings().cache]
     last = cache.get(build_key("count", f"notices/{topic}"), 0)
-    keys = [build_key("notice", topic, str(number)) for number in range(max(1, last - MAX_NOTICES + 1), last + 1)]
+    places = _count_places(cache)
+    keys = [build_key("notice", topic, str(number % places)) for number in range(last - places + 1, last + 1)]
     found = cache.get_many(keys)
     notices = [found[key] for key in keys if isinstance(found.get(key), dict)]
     by_process = {notice.get("process"): notice for notice in notices}
     return sorted(by_process.values(), key=notices.index)
+
+
+def _count_places(cache: BaseCache) -> int:
+    """Return how many notices of a topic the cache may keep."""
+    return max(1, min(MAX_NOTICES, cache._max_entries // MAX_SHARE)) if culls(cache) else MAX_NOTICES
 
 
 def _use(action: Callable[[BaseCache], T], fallback: T) -> T:

@@ -3,27 +3,37 @@
 ``page`` collects the impressions and clicks of one page, and builds their events. It has the list of robots, which
 don't count.
 ``tokens`` signs and reads the tokens with which the browser reports. ``watchdog`` logs an error if pages show
-experiences but no impression is recorded.
+experiences but no impression is recorded. ``leaks`` finds another page view's tokens in a response.
 """
 
+from django_moe_personalize.tracking.leaks import ALWAYS, find_leak
 from django_moe_personalize.tracking.page import (
+    PREVIEW_MARKS,
     PageTracker,
     arecord,
     build_event,
     build_offering_impressions,
     is_counted,
+    is_preview,
+    note_new_id,
     record,
     record_when_streamed,
 )
-from django_moe_personalize.tracking.tokens import Token, read_token
+from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
 
 __all__ = [
+    "ALWAYS",
+    "PREVIEW_MARKS",
     "PageTracker",
     "Token",
     "arecord",
     "build_event",
     "build_offering_impressions",
+    "draw_stamp",
+    "find_leak",
     "is_counted",
+    "is_preview",
+    "note_new_id",
     "read_token",
     "record",
     "record_when_streamed",

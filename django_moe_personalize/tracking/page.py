@@ -18,8 +18,9 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid
+from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid, draw_stamp
 from django_moe_personalize.tracking.watchdog import get_watchdog
+from django_moe_personalize.visitor import MINTED
 
 _MAX_USER_AGENT: Final = 512
 
@@ -27,6 +28,10 @@ ROBOTS: Final = re.compile(
     r"(?<!cu)bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
 )
 """Matches the user agents of robots that identify themselves, but not of phones made by Cubot."""
+
+
+PREVIEW_MARKS: Final = frozenset({"is_preview", "toolbar"})
+"""The attributes that Wagtail and django CMS set on a request."""
 
 
 # Most requests have one of a few user agents. A hit takes 0.1 µs, a miss 8.7 µs.
@@ -45,6 +50,20 @@ def is_counted(request: HttpRequest) -> bool:
         return False
     # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
     return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
+
+
+def is_preview(request: HttpRequest) -> bool:
+    """Return whether an editor previews this page: Wagtail sets ``is_preview``, django CMS the modes of its toolbar."""
+    toolbar = getattr(request, "toolbar", None)
+    modes = (getattr(toolbar, f"{mode}_mode_active", False) for mode in ("edit", "preview", "structure"))
+    return getattr(request, "is_preview", False) is True or any(mode is True for mode in modes)
+
+
+def note_new_id(request: HttpRequest) -> None:
+    """Tell the watchdog about the anonymous id that this response gives to the browser, unless a robot gets the id."""
+    anonymous_id = request.__dict__.get(MINTED)
+    if anonymous_id is not None and is_counted(request):
+        get_watchdog().add_new_id(anonymous_id)
 
 
 def build_event(
@@ -87,15 +106,23 @@ def build_offering_impressions(offerings: Iterable[Offering], customer_id: str |
 class PageTracker:
     """The impressions and clicks of one page view by the visitor ``customer_id``. With ``None`` nothing counts.
 
+    All tokens and marks of a page view start with the stamp from ``get_stamp``.
+
     An experience has one impression per page view, even if the page shows the experience several times.
 
     With ``answers`` (by key) only these experiences count.
     """
 
-    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown")
+    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp")
 
-    def __init__(self, customer_id: str | None, answers: Mapping[str, Experience | None] | None = None) -> None:
+    def __init__(
+        self,
+        customer_id: str | None,
+        get_stamp: Callable[[], str] = draw_stamp,
+        answers: Mapping[str, Experience | None] | None = None,
+    ) -> None:
         self._customer_id = customer_id
+        self.get_stamp = get_stamp
         self._answers = answers
         self._impressions: dict[str, Event | None] = {}
         self._rendered: dict[str, Experience] = {}
@@ -136,8 +163,8 @@ class PageTracker:
 
     def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
         """Return the token of a mark around ``experience``, or ``None`` if MoEngage can't count its impression."""
-        event = self.get_impression(experience)
-        return None if event is None else Token.build(event, elements=elements).sign()
+        stamp, event = self.get_stamp(), self.get_impression(experience)
+        return None if event is None else Token.build(event, elements=elements).sign(stamp)
 
     def sign_click(
         self,
@@ -153,13 +180,15 @@ class PageTracker:
         The click has the same UUID as a click from Token.build_click(). So if the link and the mark around the link
         both report the click, the click counts once.
         """
+        # The page becomes private also without a token, because the link shows that the visitor isn't tracked.
+        stamp = self.get_stamp()
         event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)
         impression = self.get_impression(experience)
         if event is None or impression is None:
             return None
         if name := event.attributes.get("b_id"):
             event = replace(event, event_uuid=derive_uuid(impression.event_uuid, name))
-        return Token.build(event, destination=destination, host=host).sign()
+        return Token.build(event, destination=destination, host=host).sign(stamp)
 
     def take(self, *, shown: bool) -> list[Event]:
         """Return the events to report, and clear the clicks. Impressions count only if the page was ``shown``."""

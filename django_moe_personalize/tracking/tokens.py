@@ -7,6 +7,7 @@ UUID, so a repeated report doesn't count again.
 from __future__ import annotations
 
 import hashlib
+import secrets
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,11 @@ OFFERINGS: Final = "offerings"
 """The attribute of an impression that holds the contexts of the shown offerings."""
 
 SALT: Final = "moe_personalize.track.1"
+
+STAMP: Final = "moe."
+"""The start of each stamp. HTML, JSON, JavaScript and URLs never escape these characters."""
+
+_STAMP_LENGTH: Final = 16
 
 
 class Token(NamedTuple):
@@ -58,9 +64,10 @@ class Token(NamedTuple):
         binding = bind_visitor(event.customer_id)
         return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
 
-    def sign(self) -> str | None:
-        """Return the token as URL-safe text, or ``None`` if it is too long."""
-        text = signing.dumps(self[:-1], salt=SALT, compress=True)
+    def sign(self, stamp: str = "") -> str | None:
+        """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is too long."""
+        stamp = stamp or draw_stamp()
+        text = stamp + signing.dumps(self[:-1], salt=SALT + stamp, compress=True)
         if len(text) > MAX_TOKEN_LENGTH:
             message = "The context of an experience is too long for a token, so the browser can't report its clicks."
             log_once("token", message)
@@ -90,21 +97,35 @@ def read_token(text: str) -> Token:
 
     During a deployment another version of this package may have signed the text, with another content.
     """
+    salt, signed = SALT + text[:_STAMP_LENGTH], text[_STAMP_LENGTH:]
     with suppress(Exception):  # loads() raises many kinds of exceptions for a signed text that isn't from sign().
         try:
-            return _build_token(signing.loads(text, salt=SALT, max_age=TOKEN_MAX_AGE))
+            return _build_token(signing.loads(signed, salt=salt, max_age=TOKEN_MAX_AGE))
         except signing.SignatureExpired:
-            return _build_token(signing.loads(text, salt=SALT))._replace(expired=True)
+            return _build_token(signing.loads(signed, salt=salt))._replace(expired=True)
     raise signing.BadSignature("not a token")
 
 
 def _build_token(content: object) -> Token:
     match content:
-        case [str(event_uuid), str(action), dict(attributes), str(binding), str(destination), str(host), [*elements]]:
+        case [
+            str(event_uuid),
+            str(action),
+            dict(attributes),
+            str(binding),
+            str(destination),
+            str(host),
+            list(elements),
+        ]:
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
             return Token(event_uuid, action, attributes, binding, destination, host, elements)
     raise ValueError
+
+
+def draw_stamp() -> str:
+    """Return the stamp of one page view: a random text that tells its tokens and marks from those of other pages."""
+    return STAMP + secrets.token_hex(6)
 
 
 def bind_visitor(customer_id: str, secret: str | bytes | None = None) -> str:

@@ -21,6 +21,7 @@ from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.signals import impressions_missing
+from django_moe_personalize.visitor.newcomers import get_newcomers
 
 TOPIC: Final = "watchdog"
 """The topic of the notices for ``moe_doctor`` about missing impressions."""
@@ -28,6 +29,12 @@ TOPIC: Final = "watchdog"
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
 """The watchdog reports an experience without an impression only after so many pages and so many seconds."""
+
+NEWCOMERS_TOPIC: Final = "newcomers"
+"""The topic of the notices about new anonymous ids."""
+
+NEWCOMERS_SECONDS: Final = 900.0
+"""The time between two notices of a process about new anonymous ids."""
 
 STALLED_SECONDS: Final = 600.0
 """The time without a delivered event after which the watchdog logs an error."""
@@ -71,6 +78,8 @@ class Watchdog:
         # if another process recorded the impression.
         self._counted: dict[str, float] = {}
         self._published_until = 0.0
+        # In its first minute a process has few new ids.
+        self._publish_newcomers_at = self._clock() + 60.0
         self._check_delivery_at = self._clock() + DELIVERY_CHECK_SECONDS
         # The counters when a check last found a delivered event.
         self._accepted = self._delivered = -1
@@ -105,6 +114,14 @@ class Watchdog:
         if now >= self._check_delivery_at:
             self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
             get_background().offer(self._check_delivery)
+
+    def add_new_id(self, anonymous_id: str) -> None:
+        """Note an anonymous id that a page gives to a browser. Its visitor isn't known to be a robot."""
+        get_newcomers().add_given(anonymous_id)
+        now = self._clock()
+        if now >= self._publish_newcomers_at:
+            self._publish_newcomers_at = now + NEWCOMERS_SECONDS
+            get_background().offer(put_up_notice, NEWCOMERS_TOPIC, **get_newcomers().describe())
 
     def _check_experience(self, rendered: _Rendered) -> None:
         now = self._clock()

@@ -4,10 +4,10 @@
 shows that the request has changed. ``identity`` finds the allowed
 purposes and the customer id or anonymous id, and calls the site's functions ``CONSENT``, ``IDENTIFY`` and
 ``ATTRIBUTES``. ``attributes`` collects the user agent, the address, the day, the hour, the query parameters and the
-site's own attributes.
+site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
-from django_moe_personalize.visitor.attributes import has_stored_parameters
+from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
 from django_moe_personalize.visitor.gather import (
     NO_VISITOR,
     RequestVisitor,
@@ -24,6 +24,7 @@ from django_moe_personalize.visitor.identity import (
     Identity,
     build_default_consent,
     delete_anonymous_cookie,
+    may_be_new,
     set_anonymous_cookie,
 )
 
@@ -42,5 +43,7 @@ __all__ = [
     "gather_visitor",
     "has_stored_parameters",
     "is_in_event_loop",
+    "may_be_new",
     "set_anonymous_cookie",
+    "set_query_cookie",
 ]

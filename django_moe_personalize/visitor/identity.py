@@ -17,6 +17,7 @@ from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
@@ -38,8 +39,13 @@ COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
-COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
-"""Attributes of a request whose response must set or delete the cookie."""
+QUERY_COOKIE: Final = "moe_query"
+"""The name of the cookie with query parameters. It isn't signed: a forged cookie can do no more than an address."""
+
+QUERY_CHANGED: Final = "_moe_personalize_query"
+
+COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN, QUERY_CHANGED})
+"""Attributes of a request whose response must set or delete a cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +54,7 @@ class Consent:
 
     - ``fetch``: the package asks MoEngage for experiences.
     - ``identify``: the package uses the customer id, the user identifiers, the anonymous cookie and the full IP
-      address. It also stores query parameters in the session.
+      address. It also stores query parameters in a cookie.
     - ``track``: the package reports impressions and clicks.
     """
 
@@ -161,6 +167,21 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
         delete_anonymous_cookie(response)
 
 
+def may_be_new(request: HttpRequest) -> bool:
+    """Return whether the browser of this request may need a new anonymous id.
+
+    A browser with a session that the page hasn't read isn't new. To read the session would add ``Vary: Cookie`` to the
+    page, and a query.
+    """
+    if MINTED in request.__dict__:
+        return True
+    session = getattr(request, "session", None)
+    is_read = getattr(session, "session_key", None) is None or getattr(session, "accessed", True)
+    settings = get_settings()
+    may_have_id = settings.anonymous_id and (bool(settings.consent) or build_default_consent(request).identify)
+    return is_read and may_have_id and read_anonymous_cookie(request) is None
+
+
 def forget_anonymous_id(request: HttpRequest) -> bool:
     """Forget the visitor's anonymous id, so that the rest of this request uses a new id.
 
@@ -173,8 +194,8 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
-    """Delete the cookie with the anonymous id. Call this in a "forget me" view, or when a visitor withdraws consent."""
-    for name in COOKIE_NAMES:
+    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent."""
+    for name in (*COOKIE_NAMES, QUERY_COOKIE):
         response.delete_cookie(name, path="/", samesite="Lax")
 
 
@@ -244,8 +265,8 @@ def _is_valid_id(text: object) -> bool:
 def _get_anonymous_id(request: HttpRequest) -> str:
     """Return the anonymous id that this request has created, or the id in its cookie, or a new id."""
     known: str | None = getattr(request, MINTED, None)
-    if known is None and not hasattr(request, FORGOTTEN):
-        known = read_anonymous_cookie(request)
+    if known is None and not hasattr(request, FORGOTTEN) and (known := read_anonymous_cookie(request)) is not None:
+        get_newcomers().add_returned(known)
     if known is None:
         known = f"anon-{uuid.uuid4().hex}"
         setattr(request, MINTED, known)
@@ -266,7 +287,7 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     reader = HttpRequest()
     reader.COOKIES[name] = raw
     try:
-        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE)
+        known = reader.get_signed_cookie(name, "", salt=SALT, max_age=ANONYMOUS_COOKIE_AGE) or ""
     except ValueError:
         # Another version of this package may have signed a text without a time.
         return None

@@ -1,11 +1,15 @@
 """``{% cache %}`` around one visitor's content: the check finds it in any template, and survives foreign nodes."""
 
+import re
+
 import django
 import pytest
 from django.core.checks import run_checks
-from django.template import Library, Node
+from django.template import Library, Node, NodeList, engines
 from django.template.backends.dummy import TemplateStrings
+from django.template.loader import get_template
 from django.template.loaders.base import Loader
+from django.templatetags.cache import CacheNode
 
 from django_moe_personalize.checks.template_leaks import get_engines
 
@@ -22,6 +26,9 @@ FILES = {
     "loop.html": "{% extends 'loop2.html' %}",
     "loop2.html": "{% extends 'loop.html' %}{% load cache %}{% cache 60 x %}{% endcache %}",
     "broken.html": "{% load cache %}{% cache 60 x %}{% nonsense %}",
+    "failing.html": "{% load leaks %}{% fail %}",
+    "which.html": "{% include which %}",
+    "layout.html": "{% extends layout %}",
 }
 PAGE = "{% load cache moe_personalize leaks %}\n"
 EXPERIENCE = "{% experience 'hero' as hero %}"
@@ -54,10 +61,50 @@ def show_hero():
     return {}
 
 
-@register.inclusion_tag(["hero.html"])
-def show_one_of():
-    """Show a template that the check can't know."""
-    return {}
+register.inclusion_tag(["nowhere.html", "hero.html"], name="show_one_of")(show_hero)
+register.inclusion_tag(engines["django"].from_string(FILES["hero.html"]), name="show_compiled")(show_hero)
+register.inclusion_tag(7, name="show_number")(show_hero)
+
+
+@register.inclusion_tag("plain.html", takes_context=True)
+def show_value(context):
+    """Pass one visitor's content to a template."""
+    return {"x": context["request"].personalization["hero"]}
+
+
+@register.simple_tag(takes_context=True)
+def draw(context):
+    """Render a template."""
+    return get_template("hero.html").render({}, context["request"])
+
+
+@register.simple_tag
+def draw_for(request):
+    """Render a template for a request that the page passes."""
+    return draw(request)
+
+
+@register.simple_tag
+def draw_alone():
+    """Render a template without a visitor."""
+    return get_template("hero.html").render({})
+
+
+@register.simple_tag(takes_context=True)
+def count(context):
+    """Render no template."""
+    return len(context["request"].path)
+
+
+register.simple_tag(draw, takes_context=True, name="cached_draw")
+register.filter("draw_for", draw_for)
+register.filter("lower_for", lambda value: len(value))
+
+
+@register.tag
+def fail(parser, token):
+    """Fail to compile."""
+    raise RuntimeError
 
 
 class Foreign(Node):
@@ -68,12 +115,62 @@ class Foreign(Node):
         self.__dict__.update(attributes)
 
 
+class Raising(Foreign):
+    """A tag whose attributes raise exceptions."""
+
+    child_nodelists = property(lambda self: 1 / 0)
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    def render(self, context):
+        """Call an attribute."""
+        return self.thing(context)
+
+
+class Endless(Raising):
+    """A tag that has any attribute, but no place in a template."""
+
+    token = property(lambda self: 1 / 0, lambda self, value: None)
+
+    def __getattr__(self, name):
+        return self
+
+
+class RaisingList(NodeList):
+    """A list that can't be read."""
+
+    def __iter__(self):
+        raise RuntimeError
+
+
+class PartialNode(Foreign):
+    """Another library's tag with the name of Django's."""
+
+    partial_mapping = None
+
+
+class KeepNode(CacheNode):
+    """A site's own cache."""
+
+
+@register.tag
+def keep(parser, token):
+    """Cache the content under a name that doesn't say so."""
+    nodelist = parser.parse(("endkeep",))
+    parser.delete_first_token()
+    return KeepNode(nodelist, parser.compile_filter("60"), "x", [], None)
+
+
 ODD_ATTRIBUTES = {
-    "none": {"extra_context": None, "loopvars": None},
-    "strings": {"extra_context": {"a": "text"}, "loopvars": 7},
-    "partial": {"partial_mapping": None, "partial_name": "hero"},
-    "parts": {"child_nodelists": None},
-    "conditions": {"conditions_nodelists": [7]},
+    "none": (Foreign, {"extra_context": None, "loopvars": None}),
+    "strings": (Foreign, {"extra_context": {"a": "text"}, "loopvars": 7}),
+    "parts": (Foreign, {"child_nodelists": None}),
+    "conditions": (Foreign, {"conditions_nodelists": [7]}),
+    "list": (Foreign, {"other": RaisingList()}),
+    "raising": (Raising, {}),
+    "endless": (Endless, {}),
+    "partial": (PartialNode, {}),
 }
 
 
@@ -82,20 +179,21 @@ def foreign(parser, token):
     """Parse ``{% foreign kind %}…{% endforeign %}``."""
     nodelist = parser.parse(("endforeign",))
     parser.delete_first_token()
-    return Foreign(nodelist, ODD_ATTRIBUTES[token.split_contents()[1]])
+    kind, attributes = ODD_ATTRIBUTES[token.split_contents()[1]]
+    return kind(nodelist, attributes)
 
 
 @pytest.fixture
 def find(settings, tmp_path):
     """Return a function that writes a page, ``[…]`` for ``{% cache %}``, and returns the (message, hint) pairs."""
 
-    def find(source, *, options=None):
+    def find(source, *, options=None, number="E014"):
         page = source.replace("[", "{% cache 60 page %}").replace("]", "{% endcache %}")
         for name, text in {**FILES, "page.html": page}.items():
             (tmp_path / name).write_text(text)
         library = {"libraries": {"leaks": __name__}}
         settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path], "OPTIONS": library | (options or {})}]
-        found = [m for m in run_checks(tags=["moe_personalize"]) if m.id == "moe_personalize.E014"]
+        found = [m for m in run_checks(tags=["moe_personalize"]) if m.id == f"moe_personalize.{number}"]
         return [(m.msg.replace(f"{tmp_path}/", ""), m.hint.replace(f"{tmp_path}/", "")) for m in found]
 
     return find
@@ -110,6 +208,10 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
         ("[{% include 'hero.html' %}]", HERO),
         ("[{% if x %}{% include 'deeper.html' %}{% endif %}]", HERO),
         ("[{% show_hero %}]", HERO),
+        ("[{% show_one_of %}]", HERO),
+        ("[{% with a='hero.html' %}{% include a %}{% endwith %}]", HERO),
+        ("[{% include 'which.html' with which='hero.html' %}]", HERO),
+        ("[{% show_compiled %}]", "{% experience 'hero' as hero %} in <unknown source>, line 2"),
         ("[{{ personalization.hero.Title }}]", "{{ personalization.hero.Title }} in page.html, line 2"),
         ("[{% if 1 %}{% elif request.personalization.hero %}{% endif %}]", "{% if 1 %} in page.html, line 2"),
         (EXPERIENCE + "[{{ hero.Title }}]{% endexperience %}", "{{ hero.Title }} in page.html, line 2"),
@@ -153,8 +255,10 @@ def test_block_in_the_fragment_of_a_parent(find, parent, body):
         EXPERIENCE + "[hero]{{ hero.Title }}[{{ other.hero }}]{% endexperience %}",
         EXPERIENCE + "{% cache 60 x hero.Title %}{{ hero.Title }}{% endcache %}{% endexperience %}[{{ hero }}]",
         EXPERIENCE + "{% with hero='x' %}[{% trans 'the hero' %}]{% endwith %}{% endexperience %}",
-        "[{% include name %}{% include 'nowhere.html' %}{% include 'again.html' %}{% include 'broken.html' %}]",
-        "[{% show_one_of %}{% block x %}{% endblock %}]",
+        "[{% include 'nowhere.html' %}{% include 'again.html' %}{% include 'broken.html' %}]",
+        "[{% count %}{% draw_alone %}{{ request|lower_for }}{{ x|draw_for }}{% block x %}{% endblock %}]",
+        "{% include which %}{% draw %}{{ slot }}[x]",
+        "{% nocache %}{% draw %}{% endnocache %}[x]",
         "{% include 'hero.html' %}",
         "{% extends 'loop.html' %}",
         "{% extends name %}[x]",
@@ -166,25 +270,91 @@ def test_content_for_all_visitors_is_right(find, source):
     """Other {% cache %} tags, and templates that don't compile, give no message."""
     load = "" if "extends" in source else PAGE + "{% load i18n %}"
     assert find(load + source) == []
+    assert find(load + source, number="W012") == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% include which %}",
+        "{% include 'hero'|add:'.html' %}",
+        "{% with which='plain.html' %}{% with which=x %}|{% include which %}{% endwith %}{% endwith %}",
+        "{% include 'failing.html' %}",
+        "{% show_number %}",
+        "{% show_value %}",
+        "{% draw %}",
+        "{% draw_for request %}",
+        "{{ request|draw_for }}",
+        "{{ slot|safe }}",
+        "{% foreign raising %}{% endforeign %}",
+        "{% foreign list %}{% endforeign %}",
+        "{% foreign endless %}{% endforeign %}",
+        "{% foreign partial %}{% endforeign %}",
+    ],
+)
+def test_gap_is_a_warning(find, source):
+    """A tag that may render any template is one warning for each {% cache %}, with its template and line."""
+    found = re.search(r"({%|{{)(?! with| end)[^{]*(%}|}})", source)[0]
+    place = "page.html, line 3"
+    if "endless" in source:
+        found, place = "a Endless", "an unknown place"
+    message = "{% cache %} may show one visitor's content to all visitors. The check can't look into " + found
+    hint = "The {% cache %} starts in page.html, line 2. Keep the visitor's content out of it."
+    hint += " If it contains no such content, silence this warning."
+    assert find(f"{PAGE}[\n{source}]", number="W012") == [(f"{message} in {place}.", hint)]
+    [(message, _)] = find(f"{PAGE}[\n{source}{{{{ children }}}}{source}]", number="W012")
+    assert message.endswith(f"{found} in {place}, and 1 more.")
+
+
+@pytest.mark.parametrize(
+    ("source", "cache"),
+    [
+        ("{% keep %}{% include which %}{% endkeep %}", "keep"),
+        ("{% cached_draw %}", "cached_draw"),
+        ("{% extends layout %}{% load moe_personalize %}{% block side %}{% click_url x '/' %}{% endblock %}", "cache"),
+        ("{% extends layout %}{% block side %}{% include which %}{% endblock %}", "cache"),
+        ("[{% include 'layout.html' %}]", "cache"),
+    ],
+)
+def test_gap_in_another_tag(find, source, cache):
+    """A tag that caches may have any name, render itself, or come from the parent that a variable names."""
+    load = "" if source.startswith("{% extends") else PAGE
+    [(message, _)] = find(load + source, number="W012")
+    assert message.startswith(f"{{% {cache} %}} may show")
+    assert find(load + source) == []
+
+
+@pytest.mark.parametrize("cache", ["keep", "nocache"])
+def test_name_of_the_tag(find, cache):
+    """The error names the tag that caches. The tags that cache nothing give no message."""
+    found = find(f"{PAGE}{{% {cache} %}}{{{{ personalization.hero }}}}{{% end{cache} %}}[x]")
+    assert [message.partition(" shows")[0] for message, _ in found] == ["{% keep %}"] * (cache == "keep")
 
 
 @pytest.mark.parametrize("kind", ODD_ATTRIBUTES)
 def test_foreign_node(find, kind):
-    """A third-party node never makes the check fail, and hides no leak elsewhere."""
+    """A third-party node never makes the check fail, and hides no leak inside or elsewhere."""
     foreign = f"{{% foreign {kind} %}}{{% include 'hero.html' %}}{{% endforeign %}}"
     found = find(f"{PAGE}[{foreign}{{{{ personalization.hero }}}}]{foreign}")
-    inside = [HERO] if kind in ("none", "strings", "partial") else []
-    expected = [*inside, "{{ personalization.hero }} in page.html, line 2"]
+    expected = [HERO, "{{ personalization.hero }} in page.html, line 2"]
     assert [message.partition("visitors: ")[2] for message, _ in found] == [f"{place}." for place in expected]
+
+
+@register.tag
+def nocache(parser, token):
+    """Cache nothing."""
+    nodelist = parser.parse(("endnocache",))
+    parser.delete_first_token()
+    return Foreign(nodelist, {})
 
 
 def test_foreign_loader(find, settings, tmp_path):
     """The check skips a loader that fails, and reports no loader that can't be imported: Django does."""
     files = ("django.template.loaders.filesystem.Loader", [tmp_path])
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"APP_DIRS": False}]
-    for loader, count in ((f"{__name__}.BrokenLoader", 1), ("no.such.Loader", 0)):
+    for loader, number in ((f"{__name__}.BrokenLoader", 1), ("no.such.Loader", 0)):
         found = find(PAGE + "[{% include 'hero.html' %}]", options={"loaders": [loader, files]})
-        assert len(found) == count
+        assert len(found) == number
 
 
 def test_partial_in_a_fragment(find):

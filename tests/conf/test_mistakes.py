@@ -50,6 +50,7 @@ from tests.conf.configured import SECRET, configure, configure_environment, read
         ("TRUSTED_PROXIES", ["proxy"], "an IP address, a network"),
         ("TRUSTED_PROXIES", [10], "an IP address, a network"),
         ("TRUSTED_PROXIES", ["unix:/run/site.sock"], 'Write "unix" for a unix socket.'),
+        ("ANONYMOUS_EVENTS", "allways", 'Did you mean "always"?'),
         ("IP_PRECISION", "truncate", 'Did you mean "truncated"?'),
         ("IP_PRECISION", "zzz", "one of 'full', 'truncated', 'off'."),
         ("DEADLINE", 0, "above 0 and at most 30"),

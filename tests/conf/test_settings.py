@@ -31,6 +31,7 @@ def test_defaults_are_documented(settings):
         "learn_routes": True,
         "identify": "",
         "anonymous_id": True,
+        "anonymous_events": "always",
         "attributes": (),
         "query_parameters": ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content"),
         "time_zone": UTC,

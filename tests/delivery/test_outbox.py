@@ -106,6 +106,21 @@ def test_erase_deletes_all_events_of_a_customer(delivery, vendor, heard):
     assert sorted(element["customer_id"] for element in vendor.bodies[0]["elements"]) == ["Ann", "ann "]
 
 
+def test_erase_finds_events_from_before_a_new_secret_key(delivery, settings):
+    """Without the key, nobody can confirm a guessed id by its hash. While the old key is a fallback, it erases too."""
+    hashes = set()
+    for key in ("first", b"second", "third"):
+        settings.SECRET_KEY = key
+        delivery.record([make_event("ann"), make_event("ann"), make_event("bob")])
+        hashes.update(OutboxEvent.objects.values_list("customer_hash", flat=True))
+    assert len(hashes) == 6
+    settings.SECRET_KEY_FALLBACKS = [b"second"]
+    assert delivery.erase("ann") == 4
+    settings.SECRET_KEY_FALLBACKS = ["first", b"second"]
+    assert delivery.erase("ann") == 2
+    assert delivery.counts() == DeliveryCounts(accepted=9, dropped={"erased": 6}, pending=3)
+
+
 def test_parked_events_are_kept_for_the_retention_time(build_outbox, vendor):
     """A process that finds no due event deletes older parked events. The counters still count the deleted events."""
     delivery = build_outbox(retention=60.0)

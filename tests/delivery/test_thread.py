@@ -19,6 +19,7 @@ from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.signals import events_delivered
 from tests.delivery.events import make_event, make_events, messages, uuids
 from tests.delivery.vendor import SOON
+from tests.processes import recorded_contexts
 
 
 def senders():
@@ -39,6 +40,13 @@ def test_no_thread_before_the_first_event(build):
     delivery.record(make_events(1))
     assert len(senders()) == before + 1
     assert all(thread.daemon for thread in senders())
+
+
+def test_thread_does_not_belong_to_the_page_that_starts_it(build):
+    """The thread sends the events of all visitors, so it doesn't take over the context of one page."""
+    with recorded_contexts() as values:
+        build().record(make_events(1))
+    assert values == [None]
 
 
 def test_events_leave_after_the_interval(build, vendor):

@@ -20,14 +20,15 @@ from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC
 from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
 def test_cache_that_works(settings, request):
     """The finding says whether processes share the cache."""
     assert find("The cache 'default' works, but each process has its own")[0] == "ok"
     assert find("share no cache, so only their logs report rate limits")[0] == "ok"
-    request.getfixturevalue("shared_cache")
-    assert find("The cache 'default' works")[1].endswith("and processes share it.")
+    request.getfixturevalue("shared")
+    assert find("The cache 'experiences' works")[1].endswith("and processes share it.")
 
 
 class SlowCache(BaseCache):
@@ -85,6 +86,7 @@ def test_processes_that_are_well(shared_cache):
     """A circuit breaker that has closed again is not reported."""
     put_up_notice(BREAKER_TOPIC, state="closed", reason="the probe was answered")
     put_up_notice(TOPIC, missed={}, stalled=False)
+    assert find("so it gets no visitors' answers")[0] == "ok"
     assert find("No process reported a rate limit or an open circuit breaker")[0] == "ok"
 
 
@@ -115,6 +117,44 @@ def test_missing_impressions_and_stalled_delivery(shared_cache):
     found = diagnose()
     assert find("At least 300 pages showed experience 'hero', but no impression", found)[0] == "problem"
     assert find(f":{os.getpid()} recorded events, but ", found)[0] == "problem"
+
+
+@pytest.mark.parametrize(
+    ("setting", "visits", "state", "words"),
+    [
+        (
+            "always",
+            120,
+            "warning",
+            "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS",
+        ),
+        (
+            "always",
+            9,
+            "ok",
+            "Of 9 {}, 8 (89%) never came back. Each of these may be a profile",
+        ),
+        (
+            "returning",
+            120,
+            "ok",
+            "Of 120 {}, 119 (99%) never came back. The package reports none",
+        ),
+    ],
+)
+@pytest.mark.urls("tests.site")
+def test_new_visitors(client, upstream, setting, visits, state, words):
+    """The finding says how many new ids never came back. Robots that say so, and pages without an id, don't matter."""
+    with override_personalize(ANONYMOUS_EVENTS=setting, DELIVERY=build_backend("dummy.DummyDelivery")):
+        assert [text for _, text in diagnose() if "new anonymous ids" in text] == []
+        for _ in range(visits):
+            client.cookies.clear()
+            client.get("/tags/")
+        client.get("/tags/")
+        for agent in ("Googlebot", "Mozilla/5.0"):
+            client.cookies.clear()
+            client.get("/tags/" if agent == "Googlebot" else "/prefetching/", headers={"User-Agent": agent})
+        assert find(words.format("new anonymous ids in a sample"))[0] == state
 
 
 @pytest.mark.parametrize(

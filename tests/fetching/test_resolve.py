@@ -15,6 +15,7 @@ from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Identity, Visitor
 from tests.conftest import settle
 from tests.fetching.asking import Asked, ask
+from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 from tests.virtual_time import Clock
 from tests.wire import LONG, wait_until
 
@@ -173,7 +174,7 @@ def test_stale_answers_show_while_they_are_refreshed(upstream):
     assert len(upstream.fetches) == 2
 
 
-def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream):
+def test_stale_answers_from_the_cache_show_when_the_vendor_hangs(upstream, shared):
     """At the deadline, pages show stale answers, even a page that stops waiting before the thread ends."""
     with override_personalize(CACHE_TTL=0):
         Asked(VISITOR, ["hero-banner"]).join(LONG)

@@ -4,15 +4,19 @@ import os
 import tempfile
 import time
 
+import pytest
 from django.core.cache import cache, caches
 from django.core.cache.backends.filebased import FileBasedCache
 
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.shared import (
+    MAX_SHARE,
     add_to_count,
     build_key,
     claim,
     get_many,
+    has_room,
+    has_shared_cache,
     put_up_notice,
     read_notices,
     set_many,
@@ -97,6 +101,41 @@ def test_cache_of_one_process_is_no_agreement():
     assert read_notices("breaker") == []
 
 
+@pytest.mark.parametrize(
+    ("alias", "location", "has"),
+    [
+        ("default", "a", False),
+        ("sessions", "b", False),
+        ("pages", "c", False),
+        ("copy", "a", False),
+        ("own", "d", True),
+    ],
+)
+@pytest.mark.parametrize("backend", ["filebased.FileBasedCache", "db.DatabaseCache"])
+def test_cache_of_the_site_gets_no_entries_for_each_visitor(settings, backend, alias, location, has):
+    """A cache that evicts entries beyond MAX_ENTRIES gets claims and counts only if it belongs to the package alone."""
+    settings.CACHES = {
+        name: {"BACKEND": f"django.core.cache.backends.{backend}", "LOCATION": place}
+        for name, place in (("default", "a"), ("sessions", "b"), ("pages", "c"), (alias, location))
+    }
+    settings.SESSION_CACHE_ALIAS, settings.CACHE_MIDDLEWARE_ALIAS = "sessions", "pages"
+    with override_personalize(CACHE=alias):
+        assert has_room() is has
+        assert has_shared_cache()
+
+
+def test_notices_take_a_share_of_the_site_cache(settings, tmp_path):
+    """In a cache of the site, the latest notices overwrite the oldest notices."""
+    backend = "django.core.cache.backends.filebased.FileBasedCache"
+    options = {"MAX_ENTRIES": 3 * MAX_SHARE}
+    settings.CACHES = {"default": {"BACKEND": backend, "LOCATION": str(tmp_path), "OPTIONS": options}}
+    for number in range(7):
+        put_up_notice("breaker", state=number)
+    # One entry is the number of the latest notice.
+    assert len(list(tmp_path.iterdir())) == 1 + 3
+    assert [notice["state"] for notice in read_notices("breaker")] == [6]
+
+
 def test_one_process_claims(shared):
     """The first process that claims a question asks it; another question is another claim."""
     assert claim("visitor", ["a"], 1.0)
@@ -158,19 +197,18 @@ def test_site_that_caches_nothing_never_waits(shared, upstream):
 
 
 def test_last_notice_of_each_process_counts(shared, monkeypatch):
-    """The latest notice of each process counts. The latest notice comes last. Only MAX_NOTICES notices are read."""
-    for pid, state in ((1, "open"), (2, "open"), (1, "closed")):
+    """The latest notice of each process counts. The latest notice comes last. Only MAX_NOTICES notices are kept."""
+    monkeypatch.setattr("django_moe_personalize.fetching.shared.MAX_NOTICES", 2)
+    for pid, state in ((3, "open"), (1, "open"), (2, "open"), (1, "closed")):
         monkeypatch.setattr(os, "getpid", lambda pid=pid: pid)
         put_up_notice("breaker", state=state)
     notices = [(notice["process"].rpartition(":")[2], notice["state"]) for notice in read_notices("breaker")]
     assert notices == [("2", "open"), ("1", "closed")]
-    monkeypatch.setattr("django_moe_personalize.fetching.shared.MAX_NOTICES", 1)
-    assert [notice["state"] for notice in read_notices("breaker")] == ["closed"]
     assert read_notices("another") == []
 
 
 def test_foreign_value_is_no_notice(shared):
     """A notice that another program wrote is ignored."""
     put_up_notice("breaker", state="open")
-    cache.set(build_key("notice", "breaker", "1"), "not ours")
+    caches["experiences"].set(build_key("notice", "breaker", "1"), "not ours")
     assert read_notices("breaker") == []

@@ -72,7 +72,7 @@ def test_link_with_a_mark_counts_once(render, shown, visit):
         ("render", None, {"hero": 1, "offers": 1}),
         ("manual", None, {}),
         ("visible", r'<template data-moe-experience="[^"]+" data-moe-watch></template>', {}),
-        ("web_sdk", r'<template data-moe-context="{&quot;cid&quot;[^"]+}"></template>', {}),
+        ("web_sdk", r'<template data-moe-context="{&quot;cid&quot;[^"]+}" data-moe-page="moe.\w{12}"></template>', {}),
     ],
 )
 def test_impression_modes(render, shown, mode, opening, impressions):

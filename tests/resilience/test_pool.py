@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError, wait
 import pytest
 
 from django_moe_personalize.resilience import PoolBusy, WorkerPool
-from tests.processes import SOON, no_threads, together
+from tests.processes import SOON, no_threads, recorded_contexts, together
 from tests.wire import wait_until
 
 
@@ -24,6 +24,13 @@ def test_first_work_starts_a_daemon_thread():
     assert find_threads("lazy") == []
     assert pool.submit(lambda a, *, b: (a, b), 1, b=2).result(SOON) == (1, 2)
     assert [thread.daemon for thread in find_threads("lazy")] == [True]
+
+
+def test_thread_does_not_belong_to_the_page_that_starts_it():
+    """The thread works for other visitors too, so it doesn't take over the context of one page."""
+    with recorded_contexts() as values:
+        WorkerPool(1, name="context").submit(int).result(SOON)
+    assert values == [None]
 
 
 def test_one_thread_does_one_job_after_another():

@@ -34,7 +34,7 @@ def test_no_foreign_canary(site, extent, tell, stack, mode):
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_the_experiment_can_fail(site, mode, monkeypatch):
     """If pages aren't kept out of the site's cache, the pages of other visitors have canaries."""
-    monkeypatch.setattr(rendering, "keep_out_of_site_cache", lambda request: None)
+    monkeypatch.setattr(rendering, "keep_out_of_caches", lambda request: None)
     site.MIDDLEWARE = STACKS["site cache inside"]
     visitors = build_visitors(mode)
     with override_personalize(**PERSONALIZE):

@@ -4,6 +4,8 @@ import resource
 from datetime import UTC, datetime
 
 import pytest
+from django.core.cache import caches
+from django.core.management import call_command
 from django.test import RequestFactory
 
 from django_moe_personalize.conf import get_settings
@@ -14,6 +16,7 @@ from django_moe_personalize.visitor.attributes import collect_attributes
 from django_moe_personalize.visitor.gather import Visitor
 from django_moe_personalize.visitor.identity import GRANTED, Identity
 from tests.conftest import settle
+from tests.fetching.virtual_cache import use_virtual_cache  # noqa: F401 - a fixture
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 SEEN = {
@@ -53,17 +56,39 @@ def test_made_up_campaigns_stay_within_their_bound(extent, tell):
     assert all(hits)
 
 
-def test_the_site_cache_gets_nothing_without_an_end(upstream, settings, client):
-    """An invented campaign leaves references in the site's cache, not copies, and they expire."""
-    from django.core.cache import cache as site_cache
-
+@pytest.fixture
+def many_visitors(upstream, settings, client):
+    """Return a function that lets this many visitors with different campaigns and browsers open a page."""
     settings.ROOT_URLCONF = "tests.site"
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
-    for number in range(20):
-        assert client.get(f"/read/?utm_source=made-up-{number}").status_code == 200
-    settle()
-    values = {key: site_cache.get(key.split(":", 2)[2]) for key in list(site_cache._cache)}
-    lengths = sorted(len(str(value)) for value in values.values())
-    assert len(values) >= 20
+
+    def visit(number):
+        for index in range(number):
+            agent = f"Mozilla/5.0 (X11; Linux x86_64; rv:{index}.0) Firefox/140.0"
+            assert client.get(f"/read/?utm_source=made-up-{index}", headers={"user-agent": agent}).status_code == 200
+        settle()
+
+    return visit
+
+
+def test_the_site_cache_gets_nothing_without_an_end(many_visitors, virtual):
+    """An invented campaign leaves references in the site's cache, not copies, and they expire."""
+    many_visitors(20)
+    lengths = [len(text) for _, text in virtual.entries.values()]
+    assert len(lengths) >= 20
     assert sum(length > 60 for length in lengths) <= 5
-    assert all(site_cache._expire_info[key] is not None for key in values)
+    assert all(until < float("inf") for until, _ in virtual.entries.values())
+
+
+@pytest.mark.parametrize("backend", ["filebased.FileBasedCache", "db.DatabaseCache", "locmem.LocMemCache"])
+@pytest.mark.django_db(transaction=True)
+def test_visitors_evict_nothing_of_the_site(many_visitors, settings, tmp_path, backend):
+    """With default options, no number of visitors evicts an entry of the site, such as the counters of a throttle."""
+    location = "cache_table" if backend.startswith("db") else str(tmp_path)
+    settings.CACHES = {"default": {"BACKEND": f"django.core.cache.backends.{backend}", "LOCATION": location}}
+    call_command("createcachetable")
+    cache = caches["default"]
+    throttles = {f"throttle-{number}": number for number in range(290)}
+    cache.set_many(throttles)
+    many_visitors(330)
+    assert cache.get_many(throttles) == throttles

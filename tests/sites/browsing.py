@@ -2,7 +2,6 @@
 
 import random
 import re
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -27,12 +26,17 @@ def _choose(word: str, attribute: str, value: str) -> list[dict[str, Any]]:
 WORKSPACE = {
     "workspace_id": "SITES",
     "api_key": "sites-key",
-    "customers": {f"customer-{name}": {"name": name} for name in (*USERS, *STAFF)},
+    "customers": {f"customer-{name}": {"name": name} for name in USERS},
     "experiences": [
         {"key": "hero-banner", "name": "Hero", "content": _choose("hero", "USER_AGENT", "-agent")},
         {"key": "promo-strip", "name": "Strip", "content": _choose("strip", "customer.name", "")},
     ],
 }
+
+
+def find_csrf_token(page: str) -> str:
+    """Return the token of the page's form."""
+    return re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]  # type: ignore[index]
 
 
 class Browser:
@@ -53,7 +57,11 @@ class Browser:
         response = self.session.request(
             method, self.site.url + path, headers=headers, allow_redirects=False, timeout=60, proxies={"no_proxy": "*"}
         )
-        assert response.status_code < 500 or "/fail/" in path, (path, response.status_code, self.site.read_log()[-3000:])
+        assert response.status_code < 500 or "/fail/" in path, (
+            path,
+            response.status_code,
+            self.site.read_log()[-3000:],
+        )
         self._etags[path] = response.headers.get("ETag", "")
         if method == "GET" and response.status_code == 200 and f"{self.name}-hero" in response.text:
             self.shown += 1
@@ -64,9 +72,7 @@ class Browser:
     def sign_in(self, path: str, field: str = "username") -> None:
         """Sign in with the form at ``path``."""
         form = self.session.get(self.site.url + path, timeout=60)
-        assert form.ok and "csrfmiddlewaretoken" in form.text, (form.text[:2000], self.site.read_log()[-3000:])
-        token = re.search(r"name=\"csrfmiddlewaretoken\" value=\"(\w+)\"", form.text)[1]  # type: ignore[index]
-        data = {field: self.name, "password": self.name, "csrfmiddlewaretoken": token}
+        data = {field: self.name, "password": self.name, "csrfmiddlewaretoken": find_csrf_token(form.text)}
         answer = self.session.post(self.site.url + path, data, timeout=60, allow_redirects=False)
         assert answer.status_code == 302, answer.text
 
@@ -98,13 +104,12 @@ def browse_together(browsers: Sequence[Browser], paths: Sequence[str], number: i
 
 def find_foreign(browsers: Sequence[Browser]) -> list[str]:
     """Return the answers that have a canary of another visitor, each as "visitor: trait in path"."""
-    found = []
+    found: list[str] = []
     for browser in browsers:
         others = {trait for other in browsers if other is not browser for trait in other.traits}
         pattern = re.compile("|".join(map(re.escape, others)))
-        for answer in browser.answers:
-            if match := pattern.search(answer):
-                found.append(f"{browser.name}: {match[0]} in {answer.partition(' ')[0]}")
+        matches = ((answer, pattern.search(answer)) for answer in browser.answers)
+        found += [f"{browser.name}: {match[0]} in {answer.partition(' ')[0]}" for answer, match in matches if match]
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.services.serving import start_sandbox
+from tests.sites.browsing import WORKSPACE
 from tests.sites.serving import Site, find_free_port, run_site, start_redis
 
 
@@ -31,8 +32,8 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Run the sandbox with the workspace of tests/services/serving.py and give its port."""
-    with start_sandbox(tmp_path_factory.mktemp("sandbox")) as port:
+    """Run the sandbox with a content for each visitor (see browsing.py), and give its port."""
+    with start_sandbox(tmp_path_factory.mktemp("sandbox"), WORKSPACE) as port:
         yield port
 
 

@@ -1,5 +1,6 @@
 """The settings that the sites share: what Django's project template gives, a Redis for each cache, and the sandbox."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ PROCESSORS = ("template.context_processors.request", "contrib.auth.context_proce
 
 
 def build_settings(
-    *, apps: list[str], middleware: list[str], processors: list[str] = [], moe: dict[str, Any] = {}, **more: Any
+    *, apps: Sequence[str], middleware: Sequence[str], processors: Sequence[str] = (), **more: Any
 ) -> dict[str, Any]:
     """Return the settings of a site. ``redis_url`` and ``sandbox`` (its port) come from run_site()."""
     options = read_options()
@@ -26,7 +27,7 @@ def build_settings(
             *("django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions"),
             *("django.contrib.messages", "django.contrib.staticfiles", *apps, "django_moe_personalize"),
         ],
-        "MIDDLEWARE": middleware,
+        "MIDDLEWARE": list(middleware),
         "TEMPLATES": [
             {
                 "BACKEND": "django.template.backends.django.DjangoTemplates",
@@ -72,18 +73,18 @@ def build_settings(
             # A busy machine is no reason for a page to show a default, and each page's events arrive before the page.
             "DEADLINE": 20,
             "DELIVERY": {"BACKEND": "django_moe_personalize.delivery.immediate.ImmediateDelivery"},
-            **moe,
         },
         **more,
     }
 
 
 def identify(request: Any) -> Any:
-    """Return the customer of the signed-in user."""
+    """Return the customer of the signed-in user. The staff are no customers."""
     from django_moe_personalize.visitor import Identity
 
     user = request.user
-    return Identity(customer_id=f"customer-{user.username}") if user.is_authenticated else None
+    is_customer = user.is_authenticated and not user.is_staff
+    return Identity(customer_id=f"customer-{user.username}") if is_customer else None
 
 
 def create_users() -> None:

@@ -13,7 +13,7 @@ from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, TOPIC, Watchdog, get_watchdog
+from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, NEWCOMERS_TOPIC, TOPIC, Watchdog, get_watchdog
 from tests.conftest import settle
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
 
@@ -122,6 +122,16 @@ def test_many_pages_within_a_moment(visible, clock, caplog):
     assert caplog.messages == []
     show(watchdog, clock, pages=2)
     assert len(caplog.messages) == 1
+
+
+def test_notice_of_new_ids(shared, clock):
+    """After its first minute, and then every quarter of an hour, a process tells the doctor about new ids."""
+    watchdog = Watchdog(clock=clock)
+    for after, given in [(1, []), (60, [2]), (60, [2]), (900, [4])]:
+        clock.now += after
+        watchdog.add_new_id(f"anon-{clock.now}")
+        settle()
+        assert [len(notice["given"]) for notice in read_notices(NEWCOMERS_TOPIC)] == given
 
 
 @pytest.mark.parametrize("mode", ["web_sdk", "manual"])

@@ -102,7 +102,7 @@ def test_a_cookie_of_plain_http_is_nothing_over_https(browser):
         lambda value: super(TimestampSigner, SIGNER).sign("anon-1"),
         lambda value: super(TimestampSigner, SIGNER).sign("anon-1:-"),
     ],
-    ids=["signature", "id", "unsigned", "empty", "colons", "not-ascii", "oversized", "no-id", "json", "no-time", "time"],
+    ids=["sign", "id", "unsigned", "empty", "colons", "not-ascii", "oversized", "no-id", "json", "untimed", "time"],
 )
 def test_a_changed_cookie_gives_a_new_id(browser, change):
     """A cookie that this site didn't sign is replaced, and is never an error."""
@@ -130,8 +130,9 @@ def test_secret_key_that_is_replaced(browser, settings):
 
 
 def test_anonymous_id_can_be_deleted():
-    """A "forget me" view deletes both cookies, the one of http and the one of https."""
+    """A "forget me" view deletes all cookies: the id over http, the id over https, and the query parameters."""
     response = HttpResponse()
     delete_anonymous_cookie(response)
-    assert {name: cookie["max-age"] for name, cookie in response.cookies.items()} == {"moe_id": 0, "__Host-moe_id": 0}
+    ages = {name: cookie["max-age"] for name, cookie in response.cookies.items()}
+    assert ages == {"moe_id": 0, "__Host-moe_id": 0, "moe_query": 0}
     assert response.cookies["__Host-moe_id"]["secure"]

@@ -1,0 +1,131 @@
+"""The leak detector: find another page view's tokens in a response, where a cache put them.
+
+A token or mark starts with the stamp of its page view. So a stamp of another page view shows that some cache stored a
+page or a fragment: a cache of the site's own code, of a CMS, or of another package.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from itertools import chain, cycle, repeat
+from typing import Any, Final
+
+from django.conf import settings as django_settings
+from django.http import FileResponse, HttpRequest
+from django.http.response import HttpResponseBase
+from django.urls import Resolver404, resolve
+
+from django_moe_personalize.exceptions import LeakError
+from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.tracking.tokens import STAMP
+
+MAX_LOOKED_AT: Final = 4 * 1024 * 1024
+"""The detector looks at so many bytes of a response. Looking takes about 1 ms for each MiB."""
+
+FIRST_PAGES: Final = 10
+ONE_IN: Final = 100
+"""The detector looks at the first pages of a route, and then at one page in a hundred."""
+
+MAX_ROUTES: Final = 1000
+
+ALWAYS: Final[Iterator[bool]] = repeat(True)
+"""Look at each page: in strict mode, of a route that had a leak, and if the page has no route."""
+
+_PREFIX = STAMP.encode()
+_STAMPS = re.compile(rb"moe\.[0-9a-f]{12}")
+
+_LEAK = (
+    "A response of the route %s has a token or mark of another page view, so it shows content for another visitor. "
+    "A cache stored HTML with our tags. This response is private now, but other responses may show the content. "
+    "Find the cache in the view, its templates and the middleware, and keep our tags out of it."
+)
+
+
+@part
+def is_strict(runtime: Runtime) -> bool:
+    """Return whether a leak raises LeakError: with DEBUG, and in tests.
+
+    In tests means: between Django's setup_test_environment(), which pytest-django calls too, and its end.
+    """
+    environment = getattr(sys.modules.get("django.test.utils"), "_TestState", None)
+    return bool(django_settings.DEBUG) or hasattr(environment, "saved_data")
+
+
+def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase, get_stamp: Callable[[], str]) -> bool:
+    """Return whether ``response`` has tokens or marks of another page view, and so must be private.
+
+    ``get_stamp`` returns the stamp of this page view, or ``""``. The first leak of a route logs an error. In strict
+    mode, each leak raises LeakError. A stream is searched while the server sends it, and can't become private then.
+    After a leak in a stream, all streams of its route are private.
+
+    A compressed response can't be searched. An address of the request that the page repeats isn't a leak, and the
+    pages of the debug toolbar show earlier requests.
+    """
+    match = request.resolver_match
+    route = None if match is None else match.view_name
+    if match is not None and "djdt" in match.app_names:
+        return False
+    if route is not None and route not in runtime.samples and not is_strict(runtime):
+        if len(runtime.samples) >= MAX_ROUTES:
+            runtime.samples.clear()
+        never = repeat(False, ONE_IN - 1)
+        runtime.samples[route] = chain(repeat(True, FIRST_PAGES - 1), cycle([*never, True]))
+
+    def search(content: bytes) -> bool:
+        own = get_stamp().encode()
+        # Most pages have no stamps, or only their own. Counting takes a fifth of the time of the regular expression.
+        if content.count(_PREFIX, 0, MAX_LOOKED_AT) == (content.count(own, 0, MAX_LOOKED_AT) if own else 0):
+            return False
+        known = {own, *_STAMPS.findall(request.get_full_path().encode())}
+        if known.issuperset(_STAMPS.findall(content, 0, MAX_LOOKED_AT)):
+            return False
+        _report(runtime, request, route)
+        return True
+
+    if response.streaming:
+        _search_stream(response, search)
+        return runtime.samples.get(route or "") is ALWAYS
+    is_readable = getattr(response, "is_rendered", True) and not response.has_header("Content-Encoding")
+    return is_readable and search(response.content)  # type: ignore[attr-defined]
+
+
+def _report(runtime: Runtime, request: HttpRequest, route: str | None) -> None:
+    if route is None:
+        # A cache in the middleware made the response, before Django looked for the route.
+        try:
+            route = resolve(request.path_info, getattr(request, "urlconf", None)).view_name
+        except Resolver404:
+            route = "(none)"
+    runtime.samples[route] = ALWAYS
+    runtime.log_once(("leak", route), _LEAK, route, level=logging.ERROR)
+    if is_strict(runtime):
+        raise LeakError(_LEAK % route)
+
+
+def _search_stream(response: Any, search: Callable[[bytes], bool]) -> None:
+    # A wrapped FileResponse would lose the server's fast way to send files.
+    if isinstance(response, FileResponse) or response.has_header("Content-Encoding"):
+        return
+
+    def stream(content: Any) -> Iterator[bytes]:
+        end = b""
+        for piece in content:
+            end = _search_piece(end + piece, search)
+            yield piece
+
+    async def astream(content: Any) -> AsyncIterator[bytes]:
+        end = b""
+        async for piece in content:
+            end = _search_piece(end + piece, search)
+            yield piece
+
+    response.streaming_content = (astream if response.is_async else stream)(response.streaming_content)
+
+
+def _search_piece(piece: bytes, search: Callable[[bytes], bool]) -> bytes:
+    """Search a piece of a stream, and return its end, where a stamp may begin."""
+    search(piece)
+    return piece[-len(STAMP) - 11 :]

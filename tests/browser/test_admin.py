@@ -1,0 +1,52 @@
+"""The list of the outbox in the admin, on a phone and on a small laptop."""
+
+import re
+
+import pytest
+from django.conf import settings
+from django.contrib.staticfiles import finders
+from django.utils import timezone
+
+from django_moe_personalize.models import OutboxEvent
+from tests.delivery.conftest import configure, vendor  # noqa: F401 - fixtures of ``staff``
+from tests.delivery.events import make_events
+from tests.delivery.test_admin import LIST, admin_tables, site, staff  # noqa: F401 - fixtures
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin_urls")]
+
+REASON = "ResponseError: MoEngage answered 400: Invalid Field Value " + "attributes.moe_locale_id_" * 3
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_the_list_fits_the_window(driver, staff, tmp_path, width):  # noqa: F811
+    """Neither the counters nor the rows are wider than the page, and the whole UUID of an event is visible."""
+    rows = [OutboxEvent.build(event, timezone.now()) for event in make_events(3)]
+    for row in rows:
+        row.state, row.reason = OutboxEvent.State.REFUSED, REASON
+    OutboxEvent.objects.bulk_create(rows)
+
+    def inline(link):
+        path = link[1].removeprefix(settings.STATIC_URL)
+        with open(finders.find(path)) as file:
+            return f"<style>{file.read()}</style>"
+
+    # The finders remember the apps of an earlier test, without the admin.
+    finders.get_finder.cache_clear()
+    page = re.sub(r'<link[^>]*? href="([^"]*\.css)"[^>]*>', inline, staff("change_outboxevent").get(LIST).text)
+    assert "moe-counters tbody" in page
+    # The admin's script opens the sidebar.
+    page = re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL).replace(
+        '<div class="main', '<div class="main shifted'
+    )
+    (tmp_path / "list.html").write_text(page)
+    driver.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
+    try:
+        driver.get((tmp_path / "list.html").as_uri())
+        overflow = "return [...document.querySelectorAll('html, .results')].map(e => e.scrollWidth - e.clientWidth)"
+        assert driver.execute_script(overflow) == [0, 0]
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        driver.get("about:blank")

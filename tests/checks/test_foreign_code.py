@@ -1,0 +1,112 @@
+"""may_render() reads the source of another library's tags, and is on the safe side where the source doesn't tell."""
+
+import builtins
+from functools import partial
+
+import pytest
+from django.template import Node, loader
+from django.template.loader import render_to_string
+
+from django_moe_personalize.checks import foreign_code
+from django_moe_personalize.checks.foreign_code import may_render
+
+
+def call_helper(context):
+    """Call another function with the request."""
+    return helper(context["request"])
+
+
+def helper(request):
+    """Render a template."""
+    return render_to_string("hero.html", {}, request)
+
+
+def call_class(context):
+    """Use a class that renders."""
+    return Page(context["request"]).show()
+
+
+class Page:
+    """A class that renders a template."""
+
+    def __init__(self, request):
+        self.request = request
+
+    def show(self):
+        """Render a template."""
+        return loader.get_template("hero.html").render({}, self.request)
+
+
+def call_unknown(context):
+    """Pass the context to an object that isn't known."""
+    return context["view"].show(page=context)
+
+
+def import_inside(context):
+    """Import a function that renders."""
+    from django.shortcuts import render as draw
+
+    return draw(context)
+
+
+def read(context):
+    """Read an experience."""
+    return context["request"].personalization
+
+
+def call_itself(context):
+    """Call itself, and functions that render nothing."""
+    return call_itself(context) or isinstance(context, Quiet) or builtins.len(context["page"].get_url(context["x"]))
+
+
+def use_class(context):
+    """Use a class that renders nothing."""
+    return Quiet().show()
+
+
+class Quiet:
+    """A class that renders nothing."""
+
+    def show(self):
+        """Return text."""
+        return "rendered"
+
+
+class Block(Node):
+    """A block tag that renders its content and resolves its arguments."""
+
+    def render(self, context):
+        """Return the content."""
+        return self.body.render(context) + self.read(context) + Quiet().show()
+
+    def read(self, context):
+        """Resolve an argument."""
+        return self.argument.resolve(context)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        *(
+            (function, True)
+            for function in (call_helper, call_class, call_unknown, import_inside, read, Page(1), max.__call__)
+        ),
+        *((function, False) for function in (call_itself, use_class, len, render_to_string)),
+        (partial(helper, 1), True),
+    ],
+)
+def test_functions(function, expected):
+    """A function may render if it or a function that it calls does, or if its source isn't known."""
+    assert may_render(function) == expected
+
+
+def test_many_functions(monkeypatch):
+    """The number of functions that are read is limited."""
+    monkeypatch.setattr(foreign_code, "MAX_FUNCTIONS", 2)
+    assert may_render.__wrapped__(call_itself)
+
+
+@pytest.mark.parametrize("nodelists", [{"body"}, {"other"}])
+def test_block(nodelists):
+    """A block tag may render the nodelists that the search follows."""
+    assert may_render(Block.render, Block, frozenset(nodelists)) == ("other" in nodelists)

@@ -1,0 +1,96 @@
+"""Small sites with the caches of a third-party package. Each runs in a process of its own, which prints its answers."""
+
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+VISITORS = ("ada", "bob")
+
+TAGS = """{% load moe_personalize %}{% experience "hero" as hero %}
+<h1>{{ hero.Title }}</h1><a href="{% click_url hero '/sale/' %}">Go</a>{% fallback %}default{% endexperience %}"""
+
+
+def run_site(module: str) -> dict[str, dict[str, Any]]:
+    """Run the site of a test module in a new process, and return its answers by ``name visitor``."""
+    process = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    answers: dict[str, dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
+    return answers
+
+
+def configure(*, apps: Iterable[str], middleware: Iterable[str], templates: dict[str, str], **more: Any) -> None:
+    """Set up Django as in production, with a hero for each visitor and a database in memory."""
+    import django
+    from django.conf import settings
+
+    content = [{"audience": {"USER_AGENT": {"contains": v}}, "payload": {"Title": f"For {v}"}} for v in VISITORS]
+    workspace = Path(tempfile.mkdtemp()) / "workspace.json"
+    experiences = [{"key": "hero", "name": "Hero", "content": content}]
+    workspace.write_text(json.dumps({"workspace_id": "CACHES", "api_key": "key", "experiences": experiences}))
+    processors = ["django.template.context_processors.request", "django.contrib.auth.context_processors.auth"]
+    processors += more.pop("processors", [])
+    loaders = [("django.template.loaders.locmem.Loader", templates), "django.template.loaders.app_directories.Loader"]
+    values: dict[str, Any] = {
+        "SECRET_KEY": "tests",
+        "ALLOWED_HOSTS": ["*"],
+        "ROOT_URLCONF": "__main__",
+        "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        "INSTALLED_APPS": [
+            *("django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "django.contrib.admin"),
+            *("django.contrib.messages", "django.contrib.staticfiles", *apps, "django_moe_personalize"),
+        ],
+        "MIDDLEWARE": list(middleware),
+        "TEMPLATES": [
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "OPTIONS": {"loaders": loaders, "context_processors": processors},
+            }
+        ],
+        "STATIC_URL": "/static/",
+        "LANGUAGE_CODE": "en",
+        "LANGUAGES": [("en", "English")],
+        "MOE_PERSONALIZE": {"SANDBOX": str(workspace), "DEADLINE": 10, "DELIVERY": dummy},
+    }
+    settings.configure(**{**values, **more})
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+
+
+dummy = {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}
+COMMON = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+
+
+def answer(pages: dict[str, str]) -> None:
+    """Let both visitors open each page, and print the answers: text, Cache-Control, and the errors so far."""
+    from django.core.cache import cache
+    from django.test import Client
+
+    errors: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("django_moe_personalize").addHandler(handler)
+    answers = {}
+    for name, path in pages.items():
+        cache.clear()
+        for visitor in VISITORS:
+            client = Client(headers={"User-Agent": visitor})
+            response = client.get(path)
+            answers[f"{name} {visitor}"] = {
+                "text": response.content.decode(),
+                "control": response.headers.get("Cache-Control", ""),
+                "cookie": "moe_id" in response.cookies,
+                "errors": list(errors),
+                "again": client.get(path).content.decode(),
+            }
+    print(json.dumps(answers))

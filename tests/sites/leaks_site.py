@@ -1,0 +1,79 @@
+"""A site with the template languages of Wagtail, django-components, cotton and slippers. It prints its leaks.
+
+``python -m tests.sites.leaks_site FOLDER LIBRARY`` reads templates by name as JSON, and prints a list of check, message
+and hint. LIBRARY is django_cotton or django_components, which don't work together.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import django
+from django.conf import settings
+from django.core.checks import run_checks
+
+APPS = ("auth", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
+WAGTAIL = ("admin", "users", "images", "documents", "sites", "search", "contrib.redirects")
+CARD = """{% load moe_personalize %}{% experience "hero-banner" as hero %}{{ hero.Title }}{% endexperience %}"""
+FILES = {
+    "hero.html": CARD,
+    "card.html": "{{ children }}" + CARD,
+    "cotton/hero.html": "{{ slot }}" + CARD,
+    "components.yaml": "components:\n  card: card.html\n",
+}
+LOADERS = ["django.template.loaders.filesystem.Loader", "django.template.loaders.app_directories.Loader"]
+LIBRARIES = {
+    "django_cotton": (["django_cotton.cotton_loader.Loader", *LOADERS], ["django_cotton.templatetags.cotton"]),
+    "django_components": (
+        [*LOADERS, "django_components.template_loader.Loader"],
+        ["django_components.templatetags.component_tags"],
+    ),
+}
+
+
+def configure(folder: Path, library: str) -> None:
+    """Set up Django with these libraries."""
+    loaders, builtins = LIBRARIES[library]
+    settings.configure(
+        SECRET_KEY="leaks",
+        BASE_DIR=folder,
+        INSTALLED_APPS=[
+            *(f"django.contrib.{name}" for name in APPS),
+            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "sekizai"),
+            *(f"wagtail.{name}" for name in WAGTAIL),
+            *(library, "slippers", "django_moe_personalize"),
+        ],
+        TEMPLATES=[
+            {
+                "BACKEND": "django.template.backends.django.DjangoTemplates",
+                "DIRS": [folder / "templates"],
+                "OPTIONS": {"loaders": [("django.template.loaders.cached.Loader", loaders)], "builtins": builtins},
+            }
+        ],
+        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        STATIC_URL="/static/",
+        COMPONENTS={"autodiscover": False},
+        ROOT_URLCONF="django_moe_personalize.urls",
+        WAGTAIL_SITE_NAME="Leaks",
+        WAGTAILADMIN_BASE_URL="https://leaks.example",
+        MOE_PERSONALIZE={"SANDBOX": True},
+    )
+    django.setup()
+
+
+def main(folder: Path, library: str) -> None:
+    """Write the templates and print the messages about them."""
+    pages = json.load(sys.stdin)
+    for name, text in {**FILES, **pages}.items():
+        path = folder / "templates" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    configure(folder, library)
+    messages = run_checks(tags=["moe_personalize"])
+    wanted = [m for m in messages if m.id.rpartition(".")[2] in ("E014", "W012")]
+    print(json.dumps([(m.id, m.msg.replace(f"{folder}/templates/", ""), m.hint) for m in wanted]))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,116 @@
+"""django CMS with its page cache and placeholder cache, which are on by default: no visitor gets another's content."""
+
+import pytest
+
+from tests.sites.cached_sites import COMMON, TAGS, VISITORS, answer, configure, run_site
+
+
+@pytest.fixture(scope="module")
+def answers():
+    """Give the answers of the site."""
+    return run_site(__name__)
+
+
+@pytest.mark.parametrize("page", ["template", "plugin", "template-and-plugin", "uncached-plugin"])
+def test_personalized_page(answers, page):
+    """The tag in a template and the tag in a plugin show each visitor the visitor's own content, in a private page."""
+    for visitor in VISITORS:
+        found = answers[f"{page} {visitor}"]
+        assert f"For {visitor}" in found["text"]
+        assert "/moe/click/moe." in found["text"]
+        assert "private" in found["control"]
+        assert "max-age=60" not in found["control"]
+        assert found["cookie"]
+
+
+def test_page_without_tags_is_stored(answers):
+    """django CMS still stores all other pages."""
+    first, second = (answers[f"plain {visitor}"] for visitor in VISITORS)
+    assert first["text"] == second["text"]
+    assert "max-age=60" in second["control"]
+    assert not second["cookie"]
+
+
+def test_stored_plugin_is_found(answers):
+    """If a site's own cache stores a plugin, the second visitor's page is private, and an error names the route."""
+    first, second = (answers[f"kept {visitor}"] for visitor in VISITORS)
+    assert "For ada" in second["text"]
+    assert "private, no-store" in second["control"]
+    assert not first["errors"]
+    assert len(second["errors"]) == 1
+    assert "route pages-details-by-slug has a token or mark" in second["errors"][0]
+
+
+def main():
+    """Serve the site's pages."""
+    page = "{% load cms_tags sekizai_tags %}{% render_block 'css' %}{% placeholder 'content' %}{% render_block 'js' %}"
+    configure(
+        apps=["django.contrib.sites", "cms", "menus", "treebeard", "sekizai"],
+        middleware=[
+            *COMMON,
+            "cms.middleware.user.CurrentUserMiddleware",
+            "cms.middleware.page.CurrentPageMiddleware",
+            "cms.middleware.toolbar.ToolbarMiddleware",
+            "django_moe_personalize.middleware.PersonalizeMiddleware",
+        ],
+        templates={
+            "page.html": page,
+            "tags.html": TAGS,
+            "personal.html": TAGS + page,
+            "text.html": "<p>{% now 'u' %}</p>",
+            "kept.html": "{{ kept|safe }}",
+        },
+        processors=["sekizai.context_processors.sekizai", "cms.context_processors.cms_settings"],
+        SITE_ID=1,
+        X_FRAME_OPTIONS="SAMEORIGIN",
+        CMS_CONFIRM_VERSION4=True,
+        CMS_TEMPLATES=[("page.html", "Page"), ("personal.html", "Personal")],
+    )
+    from cms.api import add_plugin, create_page
+    from cms.plugin_base import CMSPluginBase
+    from cms.plugin_pool import plugin_pool
+    from django.contrib.auth import get_user_model
+    from django.core.cache import cache
+    from django.template.loader import render_to_string
+    from django.urls import include, path
+
+    class Hero(CMSPluginBase):
+        render_template = "tags.html"
+
+    class UncachedHero(Hero):
+        cache = False
+
+    class Text(CMSPluginBase):
+        render_template = "text.html"
+
+    class KeptHero(Text):
+        def render(self, context, instance, placeholder):
+            kept = cache.get_or_set("hero", lambda: render_to_string("tags.html", {}, context["request"]))
+            return {**super().render(context, instance, placeholder).flatten(), "kept": kept}
+
+        render_template = "kept.html"
+
+    for plugin in (Hero, UncachedHero, Text, KeptHero):
+        plugin_pool.register_plugin(plugin)
+    editor = get_user_model().objects.create_superuser("editor")
+    pages = {
+        # The leak detector looks at the first ten pages of a route, and a CMS has one route for all pages.
+        "kept": ("page.html", ["KeptHero"]),
+        "template": ("personal.html", []),
+        "plugin": ("page.html", ["Hero"]),
+        "template-and-plugin": ("personal.html", ["Hero"]),
+        "uncached-plugin": ("page.html", ["UncachedHero"]),
+        "plain": ("page.html", ["Text"]),
+    }
+    for name, (template, plugins) in pages.items():
+        created = create_page(name, template, "en", created_by=editor, slug=name)
+        placeholder = created.get_placeholders("en").get(slot="content")
+        for plugin in plugins:
+            add_plugin(placeholder, plugin, "en")
+    urlpatterns.extend([path("moe/", include("django_moe_personalize.urls")), path("", include("cms.urls"))])
+    answer({name: f"/{name}/" for name in pages})
+
+
+urlpatterns = []
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The leak detector finds content that a cache of the site shows to another visitor."""
+
+import logging
+from io import BytesIO
+from types import ModuleType
+
+import pytest
+from django.core.cache import cache
+from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.template import engines
+from django.urls import include, path
+from django.views.decorators.cache import cache_page
+from django.views.decorators.gzip import gzip_page
+
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking import leaks
+from django_moe_personalize.types import LeakError
+from tests.conftest import build_request
+from tests.pages import text
+from tests.site import TAGS, show
+
+PRIVATE = "private, no-store"
+
+
+def keep(request, source=TAGS):
+    """Render tags once, and keep the HTML for all visitors, as a hand-written cache does."""
+    return cache.get_or_set("hero", lambda: show(request, source).content.decode())
+
+
+def fragment(request):
+    return show(request, "<nav>Shop</nav>{{ hero|safe }}", hero=keep(request))
+
+
+def whole_page(request):
+    return HttpResponse(keep(request), headers={"Cache-Control": "public, max-age=60", "X-Accel-Expires": "300"})
+
+
+def own_tags_too(request):
+    return show(request, TAGS + "{{ hero|safe }}", hero=keep(request))
+
+
+def marks(request):
+    return HttpResponse(keep(request, "{% load moe_personalize %}{% experience 'hero-banner' %}x{% endexperience %}"))
+
+
+def as_json(request):
+    return JsonResponse({"html": keep(request)})
+
+
+def fragment_tag(request):
+    source = "{% load cache %}{% cache 60 hero %}{% include part %}{% endcache %}"
+    return show(request, source, part=engines["django"].from_string(TAGS))
+
+
+def stream(request):
+    async def aparts():
+        for part in parts():
+            yield part
+
+    def parts():
+        html = kept.encode()
+        yield html[: html.find(b"moe.") + 7]
+        yield html[html.find(b"moe.") + 7 :]
+
+    kept = keep(request)
+    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+
+
+VIEWS = [fragment, whole_page, own_tags_too, marks, as_json, fragment_tag]
+
+
+def echo(request):
+    return HttpResponse(request.get_full_path(), headers={"Cache-Control": "public"})
+
+
+@pytest.fixture
+def routes(settings, upstream):
+    """Install the pages of this module."""
+    module = ModuleType("leaking_routes")
+    views = [*VIEWS, stream, echo, gzip_page(fragment), cache_page(60)(fragment)]
+    names = [*(view.__name__ for view in views[:-2]), "compressed", "stored"]
+    module.urlpatterns = [path(f"{name}/", view, name=name) for name, view in zip(names, views, strict=True)]
+    module.urlpatterns += [path("moe/", include("django_moe_personalize.urls"))]
+    module.urlpatterns += [path("file/", lambda request: FileResponse(BytesIO(b"moe.0123456789ab")))]
+    module.urlpatterns += [path("__debug__/", include(([path("history/", whole_page)], "djdt")))]
+    settings.ROOT_URLCONF = module
+
+
+@pytest.fixture
+def production():
+    """Don't raise LeakError, as in production."""
+    with leaks.is_strict.override(False):
+        yield
+
+
+def find_errors(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+
+
+@pytest.mark.parametrize("mode", ["render", "visible", "web_sdk"])
+@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.__name__)
+def test_page_of_the_second_visitor(view, mode, visit, routes, production, caplog):
+    """The pages of other visitors are private, and one error for the route says what to do. The first page is right."""
+    # In the mode "render", an experience without a link has neither a token nor a mark.
+    is_found = view is not marks or mode != "render"
+    with override_personalize(IMPRESSIONS=mode):
+        assert visit(f"/{view.__name__}/").headers["Cache-Control"] == PRIVATE
+        assert find_errors(caplog) == []
+        for _ in range(3):
+            visit.forget_cookies()
+            response = visit(f"/{view.__name__}/")
+            if is_found:
+                assert response.headers["Cache-Control"] == PRIVATE
+                assert "X-Accel-Expires" not in response.headers
+    errors = find_errors(caplog)
+    assert len(errors) == is_found
+    assert all(f"route {view.__name__} " in error and "keep our tags out of it" in error for error in errors)
+
+
+@pytest.mark.parametrize("debug", [True, False])
+def test_leak_raises_in_tests_and_with_debug(debug, visit, routes, settings):
+    """Each page with a leak raises a LeakError that names the route."""
+    settings.DEBUG = debug
+    visit("/fragment/")
+    for _ in range(2):
+        visit.forget_cookies()
+        with pytest.raises(LeakError, match="route fragment has a token or mark of another page view"):
+            visit("/fragment/")
+
+
+def test_leak_raises_nothing_in_production(monkeypatch):
+    """Outside of tests, without DEBUG, a leak doesn't raise."""
+    monkeypatch.delattr("django.test.utils._TestState.saved_data")
+    assert not leaks.is_strict()
+
+
+def test_stream(visit, routes, production, caplog):
+    """A token is found between two pieces of a stream. From then on the streams of the route are private."""
+    visit("/as_json/")
+    found = visit("/stream/")
+    assert "Cache-Control" not in found.headers
+    assert "moe." in text(found)
+    assert "route stream " in find_errors(caplog)[0]
+    assert visit("/stream/").headers["Cache-Control"] == PRIVATE
+
+
+def test_page_from_the_site_cache(visit, routes, settings, production, caplog):
+    """A page with a leak is found when Django's cache returns it, before Django knows the route."""
+    ours = "django_moe_personalize.middleware.PersonalizeMiddleware"
+    visit("/fragment/")
+    settings.MIDDLEWARE = [
+        ours,
+        *(f"django.middleware.cache.{name}CacheMiddleware" for name in ("Update", "FetchFrom")),
+    ]
+    visit = type(visit)(visit.mode)
+    for _ in range(2):
+        assert visit("/fragment/").headers["Cache-Control"] == PRIVATE
+    cache.set("gone", HttpResponse(keep(None)))
+    settings.MIDDLEWARE = [ours, "tests.tracking.test_leaks.answer"]
+    assert type(visit)(visit.mode)("/gone/").headers["Cache-Control"] == PRIVATE
+    assert [error.split()[5] for error in find_errors(caplog)] == ["fragment", "(none)"]
+
+
+def answer(get_response):
+    """Return a kept page for an address without a route."""
+    return lambda request: cache.get("gone")
+
+
+def test_what_is_no_leak(visit, routes, production, caplog):
+    """The page's own address, the pages of the debug toolbar, a compressed page and a file stay as they are."""
+    token = text(visit("/fragment/")).partition("/click/")[2].partition("/")[0]
+    assert token.startswith("moe.")
+    assert visit(f"/echo/?next={token}").headers["Cache-Control"] == "public"
+    assert visit("/__debug__/history/").headers["Cache-Control"] == "public, max-age=60"
+    assert "Cache-Control" not in visit("/compressed/", headers={"Accept-Encoding": "gzip"}).headers
+    assert "moe." in text(visit("/file/"))
+    assert not find_errors(caplog)
+
+
+def test_pages_that_are_looked_at(visit, routes, production, monkeypatch):
+    """In production, the detector looks at the first ten pages of a route and then at one in a hundred."""
+    looked = []
+    monkeypatch.setattr(
+        "django_moe_personalize.tracking.find_leak", lambda *args: looked.append(1) or leaks.find_leak(*args)
+    )
+    numbers = [visit("/echo/") and len(looked) for _ in range(211)]
+    assert [number for number in range(1, 211) if numbers[number] > numbers[number - 1]] == [*range(1, 10), 109, 209]
+    # A process remembers a limited number of routes.
+    monkeypatch.setattr(leaks, "MAX_ROUTES", 1)
+    visit("/fragment/")
+    assert list(get_runtime().samples) == ["fragment"]
+
+
+def test_tracker_outlives_its_request(upstream):
+    """A tracker still signs a link after the request is gone."""
+    tracker = build_request().personalization._page.tracker
+    assert tracker.get_stamp() == tracker.get_stamp()
