@@ -1,4 +1,4 @@
-"""P18: the price of a promise: a warm page that confirms its visitor, and with the leak detector, against one without."""
+"""P18: the price of a promise: a warm page that confirms its visitor and looks for leaks, against one that doesn't."""
 
 from __future__ import annotations
 

@@ -229,7 +229,7 @@ class Page(RequestVisitor):
     def _drop(self) -> None:
         """Leave the fetches to other pages, and drop the answers and the impressions of the visitor before.
 
-        The page is for another visitor now, so nobody knows whether it still shows the old content. But a click has
+        The page is for another visitor now, and may or may not show the old content. But a click has
         happened, so it counts, unless the browser never gets the anonymous id.
         """
         self.release()

@@ -109,7 +109,7 @@ def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 
 
-async def asign_in(request):
+async def alog_in(request):
     """See sign_in()."""
     await alogin(request, await User.objects.aget(pk=10))
 
@@ -119,7 +119,7 @@ async def areplace(request):
     request.user = await User.objects.aget(pk=20)
 
 
-async def areplace_auser(request):
+async def areplace_async_user(request):
     """Replace only the async user."""
     user = await User.objects.aget(pk=20)
 
@@ -141,11 +141,11 @@ async def apass(request):
 
 
 ACHANGES = [
-    (None, [asign_in], "10"),
+    (None, [alog_in], "10"),
     (10, [alogout], "anon"),
     (10, [areplace], "20"),
-    (10, [areplace_auser], "20"),
-    (None, [aread, asign_in], "10"),
+    (10, [areplace_async_user], "20"),
+    (None, [aread, alog_in], "10"),
     (10, [aread, areplace, aread, alogout], "anon"),
     (10, [apass], "10"),
 ]
@@ -172,7 +172,7 @@ def test_user_changes_in_an_async_view(ask, upstream, user, steps, expected, way
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 
 
-@pytest.mark.parametrize(("step", "expected"), [(asign_in, "Welcome"), (apass, "10"), (areplace, "Welcome")])
+@pytest.mark.parametrize(("step", "expected"), [(alog_in, "Welcome"), (apass, "10"), (areplace, "Welcome")])
 def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expected):
     """A tag in an event loop can't ask for the new visitor. It never shows the content of the visitor before."""
 
@@ -181,7 +181,7 @@ def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expec
         assert request.personalization.identity.customer_id in (None, "10")
         return show(request, TAGS)
 
-    _, shown = ask(view, 10 if step is not asign_in else None)
+    _, shown = ask(view, 10 if step is not alog_in else None)
     assert shown == expected
     assert upstream.booked == ([] if shown == "Welcome" else ["10"] * 2)
     assert ("after the user or the consent of the request had changed" in caplog.text) is (shown == "Welcome")
@@ -203,7 +203,7 @@ def test_user_changes_after_the_last_read(ask, upstream, step):
     assert "moe_id" not in response.cookies
 
 
-@pytest.mark.parametrize(("step", "booked"), [(asign_in, []), (areplace, []), (apass, ["10"] * 2)])
+@pytest.mark.parametrize(("step", "booked"), [(alog_in, []), (areplace, []), (apass, ["10"] * 2)])
 def test_user_changes_after_the_last_read_of_an_async_view(ask, upstream, caplog, step, booked):
     """See test_user_changes_after_the_last_read(). The log has no advice, because the page needs no content."""
 
@@ -489,7 +489,7 @@ def test_link_of_an_async_view_after_a_change(ask, upstream):
 
     async def view(request):
         hero = await request.personalization.aget("hero-banner")
-        await asign_in(request)
+        await alog_in(request)
         return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
 
     assert ask(view)[1] == "/sale/"
