@@ -99,5 +99,6 @@ class PersonalizeMiddleware:
             # Only Django's own templates have nodes to search for keys.
             if isinstance(template, Template) and (keys := find_template_keys(template)):
                 page: Page = request.personalization._page  # type: ignore[attr-defined]
+                await page.aconfirm()
                 await page.aload(*keys)
         return response

@@ -227,6 +227,8 @@ class ClickURLNode(Node):
         options = {name: value.resolve(context) for name, value in self.options.items()}
         offering = options.get("offering")
         page = find_page(context)
+        if page is not None:
+            page.confirm()
         url = rendering.build_click_url(
             find_request(context),
             None if page is None else page.tracker,
