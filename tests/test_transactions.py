@@ -124,6 +124,7 @@ PATH = f"{__name__}.break_transaction"
         {"CONSENT": PATH},
         {"IDENTIFY": PATH},
         {"ATTRIBUTES": [PATH]},
+        {"LEARN_ROUTES": PATH},
         {"DELIVERY": {"BACKEND": f"{__name__}.BrokenDelivery"}},
         {"CACHE": "broken"},
     ],
