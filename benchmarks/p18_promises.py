@@ -111,7 +111,7 @@ def build_contender(middleware: str, cookie: str) -> Callable[[], bytes]:
     """Return a function that opens the warm page."""
     stack = site.Site([middleware])
     for _ in range(120):
-        # After the first pages of the route, the detector looks at one page in a hundred.
+        # After the first pages of the route, the detector looks at one page in 97.
         stack.check("/read_and_track/", pages.PERSONAL, HTTP_COOKIE=cookie)
         time.sleep(0.001)
     return lambda: stack.get("/read_and_track/", HTTP_COOKIE=cookie)

@@ -23,7 +23,7 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseB
 
 
 class PersonalizeMiddleware:
-    """List this middleware after the session and authentication middleware.
+    """List this middleware directly below the authentication middleware, and above all middleware that renders pages.
 
     The middleware changes only the responses of pages that use personalization. It raises ConfigurationError at
     start-up, because some servers don't run system checks.

@@ -254,7 +254,7 @@ class Page(RequestVisitor):
     # The response
 
     def seal(self, response: HttpResponseBase) -> Sequence[Event]:
-        """Mark ``response`` as private if the page read an experience, and return the events to report.
+        """Mark ``response`` as private if the page read anything about its visitor, and return the events to report.
 
         Later reads return the default, because the server may have sent the headers already.
         """

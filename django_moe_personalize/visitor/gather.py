@@ -21,7 +21,7 @@ from django.utils.encoding import force_bytes
 from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.visitor.attributes import (
     MAX_VALUE_LENGTH,
     acollect_attributes,
@@ -140,8 +140,10 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
         # _gather() tells the response to store these parameters.
         return None
     try:
-        if user is not None and user.is_authenticated:
-            return None
+        if user is not None:
+            with protect_transactions():
+                if user.is_authenticated:
+                    return None
     except Exception:
         # The user can't be read. _gather() logs the error.
         return None
