@@ -8,7 +8,7 @@ templates. Where it can't follow, such as into ``{% include name %}`` or the tag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -61,6 +61,8 @@ class _Scope(NamedTuple):
     literals: Mapping[str, str] = MappingProxyType({})
     cache: Node | None = None
     blocks: Blocks = MappingProxyType({})
+    overridden: tuple[BlockNode, ...] = ()
+    """The blocks of the parents that ``{{ block.super }}`` shows here."""
 
 
 def get_engines() -> list[Engine]:
@@ -199,9 +201,17 @@ class _Search:
         for template in templates:
             yield from self._walk_template(template, scope)
         if isinstance(node, BlockNode) and node.name in scope.blocks:
-            nodelists = [part.nodelist for part in scope.blocks[node.name]]
-        for nodelist in nodelists:
-            yield from self._walk(nodelist, scope)
+            yield from self._walk_blocks(scope.blocks[node.name], scope)
+        elif scope.cache is not None and isinstance(node, VariableNode) and "block.super" in _read_contents(node):
+            yield from self._walk_blocks(scope.overridden, scope)
+        else:
+            for nodelist in nodelists:
+                yield from self._walk(nodelist, scope)
+
+    def _walk_blocks(self, blocks: Sequence[BlockNode], scope: _Scope) -> Iterator[Leak]:
+        """Yield the leaks of a block and of the parents' blocks with the same name."""
+        for number, block in enumerate(blocks, start=1):
+            yield from self._walk(block.nodelist, scope._replace(overridden=tuple(blocks[number:])))
 
     def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
         """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""
@@ -266,7 +276,7 @@ def _enter(node: Any, scope: _Scope) -> _Scope:
             # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
             varied = [str(getattr(vary, "token", "")) for vary in node.vary_on]
             names -= {name for name in names for text in varied if _mentions(text, {name})}
-    return _Scope(names, literals, cache, scope.blocks)
+    return scope._replace(names=names, literals=literals, cache=cache)
 
 
 def _find_literal(expression: Any, scope: _Scope) -> str | None:
