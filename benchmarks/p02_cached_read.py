@@ -35,11 +35,11 @@ def configure(upstream: Upstream) -> None:
 
 
 def become_visitor(ours: site.Site) -> str:
-    """Make the page warm for an anonymous visitor and return the visitor's cookie."""
+    """Make the page warm for an anonymous visitor and return the visitor's cookies: the id and the campaign."""
     ours.check("/read_and_track/", pages.PERSONAL)
-    cookies = [value for name, value in ours.headers if name == "Set-Cookie" and value.startswith("moe_id=")]
-    expect(cookies, "the anonymous visitor got no cookie")
-    return cookies[0].partition(";")[0]
+    cookies = [value.partition(";")[0] for name, value in ours.headers if name == "Set-Cookie"]
+    expect(len(cookies) == 2, f"the anonymous visitor got {len(cookies)} cookies")
+    return "; ".join(cookies)
 
 
 def build_contenders(cookie: str) -> dict[str, Callable[[], bytes]]:

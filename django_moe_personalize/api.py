@@ -194,7 +194,8 @@ def erase(*, customer_id: str) -> int:
 
     Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
     process and in the outbox immediately. If processes share the site's cache, other processes and queues drop their
-    events later, instead of sending them. A call to MoEngage that has started can't be stopped.
+    events later, instead of sending them. Until then, a message in a queue still has the customer id. A call to
+    MoEngage that has started can't be stopped.
     """
     mark_withdrawal(_check(customer_id))
     return get_delivery().erase(customer_id)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
-from django_moe_personalize.moengage.types import Experience, Offering
-from django_moe_personalize.page import Page
-from django_moe_personalize.visitor import Consent, Identity
+from django_moe_personalize.moengage.types import Event, Experience, Offering
+from django_moe_personalize.page import Page, is_in_event_loop
+from django_moe_personalize.visitor import MINTED, Consent, Identity, may_be_new
 
 T = TypeVar("T")
 
@@ -134,3 +136,30 @@ def get_page(request: HttpRequest | None) -> Page | None:
     """Return the page of a request that passed the middleware, else ``None``."""
     personalization = getattr(request, "personalization", None)
     return personalization._page if isinstance(personalization, Personalization) else None
+
+
+def give_id(page: Page) -> None:
+    """Let the response set the cookie of a new anonymous visitor, so that parts that the page loads share the id.
+
+    In an event loop this happens after the view, because gathering the visitor may block.
+    """
+    request = page._request()
+    if request is None or page._is_closed or not page._settings.enabled or not may_be_new(request):
+        return
+    if page._visitor is None and is_in_event_loop():
+        # Under WSGI, seal() does this. A check in seal() would cost every page of the site 3 bytecodes.
+        page.is_id_due, page.seal = True, partial(_give_id_and_seal, page)  # type: ignore[method-assign]
+    elif (visitor := page._find_visitor()) and visitor.identity.anonymous and MINTED in request.__dict__:
+        page.mark_read(request)
+
+
+async def agive_id(page: Page) -> None:
+    """See give_id(). The async middleware calls this function if ``page.is_id_due`` is true."""
+    await page._agather()
+    give_id(page)
+
+
+def _give_id_and_seal(page: Page, response: HttpResponseBase) -> Sequence[Event]:
+    del page.seal
+    give_id(page)
+    return Page.seal(page, response)

@@ -14,7 +14,7 @@ from django.template.response import SimpleTemplateResponse
 
 from django_moe_personalize import tracking
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.context import Personalization
+from django_moe_personalize.context import Personalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.page import Page
 from django_moe_personalize.planning import find_template_keys
@@ -64,6 +64,8 @@ class PersonalizeMiddleware:
         page = personalization._page
         try:
             response: HttpResponseBase = await self.get_response(request)
+            if page.is_id_due:
+                await agive_id(page)
         except BaseException:
             # The server cancels the page, because the browser has closed the connection.
             page.release()

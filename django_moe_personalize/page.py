@@ -33,6 +33,7 @@ from django_moe_personalize.visitor import (
     gather_visitor,
     has_stored_parameters,
     set_anonymous_cookie,
+    set_query_cookie,
 )
 
 _gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
@@ -43,6 +44,7 @@ class Page:
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     # Class attributes as defaults: every request makes a page, and most pages change few attributes.
+    is_id_due = False
     is_read = False
     now: datetime | None = None
     _budget: float | None = None
@@ -116,7 +118,7 @@ class Page:
     def load(self, *experience_keys: str) -> None:
         """Fetch the keys and wait for the answers. Without keys, wait for all fetches of this page."""
         self.prefetch(*experience_keys)
-        if not _is_in_event_loop():
+        if not is_in_event_loop():
             for flight in self._find_flights(experience_keys):
                 self._join(flight)
 
@@ -163,7 +165,7 @@ class Page:
 
     def _answer(self, request: HttpRequest, key: str) -> Experience | None:
         flight = self._find_flight(key)
-        in_event_loop = _is_in_event_loop()
+        in_event_loop = is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
@@ -235,6 +237,7 @@ class Page:
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
+            set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
             return ()
@@ -255,7 +258,7 @@ class Page:
     def _finish_unread(self, request: HttpRequest, response: HttpResponseBase) -> bool:
         """Finish a page that has read no experience, and return whether its response must be private nevertheless.
 
-        This is so if the session has stored parameters, or if a streamed response may still read an experience.
+        This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
         has_asked = bool(self._flights or self._answers)
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
@@ -346,7 +349,7 @@ class Page:
         request = self._request()
         if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
-        if _is_in_event_loop():
+        if is_in_event_loop():
             self._runtime.log_once("gather", _UNGATHERED)
             return None
         token = _gathering.set(self)
@@ -387,7 +390,7 @@ _UNGATHERED = (
 )
 
 
-def _is_in_event_loop() -> bool:
+def is_in_event_loop() -> bool:
     """Return whether waiting here would block the event loop."""
     # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
     return asyncio._get_running_loop() is not None

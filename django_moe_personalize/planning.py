@@ -217,7 +217,7 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
     keys = get_planned_keys(request, view, runtime)
     if not keys:
         return keys
-    if (match := request.resolver_match) is not None and "moe_personalize" in match.app_names:
+    if getattr(view, "__module__", "") == "django_moe_personalize.views":
         return ()
     if request.method not in ("GET", "HEAD"):
         return tuple(getattr(view, KEYS_ATTRIBUTE, ()))

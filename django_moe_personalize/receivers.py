@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from django.contrib.auth.signals import user_logged_in, user_logged_out
@@ -21,13 +20,11 @@ def start_new_identity(*, request: Any, **kwargs: Any) -> None:
     if not isinstance(request, HttpRequest):
         return
     # A process that serves no pages shouldn't import half of the package at start-up.
-    from django_moe_personalize.visitor.attributes import SESSION_KEY
+    from django_moe_personalize.visitor.attributes import forget_parameters
     from django_moe_personalize.visitor.identity import forget_anonymous_id
 
-    # A logout has emptied the session already, but a login keeps the session's content.
-    with suppress(Exception):
-        request.session.pop(SESSION_KEY, None)
+    is_known = [forget_anonymous_id(request), forget_parameters(request)]
     personalization = getattr(request, "personalization", None)
-    if forget_anonymous_id(request) and personalization is not None:
-        # The response deletes this visitor's cookie, so no cache may store the response.
+    if any(is_known) and personalization is not None:
+        # The response deletes this visitor's cookies, so no cache may store the response.
         personalization._page.mark_read(request)

@@ -20,7 +20,7 @@ from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
-from django.urls import NoReverseMatch, reverse
+from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
 from django.utils.http import url_has_allowed_host_and_scheme
@@ -146,12 +146,38 @@ def _reverse(name: str, *args: str) -> str | None:
     try:
         return reverse(f"moe_personalize:{name}", args=args)
     except NoReverseMatch:
+        url = find_endpoint(name, *args)
+    if url is None:
         message = (
             "The package's URLs are missing, so clicks and views in the browser are not counted. "
             'Add path("moe/", include("django_moe_personalize.urls")) to your URLs.'
         )
         log_once("urls", message)
-        return None
+    return url
+
+
+def find_endpoint(name: str, *args: str) -> str | None:
+    """Return the URL of the view ``click`` or ``beacon``, or ``None`` if the site doesn't include the package's URLs.
+
+    The site may include them in any namespace, or several times. The first that needs no other arguments counts.
+    """
+    for route in find_endpoint_names(get_resolver(get_urlconf()), name):
+        with suppress(NoReverseMatch):
+            return reverse(route, args=args)
+    return None
+
+
+@functools.lru_cache(maxsize=64)
+def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> tuple[str, ...]:
+    """Return the names of the URLs, with their namespaces, that lead to the view ``click`` or ``beacon``."""
+    found: list[str] = []
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
+            found += find_endpoint_names.__wrapped__(pattern, name, inner)
+        elif pattern.name and pattern.lookup_str == f"django_moe_personalize.views.{name}":
+            found.append(f"{prefix}{pattern.name}")
+    return tuple(found)
 
 
 def find_host(url: str) -> str:

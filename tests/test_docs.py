@@ -92,7 +92,10 @@ def test_settings_named_in_the_environment_exist():
 def test_checks_are_those_of_the_code():
     """The reference has each id of a check, once."""
     found = [
-        n for text in collect_strings(PACKAGE / "checks" / "settings.py") for n in re.findall(r"\b[EW]\d{3}\b", text)
+        number
+        for path in (PACKAGE / "checks").glob("*.py")
+        for text in collect_strings(path)
+        for number in re.findall(r"\b[EW]\d{3}\b", text)
     ]
     listed = [read_words(number)[0] for number, _ in read_rows(read("reference/checks.md"), "id", "says")]
     assert listed == sorted({f"moe_personalize.{number}" for number in found})

@@ -25,6 +25,7 @@ from django_moe_personalize.planning import (
     get_route_memory,
 )
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.views import beacon
 
 
 def view(request):
@@ -91,10 +92,8 @@ def test_keys_before_the_view(method, keys):
 
 def test_own_endpoints_ask_nothing():
     """The beacon and the click redirect are not pages, even if EXPERIENCES names every page."""
-    request = routed("beacon", ["moe_personalize"])
-    request.resolver_match.app_names = ["moe_personalize"]
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
-        assert get_early_keys(request, view) == ()
+        assert get_early_keys(routed("beacon", ["shop-moe"]), beacon) == ()
 
 
 def test_sources_add_up_without_repetition():

@@ -19,6 +19,7 @@ from django.urls import URLPattern, URLResolver, get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
+from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -170,10 +171,8 @@ def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
             f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
             "visitor's answers in it, and each process calls MoEngage separately."
         )
-        own = (
-            "Or add an alias that only this package uses to CACHES, with its own LOCATION and a large MAX_ENTRIES, and"
-        )
-        yield "W004", message, f'{hint} {own} set {SETTING}["CACHE"] to this alias.'
+        own = f'Or set {SETTING}["CACHE"] to an alias that nothing else uses'
+        yield "W004", message, f"{hint} {own}, with its own LOCATION and a large MAX_ENTRIES."
 
 
 def _culls(path: str) -> bool:
@@ -210,7 +209,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     """Yield W003 if the site doesn't include the package's URLs, W007 for a route that doesn't exist."""
     try:
         resolver = get_resolver()
-        has_urls = TAG in resolver.app_dict or TAG in resolver.namespace_dict
+        names = rendering.find_endpoint_names(resolver, "click")
+        has_urls = (TAG in resolver.app_dict and not names) or rendering.find_endpoint("click", "token") is not None
         routes = {name for name, _ in iterate_urls(resolver)}
     except Exception:
         # Django's own checks report a ROOT_URLCONF that doesn't load.
@@ -218,6 +218,8 @@ def check_urls(settings: Settings) -> Iterator[Message]:
     if settings.enabled and not has_urls and _find_middleware(MIDDLEWARE):
         lost = "clicks and impressions" if settings.impressions == "visible" else "clicks"
         message = f"The site doesn't include the package's URLs, so {lost} aren't counted."
+        if names:
+            message = f"The URL {names[0]!r} takes arguments that the package doesn't know, so {lost} aren't counted."
         yield "W003", message, 'Add path("moe/", include("django_moe_personalize.urls")) to the root urlpatterns.'
     for route in settings.experiences:
         if route != "*" and route not in routes:
@@ -330,6 +332,7 @@ def check_static_files(settings: Settings) -> Iterator[Message]:
 
 CHECKS: Final = (
     check_credentials,
+    check_pasted_text,
     check_paths,
     check_transport,
     check_middleware,

@@ -90,7 +90,7 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
 
 def _compile_pattern(engine: Engine) -> re.Pattern[str]:
     """Return a pattern that matches all tags that may cache. A library may register such a tag under any name."""
-    names = {"cach"}
+    names = {"cache"}
     with suppress(Exception):
         for library in [*engine.template_libraries.values(), *engine.template_builtins]:
             names |= {re.escape(name) for name, function in library.tags.items() if is_cache(name, function)}

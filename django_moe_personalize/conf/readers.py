@@ -124,7 +124,7 @@ def read_data_center(value: object, *, choices: Collection[str]) -> str:
     """Read the number of a data center, or "". The number is a str, because MoEngage writes a leading zero."""
     if value in ("", *choices):
         return str(value)
-    meant = str(value).strip().lower().removeprefix("dc").lstrip("-_ 0")
+    meant = str(value).strip(" \t\r\n'\"").lower().removeprefix("dc").lstrip("-_ 0")
     found = next((known for known in choices if known.lstrip("0") == meant), None)
     hint = "Take it from the address of your dashboard: it is 03 in dashboard-03.moengage.com."
     expected = f"one of {', '.join(map(repr, choices))}, as a string"

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
+from django.db import DatabaseError
+from django.dispatch import receiver
 from django.utils import timezone
 
 from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
 from django_moe_personalize.runtime import Runtime, part
 
-_task: Any = import_module("django.tasks" if find_spec("django.tasks") else "django_tasks").task
+_FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
+_task: Any = import_module(_FRAMEWORK).task
 
 _MAX_SLEEP_SECONDS = 10.0
 
@@ -77,6 +81,16 @@ def get_worker(runtime: Runtime) -> TasksDelivery:
 def deliver(message: str) -> None:
     """Send the events of one page."""
     get_worker().work(message)
+
+
+@receiver(import_module(f"{_FRAMEWORK}.signals").task_finished)
+def _delete_row(*, task_result: Any, **kwargs: object) -> None:
+    """Delete the row that django_tasks_db keeps of a finished task, because its message has a customer id."""
+    row = getattr(task_result, "db_result", None)
+    if row is not None and task_result.task.module_path == deliver.module_path:
+        # An exception here would make a failed task of a delivered message.
+        with suppress(DatabaseError):
+            row.delete()
 
 
 @_task  # type: ignore[untyped-decorator]

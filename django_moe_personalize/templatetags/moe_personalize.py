@@ -14,7 +14,7 @@ from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
 from django_moe_personalize import planning, rendering
-from django_moe_personalize.context import get_page
+from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import log_once
@@ -244,8 +244,14 @@ class ScriptsNode(Node):
     """``{% personalize_scripts %}``: render the script tag, which has the CSP nonce of this page."""
 
     def render(self, context: Context) -> SafeString:
-        """Return the script tag."""
-        return rendering.render_scripts(find_request(context))
+        """Return the script tag.
+
+        The page may load personalized parts, so its response gives a new anonymous visitor the id for all parts.
+        """
+        request = find_request(context)
+        if (page := get_page(request)) is not None:
+            give_id(page)
+        return rendering.render_scripts(request)
 
 
 @register.tag

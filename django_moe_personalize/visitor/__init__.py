@@ -6,7 +6,7 @@ purposes and the customer id or anonymous id, and calls the site's functions ``C
 site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
-from django_moe_personalize.visitor.attributes import has_stored_parameters
+from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
 from django_moe_personalize.visitor.gather import NO_VISITOR, Visitor, agather_visitor, build_digest, gather_visitor
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
@@ -15,6 +15,7 @@ from django_moe_personalize.visitor.identity import (
     Identity,
     build_default_consent,
     delete_anonymous_cookie,
+    may_be_new,
     set_anonymous_cookie,
 )
 
@@ -31,5 +32,7 @@ __all__ = [
     "delete_anonymous_cookie",
     "gather_visitor",
     "has_stored_parameters",
+    "may_be_new",
     "set_anonymous_cookie",
+    "set_query_cookie",
 ]

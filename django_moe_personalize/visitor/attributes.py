@@ -7,7 +7,6 @@ a limit, the package leaves out the last attributes.
 from __future__ import annotations
 
 import ipaddress
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -16,15 +15,15 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
 from typing import Any, Final
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlencode
 
-from asgiref.sync import sync_to_async
 from django.http import HttpRequest
+from django.http.response import HttpResponseBase
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.conf.readers import RESERVED_NAMES, UNIX, Proxy
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.visitor.identity import Consent, HookError, acall, call
+from django_moe_personalize.visitor.identity import QUERY_CHANGED, QUERY_COOKIE, Consent, HookError, acall, call
 
 MAX_USER_AGENT_LENGTH: Final = 512
 MAX_VALUE_LENGTH: Final = 256
@@ -39,12 +38,10 @@ MAX_QUERY_LENGTH: Final = 4 * 1024
 """Characters of a query string that are parsed. They take up to 1.5 ms. Some servers accept 64 KiB."""
 
 MAX_REMEMBERED_LENGTH: Final = 1024
-"""Characters that are stored in a session. A session in a signed cookie has 4 KiB in all."""
+"""Characters that are stored in a cookie. All cookies of a site share the space for headers of some 8 KiB."""
 
-SESSION_KEY: Final = "_moe_personalize_query"
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
-_STORED: Final = "_moe_personalize_stored"
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
 # Characters that break a log line, a header or UTF-8: control characters, line separators and lone surrogates.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
@@ -63,13 +60,10 @@ _FORWARDED_PAIR = re.compile(r"""(?P<name>[^\s"\\=]+)=(?:"(?P<quoted>[^"\\]*)"|(
 def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
     """Return the in-session attributes to send, cleaned and within the limits. Never raises.
 
-    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and no session is used.
+    ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and no cookie is used.
     """
     settings = get_settings()
-    found = read_query(request.META, settings.query_parameters)
-    if _may_use_session(request, found, consent, settings):
-        found = _remember(request, found, settings.query_parameters)
-    attributes = build_builtins(request, now, consent, settings) | found
+    attributes = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
     for path in settings.attributes:
         try:
             attributes.update(accept_custom(path, call(path, request, Mapping)))
@@ -79,12 +73,9 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
 
 
 async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
-    """See collect_attributes(). A thread reads the session, because most sessions need the database or a cache."""
+    """See collect_attributes()."""
     settings = get_settings()
-    found = read_query(request.META, settings.query_parameters)
-    if _may_use_session(request, found, consent, settings):
-        found = await sync_to_async(_remember, thread_sensitive=True)(request, found, settings.query_parameters)
-    attributes = build_builtins(request, now, consent, settings) | found
+    attributes = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
     for path in settings.attributes:
         try:
             attributes.update(accept_custom(path, await acall(path, request, Mapping)))
@@ -256,56 +247,60 @@ def parse_query(raw: str, names: tuple[str, ...]) -> tuple[tuple[str, str], ...]
     return tuple((name, text) for name, text in cleaned if text)
 
 
-def _may_use_session(request: HttpRequest, found: Mapping[str, str], consent: Consent, settings: Settings) -> bool:
-    """Return whether the package may use the session, and has parameters to store in it or to read from it."""
-    session = getattr(request, "session", None)
-    if session is None or not consent.identify or not settings.query_parameters:
-        return False
-    return bool(found) or getattr(session, "session_key", None) is not None
-
-
-def _remember(request: HttpRequest, found: dict[str, str], names: Sequence[str]) -> dict[str, str]:
-    """Store the parameters ``found`` in the session and return them. Without new parameters, return the stored ones.
+def _remember(request: HttpRequest, consent: Consent, settings: Settings) -> dict[str, str]:
+    """Return the request's query parameters, and tell the response to store them. Without any, return the stored ones.
 
     New and stored parameters are never mixed, because they may come from two campaigns.
     """
-    try:
-        stored = request.session.get(SESSION_KEY)
-        if not found:
-            known = stored if isinstance(stored, Mapping) else {}
-            return {name: value for name in names if isinstance(value := known.get(name), str)}
-        if found != stored and len(json.dumps(found)) <= MAX_REMEMBERED_LENGTH:
-            _store(request, found)
-    except Exception as error:
-        kind = type(error).__name__
-        log_once(("session", kind), "The session failed (%s), so query parameters are not remembered.", kind)
+    names = settings.query_parameters
+    found = read_query(request.META, names)
+    if not consent.identify or not names:
+        return found
+    stored = read_stored(request, names)
+    if not found or found == stored:
+        return stored
+    text = encode_query(tuple(found.items()))
+    # Without room for all parameters of the new campaign, forget the old campaign.
+    setattr(request, QUERY_CHANGED, text if len(text) <= MAX_REMEMBERED_LENGTH else "")
     return found
 
 
-def _store(request: HttpRequest, found: dict[str, str]) -> None:
-    """Store ``found`` in the session. If that fails, leave the session as it was.
+# Many visitors follow the same link. A hit takes 6 bytecodes, a miss 700.
+@lru_cache(maxsize=1024)
+def encode_query(pairs: tuple[tuple[str, str], ...]) -> str:
+    """Return the pairs as the text of the cookie. A cookie with "=" would need quotes, which each page would parse."""
+    return urlencode(pairs).replace("=", ":")
 
-    Django saves a modified session after the view. If that fails, the visitor gets an error page. So this function
-    saves a session that only the package has modified, and undoes the change after a failure. Django saves the session
-    again only if its key has changed, because the response must then set the cookie with the new key.
-    """
-    session = request.session
-    was_modified, key = session.modified, session.session_key
-    session[SESSION_KEY] = found
-    try:
-        if not was_modified:
-            session.save()
-    except Exception:
-        session.pop(SESSION_KEY, None)
-        session.modified = was_modified
-        raise
-    session.modified = was_modified or session.session_key != key
-    setattr(request, _STORED, True)
+
+def read_stored(request: HttpRequest, names: Sequence[str]) -> dict[str, str]:
+    """Return the query parameters in the cookie, or those that this request has just stored."""
+    text = request.__dict__.get(QUERY_CHANGED, request.COOKIES.get(QUERY_COOKIE, ""))
+    return read_query({"QUERY_STRING": text[:MAX_REMEMBERED_LENGTH].replace(":", "=")}, names)
 
 
 def has_stored_parameters(request: HttpRequest) -> bool:
-    """Return whether this request stored parameters in the session. Its response may then set a session cookie."""
-    return hasattr(request, _STORED)
+    """Return whether the response must set or delete the cookie with query parameters."""
+    return hasattr(request, QUERY_CHANGED)
+
+
+def forget_parameters(request: HttpRequest) -> bool:
+    """Forget the stored query parameters. Return whether the response must delete their cookie."""
+    request.__dict__.pop(QUERY_CHANGED, None)
+    if QUERY_COOKIE in request.COOKIES:
+        setattr(request, QUERY_CHANGED, "")
+    return has_stored_parameters(request)
+
+
+def set_query_cookie(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Set or delete the cookie with query parameters, if the request changed them. It lasts until the browser closes.
+
+    Mark the response as private first, so that no proxy stores the cookie.
+    """
+    text = getattr(request, QUERY_CHANGED, None)
+    if text:
+        response.set_cookie(QUERY_COOKIE, text, secure=request.is_secure(), httponly=True, samesite="Lax")
+    elif text is not None:
+        response.delete_cookie(QUERY_COOKIE, samesite="Lax")
 
 
 # The site's own attributes.

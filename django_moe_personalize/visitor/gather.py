@@ -21,6 +21,7 @@ from django_moe_personalize.visitor.attributes import (
     MAX_VALUE_LENGTH,
     acollect_attributes,
     collect_attributes,
+    encode_query,
     parse_query,
 )
 from django_moe_personalize.visitor.identity import (
@@ -29,6 +30,7 @@ from django_moe_personalize.visitor.identity import (
     DENIED,
     GRANTED,
     MINTED,
+    QUERY_COOKIE,
     Consent,
     Identity,
     aget_consent,
@@ -103,13 +105,14 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     """Return all request data that an anonymous visitor depends on, or ``None`` if the visitor can't be remembered.
 
     A page of a remembered visitor runs 60 functions instead of 75, because nothing is verified, cleaned or hashed
-    again. A visitor that depends on a session, a user or a function of the site is never remembered.
+    again. A visitor that depends on a user or a function of the site is never remembered.
     """
     settings, known, meta = get_settings(), request.__dict__, request.META
     if settings.identify or settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(known):
         return None
     raw, is_secure = meta.get("QUERY_STRING", ""), request.is_secure()
     texts = (
+        request.COOKIES.get(QUERY_COOKIE, ""),
         request.COOKIES.get(COOKIE_NAMES[is_secure], ""),
         meta.get("HTTP_USER_AGENT", ""),
         meta.get("REMOTE_ADDR") or "",
@@ -120,15 +123,15 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     is_long = len(raw) > MAX_VALUE_LENGTH or len("".join(texts)) > MAX_INPUT_LENGTH
     if is_long or not meta.get("HTTP_COOKIE", "").isascii():
         return None
-    query = parse_query(raw, settings.query_parameters) if raw else ()
-    session, user = known.get("session"), known.get("user")
+    query, user = parse_query(raw, settings.query_parameters) if raw else (), known.get("user")
+    if query and encode_query(query) != texts[0]:
+        # _gather() tells the response to store these parameters.
+        return None
     try:
-        # The session will store these query parameters, or has earlier query parameters.
-        has_session = session is not None and (query or session.session_key is not None)
-        if has_session or (user is not None and user.is_authenticated):
+        if user is not None and user.is_authenticated:
             return None
     except Exception:
-        # The user can't be read, or the session isn't a session of Django. _gather() logs the error.
+        # The user can't be read. _gather() logs the error.
         return None
     # In every time zone, the hour changes at :00, :15, :30 or :45 of UTC.
     return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR

@@ -39,8 +39,13 @@ COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
 
-COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN})
-"""Attributes of a request whose response must set or delete the cookie."""
+QUERY_COOKIE: Final = "moe_query"
+"""The name of the cookie with query parameters. It isn't signed: a forged cookie can do no more than an address."""
+
+QUERY_CHANGED: Final = "_moe_personalize_query"
+
+COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN, QUERY_CHANGED})
+"""Attributes of a request whose response must set or delete a cookie."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ class Consent:
 
     - ``fetch``: the package asks MoEngage for experiences.
     - ``identify``: the package uses the customer id, the user identifiers, the anonymous cookie and the full IP
-      address. It also stores query parameters in the session.
+      address. It also stores query parameters in a cookie.
     - ``track``: the package reports impressions and clicks.
     """
 
@@ -162,6 +167,21 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
         delete_anonymous_cookie(response)
 
 
+def may_be_new(request: HttpRequest) -> bool:
+    """Return whether the browser of this request may need a new anonymous id.
+
+    A browser with a session that the page hasn't read isn't new. To read the session would add ``Vary: Cookie`` to the
+    page, and a query.
+    """
+    if MINTED in request.__dict__:
+        return True
+    session = getattr(request, "session", None)
+    is_read = getattr(session, "session_key", None) is None or getattr(session, "accessed", True)
+    settings = get_settings()
+    may_have_id = settings.anonymous_id and (bool(settings.consent) or build_default_consent(request).identify)
+    return is_read and may_have_id and read_anonymous_cookie(request) is None
+
+
 def forget_anonymous_id(request: HttpRequest) -> bool:
     """Forget the visitor's anonymous id, so that the rest of this request uses a new id.
 
@@ -174,8 +194,8 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
-    """Delete the cookie with the anonymous id. Call this in a "forget me" view, or when a visitor withdraws consent."""
-    for name in COOKIE_NAMES:
+    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent."""
+    for name in (*COOKIE_NAMES, QUERY_COOKIE):
         response.delete_cookie(name, path="/", samesite="Lax")
 
 

@@ -13,8 +13,7 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
 
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.visitor.attributes import SESSION_KEY
-from django_moe_personalize.visitor.identity import delete_anonymous_cookie
+from django_moe_personalize.visitor.identity import QUERY_COOKIE, delete_anonymous_cookie
 from shop.people import PEOPLE, get_user
 from shop.views import get_next
 from workbench import sandbox
@@ -32,14 +31,15 @@ def switch(request: HttpRequest) -> HttpResponse:
         return forget_visitor(request)
     chosen = form.cleaned_data
     change_user(request, chosen["user"])
-    forget_medium(request)
     response = redirect(build_return_url(get_next(request), chosen["medium"]))
+    # Forget the remembered campaign. The address may bring a new one.
+    response.delete_cookie(QUERY_COOKIE, samesite="Lax")
     write_switches(response, Switches(chosen["device"], chosen["hour"], chosen["day"]))
     return response
 
 
 def forget_visitor(request: HttpRequest) -> HttpResponse:
-    """Sign out, clear the session and delete the anonymous id, so that the next page has a new visitor."""
+    """Sign out, clear the session and delete the package's cookies, so that the next page has a new visitor."""
     request.session.flush()
     response = redirect(build_return_url(get_next(request), ""))
     delete_anonymous_cookie(response)
@@ -54,13 +54,6 @@ def change_user(request: HttpRequest, username: str) -> None:
             logout(request)
     elif request.user.pk != person.pk:
         login(request, get_user(person))
-
-
-def forget_medium(request: HttpRequest) -> None:
-    """Remove the remembered campaign from the session; the query may bring a new one."""
-    remembered = request.session.get(SESSION_KEY)
-    if remembered and remembered.pop("utm_medium", None):
-        request.session.modified = True
 
 
 def build_return_url(url: str, medium: str) -> str:

@@ -103,8 +103,7 @@ def test_functions(function, expected):
 def test_many_functions(monkeypatch):
     """The number of functions that are read is limited."""
     monkeypatch.setattr(foreign_code, "MAX_FUNCTIONS", 2)
-    may_render.cache_clear()
-    assert may_render(call_itself)
+    assert may_render.__wrapped__(call_itself)
 
 
 @pytest.mark.parametrize("nodelists", [{"body"}, {"other"}])

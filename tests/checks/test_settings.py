@@ -3,18 +3,20 @@
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from django.apps import apps
+from django.conf.urls.i18n import i18n_patterns
 from django.contrib.auth.models import Permission, User
 from django.core.checks import Error, run_checks
 from django.core.checks.registry import registry
 from django.db import models
 from django.http import HttpResponse
-from django.test import override_settings
+from django.test import Client, override_settings
 from django.urls import include, path
 
+from django_moe_personalize import rendering, views
 from django_moe_personalize.checks import settings as checks
 from django_moe_personalize.checks.settings import DUMMY_CACHE, LOCAL_CACHE
 from django_moe_personalize.checks.settings import MIDDLEWARE as OURS
@@ -126,6 +128,7 @@ def test_right_site(moe, changes):
         ({"API_KEY": ""}, "E004", "has WORKSPACE_ID, but no API_KEY.", "Personalize key"),
         ({"DATA_CENTER": ""}, "E005", "has no DATA_CENTER.", "address of your dashboard"),
         ({"DATA_CENTER": 3}, "E005", "is 3; expected one of", 'Write "03".'),
+        ({"DATA_CENTER": "'03' "}, "E005", "expected one of", 'Write "03".'),
         ({"BASE_URL": "http://example.com"}, "E006", "https", "Remove it"),
         ({"IDENTIFY": "no.such.identify"}, "E009", "IDENTIFY", "Correct the path"),
         ({"CONSENT": f"{__name__}.not_callable"}, "E009", "isn't callable", "Name a"),
@@ -293,6 +296,98 @@ def test_key_that_the_sandbox_does_not_have(tmp_path, file, key, hint):
     [message] = check_site(DEBUG=True, MOE_PERSONALIZE=moe)
     assert message.id == "moe_personalize.W008"
     assert message.hint.startswith(hint)
+
+
+QUOTED = ["'{}'", '"{}"', "`{}`", "'{}", '{}"', " '{}'\n"]
+SPACED = [" {}", "{}\n", "{}\r\n", "\t{} "]
+PLACEHOLDERS = [
+    "changeme",
+    "CHANGE_ME",
+    "<your-key>",
+    "your-api-key",
+    "YOUR_KEY_HERE",
+    "xxxx",
+    "...",
+    "api_key",
+    "TODO",
+]
+PLACEHOLDERS += ["{{{{MOE_KEY}}}}", "%KEY%", "None", "placeholder", "insert_key_here", "workspace-id", "TODO"]
+TEXTS = {
+    "WORKSPACE_ID": lambda text: {"WORKSPACE_ID": text.format("SITE")},
+    "API_KEY": lambda text: {"API_KEY": text.format(SECRET)},
+    "BASE_URL": lambda text: {"BASE_URL": text.format("https://proxy.example.com/v1")},
+    'TRANSPORT"]["OPTIONS"]["proxy': lambda text: {
+        "TRANSPORT": {"OPTIONS": {"proxy": text.format("http://p.example")}}
+    },
+}
+
+
+WRONG = [*((text, "E015") for text in QUOTED), *((text, "W013") for text in [*SPACED, *PLACEHOLDERS])]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "number"),
+    # An option may have any name as its value.
+    [(name, *wrong) for name in TEXTS for wrong in WRONG if "OPTIONS" not in name or wrong[0] not in PLACEHOLDERS],
+)
+def test_text_from_a_bad_env_file(name, text, number):
+    """Quotes, whitespace and placeholders in credentials and URLs are a message that names the setting."""
+    found = check_site(TEXTS[name](text))
+    [message] = [message for message in found if message.id == f"moe_personalize.{number}"]
+    assert message.msg.startswith(f'MOE_PERSONALIZE["{name}"]')
+    assert SECRET not in str(found)
+
+
+@pytest.mark.parametrize(("text", "number"), [("'{}'", "E015"), ("changeme", "W013"), (" {}", "W013")])
+def test_text_from_a_bad_environment(monkeypatch, text, number):
+    """The message names the environment variable."""
+    monkeypatch.setenv("MOE_PERSONALIZE_API_KEY", text.format(SECRET))
+    [message] = check_site({"API_KEY": None})
+    assert (message.id, message.msg.split()[0]) == (f"moe_personalize.{number}", "MOE_PERSONALIZE_API_KEY")
+
+
+def include_ours(prefix="moe/", namespace="shop-moe", app_name="moe_personalize"):
+    """Return a pattern that includes the package's URLs in another namespace."""
+    return path(prefix, include(("django_moe_personalize.urls", app_name), namespace=namespace))
+
+
+def wrap(view):
+    """Decorate a view, without functools.wraps."""
+    return lambda request, **arguments: view(request, **arguments)
+
+
+OWN = [path("c/<str:token>/", views.click, name="go"), path("b/", views.beacon, name="count")]
+BARE = [path("c/<str:token>/", wrap(views.click), name="click"), path("b/", wrap(views.beacon), name="beacon")]
+INCLUDED = {
+    "namespace": [include_ours()],
+    "application": [include_ours(app_name="shop")],
+    "language": i18n_patterns(include_ours()),
+    "nested": [path("shop/", include(([include_ours()], "shop")))],
+    "deep": [path("a/", include(([path("b/", include(([include_ours()], "b"), namespace="x"))], "a")))],
+    "twice": [path("<slug:shop>/", include(([include_ours()], "shop"))), include_ours(namespace="other")],
+    "views": OWN,
+    "wrapped": [path("w/", include((BARE, "moe_personalize")))],
+}
+
+
+@pytest.mark.parametrize("kind", INCLUDED)
+def test_urls_in_another_namespace(settings, kind):
+    """The check, the links and the script find the package's URLs in any namespace, and below any other."""
+    urls = ModuleType("urls_of_one_test")
+    urls.urlpatterns = [path("plain/", page, name="plain"), *INCLUDED[kind]]
+    assert check_site(ROOT_URLCONF=urls) == []
+    settings.ROOT_URLCONF = urls
+    assert Client().get(rendering._reverse("click", "token")).status_code == 400
+    assert Client().post(rendering._reverse("beacon")).status_code == 204
+
+
+def test_urls_with_arguments():
+    """The package doesn't know the arguments of a prefix, so the check says which URL has them."""
+    urls = ModuleType("urls_of_one_test")
+    urls.urlpatterns = [path("plain/", page, name="plain"), include_ours("<slug:shop>/", "shop")]
+    [message] = check_site(ROOT_URLCONF=urls)
+    assert message.id == "moe_personalize.W003"
+    assert "The URL 'shop:click' takes arguments" in message.msg
 
 
 @pytest.mark.parametrize(("mode", "lost"), [("render", "so clicks aren't"), ("visible", "so clicks and impressions")])

@@ -2,8 +2,10 @@
 
 import time
 from importlib.util import find_spec
+from unittest import mock
 
 import pytest
+from django.db import DatabaseError
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import tasks as package_tasks
@@ -94,6 +96,18 @@ def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
     delivery.record(make_events(3))
     assert delivery.counts() == DeliveryCounts(accepted=5, delivered=2, dropped={"failed": 3})
     assert len(vendor.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "is_deleted"), [("", None, True), ("", DatabaseError, True), ("x", None, False)]
+)
+def test_finished_task_leaves_no_row(path, error, is_deleted):
+    """The row of a finished task has a customer id, so the worker deletes the row. Rows of other tasks stay."""
+    result = mock.Mock()
+    result.task.module_path = path or tasks.deliver.module_path
+    result.db_result.delete.side_effect = error
+    tasks.import_module(f"{FRAMEWORK}.signals").task_finished.send(DummyBackend, task_result=result)
+    assert result.db_result.delete.called is is_deleted
 
 
 @pytest.mark.django_db

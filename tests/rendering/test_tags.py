@@ -262,7 +262,10 @@ MANIFEST = {
     "STATIC_ROOT": "/no",
 }
 UNREACHABLE = {"STORAGES": {"staticfiles": {"BACKEND": f"{__name__}.UnreachableStorage"}}}
-NOT_INSTALLED = {"INSTALLED_APPS": ["django_moe_personalize"]}
+NOT_INSTALLED = {
+    "INSTALLED_APPS": ["django_moe_personalize"],
+    "MIDDLEWARE": ["django_moe_personalize.middleware.PersonalizeMiddleware"],
+}
 NO_URL = {"STATIC_URL": None}
 
 

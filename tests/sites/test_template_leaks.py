@@ -25,9 +25,9 @@ GAPS = {
 HARMLESS = {
     "image": "{% image page.photo width-400 %}{% image page.photo width-400 as photo %}",
     "url": "{% pageurl page %}{% slugurl 'x' %}{% wagtail_site as site %}{{ page.body|richtext }}",
-    "django": "{% load static %}{% static 'x' %}{% url 'x' %}{% trans 'x' %}{{ x|intcomma }}{% now 'Y' %}{% csrf_token %}",
+    "django": "{% static 'x' %}{% url 'x' %}{% trans 'x' %}{{ x|intcomma }}{% now 'Y' %}{% csrf_token %}",
     "blocks": "{% for x in y %}{% if x %}{% with a=x %}{% filter upper %}{{ a }}{% endfilter %}{% endwith %}{% endif %}"
-    "{% endfor %}{% blocktranslate %}x{% endblocktranslate %}{% spaceless %}x{% endspaceless %}{% block z %}{% endblock %}",
+    "{% endfor %}{% blocktranslate %}x{% endblocktranslate %}{% block z %}{% endblock %}",
     "include": "{% include 'plain.html' %}{% with which='plain.html' %}{% include which %}{% endwith %}",
     "slippers": "{% fragment as x %}y{% endfragment %}{% var a=1 %}{% attrs a=1 %}",
 }

@@ -130,8 +130,9 @@ def test_secret_key_that_is_replaced(browser, settings):
 
 
 def test_anonymous_id_can_be_deleted():
-    """A "forget me" view deletes both cookies, the one of http and the one of https."""
+    """A "forget me" view deletes all cookies: the id over http, the id over https, and the query parameters."""
     response = HttpResponse()
     delete_anonymous_cookie(response)
-    assert {name: cookie["max-age"] for name, cookie in response.cookies.items()} == {"moe_id": 0, "__Host-moe_id": 0}
+    ages = {name: cookie["max-age"] for name, cookie in response.cookies.items()}
+    assert ages == {"moe_id": 0, "__Host-moe_id": 0, "moe_query": 0}
     assert response.cookies["__Host-moe_id"]["secure"]

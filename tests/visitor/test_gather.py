@@ -27,10 +27,12 @@ def cookie():
 
 @pytest.fixture
 def find(cookie):
-    """Return a function that returns the visitor of a request with this cookie."""
+    """Return a function that returns the visitor of a request with this cookie, and with a stored campaign."""
 
-    def find(path="/?utm_source=a", *, now=NOW, headers=HEADERS, more_cookies="", **options):
-        request = Twin("sync").build_request(path, headers={"Cookie": cookie + more_cookies, **headers}, **options)
+    def find(path="/?utm_source=a", *, now=NOW, headers=HEADERS, stored=None, more_cookies="", **options):
+        stored = path.partition("?")[2].replace("=", ":") if stored is None else stored
+        cookies = f"{cookie}; moe_query={stored}{more_cookies}"
+        request = Twin("sync").build_request(path, headers={"Cookie": cookies, **headers}, **options)
         return gather_visitor(request, now)
 
     return find
@@ -76,6 +78,7 @@ def test_anonymous_visitor_is_remembered(find):
     "change",
     [
         {"path": "/?utm_source=b"},
+        {"path": "/", "stored": "utm_source:a"},
         {"headers": HEADERS | {"User-Agent": "Chrome"}},
         {"headers": HEADERS | {"X-Forwarded-For": "8.8.4.4"}},
         {"headers": HEADERS | {"Forwarded": "for=8.8.4.4"}},
@@ -100,13 +103,13 @@ def test_another_input_makes_another_visitor(find, change):
         {"headers": HEADERS | {"Forwarded": "x" * 1024}},
         {"more_cookies": "; a=é".encode().decode("latin-1")},
         {"user": SimpleNamespace(is_authenticated=True, pk=1)},
-        {"session": SimpleNamespace(session_key=None)},
-        {"session": SimpleNamespace(session_key="x"), "path": "/"},
+        {"stored": ""},
+        {"stored": "utm_source:b"},
     ],
     ids=range(7),
 )
 def test_visitors_that_are_not_remembered(find, change):
-    """Long inputs would fill the memory, and a user or a session is another input."""
+    """Long inputs would fill the memory, a user is another input, and a new campaign changes the response."""
     find(**change)
     assert find(**change) is not find(**change)
 

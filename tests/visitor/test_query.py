@@ -1,31 +1,32 @@
-"""Query parameters as attributes, and their memory in the session."""
+"""Query parameters as attributes, and the cookie that remembers them."""
 
 import json
+import tempfile
+from http.cookies import SimpleCookie
 from urllib.parse import urlencode
 
 import pytest
-from django.contrib.sessions.backends import db, signed_cookies
 from django.contrib.sessions.models import Session
-from django.db import connection
+from django.http import HttpResponse
 from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.visitor.attributes import (
     MAX_QUERY_LENGTH,
-    SESSION_KEY,
     acollect_attributes,
     collect_attributes,
     read_query,
+    set_query_cookie,
 )
-from django_moe_personalize.visitor.identity import GRANTED, Consent
+from django_moe_personalize.visitor.identity import GRANTED, QUERY_COOKIE, Consent
 
 UTM = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
 
 @pytest.fixture
 def collect(twin):
-    """Return a function that builds a request and returns the attributes from its query and its session."""
+    """Return a function that builds a request and returns the attributes from its query and its cookie."""
 
     def collect(path="/", *, consent=GRANTED, **options):
         request = twin.build_request(path, **options)
@@ -64,12 +65,11 @@ def test_parameters_of_a_query(collect, query, expected):
 
 
 def test_query_parameters_setting(collect, configure):
-    """QUERY_PARAMETERS replaces the default list. With an empty list the session is not read."""
+    """QUERY_PARAMETERS replaces the default list. With an empty list the cookie is not read."""
     configure(QUERY_PARAMETERS=["ref"])
     assert collect("/?ref=a&utm_source=b") == {"ref": "a"}
     configure(QUERY_PARAMETERS=[])
-    # Without a database this session can't be read.
-    assert collect("/?ref=a&utm_source=b", session=db.SessionStore("k" * 32)) == {}
+    assert collect("/?ref=a&utm_source=b", headers={"Cookie": f"{QUERY_COOKIE}=utm_source=c"}) == {}
 
 
 @pytest.mark.parametrize("raw", ["utm_source=é".encode().decode("latin-1"), "utm_source=é", "utm_source=€é"])
@@ -99,133 +99,87 @@ def test_any_query_can_be_read(raw):
     assert all(0 < len(value) <= 256 for value in found.values())
 
 
-# The session.
-
-STORES = pytest.mark.parametrize("backend", [db, signed_cookies], ids=["db", "signed_cookies"])
+# The cookie.
 
 
-@STORES
-@pytest.mark.django_db
-def test_parameters_are_remembered_for_the_session(collect, backend):
-    """Later pages send them too. A new campaign replaces all of them, and the same one writes nothing.
+def browse(twin, cookies, path, consent=GRANTED, **options):
+    """Return the query parameters that a page sends. ``cookies`` are those of the browser, and change as in one."""
+    header = {"Cookie": cookies.output(attrs=[], header="", sep=";")} if cookies else {}
+    request, response = twin.build_request(path, headers=header, **options), HttpResponse()
+    found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=consent)
+    set_query_cookie(request, response)
+    for name, morsel in response.cookies.items():
+        cookies.pop(name, None)
+        if morsel.value:
+            cookies[name] = morsel.value
+            cookies[name].update(dict(morsel))
+    return {name: value for name, value in found.items() if name.startswith("utm")}, bool(response.cookies)
 
-    Django sets the cookie of a modified session: of a new one, and of a changed one in a signed cookie.
-    """
-    key = None
-    for query, sent, is_modified in (
-        ("/?utm_source=a&utm_medium=b", {"utm_source": "a", "utm_medium": "b"}, True),
-        ("/", {"utm_source": "a", "utm_medium": "b"}, False),
-        ("/?utm_source=c", {"utm_source": "c"}, backend is signed_cookies),
+
+def test_parameters_are_remembered(twin):
+    """Later pages send them too. A new campaign replaces all of them, and the same one sets no cookie."""
+    cookies = SimpleCookie()
+    for query, sent, sets_cookie in (
+        ("/?utm_source=a%26&utm_medium=%C3%A9", {"utm_source": "a&", "utm_medium": "é"}, True),
+        ("/", {"utm_source": "a&", "utm_medium": "é"}, False),
+        ("/?other=1&utm_source=", {"utm_source": "a&", "utm_medium": "é"}, False),
+        ("/?utm_source=c", {"utm_source": "c"}, True),
         ("/?utm_source=c", {"utm_source": "c"}, False),
         ("/", {"utm_source": "c"}, False),
     ):
-        session = backend.SessionStore(key)
-        assert collect(query, session=session) == sent
-        assert session.modified is is_modified
-        key = session.session_key
+        assert browse(twin, cookies, query) == (sent, sets_cookie)
 
 
-@pytest.mark.parametrize(
-    ("path", "consent"), [("/", GRANTED), ("/?other=1", GRANTED), ("/?utm_source=a", Consent(identify=False))]
-)
-def test_session_is_not_touched_without_need(collect, path, consent):
-    """Without parameters and a session, or without consent, the page doesn't get ``Vary: Cookie``."""
-    session = db.SessionStore()
-    collect(path, session=session, consent=consent)
-    assert (session.accessed, session.modified) == (False, False)
+@pytest.mark.parametrize("secure", [True, False])
+def test_cookie_with_parameters(twin, secure):
+    """It ends with the browser, scripts can't read it, and over https it isn't sent over http."""
+    cookies = SimpleCookie()
+    browse(twin, cookies, "/?utm_source=a", secure=secure)
+    given = {name: value for name, value in cookies[QUERY_COOKIE].items() if value}
+    assert given == {"path": "/", "httponly": True, "samesite": "Lax"} | ({"secure": True} if secure else {})
 
 
-@pytest.mark.django_db
-def test_nothing_is_recalled_without_consent(collect):
-    """Parameters from before the visitor's refusal are not sent."""
-    session = db.SessionStore()
-    collect("/?utm_source=a", session=session)
-    session = db.SessionStore(session.session_key)
-    assert collect(session=session, consent=Consent(identify=False)) == {}
-    assert not session.accessed
+def test_nothing_is_stored_or_recalled_without_consent(twin):
+    """The parameters of the page itself are sent. Those from before the visitor's refusal aren't."""
+    cookies, refusal = SimpleCookie(), Consent(identify=False)
+    assert browse(twin, cookies, "/?utm_source=a", refusal) == ({"utm_source": "a"}, False)
+    browse(twin, cookies, "/?utm_source=a")
+    assert browse(twin, cookies, "/", refusal) == ({}, False)
 
 
-@pytest.mark.django_db
-def test_session_that_the_site_modified_is_saved_by_django(collect):
-    """The package doesn't save the changes of a view that is still running."""
-    session = db.SessionStore()
-    session["cart"] = [1]
-    collect("/?utm_source=a", session=session)
-    assert session.session_key is None
-    assert session[SESSION_KEY] == {"utm_source": "a"}
+def test_large_parameters_are_sent_but_not_remembered(twin):
+    """Headers have little room. The earlier campaign is forgotten, because the visitor has left it."""
+    cookies, path = SimpleCookie(), "/?" + urlencode(dict.fromkeys(UTM, "x" * 256))
+    browse(twin, cookies, "/?utm_source=a")
+    found, _ = browse(twin, cookies, path)
+    assert (len(found), cookies) == (5, {})
 
 
-@pytest.mark.django_db
-def test_large_parameters_are_sent_but_not_remembered(collect):
-    """A session in a cookie has little room."""
-    session = signed_cookies.SessionStore()
-    path = "/?" + urlencode(dict.fromkeys(UTM, "x" * 256))
-    assert len(collect(path, session=session)) == 5
-    assert not session.modified
+@pytest.mark.parametrize("text", ["text", "=", "%", "utm_source=" + "x" * 2000, "other=1", "utm_source=%00", "\xff"])
+def test_foreign_texts_in_the_cookie_are_ignored(twin, text):
+    """Only cleaned values with the wanted names are sent, as from an address."""
+    request = twin.build_request()
+    request.COOKIES[QUERY_COOKIE] = text
+    found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=GRANTED)
+    assert all(len(value) <= 256 for name, value in found.items() if name.startswith("utm"))
+    assert "other" not in found
 
 
-@pytest.mark.parametrize("stored", ["text", ["utm_source"], {"utm_source": 5, "utm_medium": "b", "ref": "c"}, None])
-@pytest.mark.django_db
-def test_foreign_values_in_the_session_are_ignored(collect, stored):
-    """Only texts with the wanted names are sent."""
-    session = db.SessionStore()
-    session[SESSION_KEY] = stored
-    session.save()
-    expected = {"utm_medium": "b"} if isinstance(stored, dict) else {}
-    assert collect(session=db.SessionStore(session.session_key)) == expected
-
-
-def refuse(execute, sql, *args):
-    """Refuse any statement."""
-    raise ConnectionError("ada@example.com")
-
-
-def refuse_writing(execute, sql, *args):
-    """Refuse statements that a read-only database refuses."""
-    return execute(sql, *args) if sql.startswith("SELECT") else refuse(execute, sql)
+BACKENDS = ["db", "cache", "cached_db", "file", "signed_cookies"]
 
 
 @pytest.mark.django_db
-def test_session_that_cannot_be_read(collect, caplog):
-    """The parameters of the query are sent, and the log says so once."""
-    with connection.execute_wrapper(refuse):
-        for _ in range(2):
-            session = db.SessionStore("k" * 32)
-            assert collect("/?utm_source=a", session=session) == {"utm_source": "a"}
-            assert not session.modified
-    assert caplog.messages == ["The session failed (ConnectionError), so query parameters are not remembered."]
-
-
-@pytest.mark.parametrize("is_known", [True, False])
-@pytest.mark.django_db
-def test_session_that_cannot_be_written(collect, caplog, is_known):
-    """It stays unmodified, because Django would turn another failure after the view into an error page."""
-    session = db.SessionStore()
-    if is_known:
-        session["cart"] = [1]
-        session.save()
-        session = db.SessionStore(session.session_key)
-    with connection.execute_wrapper(refuse_writing):
-        assert collect("/?utm_source=a", session=session) == {"utm_source": "a"}
-    assert not session.modified
-    assert dict(session.items()) == ({"cart": [1]} if is_known else {})
-    assert len(caplog.messages) == 1
-
-
-@pytest.mark.django_db
-def test_session_that_another_request_ended(collect):
-    """A logout elsewhere, between reading and saving, doesn't fail this page."""
-    session = db.SessionStore()
-    session["cart"] = [1]
-    session.save()
-    session = db.SessionStore(session.session_key)
-    assert session["cart"] == [1]
-    Session.objects.all().delete()
-    assert collect("/?utm_source=a", session=session) == {"utm_source": "a"}
-    assert not session.modified
+@pytest.mark.urls("tests.site")
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_campaign_makes_no_session(visit, upstream, settings, backend):
+    """With each backend, 100 visits from a campaign make no session, and the next page still has the campaign."""
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{backend}"
+    settings.SESSION_FILE_PATH = tempfile.gettempdir()
+    for number in range(100):
+        visit.client.cookies.clear()
+        response = visit(f"/read/?utm_source=mail-{number}")
+        assert response.headers["Cache-Control"] == "private, no-store"
+    assert set(visit.client.cookies) == {"moe_id", QUERY_COOKIE}
     assert not Session.objects.exists()
-
-
-def test_session_of_another_type(collect):
-    """A plain dict in place of a session does no harm."""
-    assert collect("/?utm_source=a", session={}) == {"utm_source": "a"}
+    visit("/read/")
+    assert upstream.fetches[-1]["utm_source"] == "mail-99"

@@ -10,7 +10,6 @@ from django.test import RequestFactory
 from django.urls import include, path
 
 from django_moe_personalize.receivers import start_new_identity
-from django_moe_personalize.visitor.attributes import SESSION_KEY
 from django_moe_personalize.visitor.identity import GRANTED, Identity, get_identity, set_anonymous_cookie
 from tests import site
 from tests.pages import title
@@ -132,7 +131,7 @@ def test_remembered_parameters_end_with_the_sign_in(upstream, browse):
     browse("/read/")
     assert upstream.fetches[-1]["identifiers"] == {"customer_id": "1"}
     assert "utm_source" not in upstream.fetches[-1]
-    assert SESSION_KEY not in browse.client.session
+    assert not browse.client.cookies["moe_query"].value
 
 
 def test_request_of_rest_framework(upstream, browse):

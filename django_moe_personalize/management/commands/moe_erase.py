@@ -10,8 +10,8 @@ from django_moe_personalize import api
 from django_moe_personalize.conf import get_settings
 
 REMAINS = """\
-Other processes may hold more events of this customer. They drop them instead of sending them, if all processes
-share the cache.
+Other processes and queues may hold more events of this customer. They drop these events instead of sending them, if
+all processes share the cache.
 Cached responses contain no personal data and expire within {seconds:g} seconds.
 The anonymous cookie is in the browser, the profile at MoEngage. Ask MoEngage to erase the profile."""
 
