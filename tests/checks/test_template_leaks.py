@@ -1,6 +1,8 @@
 """``{% cache %}`` around one visitor's content: the check finds it in any template, and survives foreign nodes."""
 
 import re
+import sys
+from types import SimpleNamespace
 
 import django
 import pytest
