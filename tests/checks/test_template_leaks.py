@@ -1,8 +1,6 @@
 """``{% cache %}`` around one visitor's content: the check finds it in any template, and survives foreign nodes."""
 
 import re
-import sys
-from types import SimpleNamespace
 
 import django
 import pytest
@@ -240,29 +238,6 @@ def test_content_of_one_visitor_is_found(find, source, found):
     message = f"{{% cache %}} shows one visitor's content to all visitors: {found}."
     hint = f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
     assert find(PAGE + source) == [(message, hint)]
-
-
-@pytest.mark.parametrize(
-    ("component", "messages"),
-    [
-        ({"template": PAGE + EXPERIENCE + "{% endexperience %}"}, [f"{EXPERIENCE} in shop.components, line 2"]),
-        ({"template_file": "hero.html"}, [HERO]),
-        ({"template_file": "hero.html", "Cache": SimpleNamespace(enabled=False)}, []),
-        ({"template": "The same for all."}, []),
-        ({"template": "{% nonsense %}"}, []),
-    ],
-)
-def test_component_that_stores_what_it_renders(find, monkeypatch, component, messages):
-    """A component of django-components whose cache is on is like {% cache %}. A broken component gives no message."""
-    component = {"template": None, "template_file": None, "Cache": SimpleNamespace(enabled=True), **component}
-    hero = SimpleNamespace(__name__="Hero", __module__="shop.components", **component)
-    library = SimpleNamespace(all_components=lambda: [SimpleNamespace(), hero])
-    monkeypatch.setitem(sys.modules, "django_components", library)
-    found = [f"Hero.Cache shows one visitor's content to all visitors: {message}." for message in messages]
-    assert [message for message, _ in find("")] == found
-    assert all("Hero.Cache starts in shop.components" in hint for _, hint in find(""))
-    monkeypatch.setitem(sys.modules, "django_components", SimpleNamespace())
-    assert find("") == []
 
 
 @pytest.mark.parametrize("parent", ["offer.html", "special.html"])
