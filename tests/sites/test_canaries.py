@@ -31,7 +31,7 @@ class Case:
 
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
 WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
-CMS = ["/en/", "/en/sale/", "/en/about/", "/en/missing/"]
+CMS = ["/en/", "/en/sale/", "/en/about/", "/en/about/?footer=1", "/en/missing/"]
 CASES = {
     "cms": Case("tests.sites.cms_site", CMS, "/login/", 5, staff="cms-toolbar"),
     "wagtail": Case("tests.sites.wagtail_site", WAGTAIL, "/admin/login/", 4),
