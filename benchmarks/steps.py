@@ -219,12 +219,15 @@ def count_warm() -> Added:
 def count_cold(view: View, upstream: Upstream) -> Added:
     """Count one fetch over a connection that is open already, each time for another visitor."""
     from django_moe_personalize.delivery.base import get_delivery
+    from django_moe_personalize.visitor.attributes import QUERY_COOKIE
 
+    # The visitors arrived with another page, which set the cookie with the campaign.
+    cookie = f"{QUERY_COOKIE}=utm_source:mail&utm_medium:email&utm_campaign:winter"
     with override_urls(view):
         # The first page of a route doesn't know yet which experiences it needs: P5 counts its calls.
         build_page(site.OURS, pages.PERSONAL, is_new=True)()
         before = upstream.get_counts("at-once")["fetches"]
-        added = count_added(view, is_new=True, after=lambda: get_delivery().flush(5.0))
+        added = count_added(view, is_new=True, after=lambda: get_delivery().flush(5.0), HTTP_COOKIE=cookie)
         asked = upstream.get_counts("at-once")["fetches"] - before
     expect(asked == 2 * ROUNDS, f"{2 * ROUNDS} cold pages made {asked} upstream calls")
     return added

@@ -48,6 +48,11 @@ def streamed(request):
     return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
 
 
+def telling(request):
+    """Read the visitor without a template."""
+    return HttpResponse(request.personalization.identity.customer_id)
+
+
 def plain(request):
     """Show a page without any tag of the package."""
     return HttpResponse("<main></main>", headers=PUBLIC)
@@ -77,6 +82,7 @@ urlpatterns = [
     path("adeclared/", personalize(*KEYS)(ashell)),
     path("cached/", cache_page(60)(shell)),
     path("streamed/", streamed),
+    path("telling/", telling),
     path("plain/", plain),
     path("part/<str:key>/", part),
     path("moe/", include("django_moe_personalize.urls")),
@@ -132,6 +138,12 @@ def test_pages_that_cannot_give_an_id(visit, upstream, address):
     text(response)
     assert not response.cookies
     assert "private" not in response.headers.get("Cache-Control", "")
+
+
+def test_view_without_a_template(visit, upstream):
+    """A view that reads the identity gives the browser its id too."""
+    response = visit("/telling/")
+    assert response.cookies["moe_id"].value.startswith(text(response) + ":")
 
 
 @pytest.mark.django_db
