@@ -1,4 +1,4 @@
-"""P18: the price of a promise: a warm page with the leak detector, against the same page without the detector."""
+"""P18: the price of a promise: a warm page that confirms its visitor and looks for leaks, against one that doesn't."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ from benchmarks.timing import alternate, describe
 from benchmarks.upstream import start_upstream
 
 WITHOUT = "benchmarks.p18_promises.Without"
+UNCONFIRMED = "benchmarks.p18_promises.Unconfirmed"
+NAMES = {
+    UNCONFIRMED: "with the visitor confirmed at each read / without the confirmation",
+    WITHOUT: "with the leak detector / without the leak detector",
+}
 LIMIT = "<= 1.03"
 
 
@@ -49,14 +54,32 @@ def build_page_without(name: str, *, statements: int) -> Any:
 
 def Without(get_response: Callable[..., Any]) -> Any:
     """Return our middleware whose pages have no leak detector."""
+    return _build_middleware(build_page_without("_samples", statements=2), get_response)
+
+
+def Unconfirmed(get_response: Callable[..., Any]) -> Any:
+    """Return our middleware whose pages never compare the visitor with the request.
+
+    The page runs the package's own code without the comparisons in ``read`` and ``seal``. It doesn't note the user.
+    """
+    page = build_page_without("_user", statements=2)
+
+    def settle(self: Any, request: Any, visitor: Any, user: Any, auser: Any) -> None:
+        self._visitor = visitor
+
+    page._settle = settle
+    return _build_middleware(page, get_response)
+
+
+def _build_middleware(page: Any, get_response: Callable[..., Any]) -> Any:
     from django_moe_personalize import context, middleware
 
-    names = {**vars(context), "Page": build_page_without("_samples", statements=2)}
+    names = {**vars(context), "Page": page}
     init = FunctionType(context.Personalization.__init__.__code__, names)
     personalization = type("Personalization", (context.Personalization,), {"__init__": init, "__slots__": ()})
     known = {**vars(middleware), "Personalization": personalization}
     call = FunctionType(middleware.PersonalizeMiddleware.__call__.__code__, known)
-    return type("Without", (middleware.PersonalizeMiddleware,), {"__call__": call})(get_response)
+    return type("Other", (middleware.PersonalizeMiddleware,), {"__call__": call})(get_response)
 
 
 def measure(options: Options) -> Iterator[Figure]:
@@ -65,38 +88,41 @@ def measure(options: Options) -> Iterator[Figure]:
         moe = {**site.CREDENTIALS, "BASE_URL": upstream.url("at-once"), "CACHE_TTL": 3600, "CACHE_STALE_TTL": 3600}
         site.configure(moe=moe)
         cookie = become_visitor(site.Site([site.OURS]))
-        contenders = {name: build_contender(name, cookie) for name in (WITHOUT, site.OURS)}
+        contenders = {name: build_contender(name, cookie) for name in (UNCONFIRMED, WITHOUT, site.OURS)}
         from django_moe_personalize.delivery.base import get_delivery
 
         def settle(name: str = "", calls: int = 0) -> None:
             get_delivery().flush(5.0)
 
         rounds = alternate(contenders, rounds=options.pick(401, 101), calls=30, after=settle)
-        yield build_figure("time", {name: rounds.median(name) * 1e6 for name in contenders}, "µs", rounds)
+        times = {name: rounds.median(name) * 1e6 for name in contenders}
+        for baseline in NAMES:
+            yield build_figure("time", baseline, times, "µs", rounds)
         if sys.version_info >= (3, 12):
             from benchmarks.steps import count_steps
 
             steps = {name: count_steps(page, settle) for name, page in contenders.items()}
             counted = {name: sum(each.bytecodes.values()) for name, each in steps.items()}
-            yield build_figure("bytecodes", counted, "bc")
+            for baseline in NAMES:
+                yield build_figure("bytecodes", baseline, counted, "bc")
 
 
 def build_contender(middleware: str, cookie: str) -> Callable[[], bytes]:
     """Return a function that opens the warm page."""
     stack = site.Site([middleware])
     for _ in range(120):
-        # After the first pages of the route, the detector looks at one page in a hundred.
+        # After the first pages of the route, the detector looks at one page in 97.
         stack.check("/read_and_track/", pages.PERSONAL, HTTP_COOKIE=cookie)
         time.sleep(0.001)
     return lambda: stack.get("/read_and_track/", HTTP_COOKIE=cookie)
 
 
-def build_figure(what: str, found: dict[str, float], unit: str, rounds: Any = None) -> Figure:
-    """Return the figure of our page against the page without the detector."""
-    ratios = rounds.ratio(site.OURS, WITHOUT) if rounds else []
+def build_figure(what: str, baseline: str, found: dict[str, float], unit: str, rounds: Any = None) -> Figure:
+    """Return the figure of our page against the page without the promise."""
+    ratios = rounds.ratio(site.OURS, baseline) if rounds else []
     return Figure(
-        what=f"{what} of a warm page with the leak detector / without the leak detector",
-        baseline=found[WITHOUT],
+        what=f"{what} of a warm page {NAMES[baseline]}",
+        baseline=found[baseline],
         ours=found[site.OURS],
         ratio=median(ratios) if ratios else None,
         limit=LIMIT,

@@ -11,8 +11,8 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from django_moe_personalize.moengage.types import Event, Experience, Offering
-from django_moe_personalize.page import Page, is_in_event_loop
-from django_moe_personalize.visitor import MINTED, Consent, Identity, may_be_new
+from django_moe_personalize.page import Page
+from django_moe_personalize.visitor import MINTED, Consent, Identity, is_in_event_loop, may_be_new
 
 T = TypeVar("T")
 
@@ -100,10 +100,12 @@ class Personalization(Mapping[str, Experience]):
 
         Without keys, wait for all fetches of this page.
         """
+        self._page.confirm(again=True)
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
         """See load(). In a task (``asyncio.create_task()``), the call runs during the view's other awaits."""
+        await self._page.aconfirm(again=True)
         await self._page.aload(*experience_keys)
 
     @property
@@ -149,12 +151,18 @@ def give_id(page: Page) -> None:
     if page._visitor is None and is_in_event_loop():
         # Under WSGI, seal() does this. A check in seal() would cost every page of the site 3 bytecodes.
         page.is_id_due, page.seal = True, partial(_give_id_and_seal, page)  # type: ignore[method-assign]
-    elif (visitor := page._find_visitor()) and visitor.identity.anonymous and MINTED in request.__dict__:
+    elif (
+        page.confirm()
+        and (visitor := page._find_visitor())
+        and visitor.identity.anonymous
+        and MINTED in request.__dict__
+    ):
         page.mark_read(request)
 
 
 async def agive_id(page: Page) -> None:
     """See give_id(). The async middleware calls this function if ``page.is_id_due`` is true."""
+    await page.aconfirm()
     await page._agather()
     give_id(page)
 

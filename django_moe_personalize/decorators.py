@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
@@ -30,7 +30,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             async def awrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                if (page := _find_page(args)) is not None:
+                if (page := _find_page(args, kwargs)) is not None:
                     await page.aload(*experience_keys)
                 return await cast(Callable[P, Any], view)(*args, **kwargs)
 
@@ -39,7 +39,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
 
             @functools.wraps(view)
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-                if (page := _find_page(args)) is not None:
+                if (page := _find_page(args, kwargs)) is not None:
                     page.prefetch(*experience_keys)
                 return view(*args, **kwargs)
 
@@ -49,9 +49,9 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
     return decorator
 
 
-def _find_page(args: tuple[Any, ...]) -> Page | None:
-    """Return the page of the request among the first two arguments of a view or a method."""
-    for arg in args[:2]:
+def _find_page(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Page | None:
+    """Return the page of the request among the arguments of a view or a method, or of the view that has the method."""
+    for arg in (*args[:2], kwargs.get("request"), *[getattr(view, "request", None) for view in args[:1]]):
         # Django REST framework wraps Django's request.
         request = getattr(arg, "_request", arg)
         if isinstance(request, HttpRequest):

@@ -111,7 +111,7 @@ class DeliveryError(MoePersonalizeError):
 
 
 class LeakError(MoePersonalizeError):
-    """A response has a token or mark of another page view: a cache stored HTML with our tags.
+    """A response has a token, mark or cookie of another page view: a cache stored HTML with our tags.
 
     Raised with DEBUG and in tests. In production the response becomes private, and the log has an error.
     """

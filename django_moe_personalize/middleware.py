@@ -23,7 +23,7 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseB
 
 
 class PersonalizeMiddleware:
-    """List this middleware after the session and authentication middleware.
+    """List this middleware directly below the authentication middleware, and above all middleware that renders pages.
 
     The middleware changes only the responses of pages that use personalization. It raises ConfigurationError at
     start-up, because some servers don't run system checks.
@@ -99,5 +99,6 @@ class PersonalizeMiddleware:
             # Only Django's own templates have nodes to search for keys.
             if isinstance(template, Template) and (keys := find_template_keys(template)):
                 page: Page = request.personalization._page  # type: ignore[attr-defined]
+                await page.aconfirm()
                 await page.aload(*keys)
         return response

@@ -6,18 +6,14 @@ itself. Until a key is planned or read, a page doesn't gather the visitor and do
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
-from datetime import datetime
-from typing import Any, Final
+from typing import Any
 from weakref import ref
 
 from django.http import HttpRequest, StreamingHttpResponse
 from django.http.response import HttpResponseBase
 from django.template import Template
-from django.utils import timezone
 
 from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
@@ -28,35 +24,29 @@ from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
     NO_VISITOR,
+    RequestVisitor,
     Visitor,
-    agather_visitor,
-    gather_visitor,
     has_stored_parameters,
+    is_in_event_loop,
     set_anonymous_cookie,
     set_query_cookie,
 )
 
-_gathering: Final = ContextVar["Page | None"]("moe_personalize_gathering", default=None)
-"""The page whose visitor this thread or task is gathering. Threads and tasks that start meanwhile inherit it."""
 
-
-class Page:
+class Page(RequestVisitor):
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
-    # Class attributes as defaults: every request makes a page, and most pages change few attributes.
     is_id_due = False
     is_read = False
-    now: datetime | None = None
     _budget: float | None = None
     _charged_until = 0.0
+    _clicks: Sequence[Event] = ()
     _expected: tuple[str, ...] = ()
-    _gathered: asyncio.Event | None = None
-    _is_closed = False
+    _is_dropped = False
     _samples = ALWAYS
     _stamp = ""
     _tracker: PageTracker | None = None
     _view: Callable[..., Any] | None = None
-    _visitor: Visitor | None = None
     _waiting = 0
 
     def __init__(self, request: HttpRequest) -> None:
@@ -100,17 +90,21 @@ class Page:
 
     def prefetch(self, *experience_keys: str) -> None:
         """Start one fetch of the keys that this page hasn't asked for, and return immediately."""
+        if self._visitor is not None:
+            self.confirm(is_read=False)
         if (wanted := self._find_unasked(experience_keys)) and (visitor := self._find_visitor()) is not None:
             self._start(visitor, wanted)
 
     async def aprefetch(self, *experience_keys: str) -> None:
         """See prefetch()."""
+        if self._visitor is not None:
+            await self.aconfirm(is_read=False)
         wanted = self._find_unasked(experience_keys)
         if wanted and self._visitor is None:
             await self._agather()
             # Meanwhile another task may have asked for the keys, or the middleware may have sealed the response.
             wanted = self._find_unasked(experience_keys)
-        if wanted and self._visitor is not None:
+        if wanted and self._visitor is not None and not self._is_doubted:
             self._start(self._visitor, wanted)
 
     # Waiting
@@ -131,7 +125,7 @@ class Page:
                 found = await flight.ajoin(self._get_budget())
             finally:
                 self._charge(-1)
-            self._keep(flight.question.keys, found)
+            self._keep_flight(flight, found)
 
     # Reading
 
@@ -141,9 +135,21 @@ class Page:
         In an event loop, this method doesn't wait: it returns ``None`` for an experience that hasn't arrived.
         """
         request = self._request()
-        if request is None or self._is_closed or not self._settings.enabled:
+        if request is None or self._is_closed:
             return None
-        self.mark_read(request)
+        known = request.__dict__
+        # Most pages run only these comparisons, and not confirm(): 20 bytecodes a read.
+        if (
+            known.get("user") is not self._user
+            or known.get("auser") is not self._auser
+            or (self._evidence is not None and not self._evidence.holds(request))
+        ) and not self.confirm():
+            self.mark_read(request)
+            return None
+        if not self.is_read:
+            if not self._settings.enabled:
+                return None
+            self.mark_read(request)
         try:
             return self._answers[key]
         except KeyError:
@@ -157,6 +163,7 @@ class Page:
 
     async def aread(self, key: str) -> Experience | None:
         """See read()."""
+        await self.aconfirm()
         request = self._request()
         if request is not None and key not in self._answers:
             await self.aprefetch(*planning.get_planned_keys(request, self._view), key)
@@ -185,7 +192,10 @@ class Page:
     def visitor(self) -> Visitor:
         """The visitor, gathered on the first use. Reading the visitor makes the page private."""
         request = self._request()
-        if request is None or self._is_closed or (visitor := self._find_visitor()) is None:
+        if request is None or self._is_closed:
+            return NO_VISITOR
+        self.confirm()
+        if (visitor := self._find_visitor()) is None:
             return NO_VISITOR
         self.mark_read(request)
         return visitor
@@ -193,6 +203,8 @@ class Page:
     @property
     def tracker(self) -> PageTracker:
         """The tracker of this page. In a preview, or without the visitor's consent, the tracker records nothing."""
+        if self._is_doubted and not self.confirm():
+            return PageTracker(None)
         if self._tracker is None:
             visitor = None if self._is_closed else self._find_visitor()
             if visitor is None:
@@ -202,7 +214,9 @@ class Page:
             # Most sites set none of these attributes, and the call would take 60 bytecodes.
             marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
             is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
-            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp)
+            # Code may still have experiences of the visitor before. They don't count for this visitor.
+            answers = self._answers if self._is_dropped else None
+            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp, answers)
         return self._tracker
 
     def _get_stamp(self) -> str:
@@ -212,10 +226,33 @@ class Page:
             self.mark_read(request)
         return self._stamp
 
+    def _drop(self) -> None:
+        """Leave the fetches to other pages, and drop the answers and the impressions of the visitor before.
+
+        The page is for another visitor now, and may or may not show the old content. But a click has
+        happened, so it counts, unless the browser never gets the anonymous id.
+        """
+        self.release()
+        self._expected = tuple(dict.fromkeys([*self._expected, *self.experience_keys]))
+        if self._tracker is not None and not self._has_new_id:
+            self._clicks = [*self._clicks, *self._tracker.take(shown=False)]
+        self._flights, self._answers, self._tracker = [], {}, None
+        self._has_new_id, self._is_dropped = False, True
+
+    def _finish_visitor(self, request: HttpRequest, response: HttpResponseBase) -> None:
+        """Confirm the visitor for the last time, before the response gets a cookie and the page reports its events."""
+        if self._is_changed(may_wait=not is_in_event_loop()):
+            self.doubt()
+        before = self._visitor
+        if self._is_doubted and self._find_visitor() is not before and not response.streaming:
+            # The page shows nothing to the new visitor. In an event loop this visitor may even be unknown.
+            request.__dict__.pop(MINTED, None)
+            self._drop()
+
     # The response
 
     def seal(self, response: HttpResponseBase) -> Sequence[Event]:
-        """Mark ``response`` as private if the page read an experience, and return the events to report.
+        """Mark ``response`` as private if the page read anything about its visitor, and return the events to report.
 
         Later reads return the default, because the server may have sent the headers already.
         """
@@ -230,6 +267,9 @@ class Page:
         if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed = True
             return ()
+        known = request.__dict__
+        if known.get("user") is not self._user or known.get("auser") is not self._auser:
+            self._finish_visitor(request, response)
         settings = self._settings
         rendering.seal_response(response, settings)
         waited = settings.deadline - self._get_budget()
@@ -260,7 +300,7 @@ class Page:
 
         This is so if the response sets a cookie, or if a streamed response may still read an experience.
         """
-        has_asked = bool(self._flights or self._answers)
+        has_asked = bool(self._flights or self._answers or self._expected)
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
             # The page needed none of the keys that it fetched early.
             planning.get_route_memory(self._runtime).unlearn(request)
@@ -277,16 +317,20 @@ class Page:
         # A streamed response may have started fetches after the first release().
         self.release()
         tracker, self._tracker = self._tracker, None
-        if tracker is None or response.status_code >= 400 or not tracking.is_counted(request):
+        if response.status_code >= 400 or not tracking.is_counted(request):
             return ()
-        if MINTED in request.__dict__ and self._settings.anonymous_events == "returning":
-            # The browser hasn't shown yet that it keeps cookies.
-            return ()
-        return tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        # With "returning" the browser must show first that it keeps cookies.
+        if tracker is None or (MINTED in request.__dict__ and self._settings.anonymous_events == "returning"):
+            return self._clicks
+        events = tracker.take(shown=response.status_code == 200 and request.method == "GET")
+        return [*self._clicks, *events] if self._clicks else events
 
     # Steps
 
     def _find_unasked(self, keys: Sequence[str]) -> tuple[str, ...]:
+        if self._is_dropped:
+            # Ask for this visitor also what the page has asked for the visitor before, in the same call.
+            keys = (*keys, *self._expected)
         if not keys or self._is_closed or self._request() is None or not self._settings.enabled:
             return ()
         asked = self.experience_keys if self._flights or self._answers else ()
@@ -314,7 +358,12 @@ class Page:
             found = flight.join(self._get_budget())
         finally:
             self._charge(-1)
-        self._keep(flight.question.keys, found)
+        self._keep_flight(flight, found)
+
+    def _keep_flight(self, flight: Flight, found: Mapping[str, Experience | None]) -> None:
+        # Meanwhile another task may have found another visitor.
+        if flight in self._flights:
+            self._keep(flight.question.keys, found)
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
         brought = []
@@ -342,55 +391,8 @@ class Page:
         self._charged_until = now
         self._waiting += change
 
-    def _find_visitor(self) -> Visitor | None:
-        """Return the visitor, NO_VISITOR if the page may not call MoEngage, or ``None`` if the visitor isn't known."""
-        if self._visitor is not None:
-            return self._visitor
-        request = self._request()
-        if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
-            return None
-        if is_in_event_loop():
-            self._runtime.log_once("gather", _UNGATHERED)
-            return None
-        token = _gathering.set(self)
-        try:
-            self._visitor = gather_visitor(request, self.now or timezone.now())
-        finally:
-            _gathering.reset(token)
-        return self._visitor
-
-    async def _agather(self) -> None:
-        """Gather the visitor in the first task of the page. Other tasks wait for the first task.
-
-        A function of the site may run here and read an experience. That read returns the default.
-        """
-        while self._visitor is None and _gathering.get() is not self and (request := self._request()) is not None:
-            if self._gathered is not None:
-                await self._gathered.wait()
-                continue
-            self._gathered, token = asyncio.Event(), _gathering.set(self)
-            try:
-                self._visitor = await agather_visitor(request, self.now or timezone.now())
-            finally:
-                _gathering.reset(token)
-                self._gathered.set()
-                if self._visitor is None:
-                    # This task was cancelled, so the next task gathers the visitor.
-                    self._gathered = None
-
 
 _UNPLANNED = (
     "Experience %r was read in async code before its response arrived, so the page shows its default. "
     "Declare it with @personalize or EXPERIENCES, or await request.personalization.aload() first."
 )
-
-_UNGATHERED = (
-    "request.personalization was used in async code before its visitor was known, so it is empty there. "
-    "Await request.personalization.aload() or aget() first."
-)
-
-
-def is_in_event_loop() -> bool:
-    """Return whether waiting here would block the event loop."""
-    # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
-    return asyncio._get_running_loop() is not None

@@ -19,12 +19,14 @@ def start_new_identity(*, request: Any, **kwargs: Any) -> None:
     request = getattr(request, "_request", request)
     if not isinstance(request, HttpRequest):
         return
+    personalization = getattr(request, "personalization", None)
+    if personalization is not None:
+        personalization._page.doubt()
     # A process that serves no pages shouldn't import half of the package at start-up.
     from django_moe_personalize.visitor.attributes import forget_parameters
     from django_moe_personalize.visitor.identity import forget_anonymous_id
 
     is_known = [forget_anonymous_id(request), forget_parameters(request)]
-    personalization = getattr(request, "personalization", None)
     if any(is_known) and personalization is not None:
         # The response deletes this visitor's cookies, so no cache may store the response.
         personalization._page.mark_read(request)

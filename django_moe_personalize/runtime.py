@@ -17,6 +17,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.signals import setting_changed
+from django.db import DatabaseError, Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
@@ -128,6 +130,67 @@ class part(Generic[T]):
             # Delete the last equal entry: contexts in several threads may end in any order.
             del self._overrides[max(index for index, other in enumerate(self._overrides) if other is value)]
             reset_runtimes()
+
+
+# The site's transactions.
+
+
+@contextmanager
+def protect_transactions() -> Iterator[None]:
+    """Keep the open transactions of this thread usable if a query in this context fails.
+
+    After a failed query, PostgreSQL refuses all further queries of the transaction. So use this context wherever the
+    package handles an error that may come from the database. The first query in the context makes a savepoint. After
+    an exception, or after a failed query that the site's code has handled, the transaction returns to the savepoint.
+    Without an open transaction or without a query, no savepoint is made.
+    """
+    with ExitStack() as stack:
+        for connection in connections.all(initialized_only=True):
+            # Also without atomic(): a site may turn autocommit off.
+            if connection.connection is not None and not connection.autocommit:
+                stack.enter_context(_protect(connection))
+        yield
+
+
+@contextmanager
+def _protect(connection: BaseDatabaseWrapper) -> Iterator[None]:
+    savepoints: list[Any] = []
+
+    def execute(run: Callable[..., Any], *query: Any) -> Any:
+        if not savepoints:
+            # Without wrappers, because an inner context must make its savepoint after this one.
+            wrappers, connection.execute_wrappers = connection.execute_wrappers, []
+            try:
+                savepoints.append(connection.savepoint())
+            finally:
+                connection.execute_wrappers = wrappers
+        return run(*query)
+
+    is_usable = False
+    try:
+        with connection.execute_wrapper(execute):
+            yield
+        is_usable = not connection.needs_rollback
+    finally:
+        for savepoint in savepoints:
+            _leave(connection, savepoint, is_usable=is_usable)
+
+
+def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) -> None:
+    try:
+        if is_usable:
+            connection.savepoint_commit(savepoint)
+            return
+    except DatabaseError:
+        # A query has failed, and the site's code has handled the error.
+        pass
+    connection.needs_rollback = False
+    try:
+        connection.savepoint_rollback(savepoint)
+        connection.savepoint_commit(savepoint)
+    except Error:
+        # The database has lost the transaction, for example because of a deadlock or a closed connection.
+        connection.needs_rollback = connection.in_atomic_block
 
 
 class _Process:

@@ -35,9 +35,9 @@ MIDDLEWARE = [
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django_moe_personalize.middleware.PersonalizeMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
-    "django_moe_personalize.middleware.PersonalizeMiddleware",
     # Only for the demonstration: the visitor chooses the device and the hour.
     "workbench.switches.SwitchesMiddleware",
 ]

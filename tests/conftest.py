@@ -32,6 +32,7 @@ from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.services.echo import build_answer
 from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among them
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
@@ -121,6 +122,27 @@ class Upstream:
     def respond(self, status: int, body: bytes = b"", **headers: str) -> None:
         """Answer every call from now on in this way."""
         self.answer = lambda request: Response(status, headers, body)
+
+    def echo(self) -> None:
+        """Answer each fetch from now on with the customer's id as the content."""
+
+        def answer(request: Request) -> Response:
+            is_fetch = request.path == "/experiences/fetch"
+            answer = build_answer(json.loads(request.body)) if is_fetch else {"status": "success"}
+            return Response(200, {}, json.dumps(answer).encode())
+
+        self.answer = answer
+
+    @property
+    def asked(self) -> list[str]:
+        """The customers of the fetches so far."""
+        return [body.get("identifiers", {}).get("customer_id") for body in self.fetches]
+
+    @property
+    def booked(self) -> list[str]:
+        """The customers of the events so far, one for each event."""
+        bodies = [json.loads(r.body) for r in self.requests if r.path == "/experiences/events"]
+        return [one["customer_id"] for body in bodies for one in body["elements"] for _ in one["actions"]]
 
     @property
     def fetches(self) -> list[dict[str, Any]]:

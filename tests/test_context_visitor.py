@@ -55,6 +55,8 @@ def test_disabled_gathers_nothing():
     with override_personalize(ENABLED=False, IDENTIFY="tests.test_context_visitor.failing_identify"):
         request = build_request()
         assert request.personalization.identity.customer_id is None
+        assert request.personalization.get("hero-banner") is None
+        assert not request.personalization._page.is_read
         assert request.personalization._page.tracker.sign_click(Experience("x", {}, {"cid": "1"}), "/a/") is None
 
 

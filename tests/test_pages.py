@@ -3,6 +3,7 @@
 import pytest
 from django.contrib.auth.models import User
 from django.core.cache import cache
+from django.http import HttpResponse
 from django.test import Client
 
 from django_moe_personalize.page import Page
@@ -10,6 +11,7 @@ from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
 from tests.pages import title
+from tests.site import tags
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -97,6 +99,35 @@ def test_tag_never_blocks_the_event_loop(upstream, caplog):
     assert upstream.fetches == []
     assert title(visit("/undeclared/")) != "Welcome"
     assert len(upstream.fetches) == 1
+
+
+def show_flatpage(get_response):
+    """Render a page in place of a 404, as Django's flatpages do."""
+
+    def middleware(request):
+        return tags(request) if get_response(request).status_code == 404 else HttpResponse()
+
+    return middleware
+
+
+def show_maintenance(get_response):
+    """Render a page before the view."""
+    return tags
+
+
+@pytest.mark.parametrize("name", ["show_flatpage", "show_maintenance"])
+@pytest.mark.parametrize("is_below", [True, False])
+def test_page_of_a_middleware(visit, upstream, settings, caplog, name, is_below):
+    """Below PersonalizeMiddleware it shows experiences and is private. Above, the log says once what to move."""
+    before = settings.MIDDLEWARE[:-1]
+    ours, theirs = settings.MIDDLEWARE[-1], f"{__name__}.{name}"
+    settings.MIDDLEWARE = [*before, ours, theirs] if is_below else [*before, theirs, ours]
+    responses = [visit("/no/such/page/") for _ in range(2)]
+    assert all((title(response) != "Welcome") is is_below for response in responses)
+    assert all(("private" in response.headers.get("Cache-Control", "")) is is_below for response in responses)
+    said = [record.getMessage() for record in caplog.records if record.name == "django_moe_personalize"]
+    assert [text for text in said if "middleware that renders" in text] == ([] if is_below else said)
+    assert len(said) == (0 if is_below else 1)
 
 
 def test_second_page_comes_from_the_cache(visit, upstream):

@@ -35,9 +35,9 @@ def test_cdn_headers_of_a_private_page(visit, upstream):
 
 @pytest.mark.django_db
 def test_page_that_stores_a_campaign_is_private(visit, upstream):
-    """A page that stores query parameters in the session is private, because it sets the session cookie."""
+    """A page that stores query parameters is private, because it sets the cookie that stores them."""
     response = visit("/prefetching/?utm_source=x")
-    assert "sessionid" in response.cookies
+    assert "moe_query" in response.cookies
     assert response.headers["Cache-Control"] == "private, no-store"
     visit.forget_cookies()
     assert visit("/prefetching/").headers["Cache-Control"] == "public, max-age=300"

@@ -1,6 +1,7 @@
 """Which experience keys a page is known to need."""
 
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import django
 import pytest
@@ -26,6 +27,8 @@ from django_moe_personalize.planning import (
 )
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.views import beacon
+from tests.conftest import build_request
+from tests.site import RestRequest
 
 
 def view(request):
@@ -123,6 +126,26 @@ def test_decorated_views_without_the_middleware():
     assert async_to_sync(personalize("a")(aview))(request) == "answer"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda view, request: view(request),
+        lambda view, request: view(request=request),
+        lambda view, request: view(object(), request),
+        lambda view, request: view(RestRequest(request)),
+        lambda view, request: view(object(), RestRequest(request), pk=1),
+        lambda view, request: view(SimpleNamespace(request=RestRequest(request)), 1),
+    ],
+    ids=["function", "keyword", "method", "rest function", "rest method", "view"],
+)
+def test_decorator_finds_the_request(upstream, call):
+    """The decorator starts one call, even if a framework wraps the request, or a method gets no request."""
+    request, keys = build_request(), ["hero-banner", "promo-strip"]
+    call(personalize(*keys)(lambda *args, **kwargs: [request.personalization.get(key) for key in keys]), request)
+    assert [body["experience_key"] for body in upstream.fetches] == [keys]
+    personalize(*keys)(lambda: None)()
+
+
 @pytest.mark.parametrize("keys", [("",), (None,), (view,)], ids=["empty", "none", "no parentheses"])
 def test_decorator_refuses_bad_keys(keys):
     """The decorator raises an error for bad keys when the module is imported."""
@@ -148,6 +171,21 @@ def test_mixin_takes_keys_from_the_urls():
 
     assert getattr(Home.as_view(experiences=["b"]), KEYS_ATTRIBUTE) == ("b",)
     assert getattr(Home.as_view(), KEYS_ATTRIBUTE) == ("a",)
+
+
+def test_mixin_of_a_viewset():
+    """The viewsets of Django REST framework take the actions as a positional argument."""
+
+    class Base:
+        @classmethod
+        def as_view(cls, actions, **initkwargs):
+            return lambda request: actions
+
+    class Viewset(PersonalizeMixin, Base):
+        experiences = ("a",)
+
+    viewset = Viewset.as_view({"get": "list"})
+    assert (getattr(viewset, KEYS_ATTRIBUTE), viewset(None)) == (("a",), {"get": "list"})
 
 
 @pytest.mark.parametrize("is_split", [False, True])

@@ -38,6 +38,17 @@ CREDENTIALS: Final = {
     "API_KEY": ("E004", "Use the Personalize key from Settings > Account > APIs in the MoEngage dashboard."),
     "DATA_CENTER": ("E005", "It is the number in the address of your dashboard, such as dashboard-03.moengage.com."),
 }
+RENDERING_MIDDLEWARE: Final = frozenset(
+    {
+        "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware",
+        "maintenance_mode.middleware.MaintenanceModeMiddleware",
+        "maintenancemode.middleware.MaintenanceModeMiddleware",
+        "mezzanine.pages.middleware.PageMiddleware",
+        "axes.middleware.AxesMiddleware",
+    }
+)
+"""Classes that render pages themselves, before or after the view."""
+
 DUMMY_CACHE: Final = "django.core.cache.backends.dummy.DummyCache"
 LOCAL_CACHE: Final = "django.core.cache.backends.locmem.LocMemCache"
 
@@ -118,17 +129,33 @@ def check_transport(settings: Settings) -> Iterator[Message]:
 
 
 def check_middleware(settings: Settings) -> Iterator[Message]:
-    """Yield W001 if MIDDLEWARE lacks the middleware, E007 if it lists it twice, E008 if the middleware is too early."""
+    """Yield W001 if MIDDLEWARE lacks the middleware, E007 if it's there twice, E008 or W019 for a wrong place."""
     places = _find_middleware(MIDDLEWARE)
     if not places and settings.enabled:
         message = "MIDDLEWARE doesn't list PersonalizeMiddleware, so requests have no request.personalization."
-        yield "W001", message, f'Add "{MIDDLEWARE}" to MIDDLEWARE, after sessions and authentication.'
+        yield "W001", message, f'Add "{MIDDLEWARE}" to MIDDLEWARE, directly below AuthenticationMiddleware.'
     if len(places) > 1:
         yield "E007", "MIDDLEWARE lists PersonalizeMiddleware twice.", "Keep only the last one."
     for needed in NEEDED_MIDDLEWARE:
         if places and any(place > places[0] for place in _find_middleware(needed)):
             message = f"PersonalizeMiddleware comes before {needed.rpartition('.')[2]} in MIDDLEWARE."
             yield "E008", message, f'Move "{MIDDLEWARE}" below it. Above it, the visitor isn\'t known yet.'
+    for path in django_settings.MIDDLEWARE[: places[0] if places else 0]:
+        if not RENDERING_MIDDLEWARE.isdisjoint(_list_bases(path)):
+            name = path.rpartition(".")[2]
+            message = (
+                f"{name} comes before PersonalizeMiddleware in MIDDLEWARE, so its pages always show the fallbacks."
+            )
+            yield "W019", message, f'Move "{MIDDLEWARE}" above it, directly below AuthenticationMiddleware.'
+
+
+def _list_bases(path: str) -> list[str]:
+    """Return the dotted paths of the class at ``path`` and of its base classes. For a function, return its path."""
+    try:
+        return [f"{base.__module__}.{base.__qualname__}" for base in import_string(path).__mro__]
+    except Exception:
+        # Django reports a wrong path when it needs the class.
+        return [path]
 
 
 def _find_middleware(wanted: str) -> list[int]:

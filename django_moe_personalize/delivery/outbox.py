@@ -95,13 +95,11 @@ class Outbox:
         return self.rows.filter(is_pending__in=[True], due_at__lte=timezone.now())
 
     def insert(self, events: Iterable[Event]) -> None:
-        """Add events that are due immediately, with one INSERT. Skip events that the table already has.
-
-        If the INSERT fails inside the caller's transaction, the transaction stays usable.
-        """
+        """Add events that are due immediately, with one INSERT. Skip events that the table already has."""
         now = timezone.now()
         rows = [OutboxEvent.build(event, now) for event in events]
-        with transaction.atomic(using=self.alias):
+        # record() makes a savepoint in the caller's transaction.
+        with transaction.atomic(using=self.alias, savepoint=False):
             self.rows.bulk_create(rows, ignore_conflicts=True)
 
     def lease(self, limit: int, seconds: float) -> Lease:

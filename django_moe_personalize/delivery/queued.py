@@ -20,7 +20,7 @@ from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Backoff, Deadline
-from django_moe_personalize.runtime import Runtime, log_once
+from django_moe_personalize.runtime import Runtime, log_once, protect_transactions
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
 
@@ -158,7 +158,9 @@ class QueuedDelivery(BaseDelivery):
 
     def _try_to_hand_over(self, message: str, *, wait: float = 0.0) -> bool:
         try:
-            self.hand_over(message, wait=wait)
+            # The queue may be a table of the site's database.
+            with protect_transactions():
+                self.hand_over(message, wait=wait)
         except Exception as error:
             if self._queue_works:
                 where = "are dropped" if self.fallback is None else "go to the fallback"

@@ -15,7 +15,7 @@ from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy
-from django_moe_personalize.runtime import Runtime
+from django_moe_personalize.runtime import Runtime, protect_transactions
 
 Experiences = Mapping[str, Experience]
 
@@ -141,7 +141,7 @@ def follow_up(question: Question, answer: Answer) -> None:
         if not isinstance(error, CircuitOpenError | RateLimitedError):
             log_error(question.runtime, error)
         # Django can't call async receivers from an event loop. This code runs there if all threads are busy.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), protect_transactions():
             signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=answer.unanswered)
     if any(isinstance(error, CircuitOpenError) for error in answer.errors):
         _probe(question)

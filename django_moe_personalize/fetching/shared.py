@@ -22,7 +22,7 @@ from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
 from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
@@ -157,7 +157,9 @@ def _count_places(cache: BaseCache) -> int:
 def _use(action: Callable[[BaseCache], T], fallback: T) -> T:
     alias = get_settings().cache
     try:
-        return action(caches[alias])
+        # The cache may be a table of the site's database.
+        with protect_transactions():
+            return action(caches[alias])
     except Exception as error:
         # No error of a cache backend may fail a page.
         message = "The cache %r failed (%s), so this process works without it. Check CACHES[%r]."

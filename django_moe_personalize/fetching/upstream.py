@@ -12,7 +12,7 @@ from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.moengage.types import ExperiencesResult
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
@@ -54,7 +54,7 @@ def get_breaker(runtime: Runtime) -> CircuitBreaker:
         if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
             return
         # All threads are busy, so call the receivers here. Django can't call async receivers from an event loop.
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), protect_transactions():
             breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
 
     return CircuitBreaker(on_change=tell)

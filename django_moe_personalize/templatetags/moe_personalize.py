@@ -48,9 +48,16 @@ def find_page(context: Context) -> Page | None:
     if page is None:
         message = (
             "A template with personalization tags has no request that passed PersonalizeMiddleware, so it shows its "
-            "fallbacks. Render it with render(request, …), and put the middleware into MIDDLEWARE."
+            "fallbacks. Render it with render(request, …), and put the middleware into MIDDLEWARE, above all "
+            "middleware that renders pages."
         )
         log_once("request", message)
+    elif page._is_closed:
+        message = (
+            "A template with personalization tags was rendered after PersonalizeMiddleware, so it shows its fallbacks. "
+            "In MIDDLEWARE, move PersonalizeMiddleware above the middleware that renders this template."
+        )
+        log_once("late", message)
     return page
 
 
@@ -220,6 +227,8 @@ class ClickURLNode(Node):
         options = {name: value.resolve(context) for name, value in self.options.items()}
         offering = options.get("offering")
         page = find_page(context)
+        if page is not None:
+            page.confirm()
         url = rendering.build_click_url(
             find_request(context),
             None if page is None else page.tracker,

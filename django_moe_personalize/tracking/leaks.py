@@ -10,6 +10,8 @@ import logging
 import re
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from itertools import chain, cycle, repeat
 from typing import Any, Final
 
@@ -21,13 +23,17 @@ from django.urls import Resolver404, resolve
 from django_moe_personalize.exceptions import LeakError
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.tracking.tokens import STAMP
+from django_moe_personalize.visitor.identity import COOKIE_NAMES, QUERY_COOKIE
 
 MAX_LOOKED_AT: Final = 4 * 1024 * 1024
 """The detector looks at so many bytes of a response. Looking takes about 1 ms for each MiB."""
 
 FIRST_PAGES: Final = 10
-ONE_IN: Final = 100
-"""The detector looks at the first pages of a route, and then at one page in a hundred."""
+ONE_IN: Final = 97
+"""The detector looks at the first pages of a route, and then at one page of this number.
+
+The number is a prime. So if visitors open two addresses of a route in turn, the detector sees both.
+"""
 
 MAX_ROUTES: Final = 1000
 
@@ -38,10 +44,11 @@ _PREFIX = STAMP.encode()
 _STAMPS = re.compile(rb"moe\.[0-9a-f]{12}")
 
 _LEAK = (
-    "A response of the route %s has a token or mark of another page view, so it shows content for another visitor. "
-    "A cache stored HTML with our tags. This response is private now, but other responses may show the content. "
-    "Find the cache in the view, its templates and the middleware, and keep our tags out of it."
+    "A response of the route %s has a token, mark or cookie of another page view, so a cache shows one visitor's "
+    "content to other visitors. Find the cache in the view, its templates or the middleware, and put it around HTML "
+    "without personalization tags."
 )
+_SEALED = " The package made this response private, and looks at each page of this route from now on."
 
 
 @part
@@ -55,7 +62,7 @@ def is_strict(runtime: Runtime) -> bool:
 
 
 def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase, get_stamp: Callable[[], str]) -> bool:
-    """Return whether ``response`` has tokens or marks of another page view, and so must be private.
+    """Return whether ``response`` has tokens, marks or cookies of another page view, and so must be private.
 
     ``get_stamp`` returns the stamp of this page view, or ``""``. The first leak of a route logs an error. In strict
     mode, each leak raises LeakError. A stream is searched while the server sends it, and can't become private then.
@@ -65,44 +72,72 @@ def find_leak(runtime: Runtime, request: HttpRequest, response: HttpResponseBase
     pages of the debug toolbar show earlier requests.
     """
     match = request.resolver_match
-    route = None if match is None else match.view_name
-    if match is not None and "djdt" in match.app_names:
-        return False
-    if route is not None and route not in runtime.samples and not is_strict(runtime):
-        if len(runtime.samples) >= MAX_ROUTES:
-            runtime.samples.clear()
-        never = repeat(False, ONE_IN - 1)
-        runtime.samples[route] = chain(repeat(True, FIRST_PAGES - 1), cycle([*never, True]))
-
-    def search(content: bytes) -> bool:
-        own = get_stamp().encode()
-        # Most pages have no stamps, or only their own. Counting takes a fifth of the time of the regular expression.
-        if content.count(_PREFIX, 0, MAX_LOOKED_AT) == (content.count(own, 0, MAX_LOOKED_AT) if own else 0):
+    if match is not None:
+        if "djdt" in match.app_names:
             return False
-        known = {own, *_STAMPS.findall(request.get_full_path().encode())}
-        if known.issuperset(_STAMPS.findall(content, 0, MAX_LOOKED_AT)):
-            return False
-        _report(runtime, request, route)
-        return True
-
+        _remember_route(runtime, match.view_name)
+    report = partial(_report, runtime, request, response.status_code)
+    if _drop_cookies(response):
+        return report()
+    search = partial(_search, request, get_stamp, report)
     if response.streaming:
         _search_stream(response, search)
-        return runtime.samples.get(route or "") is ALWAYS
+        return match is not None and runtime.samples.get(match.view_name) is ALWAYS
     is_readable = getattr(response, "is_rendered", True) and not response.has_header("Content-Encoding")
     return is_readable and search(response.content)  # type: ignore[attr-defined]
 
 
-def _report(runtime: Runtime, request: HttpRequest, route: str | None) -> None:
-    if route is None:
-        # A cache in the middleware made the response, before Django looked for the route.
-        try:
-            route = resolve(request.path_info, getattr(request, "urlconf", None)).view_name
-        except Resolver404:
-            route = "(none)"
+def _remember_route(runtime: Runtime, route: str) -> None:
+    if route not in runtime.samples and not is_strict(runtime):
+        if len(runtime.samples) >= MAX_ROUTES:
+            runtime.samples.clear()
+        # This is the first page.
+        runtime.samples[route] = chain(repeat(True, FIRST_PAGES - 1), cycle([*repeat(False, ONE_IN - 1), True]))
+
+
+def _drop_cookies(response: HttpResponseBase) -> bool:
+    """Drop the package's cookies, and return whether there are any.
+
+    A view may return one response object again and again, with the cookies that the package set for its first visitor.
+    An empty cookie is from delete_anonymous_cookie().
+    """
+    foreign = [
+        name for name in (*COOKIE_NAMES, QUERY_COOKIE) if name in response.cookies and response.cookies[name].value
+    ]
+    for name in foreign:
+        del response.cookies[name]
+    return bool(foreign)
+
+
+def _search(request: HttpRequest, get_stamp: Callable[[], str], report: Callable[[], bool], content: bytes) -> bool:
+    """Return whether ``content`` has a stamp of another page view, and report it."""
+    own = get_stamp().encode()
+    # Most pages have no stamps, or only their own. Counting takes a fifth of the time of the regular expression.
+    if content.count(_PREFIX, 0, MAX_LOOKED_AT) == (content.count(own, 0, MAX_LOOKED_AT) if own else 0):
+        return False
+    known = {own, *_STAMPS.findall(request.get_full_path().encode())}
+    if known.issuperset(_STAMPS.findall(content, 0, MAX_LOOKED_AT)):
+        return False
+    return report()
+
+
+def _report(runtime: Runtime, request: HttpRequest, status: int) -> bool:
+    """Log an error once for each route, and raise LeakError in strict mode. Otherwise return ``True``."""
+    route = _find_route(request)
     runtime.samples[route] = ALWAYS
-    runtime.log_once(("leak", route), _LEAK, route, level=logging.ERROR)
-    if is_strict(runtime):
+    runtime.log_once(("leak", route), _LEAK + _SEALED, route, level=logging.ERROR)
+    # LeakError would hide the exception of an error page.
+    if is_strict(runtime) and status < 500:
         raise LeakError(_LEAK % route)
+    return True
+
+
+def _find_route(request: HttpRequest) -> str:
+    """Return the name of the route. A cache in the middleware may have responded before Django looked for the route."""
+    match = request.resolver_match
+    with suppress(Resolver404):
+        match = match or resolve(request.path_info, getattr(request, "urlconf", None))
+    return "(none)" if match is None else match.view_name
 
 
 def _search_stream(response: Any, search: Callable[[bytes], bool]) -> None:

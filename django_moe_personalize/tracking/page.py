@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -109,13 +109,21 @@ class PageTracker:
     All tokens and marks of a page view start with the stamp from ``get_stamp``.
 
     An experience has one impression per page view, even if the page shows the experience several times.
+
+    With ``answers`` (by key) only these experiences count.
     """
 
-    __slots__ = ("_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp")
+    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp")
 
-    def __init__(self, customer_id: str | None, get_stamp: Callable[[], str] = draw_stamp) -> None:
+    def __init__(
+        self,
+        customer_id: str | None,
+        get_stamp: Callable[[], str] = draw_stamp,
+        answers: Mapping[str, Experience | None] | None = None,
+    ) -> None:
         self._customer_id = customer_id
         self.get_stamp = get_stamp
+        self._answers = answers
         self._impressions: dict[str, Event | None] = {}
         self._rendered: dict[str, Experience] = {}
         self._shown: dict[str, list[Event]] = {}
@@ -124,6 +132,8 @@ class PageTracker:
     def get_impression(self, experience: Experience) -> Event | None:
         """Return the impression of ``experience`` in this page view. Every call returns the same event."""
         key = experience.experience_key
+        if self._answers is not None and self._answers.get(key) is not experience:
+            return None
         if key not in self._impressions:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]

@@ -1,13 +1,22 @@
 """Attributes: find out who the visitor is, what the visitor allows, and which in-session attributes to send.
 
-``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``. ``identity`` finds the allowed
+``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``, and builds it again if ``evidence``
+shows that the request has changed. ``identity`` finds the allowed
 purposes and the customer id or anonymous id, and calls the site's functions ``CONSENT``, ``IDENTIFY`` and
 ``ATTRIBUTES``. ``attributes`` collects the user agent, the address, the day, the hour, the query parameters and the
 site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
 from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
-from django_moe_personalize.visitor.gather import NO_VISITOR, Visitor, agather_visitor, build_digest, gather_visitor
+from django_moe_personalize.visitor.gather import (
+    NO_VISITOR,
+    RequestVisitor,
+    Visitor,
+    agather_visitor,
+    build_digest,
+    gather_visitor,
+    is_in_event_loop,
+)
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     MINTED,
@@ -25,6 +34,7 @@ __all__ = [
     "NO_VISITOR",
     "Consent",
     "Identity",
+    "RequestVisitor",
     "Visitor",
     "agather_visitor",
     "build_default_consent",
@@ -32,6 +42,7 @@ __all__ = [
     "delete_anonymous_cookie",
     "gather_visitor",
     "has_stored_parameters",
+    "is_in_event_loop",
     "may_be_new",
     "set_anonymous_cookie",
     "set_query_cookie",

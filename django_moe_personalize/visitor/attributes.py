@@ -22,7 +22,7 @@ from django.http.response import HttpResponseBase
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.conf.readers import RESERVED_NAMES, UNIX, Proxy
-from django_moe_personalize.runtime import log_once
+from django_moe_personalize.runtime import log_once, protect_transactions
 from django_moe_personalize.visitor.identity import QUERY_CHANGED, QUERY_COOKIE, Consent, HookError, acall, call
 
 MAX_USER_AGENT_LENGTH: Final = 512
@@ -66,7 +66,8 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
     attributes = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
     for path in settings.attributes:
         try:
-            attributes.update(accept_custom(path, call(path, request, Mapping)))
+            with protect_transactions():
+                attributes.update(accept_custom(path, call(path, request, Mapping)))
         except Exception as error:
             _report_hook(path, error)
     return apply_limits(attributes)

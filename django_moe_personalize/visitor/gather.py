@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
+import weakref
 from array import array
 from collections.abc import Collection, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import datetime
 from types import MappingProxyType
@@ -13,10 +16,12 @@ from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.http import HttpRequest
+from django.utils import timezone
 from django.utils.encoding import force_bytes
+from django.utils.functional import SimpleLazyObject
 
-from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.conf import Settings, get_settings
+from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.visitor.attributes import (
     MAX_VALUE_LENGTH,
     acollect_attributes,
@@ -24,12 +29,14 @@ from django_moe_personalize.visitor.attributes import (
     encode_query,
     parse_query,
 )
+from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     COOKIE_NAMES,
     DENIED,
     GRANTED,
     MINTED,
+    QUERY_CHANGED,
     QUERY_COOKIE,
     Consent,
     Identity,
@@ -87,12 +94,17 @@ def _get_remembered(runtime: Runtime) -> dict[tuple[Any, ...], Visitor]:
     return {}
 
 
-def gather_visitor(request: HttpRequest, now: datetime) -> Visitor:
-    """Return the visitor of the request at the moment ``now``, or NO_VISITOR. Never raises."""
+def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = None) -> Visitor:
+    """Return the visitor of the request at the moment ``now``, or NO_VISITOR. Never raises.
+
+    If the identity and the consent are still those of ``guess``, return ``guess``.
+    """
+    if guess is not None:
+        return _gather(request, now, guess)
     remembered, inputs = _get_remembered(), _list_inputs(request, now)
     visitor = None if inputs is None else remembered.get(inputs)
     if visitor is None:
-        visitor = _gather(request, now)
+        visitor = _gather(request, now, None)
         # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
         if inputs is not None and MINTED not in request.__dict__:
             if len(remembered) >= MAX_REMEMBERED:
@@ -128,8 +140,10 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
         # _gather() tells the response to store these parameters.
         return None
     try:
-        if user is not None and user.is_authenticated:
-            return None
+        if user is not None:
+            with protect_transactions():
+                if user.is_authenticated:
+                    return None
     except Exception:
         # The user can't be read. _gather() logs the error.
         return None
@@ -137,23 +151,38 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
 
 
-def _gather(request: HttpRequest, now: datetime) -> Visitor:
+def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visitor:
     # Most sites have no CONSENT function, and most browsers don't send Sec-GPC.
     is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
     consent = GRANTED if is_default else get_consent(request)
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
+    if guess is not None and (guess.identity, guess.consent) == (identity, consent):
+        return guess
     return Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
 
 
-async def agather_visitor(request: HttpRequest, now: datetime) -> Visitor:
+async def agather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = None) -> Visitor:
     """See gather_visitor()."""
     consent = await aget_consent(request)
     identity = await aget_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
+    if guess is not None and (guess.identity, guess.consent) == (identity, consent):
+        return guess
     return Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+
+
+def is_still(visitor: Visitor, request: HttpRequest) -> bool:
+    """Return whether ``visitor`` has the identity of ``request.user``.
+
+    This function never blocks. It returns False if only a function of the site or the database could tell.
+    """
+    settings, user = get_settings(), request.__dict__.get("user")
+    if settings.identify or settings.consent or visitor is NO_VISITOR or isinstance(user, SimpleLazyObject):
+        return False
+    return get_identity(request, visitor.consent) == visitor.identity
 
 
 def build_digest(parts: Collection[str]) -> str:
@@ -173,3 +202,162 @@ def build_digest(parts: Collection[str]) -> str:
 @functools.lru_cache(maxsize=4)
 def _derive_key(secret: str | bytes) -> bytes:
     return hashlib.sha256(b"moe.cache.key" + force_bytes(secret)).digest()
+
+
+_gathering: Final = ContextVar["RequestVisitor | None"]("moe_personalize_gathering", default=None)
+"""The request whose visitor this thread or task is gathering. Threads and tasks that start meanwhile inherit it."""
+
+_UNSEEN: Final = object()
+
+
+class RequestVisitor:
+    """The visitor of one request, compared with the request at each read.
+
+    The visitor that the middleware gathers before the view is a guess: the view may sign a user in or out, or read a
+    token. So if the user has changed, or if IDENTIFY and CONSENT may give another answer, this class gathers the
+    visitor again. A subclass drops in ``_drop()`` all that belongs to the visitor before.
+    """
+
+    # Class attributes as defaults: every request makes an object, and most requests change few attributes.
+    now: datetime | None = None
+    _auser: object = _UNSEEN
+    _evidence: Evidence | None = None
+    _gathered: asyncio.Event | None = None
+    _has_new_id = False
+    _is_closed = False
+    _is_confirmed = False
+    _is_doubted = False
+    _user: object = _UNSEEN
+    _visitor: Visitor | None = None
+
+    _request: weakref.ref[HttpRequest]
+    _runtime: Runtime
+    _settings: Settings
+
+    def doubt(self) -> None:
+        """Gather the visitor again at the next read, and compare. Call this when a user logs in or out."""
+        request = self._request()
+        self._has_new_id = self._has_new_id or (request is not None and MINTED in request.__dict__)
+        self._is_doubted, self._user = self._visitor is not None, _UNSEEN
+        if _gathering.get() is not self:
+            # If another task is gathering the visitor, its result is outdated already.
+            self._gathered = None
+
+    def confirm(self, *, is_read: bool = True, again: bool = False) -> bool:
+        """Find out whether the visitor is still the same. Return False if the visitor can't be known now.
+
+        IDENTIFY and CONSENT are called at the first read, if the request or its session has changed, and ``again``.
+        """
+        if self._is_changed(is_read=is_read, again=again, may_wait=not is_in_event_loop()):
+            self.doubt()
+        if not self._is_doubted or self._find_visitor() is not None:
+            return True
+        if is_in_event_loop() and self._gathered is None:
+            self._runtime.log_once("changed", _CHANGED)
+        return False
+
+    async def aconfirm(self, *, is_read: bool = True, again: bool = False) -> None:
+        """See confirm()."""
+        if self._is_changed(is_read=is_read, again=again, may_wait=True):
+            self.doubt()
+        if self._is_doubted:
+            await self._agather()
+
+    def _is_changed(self, *, is_read: bool = True, again: bool = False, may_wait: bool) -> bool:
+        """Return whether the visitor may be another one. Without ``may_wait`` only the credentials tell."""
+        again = again or (is_read and not self._is_confirmed)
+        self._is_confirmed = self._is_confirmed or (is_read and may_wait)
+        request, evidence = self._request(), self._evidence
+        if self._visitor is None or self._is_doubted or self._is_closed or request is None:
+            return False
+        if evidence is None:
+            known = request.__dict__
+            return known.get("user") is not self._user or known.get("auser") is not self._auser
+        if not evidence.has_same_credentials(request):
+            return True
+        return may_wait and (again or not evidence.holds(request))
+
+    def _find_visitor(self) -> Visitor | None:
+        """Return the visitor, NO_VISITOR if the page may not call MoEngage, or ``None`` if the visitor isn't known."""
+        if self._visitor is not None and not self._is_doubted:
+            return self._visitor
+        request = self._request()
+        if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
+            return None
+        user, auser = request.__dict__.get("user"), request.__dict__.get("auser")
+        if not is_in_event_loop():
+            token = _gathering.set(self)
+            try:
+                visitor = gather_visitor(request, self.now or timezone.now(), self._visitor)
+            finally:
+                _gathering.reset(token)
+        elif self._visitor is None:
+            self._runtime.log_once("gather", _UNGATHERED)
+            return None
+        elif is_still(self._visitor, request):
+            visitor = self._visitor
+        else:
+            return None
+        self._settle(request, visitor, user, auser)
+        return visitor
+
+    async def _agather(self) -> None:
+        """Gather the visitor in the first task of the page. Other tasks wait for the first task.
+
+        A function of the site may run here and read an experience. That read returns the default.
+        """
+        while (self._visitor is None or self._is_doubted) and _gathering.get() is not self:
+            if (request := self._request()) is None:
+                return
+            if self._gathered is not None:
+                await self._gathered.wait()
+                continue
+            gathered, token = asyncio.Event(), _gathering.set(self)
+            self._gathered = gathered
+            user, auser = request.__dict__.get("user"), request.__dict__.get("auser")
+            try:
+                visitor = await agather_visitor(request, self.now or timezone.now(), self._visitor)
+                if self._gathered is gathered:
+                    self._settle(request, visitor, user, auser)
+            finally:
+                _gathering.reset(token)
+                gathered.set()
+                if self._gathered is gathered and (self._visitor is None or self._is_doubted):
+                    # This task was cancelled, so the next task gathers the visitor.
+                    self._gathered = None
+
+    def _settle(self, request: HttpRequest, visitor: Visitor, user: object, auser: object) -> None:
+        """Keep the visitor. ``user`` and ``auser`` are those of the request before the visitor was gathered."""
+        before, self._visitor, self._is_doubted = self._visitor, visitor, False
+        if before is not None and visitor is not before:
+            if request.__dict__.get(MINTED) != visitor.identity.customer_id:
+                # The visitor before was anonymous and new. A known customer gets no cookie.
+                request.__dict__.pop(MINTED, None)
+            if not visitor.consent.identify and request.__dict__.get(QUERY_CHANGED):
+                # Without consent the parameters of this request aren't stored either.
+                delattr(request, QUERY_CHANGED)
+            self._drop()
+        if self._settings.identify or self._settings.consent:
+            self._evidence = Evidence(request)
+        if self._evidence is None or self._is_confirmed:
+            self._user, self._auser = user, auser
+
+    def _drop(self) -> None:
+        """Drop all that belongs to the visitor before."""
+
+
+_UNGATHERED = (
+    "request.personalization was used in async code before its visitor was known, so it is empty there. "
+    "Await request.personalization.aload() or aget() first."
+)
+
+_CHANGED = (
+    "request.personalization was used in async code after the user or the consent of the request had changed, so it "
+    "is empty there. Await request.personalization.aload() or aget() after the change."
+)
+
+
+def is_in_event_loop() -> bool:
+    """Return whether waiting here would block the event loop."""
+    # Outside an event loop, get_running_loop() raises an exception. That takes ten times as long.
+    return asyncio._get_running_loop() is not None

@@ -16,7 +16,7 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import log_once
+from django_moe_personalize.runtime import log_once, protect_transactions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
@@ -90,8 +90,11 @@ def get_consent(request: HttpRequest) -> Consent:
     or doesn't return a Consent, all purposes are denied.
     """
     path = get_settings().consent
+    if not path:
+        return build_default_consent(request)
     try:
-        return _accept(call(path, request, Consent)) if path else build_default_consent(request)
+        with protect_transactions():
+            return _accept(call(path, request, Consent))
     except HookError as error:
         return _deny(error)
 
@@ -133,8 +136,9 @@ def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
         return Identity()
     path = get_settings().identify
     try:
-        found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
-        return _complete(request, found)
+        with protect_transactions():
+            found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
+            return _complete(request, found)
     except Exception as error:
         _report_unknown(path, error)
         return None
@@ -210,7 +214,7 @@ async def _aread_user(request: HttpRequest) -> Identity | None:
     if hasattr(request, "auser"):
         return _build_from_user(await request.auser())
     # Another middleware set this lazy user, and reading the user may query the database.
-    return await sync_to_async(_read_user, thread_sensitive=True)(request)
+    return await sync_to_async(protect_transactions()(_read_user), thread_sensitive=True)(request)
 
 
 def _build_from_user(user: Any) -> Identity | None:
@@ -332,8 +336,9 @@ async def acall(path: str, request: Any, expected: type[Any] | tuple[type[Any], 
     """See call(). A sync function runs thread-sensitively, because it may read the session or the database."""
     try:
         function = import_string(path)
-        afunction = function if _is_async(function) else sync_to_async(function, thread_sensitive=True)
-        result = await afunction(request)
+        if not _is_async(function):
+            return await sync_to_async(protect_transactions()(call), thread_sensitive=True)(path, request, expected)
+        result = await function(request)
     except Exception as error:
         raise HookError.build(path, error) from None
     return _check(path, result, expected)

@@ -28,6 +28,7 @@ SESSIONS = "django.contrib.sessions.middleware.SessionMiddleware"
 AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
 THEIRS = f"{__name__}.TheirMiddleware"
 PAGE = f"{__name__}.page"
+FLATPAGES = "django.contrib.flatpages.middleware.FlatpageFallbackMiddleware"
 SITE = {
     "DEBUG": False,
     "MIDDLEWARE": [SESSIONS, AUTHENTICATION, OURS],
@@ -41,6 +42,10 @@ not_callable = "a string"
 
 class TheirMiddleware(PersonalizeMiddleware):
     """A site's own subclass."""
+
+
+class TheirFlatpages(type("FlatpageFallbackMiddleware", (), {"__module__": FLATPAGES.rpartition(".")[0]})):
+    """A site's own subclass of Django's class, which can't be imported without its app."""
 
 
 def page(request):
@@ -97,7 +102,7 @@ ROUTES = ["*", "plain", PAGE, "shop:home", "shop:*", "shop:back:*", "shop:back:i
         ({}, {"DEBUG": True, "MOE_PERSONALIZE": SANDBOX_URL}),
         ({}, {"DEBUG": True, "CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
         ({}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, THEIRS]}),
-        ({}, {"MIDDLEWARE": [OURS]}),
+        ({}, {"MIDDLEWARE": [OURS, FLATPAGES]}),
         ({}, {"MIDDLEWARE": [SESSIONS, OURS, "no.such.Middleware"]}),
         ({}, {"MIDDLEWARE": [OURS, PAGE]}),
         ({}, {"ROOT_URLCONF": "no.such.urls"}),
@@ -171,6 +176,8 @@ def test_mistake_in_the_settings(moe, number, text, hint):
         (["E008"], {}, {"MIDDLEWARE": [SESSIONS, OURS, AUTHENTICATION]}),
         (["E008", "E008"], {}, {"MIDDLEWARE": [OURS, SESSIONS, AUTHENTICATION]}),
         (["E008"], {}, {"MIDDLEWARE": [THEIRS, SESSIONS]}),
+        (["W019"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, FLATPAGES, PAGE, OURS]}),
+        (["W019"], {}, {"MIDDLEWARE": [SESSIONS, AUTHENTICATION, f"{__name__}.TheirFlatpages", OURS]}),
         (["W004"], {}, {"CACHES": {"default": {"BACKEND": LOCAL_CACHE}}}),
         (["W004"], {}, {"CACHES": {"default": FILES}}),
         (["W005"], {}, {"CACHES": {"default": {"BACKEND": DUMMY_CACHE}}}),

@@ -36,6 +36,6 @@ class Echo(Loopback):
 
 def build_answer(question: dict[str, Any]) -> dict[str, Any]:
     """Return the response to a fetch (contract §2)."""
-    value = {"value": question["identifiers"]["customer_id"], "data_type": "string"}
+    value = {"value": question.get("identifiers", {}).get("customer_id", "nobody"), "data_type": "string"}
     entry = {"payload": {"Title": value, "Text": value}, "experience_context": CONTEXT}
     return {"experiences": dict.fromkeys(question["experience_key"], entry)}

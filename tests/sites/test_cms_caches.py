@@ -38,7 +38,7 @@ def test_stored_plugin_is_found(answers):
     assert "private, no-store" in second["control"]
     assert not first["errors"]
     assert len(second["errors"]) == 1
-    assert "route pages-details-by-slug has a token or mark" in second["errors"][0]
+    assert "route pages-details-by-slug has a token, mark or cookie" in second["errors"][0]
 
 
 def main():

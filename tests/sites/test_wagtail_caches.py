@@ -37,7 +37,7 @@ def test_stored_fragment_is_found(answers):
     assert second["control"] == "private, no-store"
     assert not first["errors"]
     assert len(second["errors"]) == 1
-    assert "route fragment has a token or mark" in second["errors"][0]
+    assert "route fragment has a token, mark or cookie" in second["errors"][0]
 
 
 def test_cookie_of_the_visitor_is_kept(answers):

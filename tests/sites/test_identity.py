@@ -1,0 +1,385 @@
+"""Whom a page asks for, shows and counts, if the view or a third-party package authenticates the visitor."""
+
+import json
+
+import pytest
+from django.contrib.auth import aauthenticate, alogin, login, logout
+from django.contrib.auth.models import User
+from django.http import JsonResponse
+from django.urls import include, path
+from django.utils.decorators import method_decorator
+from django.views import View
+from hijack.views import AcquireUserView, ReleaseUserView
+from ninja import NinjaAPI
+from ninja.security import HttpBearer
+from rest_framework.authentication import BasicAuthentication, TokenAuthentication
+from rest_framework.decorators import action, api_view, authentication_classes
+from rest_framework.exceptions import AuthenticationFailed
+from rest_framework.permissions import IsAuthenticated
+from rest_framework.response import Response
+from rest_framework.routers import SimpleRouter
+from rest_framework.serializers import ModelSerializer
+from rest_framework.views import APIView
+from rest_framework.viewsets import ModelViewSet, ViewSet
+from rest_framework_simplejwt.authentication import JWTAuthentication, JWTStatelessUserAuthentication
+from rest_framework_simplejwt.tokens import AccessToken
+
+from django_moe_personalize.decorators import personalize
+from django_moe_personalize.mixins import PersonalizeMixin
+from django_moe_personalize.visitor import Identity
+
+pytestmark = [pytest.mark.django_db, pytest.mark.urls(__name__)]
+
+KEYS = ("hero-banner", "promo-strip", "trust-badges")
+
+
+def show(request):
+    """Show and count three experiences, and return the content."""
+    mapping = request.personalization
+    for key in KEYS:
+        mapping.track_impression(key)
+    return {"shown": [mapping.get(key)["Title"] if key in mapping else None for key in KEYS]}
+
+
+class OwnToken(TokenAuthentication):
+    """Authentication with a token that is a user name."""
+
+    def authenticate_credentials(self, key):
+        """Return the user."""
+        if user := User.objects.filter(username=key).first():
+            return user, key
+        raise AuthenticationFailed
+
+
+class TokenView(APIView):
+    """A view for known users."""
+
+    authentication_classes = [OwnToken]
+    permission_classes = [IsAuthenticated]
+
+    def get(self, request):
+        """Read experiences."""
+        return Response(show(request))
+
+
+class MixinView(PersonalizeMixin, TokenView):
+    """Declare the experiences."""
+
+    experiences = KEYS
+
+
+class MethodView(TokenView):
+    """Declare the experiences of a method."""
+
+    @personalize(*KEYS)
+    def get(self, request):
+        """Read experiences."""
+        return super().get(request)
+
+
+@api_view(["GET"])
+@authentication_classes([OwnToken])
+@personalize(*KEYS)
+def function_view(request):
+    """Read experiences."""
+    return Response(show(request))
+
+
+class Bearer(HttpBearer):
+    """Authentication of django-ninja, which sets only ``request.auth``."""
+
+    def authenticate(self, request, token):
+        """Return the user."""
+        return User.objects.filter(username=token).first()
+
+
+class BearerForUser(Bearer):
+    """Authentication that also sets the user."""
+
+    def authenticate(self, request, token):
+        """Return the user."""
+        request.user = super().authenticate(request, token)
+        return request.user
+
+
+class AsyncBearer(HttpBearer):
+    """Async authentication."""
+
+    async def authenticate(self, request, token):
+        """Return the user."""
+        return await User.objects.filter(username=token).afirst()
+
+
+def identify(request):
+    """Return the user of django-ninja, or else of Django."""
+    user = getattr(request, "auth", None) or request.user
+    return Identity(str(user.pk)) if user.is_authenticated else None
+
+
+ninja = NinjaAPI()
+
+
+@ninja.get("/auth/", auth=Bearer())
+def ninja_auth(request):
+    """Read experiences."""
+    return show(request)
+
+
+@ninja.get("/user/", auth=BearerForUser())
+@personalize(*KEYS)
+def ninja_user(request):
+    """Read experiences."""
+    return show(request)
+
+
+@ninja.get("/async/", auth=AsyncBearer())
+@personalize(*KEYS)
+async def ninja_async(request):
+    """Read experiences."""
+    await request.personalization.aload(*KEYS)
+    return show(request)
+
+
+async def async_view(request):
+    """Authenticate in an async view."""
+    name = request.headers["Authorization"].split()[1]
+    user = await aauthenticate(request, username=name, password="x")
+    if "login" in request.GET:
+        await alogin(request, user)
+    else:
+        request.user = user
+    await request.personalization.aload(*KEYS)
+    return JsonResponse(show(request))
+
+
+def session_view(request):
+    """Sign a user in or out, then show a page."""
+    if name := request.GET.get("in"):
+        login(request, User.objects.get(username=name), "django.contrib.auth.backends.ModelBackend")
+    if "out" in request.GET:
+        logout(request)
+    return JsonResponse(show(request))
+
+
+class OpenViewSet(ViewSet):
+    """Views for all visitors."""
+
+    authentication_classes = [BasicAuthentication]
+
+    @personalize(*KEYS)
+    def list(self, request):
+        """Read experiences."""
+        return Response(show(request))
+
+    @action(detail=False)
+    @personalize(*KEYS)
+    def recent(self, request):
+        """Read experiences."""
+        return Response(show(request))
+
+
+class MixinViewSet(PersonalizeMixin, OpenViewSet):
+    """Declare the experiences."""
+
+    experiences = KEYS
+
+    def list(self, request):
+        """Read experiences."""
+        return Response(show(request))
+
+
+class UserSerializer(ModelSerializer):
+    """The name of a user."""
+
+    class Meta:
+        """The model."""
+
+        model = User
+        fields = ["username"]
+
+
+class UserViewSet(PersonalizeMixin, ModelViewSet):
+    """A whole resource."""
+
+    experiences = KEYS
+    queryset = User.objects.order_by("pk")
+    serializer_class = UserSerializer
+
+    def list(self, request, *args, **kwargs):
+        """Read experiences."""
+        return Response(show(request))
+
+
+@method_decorator(personalize(*KEYS), name="dispatch")
+class DispatchView(APIView):
+    """Declare the experiences of the whole class."""
+
+    def get(self, request):
+        """Read experiences."""
+        return Response(show(request))
+
+
+@personalize(*KEYS)
+@api_view(["GET"])
+def outer_view(request):
+    """Read experiences."""
+    return Response(show(request))
+
+
+class AsyncView(PersonalizeMixin, View):
+    """A class with an async handler."""
+
+    experiences = KEYS
+
+    async def get(self, request):
+        """Read experiences. They are there already."""
+        return JsonResponse(show(request))
+
+
+class AsyncMethodView(View):
+    """An async method that declares the experiences."""
+
+    @personalize(*KEYS)
+    async def get(self, request):
+        """Read experiences."""
+        return JsonResponse(show(request))
+
+
+@ninja.get("/open/")
+@personalize(*KEYS)
+def ninja_open(request):
+    """Read experiences."""
+    return show(request)
+
+
+router = SimpleRouter()
+router.register("users", UserViewSet)
+router.register("open", OpenViewSet, basename="open")
+router.register("mixin", MixinViewSet, basename="mixin")
+
+urlpatterns = [
+    path("token/", TokenView.as_view()),
+    path("token-mixin/", MixinView.as_view()),
+    path("token-method/", MethodView.as_view()),
+    path("token-function/", function_view),
+    path("jwt/", TokenView.as_view(authentication_classes=[JWTAuthentication])),
+    path("stateless-jwt/", MixinView.as_view(authentication_classes=[JWTStatelessUserAuthentication])),
+    path("ninja/", ninja.urls),
+    path("async/", async_view),
+    path("session/", session_view),
+    path("hijack/acquire/", AcquireUserView.as_view()),
+    path("hijack/release/", ReleaseUserView.as_view()),
+    path("viewset/", MixinViewSet.as_view({"get": "list"})),
+    path("dispatch/", DispatchView.as_view()),
+    path("outer/", outer_view),
+    path("async-class/", AsyncView.as_view()),
+    path("async-method/", AsyncMethodView.as_view()),
+    path("router/", include(router.urls)),
+]
+
+
+class Seen:
+    """What MoEngage and the visitor have seen of one page."""
+
+    def __init__(self, upstream, visit):
+        self.upstream, self.visit = upstream, visit
+
+    def open(self, address, **options):
+        """Open a page, and return whom it asked for, showed and counted, and whether it set a cookie."""
+        self.upstream.requests.clear()
+        self.visit.client.cookies.pop("moe_id", None)
+        response = self.visit(address, **options)
+        assert response.status_code == 200, response.content
+        shown = set(json.loads(response.content)["shown"])
+        booked = self.upstream.booked
+        assert len(booked) == len(KEYS)
+        asked = {self.upstream.asked[-1]} if self.upstream.asked else shown
+        return [*asked, *shown, *set(booked)], "moe_id" in response.cookies
+
+
+@pytest.fixture
+def seen(upstream, visit, settings):
+    """Return the site with its users."""
+    settings.SIMPLE_JWT = {"SIGNING_KEY": "x" * 64}
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"CACHE_TTL": 0, "CACHE_STALE_TTL": 0}
+    for number, name in enumerate(["ada", "bob", "cy"], 10):
+        User.objects.create_user(name, password="x", pk=number, is_superuser=name == "ada")
+    upstream.echo()
+    return Seen(upstream, visit)
+
+
+@pytest.mark.parametrize(
+    ("address", "scheme"),
+    [
+        ("/token/", "Token"),
+        ("/token-mixin/", "Token"),
+        ("/token-method/", "Token"),
+        ("/token-function/", "Token"),
+        ("/jwt/", "Bearer"),
+        ("/stateless-jwt/", "Bearer"),
+        ("/ninja/auth/", "Bearer"),
+        ("/ninja/user/", "Bearer"),
+        ("/ninja/async/", "Bearer"),
+        ("/async/", "Bearer"),
+        ("/async/?login", "Bearer"),
+    ],
+)
+def test_ten_requests_with_authentication_in_the_view(seen, settings, address, scheme):
+    """From the first to the tenth request the user is known, and no user gets the cookie of an anonymous visitor."""
+    if "ninja" in address and "user" not in address:
+        settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"IDENTIFY": f"{__name__}.identify"}
+    for number in range(10):
+        user = User.objects.get(pk=10 + number % 3)
+        token = str(AccessToken.for_user(user)) if "jwt" in address else user.username
+        found = seen.open(address, headers={"authorization": f"{scheme} {token}"})
+        assert found == ([str(user.pk)] * 3, False)
+        if "login" in address:
+            seen.visit.client.cookies.clear()
+
+
+def test_sign_in_and_sign_out_by_get(seen):
+    """A page that signs a user in or out shows the content of the visitor after the change."""
+    for _ in range(5):
+        for query, expected in [("in=ada", "10"), ("", "10"), ("in=bob", "11"), ("out", "anon"), ("in=cy&out", "anon")]:
+            visitors, has_cookie = seen.open(f"/session/?{query}")
+            assert len(set(visitors)) == 1
+            assert visitors[0].startswith(expected)
+            assert has_cookie is (expected == "anon")
+
+
+@pytest.mark.parametrize("position", [0, 1], ids=["before", "after"])
+def test_impersonation_with_hijack(seen, settings, position):
+    """After the start, pages are for the hijacked user. After the release, they are for the superuser again."""
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "hijack"]
+    *others, ours = settings.MIDDLEWARE
+    hijack = "hijack.middleware.HijackUserMiddleware"
+    settings.MIDDLEWARE = [*others, *([hijack, ours] if position == 0 else [ours, hijack])]
+    seen.visit.log_in(User.objects.get(pk=10))
+    for _ in range(3):
+        assert seen.open("/session/") == (["10"] * 3, False)
+        assert seen.visit("/hijack/acquire/", method="post", data={"user_pk": 11}).status_code == 302
+        assert seen.open("/session/") == (["11"] * 3, False)
+        assert seen.visit("/hijack/release/", method="post").status_code == 302
+
+
+def test_user_switched_between_two_requests(seen):
+    """Each request is for the user of its session."""
+    for number in range(10):
+        seen.visit.log_in(User.objects.get(pk=10 + number % 3))
+        assert seen.open("/session/") == ([str(10 + number % 3)] * 3, False)
+
+
+@pytest.mark.parametrize(
+    "address",
+    "token-function viewset dispatch outer async-class async-method ninja/open router/users router/open "
+    "router/open/recent router/mixin".split(),
+)
+def test_declared_keys_travel_in_one_call(seen, address):
+    """From the first request on, the decorator and the mixin fetch all keys together."""
+    for _ in range(3):
+        visitors, has_cookie = seen.open(f"/{address}/")
+        assert [body["experience_key"] for body in seen.upstream.fetches] == [[*KEYS]]
+        assert len(set(visitors)) == 1
+        assert visitors[0].startswith("anon")
+        assert has_cookie

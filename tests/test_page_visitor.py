@@ -1,0 +1,496 @@
+"""A fetch before the view is a guess about the visitor: each read compares the visitor with the request."""
+
+import asyncio
+import threading
+from functools import partial
+
+import pytest
+from asgiref.sync import async_to_sync, sync_to_async
+from django.contrib.auth import alogin, alogout, login, logout
+from django.contrib.auth.models import User
+from django.http import HttpResponse
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.test import AsyncRequestFactory
+
+from django_moe_personalize.fetching import Flight
+from django_moe_personalize.receivers import start_new_identity
+from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Consent, Identity
+from tests.conftest import build_request, settle
+from tests.pages import title
+from tests.site import TAGS, RestRequest, show, streaming
+
+pytestmark = pytest.mark.django_db
+
+KEYS = ["hero-banner", "promo-strip"]
+
+
+@pytest.fixture
+def ask(upstream, visit, serve):
+    """Return a function that opens a page whose route is known, and returns the response and the page's visitor."""
+    User.objects.bulk_create([User(pk=10, username="ada"), User(pk=20, username="bob"), User(pk=30, username="cy")])
+    upstream.echo()
+
+    def ask(view, user=None, query=""):
+        serve(lambda request: show(request, TAGS))
+        visit("/page/")
+        visit.forget_cookies()
+        serve(view)
+        if user is not None:
+            visit.log_in(User.objects.get(pk=user))
+        upstream.requests.clear()
+        response = visit("/page/" + query)
+        return response, title(response)
+
+    return ask
+
+
+def sign_in(request, pk=10):
+    """Sign a user in."""
+    login(request, User.objects.get(pk=pk))
+
+
+def switch(request):
+    """Sign another user in."""
+    sign_in(request, 20)
+
+
+def replace(request):
+    """Replace the user, as a decorator does that reads a token."""
+    request.user = User.objects.get(pk=20)
+
+
+def wrap(request):
+    """Set the user of a wrapped request, as Django REST framework does."""
+    RestRequest(request)._request.user = User(pk=20)
+
+
+def reload(request):
+    """Replace the user by an equal one. The page's visitor stays the same."""
+    request.user = User.objects.get(pk=request.user.pk)
+
+
+def read(request):
+    """Show content before the next change."""
+    show(request, TAGS)
+    request.personalization.load()
+
+
+CHANGES = [
+    (None, [sign_in], "10"),
+    (10, [logout], "anon"),
+    (10, [switch], "20"),
+    (10, [replace], "20"),
+    (None, [wrap], "20"),
+    (10, [reload], "10"),
+    (None, [read, sign_in], "10"),
+    (10, [read, logout], "anon"),
+    (None, [sign_in, read, logout], "anon"),
+    (10, [read, switch, read, logout, read, partial(sign_in, pk=30)], "30"),
+    (None, [replace, read, wrap], "20"),
+]
+
+
+@pytest.mark.parametrize(("user", "steps", "expected"), CHANGES)
+def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
+    """The page asks for the right visitor, shows this visitor's content, and counts for this visitor alone."""
+
+    def view(request):
+        for step in steps:
+            step(request)
+        return show(request, TAGS)
+
+    response, visitor = ask(view, user)
+    assert visitor.startswith(expected)
+    assert upstream.asked[-1] == visitor
+    assert all(keys == KEYS for keys in [sorted(body["experience_key"]) for body in upstream.fetches])
+    assert upstream.booked == [visitor] * 2
+    assert ("moe_id" in response.cookies) is visitor.startswith("anon")
+
+
+async def alog_in(request):
+    """See sign_in()."""
+    await alogin(request, await User.objects.aget(pk=10))
+
+
+async def areplace(request):
+    """Replace the user, as an async decorator does that reads a token."""
+    request.user = await User.objects.aget(pk=20)
+
+
+async def areplace_async_user(request):
+    """Replace only the async user."""
+    user = await User.objects.aget(pk=20)
+
+    async def auser():
+        return user
+
+    request.auser = auser
+
+
+async def aread(request):
+    """Show content before the next change."""
+    await request.personalization.aget("hero-banner")
+    request.personalization.track_impression("hero-banner")
+
+
+async def apass(request):
+    """Set the user that the page has already."""
+    request.user = await request.auser()
+
+
+ACHANGES = [
+    (None, [alog_in], "10"),
+    (10, [alogout], "anon"),
+    (10, [areplace], "20"),
+    (10, [areplace_async_user], "20"),
+    (None, [aread, alog_in], "10"),
+    (10, [aread, areplace, aread, alogout], "anon"),
+    (10, [apass], "10"),
+]
+
+
+@pytest.mark.parametrize("way", ["aget", "aload", "response"])
+@pytest.mark.parametrize(("user", "steps", "expected"), ACHANGES)
+def test_user_changes_in_an_async_view(ask, upstream, user, steps, expected, way, visit):
+    """See test_user_changes_in_the_view()."""
+    if way == "response" and visit.mode == "sync":
+        pytest.skip("under WSGI a tag in an event loop can't wait")
+
+    async def view(request):
+        for step in steps:
+            await step(request)
+        if way == "response":
+            return TemplateResponse(request, engines["django"].from_string(TAGS))
+        await (request.personalization.aload() if way == "aload" else request.personalization.aget("hero-banner"))
+        return show(request, TAGS)
+
+    response, visitor = ask(view, user)
+    assert visitor.startswith(expected)
+    assert (upstream.asked[-1], upstream.booked) == (visitor, [visitor] * 2)
+    assert ("moe_id" in response.cookies) is visitor.startswith("anon")
+
+
+@pytest.mark.parametrize(("step", "expected"), [(alog_in, "Welcome"), (apass, "10"), (areplace, "Welcome")])
+def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expected):
+    """A tag in an event loop can't ask for the new visitor. It never shows the content of the visitor before."""
+
+    async def view(request):
+        await step(request)
+        assert request.personalization.identity.customer_id in (None, "10")
+        return show(request, TAGS)
+
+    _, shown = ask(view, 10 if step is not alog_in else None)
+    assert shown == expected
+    assert upstream.booked == ([] if shown == "Welcome" else ["10"] * 2)
+    assert ("after the user or the consent of the request had changed" in caplog.text) is (shown == "Welcome")
+
+
+@pytest.mark.parametrize("step", [sign_in, replace, logout])
+def test_user_changes_after_the_last_read(ask, upstream, step):
+    """Nothing counts for the visitor before, and a known customer gets no cookie. Clicks on known experiences count."""
+
+    def view(request):
+        if step is logout:
+            request.personalization.track_click("hero-banner")
+        response = show(request, TAGS)
+        step(request)
+        return response
+
+    response, _ = ask(view, 10 if step is logout else None)
+    assert upstream.booked == (["10"] if step is logout else [])
+    assert "moe_id" not in response.cookies
+
+
+@pytest.mark.parametrize(("step", "booked"), [(alog_in, []), (areplace, []), (apass, ["10"] * 2)])
+def test_user_changes_after_the_last_read_of_an_async_view(ask, upstream, caplog, step, booked):
+    """See test_user_changes_after_the_last_read(). The log has no advice, because the page needs no content."""
+
+    async def view(request):
+        response = show(request, TAGS)
+        await step(request)
+        return response
+
+    response, _ = ask(view, None if step is not apass else 10)
+    assert upstream.booked == booked
+    assert "moe_id" not in response.cookies
+    assert "had changed" not in caplog.text
+
+
+def test_click_before_the_id_of_the_browser_is_known(ask, upstream):
+    """A click counts for the visitor who clicked, but not for an anonymous id that no browser will ever have."""
+
+    def view(request):
+        request.personalization.track_click("hero-banner")
+        sign_in(request)
+        return show(request, TAGS)
+
+    ask(view)
+    assert upstream.booked == ["10"] * 2
+
+
+def test_experience_of_the_visitor_before(ask, upstream):
+    """A link of the old experience leads to its destination, but counts no click for the new visitor."""
+
+    def view(request):
+        hero = request.personalization.get("hero-banner")
+        sign_in(request)
+        link = show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
+        request.personalization._page.tracker.show(hero)
+        return link
+
+    assert ask(view)[1] == "/sale/"
+    assert upstream.booked == []
+
+
+def test_streamed_page_of_another_visitor(ask, upstream):
+    """The page is private although it reads only while it is sent, and it shows and counts the right visitor."""
+
+    def view(request):
+        sign_in(request)
+        request.personalization.prefetch("hero-banner")
+        return streaming(request)
+
+    response, visitor = ask(view)
+    assert (visitor, upstream.booked) == ("10", ["10"] * 2)
+    assert response.headers["Cache-Control"] == "private, no-store"
+
+
+def test_unread_fetch_of_another_visitor(ask, upstream):
+    """A page that reads nothing after the change is public, and no visitor gets a cookie."""
+
+    def view(request):
+        replace(request)
+        return HttpResponse("<h1>plain</h1>")
+
+    response, _ = ask(view)
+    assert (response.headers.get("Cache-Control"), dict(response.cookies)) == (None, {})
+    settle()
+    assert len(upstream.asked) == 1
+
+
+# Functions of the site: CONSENT and IDENTIFY may use anything.
+
+OUTSIDE = {}
+
+
+def identify(request):
+    """Find the visitor in the session, or where a test has put the id."""
+    known = [OUTSIDE.get("id"), getattr(request, "auth", None), getattr(request, "customer", None)]
+    found = [*filter(None, known), getattr(request, "session", {}).get("customer")]
+    OUTSIDE["calls"] = OUTSIDE.get("calls", 0) + 1
+    if "step" in OUTSIDE:
+        OUTSIDE["step"](request)
+    return Identity(found[0])
+
+
+def consent(request):
+    """Find the consent where a test has put it."""
+    return OUTSIDE.get("consent", Consent())
+
+
+def attributes(request):
+    """Count the calls."""
+    OUTSIDE["attributes"] = OUTSIDE.get("attributes", 0) + 1
+    return {"plan": "gold"}
+
+
+@pytest.fixture
+def functions(settings):
+    """Use the site's functions."""
+    OUTSIDE.clear()
+    paths = {"IDENTIFY": f"{__name__}.identify", "CONSENT": f"{__name__}.consent"}
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | paths | {"ATTRIBUTES": [f"{__name__}.attributes"]}
+    return OUTSIDE
+
+
+def put_attribute(request):
+    """Set an attribute, as authentication in django-ninja does."""
+    request.auth = "20"
+
+
+def put_elsewhere(request):
+    """Change what only the function knows."""
+    OUTSIDE["id"] = "30"
+
+
+def put_session(request):
+    """Write into the session."""
+    request.session["customer"] = "40"
+
+
+def put_and_read_again(request):
+    """Replace an attribute. Only load() finds this."""
+    request.customer = "50"
+    request.personalization.load()
+    request.customer = "60"
+    request.personalization.load()
+
+
+def remove_attribute(request):
+    """Remove an attribute."""
+    request.customer = "70"
+    request.personalization.get("hero-banner")
+    del request.customer
+
+
+def do_nothing(request):
+    """Change only attributes that Django keeps for itself."""
+    assert request.headers
+    request._cached = 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected", "calls"),
+    [
+        ([do_nothing], "anon", 2),
+        ([do_nothing, read, do_nothing, read], "anon", 4),
+        ([put_attribute], "20", 2),
+        ([read, put_attribute], "20", 4),
+        ([put_elsewhere], "30", 2),
+        ([put_session], "40", 2),
+        ([read, put_session], "40", 4),
+        ([read, put_and_read_again], "60", 5),
+        ([remove_attribute], "anon", 3),
+        ([read, put_session, logout], "anon", 4),
+    ],
+)
+def test_functions_of_the_site(ask, upstream, functions, steps, expected, calls):
+    """They are called before the view, at the first read, by load(), and when the request or its session changes."""
+
+    def view(request):
+        OUTSIDE.update(calls=1, attributes=1)
+        for step in steps:
+            step(request)
+        return show(request, TAGS)
+
+    _, visitor = ask(view)
+    assert visitor.startswith(expected)
+    assert upstream.booked == [visitor] * 2
+    assert functions["calls"] == calls
+    assert functions["attributes"] <= 2 + len(steps)
+
+
+@pytest.mark.parametrize(
+    ("granted", "shown"),
+    [(Consent(fetch=False), "Welcome"), (Consent(track=False), "anon"), (Consent(identify=False), "nobody")],
+)
+def test_consent_changes_in_the_view(ask, upstream, functions, granted, shown):
+    """The page fetches, identifies and counts only with the consent at its first read."""
+
+    def view(request):
+        OUTSIDE["consent"] = granted
+        return show(request, TAGS)
+
+    response, found = ask(view, query="?utm_source=mail")
+    assert found.startswith(shown)
+    assert upstream.booked == []
+    assert ("moe_query" in response.cookies) is (granted.identify and granted.fetch)
+    assert ("moe_id" in response.cookies) is (granted.identify and granted.fetch)
+
+
+@pytest.mark.parametrize("step", [sign_in, logout, read])
+def test_function_that_changes_the_visitor(ask, upstream, functions, step):
+    """IDENTIFY may sign a user in or out, or read an experience, each time. The page still ends."""
+
+    def view(request):
+        OUTSIDE.update(id="30", step=step)
+        return show(request, TAGS)
+
+    assert ask(view)[1] == "30"
+
+
+async def slow_identify(request):
+    """Return the id of the moment when the function starts."""
+    found, gate = OUTSIDE["id"], OUTSIDE["gates"].pop()
+    gate[0].set()
+    await gate[1].wait()
+    return Identity(found)
+
+
+def test_sign_in_while_a_task_finds_the_visitor(upstream):
+    """The outdated visitor is never asked for."""
+    upstream.echo()
+
+    async def view():
+        gates = [(asyncio.Event(), asyncio.Event()) for _ in range(2)]
+        OUTSIDE.update(id="10", gates=list(gates))
+        task = asyncio.create_task(request.personalization.aget("hero-banner"))
+        await gates[1][0].wait()
+        OUTSIDE["id"] = "20"
+        start_new_identity(request=request)
+        gates[0][1].set()
+        gates[1][1].set()
+        return await task
+
+    with override_personalize(IDENTIFY=f"{__name__}.slow_identify"):
+        request = build_request(AsyncRequestFactory)
+        assert async_to_sync(view)()["Title"] == "20"
+    assert upstream.asked == ["20"]
+
+
+def test_answer_for_the_visitor_before_comes_late(upstream):
+    """A task still waits for the answer. The answer is for other pages, and never for this one."""
+    upstream.echo()
+    echo, go_on, asked, loop = upstream.answer, threading.Event(), asyncio.Event(), None
+
+    def answer(request):
+        if b'"10"' in request.body:
+            loop.call_soon_threadsafe(asked.set)
+            go_on.wait()
+        return echo(request)
+
+    async def view():
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        mapping, request.user = request.personalization, User(pk=10)
+        task = asyncio.create_task(mapping.aload("hero-banner", "promo-strip"))
+        await asked.wait()
+        request.user = User(pk=20)
+        assert (await mapping.aget("hero-banner"))["Title"] == "20"
+        go_on.set()
+        await task
+        return [mapping.get(key)["Title"] for key in KEYS]
+
+    upstream.answer = answer
+    request = build_request(AsyncRequestFactory)
+    assert async_to_sync(view)() == ["20", "20"]
+    calls = [(body["identifiers"]["customer_id"], *sorted(body["experience_key"])) for body in upstream.fetches]
+    assert sorted(calls) == [("10", *KEYS), ("20", *KEYS)]
+
+
+def test_change_has_the_same_deadline(upstream, monkeypatch):
+    """The fetch for the right visitor has only the time that is left. Here no time is left."""
+    waited, join = [], Flight.join
+    monkeypatch.setattr(Flight, "join", lambda flight, seconds: (waited.append(seconds), join(flight, seconds))[1])
+    upstream.hold()
+    with override_personalize(DEADLINE=0.05):
+        request = build_request()
+        request.personalization.get("hero-banner")
+        request.user = User(pk=20)
+        request.personalization.get("hero-banner")
+    assert waited == [0.05, 0.0]
+
+
+@pytest.mark.parametrize(("step", "expected"), [(do_nothing, "anon"), (put_session, "Welcome"), (replace, "Welcome")])
+def test_functions_and_tags_of_an_async_view(ask, functions, step, expected):
+    """A tag in an event loop can't call the functions. It trusts the guess unless user or session have changed."""
+
+    async def view(request):
+        await sync_to_async(step)(request)
+        return show(request, TAGS)
+
+    assert ask(view)[1].startswith(expected)
+
+
+def test_link_of_an_async_view_after_a_change(ask, upstream):
+    """The link counts for no visitor, because the new visitor isn't known in an event loop."""
+
+    async def view(request):
+        hero = await request.personalization.aget("hero-banner")
+        await alog_in(request)
+        return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
+
+    assert ask(view)[1] == "/sale/"
+    assert upstream.booked == []
