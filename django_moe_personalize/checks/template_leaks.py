@@ -8,15 +8,16 @@ templates. Where it can't follow, such as into ``{% include name %}`` or the tag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from django.template import Engine, Node, NodeList, Template, TemplateDoesNotExist, TemplateSyntaxError, engines
+from django.template import Engine, Node, NodeList, Origin, Template, TemplateDoesNotExist, TemplateSyntaxError, engines
 from django.template.backends.django import DjangoTemplates
-from django.template.base import TextNode, TokenType, VariableNode
+from django.template.base import TextNode, Token, TokenType, VariableNode
 from django.template.library import InclusionNode, SimpleNode
 from django.template.loader_tags import BlockNode, ExtendsNode, IncludeNode
 from django.templatetags.cache import CacheNode
@@ -68,6 +69,8 @@ class _Scope(NamedTuple):
     literals: Mapping[str, str] = MappingProxyType({})
     cache: Node | None = None
     blocks: Blocks = MappingProxyType({})
+    overridden: tuple[BlockNode, ...] = ()
+    """The blocks of the parents that ``{{ block.super }}`` shows here."""
 
 
 def get_engines() -> list[Engine]:
@@ -91,6 +94,24 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
     search = _Search(engine, cached)
     pages = [*cached, *(name for name, source in sources.items() if _PAGE.search(source))]
     return dict.fromkeys(leak for name in dict.fromkeys(pages) for leak in search.walk_page(name))
+
+
+def find_leaks_of_components(engine: Engine) -> Iterator[Leak]:
+    """Yield the leaks in components of django-components that store what they render (``Cache.enabled``)."""
+    library: Any = sys.modules.get("django_components")
+    with suppress(Exception):
+        for component in library.all_components() if library else ():
+            with suppress(Exception):
+                yield from _find_leaks_of_component(engine, component) if component.Cache.enabled else ()
+
+
+def _find_leaks_of_component(engine: Engine, component: Any) -> Iterator[Leak]:
+    source, file = component.template, component.template_file
+    template = engine.get_template(file) if file else Template(source, Origin(component.__module__), engine=engine)
+    cache: Any = Node()
+    cache.origin, cache.token = template.origin, Token(TokenType.BLOCK, "component", lineno=1)
+    for leak in _Search(engine, [])._walk_template(template, _Scope(cache=cache)):
+        yield leak._replace(cache=f"{component.__name__}.Cache", cache_place=component.__module__)
 
 
 def _compile_pattern(engine: Engine) -> re.Pattern[str]:
@@ -207,9 +228,17 @@ class _Search:
         for template in templates:
             yield from self._walk_template(template, scope)
         if isinstance(node, BlockNode) and node.name in scope.blocks:
-            nodelists = [part.nodelist for part in scope.blocks[node.name]]
-        for nodelist in nodelists:
-            yield from self._walk(nodelist, scope)
+            yield from self._walk_blocks(scope.blocks[node.name], scope)
+        elif scope.cache is not None and isinstance(node, VariableNode) and "block.super" in _read_contents(node):
+            yield from self._walk_blocks(scope.overridden, scope)
+        else:
+            for nodelist in nodelists:
+                yield from self._walk(nodelist, scope)
+
+    def _walk_blocks(self, blocks: Sequence[BlockNode], scope: _Scope) -> Iterator[Leak]:
+        """Yield the leaks of a block and of the parents' blocks with the same name."""
+        for number, block in enumerate(blocks, start=1):
+            yield from self._walk(block.nodelist, scope._replace(overridden=tuple(blocks[number:])))
 
     def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
         """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""

@@ -23,6 +23,8 @@ FILES = {
     "card.html": "{% load cache %}{% cache 60 card %}<i>{{ hero.Title }}</i>{% endcache %}",
     "base.html": "{% load cache %}{% cache 60 side %}\n{% block side %}{% endblock %}{% endcache %}",
     "middle.html": "{% extends 'base.html' %}",
+    "offer.html": "{% load moe_personalize %}{% block offer %}{% experience 'hero' %}{% endexperience %}{% endblock %}",
+    "special.html": "{% extends 'offer.html' %}{% block offer %}<b>{{ block.super }}</b>{% endblock %}",
     "loop.html": "{% extends 'loop2.html' %}",
     "loop2.html": "{% extends 'loop.html' %}{% load cache %}{% cache 60 x %}{% endcache %}",
     "broken.html": "{% load cache %}{% cache 60 x %}{% nonsense %}",
@@ -253,6 +255,19 @@ def test_content_of_one_visitor_is_found(find, source, found):
     message = f"{{% cache %}} shows one visitor's content to all visitors: {found}."
     hint = f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
     assert find(PAGE + source) == [(message, hint)]
+
+
+@pytest.mark.parametrize("parent", ["offer.html", "special.html"])
+@pytest.mark.parametrize("name", ["offer", "other"])
+def test_block_of_a_parent_in_the_fragment_of_a_child(find, parent, name):
+    """The content of the parent that a child's {% cache %} stores is found, with both places."""
+    source = (
+        f"{{% extends '{parent}' %}}{{% load cache %}}\n{{% block {name} %}}[{{{{ block.super }}}}]{{% endblock %}}"
+    )
+    found = find(source)
+    assert len(found) == (name == "offer")
+    assert all("in offer.html, line 1" in message and "in page.html, line 2" in hint for message, hint in found)
+    assert find(source.replace("[{{ block.super }}]", "[]{{ block.super }}")) == []
 
 
 @pytest.mark.parametrize("parent", ["base.html", "middle.html"])
