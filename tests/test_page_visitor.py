@@ -12,6 +12,7 @@ from django.http import HttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
 from django.test import AsyncRequestFactory
+from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.fetching import Flight
 from django_moe_personalize.receivers import start_new_identity
@@ -119,6 +120,11 @@ async def areplace(request):
     request.user = await User.objects.aget(pk=20)
 
 
+async def areplace_lazily(request):
+    """Replace the user, as a middleware does that reads a token when a view needs the user."""
+    request.user = SimpleLazyObject(lambda: User.objects.get(pk=20))
+
+
 async def areplace_async_user(request):
     """Replace only the async user."""
     user = await User.objects.aget(pk=20)
@@ -144,6 +150,7 @@ ACHANGES = [
     (None, [alog_in], "10"),
     (10, [alogout], "anon"),
     (10, [areplace], "20"),
+    (10, [areplace_lazily], "20"),
     (10, [areplace_async_user], "20"),
     (None, [aread, alog_in], "10"),
     (10, [aread, areplace, aread, alogout], "anon"),

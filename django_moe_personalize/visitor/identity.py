@@ -33,6 +33,7 @@ SALT: Final = "moe_personalize.identity.1"
 
 _ANONYMOUS = re.compile("anon-[0-9a-f]{32}")
 _MAX_COOKIE_LENGTH: Final = 256
+_LAZY_USER: Final = "django.contrib.auth.middleware"
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
 """The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
 
@@ -208,12 +209,14 @@ def _read_user(request: HttpRequest) -> Identity | None:
 
 
 async def _aread_user(request: HttpRequest) -> Identity | None:
-    # The user of Django's middleware is lazy. Another middleware (token authentication) may have replaced this user.
-    if not isinstance(request.__dict__.get("user"), SimpleLazyObject):
+    # Another middleware (token authentication) may have replaced the user of Django's middleware, which is lazy.
+    user = request.__dict__.get("user")
+    if not isinstance(user, SimpleLazyObject):
         return _read_user(request)
-    if hasattr(request, "auser"):
+    is_from_django = getattr(vars(user).get("_setupfunc"), "__module__", "") == _LAZY_USER
+    if is_from_django and hasattr(request, "auser"):
         return _build_from_user(await request.auser())
-    # Another middleware set this lazy user, and reading the user may query the database.
+    # Reading a lazy user may query the database. Django's async user may be another user than this one.
     return await sync_to_async(protect_transactions()(_read_user), thread_sensitive=True)(request)
 
 
