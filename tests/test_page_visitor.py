@@ -294,6 +294,34 @@ def test_wrong_guess_about_a_token(ask, upstream, visit):
     assert calls == [1, 1, 0, 1]
 
 
+def describe(request):
+    """Return attributes of the user."""
+    return {"plan": request.user.username or "none"}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_attributes_of_a_visitor_without_id(ask, upstream, settings, visit, is_async):
+    """Without an id, only the attributes tell that the view has found another visitor."""
+    options = {"ATTRIBUTES": [f"{__name__}.describe"], "CACHE_TTL": 0, "CACHE_STALE_TTL": 0}
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | options
+
+    async def aview(request):
+        await areplace(request)
+        await request.personalization.aload()
+        return show(request, TAGS)
+
+    def view(request):
+        replace(request)
+        return show(request, TAGS)
+
+    ask(aview if is_async else view)
+    for _ in range(2):
+        upstream.requests.clear()
+        visit("/page/", headers={"Sec-GPC": "1"})
+        settle()
+        assert [body["plan"] for body in upstream.fetches] == ["none", "bob"]
+
+
 # Functions of the site: CONSENT and IDENTIFY may use anything.
 
 OUTSIDE = {}

@@ -158,9 +158,10 @@ def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visit
     identity = get_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
-    if guess is not None and (guess.identity, guess.consent) == (identity, consent):
+    if guess is not None and _is_same(guess, identity, consent):
         return guess
-    return Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
+    return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
 
 
 async def agather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = None) -> Visitor:
@@ -169,9 +170,19 @@ async def agather_visitor(request: HttpRequest, now: datetime, guess: Visitor | 
     identity = await aget_identity(request, consent) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
-    if guess is not None and (guess.identity, guess.consent) == (identity, consent):
+    if guess is not None and _is_same(guess, identity, consent):
         return guess
-    return Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+    return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
+
+
+def _is_same(
+    guess: Visitor, identity: Identity | None, consent: Consent, attributes: Mapping[str, str] | None = None
+) -> bool:
+    """Return whether the visitor is still ``guess``. Without an id, only the site's own attributes can tell this."""
+    if (guess.identity, guess.consent) != (identity, consent):
+        return False
+    return bool(guess.identity.customer_id or not get_settings().attributes) or guess.attributes == attributes
 
 
 def is_still(visitor: Visitor, request: HttpRequest) -> bool:
@@ -182,7 +193,7 @@ def is_still(visitor: Visitor, request: HttpRequest) -> bool:
     settings, user = get_settings(), request.__dict__.get("user")
     if settings.identify or settings.consent or visitor is NO_VISITOR or isinstance(user, SimpleLazyObject):
         return False
-    return get_identity(request, visitor.consent) == visitor.identity
+    return _is_same(visitor, get_identity(request, visitor.consent), visitor.consent)
 
 
 def build_digest(parts: Collection[str]) -> str:
