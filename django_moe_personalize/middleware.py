@@ -66,6 +66,9 @@ class PersonalizeMiddleware:
             response: HttpResponseBase = await self.get_response(request)
             if page.is_id_due:
                 await agive_id(page)
+            elif page.is_read and page._evidence:
+                # seal() can't call the site's functions in an event loop.
+                await page.aconfirm()
         except BaseException:
             # The server cancels the page, because the browser has closed the connection.
             page.release()

@@ -270,7 +270,7 @@ class Page(RequestVisitor):
             self._is_closed = True
             return ()
         known = request.__dict__
-        if known.get("user") is not self._user or known.get("auser") is not self._auser:
+        if self._evidence or known.get("user") is not self._user or known.get("auser") is not self._auser:
             self._finish_visitor(request, response)
         settings = self._settings
         rendering.seal_response(response, settings)

@@ -442,6 +442,31 @@ def test_consent_changes_in_the_view(ask, upstream, functions, granted, shown):
     assert ("moe_id" in response.cookies) is (granted.identify and granted.fetch)
 
 
+def withdraw(request):
+    """Withdraw the consent in the session."""
+    OUTSIDE["consent"] = Consent(identify=False, track=False)
+    request.session["consent"] = "no"
+
+
+def put_message(request):
+    """Write into the session what the functions don't use."""
+    request.session["message"] = "Saved"
+
+
+@pytest.mark.parametrize(("step", "number"), [(put_session, 0), (withdraw, 0), (put_message, 2)])
+def test_functions_of_the_site_after_the_last_read(ask, upstream, functions, step, number):
+    """If the session has another visitor or consent, nothing counts for the visitor before, and no cookie is set."""
+
+    def view(request):
+        response = show(request, TAGS)
+        step(request)
+        return response
+
+    response, visitor = ask(view)
+    assert upstream.booked == [visitor] * number
+    assert ("moe_id" in response.cookies) is (number > 0)
+
+
 @pytest.mark.parametrize("step", [sign_in, logout, read])
 def test_function_that_changes_the_visitor(ask, upstream, functions, step):
     """IDENTIFY may sign a user in or out, or read an experience, each time. The page still ends."""
