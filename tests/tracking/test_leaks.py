@@ -81,7 +81,8 @@ VIEWS = [fragment, whole_page, own_tags_too, marks, as_json, fragment_tag]
 
 
 def echo(request):
-    return HttpResponse(request.get_full_path(), headers={"Cache-Control": "public"})
+    values = [request.get_full_path(), *request.GET.values(), *request.POST.values()]
+    return HttpResponse(" ".join(values), headers={"Cache-Control": "public"})
 
 
 @pytest.fixture
@@ -188,10 +189,12 @@ def answer(get_response):
 
 
 def test_what_is_no_leak(visit, routes, production, caplog):
-    """The page's own address, the pages of the debug toolbar, a compressed page and a file stay as they are."""
+    """The page's own address and form, the pages of the debug toolbar, a compressed page and a file stay as they are."""
     token = text(visit("/fragment/")).partition("/click/")[2].partition("/")[0]
     assert token.startswith("moe.")
-    assert visit(f"/echo/?next={token}").headers["Cache-Control"] == "public"
+    for next_url in (token, token.replace(".", "%2E"), token.replace("m", "%6d"), "%ed%a0%80" + token):
+        assert visit(f"/echo/?next={next_url}").headers["Cache-Control"] == "public"
+    assert visit("/echo/", method="post", data={"next": token}).headers["Cache-Control"] == "public"
     assert visit("/__debug__/history/").headers["Cache-Control"] == "public, max-age=60"
     assert "Cache-Control" not in visit("/compressed/", headers={"Accept-Encoding": "gzip"}).headers
     assert "moe." in text(visit("/file/"))
