@@ -37,7 +37,7 @@ from django_moe_personalize.templatetags.moe_personalize import (
 
 _PAGE = re.compile(r"\{%\s*(extends|experience)\b|personaliz")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
-_ASSIGNED = re.compile(r"\s(?:as|asvar)\s+(\w+)\s*$")
+_ASSIGNED = re.compile(r"\s(?:as|asvar)\s+(\w+)(?:\s+silent)?\s*$")
 _HANDED_IN = frozenset({"children", "slot"})
 """The variables with the content that a template passes to a component of slippers or cotton."""
 
@@ -298,7 +298,8 @@ def _enter(node: Any, scope: _Scope) -> _Scope:
             literals.pop(name, None)
             if (literal := _find_literal(value, scope)) is not None:
                 literals[name] = literal
-            names |= {name} if _mentions(value.token, scope.names) else set()
+            found = {f"{name}.personalization"} if value.token.endswith("request") else set()
+            names |= {name} if _mentions(value.token, scope.names) else found
     if _is_cache(node):
         cache = cache or node
         if isinstance(node, CacheNode):

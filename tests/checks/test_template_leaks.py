@@ -243,6 +243,11 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
             "{{ a }} in page.html, line 2",
         ),
         (
+            "{% with r=view.request q=x %}[{{ q.personalization }}{{ r.personalization }}]{% endwith %}",
+            "{{ r.personalization }} in page.html, line 2",
+        ),
+        ("{% cycle personalization.hero 'x' as a silent %}[{{ a }}]", "{{ a }} in page.html, line 2"),
+        (
             "{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]",
             "{{ title|upper }} in page.html, line 2",
         ),
