@@ -17,7 +17,7 @@ from django.utils.functional import SimpleLazyObject
 from django_moe_personalize.fetching import Flight
 from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Consent, Identity
+from django_moe_personalize.visitor import Consent, Identity, delete_anonymous_cookie
 from tests.conftest import build_request, settle
 from tests.pages import title
 from tests.site import TAGS, RestRequest, show, streaming
@@ -446,6 +446,19 @@ def withdraw(request):
     """Withdraw the consent in the session."""
     OUTSIDE["consent"] = Consent(identify=False, track=False)
     request.session["consent"] = "no"
+
+
+def test_view_that_withdraws_the_consent(ask):
+    """A browser without cookies gets none from the view that deletes them, although the view reads the visitor."""
+
+    def view(request):
+        assert request.personalization.identity.customer_id
+        response = show(request, TAGS)
+        delete_anonymous_cookie(response)
+        return response
+
+    response, _ = ask(view, query="?utm_source=mail")
+    assert {name for name, cookie in response.cookies.items() if cookie.value} == set()
 
 
 def put_message(request):

@@ -23,7 +23,15 @@ from django.http.response import HttpResponseBase
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.conf.readers import RESERVED_NAMES, UNIX, Proxy
 from django_moe_personalize.runtime import log_once, protect_transactions
-from django_moe_personalize.visitor.identity import QUERY_CHANGED, QUERY_COOKIE, Consent, HookError, acall, call
+from django_moe_personalize.visitor.identity import (
+    QUERY_CHANGED,
+    QUERY_COOKIE,
+    Consent,
+    HookError,
+    acall,
+    call,
+    is_deleted,
+)
 
 MAX_USER_AGENT_LENGTH: Final = 512
 MAX_VALUE_LENGTH: Final = 256
@@ -298,7 +306,7 @@ def set_query_cookie(request: HttpRequest, response: HttpResponseBase) -> None:
     Mark the response as private first, so that no proxy stores the cookie.
     """
     text = getattr(request, QUERY_CHANGED, None)
-    if text:
+    if text and not is_deleted(response, QUERY_COOKIE):
         response.set_cookie(QUERY_COOKIE, text, secure=request.is_secure(), httponly=True, samesite="Lax")
     elif text is not None:
         response.delete_cookie(QUERY_COOKIE, samesite="Lax")

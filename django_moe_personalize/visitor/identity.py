@@ -163,13 +163,17 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
 
     Mark the response as private first. Otherwise a proxy could store the response and give one id to all visitors.
     """
-    minted = getattr(request, MINTED, None)
-    if minted is not None:
-        secure = request.is_secure()
+    minted, secure = getattr(request, MINTED, None), request.is_secure()
+    if minted is not None and not is_deleted(response, COOKIE_NAMES[secure]):
         options = {"max_age": ANONYMOUS_COOKIE_AGE, "secure": secure, "httponly": True, "samesite": "Lax"}
         response.set_signed_cookie(COOKIE_NAMES[secure], minted, salt=SALT, **options)
     elif hasattr(request, FORGOTTEN):
         delete_anonymous_cookie(response)
+
+
+def is_deleted(response: HttpResponseBase, name: str) -> bool:
+    """Return whether the view has deleted this cookie, for example with delete_anonymous_cookie()."""
+    return name in response.cookies and not response.cookies[name].value
 
 
 def may_be_new(request: HttpRequest) -> bool:

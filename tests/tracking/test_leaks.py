@@ -189,7 +189,7 @@ def answer(get_response):
 
 
 def test_what_is_no_leak(visit, routes, production, caplog):
-    """The page's own address and form, the pages of the debug toolbar, a compressed page and a file stay as they are."""
+    """The address and form of the page, the debug toolbar, a compressed page and a file stay as they are."""
     token = text(visit("/fragment/")).partition("/click/")[2].partition("/")[0]
     assert token.startswith("moe.")
     for next_url in (token, token.replace(".", "%2E"), token.replace("m", "%6d"), "%ed%a0%80" + token):
