@@ -2,7 +2,10 @@
 
 import asyncio
 import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
@@ -21,6 +24,7 @@ from django_moe_personalize.visitor import Consent, Identity, delete_anonymous_c
 from tests.conftest import build_request, settle
 from tests.pages import title
 from tests.site import TAGS, RestRequest, show, streaming
+from tests.wire import LONG
 
 pytestmark = pytest.mark.django_db
 
@@ -518,6 +522,24 @@ def test_sign_in_while_a_task_finds_the_visitor(upstream):
         request = build_request(AsyncRequestFactory)
         assert async_to_sync(view)()["Title"] == "20"
     assert upstream.asked == ["20"]
+
+
+def test_two_threads_of_a_view_find_the_visitor(upstream, monkeypatch):
+    """They find the same visitor, and no thread drops what the other thread has shown."""
+    upstream.echo()
+    request, both = build_request(), threading.Barrier(2)
+    meet = SimpleNamespace(UUID=uuid.UUID, uuid4=lambda: both.wait(LONG) * 0 or uuid.uuid4())
+    monkeypatch.setattr("django_moe_personalize.visitor.identity.uuid", meet)
+
+    def show_one(key):
+        request.personalization.track_impression(key)
+        return request.personalization.get(key)["Title"]
+
+    with ThreadPoolExecutor(2) as pool:
+        shown = set(pool.map(show_one, KEYS))
+    visitor = request.personalization.identity.customer_id
+    events = request.personalization._page.seal(HttpResponse())
+    assert (shown, {event.customer_id for event in events}, len(events)) == ({visitor}, {visitor}, 2)
 
 
 def test_answer_for_the_visitor_before_comes_late(upstream):

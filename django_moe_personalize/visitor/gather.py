@@ -310,7 +310,7 @@ class RequestVisitor:
         else:
             return None
         self._settle(request, visitor, user, auser)
-        return visitor
+        return self._visitor
 
     async def _agather(self) -> None:
         """Gather the visitor in the first task of the page. Other tasks wait for the first task.
@@ -339,6 +339,9 @@ class RequestVisitor:
 
     def _settle(self, request: HttpRequest, visitor: Visitor, user: object, auser: object) -> None:
         """Keep the visitor. ``user`` and ``auser`` are those of the request before the visitor was gathered."""
+        if self._visitor is not None and not self._is_doubted:
+            # Another thread of the view was faster.
+            return
         before, self._visitor, self._is_doubted = self._visitor, visitor, False
         if before is not None and visitor is not before:
             if request.__dict__.get(MINTED) != visitor.identity.customer_id:

@@ -278,10 +278,8 @@ def _get_anonymous_id(request: HttpRequest) -> str:
     known: str | None = getattr(request, MINTED, None)
     if known is None and not hasattr(request, FORGOTTEN) and (known := read_anonymous_cookie(request)) is not None:
         get_newcomers().add_returned(known)
-    if known is None:
-        known = f"anon-{uuid.uuid4().hex}"
-        setattr(request, MINTED, known)
-    return known
+    # If two threads of a view create an id at the same time, setdefault() gives both the same id.
+    return known or request.__dict__.setdefault(MINTED, f"anon-{uuid.uuid4().hex}")
 
 
 def read_anonymous_cookie(request: HttpRequest) -> str | None:
