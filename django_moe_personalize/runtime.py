@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.signals import setting_changed
-from django.db import DatabaseError, Error, connections
+from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.dispatch import receiver
 
@@ -181,7 +181,7 @@ def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) 
         if is_usable:
             connection.savepoint_commit(savepoint)
             return
-    except DatabaseError:
+    except Error:
         # A query has failed, and the site's code has handled the error.
         pass
     connection.needs_rollback = False
