@@ -65,6 +65,8 @@ class RouteMemory:
         self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
         """The keys of each route. ``None`` stands for a split route."""
         self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.late_routes: set[str | None] = set()
+        """Routes that read a token in the view. Before the view, the fetch would be for the wrong visitor."""
         self._lock = threading.Lock()
 
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
@@ -221,6 +223,8 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
     if not keys:
         return keys
     if getattr(view, "__module__", "") == "django_moe_personalize.views":
+        return ()
+    if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory(runtime).late_routes:
         return ()
     if request.method not in ("GET", "HEAD"):
         return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
