@@ -110,7 +110,7 @@ def _find_leaks_of_component(engine: Engine, component: Any) -> Iterator[Leak]:
     template = engine.get_template(file) if file else Template(source, Origin(component.__module__), engine=engine)
     cache: Any = Node()
     cache.origin, cache.token = template.origin, Token(TokenType.BLOCK, "component", lineno=1)
-    for leak in _Search(engine, [])._walk_template(template, _Scope(cache=cache)):
+    for leak in _Search(engine, [])._walk_template(template, _Scope(set(), cache=cache)):
         yield leak._replace(cache=f"{component.__name__}.Cache", cache_place=component.__module__)
 
 
