@@ -233,6 +233,8 @@ class Page(RequestVisitor):
         happened, so it counts, unless the browser never gets the anonymous id.
         """
         self.release()
+        if not self.is_read and (request := self._request()) and "HTTP_AUTHORIZATION" in request.META:
+            planning.get_route_memory(self._runtime).late_routes.add(planning.get_route(request))
         self._expected = tuple(dict.fromkeys([*self._expected, *self.experience_keys]))
         if self._tracker is not None and not self._has_new_id:
             self._clicks = [*self._clicks, *self._tracker.take(shown=False)]
@@ -317,7 +319,7 @@ class Page(RequestVisitor):
         # A streamed response may have started fetches after the first release().
         self.release()
         tracker, self._tracker = self._tracker, None
-        if response.status_code >= 400 or not tracking.is_counted(request):
+        if not (tracker or self._clicks) or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
         # With "returning" the browser must show first that it keeps cookies.
         if tracker is None or (MINTED in request.__dict__ and self._settings.anonymous_events == "returning"):

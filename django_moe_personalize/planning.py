@@ -19,7 +19,7 @@ from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor.identity import HookError, call
 
 KEYS_ATTRIBUTE: Final = "moe_experience_keys"
@@ -65,6 +65,8 @@ class RouteMemory:
         self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
         """The keys of each route. ``None`` stands for a split route."""
         self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
+        self.late_routes: set[str | None] = set()
+        """Routes that read a token in the view. Before the view, the fetch would be for the wrong visitor."""
         self._lock = threading.Lock()
 
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
@@ -137,8 +139,11 @@ def get_route_memory(runtime: Runtime) -> RouteMemory:
 
 def _call_site(learn: bool | str, request: HttpRequest) -> str:
     """Return the answer of the site's function LEARN_ROUTES, or "" if the function fails or LEARN_ROUTES is False."""
+    if not isinstance(learn, str):
+        return ""
     try:
-        key: str = call(learn, request, str) if isinstance(learn, str) else ""
+        with protect_transactions():
+            key: str = call(learn, request, str)
     except HookError as error:
         log_once(("learn", str(error)), "LEARN_ROUTES failed (%s), so pages remember no keys.", error)
         return ""
@@ -218,6 +223,8 @@ def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runt
     if not keys:
         return keys
     if getattr(view, "__module__", "") == "django_moe_personalize.views":
+        return ()
+    if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory(runtime).late_routes:
         return ()
     if request.method not in ("GET", "HEAD"):
         return tuple(getattr(view, KEYS_ATTRIBUTE, ()))

@@ -270,6 +270,23 @@ def test_unread_fetch_of_another_visitor(ask, upstream):
     assert len(upstream.asked) == 1
 
 
+def test_wrong_guess_about_a_token(ask, upstream, visit):
+    """The next request with a token asks only for the right visitor. Here the cache has the answer for this visitor."""
+
+    def view(request):
+        replace(request)
+        return show(request, TAGS)
+
+    ask(view)
+    calls = []
+    for headers in ({}, {"authorization": "Token x"}, {"authorization": "Token x"}, {}):
+        upstream.requests.clear()
+        assert title(visit("/page/", headers=headers)) == "20"
+        settle()
+        calls.append(len(upstream.asked))
+    assert calls == [1, 1, 0, 1]
+
+
 # Functions of the site: CONSENT and IDENTIFY may use anything.
 
 OUTSIDE = {}
