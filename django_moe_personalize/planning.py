@@ -19,7 +19,7 @@ from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor.identity import HookError, call
 
 KEYS_ATTRIBUTE: Final = "moe_experience_keys"
@@ -139,8 +139,11 @@ def get_route_memory(runtime: Runtime) -> RouteMemory:
 
 def _call_site(learn: bool | str, request: HttpRequest) -> str:
     """Return the answer of the site's function LEARN_ROUTES, or "" if the function fails or LEARN_ROUTES is False."""
+    if not isinstance(learn, str):
+        return ""
     try:
-        key: str = call(learn, request, str) if isinstance(learn, str) else ""
+        with protect_transactions():
+            key: str = call(learn, request, str)
     except HookError as error:
         log_once(("learn", str(error)), "LEARN_ROUTES failed (%s), so pages remember no keys.", error)
         return ""

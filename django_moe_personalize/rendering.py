@@ -8,10 +8,12 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from html import unescape
 from importlib import import_module
+from types import FrameType
 from typing import Any, Final
 from urllib.parse import urljoin
 
@@ -302,6 +304,18 @@ def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
     return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
 
 
+def _find_rendered_placeholders() -> Iterator[Any]:
+    """Yield the placeholders that django CMS is rendering now. It asks them again before it stores them.
+
+    Placeholders come from a page, another page, another model or an alias. Only the callers' frames have all of them.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "render_placeholder" and (placeholder := frame.f_locals.get("placeholder")):
+            yield placeholder
+        frame = frame.f_back
+
+
 def keep_out_of_caches(request: HttpRequest) -> None:
     """Tell the caches of Django, and of wagtail-cache and django CMS if the site has them, not to store this page.
 
@@ -315,12 +329,9 @@ def keep_out_of_caches(request: HttpRequest) -> None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
         with suppress(Exception):
             toolbar._cache_disabled = True
-            renderer = toolbar.content_renderer
-            renderer.placeholder_cache_is_enabled = lambda: False
-            # django CMS asks the placeholder that is being rendered again before it stores the placeholder.
-            for placeholders in renderer._placeholders_by_page_cache.values():
-                for placeholder in placeholders.values():
-                    placeholder.cache_placeholder = False
+            toolbar.content_renderer.placeholder_cache_is_enabled = lambda: False
+            for placeholder in _find_rendered_placeholders():
+                placeholder.cache_placeholder = False
 
 
 def add_server_timing(

@@ -14,7 +14,7 @@ from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize import api
 from django_moe_personalize.delivery.base import BaseDelivery
-from django_moe_personalize.delivery.tasks import TasksDelivery
+from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching import upstream
 from django_moe_personalize.fetching.resolve import Answer, follow_up
@@ -124,6 +124,7 @@ PATH = f"{__name__}.break_transaction"
         {"CONSENT": PATH},
         {"IDENTIFY": PATH},
         {"ATTRIBUTES": [PATH]},
+        {"LEARN_ROUTES": PATH},
         {"DELIVERY": {"BACKEND": f"{__name__}.BrokenDelivery"}},
         {"CACHE": "broken"},
     ],
@@ -183,14 +184,16 @@ def test_visitor_that_cannot_be_read(settings, gather, identify):
     assert list_groups() == []
 
 
-class BrokenQueue(TasksDelivery):
+class BrokenQueue(QueuedDelivery):
     """A queue in a table of the site."""
 
+    uses_database = True
     hand_over = break_transaction
 
 
 def test_fallback_of_a_queue():
     """The fallback stores the events in the same transaction."""
-    delivery = BrokenQueue(fallback={"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"})
+    outbox = {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"}
+    delivery = BrokenQueue(fallback=outbox, timeout=1, max_attempts=1, backoff=1, max_backoff=1, pause=1)
     delivery.record(make_events(2))
     assert OutboxEvent.objects.count() == 2

@@ -20,7 +20,7 @@ from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
 from django_moe_personalize.checks.pasted_text import check_pasted_text
-from django_moe_personalize.checks.template_leaks import find_leaks, get_engines
+from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_of_components, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import load_backend, load_object
@@ -316,7 +316,7 @@ def _serves_several_hosts() -> bool:
 def check_template_leaks(settings: Settings) -> Iterator[Message]:
     """Yield E014 for a tag that shows one visitor's content to all visitors, W012 for a tag that may show it."""
     gaps: dict[tuple[str, str], list[str]] = {}
-    for leak in [leak for engine in get_engines() for leak in find_leaks(engine)]:
+    for leak in [leak for engine in get_engines() for leak in (*find_leaks(engine), *find_leaks_of_components(engine))]:
         hint = f"The {leak.cache} starts in {leak.cache_place}. Keep the visitor's content out of it."
         if leak.certain:
             message = f"{leak.cache} shows one visitor's content to all visitors: {leak.found} in {leak.place}."

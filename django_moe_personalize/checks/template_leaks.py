@@ -8,22 +8,25 @@ templates. Where it can't follow, such as into ``{% include name %}`` or the tag
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from django.template import Engine, Node, NodeList, Template, TemplateDoesNotExist, TemplateSyntaxError, engines
+from django.template import Engine, Node, NodeList, Origin, Template, TemplateDoesNotExist, TemplateSyntaxError, engines
 from django.template.backends.django import DjangoTemplates
-from django.template.base import TextNode, VariableNode
+from django.template.base import TextNode, Token, TokenType, VariableNode
 from django.template.library import InclusionNode, SimpleNode
 from django.template.loader_tags import BlockNode, ExtendsNode, IncludeNode
 from django.templatetags.cache import CacheNode
+from django.templatetags.i18n import BlockTranslateNode
 
 from django_moe_personalize.checks.foreign_code import may_render
 from django_moe_personalize.planning import get_literal
 from django_moe_personalize.templatetags.moe_personalize import (
+    PLACEHOLDERS,
     ClickURLNode,
     ExperienceNode,
     ExperienceValueNode,
@@ -34,6 +37,7 @@ from django_moe_personalize.templatetags.moe_personalize import (
 
 _PAGE = re.compile(r"\{%\s*(extends|experience)\b|personaliz")
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
+_ASSIGNED = re.compile(r"\s(?:as|asvar)\s+(\w+)\s*$")
 _HANDED_IN = frozenset({"children", "slot"})
 """The variables with the content that a template passes to a component of slippers or cotton."""
 
@@ -55,12 +59,18 @@ class Leak(NamedTuple):
 
 
 class _Scope(NamedTuple):
-    """What a node is rendered with: the variables with one visitor's content, the literals, and the tag that caches."""
+    """What a node is rendered with: the variables with one visitor's content, the literals, and the tag that caches.
 
+    ``assigned`` are more such variables, which the tags of this template have set so far (``{% url … as name %}``).
+    """
+
+    assigned: set[str]
     names: Names = frozenset({"personalization"})
     literals: Mapping[str, str] = MappingProxyType({})
     cache: Node | None = None
     blocks: Blocks = MappingProxyType({})
+    overridden: tuple[BlockNode, ...] = ()
+    """The blocks of the parents that ``{{ block.super }}`` shows here."""
 
 
 def get_engines() -> list[Engine]:
@@ -84,6 +94,24 @@ def find_leaks(engine: Engine) -> Iterable[Leak]:
     search = _Search(engine, cached)
     pages = [*cached, *(name for name, source in sources.items() if _PAGE.search(source))]
     return dict.fromkeys(leak for name in dict.fromkeys(pages) for leak in search.walk_page(name))
+
+
+def find_leaks_of_components(engine: Engine) -> Iterator[Leak]:
+    """Yield the leaks in components of django-components that store what they render (``Cache.enabled``)."""
+    library: Any = sys.modules.get("django_components")
+    with suppress(Exception):
+        for component in library.all_components() if library else ():
+            with suppress(Exception):
+                yield from _find_leaks_of_component(engine, component) if component.Cache.enabled else ()
+
+
+def _find_leaks_of_component(engine: Engine, component: Any) -> Iterator[Leak]:
+    source, file = component.template, component.template_file
+    template = engine.get_template(file) if file else Template(source, Origin(component.__module__), engine=engine)
+    cache: Any = Node()
+    cache.origin, cache.token = template.origin, Token(TokenType.BLOCK, "component", lineno=1)
+    for leak in _Search(engine, [])._walk_template(template, _Scope(set(), cache=cache)):
+        yield leak._replace(cache=f"{component.__name__}.Cache", cache_place=component.__module__)
 
 
 def _compile_pattern(engine: Engine) -> re.Pattern[str]:
@@ -127,7 +155,7 @@ class _Search:
         """Yield the leaks of a page. The context processor gives every page the variable ``personalization``."""
         self._seen.clear()
         with suppress(Exception):
-            yield from self._walk_template(self._load(name), _Scope())
+            yield from self._walk_template(self._load(name), _Scope(set()))
 
     def _load(self, name: str) -> Template | None:
         """Return the template, or ``None`` if it is missing or broken: then the page that uses it shows nothing."""
@@ -153,9 +181,10 @@ class _Search:
         blocks: dict[str, list[BlockNode]] = {}
         for block in [block for member in family for block in _find_nodes(member.nodelist, BlockNode)]:
             blocks.setdefault(block.name, []).append(block)
+        scope = scope._replace(blocks=blocks, assigned=set())
         if unknown is not None:
-            yield from self._try_parents(unknown, scope._replace(blocks=blocks))
-        yield from self._walk(family[-1].nodelist, scope._replace(blocks=blocks))
+            yield from self._try_parents(unknown, scope)
+        yield from self._walk(family[-1].nodelist, scope)
 
     def _try_parents(self, extends: Node, scope: _Scope) -> Iterator[Leak]:
         """Yield a gap for each template that caches a block, if the child of an unknown parent fills this block."""
@@ -179,10 +208,10 @@ class _Search:
                 # A node of another library may raise anything.
                 if scope.cache is not None:
                     yield _build_leak(scope.cache, node, certain=False)
-            if isinstance(node, NamedValueNode):
-                scope = scope._replace(names=scope.names | {node.name})
+            scope.assigned.update(_find_assigned(node, scope.names | scope.assigned))
 
     def _look_at(self, node: Any, scope: _Scope) -> Iterator[Leak]:
+        scope = scope._replace(names=scope.names | scope.assigned)
         if scope.cache is not None and _is_personal(node, scope.names):
             yield _build_leak(scope.cache, node, certain=True)
             return
@@ -199,9 +228,17 @@ class _Search:
         for template in templates:
             yield from self._walk_template(template, scope)
         if isinstance(node, BlockNode) and node.name in scope.blocks:
-            nodelists = [part.nodelist for part in scope.blocks[node.name]]
-        for nodelist in nodelists:
-            yield from self._walk(nodelist, scope)
+            yield from self._walk_blocks(scope.blocks[node.name], scope)
+        elif scope.cache is not None and isinstance(node, VariableNode) and "block.super" in _read_contents(node):
+            yield from self._walk_blocks(scope.overridden, scope)
+        else:
+            for nodelist in nodelists:
+                yield from self._walk(nodelist, scope)
+
+    def _walk_blocks(self, blocks: Sequence[BlockNode], scope: _Scope) -> Iterator[Leak]:
+        """Yield the leaks of a block and of the parents' blocks with the same name."""
+        for number, block in enumerate(blocks, start=1):
+            yield from self._walk(block.nodelist, scope._replace(overridden=tuple(blocks[number:])))
 
     def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
         """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""
@@ -226,9 +263,11 @@ class _Search:
 
 
 def _is_cache(node: Any) -> bool:
-    return not isinstance(node, TextNode | VariableNode) and is_cache(
-        _read_contents(node).partition(" ")[0], type(node)
-    )
+    tag = _read_contents(node).partition(" ")[0]
+    # Django renders the template of an inclusion tag for each page.
+    if isinstance(node, TextNode | VariableNode | InclusionNode) or not is_cache(tag, type(node)):
+        return False
+    return tag not in PLACEHOLDERS or bool(_find_nodelists(node))
 
 
 def _is_unknown(node: Any) -> bool:
@@ -266,7 +305,15 @@ def _enter(node: Any, scope: _Scope) -> _Scope:
             # {% cache 60 x hero.Title %} stores one fragment for each value of hero.Title, which is safe.
             varied = [str(getattr(vary, "token", "")) for vary in node.vary_on]
             names -= {name for name in names for text in varied if _mentions(text, {name})}
-    return _Scope(names, literals, cache, scope.blocks)
+    return scope._replace(names=names, literals=literals, cache=cache)
+
+
+def _find_assigned(node: Any, names: Names) -> set[str]:
+    """Return the variable with one visitor's content that ``node`` sets for the nodes after it."""
+    if isinstance(node, NamedValueNode):
+        return {node.name}
+    contents = _read_contents(node)
+    return set(_ASSIGNED.findall(contents)) if _mentions(contents, names) else set()
 
 
 def _find_literal(expression: Any, scope: _Scope) -> str | None:
@@ -299,12 +346,14 @@ def _iterate(node: Any) -> Iterator[Any]:
 def _is_personal(node: Any, names: Names) -> bool:
     if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode | ScriptsNode):
         return True
+    texts = [_read_contents(node)]
     # The token of an {% if %} doesn't contain the conditions of its {% elif %}.
-    conditions = ""
     with suppress(Exception):
-        conditions = " ".join(repr(condition) for condition, _ in node.conditions_nodelists)
+        texts += [repr(condition) for condition, _ in node.conditions_nodelists]
+    if isinstance(node, BlockTranslateNode):
+        texts += [part.contents for part in [*node.singular, *node.plural] if part.token_type is TokenType.VAR]
     is_plain = isinstance(node, TextNode | CacheNode | BlockNode)
-    return not is_plain and _mentions(_read_contents(node) + conditions, names)
+    return not is_plain and _mentions(" ".join(texts), names)
 
 
 def _read_contents(node: Any) -> str:
@@ -316,17 +365,20 @@ def _read_contents(node: Any) -> str:
 
 def _mentions(text: str, names: Iterable[str]) -> bool:
     """Return whether ``text`` reads one of the variables: ``hero``, ``hero.Title`` or ``request.personalization``."""
-    return any(re.search(rf"(?<![\w.])(?:request\.)?{re.escape(name)}\b(?!\s*=)", text) for name in names)
+    path = r"(?<![\w.])(?:[\w.]*\brequest\.)?"
+    return any(re.search(rf"{path}{re.escape(name)}\b(?!\s*=)", text) for name in names)
 
 
 def _build_leak(cache: Node, node: Any, *, certain: bool) -> Leak:
     tag = f"{{% {_read_contents(cache).partition(' ')[0]} %}}"
-    found, place = f"a {type(node).__name__}", "an unknown place"
+    found = f"a {type(node).__name__}"
     with suppress(Exception):
         opening, closing = ("{{", "}}") if isinstance(node, VariableNode) else ("{%", "%}")
-        found, place = f"{opening} {node.token.contents} {closing}", _describe(node)
-    return Leak(tag, _describe(cache), found, place, certain)
+        found = f"{opening} {node.token.contents} {closing}"
+    return Leak(tag, _describe(cache), found, _describe(node), certain)
 
 
 def _describe(node: Any) -> str:
-    return f"{node.origin.name}, line {node.token.lineno}"
+    with suppress(Exception):
+        return f"{node.origin.name}, line {node.token.lineno}"
+    return "an unknown place"

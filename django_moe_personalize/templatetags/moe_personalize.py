@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from django import template
 from django.http import HttpRequest
@@ -27,6 +27,9 @@ CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
 _CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
 _PARTS = ("func", "__self__", "__class__")
+
+PLACEHOLDERS: Final = frozenset({"placeholder", "static_placeholder", "static_alias"})
+_CMS = ("cms.", "djangocms_")
 
 # Names with the word cache that say the contrary: nocache, uncached, never_cache, cachebuster.
 _NO_CACHE = re.compile(
@@ -113,21 +116,24 @@ def refuse_fragment_cache(parser: Parser, tag: str) -> None:
     """
     for command, _ in parser.command_stack:
         if is_cache(command, parser.tags.get(command)):
-            raise TemplateSyntaxError(
+            message = (
                 f"{{% {tag} %}} is inside {{% {command} %}}, which would show one visitor's content to all visitors. "
-                f"Move {{% {tag} %}} out of {{% {command} %}}, and cache only content that is the same for all. "
-                f"If {{% {command} %}} caches nothing, register it under a name without the word cache."
+                f"Move {{% {tag} %}} out of {{% {command} %}}, and cache only content that is the same for all."
             )
+            hint = f" If {{% {command} %}} caches nothing, register it under a name without the word cache."
+            raise TemplateSyntaxError(message + hint * (command not in PLACEHOLDERS))
 
 
 def is_cache(tag: str, *sources: object) -> bool:
     """Return whether a tag caches its content, according to its name or to its functions and classes ``sources``.
 
     Wagtail has ``{% wagtailcache %}``, and cacheops has ``{% cached_as %}``. A site may register Django's ``do_cache``
-    under any name.
+    under any name. django CMS caches its placeholders, with the default content in ``{% placeholder "x" or %}``.
     """
     if _CACHE.search(tag):
         return _says_cache(tag)
+    if tag in PLACEHOLDERS and any(str(getattr(source, "__module__", "")).startswith(_CMS) for source in sources):
+        return True
     found = [part for source in sources for part in (source, *(getattr(source, name, None) for name in _PARTS))]
     found += [base for part in found if isinstance(part, type) for base in part.__mro__]
     return any(_says_cache(str(getattr(part, "__qualname__", ""))) for part in found)

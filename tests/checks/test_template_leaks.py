@@ -23,10 +23,13 @@ FILES = {
     "card.html": "{% load cache %}{% cache 60 card %}<i>{{ hero.Title }}</i>{% endcache %}",
     "base.html": "{% load cache %}{% cache 60 side %}\n{% block side %}{% endblock %}{% endcache %}",
     "middle.html": "{% extends 'base.html' %}",
+    "offer.html": "{% load moe_personalize %}{% block offer %}{% experience 'hero' %}{% endexperience %}{% endblock %}",
+    "special.html": "{% extends 'offer.html' %}{% block offer %}<b>{{ block.super }}</b>{% endblock %}",
     "loop.html": "{% extends 'loop2.html' %}",
     "loop2.html": "{% extends 'loop.html' %}{% load cache %}{% cache 60 x %}{% endcache %}",
     "broken.html": "{% load cache %}{% cache 60 x %}{% nonsense %}",
     "failing.html": "{% load leaks %}{% fail %}",
+    "a.html": "{% load cache %}{% cache 60 a %}{{ a }}{% endcache %}",
     "which.html": "{% include which %}",
     "layout.html": "{% extends layout %}",
 }
@@ -97,6 +100,7 @@ def count(context):
 
 
 register.simple_tag(draw, takes_context=True, name="cached_draw")
+register.inclusion_tag("hero.html", name="cached_hero")(show_hero)
 register.filter("draw_for", draw_for)
 register.filter("lower_for", lambda value: len(value))
 
@@ -199,6 +203,7 @@ def find(settings, tmp_path):
     return find
 
 
+CARD = "{{ hero.Title }} in card.html, line 1"
 HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
 
 
@@ -208,6 +213,19 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
         ("[{% include 'hero.html' %}]", HERO),
         ("[{% if x %}{% include 'deeper.html' %}{% endif %}]", HERO),
         ("[{% show_hero %}]", HERO),
+        (
+            "{% load i18n %}[{% blocktranslate %}{{ view.request.personalization.hero }}{% endblocktranslate %}]",
+            "{% blocktranslate %} in page.html, line 2",
+        ),
+        (
+            EXPERIENCE + "{% if x %}{% firstof hero.Title 'x' as a %}{% endif %}[{{ a }}]{% endexperience %}",
+            "{{ a }} in page.html, line 2",
+        ),
+        (
+            EXPERIENCE + "{% regroup hero.offerings by k as a %}{% include 'a.html' %}{% endexperience %}",
+            "{{ a }} in a.html, line 1",
+        ),
+        ("{% include 'card.html' %}" + EXPERIENCE + "{% include 'card.html' %}{% endexperience %}", CARD),
         ("[{% show_one_of %}]", HERO),
         ("[{% with a='hero.html' %}{% include a %}{% endwith %}]", HERO),
         ("[{% include 'which.html' with which='hero.html' %}]", HERO),
@@ -232,10 +250,24 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
 )
 def test_content_of_one_visitor_is_found(find, source, found):
     """A tag or a variable inside {% cache %} is an error that names both places and the fix."""
-    place = "card.html, line 1" if "card" in source else "page.html, line 2"
+    place = {"{{ h": "card", "{{ a": "a"}.get(found[:4] * found.endswith("line 1"))
+    place = f"{place}.html, line 1" if place else "page.html, line 2"
     message = f"{{% cache %}} shows one visitor's content to all visitors: {found}."
     hint = f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
     assert find(PAGE + source) == [(message, hint)]
+
+
+@pytest.mark.parametrize("parent", ["offer.html", "special.html"])
+@pytest.mark.parametrize("name", ["offer", "other"])
+def test_block_of_a_parent_in_the_fragment_of_a_child(find, parent, name):
+    """The content of the parent that a child's {% cache %} stores is found, with both places."""
+    source = (
+        f"{{% extends '{parent}' %}}{{% load cache %}}\n{{% block {name} %}}[{{{{ block.super }}}}]{{% endblock %}}"
+    )
+    found = find(source)
+    assert len(found) == (name == "offer")
+    assert all("in offer.html, line 1" in message and "in page.html, line 2" in hint for message, hint in found)
+    assert find(source.replace("[{{ block.super }}]", "[]{{ block.super }}")) == []
 
 
 @pytest.mark.parametrize("parent", ["base.html", "middle.html"])
@@ -257,7 +289,7 @@ def test_block_in_the_fragment_of_a_parent(find, parent, body):
         EXPERIENCE + "{% with hero='x' %}[{% trans 'the hero' %}]{% endwith %}{% endexperience %}",
         "[{% include 'nowhere.html' %}{% include 'again.html' %}{% include 'broken.html' %}]",
         "[{% count %}{% draw_alone %}{{ request|lower_for }}{{ x|draw_for }}{% block x %}{% endblock %}]",
-        "{% include which %}{% draw %}{{ slot }}[x]",
+        "{% include which %}{% draw %}{{ slot }}{% cached_hero %}[x]",
         "{% nocache %}{% draw %}{% endnocache %}[x]",
         "{% include 'hero.html' %}",
         "{% extends 'loop.html' %}",

@@ -34,12 +34,20 @@ def test_view_cannot_make_the_page_public():
 
 
 def test_other_page_caches_learn_that_the_page_is_private():
-    """wagtail-cache and django CMS don't store a page that read an experience."""
-    placeholder, request = SimpleNamespace(), HttpRequest()
-    renderer = SimpleNamespace(_placeholders_by_page_cache={1: {"content": placeholder}})
+    """wagtail-cache and django CMS don't store a page that read an experience, nor the placeholders around the read."""
+    outer, inner, request, renderer = SimpleNamespace(), SimpleNamespace(), HttpRequest(), SimpleNamespace()
+
+    def render_placeholder(placeholder, *others):
+        if others:
+            render_placeholder(*others)
+        elif placeholder:
+            render_placeholder(None)
+        else:
+            keep_out_of_caches(request)
+
     keep_out_of_caches(request)
     assert request._wagtailcache_skip is True
     request.toolbar = SimpleLazyObject(lambda: SimpleNamespace(content_renderer=renderer))
-    keep_out_of_caches(request)
+    render_placeholder(outer, inner)
     assert request.toolbar._cache_disabled is True
-    assert renderer.placeholder_cache_is_enabled() is placeholder.cache_placeholder is False
+    assert renderer.placeholder_cache_is_enabled() is outer.cache_placeholder is inner.cache_placeholder is False

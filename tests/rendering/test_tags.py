@@ -3,6 +3,7 @@
 import re
 import sys
 from functools import partial, wraps
+from types import FunctionType
 
 import pytest
 from django.contrib.staticfiles.storage import StaticFilesStorage
@@ -134,8 +135,9 @@ def compile_block(parser, token):
 
 register = Library()
 CACHES = ["cache", "wagtailcache", "cachealot", "cached", "cached_as", "cms_cache", "Caching", "announce_cache"]
-OTHERS = ["nocache", "uncached", "end_cache_here", "never_cache", "cachebuster", "render_uncached_part", "spaceless2"]
+OTHERS = ["nocache", "uncached", "end_cache_here", "never_cache", "cachebuster", "render_uncached_part", "static_alias"]
 FUNCTIONS = {
+    "placeholder": FunctionType(compile_block.__code__, {**globals(), "__name__": "cms.templatetags.cms_tags"}),
     "method": KeepNode.compile,
     "object": Caching(),
     "partial": partial(wraps(do_cache)(lambda *args: KeepNode.compile(*args))),
@@ -148,7 +150,7 @@ TAGS = [
     "click_url a '/b/'",
     "personalize_scripts",
 ]
-AROUND = ["if y", "with a=b", "filter upper", "for x in y", "spaceless2", "block c", "nocache"]
+AROUND = ["if y", "with a=b", "filter upper", "for x in y", "static_alias", "block c", "nocache"]
 
 
 def compile_inside(block, source, beside=""):

@@ -11,8 +11,10 @@ from pathlib import Path
 import django
 from django.conf import settings
 from django.core.checks import run_checks
+from django.template import TemplateSyntaxError
+from django.template.loader import get_template
 
-APPS = ("auth", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
+APPS = ("auth", "sites", "admin", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
 WAGTAIL = ("admin", "users", "images", "documents", "sites", "search", "contrib.redirects")
 CARD = """{% load moe_personalize %}{% experience "hero-banner" as hero %}{{ hero.Title }}{% endexperience %}"""
 FILES = {
@@ -21,6 +23,11 @@ FILES = {
     "cotton/hero.html": "{{ slot }}" + CARD,
     "components.yaml": "components:\n  card: card.html\n",
 }
+PROCESSORS = [
+    "django.template.context_processors.request",
+    "sekizai.context_processors.sekizai",
+    "cms.context_processors.cms_settings",
+]
 LOADERS = ["django.template.loaders.filesystem.Loader", "django.template.loaders.app_directories.Loader"]
 LIBRARIES = {
     "django_cotton": (["django_cotton.cotton_loader.Loader", *LOADERS], ["django_cotton.templatetags.cotton"]),
@@ -39,7 +46,7 @@ def configure(folder: Path, library: str) -> None:
         BASE_DIR=folder,
         INSTALLED_APPS=[
             *(f"django.contrib.{name}" for name in APPS),
-            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "sekizai"),
+            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "cms", "menus", "sekizai"),
             *(f"wagtail.{name}" for name in WAGTAIL),
             *(library, "slippers", "django_moe_personalize"),
         ],
@@ -47,7 +54,11 @@ def configure(folder: Path, library: str) -> None:
             {
                 "BACKEND": "django.template.backends.django.DjangoTemplates",
                 "DIRS": [folder / "templates"],
-                "OPTIONS": {"loaders": [("django.template.loaders.cached.Loader", loaders)], "builtins": builtins},
+                "OPTIONS": {
+                    "loaders": [("django.template.loaders.cached.Loader", loaders)],
+                    "builtins": builtins,
+                    "context_processors": PROCESSORS,
+                },
             }
         ],
         DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
@@ -55,6 +66,11 @@ def configure(folder: Path, library: str) -> None:
         STATIC_URL="/static/",
         COMPONENTS={"autodiscover": False},
         ROOT_URLCONF="django_moe_personalize.urls",
+        SITE_ID=1,
+        LANGUAGES=[("en", "English")],
+        LANGUAGE_CODE="en",
+        CMS_CONFIRM_VERSION4=True,
+        CMS_TEMPLATES=[("plain.html", "Plain")],
         WAGTAIL_SITE_NAME="Leaks",
         WAGTAILADMIN_BASE_URL="https://leaks.example",
         MOE_PERSONALIZE={"SANDBOX": True},
@@ -72,7 +88,18 @@ def main(folder: Path, library: str) -> None:
     configure(folder, library)
     messages = run_checks(tags=["moe_personalize"])
     wanted = [m for m in messages if m.id.rpartition(".")[2] in ("E014", "W012")]
-    print(json.dumps([(m.id, m.msg.replace(f"{folder}/templates/", ""), m.hint) for m in wanted]))
+    refused = [
+        ("refused", _compile(name), f"starts in /templates/{name}, line 2") for name in pages if "refused" in name
+    ]
+    print(json.dumps(refused + [(m.id, m.msg.replace(f"{folder}/templates/", ""), m.hint) for m in wanted]))
+
+
+def _compile(name: str) -> str:
+    try:
+        get_template(name)
+    except TemplateSyntaxError as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

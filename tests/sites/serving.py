@@ -7,6 +7,7 @@ database and content.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,9 @@ from typing import Any
 from tests.services.serving import ROOT, find_free_port, listen, running, start_redis, wait_until
 
 __all__ = ["Site", "find_free_port", "open_port", "read_options", "run_site", "start_redis"]
+
+_created: dict[str, Path] = {}
+"""A folder with the database and files of each site that this process has created."""
 
 THREADS = ("--worker-class=gthread", "--threads=8", "--keep-alive=300", "--graceful-timeout=3")
 
@@ -58,9 +62,7 @@ def run_site(
     # The site has its own settings, and isn't slowed down by the development mode of the tests.
     for name in ("DJANGO_SETTINGS_MODULE", "PYTHONDEVMODE", "PYTHONWARNINGS"):
         environment.pop(name, None)
-    created = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if created.returncode:
-        raise RuntimeError(f"{module} can't create its content: {created.stderr[-3000:]}")
+    _create_content(module, folder, environment)
     with listen() as listener, log.open("wb") as errors:
         command = _build_command(module, server, workers, bind or f"fd://{listener.fileno()}")
         inherited: dict[str, Any] = {"pass_fds": [listener.fileno()], "stdout": errors, "stderr": errors}
@@ -69,6 +71,17 @@ def run_site(
             place = Path(bind.removeprefix("unix:")) if bind.startswith("unix:") else None
             wait_until(process, place.exists if place else lambda: open_port(port), log.read_text)
             yield Site(module, f"http://127.0.0.1:{port}", port, folder, process, log)
+
+
+def _create_content(module: str, folder: Path, environment: dict[str, str]) -> None:
+    """Run the module as a script. If this process has already done so, copy the files, because migrations take long."""
+    if module in _created:
+        shutil.copytree(_created[module], folder, dirs_exist_ok=True)
+        return
+    created = subprocess.run([sys.executable, "-m", module], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if created.returncode:
+        raise RuntimeError(f"{module} can't create its content: {created.stderr[-3000:]}")
+    _created[module] = shutil.copytree(folder, folder.with_name(f"{folder.name}-created"))
 
 
 def _build_command(module: str, server: str, workers: int, bind: str) -> Sequence[str]:

@@ -18,24 +18,27 @@ from tests.sites.browsing import (
 
 @dataclass
 class Case:
-    """A site, its server, its pages and its form for signing in."""
+    """A site, its pages, its form for signing in, its Redis database, and a word on the pages of the staff."""
 
     module: str
     paths: list[str]
     sign_in: str
     database: int
-    server: str = "gunicorn"
+    staff: str = ""
     field: str = "username"
+    server: str = "gunicorn"
 
 
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
 WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
-CMS = ["/en/", "/en/sale/", "/en/about/", "/en/missing/"]
+CMS = ["/en/", "/en/sale/", "/en/about/", "/en/about/?footer=1", "/en/missing/"]
 CASES = {
-    "cms": Case("tests.sites.cms_site", CMS, "/login/", 5),
+    "cms": Case("tests.sites.cms_site", CMS, "/login/", 5, staff="cms-toolbar"),
     "wagtail": Case("tests.sites.wagtail_site", WAGTAIL, "/admin/login/", 4),
-    "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, field="login"),
-    "rest-asgi": Case("tests.sites.rest_site", REST, "/accounts/login/", 2, server="uvicorn", field="login"),
+    "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, staff="djDebug", field="login"),
+    "rest-asgi": Case(
+        "tests.sites.rest_site", REST, "/accounts/login/", 2, staff="djDebug", field="login", server="uvicorn"
+    ),
 }
 
 
@@ -55,6 +58,8 @@ def test_each_visitor_gets_only_own_content(start_site, redis_url, sandbox, page
     browse_together(browsers, case.paths, pages)
     assert find_foreign(browsers) == []
     assert find_cached(redis_url, case.database, browsers) == []
+    sees = {browser.name for browser in browsers if any(case.staff in answer for answer in browser.answers)}
+    assert sees == {*STAFF} if case.staff else sees
     assert all(browser.shown > len(browser.answers) / 4 for browser in browsers)
     counted = count_impressions(sandbox) - before
     shown = {browser.name: browser.shown for browser in browsers}

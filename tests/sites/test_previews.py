@@ -35,9 +35,7 @@ def open_wagtail_previews(editor):
 def open_cms_previews(editor):
     """Open a page in the modes of django CMS's toolbar."""
     database = sqlite3.connect(editor.site.folder / "site.sqlite3")
-    query = (
-        "SELECT t.id, c.id FROM django_content_type t, cms_pagecontent c WHERE model = 'pagecontent' AND title = 'Sale'"
-    )
+    query = "SELECT t.id, c.id FROM django_content_type t, cms_pagecontent c WHERE t.model = ? AND c.title = ?"
     kind, content = database.execute(query, ("pagecontent", "Sale")).fetchone()
     database.close()
     for mode in ("edit", "preview", "structure"):

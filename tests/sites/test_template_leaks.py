@@ -8,7 +8,7 @@ import sys
 import pytest
 
 LOAD = "{% load cache moe_personalize slippers humanize i18n static wagtailcore_tags wagtailimages_tags"
-LOAD += " wagtail_cache wagtailcache_tags wagtailuserbar sekizai_tags %}\n"
+LOAD += " wagtail_cache wagtailcache_tags wagtailuserbar sekizai_tags cms_tags %}\n"
 GAPS = {
     "component": '{% component "hero" / %}',
     "cotton": "<c-hero />",
@@ -49,12 +49,16 @@ PAGES = {
     for name, source in sources.items()
     for cache, form in CACHES.items()
 }
+CACHES["placeholder"] = "{{% placeholder 'x' or %}}{}{{% endplaceholder %}}"
+TAG = "{% experience_value 'a' 'b' %}"
+PAGES |= {f"refused-{cache}.html": LOAD + form.format(TAG) for cache, form in CACHES.items()}
 PAGES |= {
     "plain.html": "plain",
     "layout.html": LOAD + "{% wagtailcache 60 x %}\n{% block side %}{% endblock %}{% endwagtailcache %}",
     "child.html": "{% extends layout %}" + LOAD + "{% block side %}{% include 'hero.html' %}{% endblock %}",
     "calm.html": "{% extends layout %}{% block side %}x{% endblock %}{% block other %}{{ y }}{% endblock %}",
     "known.html": "{% extends 'layout.html' %}" + LOAD + "{% block side %}{% include 'hero.html' %}{% endblock %}",
+    "cms.html": LOAD + "{% placeholder 'x' or %}{% include 'hero.html' %}{% endplaceholder %}{% placeholder 'y' %}",
     "outside.html": LOAD
     + GAPS["include"]
     + GAPS["slippers"]
@@ -108,6 +112,12 @@ def test_content_is_an_error(found, page):
     assert "hero.html, line 1" in message
 
 
+@pytest.mark.parametrize("cache", CACHES)
+def test_tag_is_refused(found, cache):
+    """The tags of this package don't compile inside these tags."""
+    assert all(f"is inside {{% {cache} %}}" in message for message in found["refused", f"refused-{cache}.html"])
+
+
 def test_parents(found):
     """A known parent is an error. An unknown parent is a warning if a template caches the block."""
     assert [message.partition("visitors: ")[2] for message in found["E014", "layout.html"]] == [
@@ -116,6 +126,13 @@ def test_parents(found):
     [message] = found["W012", "layout.html"]
     assert "{% extends layout %} in child.html, line 1" in message
     assert "more" not in message
+
+
+def test_default_of_a_placeholder(found):
+    """django CMS caches the default content of a placeholder. A placeholder without a default gives no message."""
+    [message] = found["E014", "cms.html"]
+    assert message.startswith("{% placeholder %} shows one visitor's content to all visitors")
+    assert ("W012", "cms.html") not in found
 
 
 def test_outside_of_a_cache(found):

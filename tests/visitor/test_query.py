@@ -104,8 +104,8 @@ def test_any_query_can_be_read(raw):
 
 def browse(twin, cookies, path, consent=GRANTED, **options):
     """Return the query parameters that a page sends. ``cookies`` are those of the browser, and change as in one."""
-    header = {"Cookie": cookies.output(attrs=[], header="", sep=";")} if cookies else {}
-    request, response = twin.build_request(path, headers=header, **options), HttpResponse()
+    request, response = twin.build_request(path, **options), HttpResponse()
+    request.COOKIES.update({name: morsel.value for name, morsel in cookies.items()})
     found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=consent)
     set_query_cookie(request, response)
     for name, morsel in response.cookies.items():

@@ -13,7 +13,9 @@ def create_pages() -> None:
 
     editor = get_user_model().objects.get(username="edith")
     for title, plugins in (("Home", "Text Banner"), ("Sale", "Banner Text"), ("About", "Text")):
-        page = create_page(title, "cms_site/page.html", "en", created_by=editor, slug=title.lower())
+        page = create_page(
+            title, "cms_site/page.html", "en", created_by=editor, slug=title.lower(), reverse_id=title.lower()
+        )
         if title == "Home":
             page.set_as_homepage()
         placeholder = page.get_placeholders("en").get(slot="content")
