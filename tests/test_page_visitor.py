@@ -104,7 +104,7 @@ def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 
 
-async def alog_in(request):
+async def enter_async(request):
     """See sign_in()."""
     await alogin(request, await User.objects.aget(pk=10))
 
@@ -134,11 +134,11 @@ async def apass(request):
 
 
 ACHANGES = [
-    (None, [alog_in], "10"),
+    (None, [enter_async], "10"),
     (10, [alogout], "anon"),
     (10, [areplace], "20"),
     (10, [areplace_async_user], "20"),
-    (None, [aread, alog_in], "10"),
+    (None, [aread, enter_async], "10"),
     (10, [aread, areplace, aread, alogout], "anon"),
     (10, [apass], "10"),
 ]
@@ -166,7 +166,7 @@ def test_user_changes_in_an_async_view(ask, upstream, user, steps, expected, way
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 
 
-@pytest.mark.parametrize(("step", "expected"), [(alog_in, "Welcome"), (apass, "10"), (areplace, "Welcome")])
+@pytest.mark.parametrize(("step", "expected"), [(enter_async, "Welcome"), (apass, "10"), (areplace, "Welcome")])
 def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expected):
     """A tag in an event loop can't ask for the new visitor. It never shows the content of the visitor before."""
 
@@ -175,7 +175,7 @@ def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expec
         assert request.personalization.identity.customer_id in (None, "10")
         return show(request, TAGS)
 
-    _, shown = ask(view, 10 if step is not alog_in else None)
+    _, shown = ask(view, 10 if step is not enter_async else None)
     assert shown == expected
     assert upstream.booked == ([] if shown == "Welcome" else ["10"] * 2)
     assert ("after the user or the consent of the request had changed" in caplog.text) is (shown == "Welcome")
@@ -197,7 +197,7 @@ def test_user_changes_after_the_last_read(ask, upstream, step):
     assert "moe_id" not in response.cookies
 
 
-@pytest.mark.parametrize(("step", "booked"), [(alog_in, []), (areplace, []), (apass, ["10"] * 2)])
+@pytest.mark.parametrize(("step", "booked"), [(enter_async, []), (areplace, []), (apass, ["10"] * 2)])
 def test_user_changes_after_the_last_read_of_an_async_view(ask, upstream, caplog, step, booked):
     """See test_user_changes_after_the_last_read(). The log has no advice, because the page needs no content."""
 
@@ -500,7 +500,7 @@ def test_link_of_an_async_view_after_a_change(ask, upstream):
 
     async def view(request):
         hero = await request.personalization.aget("hero-banner")
-        await alog_in(request)
+        await enter_async(request)
         return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
 
     assert ask(view)[1] == "/sale/"
