@@ -137,11 +137,10 @@ class Page(RequestVisitor):
         request = self._request()
         if request is None or self._is_closed:
             return None
-        known = request.__dict__
-        # Most pages run only these comparisons, and not confirm(): 20 bytecodes a read.
+        # Most pages run only these comparisons, and not confirm(): 22 bytecodes a read.
         if (
-            known.get("user") is not self._user
-            or known.get("auser") is not self._auser
+            request.__dict__.get("user") is not self._user
+            or request.__dict__.get("auser") is not self._auser
             or (self._evidence is not None and not self._evidence.holds(request))
         ) and not self.confirm():
             self.mark_read(request)
@@ -269,8 +268,7 @@ class Page(RequestVisitor):
         if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed = True
             return ()
-        known = request.__dict__
-        if known.get("user") is not self._user or known.get("auser") is not self._auser:
+        if request.__dict__.get("user") is not self._user or request.__dict__.get("auser") is not self._auser:
             self._finish_visitor(request, response)
         settings = self._settings
         rendering.seal_response(response, settings)
