@@ -337,7 +337,8 @@ class Page(RequestVisitor):
         return tuple([key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked])
 
     def _find_flight(self, key: str) -> Flight | None:
-        return next((flight for flight in self._flights if key in flight.question.keys), None)
+        found = [flight for flight in self._flights if key in flight.question.keys]
+        return found[0] if found else None
 
     def _find_flights(self, keys: Sequence[str]) -> list[Flight]:
         return [f for f in self._flights if not keys or not set(keys).isdisjoint(f.question.keys)]

@@ -33,7 +33,7 @@ class Evidence:
         if len(request.__dict__) != self._size:
             # New attributes are the last ones. If the class has the attribute too, it is cached data, such as ``GET``.
             added = [*request.__dict__][self._size :]
-            if not added or not all(name.startswith("_") or hasattr(type(request), name) for name in added):
+            if not added or [name for name in added if not name.startswith("_") and not hasattr(type(request), name)]:
                 return False
             self._size = len(request.__dict__)
         return True
