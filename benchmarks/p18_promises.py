@@ -64,7 +64,7 @@ def Unconfirmed(get_response: Callable[..., Any]) -> Any:
     """
     page = build_page_without("_user", statements=2)
 
-    def settle(self: Any, request: Any, visitor: Any, user: Any, auser: Any) -> None:
+    def settle(self: Any, request: Any, visitor: Any) -> None:
         self._visitor = visitor
 
     page._settle = settle

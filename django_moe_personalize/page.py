@@ -137,11 +137,10 @@ class Page(RequestVisitor):
         request = self._request()
         if request is None or self._is_closed:
             return None
-        known = request.__dict__
-        # Most pages run only these comparisons, and not confirm(): 20 bytecodes a read.
+        # Most pages run only these comparisons, and not confirm(): 22 bytecodes a read.
         if (
-            known.get("user") is not self._user
-            or known.get("auser") is not self._auser
+            request.__dict__.get("user") is not self._user
+            or request.__dict__.get("auser") is not self._auser
             or (self._evidence is not None and not self._evidence.holds(request))
         ) and not self.confirm():
             self.mark_read(request)
@@ -269,8 +268,8 @@ class Page(RequestVisitor):
         if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed = True
             return ()
-        known = request.__dict__
-        if self._evidence or known.get("user") is not self._user or known.get("auser") is not self._auser:
+        is_same = request.__dict__.get("user") is self._user and request.__dict__.get("auser") is self._auser
+        if not is_same or (self._evidence is not None and not self._evidence.holds(request)):
             self._finish_visitor(request, response)
         settings = self._settings
         rendering.seal_response(response, settings)
@@ -339,7 +338,8 @@ class Page(RequestVisitor):
         return tuple([key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked])
 
     def _find_flight(self, key: str) -> Flight | None:
-        return next((flight for flight in self._flights if key in flight.question.keys), None)
+        found = [flight for flight in self._flights if key in flight.question.keys]
+        return found[0] if found else None
 
     def _find_flights(self, keys: Sequence[str]) -> list[Flight]:
         return [f for f in self._flights if not keys or not set(keys).isdisjoint(f.question.keys)]

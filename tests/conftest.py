@@ -18,6 +18,7 @@ from django.core.cache import caches
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
 from django.urls import path
+from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
 from django_moe_personalize.client import get_client
@@ -38,8 +39,10 @@ from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
 logging.getLogger("asyncio").setLevel(logging.ERROR)
 
-# One environment of the matrix tries a hundred examples of everything, the others thirty.
-hypothesis_settings.register_profile("matrix", max_examples=30)
+# One environment of the matrix tries a hundred examples of everything, the others thirty. A busy machine is slow.
+patience = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+hypothesis_settings.register_profile("default", **patience)
+hypothesis_settings.register_profile("matrix", max_examples=30, **patience)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 

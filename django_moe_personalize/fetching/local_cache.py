@@ -133,7 +133,7 @@ class LocalCache:
         with self._lock:
             segment = self._returning if visitor in self._returning else self._new
             old = segment.get(visitor, ())
-            merged = [*((at, bundle.bodies) for at, bundle in unfold(old)), *moments]
+            merged = [*[(at, bundle.bodies) for at, bundle in unfold(old)], *moments]
             if not overwrite:
                 merged.sort(key=itemgetter(0))
             answers = {body.key: (at, body) for at, bodies in merged if at in usable for body in bodies}

@@ -18,33 +18,32 @@ class Evidence:
     __slots__ = ("_credentials", "_entries", "_size")
 
     def __init__(self, request: HttpRequest) -> None:
-        known = request.__dict__
-        self._credentials = [*map(known.get, _CREDENTIALS)]
-        self._entries = dict(_get_entries(known))
-        self._size = len(known)
+        # No local variable holds request.__dict__, because error reports show local variables.
+        self._credentials = [*map(request.__dict__.get, _CREDENTIALS)]
+        self._entries = dict(_get_entries(request))
+        self._size = len(request.__dict__)
 
     def holds(self, request: HttpRequest) -> bool:
         """Return whether the session has the same entries, and whether the request has no new attribute.
 
         Attributes of authentication don't count here: see has_same_credentials().
         """
-        known = request.__dict__
-        if self._entries != _get_entries(known):
+        if self._entries != _get_entries(request):
             return False
-        if len(known) != self._size:
+        if len(request.__dict__) != self._size:
             # New attributes are the last ones. If the class has the attribute too, it is cached data, such as ``GET``.
-            added = [*known][self._size :]
-            if not added or not all(name.startswith("_") or hasattr(type(request), name) for name in added):
+            added = [*request.__dict__][self._size :]
+            if not added or [name for name in added if not name.startswith("_") and not hasattr(type(request), name)]:
                 return False
-            self._size = len(known)
+            self._size = len(request.__dict__)
         return True
 
     def has_same_credentials(self, request: HttpRequest) -> bool:
         """Return whether the session has the same entries, and whether authentication has set no attribute."""
-        known = request.__dict__
-        return self._entries == _get_entries(known) and all(map(is_, map(known.get, _CREDENTIALS), self._credentials))
+        found = map(request.__dict__.get, _CREDENTIALS)
+        return self._entries == _get_entries(request) and all(map(is_, found, self._credentials))
 
 
-def _get_entries(known: Mapping[str, Any]) -> Mapping[str, Any]:
+def _get_entries(request: HttpRequest) -> Mapping[str, Any]:
     """Return the entries of the session, or an empty mapping for a session that isn't loaded."""
-    return getattr(known.get("session"), "_session_cache", None) or {}
+    return getattr(request.__dict__.get("session"), "_session_cache", None) or {}

@@ -190,8 +190,8 @@ def is_still(visitor: Visitor, request: HttpRequest) -> bool:
 
     This function never blocks. It returns False if only a function of the site or the database could tell.
     """
-    settings, user = get_settings(), request.__dict__.get("user")
-    if settings.identify or settings.consent or visitor is NO_VISITOR or isinstance(user, SimpleLazyObject):
+    settings, is_lazy = get_settings(), isinstance(request.__dict__.get("user"), SimpleLazyObject)
+    if settings.identify or settings.consent or visitor is NO_VISITOR or is_lazy:
         return False
     return _is_same(visitor, get_identity(request, visitor.consent), visitor.consent)
 
@@ -238,6 +238,8 @@ class RequestVisitor:
     _is_closed = False
     _is_confirmed = False
     _is_doubted = False
+    # The users aren't local variables, because error reports show these.
+    _seen: tuple[object, object] = (_UNSEEN, _UNSEEN)
     _user: object = _UNSEEN
     _visitor: Visitor | None = None
 
@@ -282,8 +284,7 @@ class RequestVisitor:
         if self._visitor is None or self._is_doubted or self._is_closed or request is None:
             return False
         if evidence is None:
-            known = request.__dict__
-            return known.get("user") is not self._user or known.get("auser") is not self._auser
+            return request.__dict__.get("user") is not self._user or request.__dict__.get("auser") is not self._auser
         if not evidence.has_same_credentials(request):
             return True
         return may_wait and (again or not evidence.holds(request))
@@ -295,7 +296,7 @@ class RequestVisitor:
         request = self._request()
         if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
             return None
-        user, auser = request.__dict__.get("user"), request.__dict__.get("auser")
+        self._seen = request.__dict__.get("user"), request.__dict__.get("auser")
         if not is_in_event_loop():
             token = _gathering.set(self)
             try:
@@ -309,7 +310,7 @@ class RequestVisitor:
             visitor = self._visitor
         else:
             return None
-        self._settle(request, visitor, user, auser)
+        self._settle(request, visitor)
         return self._visitor
 
     async def _agather(self) -> None:
@@ -325,11 +326,11 @@ class RequestVisitor:
                 continue
             gathered, token = asyncio.Event(), _gathering.set(self)
             self._gathered = gathered
-            user, auser = request.__dict__.get("user"), request.__dict__.get("auser")
+            self._seen = request.__dict__.get("user"), request.__dict__.get("auser")
             try:
                 visitor = await agather_visitor(request, self.now or timezone.now(), self._visitor)
                 if self._gathered is gathered:
-                    self._settle(request, visitor, user, auser)
+                    self._settle(request, visitor)
             finally:
                 _gathering.reset(token)
                 gathered.set()
@@ -337,8 +338,8 @@ class RequestVisitor:
                     # This task was cancelled, so the next task gathers the visitor.
                     self._gathered = None
 
-    def _settle(self, request: HttpRequest, visitor: Visitor, user: object, auser: object) -> None:
-        """Keep the visitor. ``user`` and ``auser`` are those of the request before the visitor was gathered."""
+    def _settle(self, request: HttpRequest, visitor: Visitor) -> None:
+        """Keep the visitor, with the users that the request had before this visitor was gathered."""
         if self._visitor is not None and not self._is_doubted:
             # Another thread of the view was faster.
             return
@@ -354,7 +355,7 @@ class RequestVisitor:
         if self._settings.identify or self._settings.consent:
             self._evidence = Evidence(request)
         if self._evidence is None or self._is_confirmed:
-            self._user, self._auser = user, auser
+            self._user, self._auser = self._seen
 
     def _drop(self) -> None:
         """Drop all that belongs to the visitor before."""

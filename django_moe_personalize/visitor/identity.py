@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from types import NoneType
 from typing import Any, Final
 
@@ -214,11 +215,10 @@ def _read_user(request: HttpRequest) -> Identity | None:
 
 async def _aread_user(request: HttpRequest) -> Identity | None:
     # Another middleware (token authentication) may have replaced the user of Django's middleware, which is lazy.
-    user = request.__dict__.get("user")
-    if not isinstance(user, SimpleLazyObject):
+    if not isinstance(request.__dict__.get("user"), SimpleLazyObject):
         return _read_user(request)
-    is_from_django = getattr(vars(user).get("_setupfunc"), "__module__", "") == _LAZY_USER
-    if is_from_django and hasattr(request, "auser"):
+    source = getattr(request.__dict__["user"].__dict__.get("_setupfunc"), "__module__", "")
+    if source == _LAZY_USER and hasattr(request, "auser"):
         return _build_from_user(await request.auser())
     # Reading a lazy user may query the database. Django's async user may be another user than this one.
     return await sync_to_async(protect_transactions()(_read_user), thread_sensitive=True)(request)
@@ -351,6 +351,12 @@ async def acall(path: str, request: Any, expected: type[Any] | tuple[type[Any], 
 
 def _is_async(function: Callable[..., Any]) -> bool:
     """Return whether ``function`` is an async function or an object with ``async def __call__``."""
+    return _inspect(function if isinstance(function, Hashable) else type(function).__call__)
+
+
+# Each page calls the same functions of the site. A hit takes 14 bytecodes, a miss 150.
+@lru_cache(maxsize=32)
+def _inspect(function: Callable[..., Any]) -> bool:
     return iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
 
 

@@ -20,7 +20,9 @@ async def aanswer(request):
 
 
 class Answer:
-    """An object whose call is a coroutine."""
+    """An object whose call is a coroutine. It has no hash, like the objects of most dataclasses."""
+
+    __hash__ = None
 
     async def __call__(self, request):
         return request.answer
