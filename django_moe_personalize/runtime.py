@@ -146,8 +146,9 @@ def protect_transactions() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for connection in connections.all(initialized_only=True):
-            # Also without atomic(): a site may turn autocommit off.
-            if connection.connection is not None and not connection.autocommit:
+            # Also without atomic(): a site may turn autocommit off. Then the first query opens a transaction.
+            is_open = connection.connection is not None
+            if not (connection.autocommit if is_open else connection.settings_dict["AUTOCOMMIT"]):
                 stack.enter_context(_protect(connection))
         yield
 
@@ -155,6 +156,7 @@ def protect_transactions() -> Iterator[None]:
 @contextmanager
 def _protect(connection: BaseDatabaseWrapper) -> Iterator[None]:
     savepoints: list[Any] = []
+    on_commit = len(connection.run_on_commit)
 
     def execute(run: Callable[..., Any], *query: Any) -> Any:
         if not savepoints:
@@ -173,10 +175,10 @@ def _protect(connection: BaseDatabaseWrapper) -> Iterator[None]:
         is_usable = not connection.needs_rollback
     finally:
         for savepoint in savepoints:
-            _leave(connection, savepoint, is_usable=is_usable)
+            _leave(connection, savepoint, on_commit, is_usable=is_usable)
 
 
-def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) -> None:
+def _leave(connection: BaseDatabaseWrapper, savepoint: str, on_commit: int, *, is_usable: bool) -> None:
     try:
         if is_usable:
             connection.savepoint_commit(savepoint)
@@ -185,6 +187,8 @@ def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) 
         # A query has failed, and the site's code has handled the error.
         pass
     connection.needs_rollback = False
+    # Functions that wait for the commit of rows that are gone.
+    del connection.run_on_commit[on_commit:]
     try:
         connection.savepoint_rollback(savepoint)
         connection.savepoint_commit(savepoint)
