@@ -29,6 +29,7 @@ _ROUTE_KEY: Final = "_moe_route_key"
 """The attribute of a request with the answer of the site's function LEARN_ROUTES."""
 
 MAX_ROUTES: Final = 1000
+MAX_PART_LENGTH: Final = 1024
 MAX_KEYS_A_ROUTE: Final = 100
 
 MAX_READ_KEYS: Final = 25
@@ -110,10 +111,10 @@ class RouteMemory:
 
     def _find_key(self, request: HttpRequest) -> str:
         if self._get_key is None:
-            return request.path
+            return request.path[:MAX_PART_LENGTH]
         if not hasattr(request, _ROUTE_KEY):
             # Call the site's function once, before the view. In the view, its database error would break a transaction.
-            setattr(request, _ROUTE_KEY, self._get_key(request))
+            setattr(request, _ROUTE_KEY, self._get_key(request)[:MAX_PART_LENGTH])
         key: str = getattr(request, _ROUTE_KEY)
         return key
 

@@ -345,7 +345,11 @@ def add_server_timing(
     # Use only a user that this request has already loaded, because loading a user could block.
     known = request.__dict__
     user = known.get("_cached_user") or known.get("_acached_user")
-    if django_settings.DEBUG or getattr(user, "is_staff", False):
+    is_shown = django_settings.DEBUG
+    # The field may be deferred, or a property of the site. A query of the property fails in an event loop.
+    with suppress(Exception):
+        is_shown = is_shown or getattr(user, "is_staff", False)
+    if is_shown:
         entry = f'moe;desc="{describe()}";dur={waited * 1000:.1f}'
         existing = response.headers.get("Server-Timing")
         response.headers["Server-Timing"] = f"{existing}, {entry}" if existing else entry

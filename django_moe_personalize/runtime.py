@@ -144,9 +144,12 @@ def protect_transactions() -> Iterator[None]:
     an exception, or after a failed query that the site's code has handled, the transaction returns to the savepoint.
     Without an open transaction or without a query, no savepoint is made.
     """
-    # Also without atomic(): a site may turn autocommit off.
-    known = connections.all(initialized_only=True)
-    opened = [each for each in known if each.connection is not None and not each.autocommit]
+    opened = [
+        connection
+        for connection in connections.all(initialized_only=True)
+        # Also without atomic(): a site may turn autocommit off. Then the first query opens a transaction.
+        if not (connection.autocommit if connection.connection is not None else connection.settings_dict["AUTOCOMMIT"])
+    ]
     if not opened:
         # Most pages have no open transaction, and an ExitStack takes 70 bytecodes.
         yield
@@ -160,6 +163,7 @@ def protect_transactions() -> Iterator[None]:
 @contextmanager
 def _protect(connection: BaseDatabaseWrapper) -> Iterator[None]:
     savepoints: list[Any] = []
+    on_commit = len(connection.run_on_commit)
 
     def execute(run: Callable[..., Any], *query: Any) -> Any:
         if not savepoints:
@@ -178,10 +182,10 @@ def _protect(connection: BaseDatabaseWrapper) -> Iterator[None]:
         is_usable = not connection.needs_rollback
     finally:
         for savepoint in savepoints:
-            _leave(connection, savepoint, is_usable=is_usable)
+            _leave(connection, savepoint, on_commit, is_usable=is_usable)
 
 
-def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) -> None:
+def _leave(connection: BaseDatabaseWrapper, savepoint: str, on_commit: int, *, is_usable: bool) -> None:
     try:
         if is_usable:
             connection.savepoint_commit(savepoint)
@@ -190,6 +194,8 @@ def _leave(connection: BaseDatabaseWrapper, savepoint: str, *, is_usable: bool) 
         # A query has failed, and the site's code has handled the error.
         pass
     connection.needs_rollback = False
+    # Functions that wait for the commit of rows that are gone.
+    del connection.run_on_commit[on_commit:]
     try:
         connection.savepoint_rollback(savepoint)
         connection.savepoint_commit(savepoint)

@@ -184,3 +184,11 @@ def test_server_timing_for_staff(visit, upstream):
     assert "Server-Timing" not in visit("/tags/").headers
     visit.log_in(User.objects.create(pk=7, username="grace", is_staff=True))
     assert "2 asked" in visit("/tags/").headers["Server-Timing"]
+
+
+@pytest.mark.django_db
+def test_server_timing_if_the_users_model_fails(visit, upstream, monkeypatch):
+    """A page doesn't fail if the site's user model has to query whether the user is staff."""
+    visit.log_in(User.objects.create(pk=7, username="grace"))
+    monkeypatch.setattr(User, "is_staff", property(lambda user: 1 / 0, lambda user, value: None))
+    assert visit("/tags/").status_code == 200

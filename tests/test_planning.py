@@ -191,7 +191,7 @@ def test_mixin_of_a_viewset():
 @pytest.mark.parametrize("is_split", [False, True])
 def test_route_memory_is_bounded(monkeypatch, is_split):
     """The route that was learned first is forgotten, and a route with enough keys learns no more."""
-    memory = RouteMemory((lambda request: "part") if is_split else None)
+    memory = RouteMemory((lambda request: "part" * planning.MAX_PART_LENGTH) if is_split else None)
     monkeypatch.setattr(planning, "MAX_ROUTES", 2)
     monkeypatch.setattr(planning, "MAX_KEYS_A_ROUTE", 4)
     for route in ("a", "b", "c"):
@@ -200,6 +200,7 @@ def test_route_memory_is_bounded(monkeypatch, is_split):
     memory.learn(routed("c"), "3", "4", "5", "6")
     found = [memory.get(routed(route), route) for route in ("a", "b", "c")]
     assert found == [(), ("1", "2"), ("1", "2", "3", "4")]
+    assert all(len(key) == planning.MAX_PART_LENGTH for _, key in memory._parts)
 
 
 def test_route_learns_few_keys_from_reads():

@@ -6,7 +6,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth.models import Group
 from django.core.cache import caches
-from django.db import DatabaseError, IntegrityError, connection, transaction
+from django.db import DatabaseError, IntegrityError, connection, connections, transaction
 from django.http import HttpResponse
 from django.test import RequestFactory, override_settings
 from django.utils import timezone
@@ -22,7 +22,7 @@ from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime, protect_transactions
-from django_moe_personalize.signals import breaker_changed, events_dropped, fetch_failed
+from django_moe_personalize.signals import breaker_changed, events_delivered, events_dropped, fetch_failed
 from django_moe_personalize.types import Experience
 from django_moe_personalize.visitor import NO_VISITOR, agather_visitor, gather_visitor
 from tests.delivery.events import make_events
@@ -61,12 +61,16 @@ def test_savepoint_is_made_before_the_first_query(django_assert_num_queries):
 
 @pytest.mark.parametrize("error", [IntegrityError, ValueError])
 def test_error_in_the_context(error):
-    """The caller gets the error. The rows of the context are gone, also those in the site's own inner blocks."""
+    """The caller gets the error. The rows of the context are gone, also those in the site's own inner blocks.
+
+    The functions that wait for the commit of these rows are gone too.
+    """
 
     @protect_transactions()
     def run():
         with transaction.atomic():
             Group.objects.create(name="lost")
+            transaction.on_commit(break_transaction)
         with pytest.raises(IntegrityError):
             protect_transactions()(break_transaction)()
         assert list_groups() == ["before", "lost"]
@@ -75,9 +79,11 @@ def test_error_in_the_context(error):
         raise ValueError
 
     Group.objects.create(name="before")
+    transaction.on_commit(print)
     with pytest.raises(error):
         run()
     assert list_groups() == ["before"]
+    assert [function for _, function, _ in connection.run_on_commit] == [print]
 
 
 def test_error_that_the_context_has_handled(monkeypatch):
@@ -151,6 +157,19 @@ def test_views_writes_survive(serve, visit, settings, moe, monkeypatch):
     assert list_groups() == ["before", "after"]
 
 
+def test_autocommit_off(monkeypatch):
+    """Without autocommit, the first query of a connection opens a transaction. The context protects it too."""
+    made, other = [], connection.copy("other")
+    other.settings_dict = {**other.settings_dict, "AUTOCOMMIT": False}
+    monkeypatch.setattr(connections, "all", lambda **kwargs: [other])
+    # SQLite makes no savepoint here.
+    monkeypatch.setattr(other, "savepoint", lambda: made.append("savepoint"))
+    with protect_transactions(), other.cursor() as cursor:
+        cursor.execute("SELECT 1")
+    other.close()
+    assert made == ["savepoint"]
+
+
 @contextmanager
 def broken_receiver(signal):
     """Let a receiver of the site break the transaction."""
@@ -160,7 +179,10 @@ def broken_receiver(signal):
 
 
 def test_receivers_in_the_pages_thread():
-    """If all threads are busy, the page's thread calls the receivers."""
+    """A delivery may call its receivers in the page's thread, and so do fetches if all threads are busy."""
+    with broken_receiver(events_delivered):
+        BaseDelivery().count_delivered(1)
+    assert list_groups() == []
     runtime, answer = get_runtime(), Answer()
     answer.errors.append(TransportError("refused"))
     with broken_receiver(fetch_failed):

@@ -102,7 +102,12 @@ def read_string(
     return value.strip()
 
 
-read_header = partial(read_string, pattern="[ -~]+", expected="the value of an HTTP header, on one line")
+# Not in quotation marks, as from an env file: browsers and proxies ignore a Cache-Control in quotation marks.
+read_header = partial(
+    read_string,
+    pattern="[!#-&(-~][ -~]*",
+    expected="the value of an HTTP header, on one line and without quotation marks around it",
+)
 """Read the value of an HTTP header: printable ASCII, not empty."""
 
 
@@ -163,9 +168,11 @@ def _read_part(place: str, value: object, read: Callable[[object], Any]) -> Any:
 
 
 def read_name(value: object) -> str:
-    """Read a name: a str without spaces or control characters."""
+    """Read a name: a str without spaces, control characters, or quotation marks around the name."""
     if not isinstance(value, str) or not value or any(c.isspace() or not c.isprintable() for c in value):
         raise InvalidValue(value, "a name without spaces")
+    if value[0] in "\"'":
+        raise InvalidValue(value, "a name without quotation marks around it")
     return value
 
 
@@ -190,7 +197,9 @@ def read_proxy(value: object) -> Proxy:
         raise InvalidValue(value, expected, 'Write "unix" for a unix socket.' if is_socket else "") from None
     if interface.ip != interface.network.network_address:
         raise InvalidValue(value, expected, f'Write "{interface.network}".')
-    return interface.network
+    mapped, length = getattr(interface.ip, "ipv4_mapped", None), interface.network.prefixlen - 96
+    # A dual-stack socket shows the proxy 10.0.0.1 as ::ffff:10.0.0.1. The package compares both as IPv4 addresses.
+    return interface.network if mapped is None or length < 0 else ipaddress.ip_network((mapped, length))
 
 
 def read_host(value: object) -> str:

@@ -196,8 +196,9 @@ def _find_unknown_names(given: Mapping[Any, Any]) -> Iterator[Problem]:
             hint = suggest(key, FIELDS, f"Use one of {', '.join(FIELDS)}.")
             yield Problem("unknown", str(key), f"{SETTING} has the key {key!r}, but there is no such setting.", hint)
     for variable in os.environ:
-        name = variable.removeprefix(f"{SETTING}_")
-        if name != variable and name not in FIELDS:
+        # Docker takes a byte order mark, and "export" in a line of an env file, as a part of the name.
+        name = re.sub(rf"^\ufeff?(export\s+)?{SETTING}_", "", variable)
+        if name != variable and (name not in FIELDS or not variable.startswith(SETTING)):
             hint = suggest(name, FIELDS, "Remove it, or give it another prefix.")
             message = f"The environment has the variable {variable}, but there is no setting {name!r}."
             yield Problem("environment", name, message, hint)

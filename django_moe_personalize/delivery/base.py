@@ -161,7 +161,8 @@ class BaseDelivery:
         """Count events as delivered and send the signal, unless ``count`` is 0."""
         if count:
             self._count("delivered", count)
-            events_delivered.send_robust(sender=type(self), count=count)
+            with protect_transactions():
+                events_delivered.send_robust(sender=type(self), count=count)
 
     def count_dropped(self, count: int, reason: str) -> None:
         """Count events as dropped and send the signal, unless ``count`` is 0."""

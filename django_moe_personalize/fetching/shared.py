@@ -83,8 +83,9 @@ def culls(cache: BaseCache | type) -> bool:
 def is_own_alias(alias: str) -> bool:
     """Return whether neither Django nor another alias uses the cache ``alias``, as far as the settings show."""
     used = {"default", django_settings.SESSION_CACHE_ALIAS, django_settings.CACHE_MIDDLEWARE_ALIAS}
-    places = [options.get("LOCATION") for options in django_settings.CACHES.values()]
-    return alias not in used and places.count(django_settings.CACHES[alias].get("LOCATION")) == 1
+    # realpath(), because two aliases may write the path of one folder in two ways.
+    places = {name: os.path.realpath(str(options.get("LOCATION"))) for name, options in django_settings.CACHES.items()}
+    return alias not in used and list(places.values()).count(places[alias]) == 1
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:

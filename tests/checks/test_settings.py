@@ -270,9 +270,10 @@ def test_wagtail_cache_removes_cookie_and_parameters(moe, changes, lost):
     assert all(name in message.msg for message, name in zip(found, lost, strict=True))
 
 
-def test_unknown_variable(monkeypatch):
+@pytest.mark.parametrize("name", ["MOE_PERSONALIZE_DEADLNE", "\ufeffMOE_PERSONALIZE_DEADLINE", "export {}_DEADLINE"])
+def test_unknown_variable(monkeypatch, name):
     """A misspelled environment variable is a warning with the right name."""
-    monkeypatch.setenv("MOE_PERSONALIZE_DEADLNE", "1")
+    monkeypatch.setenv(name.format("MOE_PERSONALIZE"), "1")
     [message] = check_site()
     assert (message.id, message.hint) == ("moe_personalize.W002", 'Did you mean "DEADLINE"?')
 

@@ -81,6 +81,7 @@ NETWORKS = ["10.0.0.0/8", "::1", ipaddress.ip_network("fd00::/8")]
         ("TIME_ZONE", ZoneInfo("Asia/Tokyo"), ZoneInfo("Asia/Tokyo")),
         ("TRUSTED_PROXIES", NETWORKS, tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::1/128", "fd00::/8")))),
         ("TRUSTED_PROXIES", ["unix"], ("unix",)),
+        ("TRUSTED_PROXIES", ["::ffff:10.0.0.0/104", "::/0"], tuple(map(ipaddress.ip_network, ("10.0.0.0/8", "::/0")))),
         ("IP_PRECISION", "truncated", "truncated"),
         ("DEADLINE", 1, 1.0),
         ("DEADLINE", 30, 30.0),

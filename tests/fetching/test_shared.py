@@ -108,6 +108,7 @@ def test_cache_of_one_process_is_no_agreement():
         ("sessions", "b", False),
         ("pages", "c", False),
         ("copy", "a", False),
+        ("same", "./a/", False),
         ("own", "d", True),
     ],
 )
