@@ -183,7 +183,6 @@ def test_the_user_agent_names_the_device(user_agent: str, device: str | None) ->
 def test_hours_go_from_the_first_to_before_the_second(start: int, until: int) -> None:
     """A span and the opposite span make a day, also past midnight."""
     span = list_hours(start, until)
-
     assert start in span
     if start == until:
         assert span == frozenset(range(24))

@@ -83,7 +83,6 @@ def test_one_bad_element_fails_the_whole_batch(way: Way, shipped: Engine, name: 
     bad = BAD_EVENTS[name]
     if isinstance(bad.get("elements"), list) and 0 < len(bad["elements"]) < 100:
         bad = batch(element(), *bad["elements"])
-
     assert_refused(way(post(EVENTS, bad)), 400, "Invalid Field Value")
     assert shipped.ledger.entries() == []
 
@@ -185,9 +184,7 @@ def _request(path: str, headers: dict[str, str], body: bytes = b"{}") -> Request
 def test_wrong_credentials_are_401_for_any_body(way: Way, path: str, authorization: str | None) -> None:
     """The sandbox checks the credentials before the body."""
     headers = {} if authorization is None else {"Authorization": authorization}
-
     response = way(_request(path, headers, b"{"))
-
     assert_refused(response, 401, "Authentication required")
     assert response.headers["www-authenticate"].startswith("Basic")
 
@@ -202,7 +199,6 @@ def test_a_missing_or_unknown_app_key_is_a_request_error(way: Way, path: str, ap
 def test_header_names_and_the_scheme_are_case_insensitive(way: Way) -> None:
     """HTTP requires that a server ignores the case of header names and of the scheme."""
     headers = {"authorization": basic().replace("Basic", "bAsIc"), "moe-appkey": WORKSPACE_ID}
-
     assert way(_request(FETCH, headers)).status == 200
 
 
@@ -226,7 +222,6 @@ def test_a_body_over_128_kib_is_too_large(way: Way, path: str) -> None:
 def test_another_method_is_not_allowed(way: Way, method: str, path: str, allowed: str) -> None:
     """The 405 names the allowed method, also without credentials."""
     response = way(Request(method, path))
-
     assert_refused(response, 405, "Method Not Allowed")
     assert response.headers["allow"] == allowed
 

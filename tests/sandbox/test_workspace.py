@@ -46,7 +46,6 @@ def test_shipped_workspace_is_valid_and_complete() -> None:
         for value in [variation.payloads[""]["offerings"]["value"]]
         for each in (json.loads(value) if isinstance(value, str) else value)
     }
-
     assert (workspace.workspace_id, workspace.api_key) == ("SANDBOX_DEBUG", "sandbox-key")
     assert "sandbox-key" not in repr(workspace)
     assert {"hero-banner", "promo-strip", "cart-upsell", "recommendations"} < set(workspace.definitions)
@@ -60,7 +59,6 @@ def test_every_problem_begins_with_the_file_and_the_place(tmp_path: Path) -> Non
     file = tmp_path / "mine.json"
     file.write_bytes(SHIPPED.read_bytes())
     assert load_workspace(file) == load_workspace(str(file)) == load_workspace()
-
     broken = json.loads(SHIPPED.read_bytes())
     broken["experiences"][0]["content"][8]["variations"][0]["weight"] = "a"
     file.write_text(json.dumps(broken), "utf-8")
@@ -84,7 +82,6 @@ def test_broken_json_is_reported_with_its_place(tmp_path: Path, content: bytes, 
     """The message has the line and column if the JSON parser knows them."""
     file = tmp_path / "mine.json"
     file.write_bytes(content)
-
     with pytest.raises(WorkspaceError) as caught:
         load_workspace(file)
     assert str(caught.value).startswith(message)
@@ -103,7 +100,6 @@ def test_all_mistakes_are_reported_together() -> None:
         "api_ky": "k",
         "experiences": [{"key": "a", "payload": {"T": None}, "control_group": 101}, "x"],
     }
-
     assert problems(data) == [
         'api_ky: unknown field, did you mean "api_key"?',
         'workspace_id: must be a string that is not empty, not ""',
@@ -196,7 +192,6 @@ def test_all_mistakes_are_reported_together() -> None:
 def test_a_mistake_is_reported_with_its_place(data: Any, problem: str) -> None:
     """The message has the place and the valid values."""
     found = problems(data)
-
     assert any(each.startswith(problem) for each in found), found
 
 
@@ -241,14 +236,12 @@ def test_a_mistake_is_reported_with_its_place(data: Any, problem: str) -> None:
 def test_a_mistake_in_a_rule_is_reported_with_its_place(rule: Any, problem: str) -> None:
     """The reader of rules is as strict as that of the rest."""
     found = problems(with_rule(rule))
-
     assert any(each.startswith(problem) for each in found), found
 
 
 def test_long_values_are_shortened_in_a_message() -> None:
     """A message stays readable for any content of the file."""
     (problem,) = problems(with_rule(["x" * 500]))
-
     assert len(problem) < 150
 
 
@@ -263,7 +256,6 @@ def test_short_forms_get_their_data_type() -> None:
         "I": {"value": 3},
     }
     short_forms = {"//": "note", "s": "x", "n": 3, "f": 2.5, "b": False, "o": {"a": 1}, "a": [1]}
-
     assert served({**short_forms, **long_forms}) == {
         "s": {"value": "x", "data_type": "string"},
         "n": {"value": 3, "data_type": "number"},
@@ -280,7 +272,6 @@ def test_offerings_have_each_form_of_the_contract() -> None:
     """The forms are an array, a string that contains the array, and an object with the array in it."""
     payload = {shape: {"$offerings": ["mug"], "as": shape} for shape in ("string", "array", "object")}
     found = served({**payload, "default": {"$offerings": ["mug"]}}, offerings={"mug": {"title": "Mug"}})
-
     array = found["array"]["value"]
     assert array[0]["dp_offering_id"] == "mug"
     assert array[0]["offering_content"] == {"type": "json", "payload": {"title": "Mug"}}
@@ -301,7 +292,6 @@ def test_an_experience_needs_no_content_entries() -> None:
             ],
         }
     )
-
     (content,) = workspace.definitions["a"].contents
     assert [(each.variation_id, each.name, each.weight) for each in content.variations] == [
         ("1", "A", 1.0),
