@@ -1,6 +1,5 @@
 """The engine: to which experience an event belongs, which actions it accepts, and text that UTF-8 can't have."""
 
-import threading
 import uuid
 from typing import Any
 
@@ -8,6 +7,7 @@ from django_moe_personalize.sandbox import Engine
 from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Counts, Ledger, LedgerEntry
 from django_moe_personalize.sandbox.profiles import Profiles
 from django_moe_personalize.sandbox.responses import build_json_response
+from tests.processes import together
 from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, build_engine, build_workspace, element, fetch, post
 
 PLAIN = {"key": "plain", "name": "Plain one", "payload": {"T": "x"}}
@@ -27,10 +27,8 @@ def test_an_event_belongs_to_the_experience_of_its_context() -> None:
     context = fetch(engine, {"experience_key": ["plain"]})["plain"]["experience_context"]
     assert record(engine, **context) == "plain"
     assert record(engine, cid=context["cid"], experience="renamed") == "plain"
-    assert record(engine, experience="Plain one") == "plain"
-    assert record(engine, experience="plain") == "plain"
-    assert record(engine, experience="other") == "other"
-    assert record(engine, experience="invented") == UNKNOWN_EXPERIENCE
+    keys = {"Plain one": "plain", "plain": "plain", "other": "other", "invented": UNKNOWN_EXPERIENCE}
+    assert {name: record(engine, experience=name) for name in keys} == keys
 
 
 def test_a_workspace_can_turn_on_offering_actions() -> None:
@@ -88,11 +86,7 @@ def test_clear_removes_everything() -> None:
 def test_threads_that_record_the_same_events_count_each_once() -> None:
     """Eight threads record the same 300 events."""
     ledger = Ledger()
-    threads = [threading.Thread(target=lambda: [ledger.record([entry(n)]) for n in range(300)]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(8, lambda index: [ledger.record([entry(number)]) for number in range(300)])
     assert ledger.counts() == {"k": Counts(300, 0)}
     assert len(ledger.entries()) == 300
 
