@@ -5,16 +5,6 @@ from typing import Any
 import jsonschema
 
 _TEXT = {"type": "string"}
-_CONTEXT_FIELDS = [
-    "cid",
-    "experience",
-    "moe_locale_id",
-    "moe_variation_id",
-    "audience_name",
-    "audience_id",
-    "type",
-    "experience_type",
-]
 
 
 def _closed(properties: dict[str, Any], required: list[str] | None = None) -> dict[str, Any]:
@@ -22,46 +12,31 @@ def _closed(properties: dict[str, Any], required: list[str] | None = None) -> di
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
 
 
-_VARIABLE = _closed({"value": {}, "data_type": {"enum": ["string", "number", "boolean", "json", "float"]}})
+def _texts(required: str) -> dict[str, Any]:
+    return {"type": "object", "required": required.split(), "additionalProperties": _TEXT}
+
+
+_TYPES = {
+    "string": ["string"],
+    "number": ["number", "string"],
+    "float": ["number", "string"],
+    "boolean": ["boolean", "string"],
+    "json": ["object", "array", "string"],
+}
+_VARIABLE = _closed({"value": {}, "data_type": {"enum": list(_TYPES)}})
 _VARIABLE["allOf"] = [
-    {
-        "if": {"properties": {"data_type": {"const": data_type}}},
-        "then": {"properties": {"value": {"type": types}}},
-    }
-    for data_type, types in {
-        "string": ["string"],
-        "number": ["number", "string"],
-        "float": ["number", "string"],
-        "boolean": ["boolean", "string"],
-        "json": ["object", "array", "string"],
-    }.items()
+    {"if": {"properties": {"data_type": {"const": kind}}}, "then": {"properties": {"value": {"type": types}}}}
+    for kind, types in _TYPES.items()
 ]
-_CONTEXT = {"type": "object", "required": _CONTEXT_FIELDS, "additionalProperties": _TEXT}
-_EXPERIENCE = _closed(
-    {"payload": {"type": "object", "additionalProperties": _VARIABLE}, "experience_context": _CONTEXT}
-)
+_PAYLOAD = {"type": "object", "additionalProperties": _VARIABLE}
+_CONTEXT = _texts("cid experience moe_locale_id moe_variation_id audience_name audience_id type experience_type")
+_EXPERIENCE = _closed({"payload": _PAYLOAD, "experience_context": _CONTEXT})
 
 ERROR = _closed({"title": _TEXT, "description": _TEXT, "code": _TEXT}, ["title", "description"])
 FETCH = _closed({"experiences": {"type": "object", "additionalProperties": _EXPERIENCE}})
-METADATA = _closed(
-    {
-        "metadata": _closed(
-            {
-                "count": {"type": "integer", "minimum": 0},
-                "experiences": {
-                    "type": "array",
-                    "items": _closed(
-                        {
-                            "experience_name": _TEXT,
-                            "experience_key": _TEXT,
-                            "status": {"enum": ["Active", "Paused", "Scheduled"]},
-                        }
-                    ),
-                },
-            }
-        )
-    }
-)
+_STATUS = {"enum": ["Active", "Paused", "Scheduled"]}
+_ROWS = {"type": "array", "items": _closed({"experience_name": _TEXT, "experience_key": _TEXT, "status": _STATUS})}
+METADATA = _closed({"metadata": _closed({"count": {"type": "integer", "minimum": 0}, "experiences": _ROWS})})
 EVENTS = _closed(
     {
         "status": {"const": "success"},
@@ -77,12 +52,7 @@ OFFERINGS = {
         "properties": {
             "dp_offering_id": _TEXT,
             "offering_content": _closed({"type": {"const": "json"}, "payload": {"type": "object"}}),
-            "offering_context": {
-                "type": "object",
-                "minProperties": 1,
-                "required": ["moe_offering_id", "moe_offering_name"],
-                "additionalProperties": _TEXT,
-            },
+            "offering_context": _texts("moe_offering_id moe_offering_name"),
         },
     },
 }

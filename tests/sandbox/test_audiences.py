@@ -33,50 +33,48 @@ def check(rule: Any, visitor: Visitor | None = None) -> Finding:
     return read.check(Visitor(CUSTOMER, SESSION) if visitor is None else visitor)
 
 
+def build_rules(conditions: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """Return a rule for each condition of each attribute."""
+    return [{name: condition} for name, each in conditions.items() for condition in each]
+
+
+EMAIL = ["email", ["cpc", "email"], {"is": "email"}, {"is_not": "cpc"}, {"in": ["cpc", "email"]}, {"not_in": ["cpc"]}]
+MATCHING = {
+    "utm_medium": [*EMAIL, {"contains": "mai"}, {"starts_with": "e", "ends_with": "l"}, {"exists": True}],
+    "session.utm_medium": ["email"],
+    "session.day": ["x"],
+    "session.a.b": ["dotted"],
+    "nothing": [{"is_not": "cpc"}, {"not_in": ["cpc"]}, {"exists": False}],
+    "cart_value": [149.5, "149.5", [1, 149.5], {"gte": 149.5, "lte": "149.5"}, {"gt": 20, "lt": 1000}],
+    "flag": [True],
+    "customer.vip": [True, "true"],
+    "customer.points": ["2480", {"gte": 500}],
+    "customer.score": [{"gt": 12}],
+    "and": [[{"utm_medium": "email"}, {"customer.loyalty": "gold"}]],
+    "or": [[{"utm_medium": "cpc"}, {"customer.loyalty": "gold"}]],
+    "not": [{"utm_medium": "cpc"}],
+    "day": ["Sunday", ["Saturday", "Sunday"]],
+    "hour": [23, [1, 23], {"from": 22, "until": 5}, {"from": 0, "until": 0}],
+    "device": ["phone", ["tablet", "phone"]],
+    "ip": ["203.0.113.0/24", ["2001:db8::/32", "203.0.113.9"]],
+}
+OTHER = {
+    "nothing": ["email", ["email"], {"contains": ""}, {"lt": 1}, {"exists": True}],
+    "utm_medium": ["Email", {"is_not": "email"}, {"not_in": ["email"]}, {"exists": False}],
+    "word": [5, {"gte": 0}, {"lt": 1e9}],
+    "customer.vip": [1, {"gt": 0}],
+    "cart_value": [int("9" * 400)],
+    "loyalty": ["gold"],
+    "customer.utm_medium": ["email"],
+    "day": ["Monday"],
+    "hour": [{"from": 5, "until": 23}],
+    "device": [["desktop", "bot"]],
+    "ip": ["198.51.100.0/24"],
+}
+
+
 @pytest.mark.parametrize(
-    "rule",
-    [
-        {"utm_medium": "email"},
-        {"session.utm_medium": "email"},
-        {"session.day": "x"},
-        {"session.a.b": "dotted"},
-        {"utm_medium": ["cpc", "email"]},
-        {"utm_medium": {"is": "email"}},
-        {"utm_medium": {"is_not": "cpc"}},
-        {"nothing": {"is_not": "cpc"}},
-        {"utm_medium": {"in": ["cpc", "email"]}},
-        {"utm_medium": {"not_in": ["cpc"]}},
-        {"nothing": {"not_in": ["cpc"]}},
-        {"utm_medium": {"contains": "mai"}},
-        {"utm_medium": {"starts_with": "e", "ends_with": "l"}},
-        {"cart_value": 149.5},
-        {"cart_value": "149.5"},
-        {"cart_value": {"gte": 149.5, "lte": "149.5"}},
-        {"cart_value": {"gt": 20, "lt": 1000}},
-        {"cart_value": [1, 149.5]},
-        {"flag": True},
-        {"customer.vip": True},
-        {"customer.vip": "true"},
-        {"customer.points": {"gte": 500}},
-        {"customer.points": "2480"},
-        {"customer.score": {"gt": 12}},
-        {"utm_medium": {"exists": True}},
-        {"nothing": {"exists": False}},
-        {"and": [{"utm_medium": "email"}, {"customer.loyalty": "gold"}]},
-        {"or": [{"utm_medium": "cpc"}, {"customer.loyalty": "gold"}]},
-        {"not": {"utm_medium": "cpc"}},
-        {"day": "Sunday"},
-        {"day": ["Saturday", "Sunday"]},
-        {"hour": 23},
-        {"hour": [1, 23]},
-        {"hour": {"from": 22, "until": 5}},
-        {"hour": {"from": 0, "until": 0}},
-        {"device": "phone"},
-        {"device": ["tablet", "phone"]},
-        {"ip": "203.0.113.0/24"},
-        {"ip": ["2001:db8::/32", "203.0.113.9"]},
-        {"//": "a note", "utm_medium": {"//": "another", "is": "email"}},
-    ],
+    "rule", [*build_rules(MATCHING), {"//": "a note", "utm_medium": {"//": "another", "is": "email"}}]
 )
 def test_a_rule_that_matches(rule: Any) -> None:
     """The visitor matches the rule and doesn't match its opposite."""
@@ -84,33 +82,7 @@ def test_a_rule_that_matches(rule: Any) -> None:
     assert not check({"not": rule}).matched
 
 
-@pytest.mark.parametrize(
-    "rule",
-    [
-        {"nothing": "email"},
-        {"nothing": ["email"]},
-        {"nothing": {"contains": ""}},
-        {"nothing": {"lt": 1}},
-        {"nothing": {"exists": True}},
-        {"utm_medium": "Email"},
-        {"utm_medium": {"is_not": "email"}},
-        {"utm_medium": {"not_in": ["email"]}},
-        {"utm_medium": {"exists": False}},
-        {"word": {"gte": 0}},
-        {"word": {"lt": 1e9}},
-        {"word": 5},
-        {"customer.vip": 1},
-        {"customer.vip": {"gt": 0}},
-        {"cart_value": int("9" * 400)},
-        {"loyalty": "gold"},
-        {"customer.utm_medium": "email"},
-        {"utm_medium": "email", "customer.loyalty": "none"},
-        {"day": "Monday"},
-        {"hour": {"from": 5, "until": 23}},
-        {"device": ["desktop", "bot"]},
-        {"ip": "198.51.100.0/24"},
-    ],
-)
+@pytest.mark.parametrize("rule", [*build_rules(OTHER), {"utm_medium": "email", "customer.loyalty": "none"}])
 def test_a_rule_that_does_not_match(rule: Any) -> None:
     """The visitor doesn't match the rule, but matches its opposite."""
     assert not check(rule).matched
@@ -183,7 +155,6 @@ def test_the_user_agent_names_the_device(user_agent: str, device: str | None) ->
 def test_hours_go_from_the_first_to_before_the_second(start: int, until: int) -> None:
     """A span and the opposite span make a day, also past midnight."""
     span = list_hours(start, until)
-
     assert start in span
     if start == until:
         assert span == frozenset(range(24))

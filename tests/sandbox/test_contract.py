@@ -61,7 +61,6 @@ def test_hero_banner_differs_by_visitor_and_hour(way: Way) -> None:
         *(title_of(way, identifiers={"customer_id": customer}) for customer in "123"),
         title_of(way, TIME_OF_THE_DAY="13", identifiers={"customer_id": "visitor"}),
     ]
-
     assert len(set(titles)) == len(titles)
 
 
@@ -69,7 +68,6 @@ def test_other_visitors_get_one_of_two_variations_each_time_the_same(way: Way) -
     """The A/B split serves both variations, and each visitor always gets the same variation."""
     first = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
     again = [title_of(way, identifiers={"customer_id": f"v{number}"}) for number in range(40)]
-
     assert first == again
     assert len(set(first)) == 2
 
@@ -77,7 +75,6 @@ def test_other_visitors_get_one_of_two_variations_each_time_the_same(way: Way) -
 def test_absent_experiences_are_a_success(way: Way) -> None:
     """Unknown, paused, scheduled and unmatched keys are absent from a 200."""
     asked = ["no-such-key", "spring-sale", "winter-gala", "cart-upsell"]
-
     assert experiences(way, experience_key=asked) == {}
 
 
@@ -87,7 +84,6 @@ def test_absent_experiences_are_a_success(way: Way) -> None:
 def test_cart_upsell_follows_the_cart(way: Way, cart_value: str, product: str | None) -> None:
     """Rules compare numbers in strings as numbers."""
     found = experiences(way, experience_key=["cart-upsell"], cart_value=cart_value)
-
     payload = found.get("cart-upsell", {}).get("payload", {})
     assert payload.get("Product", {}).get("value") == product
 
@@ -96,7 +92,6 @@ def test_cart_upsell_follows_the_cart(way: Way, cart_value: str, product: str | 
 def test_recommendations_have_offerings_as_an_array_or_as_a_string(way: Way, category: str, kind: type) -> None:
     """The shipped workspace serves both forms of the contract, each with at least four products."""
     found = experiences(way, experience_key=["recommendations"], product_category=category)
-
     value = found["recommendations"]["payload"]["offerings"]["value"]
     offerings = json.loads(value) if isinstance(value, str) else value
     assert_valid(offerings, schema.OFFERINGS)
@@ -109,14 +104,12 @@ def test_recommendations_have_offerings_as_an_array_or_as_a_string(way: Way, cat
 def test_a_fetch_without_keys_gives_all_experiences_of_the_customer(way: Way) -> None:
     """A customer gets every experience that has an audience with the customer in it."""
     found = experiences(way, identifiers={"customer_id": "1"}, cart_value="200")
-
     assert set(found) == {"hero-banner", "promo-strip", "cart-upsell", "recommendations"}
 
 
 def test_a_fetch_without_keys_and_customer_gives_only_content_for_all_users(way: Way) -> None:
     """The sandbox skips content for an audience, even if the visitor is in the audience."""
     found = experiences(way, cart_value="200", utm_medium="email")
-
     names = {key: entry["experience_context"]["audience_name"] for key, entry in found.items()}
     assert names == dict.fromkeys(["hero-banner", "promo-strip", "recommendations"], "All users")
 
@@ -124,7 +117,6 @@ def test_a_fetch_without_keys_and_customer_gives_only_content_for_all_users(way:
 def test_only_the_first_25_keys_are_answered(way: Way) -> None:
     """The sandbox ignores key 26."""
     fill = [f"unknown-{number}" for number in range(24)]
-
     assert set(experiences(way, experience_key=[*fill, "hero-banner"])) == {"hero-banner"}
     assert experiences(way, experience_key=[*fill, "another", "hero-banner"]) == {}
 
@@ -150,7 +142,6 @@ def test_a_locale_changes_the_content_and_its_id(way: Way) -> None:
     """The sandbox falls back from the locale to its language, then to the default; the context has the locale's id."""
     german = experiences(way, experience_key=["promo-strip"], locale="de_AT")["promo-strip"]
     english = experiences(way, experience_key=["promo-strip"], locale="fr")["promo-strip"]
-
     assert "Versand" in german["payload"]["Text"]["value"]
     assert german["payload"]["CtaUrl"] == english["payload"]["CtaUrl"]
     assert [each["experience_context"]["moe_locale_id"] for each in (german, english)] == ["1", "0"]
@@ -177,7 +168,6 @@ def test_a_locale_changes_the_content_and_its_id(way: Way) -> None:
 def test_metadata_filters_by_status(way: Way, query: str, keys: list[str]) -> None:
     """Statuses are case-sensitive; an unknown status matches nothing and is not an error."""
     response = way(get_metadata(query))
-
     data = read(response)
     assert response.status == 200
     assert_valid(data, schema.METADATA)
@@ -196,9 +186,7 @@ def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, shipped: E
         action="MOE_PERSONALIZATION_MESSAGE_CLICKED", attributes={**context, "b_id": "cta", "moe_offering_id": "7"}
     )
     sent = batch(element(shown, clicked), element({**shown, "moe_event_uuid": shown["moe_event_uuid"].upper()}))
-
     answers = [way(post(EVENTS, sent)) for _ in range(2)]
-
     for answer in answers:
         assert answer.status == 200
         assert_valid(read(answer), schema.EVENTS)
@@ -218,9 +206,7 @@ def test_user_attributes_create_and_update_profiles(way: Way) -> None:
     """An event changes the attributes of a customer for the next fetch."""
     customer = str(uuid.uuid4())
     assert "Ada" not in title_of(way, identifiers={"customer_id": customer})
-
     way(post(EVENTS, batch(element(customer_id=customer, user_attributes={"loyalty": "gold", "ignored": []}))))
-
     assert "Ada" in title_of(way, identifiers={"customer_id": customer})
 
 
@@ -245,7 +231,6 @@ def test_client_lists_fetches_and_sends_events(transport: Any, shipped: Engine) 
     ]
     assert client.send_events(events, deadline=deadline)
     assert client.send_events(events, deadline=deadline)
-
     assert set(keys) == set(result.experiences)
     assert hero["Theme"] == "gold"
     assert result.experiences["cart-upsell"]["Price"] == 24.0

@@ -83,7 +83,6 @@ batches = st.lists(
 def test_every_valid_fetch_gets_a_valid_response(way: Way, data: Any) -> None:
     """The response is a 200 that matches the schema, is repeatable and has no other keys than the request."""
     response = way(post(FETCH, data))
-
     assert response.status == 200
     body = read(response)
     assert_valid(body, schema.FETCH)
@@ -97,12 +96,10 @@ def test_every_valid_fetch_gets_a_valid_response(way: Way, data: Any) -> None:
 def test_every_valid_batch_is_accepted_and_counted_by_uuid(way: Way, shipped: Engine, data: Any) -> None:
     """The ledger has one entry for each UUID, also if the batch is sent twice."""
     shipped.ledger.clear()
-
     for _ in range(2):
         response = way(post(EVENTS, data))
         assert response.status == 200
         assert_valid(read(response), schema.EVENTS)
-
     uuids = {entry["moe_event_uuid"] for each in data["elements"] for entry in each["actions"]}
     assert {entry.event_uuid for entry in shipped.ledger.entries()} == uuids
     assert len(shipped.ledger.entries()) == len(uuids)
@@ -113,7 +110,6 @@ def test_every_valid_batch_is_accepted_and_counted_by_uuid(way: Way, shipped: En
 def test_every_status_filter_gives_a_valid_list(way: Way, statuses: list[str]) -> None:
     """The metadata has the experiences with these statuses and no others."""
     response = way(get_metadata("status=" + ",".join(statuses)))
-
     data = read(response)
     assert response.status == 200
     assert_valid(data, schema.METADATA)
@@ -147,7 +143,6 @@ def test_every_batch_with_a_mutated_action_is_refused(
     """The sandbox refuses the whole batch if its last action is invalid."""
     shipped.ledger.clear()
     data["elements"][-1]["actions"][-1][name] = value
-
     assert_refused(way(post(EVENTS, data)), 400, "Invalid Field Value")
     assert shipped.ledger.entries() == []
 
@@ -164,10 +159,8 @@ def test_the_process_and_the_server_answer_alike(
 ) -> None:
     """Status, body and headers are the same in the process and over HTTP."""
     request = Request(method, path, headers=credentials() if signed else {}, body=body)
-
     in_process = shipped_server.engine.handle(request)
     with HttpWay(shipped_server) as way:
         over_http = way(request)
-
     assert (in_process.status, in_process.body) == (over_http.status, over_http.body)
     assert in_process.headers.items() <= over_http.headers.items()

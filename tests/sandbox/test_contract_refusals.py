@@ -83,7 +83,6 @@ def test_one_bad_element_fails_the_whole_batch(way: Way, shipped: Engine, name: 
     bad = BAD_EVENTS[name]
     if isinstance(bad.get("elements"), list) and 0 < len(bad["elements"]) < 100:
         bad = batch(element(), *bad["elements"])
-
     assert_refused(way(post(EVENTS, bad)), 400, "Invalid Field Value")
     assert shipped.ledger.entries() == []
 
@@ -111,20 +110,8 @@ def test_events_at_the_limits_are_accepted(way: Way, sent: Any) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b"  ",
-        b"{",
-        b"nope",
-        b"[]",
-        b"1",
-        b"null",
-        b'"text"',
-        b"\xff\xfe",
-        b'{"a": NaN}',
-        b'{"a": 1e999}',
-        b'{"a": ' + b"9" * 5000 + b"}",
-        b"[" * 100_000,
-        b'\xef\xbb\xbf{"a": "b"}',
+        *[b"", b"  ", b"{", b"nope", b"[]", b"1", b"null", b'"text"', b"\xff\xfe", b"[" * 100_000],
+        *[b'{"a": NaN}', b'{"a": 1e999}', b'{"a": ' + b"9" * 5000 + b"}", b'\xef\xbb\xbf{"a": "b"}'],
     ],
 )
 def test_a_body_that_is_not_a_json_object_is_malformed(way: Way, path: str, body: bytes) -> None:
@@ -133,33 +120,19 @@ def test_a_body_that_is_not_a_json_object_is_malformed(way: Way, path: str, body
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("name", "value"),
     [
-        {"DAY_OF_THE_WEEK": "monday"},
-        {"DAY_OF_THE_WEEK": "Someday"},
-        {"DAY_OF_THE_WEEK": 1},
-        {"TIME_OF_THE_DAY": "24"},
-        {"TIME_OF_THE_DAY": "7"},
-        {"TIME_OF_THE_DAY": "07:00"},
-        {"TIME_OF_THE_DAY": "\u0660\u0667"},
-        {"TIME_OF_THE_DAY": 7},
-        {"USER_IP_ADDRESS": None},
-        {"USER_AGENT": []},
-        {"cart_value": 500},
-        {"experience_key": "hero-banner"},
-        {"experience_key": [1]},
-        {"experience_key": None},
-        {"identifiers": "1"},
-        {"identifiers": None},
-        {"identifiers": {"customer_id": 1}},
-        {"identifiers": {"customer_id": None}},
-        {"identifiers": {"user_identifiers": ["ada@example.com"]}},
-        {"identifiers": {"user_identifiers": {"u_em": 1}}},
+        *(("DAY_OF_THE_WEEK", day) for day in ("monday", "Someday", 1)),
+        *(("TIME_OF_THE_DAY", hour) for hour in ("24", "7", "07:00", "\u0660\u0667", 7)),
+        *[("USER_IP_ADDRESS", None), ("USER_AGENT", []), ("cart_value", 500)],
+        *(("experience_key", keys) for keys in ("hero-banner", [1], None)),
+        *(("identifiers", value) for value in ("1", None, {"customer_id": 1}, {"customer_id": None})),
+        *(("identifiers", {"user_identifiers": value}) for value in (["ada@example.com"], {"u_em": 1})),
     ],
 )
-def test_a_field_of_the_wrong_type_is_an_invalid_field_value(way: Way, fields: Any) -> None:
+def test_a_field_of_the_wrong_type_is_an_invalid_field_value(way: Way, name: str, value: Any) -> None:
     """Invalid values have another title than invalid JSON."""
-    assert_refused(way(post(FETCH, fields)), 400, "Invalid Field Value")
+    assert_refused(way(post(FETCH, {name: value})), 400, "Invalid Field Value")
 
 
 def _request(path: str, headers: dict[str, str], body: bytes = b"{}") -> Request:
@@ -170,24 +143,14 @@ def _request(path: str, headers: dict[str, str], body: bytes = b"{}") -> Request
 @pytest.mark.parametrize(
     "authorization",
     [
-        None,
-        "",
-        basic(password="data-key"),
-        basic(user="OTHER"),
-        basic().replace("Basic", "Bearer"),
-        "Basic !!!",
-        "Basic",
-        f"{basic()}\xe9",
-        basic(password=API_KEY + "\xe9"),
-        f"Basic {WORKSPACE_ID}:{API_KEY}",
+        *[None, "", "Basic", "Basic !!!", f"Basic {WORKSPACE_ID}:{API_KEY}", basic().replace("Basic", "Bearer")],
+        *[basic(password="data-key"), basic(user="OTHER"), f"{basic()}\xe9", basic(password=API_KEY + "\xe9")],
     ],
 )
 def test_wrong_credentials_are_401_for_any_body(way: Way, path: str, authorization: str | None) -> None:
     """The sandbox checks the credentials before the body."""
     headers = {} if authorization is None else {"Authorization": authorization}
-
     response = way(_request(path, headers, b"{"))
-
     assert_refused(response, 401, "Authentication required")
     assert response.headers["www-authenticate"].startswith("Basic")
 
@@ -202,7 +165,6 @@ def test_a_missing_or_unknown_app_key_is_a_request_error(way: Way, path: str, ap
 def test_header_names_and_the_scheme_are_case_insensitive(way: Way) -> None:
     """HTTP requires that a server ignores the case of header names and of the scheme."""
     headers = {"authorization": basic().replace("Basic", "bAsIc"), "moe-appkey": WORKSPACE_ID}
-
     assert way(_request(FETCH, headers)).status == 200
 
 
@@ -216,17 +178,14 @@ def test_a_body_over_128_kib_is_too_large(way: Way, path: str) -> None:
 @pytest.mark.parametrize(
     ("method", "path", "allowed"),
     [
-        ("GET", FETCH, "POST"),
-        ("PUT", EVENTS, "POST"),
         ("POST", METADATA, "GET"),
-        ("BREW", FETCH, "POST"),
-        ("OPTIONS", FETCH, "POST"),
+        ("PUT", EVENTS, "POST"),
+        *((each, FETCH, "POST") for each in ("GET", "BREW", "OPTIONS")),
     ],
 )
 def test_another_method_is_not_allowed(way: Way, method: str, path: str, allowed: str) -> None:
     """The 405 names the allowed method, also without credentials."""
     response = way(Request(method, path))
-
     assert_refused(response, 405, "Method Not Allowed")
     assert response.headers["allow"] == allowed
 

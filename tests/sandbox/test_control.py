@@ -24,7 +24,6 @@ def test_the_ledger_is_read_and_cleared_over_http(engine: Engine, api: HttpWay, 
     """GET returns counts and entries as JSON; DELETE removes them."""
     context = fetch(engine, {})["plain"]["experience_context"]
     api(post(EVENTS, batch(element(action(attributes=context)))))
-
     ledger = call(control, "GET", LEDGER)
     assert ledger["counts"] == {"plain": {"impressions": 1, "clicks": 0}}
     assert ledger["entries"][0]["customer_id"] == "42"
@@ -35,7 +34,6 @@ def test_the_ledger_is_read_and_cleared_over_http(engine: Engine, api: HttpWay, 
 def test_explain_returns_the_decisions_of_a_fetch(control: HttpWay) -> None:
     """Each key has its decision with the sentence; an invalid body gets the 400 of a fetch."""
     plain, nope = call(control, "POST", EXPLAIN, {"experience_key": ["plain", "nope"]})["decisions"]
-
     assert (plain["served"], plain["reason"], plain["variation_id"]) == (True, None, "1")
     assert plain["sentence"] == "audience “All users” → matched; variation A (the only one)."
     assert plain["entry"]["payload"]["T"]["value"] == "x" * 200
@@ -48,12 +46,10 @@ def test_faults_are_set_over_http(api: HttpWay, control: HttpWay) -> None:
     assert call(control, "PUT", FAULTS, {"error_rate": 1, "error_status": 429, "retry_after": 7})["error_status"] == 429
     response = api(get_metadata())
     assert (response.status, response.headers["retry-after"]) == (429, "7")
-
     bad = control(Request("PUT", FAULTS, body=b'{"eror_rate": 1}'))
     assert_refused(bad, 400, "Invalid Field Value")
     assert 'did you mean "error_rate"?' in read(bad)["description"]
     assert call(control, "GET", FAULTS)["retry_after"] == 7
-
     call(control, "PUT", FAULTS, {})
     assert api(get_metadata()).status == 200
 
@@ -70,7 +66,6 @@ def test_faults_are_set_over_http(api: HttpWay, control: HttpWay) -> None:
 def test_other_control_requests_are_refused(control: HttpWay, method: str, path: str, status: int, title: str) -> None:
     """The refusal includes OPTIONS, so that no web page may send a PUT or DELETE."""
     response = control(Request(method, path))
-
     assert_refused(response, status, title)
     assert ("allow" in response.headers) is (status == 405)
 

@@ -41,7 +41,6 @@ def test_weights_are_kept(weights: tuple[float, ...]) -> None:
     """Each variation gets its share of many customers, within four standard deviations."""
     engine = build_engine(split(*weights))
     found = Counter(variation_of(engine, identifiers={"customer_id": f"c{number}"}) for number in range(VISITORS))
-
     for index, weight in enumerate(weights):
         assert tail(found[str(index + 1)], weight / sum(weights)) < 4
 
@@ -51,9 +50,7 @@ def test_weights_are_kept(weights: tuple[float, ...]) -> None:
 def test_a_customer_keeps_the_variation(customer: str, attributes: dict[str, str]) -> None:
     """Neither in-session attributes nor a restart change it."""
     identifiers = {"customer_id": customer}
-
     first = variation_of(build_engine(split(1, 1)), identifiers=identifiers)
-
     assert variation_of(build_engine(split(1, 1)), identifiers=identifiers, **attributes) == first
 
 
@@ -61,9 +58,7 @@ def test_without_a_customer_address_and_user_agent_decide() -> None:
     """The same user agent at the same address keeps its variation; other addresses may get another one."""
     engine = build_engine(split(1, 1))
     fields = [{"USER_IP_ADDRESS": f"203.0.113.{number}", "USER_AGENT": "A"} for number in range(40)]
-
     found = [variation_of(engine, **each) for each in fields]
-
     assert found == [variation_of(engine, **each, utm_medium="email") for each in fields]
     assert set(found) == {"1", "2"}
 
@@ -76,7 +71,6 @@ def test_experiences_are_split_independently() -> None:
     for number in range(VISITORS):
         found = fetch(engine, {"identifiers": {"customer_id": f"c{number}"}})
         pairs[tuple(found[key]["experience_context"]["moe_variation_id"] for key in ("split", "other"))] += 1
-
     assert all(tail(count, 0.25) < 4 for count in pairs.values())
     assert len(pairs) == 4
 
@@ -94,7 +88,6 @@ def test_a_control_group_gets_nothing() -> None:
     bodies = [{"identifiers": {"customer_id": f"c{number}"}} for number in range(VISITORS)]
     found = [fetch(engine, body) for body in bodies]
     held_back = [body for body, each in zip(bodies, found, strict=True) if "plain" not in each]
-
     assert tail(len(held_back), 0.2) < 4
     assert all("split" in each for each in found)
     decision = engine.explain(held_back[0])[0]
@@ -106,7 +99,6 @@ def test_the_global_control_group_gets_nothing_at_all() -> None:
     """A visitor in this group gets no experience."""
     engine = build_engine(PLAIN, split(1), global_control_group=10)
     sizes = Counter(len(fetch(engine, {"identifiers": {"customer_id": f"c{n}"}})) for n in range(VISITORS))
-
     assert set(sizes) == {0, 2}
     assert tail(sizes[0], 0.1) < 4
     assert build_engine(PLAIN, global_control_group=100).explain({})[0].reason is (
@@ -136,10 +128,8 @@ def iso(seconds: float) -> str:
 def test_a_schedule_follows_the_clock(fields: Any, reason: str | None, status: str | None) -> None:
     """An experience is active from its start to before its end; after its end the metadata doesn't list it."""
     engine = build_engine({**PLAIN, **fields})
-
     (decision,) = engine.explain({"experience_key": ["plain"]})
     rows = json.loads(engine.handle(get_metadata()).body)["metadata"]["experiences"]
-
     assert (decision.reason and decision.reason.value) == reason
     assert decision.served is (reason is None) is ("plain" in fetch(engine, {"experience_key": ["plain"]}))
     assert [row["status"] for row in rows] == ([status] if status else [])
@@ -154,9 +144,7 @@ def test_explain_has_a_sentence_for_every_key() -> None:
         "locale": "de",
         "identifiers": {"customer_id": "visitor"},
     }
-
     hero, promo, cart, nope, gala, spring = engine.explain(body)
-
     assert hero.sentence == "audience “Email visitors”: utm_medium is email → matched; variation A (the only one)."
     assert (hero.audience, hero.variation_id) == ("Email visitors", "4")
     assert len(hero.checks) == 4
@@ -172,7 +160,6 @@ def test_explain_has_a_sentence_for_every_key() -> None:
 def test_explain_names_a_variation_chosen_by_weight() -> None:
     """The sentence has the name of the variation."""
     (decision,) = build_engine(split(1, 1)).explain({"identifiers": {"customer_id": "c1"}})
-
     name = "AB"[int(decision.variation_id) - 1]
     assert decision.sentence == f"audience “All users” → matched; variation {name} by weight."
 
@@ -180,7 +167,6 @@ def test_explain_names_a_variation_chosen_by_weight() -> None:
 def test_explain_says_what_a_fetch_without_keys_and_customer_skips() -> None:
     """Such a fetch skips content for an audience."""
     (decision,) = build_engine({**PLAIN, "audience": {"a": "1"}}).explain({"a": "1"})
-
     assert decision.reason is FailureReason.USER_NOT_IN_SEGMENT
     assert "the fetch has neither keys nor a customer → skipped" in decision.sentence
 
@@ -188,9 +174,7 @@ def test_explain_says_what_a_fetch_without_keys_and_customer_skips() -> None:
 def test_explain_names_the_keys_beyond_the_limit() -> None:
     """The 26th key has its reason; a repeated key counts once."""
     keys = [f"k{number}" for number in range(25)]
-
     decisions = build_engine(PLAIN).explain({"experience_key": [*keys, *keys, "plain"]})
-
     assert [decision.experience_key for decision in decisions] == [*keys, "plain"]
     assert decisions[-1].reason is FailureReason.MAX_LIMIT_BREACHED
 

@@ -1,6 +1,5 @@
 """The engine: to which experience an event belongs, which actions it accepts, and text that UTF-8 can't have."""
 
-import threading
 import uuid
 from typing import Any
 
@@ -8,6 +7,7 @@ from django_moe_personalize.sandbox import Engine
 from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Counts, Ledger, LedgerEntry
 from django_moe_personalize.sandbox.profiles import Profiles
 from django_moe_personalize.sandbox.responses import build_json_response
+from tests.processes import together
 from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, build_engine, build_workspace, element, fetch, post
 
 PLAIN = {"key": "plain", "name": "Plain one", "payload": {"T": "x"}}
@@ -25,13 +25,10 @@ def test_an_event_belongs_to_the_experience_of_its_context() -> None:
     """The ``cid`` decides, or the name or the key. The ledger counts events with an unknown context separately."""
     engine = build_engine(PLAIN, OTHER)
     context = fetch(engine, {"experience_key": ["plain"]})["plain"]["experience_context"]
-
     assert record(engine, **context) == "plain"
     assert record(engine, cid=context["cid"], experience="renamed") == "plain"
-    assert record(engine, experience="Plain one") == "plain"
-    assert record(engine, experience="plain") == "plain"
-    assert record(engine, experience="other") == "other"
-    assert record(engine, experience="invented") == UNKNOWN_EXPERIENCE
+    keys = {"Plain one": "plain", "plain": "plain", "other": "other", "invented": UNKNOWN_EXPERIENCE}
+    assert {name: record(engine, experience=name) for name in keys} == keys
 
 
 def test_a_workspace_can_turn_on_offering_actions() -> None:
@@ -39,7 +36,6 @@ def test_a_workspace_can_turn_on_offering_actions() -> None:
     engine = build_engine(PLAIN, offering_actions=True)
     context = {"moe_offering_id": "7", "moe_offering_name": "Mug"}
     sent = batch(element(*(action(action=f"MOE_OFFERING_{each}", attributes=context) for each in ("SHOWN", "CLICKED"))))
-
     assert engine.handle(post(EVENTS, sent)).status == 200
     assert [entry.attributes for entry in engine.ledger.entries()] == [context, context]
     assert engine.ledger.counts() == {UNKNOWN_EXPERIENCE: Counts(0, 0)}
@@ -69,7 +65,6 @@ def test_the_oldest_entries_are_dropped_but_stay_counted() -> None:
     """The ledger remembers UUIDs for longer than entries."""
     ledger = Ledger(max_entries=2, max_uuids=4)
     assert ledger.record(entry(number) for number in range(3)) == 3
-
     assert [each.event_uuid[-1] for each in ledger.entries()] == ["1", "2"]
     assert ledger.counts() == {"k": Counts(3, 0)}
     assert ledger.record([entry(0)]) == 0
@@ -82,7 +77,6 @@ def test_clear_removes_everything() -> None:
     ledger = Ledger()
     ledger.record([entry(1), entry(2, "CLICKED")])
     ledger.counts()["k"].clicks = 99
-
     assert ledger.counts() == {"k": Counts(1, 1)}
     ledger.clear()
     assert (ledger.entries(), ledger.counts()) == ([], {})
@@ -92,12 +86,7 @@ def test_clear_removes_everything() -> None:
 def test_threads_that_record_the_same_events_count_each_once() -> None:
     """Eight threads record the same 300 events."""
     ledger = Ledger()
-    threads = [threading.Thread(target=lambda: [ledger.record([entry(n)]) for n in range(300)]) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    together(8, lambda index: [ledger.record([entry(number)]) for number in range(300)])
     assert ledger.counts() == {"k": Counts(300, 0)}
     assert len(ledger.entries()) == 300
 
@@ -115,7 +104,6 @@ def test_the_oldest_profile_from_events_is_dropped() -> None:
     assert profiles.attributes("1") == {"a": "changed"}
     profiles.update("1", {"c": 1})
     profiles.update("3", {"u_em": "three@example.com"})
-
     assert profiles.attributes("1") == {"a": "changed", "c": 1}
     assert profiles.attributes("2") == {}
     assert profiles.resolve(None, {"u_em": "two@example.com"}) is None
@@ -127,7 +115,6 @@ def test_only_the_identifiers_of_the_workspace_find_a_customer() -> None:
     """Numbers are compared as text."""
     customers = {"1": {"card": 77, "u_em": "ada@example.com"}}
     profiles = Profiles(build_workspace(customers=customers, identity_resolution=["card"]))
-
     assert profiles.resolve(None, {"card": "77"}) == "1"
     assert profiles.resolve(None, "77") == "1"
     assert profiles.resolve(None, {"u_em": "ada@example.com"}) is None

@@ -68,7 +68,6 @@ def test_every_fault_can_be_set() -> None:
     """The limits are valid; booleans are rates."""
     delays = {"latency": 0, "drip": 1.5, "retry_after": 0}
     fields = {**delays, "error_rate": 1, "error_status": 599, "reset": True, "malformed": False, "seed": 7}
-
     assert parse_faults(fields) == Faults(**fields)
     assert parse_faults({}) == Faults()
 
@@ -77,7 +76,6 @@ def test_without_faults_the_response_is_the_engines() -> None:
     """The response comes at once and unchanged."""
     transport, sleeper = build_transport()
     expected = transport.engine.handle(get_metadata())
-
     response = transport.send(get_metadata(), deadline=sleeper.deadline())
     assert (response.status, response.headers, response.body) == (expected.status, expected.headers, expected.body)
     assert Answer(expected) == Answer(expected, latency=0.0, drip=0.0, reset=False)
@@ -89,7 +87,6 @@ def test_errors_come_at_their_rate_and_a_seed_repeats_them() -> None:
     """About the given share of requests fails, and the same requests fail for the same seed."""
     faults = {"error_rate": 0.3, "error_status": 503}
     statuses = list_statuses(1000, **faults, seed=1)
-
     assert set(statuses) == {200, 503}
     assert 240 < statuses.count(503) < 360
     assert statuses == list_statuses(1000, **faults, seed=1)
@@ -110,9 +107,7 @@ def test_setting_faults_restarts_the_random_choices() -> None:
 def test_an_error_has_the_vendors_envelope_and_the_request_is_not_handled() -> None:
     """The ledger has no trace of a request that failed."""
     transport, sleeper = build_transport(error_rate=1)
-
     response = transport.send(EVENT, deadline=sleeper.deadline())
-
     assert_refused(response, 500, "Internal Server Error")
     assert "retry-after" not in response.headers
     assert transport.engine.ledger.entries() == []
@@ -125,9 +120,7 @@ def test_an_error_has_the_vendors_envelope_and_the_request_is_not_handled() -> N
 def test_errors_have_the_vendors_headers(status: int, retry_after: int | None, expected: tuple[str | None]) -> None:
     """A 429 has the rate limit headers of the vendor's other APIs; any error may have a Retry-After."""
     transport, sleeper = build_transport(error_rate=1, error_status=status, retry_after=retry_after)
-
     headers = transport.send(get_metadata(), deadline=sleeper.deadline()).headers
-
     names = ("retry-after", "x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
     assert tuple(headers.get(name) for name in names) == expected
 
@@ -135,9 +128,7 @@ def test_errors_have_the_vendors_headers(status: int, retry_after: int | None, e
 def test_a_malformed_response_is_not_json_but_the_request_was_handled() -> None:
     """The body is cut; the ledger has the event."""
     transport, sleeper = build_transport(malformed=True)
-
     response = transport.send(EVENT, deadline=sleeper.deadline())
-
     assert response.status == 200
     with pytest.raises(json.JSONDecodeError):
         json.loads(response.body)
@@ -147,12 +138,10 @@ def test_a_malformed_response_is_not_json_but_the_request_was_handled() -> None:
 def test_a_reset_loses_the_response_and_a_retry_counts_once() -> None:
     """The sandbox handled the request, so only the UUID stops the retry from counting again."""
     transport, sleeper = build_transport(reset=True)
-
     with pytest.raises(TransportError, match="reset"):
         transport.send(EVENT, deadline=sleeper.deadline())
     transport.injector.faults = Faults()
     assert transport.send(EVENT, deadline=sleeper.deadline()).status == 200
-
     assert len(transport.engine.ledger.entries()) == 1
 
 
@@ -162,7 +151,6 @@ def test_a_reset_loses_the_response_and_a_retry_counts_once() -> None:
 def test_latency_and_drip_pass_before_the_response(faults: dict[str, float], seconds: float, passed: float) -> None:
     """A request waits for latency and drip, if its deadline allows this wait. ``None`` means no deadline."""
     transport, sleeper = build_transport(**faults)
-
     assert transport.send(get_metadata(), deadline=sleeper.deadline(seconds)).status == 200
     assert sleeper.now == pytest.approx(passed)
 
@@ -170,7 +158,6 @@ def test_latency_and_drip_pass_before_the_response(faults: dict[str, float], sec
 def test_latency_ends_at_the_deadline() -> None:
     """The caller doesn't wait longer than its deadline, but the sandbox handles the request."""
     transport, sleeper = build_transport(latency=5)
-
     with pytest.raises(DeadlineExceeded):
         transport.send(EVENT, deadline=sleeper.deadline(0.25))
     assert sleeper.now == 0.25
@@ -180,7 +167,6 @@ def test_latency_ends_at_the_deadline() -> None:
 def test_after_the_deadline_no_request_is_made() -> None:
     """The engine never gets the request."""
     transport, sleeper = build_transport()
-
     with pytest.raises(DeadlineExceeded):
         transport.send(EVENT, deadline=sleeper.deadline(0))
     assert transport.engine.ledger.entries() == []
