@@ -18,7 +18,6 @@ EXPERIENCES = {name: {"Title": f"The {name}"} for name in ["hero", "promo", "off
 
 @pytest.fixture(scope="session")
 def driver() -> Iterator[webdriver.Chrome]:
-    """Start one browser for all tests."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
     for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WIDTH},{HEIGHT}"):
@@ -36,7 +35,6 @@ def driver() -> Iterator[webdriver.Chrome]:
 
 @pytest.fixture(scope="session")
 def running_site() -> Iterator[Site]:
-    """Start one site for all tests."""
     with serve() as site:
         yield site
 
@@ -51,29 +49,32 @@ class Visitor:
         self._seen: override_experiences | None = None
 
     def use(self, impressions: str, **settings: Any) -> None:
-        """Set IMPRESSIONS and other settings."""
         self._seen = self._stack.enter_context(override_experiences(EXPERIENCES, IMPRESSIONS=impressions, **settings))
 
     def close(self) -> None:
-        """Leave the site."""
         self.driver.get("about:blank")
         self._stack.close()
 
-    def open(self, body: str, *, impressions: str = "render", head: str = "") -> None:
-        """Open a page with this body."""
+    def open(self, body: str, *, impressions: str = "render", script: str = "") -> None:
+        """Open a page with this body. Its head loads the script."""
         self.use(impressions)
-        self.driver.get(self.site.put("page", body, head=head))
+        self.site.put_file("script.js", script)
+        self.driver.get(self.site.put("page", body, head='<script src="/script.js"></script>' if script else ""))
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Run a script in the page and return what it returns."""
         return self.driver.execute_script(script, *arguments)
 
+    def insert(self, piece: str) -> None:
+        """Let a script put this piece of a template into the main element, as HTMX does."""
+        self.site.put_file("piece", "{% load moe_personalize %}" + piece, "text/html")
+        self.run(
+            "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
+        )
+
     def click(self, selector: str) -> None:
-        """Click with the mouse."""
         self.driver.find_element(By.CSS_SELECTOR, selector).click()
 
     def scroll(self, top: int) -> None:
-        """Scroll the window at once."""
         self.run("scrollTo({top: arguments[0], behavior: 'instant'})", top)
 
     def wait_until(self, is_true: Callable[[], object], seconds: float = 6) -> None:
@@ -85,7 +86,6 @@ class Visitor:
 
     @property
     def impressions(self) -> dict[str, int]:
-        """The impressions that arrived, by experience."""
         return self._seen.impressions
 
     @property
@@ -100,7 +100,6 @@ class Visitor:
         return [[event[0] for event in events] for events in self.site.beacons]
 
     def read_complaints(self) -> list[str]:
-        """Return the messages in the console since the last call."""
         return [entry["message"] for entry in self.driver.get_log("browser")]
 
 

@@ -25,7 +25,6 @@ pages: dict[str, tuple[str, str]] = {}
 
 
 def show(request: HttpRequest, name: str) -> HttpResponse:
-    """Render the page at this path."""
     if name not in pages:
         raise Http404
     kind, source = pages[name]
@@ -53,7 +52,6 @@ class Site:
         self._application = StaticFilesHandler(WSGIHandler())
 
     def put(self, name: str, body: str, *, head: str = "") -> str:
-        """Put a page at a path and return its address."""
         pages[name] = ("text/html", PAGE.format(path=name, head=head, body=body))
         return f"{self.url}/{name}"
 
@@ -62,7 +60,6 @@ class Site:
         pages[name] = (kind, text)
 
     def clear(self) -> None:
-        """Forget the pages and their reports."""
         pages.clear()
         self.put_file("favicon.ico", "", "image/x-icon")
         self.beacons.clear()
@@ -83,7 +80,6 @@ class Site:
 
 @contextmanager
 def serve() -> Iterator[Site]:
-    """Run the site on a free port of this machine."""
     server = ThreadedWSGIServer(("127.0.0.1", 0), _Handler)
     site = Site(f"http://127.0.0.1:{server.server_port}")
     server.set_app(site)

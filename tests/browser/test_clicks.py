@@ -40,18 +40,12 @@ def test_second_click_counts_nothing(visitor):
     visitor.wait_until(lambda: len(visitor.clicks) == 2)
 
 
-@pytest.mark.parametrize("child", ["span", "svg", "rect"])
-def test_click_on_a_child(visitor, child):
-    """A click on text or a picture inside the button is a click on the button."""
+@pytest.mark.parametrize("place", ["span", "svg", "rect", Keys.ENTER])
+def test_click_on_a_child_or_with_the_keyboard(visitor, place):
+    """A click on text or a picture inside the button, or the Enter key, is a click on the button."""
     visitor.open(BUTTON)
-    visitor.click(child)
-    visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
-
-
-def test_key_on_a_button(visitor):
-    """Pressing the button with the keyboard is a click."""
-    visitor.open(BUTTON)
-    visitor.driver.find_element(By.TAG_NAME, "button").send_keys(Keys.ENTER)
+    button = visitor.driver.find_element(By.TAG_NAME, "button")
+    button.send_keys(place) if place == Keys.ENTER else visitor.click(place)
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 
@@ -106,13 +100,9 @@ def test_beacon_of_a_click_that_leaves(visitor):
 
 def test_page_that_stops_the_event(visitor):
     """A click counts even if the page's own handlers stop the event and remove the button."""
-    visitor.site.put_file(
-        "stop.js",
-        "addEventListener('DOMContentLoaded', () => document.querySelector('button').addEventListener('click',"
-        "(event) => { event.stopImmediatePropagation(); event.target.remove(); }))",
-    )
-    visitor.open(BUTTON, head='<script src="/stop.js"></script>')
-    visitor.driver.find_element(By.TAG_NAME, "button")
+    stop = "(event) => { event.stopImmediatePropagation(); event.target.remove(); }"
+    listen = f"document.querySelector('button').addEventListener('click', {stop})"
+    visitor.open(BUTTON, script=f"addEventListener('DOMContentLoaded', () => {listen})")
     ActionChains(visitor.driver).click(visitor.driver.find_element(By.TAG_NAME, "button")).perform()
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
@@ -122,20 +112,15 @@ def test_page_that_stops_the_event(visitor):
 )
 def test_without_beacons(visitor, broken):
     """A browser without sendBeacon, or whose queue is full, reports with fetch."""
-    visitor.site.put_file("broken.js", broken)
-    visitor.open(BUTTON, head='<script src="/broken.js"></script>')
+    visitor.open(BUTTON, script=broken)
     visitor.click("button")
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 
 def test_nothing_can_be_reported(visitor):
     """If fetch fails too, the page goes on working and the console stays empty."""
-    visitor.site.put_file(
-        "broken.js",
-        "delete Navigator.prototype.sendBeacon;"
-        "window.fetch = () => { window.tried = true; return Promise.reject(new TypeError('no')) }",
-    )
-    visitor.open(BUTTON, head='<script src="/broken.js"></script>')
+    fail = "window.fetch = () => { window.tried = true; return Promise.reject(new TypeError('no')) }"
+    visitor.open(BUTTON, script=f"delete Navigator.prototype.sendBeacon; {fail}")
     visitor.click("button")
     assert visitor.run("return tried") is True
     assert visitor.beacons == []
@@ -154,10 +139,7 @@ def test_script_loaded_twice(visitor):
 def test_button_inserted_later(visitor):
     """A button in HTML that a script inserts, as HTMX does, counts."""
     visitor.open("<main></main>")
-    visitor.site.put_file("piece", "{% load moe_personalize %}" + BUTTON, "text/html")
-    visitor.run(
-        "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
-    )
+    visitor.insert(BUTTON)
     visitor.click("button")
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 

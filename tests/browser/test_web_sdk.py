@@ -20,8 +20,7 @@ BODY = (
 
 def test_sdk_counts(visitor):
     """It gets the contexts of shown and clicked experiences. The site gets no reports."""
-    visitor.site.put_file("sdk.js", SDK)
-    visitor.open(BODY, impressions="web_sdk", head='<script src="/sdk.js"></script>')
+    visitor.open(BODY, impressions="web_sdk", script=SDK)
     visitor.click("button")
     context = visitor.run("return JSON.parse(document.querySelector('template').dataset.moeContext)")
     assert context["experience"]
@@ -50,14 +49,8 @@ def test_sdk_comes_later(visitor):
 
 def test_inserted_later(visitor):
     """The Web SDK gets the impressions of inserted experiences too, and no impression twice."""
-    visitor.site.put_file("sdk.js", SDK)
-    visitor.open(BODY + "<main></main>", impressions="web_sdk", head='<script src="/sdk.js"></script>')
-    visitor.site.put_file(
-        "piece", "{% load moe_personalize %}{% experience 'promo' %}<b>x</b>{% endexperience %}", "text/html"
-    )
-    visitor.run(
-        "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
-    )
+    visitor.open(BODY + "<main></main>", impressions="web_sdk", script=SDK)
+    visitor.insert("{% experience 'promo' %}<b>x</b>{% endexperience %}")
     visitor.wait_until(lambda: visitor.run("return told.length") == 2)
     time.sleep(0.5)
     assert [name for name, *_ in visitor.run("return told")] == ["impression", "impression"]

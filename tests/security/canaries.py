@@ -22,6 +22,7 @@ from django.views.decorators.cache import cache_page
 
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.moengage.transport import Request, Response
+from django_moe_personalize.testing import override_personalize
 
 OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 UPDATE = "django.middleware.cache.UpdateCacheMiddleware"
@@ -35,12 +36,6 @@ STACKS = {
     "site cache outside": [CONDITIONAL, UPDATE, SESSIONS, USERS, OURS, FETCH],
     "site cache inside": [CONDITIONAL, SESSIONS, USERS, OURS, UPDATE, FETCH],
     "ours innermost": [UPDATE, CONDITIONAL, SESSIONS, USERS, FETCH, OURS],
-}
-
-SETTINGS = {
-    "ROOT_URLCONF": "tests.security.canaries",
-    # No database: threads share none in memory.
-    "SESSION_ENGINE": "django.contrib.sessions.backends.signed_cookies",
 }
 
 PERSONALIZE = {"TRUSTED_PROXIES": ["127.0.0.0/8"], "CACHE_TTL": 1, "CACHE_STALE_TTL": 2}
@@ -61,7 +56,6 @@ def take_users(get_response: Any) -> Any:
 
 
 def echo(request: Request) -> Response:
-    """Answer as MoEngage, with the request as content."""
     asked = json.loads(request.body or b"{}")
     context = dict.fromkeys(("cid", "experience", "moe_locale_id", "moe_variation_id"), "x")
     context |= {"audience_name": json.dumps(asked.get("identifiers")), "audience_id": "x"}
@@ -72,20 +66,16 @@ def echo(request: Request) -> Response:
 
 
 def read(request: HttpRequest) -> HttpResponse:
-    """Show the content."""
     hero = request.personalization.get("hero-banner")  # type: ignore[attr-defined]
     return HttpResponse(hero["Asked"] if hero else "default")
 
 
 async def aread(request: HttpRequest) -> HttpResponse:
-    """Show the content from an async view."""
     hero = await request.personalization.aget("hero-banner")  # type: ignore[attr-defined]
     return HttpResponse(hero["Asked"] if hero else "default")
 
 
 def stream(request: HttpRequest) -> StreamingHttpResponse:
-    """Show the content in a streamed response."""
-
     def parts() -> Iterator[bytes]:
         yield b"<html>"
         yield read(request).content
@@ -98,12 +88,10 @@ def stream(request: HttpRequest) -> StreamingHttpResponse:
 
 
 def respond(request: HttpRequest) -> TemplateResponse:
-    """Show the content in a response that is rendered after the view."""
     return TemplateResponse(request, engines["django"].from_string(SOURCE))
 
 
 def fail(request: HttpRequest) -> HttpResponse:
-    """Show the content on an error page."""
     return HttpResponse(read(request).content, status=404)
 
 
@@ -145,7 +133,6 @@ class Visitor:
         return method, page, {"headers": headers}
 
     def take(self, response: Any, body: bytes) -> None:
-        """Keep an answer."""
         assert response.status_code in (200, 304, 404), response.status_code
         self.etag = response.headers.get("ETag", self.etag)
         text = body.decode()
@@ -191,6 +178,20 @@ async def _abrowse(visitor: Visitor, share: int, seed: int) -> None:
         visitor.take(response, body)
 
 
+def experiment(upstream: Any, settings: Any, stack: str, mode: str, requests: int) -> list[Visitor]:
+    """Let two customers and two anonymous visitors browse a site whose content is the request for it."""
+    upstream.answer = echo
+    settings.ROOT_URLCONF = "tests.security.canaries"
+    # No database: threads share none in memory.
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
+    settings.MIDDLEWARE = STACKS[stack]
+    names = [("ada", True), ("grace", True), ("alan", False), ("edsger", False)]
+    visitors = [Visitor(name, number, user=user, mode=mode) for number, (name, user) in enumerate(names, start=11)]
+    with override_personalize(**PERSONALIZE):
+        browse(visitors, requests, mode=mode, seed=7)
+    return visitors
+
+
 def count_foreign(visitors: Sequence[Visitor]) -> int:
     """Return how many answers have data of another visitor, or the id in another visitor's cookie."""
     found = 0
@@ -203,9 +204,3 @@ def count_foreign(visitors: Sequence[Visitor]) -> int:
 def _collect_traits(visitor: Visitor) -> set[str]:
     cookie = visitor.client.cookies.get("moe_id")
     return visitor.traits | ({cookie.value.partition(":")[0]} if cookie and cookie.value else set())
-
-
-def build_visitors(mode: str) -> list[Visitor]:
-    """Return two customers and two anonymous visitors."""
-    names = [("ada", True), ("grace", True), ("alan", False), ("edsger", False)]
-    return [Visitor(name, number, user=user, mode=mode) for number, (name, user) in enumerate(names, start=11)]

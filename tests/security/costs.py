@@ -49,8 +49,6 @@ class Meter:
         self._aside = 0.0
 
     def set_aside(self, function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        """Return a function whose time is not measured."""
-
         def timed(argument: Any) -> Any:
             began = time.thread_time()
             try:
@@ -62,7 +60,6 @@ class Meter:
 
     @contextmanager
     def measure(self) -> Iterator[None]:
-        """Add the time of the block to the costs."""
         began = time.process_time() - self._aside
         yield
         self.costs.append(time.process_time() - self._aside - began)
@@ -92,7 +89,6 @@ class Meter:
         return min(tried)
 
     def describe(self) -> str:
-        """Return a line about the costs of all requests."""
         ranked = sorted(self.costs)
         median, rare = (ranked[int(share * len(ranked))] * 1000 for share in (0.5, 0.999))
         return (
@@ -135,7 +131,6 @@ def untraced() -> Iterator[None]:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """Turn off garbage collection."""
     gc.collect()
     gc.disable()
     try:

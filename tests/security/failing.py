@@ -15,12 +15,10 @@ READ = "{% load moe_personalize %}{% experience 'hero-banner' as hero %}{{ hero.
 
 
 def fail() -> None:
-    """Raise an exception, as a function in a template's context may."""
     raise RuntimeError("the site's own")
 
 
 def render(request: HttpRequest, source: str) -> HttpResponse:
-    """Render a template that calls ``fail``."""
     return HttpResponse(engines["django"].from_string(source).render({"fail": fail}, request))
 
 
@@ -35,34 +33,28 @@ def after_reading(request: HttpRequest) -> HttpResponse:
 
 
 async def after_reading_async(request: HttpRequest) -> HttpResponse:
-    """Fail in an event loop."""
     hero = await request.personalization.aget("hero-banner")  # type: ignore[attr-defined]  # noqa: F841
     fail()
     return HttpResponse()
 
 
 def missing_key(request: HttpRequest) -> HttpResponse:
-    """Fail inside the mapping."""
     return HttpResponse(request.personalization["no-such-experience"])  # type: ignore[attr-defined]
 
 
 def in_experience(request: HttpRequest) -> HttpResponse:
-    """Fail inside ``{% experience %}``."""
     return render(request, READ + "{{ fail }}{% endexperience %}")
 
 
 def in_click_url(request: HttpRequest) -> HttpResponse:
-    """Fail inside ``{% click_url %}``."""
     return render(request, READ + "{% click_url hero fail %}{% endexperience %}")
 
 
 def in_default(request: HttpRequest) -> HttpResponse:
-    """Fail inside ``{% experience_value %}``."""
     return render(request, "{% load moe_personalize %}{% experience_value 'hero-banner' 'None' default=fail %}")
 
 
 def in_api(request: HttpRequest) -> HttpResponse:
-    """Fail inside a call of the API."""
     api.fetch_experiences(
         ["hero-banner"],
         customer_id=canary_values.CUSTOMER,
@@ -73,7 +65,6 @@ def in_api(request: HttpRequest) -> HttpResponse:
 
 
 def in_erasing(request: HttpRequest) -> HttpResponse:
-    """Fail inside the database of the outbox."""
     api.erase(customer_id=canary_values.CUSTOMER)
     return HttpResponse()
 

@@ -47,7 +47,6 @@ class Generator:
         self._worst = WorstCases(self._chance, self.tokens)
 
     def write(self, pieces: int = 4) -> str:
-        """Return a random text."""
         chance = self._chance
         return "".join(
             chance.choice(PIECES) if chance.random() < 0.7 else chance.choice(string.printable)
@@ -69,7 +68,6 @@ class Generator:
                 return text + text[:place]
 
     def build(self) -> tuple[str, str, str, dict[str, str], bytes]:
-        """Return method, path, query string, headers and body."""
         chance = self._chance
         if chance.random() < 0.1:
             method, path, query, headers, body = self._worst.build()

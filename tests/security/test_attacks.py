@@ -47,12 +47,10 @@ urlpatterns = [
 
 
 def handler404(request, exception):
-    """Show an experience on the site's own page for missing pages."""
     return HttpResponse(site.show(request, site.TAGS).content, status=404)
 
 
 def handler500(request):
-    """Show an experience on the site's own page for errors."""
     return HttpResponse(site.show(request, site.TAGS).content, status=500)
 
 
@@ -67,8 +65,6 @@ def put_another_page(get_response):
 
 
 def fail_late(get_response):
-    """Raise an exception after the view."""
-
     def middleware(request):
         get_response(request)
         raise RuntimeError("the site's own")
@@ -80,14 +76,12 @@ asked = []
 
 
 def identify(request):
-    """Return the visitor, and note the call."""
     asked.append(request)
     return Identity("ada")
 
 
 @pytest.fixture
 def shown(settings, handlers):
-    """Give every visitor a hero."""
     settings.ROOT_URLCONF = HERE
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.signed_cookies"
     with override_experiences({"hero-banner": CONTENT}) as shown:

@@ -59,13 +59,11 @@ def forge(chance, token):
 
 
 def send(client, reports, **headers):
-    """Send a beacon."""
     body = json.dumps({"events": reports})
     assert client.post("/moe/beacon/", body, content_type="text/plain", headers=headers).status_code == 204
 
 
 def count(shown):
-    """Return the number of events."""
     return len(shown.engine.ledger.entries())
 
 

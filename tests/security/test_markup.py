@@ -50,7 +50,6 @@ def render(settings):
 
 
 def build_payload(text):
-    """Return a payload with the text in every place."""
     offering = {
         "dp_offering_id": text,
         "offering_content": {"type": "json", "payload": {"title": text}},
@@ -78,7 +77,6 @@ def find_faults(page):
 
 
 def is_ours(element):
-    """Return whether a script is the package's own file or JSON."""
     return element.attrib.get("type") == "application/json" or element.attrib.get("src", "").startswith("/static/moe_")
 
 

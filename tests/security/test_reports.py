@@ -32,20 +32,17 @@ class Mails(AdminEmailHandler):
         self.errors = []
 
     def emit(self, record):
-        """Keep the error of a 500."""
         if not record.exc_info:
             return
         self.errors.append(record.exc_info[1])
         super().emit(record)
 
     def send_mail(self, subject, message, *args, html_message=None, **kwargs):
-        """Keep the mail."""
         self.sent += [f"{subject} {message}", html_message]
 
 
 @pytest.fixture
 def mails():
-    """Mail the errors of pages."""
     handler, logger = Mails(), logging.getLogger("django.request")
     logger.addHandler(handler)
     yield handler
@@ -54,7 +51,6 @@ def mails():
 
 @pytest.fixture
 def site(upstream, settings):
-    """Serve failing pages to a visitor with known data."""
     settings.ROOT_URLCONF = "tests.security.failing"
     settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
     told = {"IDENTIFY": f"{HERE}.identify", "ATTRIBUTES": [f"{HERE}.describe_cart"], "WORKSPACE_ID": "W"}
@@ -63,7 +59,6 @@ def site(upstream, settings):
 
 
 def enter(asks_async=False):
-    """Return a browser."""
     options = {"headers": {"User-Agent": AGENT}, "REMOTE_ADDR": ADDRESS}
     return (AsyncClient if asks_async else Client)(raise_request_exception=False, **options)
 

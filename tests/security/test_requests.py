@@ -20,61 +20,39 @@ from django_moe_personalize.testing import override_personalize
 from tests.security.costs import LIMIT, Meter, untraced
 from tests.security.requests import PATHS, Generator, ask_asgi, ask_wsgi
 
-TEXT = {"type": "string"}
+
+def closed(properties, *, optional=(), **more):
+    """Return the schema of an object with these properties and no others."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False, **more}
+
+
 LINE = {"type": "string", "minLength": 1, "pattern": "^[^\\x00-\\x1f\\x7f\\ud800-\\udfff]*$"}
-FETCH = {
-    "type": "object",
-    "properties": {
-        "identifiers": {
-            "type": "object",
-            "properties": {"customer_id": LINE | {"maxLength": 256}},
-            "required": ["customer_id"],
-            "additionalProperties": False,
-        },
+FETCH = closed(
+    {
+        "identifiers": closed({"customer_id": LINE | {"maxLength": 256}}),
         "experience_key": {"type": "array", "items": LINE, "minItems": 1, "maxItems": 25, "uniqueItems": True},
         "DAY_OF_THE_WEEK": {"type": "string", "pattern": "^(Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day$"},
         "TIME_OF_THE_DAY": {"type": "string", "pattern": "^([01][0-9]|2[0-3])$"},
         "USER_IP_ADDRESS": {"type": "string", "pattern": "^[0-9a-f.:]+$"},
         "USER_AGENT": LINE | {"maxLength": 512},
     },
-    "patternProperties": {"^utm_(source|medium|campaign|term|content)$": LINE | {"maxLength": 256}},
-    "required": ["experience_key", "DAY_OF_THE_WEEK", "TIME_OF_THE_DAY"],
-    "additionalProperties": False,
-}
+    optional=("identifiers", "USER_IP_ADDRESS", "USER_AGENT"),
+    patternProperties={"^utm_(source|medium|campaign|term|content)$": LINE | {"maxLength": 256}},
+)
+CONTEXT = ["cid", "experience", "moe_locale_id", "moe_variation_id", "audience_name", "audience_id"]
 UUID4 = "^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$"
-ACTION = {
-    "type": "object",
-    "properties": {
+ACTION = closed(
+    {
         "action": {"enum": [Action.SHOWN.value, Action.CLICKED.value]},
         "moe_event_uuid": {"type": "string", "pattern": UUID4},
         "event_time": {"type": "integer"},
         "platform": {"const": "web"},
-        "attributes": {
-            "type": "object",
-            "required": ["cid", "experience", "moe_locale_id", "moe_variation_id", "audience_name", "audience_id"],
-        },
-    },
-    "required": ["action", "moe_event_uuid", "event_time", "platform", "attributes"],
-    "additionalProperties": False,
-}
-EVENTS = {
-    "type": "object",
-    "properties": {
-        "elements": {
-            "type": "array",
-            "minItems": 1,
-            "maxItems": 100,
-            "items": {
-                "type": "object",
-                "properties": {"customer_id": LINE, "actions": {"type": "array", "items": ACTION, "minItems": 1}},
-                "required": ["customer_id", "actions"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["elements"],
-    "additionalProperties": False,
-}
+        "attributes": {"type": "object", "required": CONTEXT},
+    }
+)
+ELEMENT = closed({"customer_id": LINE, "actions": {"type": "array", "items": ACTION, "minItems": 1}})
+EVENTS = closed({"elements": {"type": "array", "minItems": 1, "maxItems": 100, "items": ELEMENT}})
 SCHEMAS = {"/experiences/fetch": FETCH, "/experiences/events": EVENTS}
 
 
@@ -98,7 +76,6 @@ def site(upstream, handlers, settings, monkeypatch):
 
 
 def learn(generator, answers):
-    """Give the generator the cookies and tokens of these answers."""
     for _, headers, body in answers:
         text = "".join(f"{name}: {value}\n" for name, value in headers)
         generator.cookies += re.findall(r"moe_id=([\w:.-]+)", text)

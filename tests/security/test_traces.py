@@ -29,32 +29,26 @@ HERE = "tests.security.test_traces"
 
 
 def identify(request):
-    """Return the visitor."""
     return Identity(CUSTOMER, {"u_em": MAIL})
 
 
 def identify_wrongly(request):
-    """Fail with an error that quotes the visitor."""
     raise LookupError(f"{CUSTOMER} {MAIL} {ADDRESS}")
 
 
 def describe_cart(request):
-    """Return an attribute."""
     return {"cart": CART}
 
 
 def describe_wrongly(request):
-    """Fail with an error that quotes the attribute."""
     raise ValueError(CART)
 
 
 def deny(request):
-    """Deny everything."""
     return Consent(fetch=False, identify=False, track=False)
 
 
 def only_fetch(request):
-    """Allow fetching alone."""
     return Consent(fetch=True, identify=False, track=False)
 
 
@@ -66,7 +60,6 @@ class Log(logging.Handler):
         self.lines = []
 
     def emit(self, record):
-        """Keep the line."""
         self.lines.append(f"{record.getMessage()} {record.args!r} {record.exc_info!r} {vars(record)!r}")
 
 
@@ -107,7 +100,6 @@ def find(places, canaries=PERSONAL):
 
 
 def read_cache():
-    """Return the keys and the unpickled values of the site's cache."""
     return {key: repr(pickle.loads(value)) for key, value in site_cache._cache.items()}
 
 
@@ -192,7 +184,6 @@ def write_out(value):
 
 
 def is_ours(frame):
-    """Return whether a frame of a report belongs to the package."""
     return "django_moe_personalize" in frame["filename"]
 
 

@@ -32,7 +32,6 @@ class WorstCases:
         self._tokens = tokens
 
     def build(self) -> Built:
-        """Return a random one."""
         kinds: tuple[Callable[[], Built], ...] = (
             self._ask_with_agent,
             self._ask_through_proxies,

@@ -83,7 +83,6 @@ class CelerySite:
 
     @contextmanager
     def schedule(self) -> Iterator[None]:
-        """Run Celery beat."""
         with self.log.open("ab") as log:
             command = [*CELERY, "beat", "--schedule", str(self.log.with_suffix(".beat")), "--pidfile="]
             with running(command, env=self._environment, stdout=log, stderr=log):
@@ -91,7 +90,6 @@ class CelerySite:
 
     @contextmanager
     def work(self) -> Iterator[CeleryWorker]:
-        """Run a worker with two processes."""
         with self.log.open("ab") as log:
             worker = CeleryWorker(self._environment, log)
             try:
@@ -112,7 +110,6 @@ class CeleryWorker:
         self.start()
 
     def start(self) -> None:
-        """Start it."""
         command = [*CELERY, "worker", "--concurrency", "2", "--loglevel", "WARNING"]
         command += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         self.process = subprocess.Popen(

@@ -23,7 +23,6 @@ LONG = Extent(pages=200, allowance=0.015, intervals={})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the long form."""
     parser.addoption("--long", action="store_true", help="200 pages a fault, a site's own intervals, 15 ms allowance")
 
 
@@ -38,25 +37,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture
 def tell(record_property):
-    """Give the function that prints a line of figures."""
     return lambda line: record_property("figures", line)
 
 
 @pytest.fixture(scope="session")
 def extent(pytestconfig):
-    """Give the amount of work."""
     return LONG if pytestconfig.getoption("--long") else SHORT
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
-    """Give a folder for the files of the processes."""
     return tmp_path_factory.mktemp("services")
 
 
 @pytest.fixture(scope="session")
 def sandbox(folder):
-    """Run the sandbox and give its port."""
     with start_sandbox(folder) as port:
         yield port
 
@@ -70,6 +65,5 @@ def own_sandbox(tmp_path):
 
 @pytest.fixture
 def vendor():
-    """Run a MoEngage on loopback."""
     with Vendor() as vendor:
         yield vendor

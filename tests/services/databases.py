@@ -18,7 +18,6 @@ Database = dict[str, Any]
 
 @contextmanager
 def start_postgresql() -> Iterator[Database]:
-    """Run PostgreSQL."""
     programs = _find_postgresql()
     with _folder("postgres") as (folder, owner):
         data = folder / "data"
@@ -45,7 +44,6 @@ def _find_postgresql() -> Path:
 
 @contextmanager
 def start_mariadb() -> Iterator[Database]:
-    """Run MariaDB."""
     with _folder("mysql") as (folder, owner):
         data, socket, log = folder / "data", folder / "socket", folder / "log"
         install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db", "--skip-log-bin"]

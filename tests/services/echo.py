@@ -29,7 +29,6 @@ class Echo(Loopback):
             exchange.reply(status="503 Service Unavailable")
 
     def count_fetches(self, customer_id: str) -> int:
-        """Return the number of fetches for a customer."""
         bodies = [json.loads(one.body) for one in self.received if one.target == "/v1/experiences/fetch"]
         return sum(body["identifiers"]["customer_id"] == customer_id for body in bodies)
 

@@ -25,7 +25,6 @@ _visitors = itertools.count()
 
 
 def name_visitor() -> str:
-    """Return the name of a new visitor."""
     return f"visitor-{next(_visitors)}"
 
 
@@ -43,7 +42,6 @@ class Page:
 
     @property
     def seconds(self) -> float:
-        """How long it took."""
         return self.end - self.due
 
 
@@ -55,7 +53,6 @@ class Line:
         self.worker = ""
 
     def get(self, path: str, visitor: str = "", *, due: float | None = None) -> Page:
-        """Return a page."""
         due = time.monotonic() if due is None else due
         self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
         answer = self._connection.getresponse()
@@ -67,11 +64,9 @@ class Line:
         return page
 
     def read_state(self) -> dict[str, Any]:
-        """Return the state of the process at the other end."""
         return json.loads(self.get("/state/").body)
 
     def close(self) -> None:
-        """Close the connection."""
         self._connection.close()
 
 
@@ -152,7 +147,6 @@ class Companion:
         self.pages: list[Page] = []
 
     def read(self, over: threading.Event) -> None:
-        """Read until it is over."""
         due = time.monotonic()
         while not over.wait(max(0.0, due - time.monotonic())):
             # From the moment it was due: whatever delays this thread delays the others too.
@@ -189,5 +183,4 @@ def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -
 
 
 def count_statuses(pages: Sequence[Page]) -> Counter[int]:
-    """Return the number of pages by status."""
     return Counter(page.status for page in pages)

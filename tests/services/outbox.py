@@ -54,36 +54,30 @@ class Site:
 
     @property
     def moe(self) -> dict[str, Any]:
-        """Its MOE_PERSONALIZE."""
         backend = "django_moe_personalize.delivery.database.DatabaseDelivery"
         delivery = {"BACKEND": backend, "OPTIONS": QUICK | self.options}
         return {**CREDENTIALS, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery}
 
     def environ(self, **moe: Any) -> dict[str, str]:
-        """Return the environment of its processes."""
         told = {"database": self.database, "moe": {**self.moe, **moe}}
         return {**os.environ, "OUTBOX_SITE": json.dumps(told), "PYTHONDEVMODE": ""}
 
     def manage(self, *arguments: str) -> str:
-        """Run manage.py and return its output."""
         command = [sys.executable, "-m", MODULE, *arguments]
         done = subprocess.run(command, cwd=ROOT, env=self.environ(), capture_output=True, text=True, timeout=100)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def count(self) -> dict[str, Any]:
-        """Return the counters."""
         return json.loads(self.manage("-c", COUNT))
 
     def start_deliverer(self, *arguments: str) -> subprocess.Popen[str]:
-        """Start ``moe_deliver``."""
         command = [sys.executable, "-m", MODULE, "moe_deliver", *arguments]
         out = subprocess.PIPE
         return subprocess.Popen(command, cwd=ROOT, env=self.environ(), stdout=out, stderr=subprocess.DEVNULL, text=True)
 
     @contextmanager
     def watch(self) -> Iterator[list[Deliverer | CeleryWorker]]:
-        """Run two ``moe_deliver --watch``."""
         deliverers = [Deliverer(self), Deliverer(self)]
         try:
             yield list(deliverers)
@@ -125,11 +119,9 @@ class WebServer:
             return visitor.get("/missing/", "first").status == 404
 
     def connect(self) -> Visitor:
-        """Return a new visitor."""
         return Visitor(self.port)
 
     def find_workers(self) -> list[int]:
-        """Return the process ids of its workers."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         return [int(pid) for pid in children.split()]
 
@@ -160,7 +152,6 @@ class Crowd:
         self._threads = [threading.Thread(target=self._read, args=(number,)) for number in range(visitors)]
 
     def run(self) -> None:
-        """Read."""
         for thread in self._threads:
             thread.start()
         for thread in self._threads:
@@ -189,7 +180,6 @@ class Deliverer:
         self.start()
 
     def start(self) -> None:
-        """Start it."""
         self._process = self._site.start_deliverer("--watch", "0.05")
 
     def restart(self) -> None:
@@ -198,7 +188,6 @@ class Deliverer:
         self.start()
 
     def kill(self) -> None:
-        """Kill it with SIGKILL."""
         self._process.kill()
         self._process.communicate()
 
@@ -215,7 +204,6 @@ class Killer:
         self._deliverers = deliverers
 
     def kill(self, over: threading.Event) -> None:
-        """Kill until it is over."""
         for is_deliverers_turn in itertools.cycle((True, False)):
             if over.wait(random.uniform(*self._every)):
                 return
@@ -265,7 +253,6 @@ class Result:
     counts: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> str:
-        """Return figures."""
         return (
             f"{len(self.recorded)} events in {self.seconds:.0f} s, {self.during} counted while {self.killed_workers} "
             f"workers and {self.killed_deliverers} deliverers were killed; {self.counted - len(self.recorded)} more, "

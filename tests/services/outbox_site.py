@@ -24,7 +24,6 @@ _here = threading.local()
 
 
 def configure() -> None:
-    """Configure Django from OUTBOX_SITE."""
     import django
 
     told: dict[str, Any] = json.loads(os.environ["OUTBOX_SITE"])
@@ -85,7 +84,6 @@ def wsgi() -> Any:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Act as manage.py."""
     configure()
     if arguments[0] == "-c":
         exec(arguments[1], {})  # noqa: S102 - the code of a test

@@ -50,7 +50,6 @@ class Server:
     log: Path
 
     def read_log(self) -> str:
-        """Return the log of all its processes so far."""
         return self.log.read_text()
 
 
@@ -66,7 +65,6 @@ def start_gunicorn(
 
 
 def build_gunicorn(application: str, listener: socket.socket, workers: int, *options: str) -> list[str]:
-    """Return the command that serves an application."""
     command = [sys.executable, "-m", "gunicorn", application, "--bind", f"fd://{listener.fileno()}"]
     return [*command, "--workers", str(workers), "--log-level", "warning", "--no-control-socket", *options]
 
@@ -140,7 +138,6 @@ def running(command: Sequence[Any], **options: Any) -> Iterator[subprocess.Popen
 
 
 def signal_group(process: subprocess.Popen[Any], number: int) -> None:
-    """Send a signal to a program and all its children."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 
@@ -182,7 +179,6 @@ def ask_sandbox(port: int, path: str, faults: Mapping[str, Any] | None = None) -
 
 
 def find_free_port() -> int:
-    """Return a free port, for programs that can't inherit a socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -199,7 +195,6 @@ def start_redis(port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextmanager
 def start_memcached(port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a Memcached."""
     command = ["memcached", "-p", str(port), "-l", "127.0.0.1", "-m", "16", "-t", "1"]
     # Without this option it refuses to run as root, as programs in a container do.
     command += ["-u", "root"] if os.geteuid() == 0 else []
@@ -214,14 +209,12 @@ def _is_open(port: int) -> bool:
 
 
 def build_redis_cache(port: int) -> dict[str, Any]:
-    """Return CACHES for a Redis."""
     return {
         "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": f"redis://127.0.0.1:{port}"}
     }
 
 
 def build_memcached_cache(port: int) -> dict[str, Any]:
-    """Return CACHES for a Memcached."""
     return {
         "default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": f"127.0.0.1:{port}"}
     }

@@ -32,7 +32,6 @@ PAGE = """{% load moe_personalize %}<!doctype html><title>Shop</title>
 
 
 def identify(request: HttpRequest) -> Identity:
-    """Read the visitor from a header."""
     return Identity(customer_id=request.META["HTTP_X_VISITOR"])
 
 
@@ -51,7 +50,6 @@ def page(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero", "strip")
 async def apage(request: HttpRequest) -> HttpResponse:
-    """Render it in the event loop."""
     return _show(request)
 
 
@@ -113,7 +111,6 @@ def _configure() -> dict[str, Any]:
 
 
 def _shorten(intervals: dict[str, Any]) -> None:
-    """Shorten the times of the breaker and the gate for the tests."""
     from django_moe_personalize.fetching import upstream
     from django_moe_personalize.resilience import CircuitBreaker
 
@@ -168,7 +165,6 @@ def _warm(connections: int) -> None:
 
 
 def asgi() -> Any:
-    """Return the ASGI application."""
     from django.core.handlers.asgi import ASGIHandler
     from django.test import override_settings
 

@@ -2,15 +2,13 @@
 
 import pytest
 
-from django_moe_personalize.testing import override_personalize
-from tests.security.canaries import PERSONALIZE, SETTINGS, STACKS, browse, build_visitors, count_foreign, echo
+from tests.security.canaries import STACKS, count_foreign, experiment
 from tests.services.conftest import LONG
 from tests.services.serving import build_redis_cache, find_free_port, start_redis
 
 
 @pytest.fixture(scope="module")
 def redis():
-    """Run Redis and give the CACHES for it."""
     port = find_free_port()
     with start_redis(port):
         yield build_redis_cache(port)
@@ -20,13 +18,8 @@ def redis():
 @pytest.mark.parametrize("stack", STACKS)
 def test_no_foreign_canary_through_redis(redis, upstream, settings, extent, tell, stack, mode):
     """Four visitors at the same time get their own content, with pages and answers in Redis."""
-    upstream.answer = echo
-    for name, value in SETTINGS.items():
-        setattr(settings, name, value)
-    settings.CACHES, settings.MIDDLEWARE = redis, STACKS[stack]
-    visitors = build_visitors(mode)
-    with override_personalize(**PERSONALIZE):
-        browse(visitors, 2600 if extent is LONG else 200, mode=mode, seed=11)
+    settings.CACHES = redis
+    visitors = experiment(upstream, settings, stack, mode, 2600 if extent is LONG else 200)
     tell(f"{sum(len(v.received) for v in visitors)} answers, {count_foreign(visitors)} with another's canary")
     assert count_foreign(visitors) == 0
     assert all(visitor.own > len(visitor.received) / 2 for visitor in visitors)

@@ -34,7 +34,6 @@ RECOVER_SOON = {
 
 
 def read_uuids(port: int) -> list[str]:
-    """Return the UUID of each counted event."""
     return [entry["event_uuid"] for entry in ask_sandbox(port, "ledger")["entries"]]
 
 

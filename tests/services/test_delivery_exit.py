@@ -132,7 +132,6 @@ def test_uvicorn_delivers_everything_after_sigterm_and_ends_by_it(vendor, comman
 
 
 def read(address, path):
-    """Return a page, read on a new connection."""
     connection = http.client.HTTPConnection(address, timeout=SOON)
     connection.request("GET", path)
     page = connection.getresponse().read().decode()

@@ -21,7 +21,6 @@ DELIVERY = {
 
 
 def read_ledger(port: int) -> dict[str, int]:
-    """Return the number of impressions by experience."""
     return {key: each["impressions"] for key, each in ask_sandbox(port, "ledger")["counts"].items()}
 
 

@@ -37,7 +37,6 @@ def measure(lines: list[Line]) -> tuple[list[float], list[Page]]:
 
 
 def find_p99(seconds: list[float]) -> float:
-    """Return the 99th percentile."""
     return sorted(seconds)[math.ceil(0.99 * len(seconds)) - 1]
 
 

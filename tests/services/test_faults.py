@@ -43,7 +43,6 @@ class FaultySite:
     ids=STARTS,
 )
 def site(request, folder, sandbox, extent):
-    """Run a site, over WSGI and over ASGI."""
     with (
         FaultProxy(sandbox) as proxy,
         request.param(proxy.url, folder, intervals=extent.intervals, DEADLINE=DEADLINE) as server,
@@ -97,7 +96,6 @@ def ask(kind: str, line: Line, number: int) -> tuple[int, Page]:
 
 
 def ask_without(line: Line, status: int) -> Page:
-    """Ask for the page without us."""
     return line.get(f"{WITHOUT}/page/?status={status}")
 
 
@@ -138,5 +136,4 @@ def wait_for_content(line: Line, seconds: float) -> bool:
 
 
 def is_personal(page: Page) -> bool:
-    """Return whether a page has all its content."""
     return all(text in page.body for text in PERSONAL)

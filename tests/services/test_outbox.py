@@ -49,7 +49,6 @@ pytestmark = [pytest.mark.xdist_group("outbox"), pytest.mark.timeout(1800)]
 
 @pytest.fixture(scope="module", params=STARTS)
 def database(request):
-    """Run each of the databases."""
     with STARTS[request.param]() as database:
         yield database
 

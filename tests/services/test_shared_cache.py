@@ -35,7 +35,6 @@ ALLOWANCE = 0.1
 
 @pytest.fixture(params=["redis", "memcached"])
 def caches(request):
-    """Run a cache server and give the CACHES for it."""
     start, build = {
         "redis": (start_redis, build_redis_cache),
         "memcached": (start_memcached, build_memcached_cache),
@@ -79,7 +78,6 @@ def test_processes_read_each_others_answers(caches, folder):
 
 
 def get(line: Line, visitor: str) -> Page:
-    """Read the visitor's page."""
     return line.get("/page/", visitor)
 
 
@@ -105,7 +103,6 @@ class OnRedis:
 
 @contextmanager
 def serving_on_redis(folder: Path, **moe: Any) -> Iterator[OnRedis]:
-    """Run such a site."""
     port = find_free_port()
     with ExitStack() as stack:
         redis = stack.enter_context(start_redis(port))

@@ -34,5 +34,4 @@ def test_finished_tasks_leave_no_customer_id(upstream, settings):
 
 
 def work():
-    """Run a worker until no task is due."""
     call_command("db_worker", batch=True, backend_name="default", queue_name="*", interval=0, verbosity=0)

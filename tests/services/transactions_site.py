@@ -50,7 +50,6 @@ EXPERIENCE = Experience("hero", {}, {"cid": "c", "experience": "Hero"})
 
 
 def run(sql):
-    """Run a statement."""
     with connection.cursor() as cursor:
         cursor.execute(sql)
 

@@ -5,9 +5,10 @@ import logging
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from tests.sites.settings import build_settings
 
 VISITORS = ("ada", "bob")
 
@@ -23,56 +24,27 @@ def run_site(module: str) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def configure(*, apps: Iterable[str], middleware: Iterable[str], templates: dict[str, str], **more: Any) -> None:
-    """Set up Django as in production, with a hero for each visitor and a database in memory."""
+def configure(*, templates: dict[str, str], **more: Any) -> None:
+    """Set up Django as in production, with a hero for each visitor and these templates by name."""
     import django
     from django.conf import settings
+    from django.core.management import call_command
 
     content = [{"audience": {"USER_AGENT": {"contains": v}}, "payload": {"Title": f"For {v}"}} for v in VISITORS]
     workspace = Path(tempfile.mkdtemp()) / "workspace.json"
     experiences = [{"key": "hero", "name": "Hero", "content": content}]
     workspace.write_text(json.dumps({"workspace_id": "CACHES", "api_key": "key", "experiences": experiences}))
-    processors = ["django.template.context_processors.request", "django.contrib.auth.context_processors.auth"]
-    processors += more.pop("processors", [])
     loaders = [("django.template.loaders.locmem.Loader", templates), "django.template.loaders.app_directories.Loader"]
-    values: dict[str, Any] = {
-        "SECRET_KEY": "tests",
-        "ALLOWED_HOSTS": ["*"],
-        "ROOT_URLCONF": "__main__",
-        "DATABASES": {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-        "INSTALLED_APPS": [
-            *("django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "django.contrib.admin"),
-            *("django.contrib.messages", "django.contrib.staticfiles", *apps, "django_moe_personalize"),
-        ],
-        "MIDDLEWARE": list(middleware),
-        "TEMPLATES": [
-            {
-                "BACKEND": "django.template.backends.django.DjangoTemplates",
-                "OPTIONS": {"loaders": loaders, "context_processors": processors},
-            }
-        ],
-        "STATIC_URL": "/static/",
-        "LANGUAGE_CODE": "en",
-        "LANGUAGES": [("en", "English")],
-        "MOE_PERSONALIZE": {"SANDBOX": str(workspace), "DEADLINE": 10, "DELIVERY": dummy},
-    }
-    settings.configure(**{**values, **more})
+    delivery = {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}
+    moe = {"SANDBOX": str(workspace), "DEADLINE": 10, "DELIVERY": delivery}
+    told = {"ROOT_URLCONF": "__main__", "templates": {"loaders": loaders}, "MOE_PERSONALIZE": moe, **more}
+    settings.configure(**build_settings(**told))
     django.setup()
-    from django.core.management import call_command
-
-    call_command("migrate", verbosity=0)
+    call_command("migrate", run_syncdb=True, verbosity=0)
 
 
-dummy = {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}
-COMMON = [
-    "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.contrib.auth.middleware.AuthenticationMiddleware",
-    "django.contrib.messages.middleware.MessageMiddleware",
-]
-
-
-def answer(pages: dict[str, str]) -> None:
-    """Let both visitors open each page, and print the answers: text, Cache-Control, and the errors so far."""
+def answer(pages: dict[str, str]) -> dict[str, Any]:
+    """Let both visitors open each page. Return the answers: text, Cache-Control, and the errors so far."""
     from django.core.cache import cache
     from django.test import Client
 
@@ -93,4 +65,4 @@ def answer(pages: dict[str, str]) -> None:
                 "errors": list(errors),
                 "again": client.get(path).content.decode(),
             }
-    print(json.dumps(answers))
+    return answers

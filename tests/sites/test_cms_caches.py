@@ -1,13 +1,15 @@
 """django CMS with its page cache and placeholder cache, which are on by default: no visitor gets another's content."""
 
+import json
+
 import pytest
 
-from tests.sites.cached_sites import COMMON, TAGS, VISITORS, answer, configure, run_site
+from tests.sites.cached_sites import TAGS, VISITORS, answer, configure, run_site
+from tests.sites.settings import CMS, CMS_MIDDLEWARE, OURS, VISITOR_MIDDLEWARE
 
 
 @pytest.fixture(scope="module")
 def answers():
-    """Give the answers of the site."""
     return run_site(__name__)
 
 
@@ -42,17 +44,10 @@ def test_stored_plugin_is_found(answers):
 
 
 def main():
-    """Serve the site's pages."""
     page = "{% load cms_tags sekizai_tags %}{% render_block 'css' %}{% placeholder 'content' %}{% render_block 'js' %}"
     configure(
-        apps=["django.contrib.sites", "cms", "menus", "treebeard", "sekizai"],
-        middleware=[
-            *COMMON,
-            "cms.middleware.user.CurrentUserMiddleware",
-            "cms.middleware.page.CurrentPageMiddleware",
-            "cms.middleware.toolbar.ToolbarMiddleware",
-            "django_moe_personalize.middleware.PersonalizeMiddleware",
-        ],
+        **CMS,
+        middleware=[*VISITOR_MIDDLEWARE, *CMS_MIDDLEWARE, OURS],
         templates={
             "page.html": page,
             "tags.html": TAGS,
@@ -60,10 +55,6 @@ def main():
             "text.html": "<p>{% now 'u' %}</p>",
             "kept.html": "{{ kept|safe }}",
         },
-        processors=["sekizai.context_processors.sekizai", "cms.context_processors.cms_settings"],
-        SITE_ID=1,
-        X_FRAME_OPTIONS="SAMEORIGIN",
-        CMS_CONFIRM_VERSION4=True,
         CMS_TEMPLATES=[("page.html", "Page"), ("personal.html", "Personal")],
     )
     from cms.api import add_plugin, create_page
@@ -108,7 +99,7 @@ def main():
         for plugin in plugins:
             add_plugin(placeholder, plugin, "en")
     urlpatterns.extend([path("moe/", include("django_moe_personalize.urls")), path("", include("cms.urls"))])
-    answer({name: f"/{name}/" for name in pages})
+    print(json.dumps(answer({name: f"/{name}/" for name in pages})))
 
 
 urlpatterns = []

@@ -33,7 +33,6 @@ KEYS = ("hero-banner", "promo-strip", "trust-badges")
 
 
 def show(request):
-    """Show and count three experiences, and return the content."""
     mapping = request.personalization
     for key in KEYS:
         mapping.track_impression(key)
@@ -41,38 +40,27 @@ def show(request):
 
 
 class OwnToken(TokenAuthentication):
-    """Authentication with a token that is a user name."""
-
     def authenticate_credentials(self, key):
-        """Return the user."""
         if user := User.objects.filter(username=key).first():
             return user, key
         raise AuthenticationFailed
 
 
 class TokenView(APIView):
-    """A view for known users."""
-
     authentication_classes = [OwnToken]
     permission_classes = [IsAuthenticated]
 
     def get(self, request):
-        """Read experiences."""
         return Response(show(request))
 
 
 class MixinView(PersonalizeMixin, TokenView):
-    """Declare the experiences."""
-
     experiences = KEYS
 
 
 class MethodView(TokenView):
-    """Declare the experiences of a method."""
-
     @personalize(*KEYS)
     def get(self, request):
-        """Read experiences."""
         return super().get(request)
 
 
@@ -80,7 +68,6 @@ class MethodView(TokenView):
 @authentication_classes([OwnToken])
 @personalize(*KEYS)
 def function_view(request):
-    """Read experiences."""
     return Response(show(request))
 
 
@@ -88,24 +75,17 @@ class Bearer(HttpBearer):
     """Authentication of django-ninja, which sets only ``request.auth``."""
 
     def authenticate(self, request, token):
-        """Return the user."""
         return User.objects.filter(username=token).first()
 
 
 class BearerForUser(Bearer):
-    """Authentication that also sets the user."""
-
     def authenticate(self, request, token):
-        """Return the user."""
         request.user = super().authenticate(request, token)
         return request.user
 
 
 class AsyncBearer(HttpBearer):
-    """Async authentication."""
-
     async def authenticate(self, request, token):
-        """Return the user."""
         return await User.objects.filter(username=token).afirst()
 
 
@@ -120,27 +100,23 @@ ninja = NinjaAPI()
 
 @ninja.get("/auth/", auth=Bearer())
 def ninja_auth(request):
-    """Read experiences."""
     return show(request)
 
 
 @ninja.get("/user/", auth=BearerForUser())
 @personalize(*KEYS)
 def ninja_user(request):
-    """Read experiences."""
     return show(request)
 
 
 @ninja.get("/async/", auth=AsyncBearer())
 @personalize(*KEYS)
 async def ninja_async(request):
-    """Read experiences."""
     await request.personalization.aload(*KEYS)
     return show(request)
 
 
 async def async_view(request):
-    """Authenticate in an async view."""
     name = request.headers["Authorization"].split()[1]
     user = await aauthenticate(request, username=name, password="x")
     if "login" in request.GET:
@@ -152,7 +128,6 @@ async def async_view(request):
 
 
 def session_view(request):
-    """Sign a user in or out, then show a page."""
     if name := request.GET.get("in"):
         login(request, User.objects.get(username=name), "django.contrib.auth.backends.ModelBackend")
     if "out" in request.GET:
@@ -161,72 +136,54 @@ def session_view(request):
 
 
 class OpenViewSet(ViewSet):
-    """Views for all visitors."""
-
     authentication_classes = [BasicAuthentication]
 
     @personalize(*KEYS)
     def list(self, request):
-        """Read experiences."""
         return Response(show(request))
 
     @action(detail=False)
     @personalize(*KEYS)
     def recent(self, request):
-        """Read experiences."""
         return Response(show(request))
 
 
 class UserViewSet(PersonalizeMixin, ModelViewSet):
-    """A whole resource."""
-
     experiences = KEYS
     queryset = User.objects.order_by("pk")
 
     def list(self, request, *args, **kwargs):
-        """Read experiences."""
         return Response(show(request))
 
 
 @method_decorator(personalize(*KEYS), name="dispatch")
 class DispatchView(APIView):
-    """Declare the experiences of the whole class."""
-
     def get(self, request):
-        """Read experiences."""
         return Response(show(request))
 
 
 @personalize(*KEYS)
 @api_view(["GET"])
 def outer_view(request):
-    """Read experiences."""
     return Response(show(request))
 
 
 class AsyncView(PersonalizeMixin, View):
-    """A class with an async handler."""
-
     experiences = KEYS
 
     async def get(self, request):
-        """Read experiences. They are there already."""
         return JsonResponse(show(request))
 
 
 class AsyncMethodView(View):
-    """An async method that declares the experiences."""
-
     @personalize(*KEYS)
     async def get(self, request):
-        """Read experiences."""
         return JsonResponse(show(request))
 
 
 @ninja.get("/open/")
 @personalize(*KEYS)
 def ninja_open(request):
-    """Read experiences."""
     return show(request)
 
 
@@ -275,7 +232,6 @@ class Seen:
 
 @pytest.fixture
 def seen(upstream, visit, settings):
-    """Return the site with its users."""
     settings.SIMPLE_JWT = {"SIGNING_KEY": "x" * 64}
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"CACHE_TTL": 0, "CACHE_STALE_TTL": 0}

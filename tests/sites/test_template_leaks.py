@@ -82,7 +82,6 @@ def found(tmp_path_factory):
 
 
 def run_check(folder, library, pages):
-    """Return the number, message and hint of each message of the check."""
     command = [sys.executable, "-m", "tests.sites.leaks_site", str(folder), library]
     done = subprocess.run(command, check=False, input=json.dumps(pages), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

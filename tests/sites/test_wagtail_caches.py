@@ -1,13 +1,20 @@
-"""Wagtail with wagtail-cache and its fragment tags: no visitor gets another's content."""
+"""Wagtail with wagtail-cache and its fragment tags: no visitor gets another's content.
+
+One route of Wagtail serves all pages. Only the pages that need experiences ask for them.
+"""
+
+import json
 
 import pytest
 
-from tests.sites.cached_sites import COMMON, TAGS, VISITORS, answer, configure, run_site
+from tests.sites.cached_sites import TAGS, VISITORS, answer, configure, run_site
+from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
+
+PLAIN = ["/about/", "/missing/", "/about/", "/missing-too/"]
 
 
 @pytest.fixture(scope="module")
 def answers():
-    """Give the answers of the site."""
     return run_site(__name__)
 
 
@@ -47,44 +54,79 @@ def test_cookie_of_the_visitor_is_kept(answers):
     assert second == answers["identity bob"]["text"]
 
 
+@pytest.mark.parametrize(("learn", "vain"), [("True", 1), ("False", 0), ("__main__.get_page_type", 0)])
+def test_plain_pages_ask_for_nothing(answers, learn, vain):
+    """After a personalized page, at most one other page asks in vain. With LEARN_ROUTES no page asks in vain."""
+    assert answers["calls"][learn] == {"/": 1, "plain": vain, "/sale/": 1, "plain again": 0}
+
+
+def get_page_type(request):
+    """Return the type of the Wagtail page, as the documentation shows it."""
+    from wagtail.models import Page
+
+    if request.resolver_match.view_name != "wagtail_serve":
+        return "page"
+    (path,) = request.resolver_match.args
+    found = Page.route_for_request(request, path)
+    return "" if found is None else f"{found.page.specific_class.__name__} {found.page.slug == 'about'}"
+
+
+def count_calls():
+    """Return the numbers of calls that the pages of the site make for new visitors, by LEARN_ROUTES."""
+    from django.test import Client
+
+    from django_moe_personalize.sandbox.engine import Engine
+    from django_moe_personalize.testing import override_personalize
+
+    asked, handle = [], Engine.handle
+
+    def count_fetch(engine, request):
+        asked.extend([request.path] * (request.path == "/experiences/fetch"))
+        return handle(engine, request)
+
+    Engine.handle = count_fetch
+
+    def count(*paths):
+        asked.clear()
+        for number, page in enumerate(paths):
+            Client(headers={"User-Agent": f"ada {page} {number}"}).get(page)
+        return len(asked)
+
+    found = {}
+    for learn in (True, False, "__main__.get_page_type"):
+        with override_personalize(LEARN_ROUTES=learn):
+            first = {"/": count("/"), "plain": count(*PLAIN)}
+            found[str(learn)] = {**first, "/sale/": count("/sale/"), "plain again": count(*PLAIN, *PLAIN)}
+    return found
+
+
 def main():
-    """Serve the site's pages."""
-    import re
-
-    import django.utils.cache
-
-    # wagtail-cache 3.0 imports this expression, which Django 6.1 doesn't have.
-    django.utils.cache.cc_delim_re = re.compile(r"\s*,\s*")
     fragment = "{% load wagtail_cache %}{% wagtailcache 60 hero %}{% include part %}{% endwagtailcache %}"
     configure(
-        apps=[
-            *("wagtail.users", "wagtail.sites", "wagtail.documents", "wagtail.images", "wagtail.admin", "wagtail"),
-            *("wagtailcache", "modelcluster", "taggit"),
-        ],
+        **WAGTAIL,
         middleware=[
             "wagtailcache.cache.UpdateCacheMiddleware",
-            *COMMON,
-            "django_moe_personalize.middleware.PersonalizeMiddleware",
+            *VISITOR_MIDDLEWARE,
+            OURS,
             "wagtailcache.cache.FetchFromCacheMiddleware",
         ],
         templates={
-            "wagtailcore/page.html": "{% if page.slug == 'home' %}" + TAGS + "{% else %}{% now 'u' %}{% endif %}",
+            "wagtailcore/page.html": "{% if page.slug != 'about' %}" + TAGS + "{% else %}{% now 'u' %}{% endif %}",
             "tags.html": TAGS,
             "fragment.html": fragment,
         },
-        WAGTAIL_SITE_NAME="Shop",
-        WAGTAILADMIN_BASE_URL="http://testserver",
-        WAGTAIL_CACHE_IGNORE_COOKIES=False,
     )
     from django.http import HttpResponse
     from django.shortcuts import render
+    from django.test import override_settings
     from django.urls import include, path
     from django.utils import timezone
     from wagtail.models import Page
     from wagtailcache.cache import cache_page
 
-    home = Page.objects.get(slug="home")
-    home.add_child(instance=Page(title="About", slug="about"))
+    home = create_wagtail_site(Page(title="Home", slug="home"))
+    for slug in ("about", "sale"):
+        home.add_child(instance=Page(title=slug, slug=slug))
     urlpatterns.extend(
         [
             path("moe/", include("django_moe_personalize.urls")),
@@ -96,7 +138,9 @@ def main():
         ]
     )
     names = ("fragment", "decorated", "plain-decorated", "identity")
-    answer({"page": "/", "plain-page": "/about/", **{name: f"/{name}/" for name in names}})
+    answers = answer({"page": "/", "plain-page": "/about/", **{name: f"/{name}/" for name in names}})
+    with override_settings(MIDDLEWARE=[*VISITOR_MIDDLEWARE, OURS]):
+        print(json.dumps({**answers, "calls": count_calls()}))
 
 
 urlpatterns = []

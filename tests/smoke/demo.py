@@ -27,7 +27,6 @@ PHONE = (
 
 
 def free_port() -> int:
-    """Return a free port of the loopback interface."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -72,7 +72,6 @@ def check_page() -> None:
 
 
 def main() -> None:
-    """Check everything, and say what was checked."""
     import django_moe_personalize
 
     origin = Path(django_moe_personalize.__file__)

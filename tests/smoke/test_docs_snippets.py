@@ -48,7 +48,6 @@ print(json.dumps({
 
 
 def home(request):
-    """Show the page that the tests in testing.md expect."""
     return HttpResponse(engines["django"].from_string(HOME).render({}, request))
 
 
@@ -64,12 +63,10 @@ def execute(*blocks):
 
 
 def read_python(page):
-    """Return the blocks of Python of a page below docs."""
     return [block for block in read_blocks(DOCS / page) if block.language == "python"]
 
 
 def select(language):
-    """Return the blocks of a language as parameters."""
     return [pytest.param(block, id=block.place) for block in BLOCKS if block.language == language]
 
 

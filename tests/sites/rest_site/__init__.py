@@ -7,44 +7,9 @@ import json
 import re
 from typing import Any
 
-import django
-from django.conf import settings
+import sentry_sdk
 
-from tests.sites.settings import build_settings
-
-settings.configure(
-    **build_settings(
-        apps=["allauth", "allauth.account", "rest_framework", "django_htmx", "debug_toolbar", "tests.sites.rest_site"],
-        middleware=[
-            "django.middleware.security.SecurityMiddleware",
-            "django.middleware.cache.UpdateCacheMiddleware",
-            "whitenoise.middleware.WhiteNoiseMiddleware",
-            "django.middleware.gzip.GZipMiddleware",
-            "django.middleware.http.ConditionalGetMiddleware",
-            "django.contrib.sessions.middleware.SessionMiddleware",
-            "django.middleware.locale.LocaleMiddleware",
-            "django.middleware.common.CommonMiddleware",
-            "csp.middleware.CSPMiddleware",
-            "django.middleware.csrf.CsrfViewMiddleware",
-            "django.contrib.auth.middleware.AuthenticationMiddleware",
-            "debug_toolbar.middleware.DebugToolbarMiddleware",
-            "django.contrib.messages.middleware.MessageMiddleware",
-            "django.middleware.clickjacking.XFrameOptionsMiddleware",
-            "allauth.account.middleware.AccountMiddleware",
-            "django_htmx.middleware.HtmxMiddleware",
-            "django_moe_personalize.middleware.PersonalizeMiddleware",
-            "django.middleware.cache.FetchFromCacheMiddleware",
-        ],
-        ROOT_URLCONF="tests.sites.rest_site.urls",
-        AUTHENTICATION_BACKENDS=["django.contrib.auth.backends.ModelBackend"],
-        ACCOUNT_RATE_LIMITS=False,
-        ACCOUNT_EMAIL_VERIFICATION="none",
-        LOGIN_REDIRECT_URL="/en/",
-        CACHE_MIDDLEWARE_SECONDS=600,
-        CONTENT_SECURITY_POLICY={"DIRECTIVES": {"default-src": ["'self'"]}},
-        DEBUG_TOOLBAR_CONFIG={"SHOW_TOOLBAR_CALLBACK": "tests.sites.rest_site.is_staff"},
-    )
-)
+from tests.sites.settings import serve
 
 
 def is_staff(request: Any) -> bool:
@@ -56,21 +21,43 @@ reported: list[set[str]] = []
 """The visitors in each event that Sentry would get."""
 
 
-def _start_sentry() -> None:
-    import sentry_sdk
+class Collect(sentry_sdk.transport.Transport):
+    """Keep the visitors in each event instead of sending it."""
 
-    class Collect(sentry_sdk.transport.Transport):
-        def capture_envelope(self, envelope: Any) -> None:
-            event = json.dumps(envelope.get_event() or envelope.get_transaction_event(), default=str)
-            reported.append(set(re.findall(r"(\w+)-(?:agent|hero|strip)", event)))
-
-    sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Collect, traces_sample_rate=1.0, send_default_pii=True)
+    def capture_envelope(self, envelope: Any) -> None:
+        event = json.dumps(envelope.get_event() or envelope.get_transaction_event(), default=str)
+        reported.append(set(re.findall(r"(\w+)-(?:agent|hero|strip)", event)))
 
 
-_start_sentry()
-django.setup()
-
-from django.core.handlers.asgi import ASGIHandler  # noqa: E402
-from django.core.handlers.wsgi import WSGIHandler  # noqa: E402
-
-application, asgi = WSGIHandler(), ASGIHandler()
+sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", transport=Collect, traces_sample_rate=1.0, send_default_pii=True)
+application, asgi = serve(
+    __name__,
+    apps=["allauth", "allauth.account", "rest_framework", "django_htmx", "debug_toolbar"],
+    middleware=[
+        "django.middleware.security.SecurityMiddleware",
+        "django.middleware.cache.UpdateCacheMiddleware",
+        "whitenoise.middleware.WhiteNoiseMiddleware",
+        "django.middleware.gzip.GZipMiddleware",
+        "django.middleware.http.ConditionalGetMiddleware",
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.locale.LocaleMiddleware",
+        "django.middleware.common.CommonMiddleware",
+        "csp.middleware.CSPMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "debug_toolbar.middleware.DebugToolbarMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+        "django.middleware.clickjacking.XFrameOptionsMiddleware",
+        "allauth.account.middleware.AccountMiddleware",
+        "django_htmx.middleware.HtmxMiddleware",
+        "django_moe_personalize.middleware.PersonalizeMiddleware",
+        "django.middleware.cache.FetchFromCacheMiddleware",
+    ],
+    AUTHENTICATION_BACKENDS=["django.contrib.auth.backends.ModelBackend"],
+    ACCOUNT_RATE_LIMITS=False,
+    ACCOUNT_EMAIL_VERIFICATION="none",
+    LOGIN_REDIRECT_URL="/en/",
+    CACHE_MIDDLEWARE_SECONDS=600,
+    CONTENT_SECURITY_POLICY={"DIRECTIVES": {"default-src": ["'self'"]}},
+    DEBUG_TOOLBAR_CONFIG={"SHOW_TOOLBAR_CALLBACK": "tests.sites.rest_site.is_staff"},
+)
