@@ -242,10 +242,7 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
             EXPERIENCE + "{% with a=hero.Title b=x %}[{{ a }}{{ b }}]{% endwith %}{% endexperience %}",
             "{{ a }} in page.html, line 2",
         ),
-        (
-            "{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]",
-            "{{ title|upper }} in page.html, line 2",
-        ),
+        ("{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]", "{{ title|upper }} in page.html, line 2"),
     ],
 )
 def test_content_of_one_visitor_is_found(find, source, found):

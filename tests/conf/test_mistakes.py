@@ -168,11 +168,7 @@ def test_unknown_setting(name, hint):
 
 
 @pytest.mark.parametrize(
-    ("name", "hint"),
-    [
-        ("DEADLNE", 'Did you mean "DEADLINE"?'),
-        ("ZZZ", "Remove it, or give it another prefix."),
-    ],
+    ("name", "hint"), [("DEADLNE", 'Did you mean "DEADLINE"?'), ("ZZZ", "Remove it, or give it another prefix.")]
 )
 def test_unknown_variable(monkeypatch, name, hint):
     """A variable that only looks like a setting is a problem, but it stops nothing."""

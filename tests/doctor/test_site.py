@@ -122,24 +122,9 @@ def test_missing_impressions_and_stalled_delivery(shared_cache):
 @pytest.mark.parametrize(
     ("setting", "visits", "state", "words"),
     [
-        (
-            "always",
-            120,
-            "warning",
-            "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS",
-        ),
-        (
-            "always",
-            9,
-            "ok",
-            "Of 9 {}, 8 (89%) never came back. Each of these may be a profile",
-        ),
-        (
-            "returning",
-            120,
-            "ok",
-            "Of 120 {}, 119 (99%) never came back. The package reports none",
-        ),
+        ("always", 120, "warning", "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS"),
+        ("always", 9, "ok", "Of 9 {}, 8 (89%) never came back. Each of these may be a profile"),
+        ("returning", 120, "ok", "Of 120 {}, 119 (99%) never came back. The package reports none"),
     ],
 )
 @pytest.mark.urls("tests.site")
