@@ -12,54 +12,41 @@ from django_moe_personalize.checks.foreign_code import may_render
 
 
 def call_helper(context):
-    """Call another function with the request."""
     return helper(context["request"])
 
 
 def helper(request):
-    """Render a template."""
     return render_to_string("hero.html", {}, request)
 
 
 def call_unknown(context):
-    """Pass the context to an object that isn't known."""
     return context["view"].show(page=context)
 
 
 def import_inside(context):
-    """Import a function that renders."""
     from django.shortcuts import render as draw
 
     return draw(context)
 
 
 def read(context):
-    """Read an experience."""
     return context["request"].personalization
 
 
 def call_itself(context):
-    """Call itself, and functions that render nothing."""
     return call_itself(context) or isinstance(context, Quiet) or builtins.len(context["page"].get_url(context["x"]))
 
 
 class Quiet:
-    """A class that renders nothing."""
-
     def show(self):
-        """Return text."""
         return "rendered"
 
 
 class Block(Node):
-    """A block tag that renders its content and resolves its arguments."""
-
     def render(self, context):
-        """Return the content."""
         return self.body.render(context) + self.read(context) + Quiet().show()
 
     def read(self, context):
-        """Resolve an argument."""
         return self.argument.resolve(context)
 
 

@@ -49,13 +49,10 @@ class TheirFlatpages(type("FlatpageFallbackMiddleware", (), {"__module__": FLATP
 
 
 def page(request):
-    """Return an empty page."""
     return HttpResponse()
 
 
 class ShopURLs:
-    """The URLs of a shop, with an office below."""
-
     app_name = "shop"
     urlpatterns = [
         path("", page, name="home"),
@@ -73,8 +70,6 @@ urlpatterns = [
 
 
 class WithoutOurURLs:
-    """URLs without this package's."""
-
     urlpatterns = [path("plain/", page, name="plain")]
 
 
@@ -85,7 +80,6 @@ def check_site(moe=None, **changes):
 
 
 def read_numbers(messages):
-    """Return the ids without their prefix."""
     return [message.id.removeprefix("moe_personalize.") for message in messages]
 
 
@@ -354,12 +348,10 @@ def test_text_from_a_bad_environment(monkeypatch, text, number):
 
 
 def include_ours(prefix="moe/", namespace="shop-moe", app_name="moe_personalize"):
-    """Return a pattern that includes the package's URLs in another namespace."""
     return path(prefix, include(("django_moe_personalize.urls", app_name), namespace=namespace))
 
 
 def wrap(view):
-    """Decorate a view, without functools.wraps."""
     return lambda request, **arguments: view(request, **arguments)
 
 

@@ -12,8 +12,6 @@ not_callable = "a string"
 
 
 class Part:
-    """A swappable part with one option."""
-
     def __init__(self, url, *, verify=True):
         """Do nothing."""
 

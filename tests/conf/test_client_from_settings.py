@@ -29,12 +29,10 @@ class RecordingTransport:
         self.built.append(self)
 
     def send(self, request, *, deadline):
-        """See Transport.send()."""
         self.requests.append(request)
         return Response(200, {}, b'{"experiences": {}}')
 
     def close(self):
-        """See Transport.close()."""
         self.is_closed = True
 
 
@@ -42,23 +40,19 @@ RECORDING = {"BACKEND": f"{__name__}.RecordingTransport"}
 
 
 def failing_transport(base_url, *, password=""):
-    """Raise an unexpected error that quotes the option."""
     raise RuntimeError(f"{password} refused")
 
 
 @pytest.fixture(autouse=True)
 def forget_transports():
-    """Start without transports of other tests."""
     RecordingTransport.built.clear()
 
 
 def fetch():
-    """Ask the client for one experience."""
     return get_client().fetch_experiences(["hero-banner"], deadline=Deadline(5.0))
 
 
 def read_workspace_id():
-    """Return the workspace id of the one request that was sent."""
     [transport] = RecordingTransport.built
     [request] = transport.requests
     return {name.lower(): value for name, value in request.headers.items()}["moe-appkey"]
@@ -66,7 +60,6 @@ def read_workspace_id():
 
 @pytest.fixture
 def workspace_file(tmp_path):
-    """Return the path of a workspace with one experience."""
     file = tmp_path / "moe.json"
     hero = {"key": "hero-banner", "payload": {"Title": "From the file"}}
     file.write_text(json.dumps({"workspace_id": "FILE_DEBUG", "api_key": "file", "experiences": [hero]}))

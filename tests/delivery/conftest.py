@@ -45,8 +45,6 @@ def build(vendor):
 
 @pytest.fixture
 def configure(vendor, settings):
-    """Configure the site's delivery and return it."""
-
     def configure(name, **options):
         settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend(name, **options))
         return get_delivery()
@@ -56,13 +54,11 @@ def configure(vendor, settings):
 
 @pytest.fixture
 def build_outbox(configure):
-    """Configure a DatabaseDelivery with short waits and return it."""
     return partial(configure, "database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
 
 
 @pytest.fixture
 def delivery(build_outbox):
-    """Give the site's DatabaseDelivery, with short waits."""
     return build_outbox()
 
 

@@ -78,7 +78,6 @@ def test_watching_survives_the_database(delivery, vendor, caplog):
 
 
 def rename(old, new):
-    """Rename a table."""
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {old} RENAME TO {new}")
 

@@ -26,7 +26,6 @@ def build_event(customer_id, *, seconds=0):
 
 
 def list_sent(upstream):
-    """Return the customers of the events that MoEngage got."""
     return [entry.customer_id for entry in upstream.engine.ledger.entries()]
 
 
@@ -98,7 +97,6 @@ class CountingDelivery(ImmediateDelivery):
     """Say that one customer has one waiting event, and that each other customer has two."""
 
     def erase(self, customer_id):
-        """Return the number of events."""
         return 1 if customer_id == "one-event" else 2
 
 

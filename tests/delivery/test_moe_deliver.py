@@ -26,8 +26,6 @@ POLL = "0.02"
 
 
 class Terminal(io.StringIO):
-    """A text stream that claims to be a terminal."""
-
     def isatty(self):
         return True
 

@@ -23,7 +23,6 @@ from tests.processes import recorded_contexts
 
 
 def senders():
-    """Return the sending threads of this process."""
     return [thread for thread in threading.enumerate() if thread.name == "moe-personalize-delivery"]
 
 

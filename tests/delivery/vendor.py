@@ -52,12 +52,10 @@ class Vendor:
         self._thread.join(SOON)
 
     def recover(self):
-        """Answer every call with 200 from now on."""
         self.status, self.failures, self.poison = 200, [], set()
         self.hang.set()
 
     def settings(self, **changes):
-        """Return MOE_PERSONALIZE of a site that uses this vendor."""
         return {"WORKSPACE_ID": "TESTS", "API_KEY": "tests", "BASE_URL": self.url, "SANDBOX": False, **changes}
 
     def arrive(self):

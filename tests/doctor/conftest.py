@@ -20,20 +20,17 @@ class Vendor:
         self.headers = {}
 
     def answer(self, exchange):
-        """Answer as MoEngage does."""
         received = exchange.received
         target, _, query = received.target.removeprefix("/v1").partition("?")
         response = self.engine.handle(Request(received.method, target, query, received.headers, received.body))
         exchange.reply(response.body, status=f"{response.status} OK", headers=self.headers)
 
     def fail(self, status, body=b"{}"):
-        """Answer every call like this from now on."""
         self.behave = lambda exchange: exchange.reply(body, status=f"{status} X")
 
 
 @pytest.fixture
 def vendor():
-    """Let the site call a server of the test."""
     end = Vendor()
     with Loopback(lambda exchange: end.behave(exchange)) as server:
         workspace = end.engine.workspace
@@ -45,7 +42,6 @@ def vendor():
 
 @pytest.fixture
 def outbox(db):
-    """Let the site deliver from an outbox."""
     with override_personalize(DELIVERY=build_backend("database.DatabaseDelivery")):
         yield get_delivery().outbox
 

@@ -11,18 +11,15 @@ SHORT = 0.3
 
 
 def build_backend(name, **options):
-    """Return the setting DELIVERY for a class of this package."""
     return {"BACKEND": f"django_moe_personalize.delivery.{name}", "OPTIONS": options}
 
 
 def record_events(count):
-    """Record impressions, and return nothing."""
     now = int(time.time() * 1000)
     get_delivery().record([Event(Action.SHOWN, f"canary-{number}", {"cid": "canary"}, now) for number in range(count)])
 
 
 def as_pairs(findings):
-    """Return the findings as (state, text) pairs."""
     return [(state, f"{what} {fix}".rstrip()) for state, what, fix in findings]
 
 

@@ -20,10 +20,7 @@ from tests.doctor.diagnosis import KEY, as_pairs, diagnose, find, record_events
 
 
 class Terminal(io.StringIO):
-    """An output that says it is a terminal."""
-
     def isatty(self):
-        """Return True."""
         return True
 
 
@@ -110,8 +107,6 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
 
 
 class CallableView:
-    """A view that is an object, as some decorators return it."""
-
     moe_experience_keys = ("from-object",)
 
     def __call__(self, request):

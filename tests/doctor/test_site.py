@@ -32,28 +32,22 @@ def test_cache_that_works(settings, request):
 
 
 class SlowCache(BaseCache):
-    """A cache that is slow, or that loses values."""
-
     delay, keeps, values = 0.0, True, {}
 
     def __init__(self, location, params):
         super().__init__(params)
 
     def set(self, key, value, timeout=None, version=None):
-        """Wait, then store the value."""
         time.sleep(self.delay)
         self.values.update({key: value} if self.keeps else {})
 
     def get(self, key, default=None, version=None):
-        """Return the value."""
         return self.values.get(key, default)
 
     def delete(self, key, version=None):
-        """Remove the value."""
         return self.values.pop(key, None) is not None
 
     def clear(self):
-        """Remove all values."""
         self.values.clear()
 
 
@@ -165,8 +159,6 @@ def test_delivery_with_wrong_options():
 
 
 class Queued(QueuedDelivery):
-    """A delivery whose queue takes nothing."""
-
     def __init__(self, *, fallback=None):
         super().__init__(fallback=fallback, timeout=1, max_attempts=1, backoff=1, max_backoff=1, pause=1)
 
@@ -212,7 +204,6 @@ def test_outbox_without_a_table(outbox):
 
 
 def install(folder, name, version):
-    """Write a distribution's metadata into a folder."""
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

@@ -85,7 +85,6 @@ def test_impression_modes(render, shown, mode, opening, impressions):
 
 
 def fetch_only(request):
-    """Allow everything but counting."""
     return Consent(track=False)
 
 
