@@ -152,20 +152,11 @@ def test_missing_credentials(settings, given, message):
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://sdk-01.moengage.com/v1", "https"),
-        (f"https://user:{SECRET}@example.com", "user name or password"),
-        ("ftp://example.com", "https://"),
-    ],
-)
-def test_unsafe_url(settings, url, reason):
+def test_unsafe_url(settings):
     """The client never sends credentials to an unsafe URL, and the error doesn't show it."""
-    settings.MOE_PERSONALIZE = {**CREDENTIALS, "BASE_URL": url}
-    with pytest.raises(ConfigurationError, match="BASE_URL\"] can't be used") as caught:
+    settings.MOE_PERSONALIZE = {**CREDENTIALS, "BASE_URL": f"https://user:{SECRET}@example.com"}
+    with pytest.raises(ConfigurationError, match=r"can't be used.*user name or password") as caught:
         get_client()
-    assert reason in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
@@ -189,23 +180,12 @@ def test_wrong_workspace_file(settings, tmp_path, content, reason):
         assert caught.value.hint.startswith("Fix that file")
 
 
-@pytest.mark.parametrize(
-    ("transport", "message", "hint"),
-    [
-        ({**RECORDING, "OPTIONS": {"verfy": SECRET}}, "'verfy'", "Use only these options: verify."),
-        ({"OPTIONS": {"verify": "/no/such/file"}}, "ValueError: verify must", "Correct MOE_PERSONALIZE"),
-        (
-            {"BACKEND": f"{__name__}.failing_transport", "OPTIONS": {"password": SECRET}},
-            "can't be built: RuntimeError.",
-            "Correct MOE_PERSONALIZE",
-        ),
-    ],
-)
-def test_wrong_transport(settings, transport, message, hint):
+def test_wrong_transport(settings):
     """The error names the mistake without the value of an option."""
+    transport = {"BACKEND": f"{__name__}.failing_transport", "OPTIONS": {"password": SECRET}}
     settings.MOE_PERSONALIZE = {**CREDENTIALS, "TRANSPORT": transport}
     with pytest.raises(ConfigurationError) as caught:
         get_client()
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    assert "can't be built: RuntimeError." in caught.value.message
+    assert "Correct MOE_PERSONALIZE" in caught.value.hint
     assert SECRET not in str(caught.value)

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from django.core.cache.backends.base import BaseCache
-from django.db import connection as database
 from django.utils import timezone
 
 from django_moe_personalize.conf import get_settings
@@ -19,7 +18,8 @@ from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC
-from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.delivery.conftest import without_table
+from tests.doctor.conftest import SHORT, as_pairs, build_backend, diagnose, find, record_events
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
@@ -194,13 +194,8 @@ def test_outbox(outbox):
 
 def test_outbox_without_a_table(outbox):
     """The finding names the command that creates the table."""
-    with database.cursor() as cursor:
-        cursor.execute("ALTER TABLE moe_personalize_outboxevent RENAME TO elsewhere")
-    try:
+    with without_table():
         assert find("so every event is lost. Run `manage.py migrate --database default`.")[0] == "problem"
-    finally:
-        with database.cursor() as cursor:
-            cursor.execute("ALTER TABLE elsewhere RENAME TO moe_personalize_outboxevent")
 
 
 def install(folder, name, version):
