@@ -1,9 +1,12 @@
-"""may_render() reads the source of another library's tags, and is on the safe side where the source doesn't tell."""
+"""Code of other libraries in a fragment cache: the check reads its source, and a doubt counts as a leak."""
 
 import builtins
+import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from django.core.checks import run_checks
 from django.template import Node
 from django.template.loader import render_to_string
 
@@ -12,54 +15,41 @@ from django_moe_personalize.checks.foreign_code import may_render
 
 
 def call_helper(context):
-    """Call another function with the request."""
     return helper(context["request"])
 
 
 def helper(request):
-    """Render a template."""
     return render_to_string("hero.html", {}, request)
 
 
 def call_unknown(context):
-    """Pass the context to an object that isn't known."""
     return context["view"].show(page=context)
 
 
 def import_inside(context):
-    """Import a function that renders."""
     from django.shortcuts import render as draw
 
     return draw(context)
 
 
 def read(context):
-    """Read an experience."""
     return context["request"].personalization
 
 
 def call_itself(context):
-    """Call itself, and functions that render nothing."""
     return call_itself(context) or isinstance(context, Quiet) or builtins.len(context["page"].get_url(context["x"]))
 
 
 class Quiet:
-    """A class that renders nothing."""
-
     def show(self):
-        """Return text."""
         return "rendered"
 
 
 class Block(Node):
-    """A block tag that renders its content and resolves its arguments."""
-
     def render(self, context):
-        """Return the content."""
         return self.body.render(context) + self.read(context) + Quiet().show()
 
     def read(self, context):
-        """Resolve an argument."""
         return self.argument.resolve(context)
 
 
@@ -82,3 +72,36 @@ def test_many_functions(monkeypatch):
 def test_block(nodelists):
     """A block tag may render the nodelists that the search follows."""
     assert may_render(Block.render, Block, frozenset(nodelists)) == ("other" in nodelists)
+
+
+HERO = "{% load moe_personalize %}\n{% experience 'hero' %}{% endexperience %}"
+ON, OFF = SimpleNamespace(enabled=True), SimpleNamespace(enabled=False)
+
+
+@pytest.mark.parametrize(
+    ("template", "file", "cache", "place"),
+    [
+        (HERO, None, ON, "shop.components"),
+        (None, "hero.html", ON, "hero.html"),
+        (None, "hero.html", OFF, None),
+        ("The same for all.", None, ON, None),
+        ("{% nonsense %}", None, ON, None),
+    ],
+)
+def test_component_that_stores_what_it_renders(monkeypatch, settings, tmp_path, template, file, cache, place):
+    """A component whose cache is on is like {% cache %}. Components and versions that are broken give no message."""
+    (tmp_path / "hero.html").write_text(HERO)
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
+    hero = SimpleNamespace(
+        __name__="Hero", __module__="shop.components", template=template, template_file=file, Cache=cache
+    )
+    library = SimpleNamespace(all_components=lambda: [SimpleNamespace(), hero])
+    monkeypatch.setitem(sys.modules, "django_components", library)
+    found = [message for message in run_checks(tags=["moe_personalize"]) if message.id == "moe_personalize.E014"]
+    assert len(found) == (place is not None)
+    for message in found:
+        assert message.msg.startswith("Hero.Cache shows one visitor's content to all visitors: {% experience 'hero' %}")
+        assert message.msg.endswith(f"{place}, line 2.")
+        assert "Hero.Cache starts in shop.components" in message.hint
+    monkeypatch.setitem(sys.modules, "django_components", SimpleNamespace())
+    assert "moe_personalize.E014" not in [message.id for message in run_checks(tags=["moe_personalize"])]

@@ -38,8 +38,6 @@ EXPERIENCE = "{% experience 'hero' as hero %}"
 
 
 class OtherTemplates(TemplateStrings):
-    """A template engine of another language."""
-
     def __init__(self, params):
         super().__init__(params | {"OPTIONS": {}})
 
@@ -50,17 +48,14 @@ class BrokenLoader(Loader):
     loaders = None
 
     def get_template_sources(self, template_name):
-        """Find no template."""
         return []
 
     def get_dirs(self):
-        """Fail."""
         raise ValueError("no folders")
 
 
 @register.inclusion_tag("hero.html")
 def show_hero():
-    """Show the hero."""
     return {}
 
 
@@ -71,31 +66,26 @@ register.inclusion_tag(7, name="show_number")(show_hero)
 
 @register.inclusion_tag("plain.html", takes_context=True)
 def show_value(context):
-    """Pass one visitor's content to a template."""
     return {"x": context["request"].personalization["hero"]}
 
 
 @register.simple_tag(takes_context=True)
 def draw(context):
-    """Render a template."""
     return get_template("hero.html").render({}, context["request"])
 
 
 @register.simple_tag
 def draw_for(request):
-    """Render a template for a request that the page passes."""
     return draw(request)
 
 
 @register.simple_tag
 def draw_alone():
-    """Render a template without a visitor."""
     return get_template("hero.html").render({})
 
 
 @register.simple_tag(takes_context=True)
 def count(context):
-    """Render no template."""
     return len(context["request"].path)
 
 
@@ -107,7 +97,6 @@ register.filter("lower_for", lambda value: len(value))
 
 @register.tag
 def fail(parser, token):
-    """Fail to compile."""
     raise RuntimeError
 
 
@@ -120,15 +109,12 @@ class Foreign(Node):
 
 
 class Raising(Foreign):
-    """A tag whose attributes raise exceptions."""
-
     child_nodelists = property(lambda self: 1 / 0)
 
     def __getattr__(self, name):
         raise RuntimeError(name)
 
     def render(self, context):
-        """Call an attribute."""
         return self.thing(context)
 
 
@@ -142,15 +128,11 @@ class Endless(Raising):
 
 
 class RaisingList(NodeList):
-    """A list that can't be read."""
-
     def __iter__(self):
         raise RuntimeError
 
 
 class PartialNode(Foreign):
-    """Another library's tag with the name of Django's."""
-
     partial_mapping = None
 
 
@@ -160,7 +142,6 @@ class KeepNode(CacheNode):
 
 @register.tag
 def keep(parser, token):
-    """Cache the content under a name that doesn't say so."""
     nodelist = parser.parse(("endkeep",))
     parser.delete_first_token()
     return KeepNode(nodelist, parser.compile_filter("60"), "x", [], None)
@@ -180,7 +161,6 @@ ODD_ATTRIBUTES = {
 
 @register.tag
 def foreign(parser, token):
-    """Parse ``{% foreign kind %}…{% endforeign %}``."""
     nodelist = parser.parse(("endforeign",))
     parser.delete_first_token()
     kind, attributes = ODD_ATTRIBUTES[token.split_contents()[1]]
@@ -247,10 +227,7 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
             "{{ r.personalization }} in page.html, line 2",
         ),
         ("{% cycle personalization.hero 'x' as a silent %}[{{ a }}]", "{{ a }} in page.html, line 2"),
-        (
-            "{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]",
-            "{{ title|upper }} in page.html, line 2",
-        ),
+        ("{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]", "{{ title|upper }} in page.html, line 2"),
     ],
 )
 def test_content_of_one_visitor_is_found(find, source, found):
@@ -379,7 +356,6 @@ def test_foreign_node(find, kind):
 
 @register.tag
 def nocache(parser, token):
-    """Cache nothing."""
     nodelist = parser.parse(("endnocache",))
     parser.delete_first_token()
     return Foreign(nodelist, {})

@@ -25,20 +25,17 @@ def clean_environment(monkeypatch):
 
 
 def configure(**given):
-    """Return the settings of a site with this dict."""
     with override_settings(MOE_PERSONALIZE=given):
         return get_settings()
 
 
 def read_error(**given):
-    """Return the error of a site with this dict."""
     with override_settings(MOE_PERSONALIZE=given), pytest.raises(ConfigurationError) as caught:
         get_settings()
     return caught.value
 
 
 def configure_environment(monkeypatch, **variables):
-    """Return the settings of a site with these environment variables and without a dict."""
     for name, value in variables.items():
         monkeypatch.setenv(f"MOE_PERSONALIZE_{name}", value)
     return configure()

@@ -29,12 +29,10 @@ class RecordingTransport:
         self.built.append(self)
 
     def send(self, request, *, deadline):
-        """See Transport.send()."""
         self.requests.append(request)
         return Response(200, {}, b'{"experiences": {}}')
 
     def close(self):
-        """See Transport.close()."""
         self.is_closed = True
 
 
@@ -42,23 +40,19 @@ RECORDING = {"BACKEND": f"{__name__}.RecordingTransport"}
 
 
 def failing_transport(base_url, *, password=""):
-    """Raise an unexpected error that quotes the option."""
     raise RuntimeError(f"{password} refused")
 
 
 @pytest.fixture(autouse=True)
 def forget_transports():
-    """Start without transports of other tests."""
     RecordingTransport.built.clear()
 
 
 def fetch():
-    """Ask the client for one experience."""
     return get_client().fetch_experiences(["hero-banner"], deadline=Deadline(5.0))
 
 
 def read_workspace_id():
-    """Return the workspace id of the one request that was sent."""
     [transport] = RecordingTransport.built
     [request] = transport.requests
     return {name.lower(): value for name, value in request.headers.items()}["moe-appkey"]
@@ -66,7 +60,6 @@ def read_workspace_id():
 
 @pytest.fixture
 def workspace_file(tmp_path):
-    """Return the path of a workspace with one experience."""
     file = tmp_path / "moe.json"
     hero = {"key": "hero-banner", "payload": {"Title": "From the file"}}
     file.write_text(json.dumps({"workspace_id": "FILE_DEBUG", "api_key": "file", "experiences": [hero]}))
@@ -159,20 +152,11 @@ def test_missing_credentials(settings, given, message):
     assert SECRET not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("url", "reason"),
-    [
-        ("http://sdk-01.moengage.com/v1", "https"),
-        (f"https://user:{SECRET}@example.com", "user name or password"),
-        ("ftp://example.com", "https://"),
-    ],
-)
-def test_unsafe_url(settings, url, reason):
+def test_unsafe_url(settings):
     """The client never sends credentials to an unsafe URL, and the error doesn't show it."""
-    settings.MOE_PERSONALIZE = {**CREDENTIALS, "BASE_URL": url}
-    with pytest.raises(ConfigurationError, match="BASE_URL\"] can't be used") as caught:
+    settings.MOE_PERSONALIZE = {**CREDENTIALS, "BASE_URL": f"https://user:{SECRET}@example.com"}
+    with pytest.raises(ConfigurationError, match=r"can't be used.*user name or password") as caught:
         get_client()
-    assert reason in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
@@ -196,23 +180,12 @@ def test_wrong_workspace_file(settings, tmp_path, content, reason):
         assert caught.value.hint.startswith("Fix that file")
 
 
-@pytest.mark.parametrize(
-    ("transport", "message", "hint"),
-    [
-        ({**RECORDING, "OPTIONS": {"verfy": SECRET}}, "'verfy'", "Use only these options: verify."),
-        ({"OPTIONS": {"verify": "/no/such/file"}}, "ValueError: verify must", "Correct MOE_PERSONALIZE"),
-        (
-            {"BACKEND": f"{__name__}.failing_transport", "OPTIONS": {"password": SECRET}},
-            "can't be built: RuntimeError.",
-            "Correct MOE_PERSONALIZE",
-        ),
-    ],
-)
-def test_wrong_transport(settings, transport, message, hint):
+def test_wrong_transport(settings):
     """The error names the mistake without the value of an option."""
+    transport = {"BACKEND": f"{__name__}.failing_transport", "OPTIONS": {"password": SECRET}}
     settings.MOE_PERSONALIZE = {**CREDENTIALS, "TRANSPORT": transport}
     with pytest.raises(ConfigurationError) as caught:
         get_client()
-    assert message in caught.value.message
-    assert hint in caught.value.hint
+    assert "can't be built: RuntimeError." in caught.value.message
+    assert "Correct MOE_PERSONALIZE" in caught.value.hint
     assert SECRET not in str(caught.value)

@@ -160,23 +160,19 @@ def test_sandbox_by_default(settings, debug, given, expected):
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("name", "given", "expected"),
     [
-        ({"DATA_CENTER": "101"}, "https://sdk-101.moengage.com/v1"),
-        ({"DATA_CENTER": "01", "BASE_URL": "https://x"}, "https://x"),
-        ({"DATA_CENTER": "01", "SANDBOX": True}, ""),
-        ({"DATA_CENTER": "", "BASE_URL": ""}, ""),
+        ("base_url", {"DATA_CENTER": "101"}, "https://sdk-101.moengage.com/v1"),
+        ("base_url", {"DATA_CENTER": "01", "BASE_URL": "https://x"}, "https://x"),
+        ("base_url", {"DATA_CENTER": "01", "SANDBOX": True}, ""),
+        ("base_url", {"DATA_CENTER": "", "BASE_URL": ""}, ""),
+        ("cache_stale_ttl", {"CACHE_TTL": 3600}, 3600.0),
+        ("cache_stale_ttl", {"CACHE_STALE_TTL": 60}, 60.0),
     ],
 )
-def test_base_url_by_default(given, expected):
-    """Without BASE_URL, the URL follows from the data center, unless the sandbox is on."""
-    assert configure(**given).base_url == expected
-
-
-def test_stale_ttl_by_default():
-    """Without CACHE_STALE_TTL, a long CACHE_TTL raises it."""
-    assert configure(CACHE_TTL=3600).cache_stale_ttl == 3600.0
-    assert configure(CACHE_STALE_TTL=60).cache_stale_ttl == 60.0
+def test_default_that_follows_from_another_setting(name, given, expected):
+    """The data center gives the URL, unless the sandbox is on. A long CACHE_TTL raises CACHE_STALE_TTL."""
+    assert getattr(configure(**given), name) == expected
 
 
 def test_settings_are_kept_until_they_change(settings):

@@ -1,9 +1,11 @@
 """Fixtures for the tests of delivery."""
 
+import contextlib
 from datetime import timedelta
 from functools import partial
 
 import pytest
+from django.db import connection
 from django.utils import timezone
 
 from django_moe_personalize.delivery.base import get_delivery
@@ -45,8 +47,6 @@ def build(vendor):
 
 @pytest.fixture
 def configure(vendor, settings):
-    """Configure the site's delivery and return it."""
-
     def configure(name, **options):
         settings.MOE_PERSONALIZE = vendor.settings(DELIVERY=backend(name, **options))
         return get_delivery()
@@ -56,19 +56,28 @@ def configure(vendor, settings):
 
 @pytest.fixture
 def build_outbox(configure):
-    """Configure a DatabaseDelivery with short waits and return it."""
     return partial(configure, "database.DatabaseDelivery", backoff=0.001, max_backoff=0.01)
 
 
 @pytest.fixture
 def delivery(build_outbox):
-    """Give the site's DatabaseDelivery, with short waits."""
     return build_outbox()
 
 
 def make_due():
     """Let time pass for every pending row, and let every lease run out."""
     OutboxEvent.objects.filter(state=State.PENDING).update(due_at=timezone.now() - timedelta(seconds=1))
+
+
+@contextlib.contextmanager
+def without_table():
+    """Take the table of the outbox away while the context lasts."""
+    table = OutboxEvent._meta.db_table
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE {table} RENAME TO away")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute(f"ALTER TABLE away RENAME TO {table}")
 
 
 @pytest.fixture

@@ -13,17 +13,14 @@ CONTEXT = {
 
 
 def make_event(customer="42", **attributes):
-    """Return an impression."""
     return Event(Action.SHOWN, customer, {**CONTEXT, **attributes}, 1_760_000_000)
 
 
 def make_events(count):
-    """Return impressions of ``count`` customers."""
     return [make_event(str(number)) for number in range(count)]
 
 
 def uuids(events):
-    """Return the UUIDs of events."""
     return [event.event_uuid for event in events]
 
 
@@ -34,6 +31,5 @@ def backend(name, **options):
 
 
 def messages(caplog):
-    """Return level and text of the package's log lines."""
     ours = [record for record in caplog.records if record.name == "django_moe_personalize"]
     return [(record.levelname, record.getMessage()) for record in ours]

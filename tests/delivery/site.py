@@ -19,7 +19,6 @@ from django_moe_personalize.moengage.types import Action, Event
 
 
 def view(request):
-    """Record an event and answer with its UUID."""
     return HttpResponse(record(1)[0])
 
 
@@ -34,14 +33,12 @@ urlpatterns = [path("", view), path("async/", aview)]
 
 
 def record(count):
-    """Record events of ``count`` customers and return their UUIDs."""
     events = [Event(Action.SHOWN, str(number), {"cid": "c"}, 1_760_000_000) for number in range(count)]
     get_delivery().record(events)
     return [event.event_uuid for event in events]
 
 
 def end(way):
-    """End this process."""
     if way == "exit":
         sys.exit(0)
     elif way == "error":

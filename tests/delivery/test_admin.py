@@ -39,7 +39,6 @@ def admin_tables(django_db_setup, django_db_blocker):
 
 @pytest.fixture(autouse=True)
 def site(settings, configure):
-    """Use the admin and an outbox."""
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.admin", "django.contrib.messages"]
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, "django.contrib.messages.middleware.MessageMiddleware"]
     processors = ["django.contrib.auth.context_processors.auth", "django.contrib.messages.context_processors.messages"]
@@ -62,14 +61,12 @@ def staff(client):
 
 
 def read_counters(response):
-    """Return the counters on the page as a dict."""
     table = re.search(r'<table class="moe-counters">.*?</table>', response.text, re.DOTALL)[0]
     cells = [re.findall(rf"<{tag}[^>]*>(.*?)</{tag}>", table) for tag in ("th", "td")]
     return dict(zip(*cells, strict=True))
 
 
 def read_history():
-    """Return who did what to the outbox."""
     from django.contrib.admin.models import LogEntry
 
     entries = LogEntry.objects.filter(content_type__model="outboxevent", action_flag=2)
@@ -77,7 +74,6 @@ def read_history():
 
 
 def park(vendor, *events):
-    """Let MoEngage refuse events."""
     vendor.poison = {event.event_uuid for event in events}
     get_delivery().record(events)
     get_delivery().flush()

@@ -195,8 +195,7 @@ def test_mistakes_in_the_setting_name_the_valid_values(configure, name, options,
 
 
 @pytest.mark.parametrize(
-    ("name", "library", "extra"),
-    [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "tasks")],
+    ("name", "library", "extra"), [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "tasks")]
 )
 def test_a_missing_library_is_named_with_its_extra(configure, monkeypatch, name, library, extra):
     """The fix is a command to type."""

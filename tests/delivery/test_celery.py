@@ -55,7 +55,6 @@ def leave_logging_alone(**kwargs):
 
 @pytest.fixture
 def site(monkeypatch):
-    """Make a site's Celery the current app, with an empty queue."""
     site = Site()
     monkeypatch.setattr(celery._state, "default_app", site.app)
     # A worker in this process makes its app the current one of this thread.
@@ -69,7 +68,6 @@ def site(monkeypatch):
 
 @pytest.fixture
 def delivery(configure, site):
-    """Give the site's CeleryDelivery, whose retries are due at once."""
     return configure("celery.CeleryDelivery", **QUICK_RETRIES)
 
 
@@ -82,7 +80,6 @@ def silent_broker(request):
 
 @pytest.fixture
 def dead_broker():
-    """Give the URL of a broker that refuses connections."""
     with socket.socket() as bound:
         # Bound but not listening, so no other process gets this port.
         bound.bind(("127.0.0.1", 0))

@@ -49,7 +49,6 @@ def break_outbox():
 
 
 def repair_outbox():
-    """Let inserts succeed again."""
     with connection.cursor() as cursor:
         cursor.execute("DROP TRIGGER full")
 

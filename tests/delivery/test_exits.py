@@ -21,7 +21,6 @@ class Server:
         self.seen = []
 
     def handle_exit(self, number, frame):
-        """Note the signal."""
         self.seen.append("stopped")
 
 

@@ -23,7 +23,6 @@ class ListDelivery(QueuedDelivery):
         self.queue = []
 
     def hand_over(self, message, *, wait=0.0):
-        """Append the message."""
         if self.queue is None:
             raise OSError("down")
         self.queue.append((message, wait))

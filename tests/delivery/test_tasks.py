@@ -22,15 +22,11 @@ DummyBackend = tasks.import_module(f"{FRAMEWORK}.backends.dummy").DummyBackend
 
 
 class PromptBackend(DummyBackend):
-    """A queue that can't delay a task."""
-
     supports_defer = False
 
 
 @pytest.fixture
 def build(configure, settings):
-    """Configure the site's tasks and its delivery, and return the delivery."""
-
     def build(path=DUMMY, **options):
         settings.TASKS = {"default": {"BACKEND": DUMMY}, "events": {"BACKEND": path}}
         return configure("tasks.TasksDelivery", backend="events", backoff=100.0, **options)

@@ -4,7 +4,8 @@ import json
 import threading
 import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.loopback import Loopback
 
 SOON = 10.0
 """Seconds after which a test gives up waiting."""
@@ -36,40 +37,37 @@ class Vendor:
         self.changed = threading.Condition()
         self.hang = threading.Event()
         self.hang.set()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
-        self._server.vendor = self
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
+        self._server = Loopback(self._serve)
+        self.url = self._server.url
 
     def __enter__(self):
-        self._thread.start()
+        self._server.__enter__()
         return self
 
     def __exit__(self, *exc_info):
         self.hang.set()
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join(SOON)
+        self._server.__exit__()
 
     def recover(self):
-        """Answer every call with 200 from now on."""
         self.status, self.failures, self.poison = 200, [], set()
         self.hang.set()
 
     def settings(self, **changes):
-        """Return MOE_PERSONALIZE of a site that uses this vendor."""
         return {"WORKSPACE_ID": "TESTS", "API_KEY": "tests", "BASE_URL": self.url, "SANDBOX": False, **changes}
 
-    def arrive(self):
-        """Count a call, and let it hang if ordered."""
+    def wait_for(self, reached):
+        """Wait until ``reached(self)`` holds and return whether it did."""
+        with self.changed:
+            return self.changed.wait_for(lambda: reached(self), SOON)
+
+    def _serve(self, exchange):
+        body = json.loads(exchange.received.body)
+        uuids = [action["moe_event_uuid"] for element in body["elements"] for action in element["actions"]]
         with self.changed:
             self.arrived += 1
             self.changed.notify_all()
         self.hang.wait(SOON)
         time.sleep(self.delay)
-
-    def answer(self, uuids, body):
-        """Record a call and return its status."""
         with self.changed:
             status = self.failures.pop(0) if self.failures else self.status
             if self.poison.intersection(uuids):
@@ -79,46 +77,6 @@ class Vendor:
             if status == 200:
                 self.taken.update(uuids)
             self.changed.notify_all()
-            return status
-
-    def wait_for(self, reached):
-        """Wait until ``reached(self)`` holds and return whether it did."""
-        with self.changed:
-            return self.changed.wait_for(lambda: reached(self), SOON)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 64
-
-    def handle_error(self, request, client_address):
-        """Ignore callers that stopped waiting."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-
-    def do_POST(self):
-        vendor = self.server.vendor
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        actions = [action for element in body["elements"] for action in element["actions"]]
-        vendor.arrive()
-        status = vendor.answer([action["moe_event_uuid"] for action in actions], body)
-        title = vendor.title or TITLES.get(status, "Error")
-        answer = (
-            {"status": "success", "req_id": "r"}
-            if status == 200
-            else {"title": title, "description": vendor.description}
-        )
-        content = json.dumps(answer).encode()
-        self.send_response(status)
-        for name, value in vendor.headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def log_message(self, *args):
-        """Log nothing."""
+        error = {"title": self.title or TITLES.get(status, "Error"), "description": self.description}
+        answer = {"status": "success", "req_id": "r"} if status == 200 else error
+        exchange.reply(json.dumps(answer).encode(), status=f"{status} X", headers=self.headers)

@@ -1,14 +1,46 @@
-"""The sites that the doctor examines."""
+"""The sites that the doctor examines, and its findings."""
+
+import time
 
 import pytest
 
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.doctor import report
 from django_moe_personalize.moengage.http1 import Request
+from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.testing import override_personalize
-from tests.doctor.diagnosis import build_backend
 from tests.loopback import Loopback
+
+KEY = "canary-of-the-key"
+SHORT = 0.3
+
+
+def build_backend(name, **options):
+    return {"BACKEND": f"django_moe_personalize.delivery.{name}", "OPTIONS": options}
+
+
+def record_events(count):
+    now = int(time.time() * 1000)
+    get_delivery().record([Event(Action.SHOWN, f"canary-{number}", {"cid": "canary"}, now) for number in range(count)])
+
+
+def as_pairs(findings):
+    return [(state, f"{what} {fix}".rstrip()) for state, what, fix in findings]
+
+
+def diagnose(seconds=5.0):
+    """Return the doctor's findings as (state, text) pairs."""
+    return as_pairs(report.diagnose(seconds=seconds))
+
+
+def find(words, found=None):
+    """Return the one finding that contains the words."""
+    found = diagnose() if found is None else found
+    matches = [finding for finding in found if words in finding[1]]
+    assert len(matches) == 1, (words, found)
+    return matches[0]
 
 
 class Vendor:
@@ -20,20 +52,17 @@ class Vendor:
         self.headers = {}
 
     def answer(self, exchange):
-        """Answer as MoEngage does."""
         received = exchange.received
         target, _, query = received.target.removeprefix("/v1").partition("?")
         response = self.engine.handle(Request(received.method, target, query, received.headers, received.body))
         exchange.reply(response.body, status=f"{response.status} OK", headers=self.headers)
 
     def fail(self, status, body=b"{}"):
-        """Answer every call like this from now on."""
         self.behave = lambda exchange: exchange.reply(body, status=f"{status} X")
 
 
 @pytest.fixture
 def vendor():
-    """Let the site call a server of the test."""
     end = Vendor()
     with Loopback(lambda exchange: end.behave(exchange)) as server:
         workspace = end.engine.workspace
@@ -45,7 +74,6 @@ def vendor():
 
 @pytest.fixture
 def outbox(db):
-    """Let the site deliver from an outbox."""
     with override_personalize(DELIVERY=build_backend("database.DatabaseDelivery")):
         yield get_delivery().outbox
 

@@ -16,15 +16,7 @@ from django_moe_personalize.doctor.vendor import compare_keys
 from django_moe_personalize.moengage.types import ExperienceMeta, ExperiencesMetadata, ExperienceStatus
 from django_moe_personalize.testing import override_personalize
 from tests import site
-from tests.doctor.diagnosis import KEY, as_pairs, diagnose, find, record_events
-
-
-class Terminal(io.StringIO):
-    """An output that says it is a terminal."""
-
-    def isatty(self):
-        """Return True."""
-        return True
+from tests.doctor.conftest import KEY, as_pairs, diagnose, find, record_events
 
 
 def test_one_line_for_each_finding(settings):
@@ -42,7 +34,8 @@ def test_one_line_for_each_finding(settings):
 
 def test_colors_on_a_terminal(monkeypatch):
     """The output has colors if it goes to a terminal itself, unless --no-color is given."""
-    terminal, plain, captured = Terminal(), Terminal(), io.StringIO()
+    terminal, plain, captured = io.StringIO(), io.StringIO(), io.StringIO()
+    terminal.isatty = plain.isatty = lambda: True
     call_command("moe_doctor", stdout=terminal, force_color=True)
     call_command("moe_doctor", stdout=plain, no_color=True)
     monkeypatch.setattr(sys, "stdout", terminal)
@@ -110,8 +103,6 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
 
 
 class CallableView:
-    """A view that is an object, as some decorators return it."""
-
     moe_experience_keys = ("from-object",)
 
     def __call__(self, request):

@@ -8,7 +8,6 @@ from datetime import timedelta
 
 import pytest
 from django.core.cache.backends.base import BaseCache
-from django.db import connection as database
 from django.utils import timezone
 
 from django_moe_personalize.conf import get_settings
@@ -19,7 +18,8 @@ from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC
-from tests.doctor.diagnosis import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.delivery.conftest import without_table
+from tests.doctor.conftest import SHORT, as_pairs, build_backend, diagnose, find, record_events
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
@@ -32,28 +32,22 @@ def test_cache_that_works(settings, request):
 
 
 class SlowCache(BaseCache):
-    """A cache that is slow, or that loses values."""
-
     delay, keeps, values = 0.0, True, {}
 
     def __init__(self, location, params):
         super().__init__(params)
 
     def set(self, key, value, timeout=None, version=None):
-        """Wait, then store the value."""
         time.sleep(self.delay)
         self.values.update({key: value} if self.keeps else {})
 
     def get(self, key, default=None, version=None):
-        """Return the value."""
         return self.values.get(key, default)
 
     def delete(self, key, version=None):
-        """Remove the value."""
         return self.values.pop(key, None) is not None
 
     def clear(self):
-        """Remove all values."""
         self.values.clear()
 
 
@@ -122,24 +116,9 @@ def test_missing_impressions_and_stalled_delivery(shared_cache):
 @pytest.mark.parametrize(
     ("setting", "visits", "state", "words"),
     [
-        (
-            "always",
-            120,
-            "warning",
-            "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS",
-        ),
-        (
-            "always",
-            9,
-            "ok",
-            "Of 9 {}, 8 (89%) never came back. Each of these may be a profile",
-        ),
-        (
-            "returning",
-            120,
-            "ok",
-            "Of 120 {}, 119 (99%) never came back. The package reports none",
-        ),
+        ("always", 120, "warning", "Of 120 {}, 119 (99%) never came back. Set ANONYMOUS_EVENTS"),
+        ("always", 9, "ok", "Of 9 {}, 8 (89%) never came back. Each of these may be a profile"),
+        ("returning", 120, "ok", "Of 120 {}, 119 (99%) never came back. The package reports none"),
     ],
 )
 @pytest.mark.urls("tests.site")
@@ -180,8 +159,6 @@ def test_delivery_with_wrong_options():
 
 
 class Queued(QueuedDelivery):
-    """A delivery whose queue takes nothing."""
-
     def __init__(self, *, fallback=None):
         super().__init__(fallback=fallback, timeout=1, max_attempts=1, backoff=1, max_backoff=1, pause=1)
 
@@ -217,17 +194,11 @@ def test_outbox(outbox):
 
 def test_outbox_without_a_table(outbox):
     """The finding names the command that creates the table."""
-    with database.cursor() as cursor:
-        cursor.execute("ALTER TABLE moe_personalize_outboxevent RENAME TO elsewhere")
-    try:
+    with without_table():
         assert find("so every event is lost. Run `manage.py migrate --database default`.")[0] == "problem"
-    finally:
-        with database.cursor() as cursor:
-            cursor.execute("ALTER TABLE elsewhere RENAME TO moe_personalize_outboxevent")
 
 
 def install(folder, name, version):
-    """Write a distribution's metadata into a folder."""
     info = folder / f"{name}-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")

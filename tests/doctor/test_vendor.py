@@ -14,7 +14,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.doctor import vendor as examined
 from django_moe_personalize.doctor.vendor import describe_end
 from django_moe_personalize.testing import override_personalize
-from tests.doctor.diagnosis import KEY, SHORT, diagnose, find
+from tests.doctor.conftest import KEY, SHORT, diagnose, find
 from tests.loopback import Loopback
 
 CREDENTIALS = {"SANDBOX": False, "WORKSPACE_ID": "SHOP", "API_KEY": KEY}

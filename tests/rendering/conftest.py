@@ -34,7 +34,6 @@ def compile_template(source):
 
 @pytest.fixture
 def shown():
-    """Give every visitor a hero and a list of offers, and return the counts."""
     with override_experiences({"hero": HERO, "offers": {"Title": "For you", "offerings": OFFERS}}) as seen:
         yield seen
 

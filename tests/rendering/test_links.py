@@ -1,13 +1,21 @@
-"""The links of ``{% click_url %}``."""
+"""Links, impressions, the marks for the browser, and the headers of personalized pages."""
 
 import html
+import json
+import re
 from decimal import Decimal
+from types import SimpleNamespace
 
 import pytest
+from django.http import HttpRequest, HttpResponse
 from django.test import Client
+from django.utils.functional import SimpleLazyObject
 from django.utils.translation import gettext_lazy
 
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.rendering import keep_out_of_caches, seal_response
 from django_moe_personalize.testing import override_experiences, override_personalize
+from django_moe_personalize.visitor import Consent
 
 
 @pytest.fixture
@@ -97,3 +105,134 @@ def test_context_too_long_for_a_token(render, caplog, monkeypatch):
     source = "{% experience 'hero' as h %}<b data-moe-click>{% click_url h '/a/' %}{% endexperience %}"
     assert render(source) == "<b data-moe-click>/a/"
     assert "too long for a token" in caplog.text
+
+
+def send_click(visit, page, element):
+    """Report a click on ``element`` inside the mark of the page."""
+    token = re.search(r'data-moe-experience="([^"]+)"', page)[1]
+    report = json.dumps({"events": [["click", token, element]]})
+    visit("/moe/beacon/", method="post", data=report, content_type="text/plain")
+
+
+def test_experience_counts_once_a_page(render, shown):
+    """An experience that the page shows three times has one impression. A fallback has none."""
+    render(
+        '{% experience "hero" %}a{% endexperience %}{% experience "hero" %}b{% endexperience %}'
+        '{% experience_value "hero" "Title" %}{% experience "nope" %}{% fallback %}x{% endexperience %}'
+    )
+    assert (shown.impressions, shown.clicks) == ({"hero": 1}, {})
+
+
+def test_impression_names_the_offerings(render, shown):
+    """The offerings of an experience have no impressions of their own."""
+    render('{% experience "offers" as o %}{{ o.Title }}{% endexperience %}')
+    [entry] = shown.engine.ledger.entries()
+    assert [offering["moe_offering_id"] for offering in entry.attributes["offerings"]] == ["offer-1", "offer-2"]
+
+
+def test_only_experiences_with_clickable_elements_have_marks(render):
+    """The marks are empty template elements before and after the body."""
+    page = render(
+        '{% experience "hero" %}<b>x</b>{% endexperience %}'
+        '{% experience "offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
+    )
+    assert re.fullmatch(
+        r'<b>x</b><template data-moe-experience="[^"]+"></template>'
+        r'<button data-moe-click="buy">x</button><template data-moe-end></template>',
+        page,
+    )
+
+
+def test_element_name_with_entities(render, shown, visit):
+    """The browser reports the name without entities, and this name is the signed one."""
+    page = render(
+        '{% experience "hero" %}<b data-moe-click="{{ name }}">x</b>{% endexperience %}', name="Tom & Jerry's"
+    )
+    send_click(visit, page, "Tom & Jerry's")
+    assert shown.clicks == {"hero": 1}
+
+
+def test_link_with_a_mark_counts_once(render, shown, visit):
+    """A link may report a click twice: by its URL, and by data-moe-click."""
+    page = render(
+        "{% experience 'hero' as h %}"
+        "<a href=\"{% click_url h '/a/' element='cta' %}\" data-moe-click=\"cta\">x</a>{% endexperience %}"
+    )
+    send_click(visit, page, "cta")
+    visit(html.unescape(re.search(r'href="([^"]+)"', page)[1]))
+    assert shown.clicks == {"hero": 1}
+
+
+@pytest.mark.parametrize(
+    ("mode", "opening", "impressions"),
+    [
+        ("render", None, {"hero": 1, "offers": 1}),
+        ("manual", None, {}),
+        ("visible", r'<template data-moe-experience="[^"]+" data-moe-watch></template>', {}),
+        ("web_sdk", r'<template data-moe-context="{&quot;cid&quot;[^"]+}" data-moe-page="moe.\w{12}"></template>', {}),
+    ],
+)
+def test_impression_modes(render, shown, mode, opening, impressions):
+    """The response counts, or the view's code, or the browser by a mark. A value alone never has a mark."""
+    marked = f"{opening}x<template data-moe-end></template>" if opening else "x"
+    source = "{% experience 'hero' %}x{% endexperience %}{% experience_value 'offers' 'Title' %}"
+    with override_personalize(IMPRESSIONS=mode):
+        assert re.fullmatch(f"{marked}For you", render(source))
+    assert shown.impressions == impressions
+
+
+def fetch_only(request):
+    return Consent(track=False)
+
+
+@pytest.mark.parametrize("mode", ["render", "visible", "web_sdk", "manual"])
+def test_no_marks_without_consent_to_track(render, mode):
+    """Without consent to track, a page has no marks, and its links are plain."""
+    with override_personalize(CONSENT=f"{__name__}.fetch_only", IMPRESSIONS=mode):
+        page = render(
+            "{% experience 'hero' as h %}<a data-moe-click href=\"{% click_url h '/a/' %}\">x</a>{% endexperience %}"
+        )
+    assert page == '<a data-moe-click href="/a/">x</a>'
+
+
+@pytest.mark.parametrize(
+    ("given", "vary"),
+    [({}, "Cookie"), ({"Vary": "Accept-Language"}, "Accept-Language, Cookie"), ({"Vary": "cookie"}, "cookie")],
+)
+def test_vary_of_the_view_is_kept(given, vary):
+    """Cookie is added to the Vary of the view."""
+    response = HttpResponse(headers=given)
+    seal_response(response, get_settings())
+    assert response.headers["Vary"] == vary
+
+
+def test_view_cannot_make_the_page_public():
+    """The headers for shared caches are replaced or removed."""
+    names = ["Expires", "X-Accel-Expires", "Surrogate-Control", "Edge-Control", "CDN-Cache-Control", "cache-control"]
+    brands = ["Cloudflare-CDN", "Vercel-CDN", "Netlify-CDN", "Akamai", "x-litespeed"]
+    caching = dict.fromkeys([*names, *(f"{brand}-Cache-Control" for brand in brands)], "max-age=600")
+    kept = {"Access-Control-Max-Age": "600", "Surrogate-Key": "home"}
+    response = HttpResponse(headers={**caching, **kept})
+    seal_response(response, get_settings())
+    del response.headers["Content-Type"]
+    assert dict(response.headers) == {"Cache-Control": "private, no-store", "Vary": "Cookie", **kept}
+
+
+def test_other_page_caches_learn_that_the_page_is_private():
+    """wagtail-cache and django CMS don't store a page that read an experience, nor the placeholders around the read."""
+    outer, inner, request, renderer = SimpleNamespace(), SimpleNamespace(), HttpRequest(), SimpleNamespace()
+
+    def render_placeholder(placeholder, *others):
+        if others:
+            render_placeholder(*others)
+        elif placeholder:
+            render_placeholder(None)
+        else:
+            keep_out_of_caches(request)
+
+    keep_out_of_caches(request)
+    assert request._wagtailcache_skip is True
+    request.toolbar = SimpleLazyObject(lambda: SimpleNamespace(content_renderer=renderer))
+    render_placeholder(outer, inner)
+    assert request.toolbar._cache_disabled is True
+    assert renderer.placeholder_cache_is_enabled() is outer.cache_placeholder is inner.cache_placeholder is False

@@ -116,15 +116,12 @@ class KeepNode(CacheNode):
 
     @classmethod
     def compile(cls, parser, token):
-        """Parse any block tag."""
         parser.parse((f"end{token.contents}",))
         parser.delete_first_token()
         return Node()
 
 
 class Caching:
-    """An object that parses a block tag."""
-
     __call__ = staticmethod(KeepNode.compile)
 
 
@@ -252,10 +249,7 @@ def test_scripts(render):
 
 
 class UnreachableStorage(StaticFilesStorage):
-    """A storage that needs a network."""
-
     def url(self, name):
-        """Fail as the client of a cloud does."""
         raise ConnectionError("https://key@cloud.example")
 
 
