@@ -190,7 +190,6 @@ class Visit:
         return call(path, **options) if self.mode == "sync" else async_to_sync(call)(path, **options)
 
     def log_in(self, user: Any) -> None:
-        """Sign the visitor in."""
         self.client.force_login(user)
 
     def forget_cookies(self) -> None:

@@ -33,7 +33,6 @@ def read(name: str) -> str:
 
 
 def read_blocks(path: Path) -> list[Block]:
-    """Return the fenced code blocks of a page."""
     text = path.read_text()
     return [
         Block(f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", match[2], match[3])

@@ -39,7 +39,6 @@ class Exchange:
     is_open: bool = field(default=True)
 
     def send(self, data: bytes) -> None:
-        """Write bytes as they are."""
         self.connection.sendall(data)
 
     def reply(self, body: bytes = b"", *, status: str = "200 OK", headers: dict[str, str] | None = None) -> None:
@@ -102,12 +101,10 @@ class Loopback:
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
         return self._listener.getsockname()[1]
 
     @property
     def url(self) -> str:
-        """The base URL of the API it plays."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._tls else 'http'}://{host}:{self.port}/v1"
 

@@ -11,6 +11,7 @@ from django.views.generic import TemplateView, View
 
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
+from django_moe_personalize.visitor.identity import DENIED, Consent
 
 TAGS = """{% load moe_personalize %}<main>
 {% experience "hero-banner" as hero %}<h1>{{ hero.Title }}</h1>
@@ -25,18 +26,15 @@ def show(request: HttpRequest, source: str, **context: object) -> HttpResponse:
 
 
 def plain(request: HttpRequest) -> HttpResponse:
-    """Show a page without personalization."""
     return HttpResponse("plain")
 
 
 def read(request: HttpRequest) -> HttpResponse:
-    """Read an experience that nothing declares."""
     hero = request.personalization.get("hero-banner")
     return HttpResponse(hero["Title"] if hero else "default")
 
 
 async def aread(request: HttpRequest) -> HttpResponse:
-    """Read an experience in an async view."""
     hero = await request.personalization.aget("hero-banner")
     return HttpResponse(hero["Title"] if hero else "default")
 
@@ -138,17 +136,13 @@ def cdn(request: HttpRequest) -> HttpResponse:
 
 @personalize("hero-banner")
 def panel(request: HttpRequest) -> HttpResponse:
-    """Show the visitor."""
     return show(request, "{{ p.identity.anonymous }}", p=request.personalization)
 
 
 class ClassBased(PersonalizeMixin, TemplateView):
-    """Declare keys on a class."""
-
     experiences = ("hero-banner", "promo-strip")
 
     def render_to_response(self, context: dict[str, object], **kwargs: object) -> HttpResponse:
-        """Render tags."""
         return show(self.request, TAGS)
 
 
@@ -157,7 +151,6 @@ class Method(View):
 
     @personalize("hero-banner", "promo-strip")
     def get(self, request: HttpRequest) -> HttpResponse:
-        """Render tags."""
         return show(request, TAGS)
 
     @personalize("hero-banner")
@@ -190,13 +183,17 @@ class RestView:
 
     @personalize("hero-banner", "promo-strip")
     def get(self, request: RestRequest) -> HttpResponse:
-        """Render tags."""
         return show(request._request, TAGS)
 
 
 def rest(request: HttpRequest) -> HttpResponse:
     """Call a view with a wrapped request."""
     return RestView().get(RestRequest(request))
+
+
+def deny_everything(request: HttpRequest) -> Consent:
+    """Return the answer of CONSENT for a visitor who allows nothing."""
+    return DENIED
 
 
 urlpatterns = [

@@ -13,8 +13,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from django_moe_personalize.context import Personalization, get_page
-from django_moe_personalize.decorators import personalize
+from django_moe_personalize.context import Personalization
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -95,14 +94,6 @@ def test_error_reports_fetch_nothing(personalization, upstream):
     assert upstream.requests == []
 
 
-def test_request_that_did_not_pass_the_middleware():
-    """A request that didn't pass the middleware has no page, and @personalize does nothing."""
-    request = RequestFactory().get("/")
-    assert get_page(None) is None
-    assert get_page(request) is None
-    assert [personalize("a")(lambda *args: "ok")(*args) for args in ((), (request,))] == ["ok", "ok"]
-
-
 # Starting and waiting
 
 
@@ -161,22 +152,6 @@ def test_async_read_waits_for_its_own_key_alone(upstream):
     assert (hero.experience_key, promo.experience_key) == KEYS
 
 
-def test_async_load_overlaps_with_the_view(upstream):
-    """In a task, aload() runs concurrently with the view."""
-    release = upstream.hold()
-    request = build_request(AsyncRequestFactory)
-
-    async def view():
-        task = asyncio.create_task(request.personalization.aload(*KEYS))
-        await asyncio.sleep(0)
-        assert not task.done()
-        release()
-        await task
-        return request.personalization.get("hero-banner")
-
-    assert async_to_sync(view)().experience_key == "hero-banner"
-
-
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 def test_all_reads_together_wait_for_one_deadline(upstream, is_async):
     """After the deadline, later reads don't wait. A key that didn't arrive is absent for the whole page."""
@@ -200,7 +175,6 @@ def test_tasks_that_wait_at_the_same_time(upstream):
         return upstream._sandbox.send(sent, deadline=Deadline(None))
 
     upstream.answer = answer
-    request = build_request(AsyncRequestFactory)
 
     async def view():
         return await asyncio.gather(*(request.personalization.aget(key) for key in (*KEYS, "a", "b")))

@@ -11,14 +11,12 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import BaseCommand, get_commands, load_command_class
 from django.dispatch import Signal
-from django.template import engines
 
 from django_moe_personalize import api, exceptions, rendering, signals, types, urls
 from django_moe_personalize.conf import settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
-from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.sandbox import faults, rule_reader, workspace
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
@@ -164,18 +162,20 @@ def test_commands_are_those_of_the_code():
 @pytest.mark.parametrize(
     "path",
     [
-        "celery.CeleryDelivery",
-        "database.DatabaseDelivery",
-        "dummy.DummyDelivery",
-        "immediate.ImmediateDelivery",
-        "tasks.TasksDelivery",
-        "thread.ThreadDelivery",
+        "delivery.celery.CeleryDelivery",
+        "delivery.database.DatabaseDelivery",
+        "delivery.dummy.DummyDelivery",
+        "delivery.immediate.ImmediateDelivery",
+        "delivery.tasks.TasksDelivery",
+        "delivery.thread.ThreadDelivery",
+        "moengage.transport.RequestsTransport",
     ],
 )
-def test_options_of_a_delivery_are_those_of_the_code(path):
-    """The reference has each option of a delivery with its default."""
-    module, name = f"django_moe_personalize.delivery.{path}".rsplit(".", 1)
-    section = read_section(read("reference/delivery.md"), f"### `{module}.{name}`")
+def test_options_are_those_of_the_code(path):
+    """The reference has each option of a delivery and of the transport with its default."""
+    module, name = f"django_moe_personalize.{path}".rsplit(".", 1)
+    heading = "## Transport" if name == "RequestsTransport" else f"### `{module}.{name}`"
+    section = read_section(read("reference/delivery.md"), heading)
     assert read_options(section) == collect_options(getattr(importlib.import_module(module), name))
 
 
@@ -200,12 +200,6 @@ def test_reasons_for_dropping_are_those_of_the_code():
     rows = read_rows(read("reference/delivery.md"), "reason", "when")
     named = re.findall(r"``(\w+)``\s\(", DeliveryCounts.__doc__.partition("The reasons for dropping:")[2])
     assert [read_words(reason)[0] for reason, _ in rows] == named
-
-
-def test_options_of_the_transport_are_those_of_the_code():
-    """The reference has each option of the transport with its default."""
-    section = read_section(read("reference/delivery.md"), "## Transport")
-    assert read_options(section) == collect_options(RequestsTransport)
 
 
 def test_personalization_is_that_of_the_code():
@@ -290,22 +284,18 @@ def test_readme_draws_the_story():
     assert re.findall(r'class="file"[^>]*>([\w./]+)<', drawn) == [place for _, place in words]
 
 
-def test_links_of_the_readme_lead_somewhere():
-    """Every relative link of the README is a file of the repository."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "README.md").read_text()):
-        assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("page", ["README.md", "SECURITY.md"])
+def test_links_lead_somewhere(page):
+    """Every relative link of the page is a file of the repository."""
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text())
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "python3 -m pip install tox && python3 -m tox run -e demo",
-        "python3 -m pip install tox && python3 -m tox run",
-    ],
-    ids=["demo", "tests"],
-)
-def test_readme_has_the_commands_word_for_word(command):
+@pytest.mark.parametrize("arguments", ["run -e demo", "run"])
+def test_readme_has_the_commands_word_for_word(arguments):
     """A command to type has a line of its own, and tox knows its environment."""
+    command = f"python3 -m pip install tox && python3 -m tox {arguments}"
     assert (ROOT / "README.md").read_text().splitlines().count(command) == 1
     assert "[testenv:demo]" in (ROOT / "tox.ini").read_text()
 
@@ -322,11 +312,6 @@ def test_goals_are_those_of_the_benchmarks():
     rows = read_rows(read_section(read("performance.md"), "## The goals"), "goal", "figure", "limit")
     numbers = [int(path.name[1:3]) for path in sorted((ROOT / "benchmarks").glob("p[0-9][0-9]_*.py"))]
     assert [goal for goal, *_ in rows] == [*(f"P{number}" for number in numbers), "STEPS"]
-
-
-def test_template_library_has_the_name_of_the_documents():
-    """The documents write ``{% load moe_personalize %}``."""
-    assert "moe_personalize" in engines["django"].engine.template_libraries
 
 
 def collect_tests():
@@ -346,10 +331,3 @@ def test_every_defense_has_a_test_that_exists():
     assert len(named) > 20
     assert [threat for threat, tests in named.items() if not tests] == []
     assert {name for tests in named.values() for name in tests} - collect_tests() == set()
-
-
-def test_links_of_the_security_policy_lead_somewhere():
-    """Every relative link of the policy is a file of the repository."""
-    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / "SECURITY.md").read_text())
-    assert targets
-    assert [target for target in targets if not (ROOT / target).exists()] == []

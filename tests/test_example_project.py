@@ -54,7 +54,6 @@ def shop(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[None]:
 
 @pytest.fixture
 def client() -> Client:
-    """A visitor with a desktop browser."""
     return Client(headers={"user-agent": DESKTOP})
 
 
@@ -66,7 +65,6 @@ def read(client: Client | Visit, path: str = "/", **options: object) -> str:
 
 
 def read_title(page: str) -> str:
-    """Return the headline."""
     return re.search(r"<h1[^>]*>(.*?)</h1>", page, re.DOTALL)[1]
 
 
@@ -221,7 +219,6 @@ class Inspector(HTMLParser):
         self.links: set[str] = set()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """See HTMLParser."""
         given = dict(attrs)
         if tag == "style" or (tag == "script" and "src" not in given):
             self.forbidden.append(tag)

@@ -24,7 +24,6 @@ async def aget_kind(request):
 
 
 def fail(request):
-    """Fail, as a database may."""
     raise LookupError(request.path)
 
 

@@ -13,7 +13,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "django_moe_personalize"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MODULE_LINES = 400
 STORY = {
     "request": ["middleware.py"],
     "attributes": ["visitor/"],
@@ -41,16 +40,17 @@ def importers_of(name: str) -> set[str]:
     return {path.relative_to(PACKAGE).as_posix() for path in MODULES if name in imported_names(path)}
 
 
-def relative(path: Path) -> str:
-    """Return the path as a test's id."""
-    return path.relative_to(PACKAGE).as_posix()
-
-
 def test_version_is_read_from_the_package():
     """Only ``__init__.py`` has the version, in a form that PEP 440 and SemVer both accept."""
     assert "version" not in PROJECT
     assert PROJECT["dynamic"] == ["version"]
     assert re.fullmatch(r"\d+\.\d+\.\d+((a|b|rc)\d+)?", django_moe_personalize.__version__)
+
+
+def test_package_says_that_it_is_typed():
+    """The package has ``py.typed``, as the classifier claims."""
+    assert "Typing :: Typed" in PROJECT["classifiers"]
+    assert (PACKAGE / "py.typed").is_file()
 
 
 def test_core_dependencies_are_three():
@@ -78,12 +78,6 @@ def test_matrix_equals_the_classifiers():
     assert {".".join(number) for number in re.findall(r"\b(?:dj)?([56])(\d)\b", matrix)} == djangos
 
 
-def test_package_says_that_it_is_typed():
-    """The package has ``py.typed``, as the classifier claims."""
-    assert "Typing :: Typed" in PROJECT["classifiers"]
-    assert (PACKAGE / "py.typed").is_file()
-
-
 def test_story_is_told_in_order():
     """The package's docstring tells the six steps of a page in order, with modules and folders that exist."""
     story, _, below = str(django_moe_personalize.__doc__).partition("\n\nBelow the story")
@@ -93,30 +87,17 @@ def test_story_is_told_in_order():
     assert [path for path in place.findall(story + below) if not (PACKAGE / path).exists()] == []
 
 
-def test_requests_is_imported_by_the_transport_alone():
-    """One module opens connections, so every other part runs without a network."""
+def test_connections_and_the_environment_have_one_module_each():
+    """One module opens connections, so every other part runs without a network. One module reads the environment."""
+    assert importers_of("environ") == {"conf/settings.py"}
     assert importers_of("requests") == {"moengage/connections.py"}
     assert {name.partition("/")[0] for name in importers_of("urllib3")} <= {"moengage"}
 
 
-def test_environment_is_read_by_the_settings_alone():
-    """One module reads the environment."""
-    assert importers_of("environ") == {"conf/settings.py"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_is_short(path):
-    """A module of more than 400 lines is two modules."""
-    assert len(path.read_text().splitlines()) <= MODULE_LINES
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_has_a_role(path):
-    """No module collects unrelated functions under a name such as ``utils``."""
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_module_keeps_the_rules(path):
+    """A module has at most 400 lines, one role, and no lines that it hides from coverage."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 400
     assert path.stem not in {"utils", "helpers", "common", "misc"}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_module_hides_nothing_from_the_gates(path):
-    """No module hides lines from coverage."""
-    assert not re.search(r"#\s*pragma:\s*no", path.read_text())
+    assert not re.search(r"#\s*pragma:\s*no", text)

@@ -8,7 +8,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from asgiref.sync import async_to_sync, sync_to_async
+from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
 from django.contrib.auth import alogin, alogout, login, logout
 from django.contrib.auth.models import User
 from django.http import HttpResponse
@@ -52,7 +52,6 @@ def ask(upstream, visit, serve):
 
 
 def sign_in(request, pk=10):
-    """Sign a user in."""
     login(request, User.objects.get(pk=pk))
 
 
@@ -72,7 +71,6 @@ def reload(request):
 
 
 def read(request):
-    """Show content before the next change."""
     show(request, TAGS)
     request.personalization.load()
 
@@ -110,7 +108,6 @@ def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
 
 
 async def enter_async(request):
-    """See sign_in()."""
     await alogin(request, await User.objects.aget(pk=10))
 
 
@@ -123,7 +120,6 @@ async def areplace_lazily(request):
 
 
 async def areplace_async_user(request):
-    """Replace only the async user."""
     user = await User.objects.aget(pk=20)
 
     async def auser():
@@ -133,7 +129,6 @@ async def areplace_async_user(request):
 
 
 async def aread(request):
-    """Show content before the next change."""
     await request.personalization.aget("hero-banner")
     request.personalization.track_impression("hero-banner")
 
@@ -192,9 +187,15 @@ def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expec
     assert ("after the user or the consent of the request had changed" in caplog.text) is (shown == "Welcome")
 
 
-@pytest.mark.parametrize("step", [sign_in, replace, logout])
-def test_user_changes_after_the_last_read(ask, upstream, step):
-    """Nothing counts for the visitor before, and a known customer gets no cookie. Clicks on known experiences count."""
+@pytest.mark.parametrize(
+    ("step", "booked"),
+    [(sign_in, []), (replace, []), (logout, ["10"]), (enter_async, []), (areplace, []), (apass, ["10"] * 2)],
+)
+def test_user_changes_after_the_last_read(ask, upstream, caplog, step, booked):
+    """Nothing counts for the visitor before, and a known customer gets no cookie. Clicks on known experiences count.
+
+    The log has no advice, because the page needs no content.
+    """
 
     def view(request):
         if step is logout:
@@ -203,21 +204,12 @@ def test_user_changes_after_the_last_read(ask, upstream, step):
         step(request)
         return response
 
-    response, _ = ask(view, 10 if step is logout else None)
-    assert upstream.booked == (["10"] if step is logout else [])
-    assert "moe_id" not in response.cookies
-
-
-@pytest.mark.parametrize(("step", "booked"), [(enter_async, []), (areplace, []), (apass, ["10"] * 2)])
-def test_user_changes_after_the_last_read_of_an_async_view(ask, upstream, caplog, step, booked):
-    """See test_user_changes_after_the_last_read(). The log has no advice, because the page needs no content."""
-
-    async def view(request):
+    async def aview(request):
         response = show(request, TAGS)
         await step(request)
         return response
 
-    response, _ = ask(view, None if step is not apass else 10)
+    response, _ = ask(aview if iscoroutinefunction(step) else view, 10 if step in (logout, apass) else None)
     assert upstream.booked == booked
     assert "moe_id" not in response.cookies
     assert "had changed" not in caplog.text
@@ -235,17 +227,25 @@ def test_click_before_the_id_of_the_browser_is_known(ask, upstream):
     assert upstream.booked == ["10"] * 2
 
 
-def test_experience_of_the_visitor_before(ask, upstream):
+@pytest.mark.parametrize("is_async", [False, True])
+def test_experience_of_the_visitor_before(ask, upstream, is_async):
     """A link of the old experience leads to its destination, but counts no click for the new visitor."""
+
+    def show_link(request, hero):
+        request.personalization._page.tracker.show(hero)
+        return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
 
     def view(request):
         hero = request.personalization.get("hero-banner")
         sign_in(request)
-        link = show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
-        request.personalization._page.tracker.show(hero)
-        return link
+        return show_link(request, hero)
 
-    assert ask(view)[1] == "/sale/"
+    async def aview(request):
+        hero = await request.personalization.aget("hero-banner")
+        await enter_async(request)
+        return show_link(request, hero)
+
+    assert ask(aview if is_async else view)[1] == "/sale/"
     assert upstream.booked == []
 
 
@@ -341,14 +341,12 @@ def consent(request):
 
 
 def attributes(request):
-    """Count the calls."""
     OUTSIDE["attributes"] = OUTSIDE.get("attributes", 0) + 1
     return {"plan": "gold"}
 
 
 @pytest.fixture
 def functions(settings):
-    """Use the site's functions."""
     OUTSIDE.clear()
     paths = {"IDENTIFY": f"{__name__}.identify", "CONSENT": f"{__name__}.consent"}
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | paths | {"ATTRIBUTES": [f"{__name__}.attributes"]}
@@ -366,7 +364,6 @@ def put_elsewhere(request):
 
 
 def put_session(request):
-    """Write into the session."""
     request.session["customer"] = "40"
 
 
@@ -379,7 +376,6 @@ def put_and_read_again(request):
 
 
 def remove_attribute(request):
-    """Remove an attribute."""
     request.customer = "70"
     request.personalization.get("hero-banner")
     del request.customer
@@ -588,15 +584,3 @@ def test_functions_and_tags_of_an_async_view(ask, functions, step, expected):
         return show(request, TAGS)
 
     assert ask(view)[1].startswith(expected)
-
-
-def test_link_of_an_async_view_after_a_change(ask, upstream):
-    """The link counts for no visitor, because the new visitor isn't known in an event loop."""
-
-    async def view(request):
-        hero = await request.personalization.aget("hero-banner")
-        await enter_async(request)
-        return show(request, "{% load moe_personalize %}<h1>{% click_url hero '/sale/' %}</h1>", hero=hero)
-
-    assert ask(view)[1] == "/sale/"
-    assert upstream.booked == []

@@ -14,10 +14,8 @@ from django_moe_personalize.context import Personalization
 from django_moe_personalize.fetching.shared import read_notices
 from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.middleware import PersonalizeMiddleware
-from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.resilience import CircuitBreaker
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import Consent
 from tests import site
 from tests.conftest import settle
 from tests.pages import text, title
@@ -94,17 +92,6 @@ def test_hanging_vendor(visit, upstream):
         assert "Free returns" in text(visit("/tags/"))
 
 
-def test_stale_answers_show_while_the_vendor_fails(visit, upstream):
-    """While MoEngage fails, pages show stale answers until CACHE_STALE_TTL is over."""
-    with override_personalize(CACHE_TTL=0, CACHE_STALE_TTL=600):
-        fresh = title(visit("/tags/"))
-        settle()
-        upstream.refuse()
-        assert title(visit("/tags/")) == fresh
-        settle()
-        assert len(upstream.fetches) == 2
-
-
 def test_breaker_stops_the_calls(visit, upstream, caplog):
     """After five failures in a row pages ask nothing."""
     upstream.refuse()
@@ -162,23 +149,6 @@ def test_keys_without_an_experience(visit, upstream, caplog, serve):
     ]
 
 
-def test_failing_metadata(visit, upstream):
-    """If the metadata can't be read, no page fails, and the metadata isn't read again for a while."""
-    calls = []
-
-    def answer(request):
-        if "metadata" not in request.path:
-            return Response(200, {}, b'{"experiences": {}}')
-        calls.append(request)
-        return Response(500)
-
-    upstream.answer = answer
-    for number in range(10):
-        assert visit(f"/tags/?utm_source={number}").status_code == 200
-        settle()
-    assert len(calls) == 1
-
-
 def test_bug_in_a_transport(visit, upstream, caplog):
     """An unexpected error shows the default. The log has its type and not its text."""
 
@@ -220,27 +190,22 @@ def test_session_that_ends_during_the_page(visit, upstream):
 
 
 @pytest.mark.parametrize(
-    "delivery",
+    ("name", "value"),
     [
-        {"BACKEND": "shop.delivery.Nope"},
-        {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery", "OPTIONS": {"x": 1}},
+        ("DELIVERY", {"BACKEND": "shop.delivery.Nope"}),
+        ("DELIVERY", {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery", "OPTIONS": {"x": 1}}),
+        ("DEADLINE", "soon"),
     ],
-    ids=["missing", "options"],
+    ids=["missing", "options", "deadline"],
 )
-def test_wrong_delivery(caplog, delivery):
-    """A wrong DELIVERY stops a server at its start. In a running site, events are lost but no page fails."""
-    with override_personalize(DELIVERY=delivery):
-        with pytest.raises(ConfigurationError, match="DELIVERY"):
+def test_wrong_settings(caplog, name, value):
+    """Wrong settings stop a server at its start, even without system checks. A running site only loses events."""
+    with override_personalize(**{name: value}):
+        with pytest.raises(ConfigurationError, match=name):
             PersonalizeMiddleware(lambda request: HttpResponse())
         tracking.record([object()])
         async_to_sync(tracking.arecord)([object()])
     assert caplog.text.count("so events are lost") == 1
-
-
-def test_wrong_settings():
-    """Wrong settings stop a server at its start, even a server that runs no system checks."""
-    with override_personalize(DEADLINE="soon"), pytest.raises(ConfigurationError, match="DEADLINE"):
-        PersonalizeMiddleware(lambda request: HttpResponse())
 
 
 def test_site_without_credentials(rf, caplog):
@@ -281,14 +246,9 @@ def test_disabled(visit, upstream):
     assert upstream.requests == []
 
 
-def deny_everything(request):
-    """Give no consent."""
-    return Consent(fetch=False, identify=False, track=False)
-
-
 def test_denied_consent(visit, upstream):
     """Without consent the page asks, stores and counts nothing."""
-    with override_personalize(CONSENT="tests.test_pages_failures.deny_everything"):
+    with override_personalize(CONSENT="tests.site.deny_everything"):
         response = visit("/tags/")
     assert title(response) == "Welcome"
     assert not response.cookies

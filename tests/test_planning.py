@@ -1,6 +1,5 @@
 """Which experience keys a page is known to need."""
 
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import django
@@ -28,6 +27,7 @@ from django_moe_personalize.planning import (
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.views import beacon
 from tests.conftest import build_request
+from tests.processes import together
 from tests.site import RestRequest
 
 
@@ -153,24 +153,16 @@ def test_decorator_refuses_bad_keys(keys):
         personalize(*keys)(view)
 
 
-def test_mixin_refuses_a_string():
-    """``experiences`` must be a list, even for one key."""
-
-    class Home(PersonalizeMixin, View):
-        experiences = "hero-banner"
-
-    with pytest.raises(ValueError, match="experience keys are"):
-        Home.as_view()
-
-
-def test_mixin_takes_keys_from_the_urls():
-    """``as_view(experiences=…)`` wins over the class."""
+def test_mixin():
+    """``as_view(experiences=…)`` wins over the class. Keys must be a list, even for one key."""
 
     class Home(PersonalizeMixin, View):
         experiences = ("a",)
 
     assert getattr(Home.as_view(experiences=["b"]), KEYS_ATTRIBUTE) == ("b",)
     assert getattr(Home.as_view(), KEYS_ATTRIBUTE) == ("a",)
+    with pytest.raises(ValueError, match="experience keys are"):
+        Home.as_view(experiences="hero-banner")
 
 
 def test_mixin_of_a_viewset():
@@ -213,8 +205,7 @@ def test_route_learns_few_keys_from_reads():
 def test_route_memory_is_shared_by_threads():
     """No key is lost when threads learn at the same time."""
     memory = RouteMemory()
-    with ThreadPoolExecutor(50) as pool:
-        list(pool.map(lambda number: memory.learn(routed(), str(number)), range(50)))
+    together(50, lambda number: memory.learn(routed(), str(number)))
     assert sorted(memory.get(routed(), "home")) == sorted(str(number) for number in range(50))
 
 

@@ -11,6 +11,7 @@ from django.test import override_settings
 from django_moe_personalize import runtime
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.runtime import get_runtime, log_once, part, reset_runtimes
+from tests.processes import together
 
 built, closed = [], []
 
@@ -34,8 +35,6 @@ def get_plain(runtime):
 
 
 class Thing:
-    """A part that can be closed."""
-
     def __init__(self, name):
         self.name = name
         self.fails = False
@@ -67,26 +66,15 @@ def test_part_is_built_on_first_use():
 
 def test_threads_build_a_part_once():
     """If several threads need a part at the same time, one thread builds the part and the other threads wait."""
-    barrier, started, found = threading.Barrier(8), threading.Event(), []
+    started = threading.Event()
 
     @part
     def get_slow(runtime):
         started.wait(10)
         return Thing("slow")
 
-    def use():
-        barrier.wait()
-        found.append(get_slow())
-
-    threads = [threading.Thread(target=use) for _ in range(7)]
-    for thread in threads:
-        thread.start()
-    barrier.wait()
-    started.set()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 7
-    assert set(found) == {get_slow()}
+    found = together(8, lambda index: get_slow() if index else started.set())
+    assert set(found) == {get_slow(), None}
     assert built == ["slow"]
 
 
@@ -250,11 +238,7 @@ def test_one_of_many_threads_logs(caplog):
             return 1
 
     key = Key()
-    threads = [threading.Thread(target=log_once, args=(key, "failed")) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together(8, lambda index: log_once(key, "failed"))
     assert len(caplog.records) == 1
 
 

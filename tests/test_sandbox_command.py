@@ -28,7 +28,6 @@ class Output(io.StringIO):
         self.ready = threading.Event()
 
     def flush(self) -> None:
-        """Set ``ready`` after the announcement."""
         if "Ctrl-C" in self.getvalue():
             self.ready.set()
 

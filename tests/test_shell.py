@@ -19,14 +19,12 @@ PUBLIC = {"Cache-Control": "public, max-age=60"}
 
 
 def shell(request):
-    """Show the page around the parts."""
     response = show(request, SCRIPTS)
     response.headers["Cache-Control"] = PUBLIC["Cache-Control"]
     return response
 
 
 async def ashell(request):
-    """Show the same page in the event loop."""
     return shell(request)
 
 
@@ -37,8 +35,6 @@ def reading(request):
 
 
 def streamed(request):
-    """Render the page while the response is sent."""
-
     async def aparts():
         yield shell(request).content
 
@@ -49,28 +45,23 @@ def streamed(request):
 
 
 def telling(request):
-    """Read the visitor without a template."""
     return HttpResponse(request.personalization.identity.customer_id)
 
 
 def plain(request):
-    """Show a page without any tag of the package."""
     return HttpResponse("<main></main>", headers=PUBLIC)
 
 
 def part(request, key):
-    """Show a part."""
     return show(request, PART.format(key))
 
 
 def identify(request):
-    """Return a customer if the request names one."""
     name = request.headers.get("X-Customer")
     return Identity(name) if name else None
 
 
 async def consent(request):
-    """Deny everything."""
     return Consent(identify=False)
 
 

@@ -49,19 +49,16 @@ HERO = Experience("hero", {}, {"cid": "1"})
 
 @personalize("hero-banner")
 def tell(request, name):
-    """Show something about the visitor."""
     return HttpResponse(str(VISITOR[name](request)))
 
 
 @personalize("hero-banner")
 async def atell(request, name):
-    """See tell()."""
     await request.personalization.aload()
     return tell(request, name)
 
 
 def show_early(request):
-    """Show the visitor that read_early() has read."""
     return HttpResponse(f"{request.early} True")
 
 
@@ -77,7 +74,6 @@ def read_early(view):
 
 @pytest.fixture
 def routes(settings):
-    """Install the pages of this module."""
     module = ModuleType("routes")
     module.urlpatterns = [
         path("read/", read),

@@ -38,8 +38,6 @@ def break_transaction(*args, **kwargs):
 
 
 class BrokenDelivery(BaseDelivery):
-    """A delivery of the site."""
-
     uses_database = True
     take = break_transaction
 
@@ -172,7 +170,6 @@ def test_autocommit_off(monkeypatch):
 
 @contextmanager
 def broken_receiver(signal):
-    """Let a receiver of the site break the transaction."""
     signal.connect(break_transaction)
     yield
     signal.disconnect(break_transaction)
@@ -207,8 +204,6 @@ def test_visitor_that_cannot_be_read(settings, gather, identify):
 
 
 class BrokenQueue(QueuedDelivery):
-    """A queue in a table of the site."""
-
     uses_database = True
     hand_over = break_transaction
 

@@ -36,11 +36,7 @@ LONG = 10.0
 
 
 class HasFileno(Protocol):
-    """Something on a socket."""
-
-    def fileno(self) -> int:
-        """Return its file descriptor."""
-        ...
+    def fileno(self) -> int: ...
 
 
 class Tls:
@@ -100,13 +96,11 @@ class Wire:
         return exchange
 
     def is_kept(self) -> bool:
-        """Return whether a connection is open and idle."""
         return has_idle(self.transport)
 
 
 @pytest.fixture(scope="session")
 def tls_ends(tmp_path_factory: pytest.TempPathFactory) -> Tls:
-    """Both ends of TLS."""
     return Tls(tmp_path_factory.mktemp("tls"))
 
 

@@ -87,7 +87,6 @@ def echo(request):
 
 @pytest.fixture
 def routes(settings, upstream):
-    """Install the pages of this module."""
     module = ModuleType("leaking_routes")
     views = [*VIEWS, one_object, error_page, stream, echo, gzip_page(fragment), cache_page(60)(fragment)]
     names = [*(view.__name__ for view in views[:-2]), "compressed", "stored"]

@@ -18,7 +18,7 @@ from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
-from django_moe_personalize.visitor.identity import DENIED, read_anonymous_cookie
+from django_moe_personalize.visitor.identity import read_anonymous_cookie
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.urls("tests.site")
@@ -42,7 +42,6 @@ def shown():
 
 @pytest.fixture
 def customer_id(shown, visit):
-    """Return the anonymous id of this visitor."""
     visit("/read/")
     request = RequestFactory().get("/")
     request.COOKIES["moe_id"] = visit.client.cookies["moe_id"].value
@@ -71,11 +70,6 @@ def count(shown):
     """Return the numbers of impressions and clicks that arrived."""
     entries = shown.engine.ledger.entries()
     return tuple(len([e for e in entries if e.action == action.value]) for action in (Action.SHOWN, Action.CLICKED))
-
-
-def deny_everything(request):
-    """Deny everything."""
-    return DENIED
 
 
 def test_beacon_counts_an_impression_and_a_click(shown, visit, token):
@@ -165,7 +159,7 @@ def test_consent_withdrawn_counts_nothing(shown, visit, token):
     """The package asks for consent again when a report arrives, and ENABLED off stops reports too."""
     text = token.sign()
     send(visit, ["impression", text], headers={"Sec-GPC": "1"})
-    for changed in ({"CONSENT": f"{__name__}.deny_everything"}, {"ENABLED": False}):
+    for changed in ({"CONSENT": "tests.site.deny_everything"}, {"ENABLED": False}):
         with override_personalize(**changed):
             send(visit, ["impression", text])
     assert count(shown) == (0, 0)

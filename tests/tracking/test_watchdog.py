@@ -16,18 +16,10 @@ from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, NEWCOMERS_TOPIC, TOPIC, Watchdog, get_watchdog
 from tests.conftest import settle
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
+from tests.virtual_time import Clock
 
 HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 SEEN = Event(Action.SHOWN, "42", HERO.experience_context, 1)
-
-
-class Clock:
-    """A clock that stands still until the test moves it."""
-
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 class Hoarding(BaseDelivery):
@@ -41,7 +33,6 @@ class Speechless(Hoarding):
     """A delivery that can't count."""
 
     def counts(self):
-        """Fail."""
         raise OSError("away")
 
 
@@ -49,13 +40,11 @@ class Refusing(Hoarding):
     """A delivery that breaks its promise never to raise an exception."""
 
     def record(self, events):
-        """Fail."""
         raise OSError("full")
 
 
 @pytest.fixture
 def clock():
-    """Return a clock that stands still."""
     return Clock()
 
 
@@ -74,14 +63,12 @@ def missing():
 
 @pytest.fixture
 def visible():
-    """Let the browser count."""
     with override_personalize(IMPRESSIONS="visible"):
         yield
 
 
 @pytest.fixture
 def hoarding():
-    """Use a delivery that sends nothing."""
     with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Hoarding"}):
         yield
 
@@ -242,7 +229,7 @@ def test_lost_events_do_not_count():
         ({"IMPRESSIONS": "web_sdk"}, 0),
         ({"IMPRESSIONS": "manual"}, 0),
         ({"IMPRESSIONS": "visible", "ANONYMOUS_ID": False}, 0),
-        ({"IMPRESSIONS": "visible", "CONSENT": "tests.tracking.test_views.deny_everything"}, 0),
+        ({"IMPRESSIONS": "visible", "CONSENT": "tests.site.deny_everything"}, 0),
     ],
 )
 def test_pages_that_are_watched(upstream, options, pages):

@@ -1,12 +1,18 @@
 """Fixtures for requests that are handled by the sync or by the async twin of a function."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.test import AsyncRequestFactory, RequestFactory
 
+from django_moe_personalize.visitor.attributes import acollect_attributes, collect_attributes
+from django_moe_personalize.visitor.identity import GRANTED
+
 FUNCTIONS = "tests.visitor.functions"
+NOW = datetime(2026, 11, 22, 23, 30, tzinfo=UTC)
+"""A Sunday, before midnight."""
 
 
 class Twin:
@@ -33,6 +39,17 @@ class Twin:
 def twin(request):
     """Run the test with WSGI and with ASGI."""
     return Twin(request.param)
+
+
+@pytest.fixture
+def collect(twin):
+    """Return a function that builds a request and returns its attributes."""
+
+    def collect(path="/", *, consent=GRANTED, **options):
+        request = twin.build_request(path, **options)
+        return twin.call(collect_attributes, acollect_attributes, request, now=NOW, consent=consent)
+
+    return collect
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The anonymous id of a browser, in a signed cookie."""
 
+import json
 import re
 import time
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from django_moe_personalize.visitor.identity import (
     get_identity,
     set_anonymous_cookie,
 )
+from django_moe_personalize.visitor.newcomers import SAMPLE_SIZE, Newcomers, count_lost
 
 ANONYMOUS = re.compile(r"anon-[0-9a-f]{32}")
 HOUR = 60 * 60
@@ -32,8 +34,6 @@ def sign(value, method=TimestampSigner.sign):
 
 
 class Browser:
-    """A browser that keeps its cookies."""
-
     def __init__(self):
         self.cookies = {}
 
@@ -55,7 +55,6 @@ class Browser:
 
 @pytest.fixture
 def browser():
-    """Give a new browser."""
     return Browser()
 
 
@@ -143,3 +142,21 @@ def test_anonymous_id_can_be_deleted():
     ages = {name: cookie["max-age"] for name, cookie in response.cookies.items()}
     assert ages == {"moe_id": 0, "__Host-moe_id": 0, "moe_query": 0}
     assert response.cookies["__Host-moe_id"]["secure"]
+
+
+@pytest.mark.parametrize("number", [0, 50, SAMPLE_SIZE, 20_000])
+def test_share_of_new_ids_that_never_come_back(number):
+    """The share is right within a few percent, whichever process an id comes back to. The samples are bounded."""
+    processes = [Newcomers() for _ in range(4)]
+    for index in range(number):
+        processes[index % 4].add_given(f"anon-{index}")
+        if index % 5 < 2:
+            processes[index // 5 % 4].add_returned(f"anon-{index}")
+        # Visitors of former processes return too.
+        processes[index % 3].add_returned(f"anon-old-{index}")
+    samples = [process.describe() for process in processes]
+    assert all(len(ids) <= SAMPLE_SIZE for sample in samples for ids in sample.values())
+    assert "anon" not in json.dumps(samples)
+    count, lost = count_lost(samples)
+    assert count == number if number < SAMPLE_SIZE else count > 200
+    assert lost == pytest.approx(0.6 * count, abs=0.1 * count)

@@ -14,40 +14,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from django_moe_personalize.visitor import attributes
-from django_moe_personalize.visitor.attributes import (
-    acollect_attributes,
-    apply_limits,
-    clean_text,
-    collect_attributes,
-)
+from django_moe_personalize.visitor.attributes import apply_limits, clean_text, collect_attributes
 from django_moe_personalize.visitor.identity import GRANTED, Consent
-from tests.visitor.conftest import FUNCTIONS, Twin
+from tests.visitor.conftest import FUNCTIONS, NOW, Twin
 
-NOW = datetime(2026, 11, 22, 23, 30, tzinfo=UTC)
 DAY_AND_HOUR = {"DAY_OF_THE_WEEK": "Sunday", "TIME_OF_THE_DAY": "23"}
 ANSWER = f"{FUNCTIONS}.answer"
 
 
 class Shade(enum.StrEnum):
-    """A string with a type of its own."""
-
     RED = "red"
 
 
 def describe_page(request):
-    """Return an attribute of a second function."""
     return {"current_page": "home", "cart_items": "4"}
-
-
-@pytest.fixture
-def collect(twin):
-    """Return a function that builds a request and returns its attributes."""
-
-    def collect(path="/", *, consent=GRANTED, **options):
-        request = twin.build_request(path, **options)
-        return twin.call(collect_attributes, acollect_attributes, request, now=NOW, consent=consent)
-
-    return collect
 
 
 @pytest.fixture

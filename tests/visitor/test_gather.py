@@ -6,8 +6,10 @@ from types import SimpleNamespace
 import pytest
 from django.http import HttpResponse
 from django.utils.functional import SimpleLazyObject
+from hypothesis import given
+from hypothesis import strategies as st
 
-from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, gather, set_anonymous_cookie
+from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, build_digest, gather, set_anonymous_cookie
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
 from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
@@ -166,3 +168,39 @@ def test_digest_of_a_visitor(configure, other, is_same):
     configure(VARY_CACHE_ON=["a"])
     assert (other.digest == Visitor(Identity("zoe"), {"b": "2", "a": "1"}).digest) is is_same
     assert "zoe" not in repr(other)
+
+
+# Digests.
+
+parts = st.lists(st.text(), max_size=5)
+
+
+@given(parts, parts)
+def test_digests_tell_parts_apart(first, second):
+    """Different lists have different digests, wherever one part ends and the next begins."""
+    assert (build_digest(first) == build_digest(second)) == (first == second)
+
+
+def test_digest_depends_on_the_secret(settings):
+    """With another secret, the digest is another one."""
+    digest = build_digest(["a"])
+    settings.SECRET_KEY = "another"
+    assert build_digest(["a"]) != digest
+
+
+identities = st.builds(
+    Identity,
+    customer_id=st.none() | st.sampled_from(["", "a", "anon-a", "id:a", "none"]),
+    user_identifiers=st.dictionaries(
+        st.sampled_from(["u_em", "u_mb", "1"]), st.sampled_from(["a", "b", ""]), max_size=2
+    ),
+    anonymous=st.booleans(),
+)
+attributes = st.dictionaries(st.sampled_from(["u_em", "a", "b", "1"]), st.sampled_from(["a", "b", ""]), max_size=3)
+
+
+@given(identities, attributes, identities, attributes)
+def test_visitors_are_told_apart(one, his, other, hers):
+    """Two visitors share a digest only if identity and attributes are the same."""
+    same = (one, his) == (other, hers)
+    assert (Visitor(one, his).digest == Visitor(other, hers).digest) == same

@@ -100,7 +100,6 @@ class Impersonation:
         self.get_response = get_response
 
     def __call__(self, request):
-        """Replace the user."""
         request.user = User(pk=2)
         return self.get_response(request)
 

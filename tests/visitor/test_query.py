@@ -8,7 +8,6 @@ from urllib.parse import urlencode
 import pytest
 from django.contrib.sessions.models import Session
 from django.http import HttpResponse
-from django.utils import timezone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,20 +19,17 @@ from django_moe_personalize.visitor.attributes import (
     set_query_cookie,
 )
 from django_moe_personalize.visitor.identity import GRANTED, QUERY_COOKIE, Consent
+from tests.visitor.conftest import NOW
 
 UTM = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 
 
-@pytest.fixture
-def collect(twin):
-    """Return a function that builds a request and returns the attributes from its query and its cookie."""
+BUILT_IN = {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS"}
 
-    def collect(path="/", *, consent=GRANTED, **options):
-        request = twin.build_request(path, **options)
-        found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=consent)
-        return {name: value for name, value in found.items() if name.startswith(("utm", "ref"))}
 
-    return collect
+def keep_parameters(attributes):
+    """Return the attributes that come from the query or its cookie."""
+    return {name: value for name, value in attributes.items() if name not in BUILT_IN}
 
 
 def read(raw, names=UTM):
@@ -61,15 +57,16 @@ def read(raw, names=UTM):
 )
 def test_parameters_of_a_query(collect, query, expected):
     """The last non-empty value of each wanted parameter is sent, decoded, cleaned and cut."""
-    assert collect(f"/?{query}") == expected
+    assert keep_parameters(collect(f"/?{query}")) == expected
 
 
 def test_query_parameters_setting(collect, configure):
     """QUERY_PARAMETERS replaces the default list. With an empty list the cookie is not read."""
     configure(QUERY_PARAMETERS=["ref"])
-    assert collect("/?ref=a&utm_source=b") == {"ref": "a"}
+    assert keep_parameters(collect("/?ref=a&utm_source=b")) == {"ref": "a"}
     configure(QUERY_PARAMETERS=[])
-    assert collect("/?ref=a&utm_source=b", headers={"Cookie": f"{QUERY_COOKIE}=utm_source=c"}) == {}
+    cookie = {"Cookie": f"{QUERY_COOKIE}=utm_source=c"}
+    assert keep_parameters(collect("/?ref=a&utm_source=b", headers=cookie)) == {}
 
 
 @pytest.mark.parametrize("raw", ["utm_source=é".encode().decode("latin-1"), "utm_source=é", "utm_source=€é"])
@@ -106,14 +103,14 @@ def browse(twin, cookies, path, consent=GRANTED, **options):
     """Return the query parameters that a page sends. ``cookies`` are those of the browser, and change as in one."""
     request, response = twin.build_request(path, **options), HttpResponse()
     request.COOKIES.update({name: morsel.value for name, morsel in cookies.items()})
-    found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=consent)
+    found = twin.call(collect_attributes, acollect_attributes, request, now=NOW, consent=consent)
     set_query_cookie(request, response)
     for name, morsel in response.cookies.items():
         cookies.pop(name, None)
         if morsel.value:
             cookies[name] = morsel.value
             cookies[name].update(dict(morsel))
-    return {name: value for name, value in found.items() if name.startswith("utm")}, bool(response.cookies)
+    return keep_parameters(found), bool(response.cookies)
 
 
 def test_parameters_are_remembered(twin):
@@ -160,7 +157,7 @@ def test_foreign_texts_in_the_cookie_are_ignored(twin, text):
     """Only cleaned values with the wanted names are sent, as from an address."""
     request = twin.build_request()
     request.COOKIES[QUERY_COOKIE] = text
-    found = twin.call(collect_attributes, acollect_attributes, request, now=timezone.now(), consent=GRANTED)
+    found = twin.call(collect_attributes, acollect_attributes, request, now=NOW, consent=GRANTED)
     assert all(len(value) <= 256 for name, value in found.items() if name.startswith("utm"))
     assert "other" not in found
 

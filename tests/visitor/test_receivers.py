@@ -18,31 +18,26 @@ pytestmark = pytest.mark.django_db
 
 
 def sign_in(request):
-    """Log the visitor in."""
     login(request, User.objects.get(pk=1))
     return HttpResponse("in")
 
 
 async def sign_in_async(request):
-    """Log the visitor in, in an event loop."""
     await alogin(request, await User.objects.aget(pk=1))
     return HttpResponse("in")
 
 
 def sign_out(request):
-    """Log the visitor out."""
     logout(request)
     return HttpResponse("out")
 
 
 async def sign_out_async(request):
-    """Log the visitor out, in an event loop."""
     await alogout(request)
     return HttpResponse("out")
 
 
 def sign_out_and_read(request):
-    """Log the visitor out, read an experience, and return the new customer id."""
     logout(request)
     request.personalization.get("hero-banner")
     return HttpResponse(request.personalization.identity.customer_id)
