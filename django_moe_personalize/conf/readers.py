@@ -197,9 +197,10 @@ def read_proxy(value: object) -> Proxy:
         raise InvalidValue(value, expected, 'Write "unix" for a unix socket.' if is_socket else "") from None
     if interface.ip != interface.network.network_address:
         raise InvalidValue(value, expected, f'Write "{interface.network}".')
-    mapped, length = getattr(interface.ip, "ipv4_mapped", None), interface.network.prefixlen - 96
+    if (mapped := getattr(interface.ip, "ipv4_mapped", None)) is None:
+        return interface.network
     # A dual-stack socket shows the proxy 10.0.0.1 as ::ffff:10.0.0.1. The package compares both as IPv4 addresses.
-    return interface.network if mapped is None or length < 0 else ipaddress.ip_network((mapped, length))
+    return ipaddress.ip_network((mapped, interface.network.prefixlen - 96))
 
 
 def read_host(value: object) -> str:

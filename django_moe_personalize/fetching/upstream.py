@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
@@ -39,10 +41,17 @@ def get_pool(runtime: Runtime) -> WorkerPool:
     return WorkerPool(runtime.settings.max_concurrent_fetches, name="moe-personalize-fetch")
 
 
+class _Background(WorkerPool):
+    def _run(self, *job: Any) -> None:
+        super()._run(*job)
+        # The site's cache may use the database. Django closes connections only at the end of a request.
+        close_old_connections()
+
+
 @part
 def get_background(runtime: Runtime) -> WorkerPool:
     """Return the one thread for work that no page waits for, such as reading the metadata."""
-    return WorkerPool(1, name="moe-personalize-background")
+    return _Background(1, name="moe-personalize-background")
 
 
 @part

@@ -76,3 +76,11 @@ def test_busy_threads_delay_no_announcement(changes):
             get_pool().submit(int)
     threads = ["moe-personalize-background", "moe-personalize-fetch", threading.current_thread().name]
     assert [change[3] for change in changes] == threads
+
+
+def test_background_thread_closes_its_connections(monkeypatch):
+    """After each job, the thread closes the connections that are too old or broken, as Django does after a request."""
+    closed = threading.Event()
+    monkeypatch.setattr("django_moe_personalize.fetching.upstream.close_old_connections", closed.set)
+    get_background().submit(len, ()).result(10.0)
+    assert closed.wait(10.0)
