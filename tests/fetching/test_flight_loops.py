@@ -200,7 +200,7 @@ FORKING = """
         answer = Asked(build_visitor(number), ["hero"]).join(20.0)
         return not answer or answer["hero"]["Title"] != f"visitor-{number}"
 
-    transport = RequestsTransport(sys.argv[1])
+    transport = RequestsTransport(sys.argv[1], verify=sys.argv[2] or True)
     with get_client.override(PersonalizeClient(workspace_id="W", api_key="k", transport=transport)):
         failed = ask(0)
         # A page of the parent has sent its request and not read the response.
@@ -214,21 +214,24 @@ FORKING = """
         failed |= pending.join(20.0)["hero"]["Title"] != "visitor-1"
         failed |= any([ask(100 + number) for number in range(20)])
         failed |= any([os.waitpid(pid, 0)[1] != 0 for pid in children])
+        failed |= ask(200)
     sys.exit(failed)
 """
 
 
-def test_fork_with_an_idle_connection():
+@pytest.mark.parametrize("over_tls", [False, True], ids=["plain", "tls"])
+def test_fork_with_an_idle_connection(over_tls, tls_ends):
     """Parent and children of a warm process get each visitor's own answers, each process over its own connection."""
 
     def name(exchange):
         customer = exchange.received.body.split(b'"customer_id":"')[1].split(b'"')[0]
         exchange.reply(b'{"experiences": {"hero": {"payload": {"Title": "%b"}}}}' % customer)
 
-    with Loopback(name) as server:
+    with Loopback(name, tls=tls_ends.context if over_tls else None) as server:
         program = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(FORKING), server.url]
+        program.append(str(tls_ends.ca_file) if over_tls else "")
         environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
         options = {"cwd": REPOSITORY, "env": environment, "capture_output": True, "text": True, "timeout": 100}
         done = subprocess.run(program, check=False, **options)
         assert (done.returncode, done.stderr) == (0, "")
-        assert (len(server.received), server.connections) == (82, 4)
+        assert (len(server.received), server.connections) == (83, 4)

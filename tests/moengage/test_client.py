@@ -19,13 +19,13 @@ from django_moe_personalize.moengage.types import (
     MAX_KEYS,
     Action,
     DataSource,
-    Event,
     ExperiencesResult,
     ExperienceStatus,
 )
 from django_moe_personalize.resilience import Deadline
 from tests.anything import patiently
 from tests.error_reports import describe_report
+from tests.moengage.test_events import build_event
 
 KEY = "s3cret-key"
 TOKEN = base64.b64encode(b"WORK_DEBUG:s3cret-key").decode()
@@ -66,17 +66,6 @@ def build_client(answer: Response | bytes = b"") -> tuple[PersonalizeClient, Scr
     """Return a client and its transport."""
     transport = Scripted(answer)
     return PersonalizeClient(workspace_id="WORK_DEBUG", api_key=KEY, transport=transport), transport
-
-
-def build_event(customer_id: str = "42", **fields: object) -> Event:
-    """Return an impression of a customer."""
-    given = {
-        "action": Action.SHOWN,
-        "customer_id": customer_id,
-        "attributes": {"cid": "c"},
-        "event_time": 1_800_000_000,
-    }
-    return Event(**given | fields)
 
 
 # -- fetch
@@ -147,10 +136,11 @@ def test_transport_with_one_step_starts_nothing():
     assert client.start_fetch(["hero"]) is None
 
 
-def test_no_keys_make_no_call():
+def test_no_keys_and_no_events_make_no_call():
     """An empty sequence gives an empty result. In a request, no keys would mean all keys."""
     client, transport = build_client()
     assert client.fetch_experiences([], deadline=DEADLINE) == ExperiencesResult()
+    assert client.send_events([], deadline=DEADLINE) == ""
     assert transport.requests == []
 
 
@@ -248,13 +238,6 @@ def test_events_are_written_as_documented():
     }
 
 
-def test_no_events_make_no_call():
-    """Without events, send_events() makes no call."""
-    client, transport = build_client()
-    assert client.send_events([], deadline=DEADLINE) == ""
-    assert transport.requests == []
-
-
 def test_100_customers_are_the_most():
     """A call may have events of 100 customers. One customer more raises a ValueError before the call."""
     client, transport = build_client(ACCEPTED)
@@ -295,17 +278,15 @@ def test_other_status_than_200_is_an_error():
             call()
 
 
-@pytest.mark.parametrize("workspace_id", ["", "a:b", "a b", "a\n", "ä"], ids=repr)
-def test_workspace_id_that_no_header_can_carry_is_refused(workspace_id):
-    """A workspace id with a colon or with characters other than visible ASCII raises a ValueError."""
-    with pytest.raises(ValueError, match="workspace_id"):
-        PersonalizeClient(workspace_id=workspace_id, api_key=KEY, transport=Scripted())
-
-
-def test_empty_key_is_refused():
-    """An empty key raises a ValueError before the first call."""
-    with pytest.raises(ValueError, match="api_key"):
-        PersonalizeClient(workspace_id="WORK", api_key="", transport=Scripted())
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("api_key", ""), *(("workspace_id", value) for value in ("", "a:b", "a b", "a\n", "ä"))],
+    ids=repr,
+)
+def test_credential_that_no_header_can_carry_is_refused(name, value):
+    """An empty key, and a workspace id with a colon or other characters than visible ASCII, raise a ValueError."""
+    with pytest.raises(ValueError, match=name):
+        PersonalizeClient(**{"workspace_id": "WORK", "api_key": KEY, name: value}, transport=Scripted())
 
 
 def test_client_can_be_shown():

@@ -109,15 +109,12 @@ def test_certificate_for_another_host_is_refused(tls_ends, serve):
 
 
 def test_verification_can_be_turned_off(tls_ends, serve):
-    """``verify=False`` accepts any certificate, and urllib3 warns."""
+    """``verify=False`` accepts any certificate, and urllib3 warns. With ``-W error`` the caller gets the warning."""
+    url = serve(echo, tls=tls_ends.context).url
     with pytest.warns(match="Unverified HTTPS request"):
-        assert send(serve(echo, tls=tls_ends.context).url, verify=False).status == 200
-
-
-def test_warning_that_is_an_error_leaves_no_connection(tls_ends, serve):
-    """With ``-W error`` the caller gets the warning."""
+        assert send(url, verify=False).status == 200
     with pytest.raises(Warning, match="Unverified HTTPS request"):
-        send(serve(echo, tls=tls_ends.context).url, verify=False)
+        send(url, verify=False)
 
 
 def test_server_without_tls():
