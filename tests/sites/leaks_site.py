@@ -34,7 +34,6 @@ LIBRARIES = {
 
 
 def configure(folder: Path, library: str) -> None:
-    """Set up Django with these libraries."""
     loaders, builtins = LIBRARIES[library]
     own = ["django.contrib.humanize", "wagtail.search", "wagtail.contrib.redirects", library, "slippers"]
     values = build_settings(
@@ -52,7 +51,6 @@ def configure(folder: Path, library: str) -> None:
 
 
 def main(folder: Path, library: str) -> None:
-    """Write the templates and print the messages about them."""
     pages = json.load(sys.stdin)
     for name, text in {**FILES, **pages}.items():
         path = folder / "templates" / name
