@@ -35,7 +35,6 @@ WORKSPACE = {
 
 
 def find_csrf_token(page: str) -> str:
-    """Return the token of the page's form."""
     return re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)[1]  # type: ignore[index]
 
 
@@ -53,7 +52,6 @@ class Browser:
         self._etags: dict[str, str] = {}
 
     def open(self, path: str, method: str = "GET", **headers: str) -> requests.Response:
-        """Open a page and keep the answer."""
         response = self.session.request(
             method, self.site.url + path, headers=headers, allow_redirects=False, timeout=60, proxies={"no_proxy": "*"}
         )
@@ -70,7 +68,6 @@ class Browser:
         return response
 
     def sign_in(self, path: str, field: str = "username") -> None:
-        """Sign in with the form at ``path``."""
         form = self.session.get(self.site.url + path, timeout=60)
         data = {field: self.name, "password": self.name, "csrfmiddlewaretoken": find_csrf_token(form.text)}
         answer = self.session.post(self.site.url + path, data, timeout=60, allow_redirects=False)

@@ -6,19 +6,17 @@ from typing import Any
 
 import pytest
 
-from tests.services.serving import start_sandbox
+from tests.services.serving import find_free_port, start_redis, start_sandbox
 from tests.sites.browsing import WORKSPACE
-from tests.sites.serving import Site, find_free_port, run_site, start_redis
+from tests.sites.serving import Site, run_site
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the option for the long form."""
     parser.addoption("--long", action="store_true", help="5,000 pages a site instead of 300")
 
 
 @pytest.fixture(scope="session")
 def pages(pytestconfig: pytest.Config) -> int:
-    """Give the number of pages that the visitors of a site open."""
     return 5000 if pytestconfig.getoption("--long") else 300
 
 
@@ -32,7 +30,6 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """Run the sandbox with a content for each visitor (see browsing.py), and give its port."""
     with start_sandbox(tmp_path_factory.mktemp("sandbox"), WORKSPACE) as port:
         yield port
 

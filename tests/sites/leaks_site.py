@@ -14,8 +14,8 @@ from django.core.checks import run_checks
 from django.template import TemplateSyntaxError
 from django.template.loader import get_template
 
-APPS = ("auth", "sites", "admin", "contenttypes", "sessions", "messages", "staticfiles", "humanize")
-WAGTAIL = ("admin", "users", "images", "documents", "sites", "search", "contrib.redirects")
+from tests.sites.settings import CMS, WAGTAIL, build_settings
+
 CARD = """{% load moe_personalize %}{% experience "hero-banner" as hero %}{{ hero.Title }}{% endexperience %}"""
 FILES = {
     "hero.html": CARD,
@@ -23,11 +23,6 @@ FILES = {
     "cotton/hero.html": "{{ slot }}" + CARD,
     "components.yaml": "components:\n  card: card.html\n",
 }
-PROCESSORS = [
-    "django.template.context_processors.request",
-    "sekizai.context_processors.sekizai",
-    "cms.context_processors.cms_settings",
-]
 LOADERS = ["django.template.loaders.filesystem.Loader", "django.template.loaders.app_directories.Loader"]
 LIBRARIES = {
     "django_cotton": (["django_cotton.cotton_loader.Loader", *LOADERS], ["django_cotton.templatetags.cotton"]),
@@ -39,47 +34,23 @@ LIBRARIES = {
 
 
 def configure(folder: Path, library: str) -> None:
-    """Set up Django with these libraries."""
     loaders, builtins = LIBRARIES[library]
-    settings.configure(
-        SECRET_KEY="leaks",
+    own = ["django.contrib.humanize", "wagtail.search", "wagtail.contrib.redirects", library, "slippers"]
+    values = build_settings(
+        **{**CMS, **WAGTAIL, "apps": [*CMS["apps"], *WAGTAIL["apps"], *own]},
+        templates={"loaders": [("django.template.loaders.cached.Loader", loaders)], "builtins": builtins},
         BASE_DIR=folder,
-        INSTALLED_APPS=[
-            *(f"django.contrib.{name}" for name in APPS),
-            *("wagtail", "taggit", "modelcluster", "treebeard", "wagtailcache", "cms", "menus", "sekizai"),
-            *(f"wagtail.{name}" for name in WAGTAIL),
-            *(library, "slippers", "django_moe_personalize"),
-        ],
-        TEMPLATES=[
-            {
-                "BACKEND": "django.template.backends.django.DjangoTemplates",
-                "DIRS": [folder / "templates"],
-                "OPTIONS": {
-                    "loaders": [("django.template.loaders.cached.Loader", loaders)],
-                    "builtins": builtins,
-                    "context_processors": PROCESSORS,
-                },
-            }
-        ],
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"}},
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        STATIC_URL="/static/",
         COMPONENTS={"autodiscover": False},
         ROOT_URLCONF="django_moe_personalize.urls",
-        SITE_ID=1,
-        LANGUAGES=[("en", "English")],
-        LANGUAGE_CODE="en",
-        CMS_CONFIRM_VERSION4=True,
         CMS_TEMPLATES=[("plain.html", "Plain")],
-        WAGTAIL_SITE_NAME="Leaks",
-        WAGTAILADMIN_BASE_URL="https://leaks.example",
         MOE_PERSONALIZE={"SANDBOX": True},
     )
+    values["TEMPLATES"][0]["DIRS"] = [folder / "templates"]
+    settings.configure(**values)
     django.setup()
 
 
 def main(folder: Path, library: str) -> None:
-    """Write the templates and print the messages about them."""
     pages = json.load(sys.stdin)
     for name, text in {**FILES, **pages}.items():
         path = folder / "templates" / name

@@ -5,40 +5,36 @@ A site is a module of this folder. It configures Django from the environment var
 database and content.
 """
 
+import http.client
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.services.serving import ROOT, find_free_port, listen, running, start_redis, wait_until
-
-__all__ = ["Site", "find_free_port", "open_port", "read_options", "run_site", "start_redis"]
+from tests.services.serving import ROOT, build_gunicorn, listen, running, wait_until
 
 _created: dict[str, Path] = {}
 """A folder with the database and files of each site that this process has created."""
 
 THREADS = ("--worker-class=gthread", "--threads=8", "--keep-alive=300", "--graceful-timeout=3")
+QUIET = ("--lifespan", "off", "--no-access-log", "--log-level", "warning")
 
 
 @dataclass
 class Site:
     """A running site."""
 
-    module: str
     url: str
-    port: int
     folder: Path
-    process: subprocess.Popen[bytes]
     log: Path
 
     def read_log(self) -> str:
-        """Return the log of all its processes so far."""
         return self.log.read_text()
 
 
@@ -50,13 +46,9 @@ def read_options() -> dict[str, Any]:
 
 @contextmanager
 def run_site(
-    module: str, folder: Path, *, server: str = "gunicorn", workers: int = 1, bind: str = "", **options: Any
+    module: str, folder: Path, *, server: str = "gunicorn", workers: int = 1, **options: Any
 ) -> Iterator[Site]:
-    """Serve the site ``module`` with gunicorn or uvicorn. ``options`` go to the site as they are.
-
-    ``bind`` is the address for gunicorn, such as ``unix:/folder/socket``, instead of a free port.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
+    """Serve the site ``module`` with gunicorn or uvicorn. ``options`` go to the site as they are."""
     log = folder / "site.log"
     environment = {**os.environ, "SITE": json.dumps({**options, "folder": str(folder)}), "PYTHONPATH": str(ROOT)}
     # The site has its own settings, and isn't slowed down by the development mode of the tests.
@@ -64,13 +56,15 @@ def run_site(
         environment.pop(name, None)
     _create_content(module, folder, environment)
     with listen() as listener, log.open("wb") as errors:
-        command = _build_command(module, server, workers, bind or f"fd://{listener.fileno()}")
+        if server == "gunicorn":
+            command = build_gunicorn(f"{module}:application", listener, workers, *THREADS)
+        else:
+            command = [sys.executable, "-m", "uvicorn", f"{module}:asgi", "--fd", str(listener.fileno()), *QUIET]
         inherited: dict[str, Any] = {"pass_fds": [listener.fileno()], "stdout": errors, "stderr": errors}
         with running(command, env=environment, **inherited) as process:
             port = listener.getsockname()[1]
-            place = Path(bind.removeprefix("unix:")) if bind.startswith("unix:") else None
-            wait_until(process, place.exists if place else lambda: open_port(port), log.read_text)
-            yield Site(module, f"http://127.0.0.1:{port}", port, folder, process, log)
+            wait_until(process, lambda: open_port(port), log.read_text)
+            yield Site(f"http://127.0.0.1:{port}", folder, log)
 
 
 def _create_content(module: str, folder: Path, environment: dict[str, str]) -> None:
@@ -84,18 +78,8 @@ def _create_content(module: str, folder: Path, environment: dict[str, str]) -> N
     _created[module] = shutil.copytree(folder, folder.with_name(f"{folder.name}-created"))
 
 
-def _build_command(module: str, server: str, workers: int, bind: str) -> Sequence[str]:
-    if server == "gunicorn":
-        options = ["--workers", str(workers), "--log-level", "warning", "--no-control-socket", *THREADS]
-        return [sys.executable, "-m", "gunicorn", f"{module}:application", "--bind", bind, *options]
-    options = ["--fd", bind.removeprefix("fd://"), "--lifespan", "off", "--no-access-log", "--log-level", "warning"]
-    return [sys.executable, "-m", "uvicorn", f"{module}:asgi", *options]
-
-
 def open_port(port: int) -> bool:
     """Return True if the server on this port answers a request, with whatever status."""
-    import http.client
-
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     connection.request("HEAD", "/")
     connection.getresponse()

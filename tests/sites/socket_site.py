@@ -20,7 +20,6 @@ django.setup()
 
 
 def show(request: HttpRequest) -> HttpResponse:
-    """Show the address that MoEngage gets."""
     return HttpResponse(request.personalization.attributes.get("USER_IP_ADDRESS", "unknown"))
 
 
@@ -28,14 +27,12 @@ urlpatterns = [path("", show)]
 
 
 def wsgi():
-    """Return the application for gunicorn."""
     from django.core.wsgi import get_wsgi_application
 
     return get_wsgi_application()
 
 
 def asgi():
-    """Return the application for uvicorn."""
     from django.core.asgi import get_asgi_application
 
     return get_asgi_application()

@@ -39,6 +39,10 @@ def show(request):
     return {"shown": [mapping.get(key)["Title"] if key in mapping else None for key in KEYS]}
 
 
+def respond(request):
+    return Response(show(request))
+
+
 class OwnToken(TokenAuthentication):
     def authenticate_credentials(self, key):
         if user := User.objects.filter(username=key).first():
@@ -62,13 +66,6 @@ class MethodView(TokenView):
     @personalize(*KEYS)
     def get(self, request):
         return super().get(request)
-
-
-@api_view(["GET"])
-@authentication_classes([OwnToken])
-@personalize(*KEYS)
-def function_view(request):
-    return Response(show(request))
 
 
 class Bearer(HttpBearer):
@@ -96,17 +93,10 @@ def identify(request):
 
 
 ninja = NinjaAPI()
-
-
-@ninja.get("/auth/", auth=Bearer())
-def ninja_auth(request):
-    return show(request)
-
-
-@ninja.get("/user/", auth=BearerForUser())
-@personalize(*KEYS)
-def ninja_user(request):
-    return show(request)
+declared = personalize(*KEYS)(show)
+ninja.get("/auth/", auth=Bearer())(show)
+ninja.get("/user/", auth=BearerForUser())(declared)
+ninja.get("/open/")(declared)
 
 
 @ninja.get("/async/", auth=AsyncBearer())
@@ -162,12 +152,6 @@ class DispatchView(APIView):
         return Response(show(request))
 
 
-@personalize(*KEYS)
-@api_view(["GET"])
-def outer_view(request):
-    return Response(show(request))
-
-
 class AsyncView(PersonalizeMixin, View):
     experiences = KEYS
 
@@ -181,12 +165,6 @@ class AsyncMethodView(View):
         return JsonResponse(show(request))
 
 
-@ninja.get("/open/")
-@personalize(*KEYS)
-def ninja_open(request):
-    return show(request)
-
-
 router = SimpleRouter()
 router.register("users", UserViewSet)
 router.register("open", OpenViewSet, basename="open")
@@ -195,7 +173,7 @@ urlpatterns = [
     path("token/", TokenView.as_view()),
     path("token-mixin/", MixinView.as_view()),
     path("token-method/", MethodView.as_view()),
-    path("token-function/", function_view),
+    path("token-function/", api_view(["GET"])(authentication_classes([OwnToken])(personalize(*KEYS)(respond)))),
     path("jwt/", TokenView.as_view(authentication_classes=[JWTAuthentication])),
     path("stateless-jwt/", MixinView.as_view(authentication_classes=[JWTStatelessUserAuthentication])),
     path("ninja/", ninja.urls),
@@ -205,40 +183,34 @@ urlpatterns = [
     path("hijack/release/", ReleaseUserView.as_view()),
     path("viewset/", UserViewSet.as_view({"get": "list"})),
     path("dispatch/", DispatchView.as_view()),
-    path("outer/", outer_view),
+    path("outer/", personalize(*KEYS)(api_view(["GET"])(respond))),
     path("async-class/", AsyncView.as_view()),
     path("async-method/", AsyncMethodView.as_view()),
     path("router/", include(router.urls)),
 ]
 
 
-class Seen:
-    """What MoEngage and the visitor have seen of one page."""
-
-    def __init__(self, upstream, visit):
-        self.upstream, self.visit = upstream, visit
-
-    def open(self, address, **options):
-        """Open a page, and return whom it asked for, showed and counted, and whether it set a cookie."""
-        self.upstream.requests.clear()
-        self.visit.client.cookies.pop("moe_id", None)
-        response = self.visit(address, **options)
-        assert response.status_code == 200, response.content
-        shown = set(json.loads(response.content)["shown"])
-        booked = self.upstream.booked
-        assert len(booked) == len(KEYS)
-        return [*shown.intersection(self.upstream.asked), *shown, *set(booked)], "moe_id" in response.cookies
-
-
 @pytest.fixture
 def seen(upstream, visit, settings):
+    """Give the function that opens a page and returns whom it asked for, showed and counted, and if it set a cookie."""
+
+    def open_page(address, **options):
+        upstream.requests.clear()
+        visit.client.cookies.pop("moe_id", None)
+        response = visit(address, **options)
+        assert response.status_code == 200, response.content
+        shown = set(json.loads(response.content)["shown"])
+        booked = upstream.booked
+        assert len(booked) == len(KEYS)
+        return [*shown.intersection(upstream.asked), *shown, *set(booked)], "moe_id" in response.cookies
+
     settings.SIMPLE_JWT = {"SIGNING_KEY": "x" * 64}
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"CACHE_TTL": 0, "CACHE_STALE_TTL": 0}
     for number, name in enumerate(["ada", "bob", "cy"], 10):
         User.objects.create_user(name, password="x", pk=number, is_superuser=name == "ada")
     upstream.echo()
-    return Seen(upstream, visit)
+    return open_page
 
 
 @pytest.mark.parametrize(
@@ -257,51 +229,51 @@ def seen(upstream, visit, settings):
         ("/async/?login", "Bearer"),
     ],
 )
-def test_ten_requests_with_authentication_in_the_view(seen, settings, address, scheme):
+def test_ten_requests_with_authentication_in_the_view(seen, upstream, visit, settings, address, scheme):
     """From the first to the tenth request the user is known, and no user gets the cookie of an anonymous visitor."""
     if "ninja" in address and "user" not in address:
         settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"IDENTIFY": f"{__name__}.identify"}
     for number in range(10):
         user = User.objects.get(pk=10 + number % 3)
         token = str(AccessToken.for_user(user)) if "jwt" in address else user.username
-        found = seen.open(address, headers={"authorization": f"{scheme} {token}"})
+        found = seen(address, headers={"authorization": f"{scheme} {token}"})
         assert found == ([str(user.pk)] * 3, False)
         # After its first wrong guess, the package no longer asks for the wrong visitor too.
-        assert number < 2 or seen.upstream.asked == [str(user.pk)]
+        assert number < 2 or upstream.asked == [str(user.pk)]
         if "login" in address:
-            seen.visit.client.cookies.clear()
+            visit.client.cookies.clear()
 
 
 def test_sign_in_and_sign_out_by_get(seen):
     """A page that signs a user in or out shows the content of the visitor after the change."""
     for _ in range(5):
         for query, expected in [("in=ada", "10"), ("", "10"), ("in=bob", "11"), ("out", "anon"), ("in=cy&out", "anon")]:
-            visitors, has_cookie = seen.open(f"/session/?{query}")
+            visitors, has_cookie = seen(f"/session/?{query}")
             assert len(set(visitors)) == 1
             assert visitors[0].startswith(expected)
             assert has_cookie is (expected == "anon")
 
 
 @pytest.mark.parametrize("position", [0, 1], ids=["before", "after"])
-def test_impersonation_with_hijack(seen, settings, position):
+def test_impersonation_with_hijack(seen, visit, settings, position):
     """After the start, pages are for the hijacked user. After the release, they are for the superuser again."""
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "hijack"]
     *others, ours = settings.MIDDLEWARE
     hijack = "hijack.middleware.HijackUserMiddleware"
     settings.MIDDLEWARE = [*others, *([hijack, ours] if position == 0 else [ours, hijack])]
-    seen.visit.log_in(User.objects.get(pk=10))
+    visit.log_in(User.objects.get(pk=10))
     for _ in range(3):
-        assert seen.open("/session/") == (["10"] * 3, False)
-        assert seen.visit("/hijack/acquire/", method="post", data={"user_pk": 11}).status_code == 302
-        assert seen.open("/session/") == (["11"] * 3, False)
-        assert seen.visit("/hijack/release/", method="post").status_code == 302
+        assert seen("/session/") == (["10"] * 3, False)
+        assert visit("/hijack/acquire/", method="post", data={"user_pk": 11}).status_code == 302
+        assert seen("/session/") == (["11"] * 3, False)
+        assert visit("/hijack/release/", method="post").status_code == 302
 
 
-def test_user_switched_between_two_requests(seen):
+def test_user_switched_between_two_requests(seen, visit):
     """Each request is for the user of its session."""
     for number in range(10):
-        seen.visit.log_in(User.objects.get(pk=10 + number % 3))
-        assert seen.open("/session/") == ([str(10 + number % 3)] * 3, False)
+        visit.log_in(User.objects.get(pk=10 + number % 3))
+        assert seen("/session/") == ([str(10 + number % 3)] * 3, False)
 
 
 @pytest.mark.parametrize(
@@ -311,11 +283,11 @@ def test_user_switched_between_two_requests(seen):
         *("ninja/open", "router/users", "router/open", "router/open/recent"),
     ],
 )
-def test_declared_keys_travel_in_one_call(seen, address):
+def test_declared_keys_travel_in_one_call(seen, upstream, address):
     """From the first request on, the decorator and the mixin fetch all keys together."""
     for _ in range(3):
-        visitors, has_cookie = seen.open(f"/{address}/")
-        assert [body["experience_key"] for body in seen.upstream.fetches] == [[*KEYS]]
+        visitors, has_cookie = seen(f"/{address}/")
+        assert [body["experience_key"] for body in upstream.fetches] == [[*KEYS]]
         assert len(set(visitors)) == 1
         assert visitors[0].startswith("anon")
         assert has_cookie

@@ -36,19 +36,16 @@ MIDDLEWARE = [
 
 
 def identify_by_schema(request):
-    """Return the tenant's schema and the user's key."""
     return Identity(f"{request.tenant.schema_name}-{request.user.pk}")
 
 
 def identify_by_site(request):
-    """Return the site's domain and the user's key."""
     from django.contrib.sites.shortcuts import get_current_site
 
     return Identity(f"{get_current_site(request).domain}-{request.user.pk}")
 
 
 def show(request):
-    """Show the visitor's hero."""
     request.personalization.track_impression("hero-banner")
     return HttpResponse()
 
@@ -57,7 +54,6 @@ urlpatterns = [path("", show), path("moe/", include("django_moe_personalize.urls
 
 
 def configure(framework, database, identify):
-    """Configure Django for the framework."""
     more = {"INSTALLED_APPS": [*SHARED, "django.contrib.sites"], "MIDDLEWARE": MIDDLEWARE}
     if framework == "tenants":
         database["ENGINE"] = "django_tenants.postgresql_backend"
@@ -104,7 +100,6 @@ def create_shops(framework):
 
 
 def main(framework, database, identify):
-    """See the module's docstring."""
     configure(framework, json.loads(database), identify)
     from django_moe_personalize.checks.settings import check_site
     from django_moe_personalize.client import get_engine
