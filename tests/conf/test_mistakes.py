@@ -215,9 +215,6 @@ def test_setting_is_not_a_dict():
     assert SECRET not in str(caught.value)
 
 
-not_callable = "a string"
-
-
 class Part:
     def __init__(self, url, *, verify=True):
         """Do nothing."""
@@ -233,7 +230,7 @@ def without_options(client):
         ("no_such.identify", "ModuleNotFoundError", "Correct the path"),
         (f"{__name__}.absent", "can't be imported", "Correct the path"),
         ("celery.Celery", "ModuleNotFoundError", 'pip install "django-moe-personalize[celery]"'),
-        (f"{__name__}.not_callable", "isn't callable", "Name a function or a class."),
+        (f"{__name__}.SECRET", "isn't callable", "Name a function or a class."),
     ],
 )
 def test_wrong_path(monkeypatch, path, message, hint):

@@ -39,21 +39,16 @@ def record_in_transaction(request):
 urlpatterns = [path("", record_in_transaction)]
 
 
-def break_outbox():
-    """Let every INSERT into the outbox fail, as on a full disk."""
+@contextlib.contextmanager
+def full_disk():
+    """Let every INSERT into the outbox fail while the context lasts."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TRIGGER full BEFORE INSERT ON moe_personalize_outboxevent "
             "BEGIN SELECT RAISE(ABORT, 'disk full, customer-4711'); END"
         )
-
-
-def repair_outbox():
-    with connection.cursor() as cursor:
+        yield
         cursor.execute("DROP TRIGGER full")
-
-
-# -- recording
 
 
 def test_recording_is_one_insert(delivery, django_assert_num_queries):
@@ -103,8 +98,7 @@ def test_async_recording_shares_the_transaction_of_the_request(delivery):
 def test_failing_insert_costs_the_page_only_its_events(configure, heard, caplog):
     """In the view's transaction: status 200, its own rows are stored, the loss is counted, no customer is logged."""
     delivery = configure("database.DatabaseDelivery")
-    break_outbox()
-    with transaction.atomic():
+    with full_disk(), transaction.atomic():
         response = Client().get("/")
     assert (response.status_code, response.text) == (200, "1")
     assert User.objects.filter(username="theirs").exists()
@@ -117,10 +111,9 @@ def test_failing_insert_costs_the_page_only_its_events(configure, heard, caplog)
 @pytest.mark.django_db(transaction=True)
 def test_losses_reach_the_shared_counters_with_the_next_event(delivery, monkeypatch):
     """When the database works again, the process adds its losses to the shared counters, if need be at a second try."""
-    break_outbox()
-    delivery.record(make_events(3))
-    assert DatabaseDelivery().counts() == DeliveryCounts()
-    repair_outbox()
+    with full_disk():
+        delivery.record(make_events(3))
+        assert DatabaseDelivery().counts() == DeliveryCounts()
     with monkeypatch.context() as context:
         context.setattr(Outbox, "add_loss", None)
         delivery.record(make_events(1))
@@ -140,9 +133,6 @@ def test_a_rollback_of_the_caller_does_not_undo_losses(delivery):
     assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
     delivery.record(make_events(1))
     assert DatabaseDelivery().counts() == DeliveryCounts(accepted=2, dropped={"error": 1}, pending=1)
-
-
-# -- delivering
 
 
 def test_delivered_events_leave_the_table_and_stay_counted(delivery, vendor, heard):

@@ -85,9 +85,6 @@ def test_watching_survives_the_database(delivery, vendor, caplog):
     assert lines == [("WARNING", "The outbox can't be used at the moment: OperationalError")] * 2
 
 
-# -- deliver_outbox
-
-
 def test_the_task_drains_the_outbox(delivery, vendor):
     """deliver_outbox() returns the number of delivered events. It starts no batch after max_seconds."""
     events = make_events(151)

@@ -39,11 +39,12 @@ def follow(render, visit):
     ],
 )
 def test_click_names_its_element_and_offering(render, shown, visit, source, element, offering):
-    """The event has the clicked element and the context of the clicked offering (contract §5)."""
+    """A click has the element and the offering (contract §5). Offerings have no impressions of their own."""
     page = render('{% experience "offers" as o %}' + source + "{% endexperience %}")
     assert visit(html.unescape(page)).headers["Location"] == "/p/"
     assert shown.clicks == {"offers": 1}
-    [click] = [entry for entry in shown.engine.ledger.entries() if entry.action.endswith("CLICKED")]
+    impression, click = shown.engine.ledger.entries()
+    assert [each["moe_offering_id"] for each in impression.attributes["offerings"]] == ["offer-1", "offer-2"]
     assert (click.element, click.attributes.get("moe_offering_id")) == (element, offering)
     assert "offerings" not in click.attributes
 
@@ -121,13 +122,6 @@ def test_experience_counts_once_a_page(render, shown):
         '{% experience_value "hero" "Title" %}{% experience "nope" %}{% fallback %}x{% endexperience %}'
     )
     assert (shown.impressions, shown.clicks) == ({"hero": 1}, {})
-
-
-def test_impression_names_the_offerings(render, shown):
-    """The offerings of an experience have no impressions of their own."""
-    render('{% experience "offers" as o %}{{ o.Title }}{% endexperience %}')
-    [entry] = shown.engine.ledger.entries()
-    assert [offering["moe_offering_id"] for offering in entry.attributes["offerings"]] == ["offer-1", "offer-2"]
 
 
 def test_only_experiences_with_clickable_elements_have_marks(render):
