@@ -11,7 +11,6 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
-from django.urls import path
 from django.utils import timezone
 
 from django_moe_personalize import api
@@ -25,18 +24,6 @@ from tests.delivery.events import make_event, make_events, messages
 from tests.delivery.vendor import SOON
 
 pytestmark = pytest.mark.django_db
-
-EXPERIENCE = Experience("hero", {}, {"cid": "c", "experience": "Hero"})
-
-
-def record_in_transaction(request):
-    """Make a user and an impression in the view's own transaction."""
-    User.objects.create(username="theirs")
-    api.experiences_shown([EXPERIENCE], customer_id="42")
-    return HttpResponse(str(User.objects.count()))
-
-
-urlpatterns = [path("", record_in_transaction)]
 
 
 @contextlib.contextmanager
@@ -94,12 +81,18 @@ def test_async_recording_shares_the_transaction_of_the_request(delivery):
     assert OutboxEvent.objects.count() == 1
 
 
-@pytest.mark.urls(__name__)
-def test_failing_insert_costs_the_page_only_its_events(configure, heard, caplog):
+def test_failing_insert_costs_the_page_only_its_events(configure, serve, heard, caplog):
     """In the view's transaction: status 200, its own rows are stored, the loss is counted, no customer is logged."""
+
+    def view(request):
+        User.objects.create(username="theirs")
+        api.experiences_shown([Experience("hero", {}, {"cid": "c", "experience": "Hero"})], customer_id="42")
+        return HttpResponse(str(User.objects.count()))
+
+    serve(view)
     delivery = configure("database.DatabaseDelivery")
     with full_disk(), transaction.atomic():
-        response = Client().get("/")
+        response = Client().get("/page/")
     assert (response.status_code, response.text) == (200, "1")
     assert User.objects.filter(username="theirs").exists()
     assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})

@@ -261,7 +261,6 @@ NO_URL = {"STATIC_URL": None}
         (NO_URL, {}, False, "ImproperlyConfigured"),
         (MANIFEST, {"ENABLED": False}, False, ""),
     ],
-    ids=range(6),
 )
 def test_script_without_a_static_file(render, caplog, changes, moe, has_script, problem):
     """The page works. The log says once what to do, and so does ``check --deploy`` if the site needs the script."""
