@@ -81,7 +81,7 @@ ON, OFF = SimpleNamespace(enabled=True), SimpleNamespace(enabled=False)
 @pytest.mark.parametrize(
     ("template", "file", "cache", "place"),
     [
-        (HERO, None, ON, "shop.components"),
+        (HERO, None, ON, "shop.ui"),
         (None, "hero.html", ON, "hero.html"),
         (None, "hero.html", OFF, None),
         ("The same for all.", None, ON, None),
@@ -92,9 +92,7 @@ def test_component_that_stores_what_it_renders(monkeypatch, settings, tmp_path, 
     """A component whose cache is on is like {% cache %}. Components and versions that are broken give no message."""
     (tmp_path / "hero.html").write_text(HERO)
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
-    hero = SimpleNamespace(
-        __name__="Hero", __module__="shop.components", template=template, template_file=file, Cache=cache
-    )
+    hero = SimpleNamespace(__name__="Hero", __module__="shop.ui", template=template, template_file=file, Cache=cache)
     library = SimpleNamespace(all_components=lambda: [SimpleNamespace(), hero])
     monkeypatch.setitem(sys.modules, "django_components", library)
     found = [message for message in run_checks(tags=["moe_personalize"]) if message.id == "moe_personalize.E014"]
@@ -102,6 +100,6 @@ def test_component_that_stores_what_it_renders(monkeypatch, settings, tmp_path, 
     for message in found:
         assert message.msg.startswith("Hero.Cache shows one visitor's content to all visitors: {% experience 'hero' %}")
         assert message.msg.endswith(f"{place}, line 2.")
-        assert "Hero.Cache starts in shop.components" in message.hint
+        assert "Hero.Cache starts in shop.ui" in message.hint
     monkeypatch.setitem(sys.modules, "django_components", SimpleNamespace())
     assert "moe_personalize.E014" not in [message.id for message in run_checks(tags=["moe_personalize"])]

@@ -6,7 +6,6 @@ import django
 import pytest
 from django.core.checks import run_checks
 from django.template import Library, Node, NodeList, engines
-from django.template.backends.dummy import TemplateStrings
 from django.template.loader import get_template
 from django.template.loaders.base import Loader
 from django.templatetags.cache import CacheNode
@@ -35,11 +34,6 @@ FILES = {
 }
 PAGE = "{% load cache moe_personalize leaks %}\n"
 EXPERIENCE = "{% experience 'hero' as hero %}"
-
-
-class OtherTemplates(TemplateStrings):
-    def __init__(self, params):
-        super().__init__(params | {"OPTIONS": {}})
 
 
 class BrokenLoader(Loader):
@@ -195,12 +189,9 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
         ("[{% show_hero %}]", HERO),
         (
             "{% load i18n %}[{% blocktranslate %}{{ view.request.personalization.hero }}{% endblocktranslate %}]",
-            "{% blocktranslate %} in page.html, line 2",
+            "{% blocktranslate %}",
         ),
-        (
-            EXPERIENCE + "{% if x %}{% firstof hero.Title 'x' as a %}{% endif %}[{{ a }}]{% endexperience %}",
-            "{{ a }} in page.html, line 2",
-        ),
+        (EXPERIENCE + "{% if x %}{% firstof hero.Title 'x' as a %}{% endif %}[{{ a }}]{% endexperience %}", "{{ a }}"),
         (
             EXPERIENCE + "{% regroup hero.offerings by k as a %}{% include 'a.html' %}{% endexperience %}",
             "{{ a }} in a.html, line 1",
@@ -210,30 +201,25 @@ HERO = "{% experience 'hero' as hero %} in hero.html, line 2"
         ("[{% with a='hero.html' %}{% include a %}{% endwith %}]", HERO),
         ("[{% include 'which.html' with which='hero.html' %}]", HERO),
         ("[{% show_compiled %}]", "{% experience 'hero' as hero %} in <unknown source>, line 2"),
-        ("[{{ personalization.hero.Title }}]", "{{ personalization.hero.Title }} in page.html, line 2"),
-        ("[{% if 1 %}{% elif request.personalization.hero %}{% endif %}]", "{% if 1 %} in page.html, line 2"),
-        (EXPERIENCE + "[{{ hero.Title }}]{% endexperience %}", "{{ hero.Title }} in page.html, line 2"),
+        ("[{{ personalization.hero.Title }}]", "{{ personalization.hero.Title }}"),
+        ("[{% if 1 %}{% elif request.personalization.hero %}{% endif %}]", "{% if 1 %}"),
+        (EXPERIENCE + "[{{ hero.Title }}]{% endexperience %}", "{{ hero.Title }}"),
         (EXPERIENCE + "{% include 'card.html' %}{% endexperience %}", "{{ hero.Title }} in card.html, line 1"),
-        (
-            EXPERIENCE + "{% for o in hero.offerings %}[{{ o.title }}]{% endfor %}{% endexperience %}",
-            "{{ o.title }} in page.html, line 2",
-        ),
-        (
-            EXPERIENCE + "{% with a=hero.Title b=x %}[{{ a }}{{ b }}]{% endwith %}{% endexperience %}",
-            "{{ a }} in page.html, line 2",
-        ),
+        (EXPERIENCE + "{% for o in hero.offerings %}[{{ o.title }}]{% endfor %}{% endexperience %}", "{{ o.title }}"),
+        (EXPERIENCE + "{% with a=hero.Title b=x %}[{{ a }}{{ b }}]{% endwith %}{% endexperience %}", "{{ a }}"),
+        ("{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]", "{{ title|upper }}"),
         (
             "{% with r=view.request q=x %}[{{ q.personalization }}{{ r.personalization }}]{% endwith %}",
-            "{{ r.personalization }} in page.html, line 2",
+            "{{ r.personalization }}",
         ),
-        ("{% cycle personalization.hero 'x' as a silent %}[{{ a }}]", "{{ a }} in page.html, line 2"),
-        ("{% experience_value 'hero' 'Title' as title %}[{{ title|upper }}]", "{{ title|upper }} in page.html, line 2"),
+        ("{% cycle personalization.hero 'x' as a silent %}[{{ a }}]", "{{ a }}"),
     ],
 )
 def test_content_of_one_visitor_is_found(find, source, found):
     """A tag or a variable inside {% cache %} is an error that names both places and the fix."""
     place = {"{{ h": "card", "{{ a": "a"}.get(found[:4] * found.endswith("line 1"))
     place = f"{place}.html, line 1" if place else "page.html, line 2"
+    found = found if " in " in found else f"{found} in page.html, line 2"
     message = f"{{% cache %}} shows one visitor's content to all visitors: {found}."
     hint = f"The {{% cache %}} starts in {place}. Keep the visitor's content out of it."
     assert find(PAGE + source) == [(message, hint)]
@@ -396,8 +382,8 @@ def test_site_without_fragments_compiles_nothing(find, monkeypatch):
     assert find("{% include 'hero.html' %}{% extends 'base.html' %}") == []
 
 
-@pytest.mark.parametrize("backend", ["django.template.backends.nonsense.None", f"{__name__}.OtherTemplates"])
-def test_other_engines(settings, backend):
+@pytest.mark.parametrize("name", ["nonsense.None", "dummy.TemplateStrings"])
+def test_other_engines(settings, name):
     """Django reports TEMPLATES that don't load. Another language has no {% cache %} of Django's."""
-    settings.TEMPLATES = [{"BACKEND": backend, "DIRS": [], "APP_DIRS": False}]
+    settings.TEMPLATES = [{"BACKEND": f"django.template.backends.{name}", "DIRS": [], "APP_DIRS": False}]
     assert get_engines() == []

@@ -52,12 +52,6 @@ def fetch():
     return get_client().fetch_experiences(["hero-banner"], deadline=Deadline(5.0))
 
 
-def read_workspace_id():
-    [transport] = RecordingTransport.built
-    [request] = transport.requests
-    return {name.lower(): value for name, value in request.headers.items()}["moe-appkey"]
-
-
 @pytest.fixture
 def workspace_file(tmp_path):
     file = tmp_path / "moe.json"
@@ -109,7 +103,7 @@ def test_transport_of_the_site(settings):
     fetch()
     [transport] = RecordingTransport.built
     assert (transport.base_url, transport.verify) == ("https://sdk-03.moengage.com/v1", False)
-    assert read_workspace_id() == "SITE"
+    assert transport.requests[0].headers["MOE-APPKEY"] == "SITE"
 
 
 @pytest.mark.parametrize(
@@ -127,8 +121,8 @@ def test_sandbox_behind_a_url(settings, workspace_file, given, expected):
     settings.MOE_PERSONALIZE = {"BASE_URL": f"{SANDBOX_URL}/", "TRANSPORT": RECORDING, **given}
     fetch()
     assert get_engine() is None
-    assert RecordingTransport.built[0].base_url == SANDBOX_URL
-    assert read_workspace_id() == expected
+    [transport] = RecordingTransport.built
+    assert (transport.base_url, transport.requests[0].headers["MOE-APPKEY"]) == (SANDBOX_URL, expected)
 
 
 @pytest.mark.parametrize(

@@ -75,24 +75,27 @@ def without_table():
     table = OutboxEvent._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {table} RENAME TO away")
-    yield
-    with connection.cursor() as cursor:
+        yield
         cursor.execute(f"ALTER TABLE away RENAME TO {table}")
+
+
+@contextlib.contextmanager
+def connected(receiver, *signals):
+    """Connect a receiver to signals while the context lasts."""
+    for signal in signals:
+        signal.connect(receiver)
+    yield
+    for signal in signals:
+        signal.disconnect(receiver)
 
 
 @pytest.fixture
 def heard():
     """Collect the signals of delivery: ("delivered", count) or (reason, count)."""
-    signals = []
+    found = []
 
-    def on_delivered(count, **kwargs):
-        signals.append(("delivered", count))
+    def receive(count, reason="delivered", **kwargs):
+        found.append((reason, count))
 
-    def on_dropped(count, reason, **kwargs):
-        signals.append((reason, count))
-
-    events_delivered.connect(on_delivered)
-    events_dropped.connect(on_dropped)
-    yield signals
-    events_delivered.disconnect(on_delivered)
-    events_dropped.disconnect(on_dropped)
+    with connected(receive, events_delivered, events_dropped):
+        yield found

@@ -2,10 +2,7 @@
 
 import asyncio
 import logging
-import os
-import signal
 import sys
-import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -18,8 +15,10 @@ from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.signals import events_delivered
+from tests.delivery.conftest import connected
 from tests.delivery.events import backend, make_event, make_events, messages
 from tests.delivery.vendor import SOON, Vendor
+from tests.processes import in_child
 
 QUEUE = "celery.CeleryDelivery"
 
@@ -48,12 +47,9 @@ def test_a_receiver_that_raises_does_no_harm():
     def explode(**kwargs):
         raise ValueError("mine")
 
-    events_delivered.connect(explode)
-    try:
-        delivery = DummyDelivery()
+    delivery = DummyDelivery()
+    with connected(explode, events_delivered):
         delivery.record(make_events(1))
-    finally:
-        events_delivered.disconnect(explode)
     assert delivery.counts().delivered == 1
 
 
@@ -70,25 +66,13 @@ def test_dummy_keeps_events_for_a_sites_tests(heard):
     assert heard == [("delivered", 2), ("delivered", 1)]
 
 
-# -- ImmediateDelivery
-
-
-def test_immediate_delivers_before_it_returns(vendor, heard):
-    """Events have arrived when record() returns."""
-    delivery = ImmediateDelivery()
-    events = make_events(2)
-    delivery.record(events)
-    assert vendor.taken == {event.event_uuid: 1 for event in events}
-    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
-    assert heard == [("delivered", 2)]
-
-
-def test_immediate_drops_failed_events(vendor, heard, caplog):
+def test_immediate_delivers_or_drops_before_it_returns(vendor, heard, caplog):
     """A failing MoEngage costs the events and raises nothing. A refused event is logged without its customer."""
     delivery = ImmediateDelivery(timeout=1.0)
     events = [make_event("customer-4711"), make_event("customer-4712")]
     vendor.poison = {events[0].event_uuid}
     delivery.record(events)
+    assert vendor.taken == {events[1].event_uuid: 1}
     line = "MoEngage refused 1 of 2 events: ResponseError: MoEngage answered 400: Invalid Field Value"
     assert messages(caplog) == [("WARNING", line)]
     vendor.status = 500
@@ -129,9 +113,6 @@ def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
         ),
         ("INFO", "MoEngage accepts events again"),
     ]
-
-
-# -- get_delivery
 
 
 def test_get_delivery_is_the_one_of_the_settings(configure, settings):
@@ -211,18 +192,13 @@ def test_a_forked_child_builds_its_own_delivery(vendor, configure):
     """Parent and child each deliver their own events once, even if a thread of the parent held the lock at the fork."""
     delivery = configure("thread.ThreadDelivery", interval=600.0)
     delivery.record(make_events(3))
-    with delivery._changed, warnings.catch_warnings():
-        # Python warns of a fork in a process with threads: this is what the test tries.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
-    if not pid:
-        try:
-            signal.alarm(30)
-            get_delivery().record(make_events(2))
-            os._exit(get_delivery().flush(SOON) != DeliveryCounts(accepted=2, delivered=2))
-        finally:
-            os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
+
+    def deliver_in_child():
+        get_delivery().record(make_events(2))
+        return get_delivery().flush(SOON) == DeliveryCounts(accepted=2, delivered=2)
+
+    with delivery._changed:
+        assert in_child(deliver_in_child)
     assert vendor.taken.total() == 2
     assert delivery.flush(SOON) == DeliveryCounts(accepted=3, delivered=3)
     assert set(vendor.taken.values()) == {1}

@@ -23,52 +23,46 @@ from django_moe_personalize.delivery.queued import Message
 from tests.delivery.events import backend, make_events, messages, uuids
 from tests.delivery.vendor import SOON
 
-QUICK_RETRIES = {"backoff": 1e-6, "max_backoff": 1e-6, "pause": 1e-6}
 QUICK = 0.3
 """The publish timeout in tests of a broker that hangs."""
 
 
-class Site:
-    """A site's Celery with a queue in memory, which the test empties like a worker."""
-
-    def __init__(self):
-        self.app = Celery("site", broker="memory://", set_as_current=False)
-        self.app.conf.broker_connection_retry_on_startup = True
-
-    def take_out(self):
-        """Return text, whole message, and seconds until it is due of each message, and empty the queue."""
-        found = []
-        with self.app.connection_for_read("memory://") as connection:
-            channel = connection.channel()
-            self.app.amqp.queues["celery"].bind(channel).declare()
-            while message := channel.basic_get("celery", no_ack=True):
-                (text,), _, _ = json.loads(message.body)
-                due = message.headers["eta"]
-                wait = datetime.fromisoformat(due).timestamp() - time.time() if due else 0.0
-                found.append((text, message, wait))
-        return found
-
-
-def leave_logging_alone(**kwargs):
-    """Receive Celery's signal, so that a worker doesn't configure the logging of this process."""
+def take_out(app):
+    """Return text, whole message, and seconds until it is due of each message, and empty the queue."""
+    found = []
+    with app.connection_for_read("memory://") as connection:
+        channel = connection.channel()
+        app.amqp.queues["celery"].bind(channel).declare()
+        while message := channel.basic_get("celery", no_ack=True):
+            (text,), _, _ = json.loads(message.body)
+            due = message.headers["eta"]
+            wait = datetime.fromisoformat(due).timestamp() - time.time() if due else 0.0
+            found.append((text, message, wait))
+    return found
 
 
 @pytest.fixture
 def site(monkeypatch):
-    site = Site()
-    monkeypatch.setattr(celery._state, "default_app", site.app)
+    """Make a site's Celery with a queue in memory the current app."""
+    app = Celery("site", broker="memory://", set_as_current=False)
+    app.conf.broker_connection_retry_on_startup = True
+    monkeypatch.setattr(celery._state, "default_app", app)
     # A worker in this process makes its app the current one of this thread.
     monkeypatch.setattr(celery._state._tls, "current_app", None)
+
+    def leave_logging_alone(**kwargs):
+        """Receive Celery's signal, so that a worker doesn't configure the logging of this process."""
+
     setup_logging.connect(leave_logging_alone)
-    site.take_out()
-    yield site
+    take_out(app)
+    yield app
     setup_logging.disconnect(leave_logging_alone)
-    site.take_out()
+    take_out(app)
 
 
 @pytest.fixture
 def delivery(configure, site):
-    return configure("celery.CeleryDelivery", **QUICK_RETRIES)
+    return configure("celery.CeleryDelivery", backoff=1e-6, max_backoff=1e-6, pause=1e-6)
 
 
 @pytest.fixture(params=["amqp", "redis"])
@@ -86,14 +80,11 @@ def dead_broker():
         yield f"amqp://127.0.0.1:{bound.getsockname()[1]}//"
 
 
-# -- the page
-
-
 def test_a_page_is_one_message(delivery, site):
     """All events of a page travel together as JSON, and count as handed over."""
     events = make_events(3)
     delivery.record(events)
-    ((text, message, wait),) = site.take_out()
+    ((text, message, wait),) = take_out(site)
     assert Message.read(text) == Message(events)
     assert (message.content_type, message.headers["task"], wait) == ("application/json", TASK, 0.0)
     assert message.headers["ignore_result"] is True
@@ -111,17 +102,14 @@ def test_connections_are_kept_and_closed(delivery, site):
     delivery.close()
     assert not delivery._idle
     assert not connection.connected
-    assert len(site.take_out()) == 3
-
-
-# -- the worker
+    assert len(take_out(site)) == 3
 
 
 def test_a_worker_of_the_site_delivers_the_pages_events(delivery, site, vendor):
     """From the page through a worker to MoEngage, with retries: each event arrives once."""
     events = make_events(20)
     vendor.failures = [500, 503]
-    with start_worker(site.app, perform_ping_check=False, loglevel="ERROR"):
+    with start_worker(site, perform_ping_check=False, loglevel="ERROR"):
         for start in range(0, 20, 2):
             delivery.record(events[start : start + 2])
         assert vendor.wait_for(lambda vendor: len(vendor.taken) == 20)
@@ -136,7 +124,7 @@ def test_a_retry_waits_in_the_queue(configure, site, vendor):
     configure("celery.CeleryDelivery", max_backoff=300.0)
     vendor.status, vendor.headers = 429, {"Retry-After": "120"}
     deliver(Message(make_events(1)).write())
-    ((text, _, wait),) = site.take_out()
+    ((text, _, wait),) = take_out(site)
     assert Message.read(text).attempts == 1
     assert 115 < wait <= 120
 
@@ -145,7 +133,7 @@ def test_the_broker_keeps_a_message_whose_retry_it_does_not_accept(configure, si
     """The worker rejects the message, so the broker delivers it again. The fallback stays out of it."""
     monkeypatch.setattr(ours, "_REJECT_SECONDS", 0.0)
     delivery = configure("celery.CeleryDelivery", fallback=backend("dummy.DummyDelivery"))
-    site.app.conf.broker_url = dead_broker
+    site.conf.broker_url = dead_broker
     vendor.status = 500
     with pytest.raises(Reject) as caught:
         deliver(Message(make_events(2)).write())
@@ -155,15 +143,15 @@ def test_the_broker_keeps_a_message_whose_retry_it_does_not_accept(configure, si
 
 def test_a_killed_worker_leaves_its_message_unacknowledged(site):
     """Autodiscovery alone registers the task, which acknowledges a message after the work."""
-    site.app.autodiscover_tasks(["django_moe_personalize"], force=True)
-    task = site.app.tasks[TASK]
+    site.autodiscover_tasks(["django_moe_personalize"], force=True)
+    task = site.tasks[TASK]
     assert (task.acks_late, task.reject_on_worker_lost, task.acks_on_failure_or_timeout) == (True, True, False)
     assert task.ignore_result
 
 
 def test_eager_tasks_are_delivered_in_place(delivery, site, vendor):
     """With task_always_eager, as in a site's tests, the page itself sends the events, and doesn't retry."""
-    site.app.conf.task_always_eager = True
+    site.conf.task_always_eager = True
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
     vendor.status = 500
@@ -171,17 +159,14 @@ def test_eager_tasks_are_delivered_in_place(delivery, site, vendor):
     assert delivery.counts() == DeliveryCounts(accepted=5, delivered=2, dropped={"failed": 3})
 
 
-# -- the task deliver_outbox
-
-
 @pytest.mark.django_db
 @pytest.mark.parametrize("name", [OUTBOX_TASK, "django_moe_personalize.tasks.deliver_outbox"])
 def test_celery_drains_the_outbox(configure, site, vendor, name):
     """A schedule may name the task by its name or by its import path. Both names drain the outbox."""
-    site.app.conf.task_always_eager = True
+    site.conf.task_always_eager = True
     delivery = configure("database.DatabaseDelivery")
     delivery.record(make_events(3))
-    task = site.app.tasks[name]
+    task = site.tasks[name]
     assert task.ignore_result
     assert task.apply_async(kwargs={"max_seconds": 5.0}).get() == vendor.taken.total() == 3
     delivery.record(make_events(2))
@@ -201,30 +186,29 @@ def test_the_tasks_are_there_without_celery(monkeypatch):
     assert tasks.deliver is deliver
 
 
-# -- a broker that fails
-
-
 def test_a_dead_broker_costs_events_and_no_time(delivery, site, dead_broker, caplog):
-    """Pages skip the broker after two failures, and one log line names the error. Later one page publishes a probe."""
-    site.app.conf.broker_url = dead_broker
+    """Pages skip the broker after two failures. Later one page publishes a probe. The log has both changes."""
+    caplog.set_level("INFO", "django_moe_personalize")
+    site.conf.broker_url = dead_broker
     for _ in range(5):
         delivery.record(make_events(2))
     assert delivery._breaker.state == "open"
     assert delivery.counts() == DeliveryCounts(accepted=10, dropped={"broker": 10})
-    assert messages(caplog) == [
-        ("ERROR", "The queue doesn't accept events (OperationalError). Until it does, they are dropped")
-    ]
-    site.app.conf.broker_url = "memory://"
+    site.conf.broker_url = "memory://"
     delivery._breaker._until = 0.0
     delivery.record(make_events(1))
-    assert delivery.counts().handed_over == len(site.take_out()) == 1
+    assert delivery.counts().handed_over == len(take_out(site)) == 1
     assert delivery._breaker.state == "closed"
+    assert messages(caplog) == [
+        ("ERROR", "The queue doesn't accept events (OperationalError). Until it does, they are dropped"),
+        ("INFO", "The queue accepts events again"),
+    ]
 
 
 def test_a_broker_that_hangs_holds_up_two_pages(configure, site, silent_broker):
     """Each of the two pages waits for at most publish_timeout. Later pages skip the broker."""
     delivery = configure("celery.CeleryDelivery", publish_timeout=QUICK)
-    site.app.conf.broker_url = silent_broker
+    site.conf.broker_url = silent_broker
     seconds = []
     for _ in range(5):
         start = time.monotonic()
@@ -249,8 +233,8 @@ def test_dead_idle_connections_cost_nothing(delivery, site, dead_broker):
 def test_a_page_waits_for_one_connection_only(configure, site, silent_broker):
     """If an idle connection hangs, the page doesn't wait for a new connection as well."""
     delivery = configure("celery.CeleryDelivery", publish_timeout=QUICK)
-    site.app.conf.broker_url, working = silent_broker, site.app.conf.broker_url
+    site.conf.broker_url, working = silent_broker, site.conf.broker_url
     delivery._idle.append(delivery._connect())
-    site.app.conf.broker_url = working
+    site.conf.broker_url = working
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"broker": 2})

@@ -11,7 +11,6 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.http import HttpResponse
 from django.test import Client
-from django.urls import path
 from django.utils import timezone
 
 from django_moe_personalize import api
@@ -26,34 +25,17 @@ from tests.delivery.vendor import SOON
 
 pytestmark = pytest.mark.django_db
 
-EXPERIENCE = Experience("hero", {}, {"cid": "c", "experience": "Hero"})
 
-
-def record_in_transaction(request):
-    """Make a user and an impression in the view's own transaction."""
-    User.objects.create(username="theirs")
-    api.experiences_shown([EXPERIENCE], customer_id="42")
-    return HttpResponse(str(User.objects.count()))
-
-
-urlpatterns = [path("", record_in_transaction)]
-
-
-def break_outbox():
-    """Let every INSERT into the outbox fail, as on a full disk."""
+@contextlib.contextmanager
+def full_disk():
+    """Let every INSERT into the outbox fail while the context lasts."""
     with connection.cursor() as cursor:
         cursor.execute(
             "CREATE TRIGGER full BEFORE INSERT ON moe_personalize_outboxevent "
             "BEGIN SELECT RAISE(ABORT, 'disk full, customer-4711'); END"
         )
-
-
-def repair_outbox():
-    with connection.cursor() as cursor:
+        yield
         cursor.execute("DROP TRIGGER full")
-
-
-# -- recording
 
 
 def test_recording_is_one_insert(delivery, django_assert_num_queries):
@@ -99,13 +81,18 @@ def test_async_recording_shares_the_transaction_of_the_request(delivery):
     assert OutboxEvent.objects.count() == 1
 
 
-@pytest.mark.urls(__name__)
-def test_failing_insert_costs_the_page_only_its_events(configure, heard, caplog):
+def test_failing_insert_costs_the_page_only_its_events(configure, serve, heard, caplog):
     """In the view's transaction: status 200, its own rows are stored, the loss is counted, no customer is logged."""
+
+    def view(request):
+        User.objects.create(username="theirs")
+        api.experiences_shown([Experience("hero", {}, {"cid": "c", "experience": "Hero"})], customer_id="42")
+        return HttpResponse(str(User.objects.count()))
+
+    serve(view)
     delivery = configure("database.DatabaseDelivery")
-    break_outbox()
-    with transaction.atomic():
-        response = Client().get("/")
+    with full_disk(), transaction.atomic():
+        response = Client().get("/page/")
     assert (response.status_code, response.text) == (200, "1")
     assert User.objects.filter(username="theirs").exists()
     assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
@@ -117,10 +104,9 @@ def test_failing_insert_costs_the_page_only_its_events(configure, heard, caplog)
 @pytest.mark.django_db(transaction=True)
 def test_losses_reach_the_shared_counters_with_the_next_event(delivery, monkeypatch):
     """When the database works again, the process adds its losses to the shared counters, if need be at a second try."""
-    break_outbox()
-    delivery.record(make_events(3))
-    assert DatabaseDelivery().counts() == DeliveryCounts()
-    repair_outbox()
+    with full_disk():
+        delivery.record(make_events(3))
+        assert DatabaseDelivery().counts() == DeliveryCounts()
     with monkeypatch.context() as context:
         context.setattr(Outbox, "add_loss", None)
         delivery.record(make_events(1))
@@ -140,9 +126,6 @@ def test_a_rollback_of_the_caller_does_not_undo_losses(delivery):
     assert delivery.counts() == DeliveryCounts(accepted=1, dropped={"error": 1})
     delivery.record(make_events(1))
     assert DatabaseDelivery().counts() == DeliveryCounts(accepted=2, dropped={"error": 1}, pending=1)
-
-
-# -- delivering
 
 
 def test_delivered_events_leave_the_table_and_stay_counted(delivery, vendor, heard):

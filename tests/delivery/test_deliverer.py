@@ -85,9 +85,6 @@ def test_watching_survives_the_database(delivery, vendor, caplog):
     assert lines == [("WARNING", "The outbox can't be used at the moment: OperationalError")] * 2
 
 
-# -- deliver_outbox
-
-
 def test_the_task_drains_the_outbox(delivery, vendor):
     """deliver_outbox() returns the number of delivered events. It starts no batch after max_seconds."""
     events = make_events(151)
@@ -152,14 +149,6 @@ def run(*arguments, error=None, stderr=None):
     return stdout.getvalue()
 
 
-def test_due_events_are_sent_once(delivery, vendor):
-    """The command drains the outbox and prints the numbers, even if no event is due."""
-    delivery.record(make_events(150))
-    assert run() == "150 events delivered, 0 refused and parked, 0 pending.\n"
-    assert vendor.taken.total() == 150
-    assert run() == "0 events delivered, 0 refused and parked, 0 pending.\n"
-
-
 def test_replayed_events_are_sent_again(delivery, vendor):
     """The command sends the parked events with the given UUIDs, or all parked events."""
     events = make_events(3)
@@ -192,7 +181,7 @@ def test_only_a_terminal_shows_a_bar(delivery):
     terminal, log = io.StringIO(), io.StringIO()
     terminal.isatty = lambda: True
     delivery.record(make_events(200))
-    run(stderr=terminal)
+    assert run(stderr=terminal) == "200 events delivered, 0 refused and parked, 0 pending.\n"
     bars = [line for line in re.split(r"[\r\n]", terminal.getvalue()) if line]
     assert bars == [f"[{'#' * 15}{'.' * 15}]  50%", f"[{'#' * 30}] 100%"]
     delivery.record(make_events(100))

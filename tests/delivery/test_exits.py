@@ -24,10 +24,6 @@ class Server:
         self.seen.append("stopped")
 
 
-def other_handler(number, frame):
-    """Stand in for the signal handler of another server."""
-
-
 @pytest.fixture
 def handle(monkeypatch):
     """Pretend that uvicorn is loaded. Give a function that sets the handler of SIGTERM for this test."""
@@ -56,9 +52,9 @@ def test_other_servers_threads_and_systems_are_left_alone(handle, monkeypatch):
     other_thread.start()
     other_thread.join(SOON)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    handle(other_handler)
+    handle(others := lambda number, frame: None)
     close_before_sigterm()
-    assert signal.getsignal(signal.SIGTERM) is other_handler
+    assert signal.getsignal(signal.SIGTERM) is others
     monkeypatch.delattr(signal, "pthread_sigmask")
     handle(uvicorns := Server().handle_exit)
     close_before_sigterm()

@@ -26,6 +26,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.signals import events_delivered
 from django_moe_personalize.testing import override_personalize
+from tests.delivery.conftest import connected
 from tests.delivery.events import CONTEXT, make_event, make_events, uuids
 from tests.delivery.vendor import SOON
 
@@ -136,20 +137,14 @@ def build_event(customer_id, *, seconds=0):
     return Event(Action.SHOWN, customer_id, CONTEXT, int(time.time()) + seconds)
 
 
-def list_sent(upstream):
-    return [entry.customer_id for entry in upstream.engine.ledger.entries()]
-
-
 def test_earlier_events_are_not_sent(upstream):
     """Events in the memory of another process are dropped when they are due. Other customers' events are sent."""
     delivery = ThreadDelivery(interval=60)
-    try:
-        delivery.record([build_event("ada"), build_event("grace")])
-        mark_withdrawal("ada")
-        counts = delivery.flush(timeout=10)
-    finally:
-        delivery.close()
-    assert list_sent(upstream) == ["grace"]
+    delivery.record([build_event("ada"), build_event("grace")])
+    mark_withdrawal("ada")
+    counts = delivery.flush(timeout=10)
+    delivery.close()
+    assert [entry.customer_id for entry in upstream.engine.ledger.entries()] == ["grace"]
     assert (counts.delivered, counts.dropped, counts.pending) == (1, {"erased": 1}, 0)
 
 
@@ -239,12 +234,9 @@ def test_a_restarted_database_hides_no_withdrawal(upstream):
         tried[-1] = "worked"
 
     delivery = ThreadDelivery(interval=0.01)
-    events_delivered.connect(receive)
-    try:
+    with connected(receive, events_delivered):
         for _ in range(3):
             delivery.record([build_event("ada")])
             delivery.flush(timeout=10)
-    finally:
         delivery.close()
-        events_delivered.disconnect(receive)
     assert tried == ["worked"] * 3

@@ -16,7 +16,6 @@ from tests.delivery.events import make_events, uuids
 
 FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 DUMMY = f"{FRAMEWORK}.backends.dummy.DummyBackend"
-IMMEDIATE = f"{FRAMEWORK}.backends.immediate.ImmediateBackend"
 
 DummyBackend = tasks.import_module(f"{FRAMEWORK}.backends.dummy").DummyBackend
 
@@ -85,7 +84,7 @@ def test_a_backend_without_delays_keeps_its_worker_waiting(build, vendor, monkey
 
 def test_a_backend_that_runs_tasks_at_once_delivers_in_place(build, vendor):
     """The page itself sends the events, doesn't retry, and drops failed events."""
-    delivery = build(IMMEDIATE)
+    delivery = build(f"{FRAMEWORK}.backends.immediate.ImmediateBackend")
     delivery.record(make_events(2))
     assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
     vendor.status = 500

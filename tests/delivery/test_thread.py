@@ -5,8 +5,6 @@ import logging
 import threading
 import time
 
-import pytest
-
 from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.thread import ThreadDelivery
@@ -17,16 +15,14 @@ from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import build_server
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.signals import events_delivered
+from tests.delivery.conftest import connected
 from tests.delivery.events import make_event, make_events, messages, uuids
 from tests.delivery.vendor import SOON
-from tests.processes import recorded_contexts, together
+from tests.processes import no_threads, recorded_contexts, together
 
 
 def senders():
     return [thread for thread in threading.enumerate() if thread.name == "moe-personalize-delivery"]
-
-
-# -- batches
 
 
 def test_no_thread_before_the_first_event(build):
@@ -69,9 +65,6 @@ def test_a_full_batch_leaves_at_once(build, vendor):
     assert delivery.flush(0.0).accepted == 13
     assert delivery.flush(SOON) == DeliveryCounts(accepted=13, delivered=13)
     assert [len(sent) for _, sent in vendor.calls] == [10, 3]
-
-
-# -- failures
 
 
 def test_failures_are_retried_with_the_same_uuid(build, vendor, heard):
@@ -151,8 +144,7 @@ def test_a_flush_waits_for_the_next_batch_while_one_is_settled(build, vendor):
         release.wait(SOON)
 
     vendor.failures, vendor.headers = [200, 429], {"Retry-After": "0.2"}
-    events_delivered.connect(linger)
-    try:
+    with connected(linger, events_delivered):
         delivery.record(make_events(2))
         assert entered.wait(SOON)
         delivery.record(make_events(1))
@@ -160,48 +152,31 @@ def test_a_flush_waits_for_the_next_batch_while_one_is_settled(build, vendor):
         releaser.start()
         assert delivery.flush(SOON).delivered == 3
         releaser.join(SOON)
-    finally:
-        events_delivered.disconnect(linger)
 
 
-@pytest.fixture
-def sandbox(settings):
-    """Run a sandbox that fails half of the calls, before or after it counts the events."""
+def test_every_event_counts_once_in_a_failing_workspace(settings):
+    """Errors, resets and broken responses lose no event and count none twice, by MoEngage's own counts."""
     engine = Engine(load_workspace())
-    faults = Faults(error_rate=0.25, reset=0.2, malformed=0.15, seed=7)
-    with build_server(engine, faults=faults) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        workspace = engine.workspace
-        settings.MOE_PERSONALIZE = {
-            "BASE_URL": server.url,
-            "WORKSPACE_ID": workspace.workspace_id,
-            "API_KEY": workspace.api_key,
-        }
-        yield server
+    with build_server(engine, faults=Faults()) as server:
+        serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        serving.start()
+        credentials = {"WORKSPACE_ID": engine.workspace.workspace_id, "API_KEY": engine.workspace.api_key}
+        settings.MOE_PERSONALIZE = {"BASE_URL": server.url, **credentials}
+        hero = get_client().fetch_experiences(["hero-banner"], customer_id="1", deadline=Deadline(SOON)).experiences
+        # From now on, half of the calls fail, before or after the sandbox counts the events.
+        server.injector.faults = Faults(error_rate=0.25, reset=0.2, malformed=0.15, seed=7)
+        context, now = hero["hero-banner"].experience_context, int(time.time()) - 10
+        events = [Event(Action.SHOWN, str(number), context, now) for number in range(400)]
+        delivery = ThreadDelivery(batch_size=10, backoff=0.005, max_attempts=1000)
+        for event in events:
+            delivery.record([event])
+        assert delivery.flush(3 * SOON) == DeliveryCounts(accepted=400, delivered=400)
+        delivery.close()
         get_client().close()
         server.shutdown()
-        thread.join(SOON)
-
-
-def test_every_event_counts_once_in_a_failing_workspace(sandbox):
-    """Errors, resets and broken responses lose no event and count none twice, by MoEngage's own counts."""
-    faults, sandbox.injector.faults = sandbox.injector.faults, Faults()
-    hero = get_client().fetch_experiences(["hero-banner"], customer_id="1", deadline=Deadline(SOON)).experiences
-    sandbox.injector.faults = faults
-    context = hero["hero-banner"].experience_context
-    now = int(time.time()) - 10
-    events = [Event(Action.SHOWN, str(number), context, now) for number in range(400)]
-    delivery = ThreadDelivery(batch_size=10, backoff=0.005, max_attempts=1000)
-    for event in events:
-        delivery.record([event])
-    assert delivery.flush(3 * SOON) == DeliveryCounts(accepted=400, delivered=400)
-    delivery.close()
-    assert sandbox.engine.ledger.counts()["hero-banner"].impressions == 400
-    assert {entry.event_uuid for entry in sandbox.engine.ledger.entries()} == set(uuids(events))
-
-
-# -- limits
+        serving.join(SOON)
+    assert engine.ledger.counts()["hero-banner"].impressions == 400
+    assert {entry.event_uuid for entry in engine.ledger.entries()} == set(uuids(events))
 
 
 def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, heard):
@@ -254,20 +229,14 @@ def test_the_sum_of_the_counters_is_right_at_every_moment(build, vendor):
     assert counts.delivered == vendor.taken.total() == len(vendor.taken)
 
 
-def test_a_thread_that_cannot_start_costs_no_event(build, monkeypatch):
+def test_a_thread_that_cannot_start_costs_no_event(build):
     """If the system can't start a thread, the events wait until a thread starts."""
     delivery = build()
-    with monkeypatch.context() as context:
-        context.setattr(threading, "_start_new_thread", _refuse, raising=False)  # Python 3.11, 3.12
-        context.setattr(threading, "_start_joinable_thread", _refuse, raising=False)  # Python 3.13
+    with no_threads():
         delivery.record(make_events(1))
         assert delivery.flush().pending == 1
     delivery.record(make_events(1))
     assert delivery.flush(SOON).delivered == 2
-
-
-def _refuse(*args, **kwargs):
-    raise RuntimeError("can't start new thread")
 
 
 def test_flush_gives_up_in_time(build, vendor):

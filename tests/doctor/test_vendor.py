@@ -98,18 +98,19 @@ def test_vendor_without_a_whole_answer(vendor, behave, words):
     assert find(words, diagnose(SHORT))[0] == "problem"
 
 
-def test_refused_connection():
-    """A port without a server has a finding of its own."""
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://127.0.0.1:{}/v1", "127.0.0.1 refuses connections. Start the server"),
+        ("https://sdk.invalid/v1", "sdk.invalid can't be found (DNS)."),
+    ],
+)
+def test_server_that_cannot_be_reached(url, words):
+    """A port without a server has a finding of its own, and so has a name that DNS doesn't know."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with override_personalize(BASE_URL=f"http://127.0.0.1:{port}/v1", SANDBOX=True):
-        assert find("127.0.0.1 refuses connections. Start the server")[0] == "problem"
-
-
-def test_unknown_host():
-    """A name that DNS doesn't know has a finding of its own."""
-    with override_personalize(BASE_URL="https://sdk.invalid/v1", **CREDENTIALS):
-        assert find("sdk.invalid can't be found (DNS).")[0] == "problem"
+        url = url.format(listener.getsockname()[1])
+    with override_personalize(BASE_URL=url, **CREDENTIALS):
+        assert find(words)[0] == "problem"
 
 
 def test_unknown_certificate(tls_ends):

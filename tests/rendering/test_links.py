@@ -39,11 +39,12 @@ def follow(render, visit):
     ],
 )
 def test_click_names_its_element_and_offering(render, shown, visit, source, element, offering):
-    """The event has the clicked element and the context of the clicked offering (contract §5)."""
+    """A click has the element and the offering (contract §5). Offerings have no impressions of their own."""
     page = render('{% experience "offers" as o %}' + source + "{% endexperience %}")
     assert visit(html.unescape(page)).headers["Location"] == "/p/"
     assert shown.clicks == {"offers": 1}
-    [click] = [entry for entry in shown.engine.ledger.entries() if entry.action.endswith("CLICKED")]
+    impression, click = shown.engine.ledger.entries()
+    assert [each["moe_offering_id"] for each in impression.attributes["offerings"]] == ["offer-1", "offer-2"]
     assert (click.element, click.attributes.get("moe_offering_id")) == (element, offering)
     assert "offerings" not in click.attributes
 
@@ -68,10 +69,7 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
     ],
 )
 def test_destinations(follow, destination, location):
-    """A literal may lead to any http(s) host, content only to the site and CONTENT_HOSTS.
-
-    A relative destination is relative to the page. A place on the page itself is not a click.
-    """
+    """A literal may lead to any http(s) host, content only to the site and CONTENT_HOSTS. "#buy" is not a click."""
     with override_personalize(CONTENT_HOSTS=["cdn.example"]):
         context = {"partner": "https://partner.example/", "cdn": "https://cdn.example/a", "own": "http://testserver/a"}
         assert follow(destination, **context, evil="java\tscript:alert(1)") == location
@@ -123,31 +121,20 @@ def test_experience_counts_once_a_page(render, shown):
     assert (shown.impressions, shown.clicks) == ({"hero": 1}, {})
 
 
-def test_impression_names_the_offerings(render, shown):
-    """The offerings of an experience have no impressions of their own."""
-    render('{% experience "offers" as o %}{{ o.Title }}{% endexperience %}')
-    [entry] = shown.engine.ledger.entries()
-    assert [offering["moe_offering_id"] for offering in entry.attributes["offerings"]] == ["offer-1", "offer-2"]
-
-
 def test_only_experiences_with_clickable_elements_have_marks(render):
     """The marks are empty template elements before and after the body."""
     page = render(
         '{% experience "hero" %}<b>x</b>{% endexperience %}'
         '{% experience "offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
     )
-    assert re.fullmatch(
-        r'<b>x</b><template data-moe-experience="[^"]+"></template>'
-        r'<button data-moe-click="buy">x</button><template data-moe-end></template>',
-        page,
-    )
+    opening, button = r'<template data-moe-experience="[^"]+"></template>', '<button data-moe-click="buy">x</button>'
+    assert re.fullmatch(f"<b>x</b>{opening}{button}<template data-moe-end></template>", page)
 
 
 def test_element_name_with_entities(render, shown, visit):
     """The browser reports the name without entities, and this name is the signed one."""
-    page = render(
-        '{% experience "hero" %}<b data-moe-click="{{ name }}">x</b>{% endexperience %}', name="Tom & Jerry's"
-    )
+    source = '{% experience "hero" %}<b data-moe-click="{{ name }}">x</b>{% endexperience %}'
+    page = render(source, name="Tom & Jerry's")
     send_click(visit, page, "Tom & Jerry's")
     assert shown.clicks == {"hero": 1}
 
@@ -188,11 +175,9 @@ def fetch_only(request):
 @pytest.mark.parametrize("mode", ["render", "visible", "web_sdk", "manual"])
 def test_no_marks_without_consent_to_track(render, mode):
     """Without consent to track, a page has no marks, and its links are plain."""
+    source = "{% experience 'hero' as h %}<a data-moe-click href=\"{% click_url h '/a/' %}\">x</a>{% endexperience %}"
     with override_personalize(CONSENT=f"{__name__}.fetch_only", IMPRESSIONS=mode):
-        page = render(
-            "{% experience 'hero' as h %}<a data-moe-click href=\"{% click_url h '/a/' %}\">x</a>{% endexperience %}"
-        )
-    assert page == '<a data-moe-click href="/a/">x</a>'
+        assert render(source) == '<a data-moe-click href="/a/">x</a>'
 
 
 @pytest.mark.parametrize(
