@@ -86,16 +86,14 @@ def test_settings_by_route(request_, keys):
     [("GET", ("declared", "configured")), ("HEAD", ("declared", "configured")), ("POST", ("declared",))],
 )
 def test_keys_before_the_view(method, keys):
-    """A POST asks only for the keys of its view, because it often just redirects."""
+    """A POST asks only for the keys of its view, because it often just redirects. The package's own views ask nothing.
+
+    The beacon and the click redirect are not pages, even if EXPERIENCES names every page.
+    """
     request = routed()
     request.method = method
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
         assert get_early_keys(request, personalize("declared")(view)) == keys
-
-
-def test_own_endpoints_ask_nothing():
-    """The beacon and the click redirect are not pages, even if EXPERIENCES names every page."""
-    with override_personalize(EXPERIENCES={"*": ["configured"]}):
         assert get_early_keys(routed("beacon", ["shop-moe"]), beacon) == ()
 
 
@@ -259,18 +257,16 @@ def build_engine(**templates):
     )
 
 
-def test_keys_of_a_template():
-    """Literal keys are found in all branches, parents, includes and fallbacks. Broken templates are left out."""
-    template = build_engine().get_template("page.html")
-    assert set(find_template_keys(template)) == {"base", "branch", "nested", "in-fallback", "piece"}
-    assert find_template_keys(build_engine().get_template("plain.html")) == ()
+def test_keys_of_a_template(monkeypatch):
+    """Literal keys are found in all branches, parents, includes and fallbacks. Broken templates are left out.
 
-
-def test_template_is_searched_once(monkeypatch):
-    """The keys of a template are remembered as long as the template exists."""
+    The keys are remembered as long as the template exists.
+    """
     engine = build_engine()
     template = engine.get_template("page.html")
+    assert find_template_keys(engine.get_template("plain.html")) == ()
     keys = find_template_keys(template)
+    assert set(keys) == {"base", "branch", "nested", "in-fallback", "piece"}
     monkeypatch.setattr(engine, "get_template", None)
     assert find_template_keys(template) == keys
 

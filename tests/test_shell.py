@@ -2,7 +2,7 @@
 
 import pytest
 from django.contrib.auth.models import User
-from django.http import HttpResponse, StreamingHttpResponse
+from django.http import HttpResponse
 from django.urls import include, path
 from django.views.decorators.cache import cache_page
 
@@ -10,7 +10,7 @@ from django_moe_personalize.decorators import personalize
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Consent, Identity
 from tests.pages import text
-from tests.site import show
+from tests.site import show, stream
 
 KEYS = ("hero-banner", "promo-strip", "recommendations")
 SCRIPTS = "{% load moe_personalize %}<main></main>{% personalize_scripts %}"
@@ -35,13 +35,7 @@ def reading(request):
 
 
 def streamed(request):
-    async def aparts():
-        yield shell(request).content
-
-    def parts():
-        yield shell(request).content
-
-    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+    return stream(request, lambda: shell(request).content)
 
 
 def telling(request):

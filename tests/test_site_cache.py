@@ -112,10 +112,7 @@ def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, s
     assert first != second
 
 
-@pytest.mark.parametrize(
-    ("middleware", "url"),
-    [([UPDATE, OURS, FETCH], "/plain/"), ([OURS], "/plain-cached/")],
-)
+@pytest.mark.parametrize(("middleware", "url"), [([UPDATE, OURS, FETCH], "/plain/"), ([OURS], "/plain-cached/")])
 def test_page_that_reads_nothing_is_stored(visit, routes, settings, middleware, url):
     """A page without experiences stays cacheable."""
     settings.MIDDLEWARE = middleware

@@ -169,11 +169,7 @@ def test_values_of_other_types_are_left_out(collect_custom, caplog, value):
 
 @pytest.mark.parametrize(
     ("name", "failure"),
-    [
-        ("fail", "raised LookupError"),
-        ("absent", "raised ImportError"),
-        ("answer", "returned a value of type NoneType"),
-    ],
+    [("fail", "raised LookupError"), ("absent", "raised ImportError"), ("answer", "returned a value of type NoneType")],
 )
 def test_failing_function_loses_only_its_own_attributes(collect_custom, configure, caplog, name, failure):
     """The log says so once, without the text of the exception."""
