@@ -18,8 +18,6 @@ from tests.site import TAGS, RestRequest, show, streaming
 
 pytestmark = pytest.mark.django_db
 
-KEYS = ["hero-banner", "promo-strip"]
-
 
 def build_view(*steps):
     """Return a view that takes these steps, and then shows the page."""
@@ -108,7 +106,7 @@ def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
     response, visitor = ask(build_view(*steps), user)
     assert visitor.startswith(expected)
     assert visitor in upstream.asked
-    assert all(sorted(body["experience_key"]) == KEYS for body in upstream.fetches)
+    assert all(sorted(body["experience_key"]) == ["hero-banner", "promo-strip"] for body in upstream.fetches)
     assert upstream.booked == [visitor] * 2
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 

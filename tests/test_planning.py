@@ -21,7 +21,6 @@ from django_moe_personalize.planning import (
     find_template_keys,
     get_early_keys,
     get_planned_keys,
-    get_route,
     get_route_memory,
 )
 from django_moe_personalize.testing import override_personalize
@@ -43,40 +42,21 @@ def routed(name="home", namespaces=(), route="home/", path="/"):
 
 
 @pytest.mark.parametrize(
-    ("request_", "route"),
-    [
-        (routed(), "home"),
-        (routed("home", ["shop"]), "shop:home"),
-        (routed(None), f"{__name__}.view"),
-        (RequestFactory().get("/"), None),
-    ],
-    ids=["name", "namespace", "nameless", "unresolved"],
-)
-def test_route(request_, route):
-    """A route has its view name. Without a name it has the path of its view."""
-    assert get_route(request_) == route
-
-
-@pytest.mark.parametrize(
     ("request_", "keys"),
     [
         (routed("home"), ("home", "everywhere")),
         (routed("cart", ["shop"]), ("cart", "shop", "everywhere")),
         (routed("pay", ["shop", "checkout"]), ("checkout", "shop", "everywhere")),
         (routed("other"), ("everywhere",)),
+        (routed(None), ("nameless", "everywhere")),
         (RequestFactory().get("/"), ("everywhere",)),
     ],
-    ids=["name", "namespace", "nested", "other", "unresolved"],
+    ids=["name", "namespace", "nested", "other", "nameless", "unresolved"],
 )
 def test_settings_by_route(request_, keys):
-    """EXPERIENCES names a view, a namespace at any depth, or every page."""
-    experiences = {
-        "home": ["home"],
-        "shop:cart": ["cart"],
-        "shop:*": ["shop"],
-        "shop:checkout:*": ["checkout"],
-        "*": ["everywhere"],
-    }
+    """EXPERIENCES names a view, or the path of a view without a name, a namespace at any depth, or every page."""
+    experiences = {"home": ["home"], "shop:cart": ["cart"], "shop:*": ["shop"], "shop:checkout:*": ["checkout"]}
+    experiences |= {"*": ["everywhere"], f"{__name__}.view": ["nameless"]}
     with override_personalize(EXPERIENCES=experiences):
         assert get_planned_keys(request_) == keys
 
