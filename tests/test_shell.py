@@ -38,10 +38,6 @@ def streamed(request):
     return stream(request, lambda: shell(request).content)
 
 
-def telling(request):
-    return HttpResponse(request.personalization.identity.customer_id)
-
-
 def plain(request):
     return HttpResponse("<main></main>", headers=PUBLIC)
 
@@ -67,7 +63,6 @@ urlpatterns = [
     path("adeclared/", personalize(*KEYS)(ashell)),
     path("cached/", cache_page(60)(shell)),
     path("streamed/", streamed),
-    path("telling/", telling),
     path("plain/", plain),
     path("part/<str:key>/", part),
     path("moe/", include("django_moe_personalize.urls")),
@@ -123,12 +118,6 @@ def test_pages_that_cannot_give_an_id(visit, upstream, address):
     text(response)
     assert not response.cookies
     assert "private" not in response.headers.get("Cache-Control", "")
-
-
-def test_view_without_a_template(visit, upstream):
-    """A view that reads the identity gives the browser its id too."""
-    response = visit("/telling/")
-    assert response.cookies["moe_id"].value.startswith(text(response) + ":")
 
 
 @pytest.mark.django_db
