@@ -17,8 +17,7 @@ json_values = st.recursive(
 near_offerings = st.lists(
     json_values
     | st.fixed_dictionaries(
-        {},
-        optional={"dp_offering_id": json_values, "offering_content": json_values, "offering_context": json_values},
+        {}, optional={"dp_offering_id": json_values, "offering_content": json_values, "offering_context": json_values}
     )
 )
 near_variables = (

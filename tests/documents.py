@@ -1,7 +1,6 @@
 """Read the documents: their tables and their code blocks."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,19 +49,16 @@ def read_section(text: str, heading: str) -> str:
 
 def read_rows(text: str, *columns: str) -> list[list[str]]:
     """Return the cells of all tables in ``text`` whose header is ``columns``."""
-    return list(_iterate_rows(text.splitlines(), list(columns)))
-
-
-def _iterate_rows(lines: list[str], columns: list[str]) -> Iterator[list[str]]:
-    inside = False
-    for line in lines:
+    rows, inside = [], False
+    for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")] if line.startswith("|") else []
-        if cells == columns:
+        if cells == list(columns):
             inside = True
         elif not cells:
             inside = False
         elif inside and set(line) - set("|-"):
-            yield cells
+            rows.append(cells)
+    return rows
 
 
 def read_words(cell: str) -> list[str]:

@@ -1,6 +1,7 @@
 """The pages of the test site. Each view shows one way to use the package."""
 
 import asyncio
+from collections.abc import Callable
 
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
@@ -93,18 +94,19 @@ def failing(request: HttpRequest) -> HttpResponse:
     raise ValueError("the view's own")
 
 
-def streaming(request: HttpRequest) -> StreamingHttpResponse:
-    """Render while the response is sent."""
+def stream(request: HttpRequest, *parts: Callable[[], object]) -> StreamingHttpResponse:
+    """Return a response that calls each of the functions while it is sent."""
 
     async def aparts():
-        yield "<html>"
-        yield show(request, TAGS).content
+        for part in parts:
+            yield part()
 
-    def parts():
-        yield "<html>"
-        yield show(request, TAGS).content
+    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else (part() for part in parts))
 
-    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+
+def streaming(request: HttpRequest) -> StreamingHttpResponse:
+    """Render while the response is sent."""
+    return stream(request, lambda: "<html>", lambda: show(request, TAGS).content)
 
 
 @personalize("hero-banner", "promo-strip")

@@ -1,16 +1,25 @@
 """The visitor of request.personalization: gathered once, when the page first needs it."""
 
 import asyncio
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync
+from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 
+from django_moe_personalize.fetching import Flight
 from django_moe_personalize.moengage.types import Experience
+from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Identity
 from tests.conftest import build_request
+from tests.wire import LONG
 
 KEYS = ("hero-banner", "promo-strip")
 
@@ -130,3 +139,93 @@ def test_provider_that_reads_an_experience(upstream, provider, is_async):
         read = async_to_sync(mapping.aget) if is_async else mapping.get
         assert [read(key).experience_key for key in KEYS] == list(KEYS)
     assert all(body["has_hero"] == "False" for body in upstream.fetches)
+
+
+async def slow_identify(request):
+    """Return the id of the moment when the function starts."""
+    found, gate = request.known, request.gates.pop()
+    gate[0].set()
+    await gate[1].wait()
+    return Identity(found)
+
+
+def test_sign_in_while_a_task_finds_the_visitor(upstream):
+    """The outdated visitor is never asked for."""
+    upstream.echo()
+
+    async def view():
+        gates = [(asyncio.Event(), asyncio.Event()) for _ in range(2)]
+        request.known, request.gates = "10", list(gates)
+        task = asyncio.create_task(request.personalization.aget("hero-banner"))
+        await gates[1][0].wait()
+        request.known = "20"
+        start_new_identity(request=request)
+        gates[0][1].set()
+        gates[1][1].set()
+        return await task
+
+    with override_personalize(IDENTIFY=f"{__name__}.slow_identify"):
+        request = build_request(AsyncRequestFactory)
+        assert async_to_sync(view)()["Title"] == "20"
+    assert upstream.asked == ["20"]
+
+
+def test_answer_for_the_visitor_before_comes_late(upstream):
+    """A task still waits for the answer. The answer is for other pages, and never for this one."""
+    upstream.echo()
+    echo, go_on, asked, loop = upstream.answer, threading.Event(), asyncio.Event(), None
+
+    def answer(request):
+        if b'"10"' in request.body:
+            loop.call_soon_threadsafe(asked.set)
+            go_on.wait()
+        return echo(request)
+
+    async def view():
+        nonlocal loop
+        loop = asyncio.get_running_loop()
+        mapping, request.user = request.personalization, User(pk=10)
+        task = asyncio.create_task(mapping.aload("hero-banner", "promo-strip"))
+        await asked.wait()
+        request.user = User(pk=20)
+        assert (await mapping.aget("hero-banner"))["Title"] == "20"
+        go_on.set()
+        await task
+        return [mapping.get(key)["Title"] for key in KEYS]
+
+    upstream.answer = answer
+    request = build_request(AsyncRequestFactory)
+    assert async_to_sync(view)() == ["20", "20"]
+    calls = [(body["identifiers"]["customer_id"], *sorted(body["experience_key"])) for body in upstream.fetches]
+    assert sorted(calls) == [("10", *KEYS), ("20", *KEYS)]
+
+
+def test_change_has_the_same_deadline(upstream, monkeypatch):
+    """The fetch for the right visitor has only the time that is left. Here no time is left."""
+    waited, join = [], Flight.join
+    monkeypatch.setattr(Flight, "join", lambda flight, seconds: (waited.append(seconds), join(flight, seconds))[1])
+    upstream.hold()
+    with override_personalize(DEADLINE=0.05):
+        request = build_request()
+        request.personalization.get("hero-banner")
+        request.user = User(pk=20)
+        request.personalization.get("hero-banner")
+    assert waited == [0.05, pytest.approx(0.0, abs=0.01)]
+
+
+def test_two_threads_of_a_view_find_the_visitor(upstream, monkeypatch):
+    """They find the same visitor, and no thread drops what the other thread has shown."""
+    upstream.echo()
+    request, both = build_request(), threading.Barrier(2)
+    meet = SimpleNamespace(UUID=uuid.UUID, uuid4=lambda: both.wait(LONG) * 0 or uuid.uuid4())
+    monkeypatch.setattr("django_moe_personalize.visitor.identity.uuid", meet)
+
+    def show_one(key):
+        request.personalization.track_impression(key)
+        return request.personalization.get(key)["Title"]
+
+    with ThreadPoolExecutor(2) as pool:
+        shown = set(pool.map(show_one, KEYS))
+    visitor = request.personalization.identity.customer_id
+    events = request.personalization._page.seal(HttpResponse())
+    assert (shown, {event.customer_id for event in events}, len(events)) == ({visitor}, {visitor}, 2)

@@ -1,34 +1,45 @@
 """A fetch before the view is a guess about the visitor: each read compares the visitor with the request."""
 
-import asyncio
-import threading
-import uuid
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from types import SimpleNamespace
+from unittest.mock import AsyncMock
 
 import pytest
-from asgiref.sync import async_to_sync, iscoroutinefunction, sync_to_async
+from asgiref.sync import iscoroutinefunction, sync_to_async
 from django.contrib.auth import alogin, alogout, login, logout
 from django.contrib.auth.models import User
 from django.http import HttpResponse
 from django.template import engines
 from django.template.response import TemplateResponse
-from django.test import AsyncRequestFactory
 from django.utils.functional import SimpleLazyObject
 
-from django_moe_personalize.fetching import Flight
-from django_moe_personalize.receivers import start_new_identity
-from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Consent, Identity, delete_anonymous_cookie
-from tests.conftest import build_request, settle
+from tests.conftest import settle
 from tests.pages import title
 from tests.site import TAGS, RestRequest, show, streaming
-from tests.wire import LONG
 
 pytestmark = pytest.mark.django_db
 
-KEYS = ["hero-banner", "promo-strip"]
+
+def build_view(*steps):
+    """Return a view that takes these steps, and then shows the page."""
+
+    def view(request):
+        for step in steps:
+            step(request)
+        return show(request, TAGS)
+
+    return view
+
+
+def build_async_view(*steps):
+    """See build_view()."""
+
+    async def view(request):
+        for step in steps:
+            await step(request)
+        return show(request, TAGS)
+
+    return view
 
 
 @pytest.fixture
@@ -93,16 +104,10 @@ CHANGES = [
 @pytest.mark.parametrize(("user", "steps", "expected"), CHANGES)
 def test_user_changes_in_the_view(ask, upstream, user, steps, expected):
     """The page asks for the right visitor, shows this visitor's content, and counts for this visitor alone."""
-
-    def view(request):
-        for step in steps:
-            step(request)
-        return show(request, TAGS)
-
-    response, visitor = ask(view, user)
+    response, visitor = ask(build_view(*steps), user)
     assert visitor.startswith(expected)
     assert visitor in upstream.asked
-    assert all(sorted(body["experience_key"]) == KEYS for body in upstream.fetches)
+    assert all(sorted(body["experience_key"]) == ["hero-banner", "promo-strip"] for body in upstream.fetches)
     assert upstream.booked == [visitor] * 2
     assert ("moe_id" in response.cookies) is visitor.startswith("anon")
 
@@ -120,12 +125,7 @@ async def areplace_lazily(request):
 
 
 async def areplace_async_user(request):
-    user = await User.objects.aget(pk=20)
-
-    async def auser():
-        return user
-
-    request.auser = auser
+    request.auser = AsyncMock(return_value=await User.objects.aget(pk=20))
 
 
 async def aread(request):
@@ -176,12 +176,10 @@ def test_user_changes_in_an_async_view(ask, upstream, user, steps, expected, way
 def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expected):
     """A tag in an event loop can't ask for the new visitor. It never shows the content of the visitor before."""
 
-    async def view(request):
-        await step(request)
+    async def acheck(request):
         assert request.personalization.identity.customer_id in (None, "10")
-        return show(request, TAGS)
 
-    _, shown = ask(view, 10 if step is not enter_async else None)
+    _, shown = ask(build_async_view(step, acheck), 10 if step is not enter_async else None)
     assert shown == expected
     assert upstream.booked == ([] if shown == "Welcome" else ["10"] * 2)
     assert ("after the user or the consent of the request had changed" in caplog.text) is (shown == "Welcome")
@@ -217,13 +215,7 @@ def test_user_changes_after_the_last_read(ask, upstream, caplog, step, booked):
 
 def test_click_before_the_id_of_the_browser_is_known(ask, upstream):
     """A click counts for the visitor who clicked, but not for an anonymous id that no browser will ever have."""
-
-    def view(request):
-        request.personalization.track_click("hero-banner")
-        sign_in(request)
-        return show(request, TAGS)
-
-    ask(view)
+    ask(build_view(lambda request: request.personalization.track_click("hero-banner"), sign_in))
     assert upstream.booked == ["10"] * 2
 
 
@@ -277,12 +269,7 @@ def test_unread_fetch_of_another_visitor(ask, upstream):
 
 def test_wrong_guess_about_a_token(ask, upstream, visit):
     """The next request with a token asks only for the right visitor. Here the cache has the answer for this visitor."""
-
-    def view(request):
-        replace(request)
-        return show(request, TAGS)
-
-    ask(view)
+    ask(build_view(replace))
     calls = []
     for headers in ({}, {"authorization": "Token x"}, {"authorization": "Token x"}, {}):
         upstream.requests.clear()
@@ -404,14 +391,7 @@ def do_nothing(request):
 )
 def test_functions_of_the_site(ask, upstream, functions, steps, expected, calls):
     """They are called before the view, at the first read, by load(), and when the request or its session changes."""
-
-    def view(request):
-        OUTSIDE.update(calls=1, attributes=1)
-        for step in steps:
-            step(request)
-        return show(request, TAGS)
-
-    _, visitor = ask(view)
+    _, visitor = ask(build_view(lambda request: OUTSIDE.update(calls=1, attributes=1), *steps))
     assert visitor.startswith(expected)
     assert upstream.booked == [visitor] * 2
     assert functions["calls"] == calls
@@ -424,11 +404,7 @@ def test_functions_of_the_site(ask, upstream, functions, steps, expected, calls)
 )
 def test_consent_changes_in_the_view(ask, upstream, functions, granted, shown):
     """The page fetches, identifies and counts only with the consent at its first read."""
-
-    def view(request):
-        OUTSIDE["consent"] = granted
-        return show(request, TAGS)
-
+    view = build_view(lambda request: OUTSIDE.update(consent=granted))
     response, found = ask(view, query="?utm_source=mail")
     assert found.startswith(shown)
     assert upstream.booked == []
@@ -477,110 +453,10 @@ def test_functions_of_the_site_after_the_last_read(ask, upstream, functions, ste
 @pytest.mark.parametrize("step", [sign_in, logout, read])
 def test_function_that_changes_the_visitor(ask, upstream, functions, step):
     """IDENTIFY may sign a user in or out, or read an experience, each time. The page still ends."""
-
-    def view(request):
-        OUTSIDE.update(id="30", step=step)
-        return show(request, TAGS)
-
-    assert ask(view)[1] == "30"
-
-
-async def slow_identify(request):
-    """Return the id of the moment when the function starts."""
-    found, gate = OUTSIDE["id"], OUTSIDE["gates"].pop()
-    gate[0].set()
-    await gate[1].wait()
-    return Identity(found)
-
-
-def test_sign_in_while_a_task_finds_the_visitor(upstream):
-    """The outdated visitor is never asked for."""
-    upstream.echo()
-
-    async def view():
-        gates = [(asyncio.Event(), asyncio.Event()) for _ in range(2)]
-        OUTSIDE.update(id="10", gates=list(gates))
-        task = asyncio.create_task(request.personalization.aget("hero-banner"))
-        await gates[1][0].wait()
-        OUTSIDE["id"] = "20"
-        start_new_identity(request=request)
-        gates[0][1].set()
-        gates[1][1].set()
-        return await task
-
-    with override_personalize(IDENTIFY=f"{__name__}.slow_identify"):
-        request = build_request(AsyncRequestFactory)
-        assert async_to_sync(view)()["Title"] == "20"
-    assert upstream.asked == ["20"]
-
-
-def test_two_threads_of_a_view_find_the_visitor(upstream, monkeypatch):
-    """They find the same visitor, and no thread drops what the other thread has shown."""
-    upstream.echo()
-    request, both = build_request(), threading.Barrier(2)
-    meet = SimpleNamespace(UUID=uuid.UUID, uuid4=lambda: both.wait(LONG) * 0 or uuid.uuid4())
-    monkeypatch.setattr("django_moe_personalize.visitor.identity.uuid", meet)
-
-    def show_one(key):
-        request.personalization.track_impression(key)
-        return request.personalization.get(key)["Title"]
-
-    with ThreadPoolExecutor(2) as pool:
-        shown = set(pool.map(show_one, KEYS))
-    visitor = request.personalization.identity.customer_id
-    events = request.personalization._page.seal(HttpResponse())
-    assert (shown, {event.customer_id for event in events}, len(events)) == ({visitor}, {visitor}, 2)
-
-
-def test_answer_for_the_visitor_before_comes_late(upstream):
-    """A task still waits for the answer. The answer is for other pages, and never for this one."""
-    upstream.echo()
-    echo, go_on, asked, loop = upstream.answer, threading.Event(), asyncio.Event(), None
-
-    def answer(request):
-        if b'"10"' in request.body:
-            loop.call_soon_threadsafe(asked.set)
-            go_on.wait()
-        return echo(request)
-
-    async def view():
-        nonlocal loop
-        loop = asyncio.get_running_loop()
-        mapping, request.user = request.personalization, User(pk=10)
-        task = asyncio.create_task(mapping.aload("hero-banner", "promo-strip"))
-        await asked.wait()
-        request.user = User(pk=20)
-        assert (await mapping.aget("hero-banner"))["Title"] == "20"
-        go_on.set()
-        await task
-        return [mapping.get(key)["Title"] for key in KEYS]
-
-    upstream.answer = answer
-    request = build_request(AsyncRequestFactory)
-    assert async_to_sync(view)() == ["20", "20"]
-    calls = [(body["identifiers"]["customer_id"], *sorted(body["experience_key"])) for body in upstream.fetches]
-    assert sorted(calls) == [("10", *KEYS), ("20", *KEYS)]
-
-
-def test_change_has_the_same_deadline(upstream, monkeypatch):
-    """The fetch for the right visitor has only the time that is left. Here no time is left."""
-    waited, join = [], Flight.join
-    monkeypatch.setattr(Flight, "join", lambda flight, seconds: (waited.append(seconds), join(flight, seconds))[1])
-    upstream.hold()
-    with override_personalize(DEADLINE=0.05):
-        request = build_request()
-        request.personalization.get("hero-banner")
-        request.user = User(pk=20)
-        request.personalization.get("hero-banner")
-    assert waited == [0.05, pytest.approx(0.0, abs=0.01)]
+    assert ask(build_view(lambda request: OUTSIDE.update(id="30", step=step)))[1] == "30"
 
 
 @pytest.mark.parametrize(("step", "expected"), [(do_nothing, "anon"), (put_session, "Welcome"), (replace, "Welcome")])
 def test_functions_and_tags_of_an_async_view(ask, functions, step, expected):
     """A tag in an event loop can't call the functions. It trusts the guess unless user or session have changed."""
-
-    async def view(request):
-        await sync_to_async(step)(request)
-        return show(request, TAGS)
-
-    assert ask(view)[1].startswith(expected)
+    assert ask(build_async_view(sync_to_async(step)))[1].startswith(expected)

@@ -1,13 +1,10 @@
 """Whole pages by WSGI and ASGI: what they ask for, for which visitor, and what they show."""
 
 import pytest
-from django.contrib.auth.models import User
-from django.core.cache import cache
 from django.http import HttpResponse
 from django.test import Client
 
 from django_moe_personalize.page import Page
-from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Visit, settle
 from tests.pages import title
@@ -16,7 +13,6 @@ from tests.site import tags
 pytestmark = pytest.mark.urls("tests.site")
 
 BOTH = ["hero-banner", "promo-strip"]
-PHONE = "Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148 Safari/604.1"
 
 
 def list_calls(upstream):
@@ -126,39 +122,6 @@ def test_page_of_a_middleware(visit, upstream, settings, caplog, name, is_below)
     said = [record.getMessage() for record in caplog.records if record.name == "django_moe_personalize"]
     assert [text for text in said if "middleware that renders" in text] == ([] if is_below else said)
     assert len(said) == (0 if is_below else 1)
-
-
-def test_visitors_get_different_experiences(visit, upstream):
-    """Visitors get different experiences by device and by campaign."""
-    titles = [title(visit("/tags/"))]
-    for path, headers in (("/tags/", {"User-Agent": PHONE}), ("/tags/?utm_medium=email", {})):
-        visit.forget_cookies()
-        titles.append(title(visit(path, headers=headers)))
-    assert len(set(titles)) == 3
-    assert upstream.fetches[-1]["utm_medium"] == "email"
-    assert upstream.fetches[-2]["USER_AGENT"] == PHONE
-
-
-@pytest.mark.django_db
-def test_signed_in_customer(visit, upstream):
-    """MoEngage gets the primary key of the user, who gets no anonymous cookie."""
-    visit.log_in(User.objects.create(pk=1, username="ada"))
-    response = visit("/tags/")
-    assert "Ada" in title(response)
-    assert upstream.fetches[0]["identifiers"]["customer_id"] == "1"
-    assert "moe_id" not in response.cookies
-
-
-def test_anonymous_visitor_keeps_the_id(visit, upstream):
-    """The first personalized page sets a cookie with an id, and later pages send that id."""
-    cookie = visit("/tags/").cookies["moe_id"]
-    assert cookie["httponly"]
-    assert cookie["samesite"] == "Lax"
-    cache.clear()
-    reset_runtimes()
-    assert "moe_id" not in visit("/tags/").cookies
-    first, second = (body["identifiers"]["customer_id"] for body in upstream.fetches)
-    assert first == second
 
 
 def test_template_that_reads_an_attribute_of_the_mapping(visit, upstream):

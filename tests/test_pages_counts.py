@@ -143,12 +143,6 @@ def test_streamed_page_that_declares_nothing(visit, upstream):
     assert upstream.fetches == []
 
 
-def test_view_that_reports_itself(visit, upstream):
-    """track_impression() and track_click() report the events of an app, where a POST shows nothing."""
-    assert visit("/method/", method="post").status_code == 200
-    assert upstream.count("hero-banner") == (0, 1)
-
-
 @pytest.mark.django_db
 @pytest.mark.parametrize("path", ["/moe/click/x/", "/moe/beacon/"])
 def test_endpoints_need_no_login(visit, settings, path):

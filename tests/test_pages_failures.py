@@ -221,21 +221,6 @@ def test_site_without_credentials(rf, caplog):
 # The visitor
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/tags/?utm_medium=%FF%FE", "/tags/?utm_medium=" + "x" * 5000, "/tags/?identifiers=evil&experience_key=x"],
-    ids=["invalid", "long", "system"],
-)
-def test_odd_queries(visit, upstream, path):
-    """Whatever the query string, the page has status 200 and the request body is valid."""
-    assert visit(path).status_code == 200
-    (body,) = upstream.fetches
-    assert body["experience_key"] == ["hero-banner", "promo-strip"]
-    assert isinstance(body["identifiers"], dict)
-    assert all(len(value) <= 512 for value in body.values() if isinstance(value, str))
-    assert "USER_AGENT" not in body
-
-
 def test_disabled(visit, upstream):
     """With ENABLED off pages show their defaults, ask nothing and stay public."""
     with override_personalize(ENABLED=False):

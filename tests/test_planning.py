@@ -21,7 +21,6 @@ from django_moe_personalize.planning import (
     find_template_keys,
     get_early_keys,
     get_planned_keys,
-    get_route,
     get_route_memory,
 )
 from django_moe_personalize.testing import override_personalize
@@ -43,40 +42,21 @@ def routed(name="home", namespaces=(), route="home/", path="/"):
 
 
 @pytest.mark.parametrize(
-    ("request_", "route"),
-    [
-        (routed(), "home"),
-        (routed("home", ["shop"]), "shop:home"),
-        (routed(None), f"{__name__}.view"),
-        (RequestFactory().get("/"), None),
-    ],
-    ids=["name", "namespace", "nameless", "unresolved"],
-)
-def test_route(request_, route):
-    """A route has its view name. Without a name it has the path of its view."""
-    assert get_route(request_) == route
-
-
-@pytest.mark.parametrize(
     ("request_", "keys"),
     [
         (routed("home"), ("home", "everywhere")),
         (routed("cart", ["shop"]), ("cart", "shop", "everywhere")),
         (routed("pay", ["shop", "checkout"]), ("checkout", "shop", "everywhere")),
         (routed("other"), ("everywhere",)),
+        (routed(None), ("nameless", "everywhere")),
         (RequestFactory().get("/"), ("everywhere",)),
     ],
-    ids=["name", "namespace", "nested", "other", "unresolved"],
+    ids=["name", "namespace", "nested", "other", "nameless", "unresolved"],
 )
 def test_settings_by_route(request_, keys):
-    """EXPERIENCES names a view, a namespace at any depth, or every page."""
-    experiences = {
-        "home": ["home"],
-        "shop:cart": ["cart"],
-        "shop:*": ["shop"],
-        "shop:checkout:*": ["checkout"],
-        "*": ["everywhere"],
-    }
+    """EXPERIENCES names a view, or the path of a view without a name, a namespace at any depth, or every page."""
+    experiences = {"home": ["home"], "shop:cart": ["cart"], "shop:*": ["shop"], "shop:checkout:*": ["checkout"]}
+    experiences |= {"*": ["everywhere"], f"{__name__}.view": ["nameless"]}
     with override_personalize(EXPERIENCES=experiences):
         assert get_planned_keys(request_) == keys
 
@@ -86,16 +66,14 @@ def test_settings_by_route(request_, keys):
     [("GET", ("declared", "configured")), ("HEAD", ("declared", "configured")), ("POST", ("declared",))],
 )
 def test_keys_before_the_view(method, keys):
-    """A POST asks only for the keys of its view, because it often just redirects."""
+    """A POST asks only for the keys of its view, because it often just redirects. The package's own views ask nothing.
+
+    The beacon and the click redirect are not pages, even if EXPERIENCES names every page.
+    """
     request = routed()
     request.method = method
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
         assert get_early_keys(request, personalize("declared")(view)) == keys
-
-
-def test_own_endpoints_ask_nothing():
-    """The beacon and the click redirect are not pages, even if EXPERIENCES names every page."""
-    with override_personalize(EXPERIENCES={"*": ["configured"]}):
         assert get_early_keys(routed("beacon", ["shop-moe"]), beacon) == ()
 
 
@@ -260,18 +238,16 @@ def build_engine(**templates):
     )
 
 
-def test_keys_of_a_template():
-    """Literal keys are found in all branches, parents, includes and fallbacks. Broken templates are left out."""
-    template = build_engine().get_template("page.html")
-    assert set(find_template_keys(template)) == {"base", "branch", "nested", "in-fallback", "piece"}
-    assert find_template_keys(build_engine().get_template("plain.html")) == ()
+def test_keys_of_a_template(monkeypatch):
+    """Literal keys are found in all branches, parents, includes and fallbacks. Broken templates are left out.
 
-
-def test_template_is_searched_once(monkeypatch):
-    """The keys of a template are remembered as long as the template exists."""
+    The keys are remembered as long as the template exists.
+    """
     engine = build_engine()
     template = engine.get_template("page.html")
+    assert find_template_keys(engine.get_template("plain.html")) == ()
     keys = find_template_keys(template)
+    assert set(keys) == {"base", "branch", "nested", "in-fallback", "piece"}
     monkeypatch.setattr(engine, "get_template", None)
     assert find_template_keys(template) == keys
 

@@ -123,14 +123,6 @@ def test_part_that_fails_is_built_again():
 def test_override_wins_in_every_thread_until_it_ends():
     """The innermost override wins, even if it occurs twice. The runtime closes built parts, but never an override."""
     mine, first, second = get_second(), Thing("override"), object()
-
-    def call_in_thread():
-        found = []
-        thread = threading.Thread(target=lambda: found.append(get_first()))
-        thread.start()
-        thread.join()
-        return found
-
     with get_first.override(first) as given:
         assert given is first
         assert closed == ["second after first", "first"]
@@ -138,7 +130,7 @@ def test_override_wins_in_every_thread_until_it_ends():
         with get_first.override(second), get_first.override(first):
             assert get_first() is first
         with get_first.override(second):
-            assert call_in_thread() == [second]
+            assert together(1, lambda index: get_first()) == [second]
             assert get_first.find() is second
         assert get_first() is first
     assert "override" not in closed

@@ -6,8 +6,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -101,27 +99,6 @@ def test_outside_the_main_thread_it_takes_no_signals(monkeypatch: pytest.MonkeyP
     thread.join()
 
     assert len(served) == 1
-
-
-def test_program_ends_with_code_0(tmp_path: Path) -> None:
-    """A supervisor that sends SIGTERM gets exit code 0 and no error."""
-    environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONUNBUFFERED": "1"}
-    program = subprocess.Popen(
-        [sys.executable, "-m", "django", "moe_sandbox", "127.0.0.1:0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        text=True,
-    )
-    with program:
-        for line in program.stdout:
-            if "Ctrl-C" in line:
-                break
-        program.send_signal(signal.SIGTERM)
-        _, err = program.communicate(timeout=20)
-
-    assert (program.returncode, err) == (0, "")
 
 
 @pytest.mark.parametrize(

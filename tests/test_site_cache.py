@@ -15,8 +15,6 @@ OURS = "django_moe_personalize.middleware.PersonalizeMiddleware"
 UPDATE = "django.middleware.cache.UpdateCacheMiddleware"
 FETCH = "django.middleware.cache.FetchFromCacheMiddleware"
 
-EARLY = "tests.test_site_cache.read_early"
-
 
 def read(request):
     """Show the visitor's id, and whether there is an experience."""
@@ -99,7 +97,7 @@ def routes(settings):
         ([OURS], "/inner/"),
         ([OURS], "/outer/"),
         ([OURS], "/early/"),
-        ([OURS, EARLY], "/early-middleware/"),
+        ([OURS, f"{__name__}.read_early"], "/early-middleware/"),
     ],
 )
 def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, settings, middleware, url):
@@ -112,10 +110,7 @@ def test_personalized_page_is_stored_by_no_page_cache(upstream, visit, routes, s
     assert first != second
 
 
-@pytest.mark.parametrize(
-    ("middleware", "url"),
-    [([UPDATE, OURS, FETCH], "/plain/"), ([OURS], "/plain-cached/")],
-)
+@pytest.mark.parametrize(("middleware", "url"), [([UPDATE, OURS, FETCH], "/plain/"), ([OURS], "/plain-cached/")])
 def test_page_that_reads_nothing_is_stored(visit, routes, settings, middleware, url):
     """A page without experiences stays cacheable."""
     settings.MIDDLEWARE = middleware
@@ -151,5 +146,5 @@ def show_late(get_response):
 @pytest.mark.parametrize("url", ["/plain/", "/tell/token/"])
 def test_page_that_replaces_a_sealed_page_shows_no_visitor(upstream, client, routes, settings, url):
     """After the page is sealed, the visitor is unknown and links have no token."""
-    settings.MIDDLEWARE = ["tests.test_site_cache.show_late", OURS]
+    settings.MIDDLEWARE = [f"{__name__}.show_late", OURS]
     assert client.get(url).content == b"None/sale/"

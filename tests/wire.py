@@ -13,7 +13,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import pytest
 import trustme
@@ -33,10 +33,6 @@ FETCH = Request(
 WARM = Request("GET", "/warm", headers={"User-Agent": "us"})
 LONG = 10.0
 """Seconds that only something that hangs takes."""
-
-
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 class Tls:
@@ -119,8 +115,8 @@ def has_idle(transport: RequestsTransport) -> bool:
     return connection is not None
 
 
-def wait_readable(part: HasFileno) -> None:
-    """Wait until something has arrived."""
+def wait_readable(part: Any) -> None:
+    """Wait until data has arrived at a socket, or at an object with a socket."""
     assert select.select([part], [], [], LONG)[0]
 
 

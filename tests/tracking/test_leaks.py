@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 from django.core.cache import cache
-from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
+from django.http import FileResponse, HttpResponse, JsonResponse
 from django.template import engines
 from django.urls import include, path
 from django.views.decorators.cache import cache_page
@@ -16,6 +16,7 @@ from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking import leaks
 from django_moe_personalize.types import LeakError
+from tests import site
 from tests.conftest import build_request
 from tests.pages import text
 from tests.site import TAGS, show
@@ -58,17 +59,9 @@ def fragment_tag(request):
 
 
 def stream(request):
-    async def aparts():
-        for part in parts():
-            yield part
-
-    def parts():
-        html = kept.encode()
-        yield html[: html.find(b"moe.") + 7]
-        yield html[html.find(b"moe.") + 7 :]
-
-    kept = keep(request)
-    return StreamingHttpResponse(aparts() if hasattr(request, "scope") else parts())
+    html = keep(request).encode()
+    middle = html.find(b"moe.") + 7
+    return site.stream(request, lambda: html[:middle], lambda: html[middle:])
 
 
 def one_object(request):

@@ -6,12 +6,10 @@ import time
 import uuid
 from urllib.parse import quote, urlencode
 
-import hypothesis
 import pytest
 from django.contrib.auth.models import User
 from django.core import signing
 from django.test import Client, RequestFactory
-from hypothesis import strategies
 
 from django_moe_personalize import views
 from django_moe_personalize.delivery.base import get_delivery
@@ -190,12 +188,6 @@ OTHER_SHAPES = [
     dict(zip(Token._fields, WHOLE, strict=False)),
     *(None, True, 7, "text", "", [], {}, [[]]),
 ]
-ANYTHING = strategies.recursive(
-    strategies.none() | strategies.booleans() | strategies.floats() | strategies.integers() | strategies.text(),
-    lambda inner: strategies.lists(inner, max_size=8) | strategies.dictionaries(strategies.text(), inner),
-)
-
-
 STAMP = "moe.0123456789ab"
 SALT = tokens.SALT + STAMP
 OTHER_TEXTS = [
@@ -211,13 +203,6 @@ def test_token_of_another_version(shown, visit):
         assert visit(f"/moe/click/{quote(text)}/").status_code == 400, text
         send(visit, ["impression", text], ["click", text, ""])
     assert count(shown) == (0, 0)
-
-
-@hypothesis.given(ANYTHING)
-def test_any_signed_content(content):
-    """read_token() raises the same exception for any content that isn't a token's."""
-    with pytest.raises(signing.BadSignature):
-        read_token(STAMP + signing.dumps(content, salt=SALT))
 
 
 @pytest.mark.parametrize("text", ["x", "x:y:z", "é", "%00", "a" * 5000, ".eJ:1:x", "MARK"])

@@ -1,6 +1,7 @@
 """The watchdog: experiences without impressions, events that are never delivered, and the notices about them."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 from django.core.cache import cache
@@ -29,23 +30,14 @@ class Hoarding(BaseDelivery):
         """Keep the events."""
 
 
-class Speechless(Hoarding):
-    """A delivery that can't count."""
-
-    def counts(self):
-        raise OSError("away")
-
-
-class Refusing(Hoarding):
-    """A delivery that breaks its promise never to raise an exception."""
-
-    def record(self, events):
-        raise OSError("full")
-
-
 @pytest.fixture
 def clock():
     return Clock()
+
+
+@pytest.fixture
+def watchdog(clock):
+    return Watchdog(clock=clock)
 
 
 @pytest.fixture
@@ -90,9 +82,8 @@ def record(watchdog, clock, *, after, times=1):
         settle()
 
 
-def test_shown_on_many_pages_and_never_counted(visible, clock, caplog, missing):
+def test_shown_on_many_pages_and_never_counted(visible, watchdog, clock, caplog, missing):
     """The log has one error with the fix, and the signal is sent once."""
-    watchdog = Watchdog(clock=clock)
     show(watchdog, clock, pages=99)
     assert caplog.messages == []
     show(watchdog, clock, pages=301)
@@ -102,18 +93,16 @@ def test_shown_on_many_pages_and_never_counted(visible, clock, caplog, missing):
     assert missing == [("hero", 100)]
 
 
-def test_many_pages_within_a_moment(visible, clock, caplog):
+def test_many_pages_within_a_moment(visible, watchdog, clock, caplog):
     """Browsers had no time to report yet, so the watchdog checks again after the next hundred pages."""
-    watchdog = Watchdog(clock=clock)
     show(watchdog, clock, pages=199, seconds=1.0)
     assert caplog.messages == []
     show(watchdog, clock, pages=2)
     assert len(caplog.messages) == 1
 
 
-def test_notice_of_new_ids(shared, clock):
+def test_notice_of_new_ids(shared, watchdog, clock):
     """After its first minute, and then every quarter of an hour, a process tells the doctor about new ids."""
-    watchdog = Watchdog(clock=clock)
     for after, given in [(1, []), (60, [2]), (60, [2]), (900, [4])]:
         clock.now += after
         watchdog.add_new_id(f"anon-{clock.now}")
@@ -130,9 +119,8 @@ def test_modes_that_are_not_watched(clock, caplog, mode):
 
 
 @pytest.mark.parametrize(("action", "errors"), [(Action.SHOWN, 0), (Action.CLICKED, 1)])
-def test_one_impression_is_enough(visible, clock, caplog, action, errors):
+def test_one_impression_is_enough(visible, watchdog, clock, caplog, action, errors):
     """An experience with an impression is not missing. A click is not an impression."""
-    watchdog = Watchdog(clock=clock)
     watchdog.add_recorded_events([replace(SEEN, action=action)])
     show(watchdog, clock)
     assert len(caplog.messages) == errors
@@ -153,17 +141,15 @@ def test_impression_in_another_process(shared, visible, clock, caplog):
     assert counting._counted["The hero"] > until
 
 
-def test_memory_is_bounded(clock):
+def test_memory_is_bounded(watchdog, clock):
     """The watchdog remembers 1,000 experiences."""
-    watchdog = Watchdog(clock=clock)
     for number in range(MAX_EXPERIENCES + 5):
         watchdog.add_rendered_page([Experience(f"key-{number}", {}, {})])
     assert len(watchdog._rendered) == MAX_EXPERIENCES
 
 
-def test_busy_background_thread(visible, clock, caplog):
+def test_busy_background_thread(visible, watchdog, clock, caplog):
     """The watchdog checks again after the next hundred pages, and shares an impression with the next event."""
-    watchdog = Watchdog(clock=clock)
     with filled(get_background()):
         for _ in range(100):
             clock.now += 1
@@ -179,9 +165,8 @@ def test_busy_background_thread(visible, clock, caplog):
     assert watchdog._counted["The hero"] > clock.now
 
 
-def test_events_that_are_never_delivered(hoarding, clock, caplog, missing):
+def test_events_that_are_never_delivered(hoarding, watchdog, clock, caplog, missing):
     """After ten minutes the log has one error, and the signal is sent for the shown experiences."""
-    watchdog = Watchdog(clock=clock)
     watchdog.add_rendered_page([HERO])
     record(watchdog, clock, after=300, times=3)
     record(watchdog, clock, after=299)
@@ -196,27 +181,26 @@ def test_events_that_are_never_delivered(hoarding, clock, caplog, missing):
     assert len(caplog.messages) == 2
 
 
-def test_rare_events(hoarding, clock, caplog):
+def test_rare_events(hoarding, watchdog, clock, caplog):
     """One event an hour, which is pending during the check, is no stall."""
-    watchdog = Watchdog(clock=clock)
     for _ in range(5):
         record(watchdog, clock, after=3600)
         get_delivery().count_delivered(1)
     assert caplog.messages == []
 
 
-def test_delivery_that_cannot_count(clock, caplog):
+def test_delivery_that_cannot_count(hoarding, watchdog, clock, caplog, monkeypatch):
     """A database that is down has its own errors."""
-    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Speechless"}):
-        record(Watchdog(clock=clock), clock, after=300)
+    monkeypatch.setattr(Hoarding, "counts", Mock(side_effect=OSError("away")))
+    record(watchdog, clock, after=300)
     assert caplog.messages == []
 
 
-def test_lost_events_do_not_count():
-    """An impression that the delivery didn't accept is missing."""
-    with override_personalize(DELIVERY={"BACKEND": f"{__name__}.Refusing"}):
-        tracking.record([SEEN])
-        assert get_watchdog()._counted == {}
+def test_lost_events_do_not_count(hoarding, monkeypatch):
+    """An impression is missing if the delivery breaks its promise never to raise an exception."""
+    monkeypatch.setattr(Hoarding, "record", Mock(side_effect=OSError("full")))
+    tracking.record([SEEN])
+    assert get_watchdog()._counted == {}
 
 
 @pytest.mark.urls("tests.site")
@@ -265,9 +249,8 @@ def read_notice():
     return notice["missed"], notice["stalled"]
 
 
-def test_notice_about_missing_impressions(shared, visible, clock):
+def test_notice_about_missing_impressions(shared, visible, watchdog, clock):
     """Other processes, such as the doctor, can read the notice as long as something is missing."""
-    watchdog = Watchdog(clock=clock)
     show(watchdog, clock)
     assert read_notice() == ({"hero": 100}, False)
     show(watchdog, clock, pages=100, seconds=60.0)
@@ -281,9 +264,8 @@ def test_notice_about_missing_impressions(shared, visible, clock):
     assert read_notice() == ({}, False)
 
 
-def test_notice_about_a_stall(shared, hoarding, clock):
+def test_notice_about_a_stall(shared, hoarding, watchdog, clock):
     """The notice ends when an event is delivered."""
-    watchdog = Watchdog(clock=clock)
     record(watchdog, clock, after=300, times=5)
     assert read_notice() == ({}, True)
     get_delivery().count_delivered(1)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from django_moe_personalize.visitor import attributes
 from django_moe_personalize.visitor.attributes import apply_limits, clean_text, collect_attributes
 from django_moe_personalize.visitor.identity import GRANTED, Consent
+from tests.anything import patiently
 from tests.visitor.conftest import FUNCTIONS, NOW, Twin
 
 DAY_AND_HOUR = {"DAY_OF_THE_WEEK": "Sunday", "TIME_OF_THE_DAY": "23"}
@@ -104,6 +105,7 @@ def test_day_and_hour_in_the_time_zone_of_the_settings(collect, configure):
     assert (found["DAY_OF_THE_WEEK"], found["TIME_OF_THE_DAY"]) == ("Monday", "05")
 
 
+@patiently
 @given(st.datetimes(timezones=st.timezones(), min_value=datetime(2000, 1, 1), max_value=datetime(2100, 1, 1)))
 def test_day_and_hour_of_any_moment(moment):
     """The day has its English name and the hour two digits. The moment's own time zone doesn't matter."""
@@ -169,11 +171,7 @@ def test_values_of_other_types_are_left_out(collect_custom, caplog, value):
 
 @pytest.mark.parametrize(
     ("name", "failure"),
-    [
-        ("fail", "raised LookupError"),
-        ("absent", "raised ImportError"),
-        ("answer", "returned a value of type NoneType"),
-    ],
+    [("fail", "raised LookupError"), ("absent", "raised ImportError"), ("answer", "returned a value of type NoneType")],
 )
 def test_failing_function_loses_only_its_own_attributes(collect_custom, configure, caplog, name, failure):
     """The log says so once, without the text of the exception."""

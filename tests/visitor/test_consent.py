@@ -25,11 +25,12 @@ def test_global_privacy_control_denies_identify_and_track(consent_of, header, co
 
 
 @pytest.mark.parametrize("name", ["answer", "aanswer", "answer_object"])
-def test_site_has_the_last_word(consent_of, configure, name):
-    """A sync or async CONSENT wins over Global Privacy Control."""
+@pytest.mark.parametrize(("track", "allowed"), [(True, True), ("no", False), (None, False)])
+def test_site_has_the_last_word(consent_of, configure, name, track, allowed):
+    """A sync or async CONSENT wins over Global Privacy Control. A word such as "no" grants nothing."""
     configure(CONSENT=f"{FUNCTIONS}.{name}")
-    allowed = Consent(fetch=True, identify=False, track=True)
-    assert consent_of(headers={"Sec-GPC": "1"}, answer=allowed) == allowed
+    answer = Consent(fetch=True, identify=False, track=track)
+    assert consent_of(headers={"Sec-GPC": "1"}, answer=answer) == Consent(fetch=True, identify=False, track=allowed)
 
 
 @pytest.mark.django_db
@@ -54,10 +55,3 @@ def test_failing_function_denies_everything(consent_of, configure, caplog, name,
     assert caplog.messages == [f"{failed}, so fetching, identifying and tracking are denied."]
     assert caplog.records[0].exc_info is None
     assert Consent(fetch=False, identify=False, track=False) == DENIED
-
-
-def test_only_true_grants(consent_of, configure):
-    """A word such as "no" grants nothing."""
-    configure(CONSENT=f"{FUNCTIONS}.answer")
-    answer = Consent(fetch=True, identify="no", track=None)
-    assert consent_of(answer=answer) == Consent(fetch=True, identify=False, track=False)

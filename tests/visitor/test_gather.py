@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 from django.http import HttpResponse
-from django.utils.functional import SimpleLazyObject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,15 +39,6 @@ def find(cookie):
     return find
 
 
-def read_lazily():
-    """Return a user whose reading fails, as with a database that is down."""
-
-    def fail():
-        raise ConnectionError("ada@example.com")
-
-    return SimpleLazyObject(fail)
-
-
 def test_visitor_of_a_request(twin, configure):
     """Consent, identity and attributes are gathered together. Nothing is gathered without consent to fetch."""
     configure(IDENTIFY=f"{FUNCTIONS}.answer")
@@ -57,13 +47,6 @@ def test_visitor_of_a_request(twin, configure):
     assert (visitor.identity, visitor.consent, visitor.attributes["USER_AGENT"]) == (Identity(), GPC, "Firefox")
     configure(CONSENT=f"{FUNCTIONS}.answer")
     request = twin.build_request(answer=DENIED)
-    assert twin.call(gather_visitor, agather_visitor, request, NOW) is NO_VISITOR
-
-
-@pytest.mark.parametrize("attributes", [{"user": read_lazily()}, {"user": read_lazily(), "session": {}}])
-def test_user_that_cannot_be_read(twin, attributes):
-    """The page doesn't fail, and asks nothing for this visitor."""
-    request = twin.build_request(**attributes)
     assert twin.call(gather_visitor, agather_visitor, request, NOW) is NO_VISITOR
 
 

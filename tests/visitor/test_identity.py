@@ -72,25 +72,24 @@ def test_a_database_that_fails_makes_the_visitor_unknown(identify, signed_in, ca
 
 @pytest.mark.parametrize(
     "attributes",
-    [
-        {},
-        {"user": None},
-        {"user": AnonymousUser()},
-        {"user": SimpleNamespace(is_authenticated=True, pk=None)},
-    ],
+    [{}, {"user": None}, {"user": AnonymousUser()}, {"user": SimpleNamespace(is_authenticated=True, pk=None)}],
     ids=["no authentication", "none", "anonymous", "unsaved"],
 )
-def test_visitor_without_a_user_is_anonymous(identify, attributes):
-    """The visitor gets an anonymous id and a cookie."""
+def test_visitor_without_a_user_is_anonymous(identify, configure, attributes):
+    """The visitor gets an anonymous id and a cookie. With ANONYMOUS_ID off, there is no id and no cookie."""
     identity, cookies = identify(**attributes)
     assert (identity.anonymous, identity.customer_id[:5], identity.user_identifiers) == (True, "anon-", {})
     assert cookies == ["moe_id"]
+    configure(ANONYMOUS_ID=False)
+    assert identify(**attributes) == (Identity(), [])
 
 
-def test_user_set_by_another_middleware(identify):
-    """It needs no ``auser``, and any primary key becomes text."""
-    pk = uuid.uuid4()
+@pytest.mark.parametrize(("pk", "warnings"), [(uuid.UUID(int=7), 0), (1, 1)])
+def test_user_set_by_another_middleware(identify, caplog, pk, warnings):
+    """It needs no ``auser``, and any primary key becomes text. The log names a key that MoEngage forbids."""
     assert identify(user=SimpleNamespace(is_authenticated=True, pk=pk)) == (Identity(str(pk)), [])
+    assert len(caplog.messages) == warnings
+    assert all("MoEngage forbids a customer id that comes from request.user.pk:" in text for text in caplog.messages)
 
 
 class Impersonation:
@@ -120,12 +119,6 @@ def test_nothing_is_read_without_consent(twin, identify, configure):
     request = twin.build_request(user=SimpleNamespace())
     assert identify(request, consent=Consent(identify=False)) == (Identity(), [])
     assert not {"_cookies", "COOKIES"} & vars(request).keys()
-
-
-def test_site_without_anonymous_ids(identify, configure):
-    """With ANONYMOUS_ID off, a visitor without a user has no id and no cookie."""
-    configure(ANONYMOUS_ID=False)
-    assert identify() == (Identity(), [])
 
 
 @pytest.mark.parametrize("name", ["answer", "aanswer"])
@@ -179,12 +172,6 @@ def test_id_that_moengage_forbids(identify, configure, caplog, customer_id, warn
         assert identify(answer=Identity(customer_id)) == (Identity(customer_id), [])
     assert len(caplog.messages) == warned
     assert all(f"forbids a customer id that comes from {FUNCTIONS}.answer:" in text for text in caplog.messages)
-
-
-def test_key_of_a_user_that_moengage_forbids(identify, caplog):
-    """The warning names the default of IDENTIFY, and the page asks for this user nevertheless."""
-    assert identify(user=SimpleNamespace(is_authenticated=True, pk=1)) == (Identity("1"), [])
-    assert "MoEngage forbids a customer id that comes from request.user.pk:" in caplog.messages[0]
 
 
 def test_bad_identifiers_are_left_out(identify, configure, caplog):

@@ -162,12 +162,9 @@ def test_foreign_texts_in_the_cookie_are_ignored(twin, text):
     assert "other" not in found
 
 
-BACKENDS = ["db", "cache", "cached_db", "file", "signed_cookies"]
-
-
 @pytest.mark.django_db
 @pytest.mark.urls("tests.site")
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["db", "cache", "cached_db", "file", "signed_cookies"])
 def test_campaign_makes_no_session(visit, upstream, settings, backend):
     """With each backend, 100 visits from a campaign make no session, and the next page still has the campaign."""
     settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{backend}"

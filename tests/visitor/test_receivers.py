@@ -109,7 +109,7 @@ def test_sign_in_without_an_id_sets_no_cookie(browse):
 
 
 def test_id_minted_before_the_sign_in():
-    """An id that this request got before its view logged in is forgotten too."""
+    """An id that this request got before its view logged in is forgotten, also without a session and middleware."""
     request, response = RequestFactory().get("/"), HttpResponse()
     before = get_identity(request, GRANTED)
     start_new_identity(request=request)
@@ -133,14 +133,6 @@ def test_request_of_rest_framework(upstream, browse):
     """The receiver finds Django's request inside. A signal without a request is not an error."""
     find_customer(upstream, browse)
     assert browse("/rest-framework/").cookies["moe_id"]["max-age"] == 0
-
-
-def test_request_without_session_and_middleware():
-    """The receiver raises no exception, and the visitor has a new id."""
-    request = RequestFactory().get("/")
-    request.COOKIES["moe_id"] = "x"
-    start_new_identity(request=request)
-    assert get_identity(request, GRANTED).anonymous
 
 
 def identify_same(request):
