@@ -17,11 +17,10 @@ from tests.services.echo import Echo
 from tests.services.load import Line, Page, companions, connect, count_statuses, name_visitor, poll, together, visit
 from tests.services.serving import (
     Server,
-    build_memcached_cache,
     build_redis_cache,
     find_free_port,
+    start_cache,
     start_gunicorn,
-    start_memcached,
     start_redis,
 )
 
@@ -35,13 +34,8 @@ ALLOWANCE = 0.1
 
 @pytest.fixture(params=["redis", "memcached"])
 def caches(request):
-    start, build = {
-        "redis": (start_redis, build_redis_cache),
-        "memcached": (start_memcached, build_memcached_cache),
-    }[request.param]
-    port = find_free_port()
-    with start(port):
-        yield build(port)
+    with start_cache(request.param) as caches:
+        yield caches
 
 
 def test_identical_misses_of_all_processes_are_one_call(caches, folder, tell):
