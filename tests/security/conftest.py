@@ -2,10 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections
+
+from django_moe_personalize.testing import override_personalize
+from tests.conftest import Upstream
+from tests.security.canary_values import SECRET
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,3 +46,13 @@ def handlers() -> Iterator[None]:
     yield
     for signal in (request_started, request_finished):
         signal.connect(close_old_connections)
+
+
+@pytest.fixture
+def site(upstream: Upstream, settings: Any) -> Iterator[Upstream]:
+    """Serve the test site to a visitor with known data."""
+    settings.ROOT_URLCONF = "tests.site"
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
+    here = "tests.security.test_traces"
+    with override_personalize(IDENTIFY=f"{here}.identify", ATTRIBUTES=[f"{here}.describe_cart"], API_KEY=SECRET):
+        yield upstream

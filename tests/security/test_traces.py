@@ -74,15 +74,6 @@ def log(monkeypatch):
     logger.removeHandler(handler)
 
 
-@pytest.fixture
-def site(upstream, settings):
-    """Serve the test site to a visitor with known data."""
-    settings.ROOT_URLCONF = "tests.site"
-    settings.SESSION_ENGINE = "django.contrib.sessions.backends.cache"
-    with override_personalize(IDENTIFY=f"{HERE}.identify", ATTRIBUTES=[f"{HERE}.describe_cart"], API_KEY=SECRET):
-        yield upstream
-
-
 def browse(client=None):
     """Visit pages, some of which fail, and send bad reports. Return the answers."""
     client = client or Client(raise_request_exception=False)

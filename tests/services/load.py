@@ -5,7 +5,6 @@ import itertools
 import json
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -180,7 +179,3 @@ def poll(read: Callable[[], T], is_right: Callable[[T], bool], seconds: float) -
         if is_right(found) or time.monotonic() > end:
             return found
         time.sleep(0.02)
-
-
-def count_statuses(pages: Sequence[Page]) -> Counter[int]:
-    return Counter(page.status for page in pages)

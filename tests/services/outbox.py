@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -149,13 +150,11 @@ class Crowd:
         self._server = server
         self._wanted = wanted
         self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._read, args=(number,)) for number in range(visitors)]
+        self._visitors = visitors
 
     def run(self) -> None:
-        for thread in self._threads:
-            thread.start()
-        for thread in self._threads:
-            thread.join()
+        with ThreadPoolExecutor(self._visitors) as pool:
+            list(pool.map(self._read, range(self._visitors)))
 
     def _read(self, number: int) -> None:
         with contextlib.closing(self._server.connect()) as visitor:

@@ -209,12 +209,15 @@ def _is_open(port: int) -> bool:
 
 
 def build_redis_cache(port: int) -> dict[str, Any]:
-    return {
-        "default": {"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": f"redis://127.0.0.1:{port}"}
-    }
+    backend = "django.core.cache.backends.redis.RedisCache"
+    return {"default": {"BACKEND": backend, "LOCATION": f"redis://127.0.0.1:{port}"}}
 
 
-def build_memcached_cache(port: int) -> dict[str, Any]:
-    return {
-        "default": {"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": f"127.0.0.1:{port}"}
-    }
+@contextmanager
+def start_cache(kind: str) -> Iterator[dict[str, Any]]:
+    """Run Redis or Memcached, and give the CACHES for it."""
+    port = find_free_port()
+    with {"redis": start_redis, "memcached": start_memcached}[kind](port):
+        backend = "django.core.cache.backends.memcached.PyMemcacheCache"
+        memcached = {"default": {"BACKEND": backend, "LOCATION": f"127.0.0.1:{port}"}}
+        yield build_redis_cache(port) if kind == "redis" else memcached

@@ -4,14 +4,13 @@ import pytest
 
 from tests.security.canaries import STACKS, count_foreign, experiment
 from tests.services.conftest import LONG
-from tests.services.serving import build_redis_cache, find_free_port, start_redis
+from tests.services.serving import start_cache
 
 
 @pytest.fixture(scope="module")
 def redis():
-    port = find_free_port()
-    with start_redis(port):
-        yield build_redis_cache(port)
+    with start_cache("redis") as caches:
+        yield caches
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

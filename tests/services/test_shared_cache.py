@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 
 from tests.services.echo import Echo
-from tests.services.load import Line, Page, companions, connect, count_statuses, name_visitor, poll, together, visit
+from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
 from tests.services.serving import (
     Server,
-    build_memcached_cache,
     build_redis_cache,
     find_free_port,
+    start_cache,
     start_gunicorn,
-    start_memcached,
     start_redis,
 )
 
@@ -35,13 +34,8 @@ ALLOWANCE = 0.1
 
 @pytest.fixture(params=["redis", "memcached"])
 def caches(request):
-    start, build = {
-        "redis": (start_redis, build_redis_cache),
-        "memcached": (start_memcached, build_memcached_cache),
-    }[request.param]
-    port = find_free_port()
-    with start(port):
-        yield build(port)
+    with start_cache(request.param) as caches:
+        yield caches
 
 
 def test_identical_misses_of_all_processes_are_one_call(caches, folder, tell):
@@ -135,7 +129,7 @@ def test_redis_killed_and_started_again_costs_no_page(folder, tell):
         said = site.server.read_log().splitlines()
 
     tell(f"{len(pages)} pages, {len(said)} lines in the log of {len({page.worker for _, page in pages})} processes")
-    assert count_statuses([page for _, page in pages]) == {200: 320}
+    assert Counter(page.status for _, page in pages) == {200: 320}
     assert [visitor for visitor, page in pages if visitor not in page.body] == []
     assert (calls_without, calls) == (2, [1, 1, 1])
     assert said
@@ -160,5 +154,5 @@ def test_redis_that_hangs_costs_no_page_more_than_its_deadline(folder, tell):
 
     late = max(page.seconds - SHORT_DEADLINE - ALLOWANCE - find_lateness(page) for page in pages)
     tell(f"{len(pages)} pages while Redis hung, slowest {max(page.seconds for page in pages):.3f} s")
-    assert count_statuses(pages) == {200: 60}
+    assert Counter(page.status for page in pages) == {200: 60}
     assert late <= 0.0

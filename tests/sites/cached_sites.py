@@ -2,11 +2,15 @@
 
 import json
 import logging
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import django
+from django.conf import settings
+from django.core.cache import cache
+from django.core.management import call_command
+from django.test import Client
 
 from tests.sites.settings import build_settings
 
@@ -16,20 +20,8 @@ TAGS = """{% load moe_personalize %}{% experience "hero" as hero %}
 <h1>{{ hero.Title }}</h1><a href="{% click_url hero '/sale/' %}">Go</a>{% fallback %}default{% endexperience %}"""
 
 
-def run_site(module: str) -> dict[str, dict[str, Any]]:
-    """Run the site of a test module in a new process, and return its answers by ``name visitor``."""
-    process = subprocess.run([sys.executable, "-m", module], capture_output=True, text=True, timeout=300)
-    assert process.returncode == 0, process.stderr[-3000:]
-    answers: dict[str, dict[str, Any]] = json.loads(process.stdout.splitlines()[-1])
-    return answers
-
-
 def configure(*, templates: dict[str, str], **more: Any) -> None:
     """Set up Django as in production, with a hero for each visitor and these templates by name."""
-    import django
-    from django.conf import settings
-    from django.core.management import call_command
-
     content = [{"audience": {"USER_AGENT": {"contains": v}}, "payload": {"Title": f"For {v}"}} for v in VISITORS]
     workspace = Path(tempfile.mkdtemp()) / "workspace.json"
     experiences = [{"key": "hero", "name": "Hero", "content": content}]
@@ -45,9 +37,6 @@ def configure(*, templates: dict[str, str], **more: Any) -> None:
 
 def answer(pages: dict[str, str]) -> dict[str, Any]:
     """Let both visitors open each page. Return the answers: text, Cache-Control, and the errors so far."""
-    from django.core.cache import cache
-    from django.test import Client
-
     errors: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]

@@ -1,5 +1,8 @@
 """Fixtures for sites of third-party packages; see serving.py."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
@@ -32,6 +35,15 @@ def redis_url() -> Iterator[str]:
 def sandbox(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     with start_sandbox(tmp_path_factory.mktemp("sandbox"), WORKSPACE) as port:
         yield port
+
+
+@pytest.fixture(scope="module")
+def answers(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """Run the test module as a site, and give its answers by page and visitor; see cached_sites.py."""
+    command = [sys.executable, "-m", request.module.__name__]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return json.loads(process.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")

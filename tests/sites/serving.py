@@ -22,7 +22,7 @@ from tests.services.serving import ROOT, build_gunicorn, listen, running, wait_u
 _created: dict[str, Path] = {}
 """A folder with the database and files of each site that this process has created."""
 
-THREADS = ("--worker-class=gthread", "--threads=8", "--keep-alive=300", "--graceful-timeout=3")
+THREADS = ("--worker-class=gthread", "--threads=8", "--keep-alive=300", "--graceful-timeout=1")
 QUIET = ("--lifespan", "off", "--no-access-log", "--log-level", "warning")
 
 

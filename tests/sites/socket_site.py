@@ -5,6 +5,8 @@ import os
 
 import django
 from django.conf import settings
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
 from django.http import HttpRequest, HttpResponse
 from django.urls import path
 
@@ -24,15 +26,4 @@ def show(request: HttpRequest) -> HttpResponse:
 
 
 urlpatterns = [path("", show)]
-
-
-def wsgi():
-    from django.core.wsgi import get_wsgi_application
-
-    return get_wsgi_application()
-
-
-def asgi():
-    from django.core.asgi import get_asgi_application
-
-    return get_asgi_application()
+application, asgi = WSGIHandler(), ASGIHandler()

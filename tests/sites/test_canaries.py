@@ -1,7 +1,5 @@
 """Nobody sees another visitor's content on sites of third-party packages, served over HTTP, with caches in Redis."""
 
-from dataclasses import dataclass
-
 import pytest
 
 from tests.sites.browsing import (
@@ -15,51 +13,40 @@ from tests.sites.browsing import (
     find_foreign,
 )
 
-
-@dataclass
-class Case:
-    """A site, its pages, its form for signing in, its Redis database, and a word on the pages of the staff."""
-
-    module: str
-    paths: list[str]
-    sign_in: str
-    database: int
-    staff: str = ""
-    field: str = "username"
-    server: str = "gunicorn"
-
-
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
 WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
 CMS = ["/en/", "/en/sale/", "/en/about/", "/en/about/?footer=1", "/en/missing/"]
-CASES = {
-    "cms": Case("tests.sites.cms_site", CMS, "/login/", 5, staff="cms-toolbar"),
-    "wagtail": Case("tests.sites.wagtail_site", WAGTAIL, "/admin/login/", 4),
-    "rest": Case("tests.sites.rest_site", REST, "/accounts/login/", 1, staff="djDebug", field="login"),
-    "rest-asgi": Case(
-        "tests.sites.rest_site", REST, "/accounts/login/", 2, staff="djDebug", field="login", server="uvicorn"
-    ),
-}
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", CASES)
-def test_each_visitor_gets_only_own_content(start_site, redis_url, sandbox, pages, name):
-    """Users, an editor and anonymous visitors browse at the same time. Each gets and is counted for own content."""
-    case = CASES[name]
-    workers = 2 if case.server == "gunicorn" else 1
-    site = start_site(
-        case.module, server=case.server, workers=workers, redis_url=redis_url, sandbox=sandbox, database=case.database
-    )
+@pytest.mark.parametrize(
+    ("name", "server", "paths", "sign_in", "field", "staff", "database"),
+    [
+        ("cms", "gunicorn", CMS, "/login/", "username", "cms-toolbar", 5),
+        ("wagtail", "gunicorn", WAGTAIL, "/admin/login/", "username", "", 4),
+        ("rest", "gunicorn", REST, "/accounts/login/", "login", "djDebug", 1),
+        ("rest", "uvicorn", REST, "/accounts/login/", "login", "djDebug", 2),
+    ],
+)
+def test_each_visitor_gets_only_own_content(
+    start_site, redis_url, sandbox, pages, name, server, paths, sign_in, field, staff, database
+):
+    """Users, an editor and anonymous visitors browse at the same time. Each gets and is counted for own content.
+
+    ``staff`` is a text that only the pages of the staff have.
+    """
+    workers = 2 if server == "gunicorn" else 1
+    told = {"redis_url": redis_url, "sandbox": sandbox, "database": database}
+    site = start_site(f"tests.sites.{name}_site", server=server, workers=workers, **told)
     browsers = [Browser(site, visitor) for visitor in (*USERS, *STAFF, *ANONYMOUS)]
     for browser in browsers[: -len(ANONYMOUS)]:
-        browser.sign_in(case.sign_in, case.field)
+        browser.sign_in(sign_in, field)
     before = count_impressions(sandbox)
-    browse_together(browsers, case.paths, pages)
+    browse_together(browsers, paths, pages)
     assert find_foreign(browsers) == []
-    assert find_cached(redis_url, case.database, browsers) == []
-    sees = {browser.name for browser in browsers if any(case.staff in answer for answer in browser.answers)}
-    assert sees == {*STAFF} if case.staff else sees
+    assert find_cached(redis_url, database, browsers) == []
+    sees = {browser.name for browser in browsers if any(staff in answer for answer in browser.answers)}
+    assert sees == {*STAFF} if staff else sees
     assert all(browser.shown > len(browser.answers) / 4 for browser in browsers)
     counted = count_impressions(sandbox) - before
     shown = {browser.name: browser.shown for browser in browsers}

@@ -4,13 +4,8 @@ import json
 
 import pytest
 
-from tests.sites.cached_sites import TAGS, VISITORS, answer, configure, run_site
+from tests.sites.cached_sites import TAGS, VISITORS, answer, configure
 from tests.sites.settings import CMS, CMS_MIDDLEWARE, OURS, VISITOR_MIDDLEWARE
-
-
-@pytest.fixture(scope="module")
-def answers():
-    return run_site(__name__)
 
 
 @pytest.mark.parametrize("page", ["template", "plugin", "template-and-plugin", "uncached-plugin"])

@@ -137,8 +137,8 @@ def test_page_for_all_visitors(nginx):
 
 SITE = "tests.sites.socket_site"
 SERVERS = {
-    "gunicorn": ["gunicorn", f"{SITE}:wsgi()", "--log-level=warning", "--no-control-socket", "--bind=unix:{socket}"],
-    "uvicorn": ["uvicorn", f"{SITE}:asgi", "--factory", "--log-level=warning", "--uds={socket}"],
+    "gunicorn": [f"{SITE}:application", "--no-control-socket", "--bind=unix:{socket}"],
+    "uvicorn": [f"{SITE}:asgi", "--uds={socket}"],
 }
 
 
@@ -157,15 +157,16 @@ def test_address_through_a_unix_socket(server, proxies, address, warnings):
 
     Without "unix" MoEngage gets no address, and the log says once what to do.
     """
-    options = "proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
+    headers = "proxy_set_header Host $host; proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;"
     with tempfile.TemporaryDirectory(prefix="moe-") as name:
         folder = Path(name)
         socket, log = folder / "site.sock", folder / "site.log"
-        command = [sys.executable, "-m", *(part.format(socket=socket) for part in SERVERS[server])]
+        options = [part.format(socket=socket) for part in SERVERS[server]]
+        command = [sys.executable, "-m", server, "--log-level=warning", *options]
         environment = {**os.environ, "TRUSTED_PROXIES": json.dumps(proxies)}
         with log.open("wb") as errors, running(command, env=environment, stderr=errors) as site:
             wait_until(site, socket.exists, log.read_text)
-            with run_nginx(folder, f"http://unix:{socket}", options) as visit:
+            with run_nginx(folder, f"http://unix:{socket}", headers) as visit:
                 answers = [visit("/", X_Forwarded_For="8.8.8.8, 198.41.0.4")[0] for _ in range(2)]
         assert answers == [address] * 2
         assert log.read_text().count("A proxy connects to the site through a unix socket") == warnings

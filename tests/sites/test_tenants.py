@@ -3,11 +3,10 @@
 import json
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 
-from tests.services.databases import start_postgresql
+from tests.services.databases import start_postgresql, start_sqlite
 from tests.services.serving import ROOT
 
 SITE = "tests.sites.tenants.__main__"
@@ -20,24 +19,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("framework", "identify", "asked", "checks"), CASES)
-def test_user_of_each_tenant(framework, identify, asked, checks, tmp_path):
+def test_user_of_each_tenant(framework, identify, asked, checks):
     """An IDENTIFY with the tenant's name makes user 1 of each tenant a customer with an answer of their own.
 
     Without IDENTIFY they are one customer with one cached answer, and the checks warn. The outbox gets the events of
     all tenants in either case.
     """
-    with start_database(framework, tmp_path) as database:
+    # Schemas need PostgreSQL.
+    with start_postgresql() if framework == "tenants" else start_sqlite() as database:
         command = [sys.executable, "-m", "tests.sites.tenants", framework, json.dumps(database), identify]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert json.loads(done.stdout.splitlines()[-1]) == {"asked": asked, "checks": checks, "pending": 4}
-
-
-@contextmanager
-def start_database(framework, folder):
-    """Give the database of a site. Schemas need PostgreSQL."""
-    if framework == "tenants":
-        with start_postgresql() as database:
-            yield database
-    else:
-        yield {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "site.sqlite3")}

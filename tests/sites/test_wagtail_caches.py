@@ -7,15 +7,10 @@ import json
 
 import pytest
 
-from tests.sites.cached_sites import TAGS, VISITORS, answer, configure, run_site
+from tests.sites.cached_sites import TAGS, VISITORS, answer, configure
 from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
 
 PLAIN = ["/about/", "/missing/", "/about/", "/missing-too/"]
-
-
-@pytest.fixture(scope="module")
-def answers():
-    return run_site(__name__)
 
 
 @pytest.mark.parametrize("page", ["page", "decorated", "identity"])
