@@ -1,7 +1,7 @@
 """``manage.py check``: one message for each mistake, with its fix, and none for a right site."""
 
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 from django.apps import apps
@@ -348,8 +348,7 @@ INCLUDED = {
 @pytest.mark.parametrize("kind", INCLUDED)
 def test_urls_in_another_namespace(settings, kind):
     """The check, the links and the script find the package's URLs in any namespace, and below any other."""
-    urls = ModuleType("urls_of_one_test")
-    urls.urlpatterns = [path("plain/", page, name="plain"), *INCLUDED[kind]]
+    urls = type("URLs", (), {"urlpatterns": [path("plain/", page, name="plain"), *INCLUDED[kind]]})
     assert check_site(ROOT_URLCONF=urls) == []
     settings.ROOT_URLCONF = urls
     assert Client().get(rendering._reverse("click", "token")).status_code == 400
@@ -358,9 +357,8 @@ def test_urls_in_another_namespace(settings, kind):
 
 def test_urls_with_arguments():
     """The package doesn't know the arguments of a prefix, so the check says which URL has them."""
-    urls = ModuleType("urls_of_one_test")
-    urls.urlpatterns = [path("plain/", page, name="plain"), include_ours("<slug:shop>/", "shop")]
-    [message] = check_site(ROOT_URLCONF=urls)
+    patterns = [path("plain/", page, name="plain"), include_ours("<slug:shop>/", "shop")]
+    [message] = check_site(ROOT_URLCONF=type("URLs", (), {"urlpatterns": patterns}))
     assert message.id == "moe_personalize.W003"
     assert "The URL 'shop:click' takes arguments" in message.msg
 

@@ -19,13 +19,12 @@ SANDBOX_URL = "http://127.0.0.1:8899/v1"
 class RecordingTransport:
     """Keep every request, and answer without experiences."""
 
-    built = []
+    built, is_closed = [], False
 
     def __init__(self, base_url, *, verify=True):
         self.base_url = base_url
         self.verify = verify
         self.requests = []
-        self.is_closed = False
         self.built.append(self)
 
     def send(self, request, *, deadline):

@@ -219,12 +219,10 @@ def test_the_allowed_ways_to_find_an_event(staff, vendor):
 
 @pytest.mark.parametrize(("count", "is_across"), [(260_000, True), (2_000, False)], ids=["select all", "each row"])
 def test_any_number_of_events_is_sent_again(staff, settings, count, is_across):
-    """Selected events are due again after one request, with one entry in the history that names their number.
-
-    Debian's SQLite allows 250,000 parameters in a query. To save time, the test sets the limit of other builds.
-    """
+    """Selected events are due again after one request, with one entry in the history that names their number."""
     settings.DATA_UPLOAD_MAX_NUMBER_FIELDS = None
     connection.ensure_connection()
+    # Debian's SQLite allows 250,000 parameters in a query. To save time, the test sets the limit of other builds.
     limit = connection.connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
     get_delivery().record(make_events(1))
     OutboxEvent.objects.update(state=State.REFUSED, due_at=timezone.now())

@@ -118,27 +118,39 @@ def test_the_task_pauses_after_wrong_credentials(delivery, vendor, caplog):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_the_task_ends_quietly_when_the_database_fails(delivery, caplog):
-    """The log line has the class of the error, and not its text."""
+def test_a_missing_table(delivery, caplog):
+    """The task logs the class of the error, and not its text. The command names the command that creates the table."""
     with without_table():
         assert deliver_outbox() == 0
+        run(error="migrate --database default")
     assert messages(caplog) == [("WARNING", "The outbox can't be used at the moment: OperationalError")]
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "line"),
+    ("name", "options", "logged", "error"),
     [
-        ("dummy.DummyDelivery", {}, 'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery'),
-        ("database.DatabaseDelivery", {"lease": 0.1}, "lease must be at least 1 second"),
+        (
+            "dummy.DummyDelivery",
+            {},
+            'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery',
+            "dummy.DummyDelivery, which has no outbox. Set it to .*database.DatabaseDelivery",
+        ),
+        (
+            "database.DatabaseDelivery",
+            {"lease": 0.1},
+            "lease must be at least 1 second",
+            "lease must be at least 1 second",
+        ),
     ],
 )
-def test_the_task_names_a_mistake_in_the_settings_once(configure, caplog, name, options, line):
-    """Many runs of the task log the mistake only once."""
+def test_settings_without_an_outbox(configure, caplog, name, options, logged, error):
+    """Many runs of the task log the mistake only once. The command ends with an error that names the setting."""
     with contextlib.suppress(ConfigurationError):
         configure(name, **options)
     assert [deliver_outbox() for _ in range(3)] == [0, 0, 0]
     ((level, text),) = messages(caplog)
-    assert (level, line in text) == ("WARNING", True)
+    assert (level, logged in text) == ("WARNING", True)
+    run(error=error)
 
 
 def run(*arguments, error=None, stderr=None):
@@ -188,21 +200,6 @@ def test_only_a_terminal_shows_a_bar(delivery):
     run(stderr=log)
     run("--verbosity", "0", stderr=terminal)
     assert log.getvalue() == ""
-
-
-def test_settings_without_an_outbox_are_an_error(configure):
-    """The message names the setting and its value, or is the configuration error."""
-    configure("dummy.DummyDelivery")
-    run(error="dummy.DummyDelivery, which has no outbox. Set it to .*database.DatabaseDelivery")
-    with pytest.raises(ConfigurationError):
-        configure("database.DatabaseDelivery", lease=0.1)
-    run(error="lease must be at least 1 second")
-
-
-def test_a_missing_table_is_an_error(delivery):
-    """The message names the command that creates it."""
-    with without_table():
-        run(error="migrate --database default")
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan"])

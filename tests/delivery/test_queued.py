@@ -77,7 +77,7 @@ def test_events_that_json_cannot_express_are_dropped_with_their_page(build):
     assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"error": 2})
 
 
-def test_failed_events_are_handed_over_again_with_the_same_uuids(build, vendor):
+def test_failed_events_are_handed_over_again_with_the_same_uuids(build, vendor, heard):
     """Only the failed events travel again, later, and their attempt is counted."""
     delivery, events = build(max_attempts=50, backoff=600.0, max_backoff=600.0), make_events(250)
     vendor.failures = [200, 500]
@@ -86,6 +86,7 @@ def test_failed_events_are_handed_over_again_with_the_same_uuids(build, vendor):
     assert message == Message(events[100:], attempts=6)
     assert 0.0 < wait < 600.0
     assert delivery.counts() == DeliveryCounts(accepted=250, delivered=100, handed_over=150)
+    assert heard == [("delivered", 100)]
 
 
 def test_waits_are_random_below_a_doubling_limit(build, vendor):

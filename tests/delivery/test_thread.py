@@ -26,22 +26,17 @@ def senders():
 
 
 def test_no_thread_before_the_first_event(build):
-    """The first event starts one daemon thread. A flush without events starts no thread and returns at once."""
+    """The first event starts one daemon thread, outside the context of its page. A flush without events starts none."""
     before = len(senders())
     delivery = build()
     assert delivery.flush() == DeliveryCounts()
     assert len(senders()) == before
-    delivery.record(make_events(1))
-    delivery.record(make_events(1))
+    with recorded_contexts() as values:
+        delivery.record(make_events(1))
+        delivery.record(make_events(1))
+    assert values == [None]
     assert len(senders()) == before + 1
     assert all(thread.daemon for thread in senders())
-
-
-def test_thread_does_not_belong_to_the_page_that_starts_it(build):
-    """The thread sends the events of all visitors, so it doesn't take over the context of one page."""
-    with recorded_contexts() as values:
-        build().record(make_events(1))
-    assert values == [None]
 
 
 def test_events_leave_after_the_interval(build, vendor):
@@ -239,14 +234,6 @@ def test_a_thread_that_cannot_start_costs_no_event(build):
     assert delivery.flush(SOON).delivered == 2
 
 
-def test_flush_gives_up_in_time(build, vendor):
-    """A flush waits for a MoEngage that hangs until its timeout, and returns the pending events."""
-    delivery = build()
-    vendor.hang.clear()
-    delivery.record(make_events(3))
-    assert delivery.flush(0.05) == DeliveryCounts(accepted=3, pending=3)
-
-
 def test_erased_events_are_not_sent(build, vendor, heard):
     """One customer's events are dropped and free their memory, the others are delivered, and a flush ends."""
     delivery = build()
@@ -291,11 +278,12 @@ def test_close_delivers_the_pending_events(build, vendor):
     assert vendor.taken.total() == 250
 
 
-def test_close_gives_up_in_time_and_counts_the_rest(build, vendor, caplog, heard):
-    """Events that a MoEngage that hangs didn't accept in time are dropped once, whatever its late response is."""
+def test_flush_and_close_give_up_in_time(build, vendor, caplog, heard):
+    """MoEngage hangs. A flush returns the pending events, and close() drops them once, despite the late response."""
     delivery = build(exit_timeout=0.1, batch_size=10)
     vendor.hang.clear()
     delivery.record(make_events(25))
+    assert delivery.flush(0.05) == DeliveryCounts(accepted=25, pending=25)
     begun = time.monotonic()
     delivery.close()
     assert time.monotonic() - begun < SOON / 2
