@@ -119,10 +119,7 @@ def test_wrong_keys(api, keys):
 
 
 def test_many_keys(api, upstream):
-    """Sixty keys travel in three calls of at most 25, each key once. Without keys there is no call.
-
-    A generator of keys is as good as a list.
-    """
+    """Sixty keys, also of a generator, travel in three calls of at most 25, each key once. No keys need no call."""
     assert api.fetch_experiences([]).experiences == {}
     assert upstream.requests == []
     keys = [f"key-{n}" for n in range(60)]

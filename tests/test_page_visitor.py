@@ -190,10 +190,7 @@ def test_tags_of_an_async_view_after_a_change(ask, upstream, caplog, step, expec
     [(sign_in, []), (replace, []), (logout, ["10"]), (enter_async, []), (areplace, []), (apass, ["10"] * 2)],
 )
 def test_user_changes_after_the_last_read(ask, upstream, caplog, step, booked):
-    """Nothing counts for the visitor before, and a known customer gets no cookie. Clicks on known experiences count.
-
-    The log has no advice, because the page needs no content.
-    """
+    """For the visitor before, only clicks count. A known customer gets no cookie, and the log no advice."""
 
     def view(request):
         if step is logout:

@@ -66,10 +66,7 @@ def test_settings_by_route(request_, keys):
     [("GET", ("declared", "configured")), ("HEAD", ("declared", "configured")), ("POST", ("declared",))],
 )
 def test_keys_before_the_view(method, keys):
-    """A POST asks only for the keys of its view, because it often just redirects. The package's own views ask nothing.
-
-    The beacon and the click redirect are not pages, even if EXPERIENCES names every page.
-    """
+    """A POST asks only for the keys of its view, because it often just redirects. The beacon isn't a page."""
     request = routed()
     request.method = method
     with override_personalize(EXPERIENCES={"*": ["configured"]}):

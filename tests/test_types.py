@@ -72,10 +72,7 @@ def test_errors_keep_their_attributes(travel):
 
 @pytest.mark.parametrize("kind", TREE, ids=lambda kind: kind.__name__)
 def test_each_error(kind):
-    """The tree in the module's docstring has the error. Its code is one of MoEngage's (contract §6).
-
-    The code is UNKNOWN only if the call is unknown.
-    """
+    """The module's docstring has the error. Its code is MoEngage's (contract §6), UNKNOWN only for an unknown call."""
     assert f"{kind.__name__} " in exceptions.__doc__
     assert kind.code in {"NETWORK_ERROR", "HTTP_ERROR", "PARSE_ERROR", "UNKNOWN_SERVER_ERROR", "UNKNOWN"}
     assert not issubclass(kind, APIError) or kind is APIError or kind.code != "UNKNOWN"
