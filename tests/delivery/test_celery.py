@@ -23,8 +23,7 @@ from django_moe_personalize.delivery.queued import Message
 from tests.delivery.events import backend, make_events, messages, uuids
 from tests.delivery.vendor import SOON
 
-QUICK = 0.3
-"""The publish timeout in tests of a broker that hangs."""
+QUICK = 0.3  # The publish timeout in tests of a broker that hangs.
 
 
 def take_out(app):

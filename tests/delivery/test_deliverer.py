@@ -135,12 +135,7 @@ def test_a_missing_table(delivery, caplog):
             'Set MOE_PERSONALIZE["DELIVERY"] to DatabaseDelivery',
             "dummy.DummyDelivery, which has no outbox. Set it to .*database.DatabaseDelivery",
         ),
-        (
-            "database.DatabaseDelivery",
-            {"lease": 0.1},
-            "lease must be at least 1 second",
-            "lease must be at least 1 second",
-        ),
+        ("database.DatabaseDelivery", {"lease": 0.1}, "must be at least 1 second", "lease must be at least 1 second"),
     ],
 )
 def test_settings_without_an_outbox(configure, caplog, name, options, logged, error):

@@ -284,6 +284,7 @@ def test_flush_and_close_give_up_in_time(build, vendor, caplog, heard):
     vendor.hang.clear()
     delivery.record(make_events(25))
     assert delivery.flush(0.05) == DeliveryCounts(accepted=25, pending=25)
+    assert vendor.wait_for(lambda vendor: vendor.arrived)
     begun = time.monotonic()
     delivery.close()
     assert time.monotonic() - begun < SOON / 2

@@ -31,7 +31,6 @@ def as_pairs(findings):
 
 
 def diagnose(seconds=5.0):
-    """Return the doctor's findings as (state, text) pairs."""
     return as_pairs(report.diagnose(seconds=seconds))
 
 
