@@ -277,12 +277,16 @@ def test_released_response_is_read_by_one_thread(vendor, heard, submitted):
     assert (heard, submitted) == (["success"], ["_read_on"])
 
 
+@pytest.mark.parametrize("is_full", [False, True], ids=["thread-waits", "full-pool"])
 @pytest.mark.parametrize("seconds", [SOON, LONG], ids=["reader-stops", "reader-finishes"])
-def test_thread_waits_for_the_page_that_reads(held, threads, heard, submitted, seconds):
-    """The thread takes over when the page stops reading, and has nothing to do when the page finishes."""
+def test_another_page_leaves_while_a_page_reads(held, threads, heard, submitted, monkeypatch, seconds, is_full):
+    """A thread takes over when the page stops reading, even if no thread was free before."""
     reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
     answer = start_reading(threads, reading, seconds)
-    leaving.release()
+    with monkeypatch.context() as patch:
+        if is_full:
+            patch.setattr(upstream.get_pool(), "offer", lambda *args: False)
+        leaving.release()
     if seconds == SOON:
         assert answer.result() == {}
     held.go_on.set()
@@ -290,7 +294,7 @@ def test_thread_waits_for_the_page_that_reads(held, threads, heard, submitted, s
         assert answer.result().keys() == {"hero-banner"}
     assert later.join(LONG).keys() == {"hero-banner"}
     settle()
-    assert (heard, submitted) == (["success"], ["_read_on"])
+    assert (heard, submitted) == (["success"], [] if is_full and seconds == LONG else ["_read_on"])
 
 
 @pytest.mark.parametrize("way", ["released", "thread", "task"])
@@ -306,20 +310,3 @@ def test_full_pool_ends_a_flight_that_no_page_reads(held, heard, fill_pool, way)
     assert other.join(0.0) == {}
     assert heard == []
     assert not held.has_idle_connection()
-
-
-@pytest.mark.parametrize("seconds", [SOON, LONG], ids=["reader-stops", "reader-finishes"])
-def test_full_pool_while_a_page_reads(held, threads, fill_pool, monkeypatch, submitted, seconds):
-    """The page that is reading goes on. If it stops later, a thread may be free."""
-    reading, leaving, later = (Asked(VISITOR, KEYS) for _ in range(3))
-    answer = start_reading(threads, reading, seconds)
-    with monkeypatch.context() as patch:
-        patch.setattr(upstream.get_pool(), "offer", lambda *args: False)
-        leaving.release()
-    if seconds == SOON:
-        assert answer.result() == {}
-    held.go_on.set()
-    if seconds == LONG:
-        assert answer.result().keys() == {"hero-banner"}
-    assert later.join(LONG).keys() == {"hero-banner"}
-    assert submitted == (["_read_on"] if seconds == SOON else [])

@@ -46,27 +46,6 @@ def brief(vendor):
 # In time
 
 
-def test_answer_that_a_busy_page_reads_late(brief, heard):
-    """A view that is busy for longer than the deadline still gets a response that came in time."""
-    asked = Asked(VISITOR, KEYS)
-    brief.wait_for_answers(1)
-    time.sleep(SOON)
-    assert asked.join(SOON).keys() == {"hero-banner"}
-    assert heard == ["success"]
-
-
-def test_hanging_vendor_fails_once(brief, heard):
-    """At the deadline, all pages of the flight show their defaults, and the breaker is told one failure."""
-    with brief.hold():
-        start = time.monotonic()
-        asked = [Asked(VISITOR, KEYS) for _ in range(2)]
-        assert [one.join(SOON) for one in asked] == [{}, {}]
-        assert SOON <= time.monotonic() - start < LONG / 2
-        settle()
-        assert heard == ["failure"]
-        assert not brief.has_idle_connection()
-
-
 @both_ways
 def test_late_page_does_not_wait_for_a_late_vendor(brief, heard, read):
     """A vendor that hasn't answered by the deadline fails as soon as a late page reads."""
@@ -144,14 +123,6 @@ def test_idle_connection_that_the_server_closed(vendor, heard, read, submitted):
     assert read(asked).keys() == {"hero-banner"}
     assert (len(vendor.fetches), vendor.server.connections) == (2, 2)
     assert (heard, submitted) == (["success"], ["_run"])
-
-
-def test_idle_connection_that_the_server_closed_and_a_full_pool(vendor, heard, fill_pool):
-    """Without a thread to ask again, the page shows its default at once."""
-    fill_pool()
-    vendor.behave = Exchange.close
-    assert Asked(VISITOR, KEYS).join(LONG) == {}
-    assert (len(vendor.fetches), heard) == (1, [])
 
 
 def test_idle_connection_found_closed_after_the_deadline(brief, heard, submitted):
@@ -236,27 +207,6 @@ def test_bad_response_is_reported_once(vendor, heard, fill_pool, behave, told, k
     # An async receiver can't be called from the event loop of a page.
     assert errors == ([(True, KEYS)] if is_full and read is ajoin else [(True, KEYS), "async"])
     assert len(vendor.fetches) == 1
-
-
-def test_polling_page_reports_a_bad_response_to_no_async_receiver(vendor, fill_pool):
-    """With a full pool, a tag in an event loop that finds a bad response still shows its default."""
-
-    async def alisten(sender, **kwargs):
-        raise AssertionError("must not be called")
-
-    async def poll():
-        asked = Asked(VISITOR, KEYS)
-        vendor.wait_for_answers(1)
-        wait_until(asked.poll)
-        return asked.join(0.0)
-
-    fill_pool()
-    vendor.behave = lambda exchange: exchange.reply(b"oops", status="500 Oops")
-    signals.fetch_failed.connect(alisten)
-    try:
-        assert asyncio.run(poll()) == {}
-    finally:
-        signals.fetch_failed.disconnect(alisten)
 
 
 @both_ways

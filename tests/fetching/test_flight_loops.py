@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -28,20 +28,6 @@ async def start_reading(count=1, seconds=LONG):
     await asyncio.sleep(0)
     assert asked[0].flight._turn.locked()
     return tasks, asked[0].flight
-
-
-def test_other_tasks_run_on(vendor, submitted):
-    """While a page waits for the vendor its event loop is free, and no thread waits."""
-
-    async def read():
-        (task,), _ = await start_reading()
-        # The vendor answers only if this task runs while the page waits.
-        vendor.go_on.set()
-        return await task
-
-    with vendor.hold():
-        assert asyncio.run(read()).keys() == {"hero-banner"}
-    assert submitted == []
 
 
 @pytest.mark.parametrize("way", ["cancelled", "timeout"])
@@ -157,33 +143,13 @@ def test_loop_that_cannot_watch_sockets(vendor, submitted, caplog, error):
 
 def test_two_loops_share_one_call(vendor, submitted):
     """Async pages in several threads, each with its own loop, get the answer that one of them reads."""
-    answers = []
-
-    def run(asked):
-        answers.append(asyncio.run(asked.ajoin(LONG)))
-
-    with vendor.hold():
+    with ThreadPoolExecutor(2) as pool, vendor.hold():
         asked = [Asked(VISITOR, KEYS) for _ in range(2)]
-        threads = [threading.Thread(target=run, args=(one,)) for one in asked]
-        for thread in threads:
-            thread.start()
+        answers = [pool.submit(asyncio.run, one.ajoin(LONG)) for one in asked]
         wait_until(asked[0].flight._turn.locked)
-    for thread in threads:
-        thread.join(LONG)
-    assert [answer.keys() for answer in answers] == [{"hero-banner"}] * 2
+        vendor.go_on.set()
+        assert [answer.result().keys() for answer in answers] == [{"hero-banner"}] * 2
     assert (len(vendor.fetches), submitted) == (1, [])
-
-
-def test_poll_reads_what_has_arrived(vendor, submitted):
-    """poll() returns whether the answer has arrived, and never waits."""
-    with vendor.hold():
-        asked = Asked(VISITOR, KEYS)
-        assert not asked.poll()
-    wait_until(asked.poll)
-    assert asked.poll()
-    assert asked.join(0.0).keys() == {"hero-banner"}
-    assert Asked(VISITOR, KEYS).poll()
-    assert submitted == []
 
 
 FORKING = """

@@ -25,21 +25,6 @@ def about(key):
     return Question(get_runtime(), build_visitor(), (key,), Deadline(SOON))
 
 
-def test_first_page_leads_and_the_others_follow():
-    """All pages get the leader's result. Afterwards another page leads again."""
-    flights = Flights()
-    lead, leads = flights.join(about("a"), {})
-    follow, also_leads = flights.join(about("a"), {})
-    assert (leads, also_leads, follow) == (True, False, lead)
-    other, other_leads = flights.join(about("b"), {})
-    assert other_leads
-    flights.finish(lead, {"a": "result"})
-    assert follow.join(0) == {"a": "result"}
-    assert not other.done()
-    assert (len(flights._flights), flights.landed) == (1, 1)
-    assert flights.join(about("a"), {})[1]
-
-
 def test_many_threads_have_one_leader():
     """If 200 threads ask at the same moment, one thread leads, and all threads get its result."""
     flights = Flights()

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import threading
 import tracemalloc
 from collections import OrderedDict
 from unittest import mock
@@ -14,6 +13,7 @@ from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, unfold
 from tests.fetching.shapes import SHAPES
 from tests.fetching.virtual_cache import build
+from tests.processes import together
 
 ALWAYS = range(10**12)
 MINUTE = 60_000
@@ -228,25 +228,16 @@ def test_reading_does_not_wait_for_the_lock():
 def test_many_threads():
     """Threads that store and read the same visitors lose no answer and no count."""
     cache = LocalCache(max_visitors=50)
-    barrier, errors = threading.Barrier(4), []
 
     def work(number):
-        try:
-            barrier.wait()
-            for turn in range(500):
-                put(cache, "all", body(number), at=turn)
-                put(cache, f"{number}-{turn}", body(turn % 7))
-                cache.find(f"{(number + 1) % 4}-{turn}", MINUTE)
-                assert f"key-{number}" in read(cache, "all", MINUTE)
-        except Exception as error:
-            errors.append(error)
+        for turn in range(500):
+            put(cache, "all", body(number), at=turn)
+            put(cache, f"{number}-{turn}", body(turn % 7))
+            cache.find(f"{(number + 1) % 4}-{turn}", MINUTE)
+            assert f"key-{number}" in read(cache, "all", MINUTE)
 
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert errors == []
+    # together() fails if one of the threads does.
+    together(4, work)
     assert read(cache, "all") == dict.fromkeys((f"key-{number}" for number in range(4)), 499)
     assert count(cache)[0] == 50
     for visitor in [*cache._new, *cache._returning]:

@@ -5,10 +5,9 @@ import threading
 import pytest
 from asgiref.sync import async_to_sync
 
-from django_moe_personalize import signals
-from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, ResponseError, TransportError
+from django_moe_personalize.exceptions import CircuitOpenError, DeadlineExceeded, TransportError
 from django_moe_personalize.fetching.cache import ExperienceCache
-from django_moe_personalize.fetching.upstream import get_breaker, get_pool
+from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import CircuitBreaker, Deadline
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
@@ -95,39 +94,6 @@ def test_bug_counts_as_a_failure(upstream):
     assert get_breaker().state == "open"
 
 
-def test_signal_for_every_failure(upstream):
-    """fetch_failed carries the error and the keys, for each flight that got nothing."""
-    heard = []
-
-    def listen(sender, error, experience_keys, **kwargs):
-        heard.append((type(error), experience_keys))
-
-    signals.fetch_failed.connect(listen)
-    try:
-        upstream.respond(400)
-        for _ in range(2):
-            Asked(VISITOR, ["hero-banner"]).join(LONG)
-            settle()
-    finally:
-        signals.fetch_failed.disconnect(listen)
-    assert heard == [(ResponseError, ("hero-banner",))] * 2
-
-
-def test_visitors_repr_tells_nothing():
-    """The signal contains neither the identity nor the attributes."""
-    assert "4711" not in repr(Visitor(Identity("customer-4711"), {"USER_AGENT": "4711"}))
-
-
-def test_a_thousand_pages_share_one_call(upstream):
-    """Pages that ask the same question at the same time share one call."""
-    release = upstream.hold()
-    asked = [Asked(VISITOR, ["hero-banner"]) for _ in range(1000)]
-    assert not any(one.done for one in asked)
-    release()
-    assert all(one.join(LONG).keys() == {"hero-banner"} for one in asked)
-    assert len(upstream.fetches) == 1
-
-
 def test_answer_is_in_memory_before_it_is_in_the_cache(upstream, monkeypatch):
     """The answer is in memory before the flight ends, so no page asks again during the write to the site's cache."""
     seen = []
@@ -149,17 +115,6 @@ def test_failing_follow_up_keeps_no_database_connection(upstream, monkeypatch):
     assert Asked(VISITOR, ["hero-banner"]).join(LONG).keys() == {"hero-banner"}
     settle()
     assert closed == [1]
-
-
-def test_memory_answers_at_once(upstream, monkeypatch):
-    """A fresh answer in memory needs no thread, no site's cache and no wait."""
-    Asked(VISITOR, ["hero-banner"]).join(LONG)
-    settle()
-    monkeypatch.setattr(get_pool(), "submit", None)
-    asked = Asked(VISITOR, ["hero-banner"])
-    assert asked.done
-    assert asked.join(0.0).keys() == {"hero-banner"}
-    assert async_to_sync(asked.ajoin)(0.0) == asked.join(0.0)
 
 
 def test_stale_answers_show_while_they_are_refreshed(upstream):
@@ -238,12 +193,3 @@ def test_task_may_make_the_probe(breaker, clock):
     clock.now += 6
     assert ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG)).experiences.keys() == {"hero-banner"}
     assert breaker.state == "closed"
-
-
-def test_answers_cannot_be_changed(upstream):
-    """Code that tries to change a fresh or a cached experience fails, because pages share experiences."""
-    for _ in range(2):
-        experience = Asked(VISITOR, ["hero-banner"]).join(LONG)["hero-banner"]
-        settle()
-        with pytest.raises(TypeError):
-            experience.payload["Title"] = "mine"

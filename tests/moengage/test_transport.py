@@ -177,9 +177,10 @@ def test_no_response_outlives_the_deadline(behave, warm, build_wire):
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_server_that_never_accepts_does_not_outlive_the_deadline(scheme, filled_port):
-    """The time to connect is a part of the deadline."""
-    fail_late(RequestsTransport(f"{scheme}://127.0.0.1:{filled_port}"))
+@pytest.mark.parametrize(("seconds", "options"), [(SOON, {}), (LONG, {"connect_timeout": SOON})])
+def test_server_that_never_accepts_does_not_outlive_the_deadline(scheme, seconds, options, filled_port):
+    """The time to connect is a part of the deadline. connect_timeout limits a call with a longer deadline."""
+    fail_late(RequestsTransport(f"{scheme}://127.0.0.1:{filled_port}", **options), seconds=seconds)
 
 
 def test_tls_handshake_does_not_outlive_the_deadline():
@@ -194,11 +195,6 @@ def test_server_that_reads_nothing_does_not_outlive_the_deadline():
         transport = RequestsTransport(f"http://127.0.0.1:{listener.getsockname()[1]}")
         with pytest.raises(DeadlineExceeded):
             transport.send(Request("POST", "/big", body=b" " * 20_000_000), deadline=Deadline(SOON))
-
-
-def test_connecting_has_a_timeout_of_its_own(filled_port):
-    """connect_timeout limits a call with a longer deadline."""
-    fail_late(RequestsTransport(f"http://127.0.0.1:{filled_port}", connect_timeout=SOON), seconds=LONG)
 
 
 @pytest.mark.parametrize("seconds", [None, LONG])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, CircuitBreaker, RecentCalls
+from django_moe_personalize.resilience import CircuitBreaker, RecentCalls
 from tests.processes import together
 
 
@@ -79,18 +79,6 @@ def test_opens_when_too_many_of_many_calls_fail(build, clock):
     assert breaker.reason == "52 % of 21 calls failed"
 
 
-@pytest.mark.parametrize(("successes", "reason"), [(1, "50 % of 20 calls failed"), (2, "")])
-def test_rate_of_failures(build, clock, successes, reason):
-    """Half of the calls is enough to open the breaker, a third isn't."""
-    breaker = build()
-    for _ in range(10 * successes):
-        for _ in range(successes):
-            breaker.success()
-        fail(breaker)
-        clock.now += 0.1
-    assert breaker.reason == reason
-
-
 def test_old_calls_count_for_no_rate(build, clock):
     """Old responses don't outweigh new failures, and failures don't add up over hours."""
     breaker = build(failure_threshold=100)
@@ -130,36 +118,19 @@ def test_one_caller_makes_the_probe(breaker, clock, changes):
 
 
 def test_failed_probes_double_the_open_time(build, clock, changes):
-    """The open time doubles up to the maximum, and starts small again after a recovery."""
+    """The open time doubles up to the maximum, however long the outage. It starts small again after a recovery."""
     breaker = build(failure_threshold=1, open_seconds=5, max_open_seconds=12)
     fail(breaker)
-    for seconds in (5, 10, 12, 12):
+    for seconds in (5, 10, *[12] * 3000):
         assert find_due(breaker) == seconds
         clock.now += seconds
         probe(breaker, breaker.failure)
-    assert breaker.reason == "1 failure in a row, then 4 failed probes"
+    assert breaker.reason == "1 failure in a row, then 3002 failed probes"
     assert changes[2] == "half-open to open: 1 failure in a row, then 1 failed probe"
     clock.now += 12
     probe(breaker, breaker.success)
     fail(breaker)
     assert find_due(breaker) == 5
-
-
-def test_thousands_of_failed_probes(build, clock):
-    """The open time stays finite, however long an outage lasts."""
-    breaker = build(failure_threshold=1, max_open_seconds=60)
-    fail(breaker)
-    for _ in range(3000):
-        clock.now += 60
-        probe(breaker, breaker.failure)
-    assert find_due(breaker) == 60
-
-
-def test_jitter_halves_the_open_time_at_most(clock):
-    """With the largest draw the breaker is open for half of the time."""
-    breaker = CircuitBreaker(failure_threshold=1, open_seconds=4, clock=clock, draw=lambda: 1.0)
-    fail(breaker)
-    assert find_due(breaker) == 2
 
 
 def test_reports_from_before_it_opened(breaker, clock):
@@ -230,26 +201,6 @@ def test_rate_limit_opens_it_for_its_time(build, clock, changes):
     assert changes == ["closed to open: rate limited for 30 s", "open to closed: the rate limit is over"]
 
 
-def test_rate_limit_is_capped(build, clock):
-    """No response stops a process for a day."""
-    breaker = build()
-    breaker.close_gate(86_400)
-    assert breaker.reason == "rate limited for 300 s"
-    clock.now += MAX_GATE_SECONDS
-    assert breaker.allow()
-
-
-def test_rate_limit_is_a_response(build, clock):
-    """A rate limit between two failures means that they aren't in a row. One of no time changes nothing else."""
-    breaker = build(failure_threshold=2)
-    for seconds in (1, 0):
-        fail(breaker)
-        breaker.close_gate(seconds)
-        clock.now += 1
-        assert breaker.allow()
-        assert breaker.state == "closed"
-
-
 @pytest.mark.parametrize("seconds", [10, 0])
 def test_rate_limited_probe(breaker, clock, changes, seconds):
     """A rate limit answers the probe. The breaker closes when the limit is over."""
@@ -264,22 +215,6 @@ def test_rate_limited_probe(breaker, clock, changes, seconds):
         if seconds
         else ["half-open to closed: the probe was answered"]
     )
-
-
-def test_late_rate_limit_delays_the_probe(breaker, clock):
-    """A rate limit for a call from before the breaker opened delays the probe, but doesn't replace it."""
-    fail(breaker)
-    breaker.close_gate(20)
-    assert (breaker.reason, find_due(breaker)) == ("1 failure in a row", 20.0)
-    clock.now += 19
-    assert not breaker.claim_probe()
-    clock.now += 1
-    assert not breaker.allow()
-    ticket = breaker.claim_probe()
-    breaker.close_gate(20)
-    assert breaker.state == "half-open"
-    breaker.success(ticket)
-    assert (breaker.state, breaker.reason) == ("open", "rate limited for 20 s")
 
 
 def test_many_threads(breaker, clock):

@@ -12,7 +12,6 @@ from django_moe_personalize.moengage.types import Action, Event, ExperienceStatu
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox import Engine, load_workspace
 from tests.sandbox import schema
-from tests.sandbox.schema import assert_valid
 from tests.sandbox.ways import (
     API_KEY,
     EVENTS,
@@ -38,7 +37,7 @@ def experiences(way: Way, **fields: Any) -> dict[str, Any]:
     response = way(post(FETCH, fields))
     assert response.status == 200
     data = read(response)
-    assert_valid(data, schema.FETCH)
+    schema.assert_valid(data, schema.FETCH)
     return data["experiences"]
 
 
@@ -94,7 +93,7 @@ def test_recommendations_have_offerings_as_an_array_or_as_a_string(way: Way, cat
     found = experiences(way, experience_key=["recommendations"], product_category=category)
     value = found["recommendations"]["payload"]["offerings"]["value"]
     offerings = json.loads(value) if isinstance(value, str) else value
-    assert_valid(offerings, schema.OFFERINGS)
+    schema.assert_valid(offerings, schema.OFFERINGS)
     assert isinstance(value, kind)
     assert len(offerings) >= 4
     wanted = {"title", "subtitle", "image_url", "cta_label", "deeplink", "price"}
@@ -170,7 +169,7 @@ def test_metadata_filters_by_status(way: Way, query: str, keys: list[str]) -> No
     response = way(get_metadata(query))
     data = read(response)
     assert response.status == 200
-    assert_valid(data, schema.METADATA)
+    schema.assert_valid(data, schema.METADATA)
     assert [row["experience_key"] for row in data["metadata"]["experiences"]] == keys
     assert data["metadata"]["count"] == len(keys)
 
@@ -189,7 +188,7 @@ def test_events_are_accepted_and_counted_once_for_each_uuid(way: Way, shipped: E
     answers = [way(post(EVENTS, sent)) for _ in range(2)]
     for answer in answers:
         assert answer.status == 200
-        assert_valid(read(answer), schema.EVENTS)
+        schema.assert_valid(read(answer), schema.EVENTS)
     assert count(shipped, "promo-strip") == (1, 1)
     entries = shipped.ledger.entries()
     assert [entry.element for entry in entries] == ["", "cta"]

@@ -10,7 +10,6 @@ from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox import Engine, SandboxServer, load_workspace
 from django_moe_personalize.sandbox.audiences import DAYS
 from tests.sandbox import schema
-from tests.sandbox.schema import assert_valid
 from tests.sandbox.ways import (
     CONTEXT,
     EVENTS,
@@ -85,7 +84,7 @@ def test_every_valid_fetch_gets_a_valid_response(way: Way, data: Any) -> None:
     response = way(post(FETCH, data))
     assert response.status == 200
     body = read(response)
-    assert_valid(body, schema.FETCH)
+    schema.assert_valid(body, schema.FETCH)
     assert way(post(FETCH, data)).body == response.body
     if data.get("experience_key"):
         assert set(body["experiences"]) <= set(data["experience_key"])
@@ -99,7 +98,7 @@ def test_every_valid_batch_is_accepted_and_counted_by_uuid(way: Way, shipped: En
     for _ in range(2):
         response = way(post(EVENTS, data))
         assert response.status == 200
-        assert_valid(read(response), schema.EVENTS)
+        schema.assert_valid(read(response), schema.EVENTS)
     uuids = {entry["moe_event_uuid"] for each in data["elements"] for entry in each["actions"]}
     assert {entry.event_uuid for entry in shipped.ledger.entries()} == uuids
     assert len(shipped.ledger.entries()) == len(uuids)
@@ -112,7 +111,7 @@ def test_every_status_filter_gives_a_valid_list(way: Way, statuses: list[str]) -
     response = way(get_metadata("status=" + ",".join(statuses)))
     data = read(response)
     assert response.status == 200
-    assert_valid(data, schema.METADATA)
+    schema.assert_valid(data, schema.METADATA)
     assert {row["status"] for row in data["metadata"]["experiences"]} == set(statuses) - {"active", "x"}
 
 

@@ -155,18 +155,11 @@ def test_latency_and_drip_pass_before_the_response(faults: dict[str, float], sec
     assert sleeper.now == pytest.approx(passed)
 
 
-def test_latency_ends_at_the_deadline() -> None:
-    """The caller doesn't wait longer than its deadline, but the sandbox handles the request."""
-    transport, sleeper = build_transport(latency=5)
+@pytest.mark.parametrize(("faults", "seconds", "entries"), [({"latency": 5}, 0.25, 1), ({}, 0.0, 0)])
+def test_a_call_ends_at_its_deadline(faults: dict[str, float], seconds: float, entries: int) -> None:
+    """The caller doesn't wait longer. The engine handles the request only if it arrives before the deadline."""
+    transport, sleeper = build_transport(**faults)
     with pytest.raises(DeadlineExceeded):
-        transport.send(EVENT, deadline=sleeper.deadline(0.25))
-    assert sleeper.now == 0.25
-    assert len(transport.engine.ledger.entries()) == 1
-
-
-def test_after_the_deadline_no_request_is_made() -> None:
-    """The engine never gets the request."""
-    transport, sleeper = build_transport()
-    with pytest.raises(DeadlineExceeded):
-        transport.send(EVENT, deadline=sleeper.deadline(0))
-    assert transport.engine.ledger.entries() == []
+        transport.send(EVENT, deadline=sleeper.deadline(seconds))
+    assert sleeper.now == seconds
+    assert len(transport.engine.ledger.entries()) == entries
