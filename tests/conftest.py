@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.contrib.auth.models import AnonymousUser
+from django.contrib.auth.models import AnonymousUser, User
 from django.core.cache import caches
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
@@ -33,7 +33,9 @@ from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.transport import SandboxTransport
 from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # noqa: F401 - fixtures
+from tests.pages import title
 from tests.services.echo import build_answer
+from tests.site import TAGS, show
 from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among them
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
@@ -213,3 +215,23 @@ def serve(settings: Any) -> Callable[[Callable[..., Any]], None]:
         settings.ROOT_URLCONF = module
 
     return install
+
+
+@pytest.fixture
+def ask(upstream, visit, serve):
+    """Return a function that opens a page whose route is known, and returns the response and the page's visitor."""
+    User.objects.bulk_create([User(pk=10, username="ada"), User(pk=20, username="bob"), User(pk=30, username="cy")])
+    upstream.echo()
+
+    def ask(view, user=None, query=""):
+        serve(lambda request: show(request, TAGS))
+        visit("/page/")
+        visit.forget_cookies()
+        serve(view)
+        if user is not None:
+            visit.log_in(User.objects.get(pk=user))
+        upstream.requests.clear()
+        response = visit("/page/" + query)
+        return response, title(response)
+
+    return ask
