@@ -72,7 +72,6 @@ def walk(value: object) -> list[object]:
     return [value, *(deeper for part in parts for deeper in walk(part))]
 
 
-@pytest.mark.timeout(600)
 @settings(patiently, max_examples=200)
 @given(payload=name_everything(near_variables), context=st.dictionaries(st.text(), json_values))
 def test_an_experience_is_a_mapping_of_its_payload(payload, context):
@@ -83,7 +82,6 @@ def test_an_experience_is_a_mapping_of_its_payload(payload, context):
     assert hero.to_dict()["experience_context"] == context
 
 
-@pytest.mark.timeout(600)
 @settings(patiently, max_examples=200)
 @given(content=name_everything(json_values), context=st.dictionaries(st.text(), json_values, min_size=1))
 def test_an_offering_is_a_mapping_of_its_content(content, context):
