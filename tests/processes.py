@@ -1,7 +1,10 @@
 """For tests of processes and threads that work at the same time."""
 
 import contextlib
+import os
+import signal
 import threading
+import warnings
 from contextvars import ContextVar
 from unittest.mock import patch
 
@@ -76,3 +79,20 @@ def no_threads():
         yield
     finally:
         threading.stack_size(previous)
+
+
+def in_child(check):
+    """Run ``check`` in a forked child and return whether it was true there."""
+    with warnings.catch_warnings():
+        # Python warns of forks in processes with threads. The tests show that this one goes well.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if pid == 0:
+        # A child that hangs fails.
+        signal.alarm(int(SOON))
+        passed = False
+        try:
+            passed = bool(check())
+        finally:
+            os._exit(0 if passed else 1)
+    return os.waitpid(pid, 0)[1] == 0
