@@ -217,6 +217,22 @@ def test_rate_limited_probe(breaker, clock, changes, seconds):
     )
 
 
+def test_late_rate_limit_delays_the_probe(breaker, clock):
+    """A rate limit for a call from before the breaker opened delays the probe, but doesn't replace it."""
+    fail(breaker)
+    breaker.close_gate(20)
+    assert (breaker.reason, find_due(breaker)) == ("1 failure in a row", 20.0)
+    clock.now += 19
+    assert not breaker.claim_probe()
+    clock.now += 1
+    assert not breaker.allow()
+    ticket = breaker.claim_probe()
+    breaker.close_gate(20)
+    assert breaker.state == "half-open"
+    breaker.success(ticket)
+    assert (breaker.state, breaker.reason) == ("open", "rate limited for 20 s")
+
+
 def test_many_threads(breaker, clock):
     """Threads that claim at the same moment get one ticket together, and no report of theirs is lost."""
     fail(breaker)
