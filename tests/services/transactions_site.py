@@ -37,7 +37,6 @@ from django.contrib.auth.models import Group  # noqa: E402 - after the settings
 from django.core.management import call_command  # noqa: E402
 from django.db import DatabaseError, connection, transaction  # noqa: E402
 from django.http import HttpResponse  # noqa: E402
-from django.tasks.backends.base import BaseTaskBackend  # noqa: E402
 from django.test import AsyncClient, Client, override_settings  # noqa: E402
 from django.urls import include, path  # noqa: E402
 
@@ -45,6 +44,11 @@ from django_moe_personalize import api, signals  # noqa: E402
 from django_moe_personalize.delivery.base import BaseDelivery  # noqa: E402
 from django_moe_personalize.fetching.shared import add_to_count  # noqa: E402
 from django_moe_personalize.types import Experience  # noqa: E402
+
+try:
+    from django.tasks.backends.base import BaseTaskBackend
+except ImportError:  # Django 5.2 has no tasks.
+    from django_tasks.backends.base import BaseTaskBackend
 
 EXPERIENCE = Experience("hero", {}, {"cid": "c", "experience": "Hero"})
 
