@@ -48,6 +48,35 @@ def test_present_and_absent_answers_come_back(pair):
     assert reader.read("ben", ["hero"]) == Known({}, ("hero",))
 
 
+@pytest.mark.parametrize(
+    ("age", "fresh"),
+    [(-5.5, None), (-5, True), (0, True), (59.5, True), (60, False), (599.5, False), (600.5, None)],
+)
+def test_freshness(pair, virtual, age, fresh):
+    """An answer is fresh for CACHE_TTL and usable for CACHE_STALE_TTL. An answer from the future isn't usable."""
+    writer, reader = pair
+    writer.write("ann", {"hero": HERO, "nope": None})
+    virtual.now += age
+    for look in (reader.peek, reader.read) if reader is writer else (reader.read, reader.peek):
+        answers, due = look("ann", ["hero", "nope"])
+        assert answers.keys() == (set() if fresh is None else {"hero", "nope"})
+        assert due == (() if fresh else ("hero", "nope"))
+
+
+def test_answers_of_several_moments(start, virtual):
+    """Each answer of a visitor has its own age. A new answer replaces the old answer for the same key."""
+    process = start()
+    for key, answer in (("hero", HERO), ("promo", PROMO), ("exit", None)):
+        process.keep("ann", {key: answer})
+        virtual.now += 30
+    answers, due = process.peek("ann", ["exit", "hero", "promo"])
+    assert answers.keys() == {"hero", "promo", "exit"}
+    assert due == ("hero", "promo")
+    process.keep("ann", {"hero": None, "promo": PROMO})
+    answers, due = process.peek("ann", ["exit", "hero", "promo"])
+    assert (answers["hero"], answers["promo"].payload, due) == (None, PROMO.payload, ())
+
+
 def test_visitors_share_answers(start, virtual):
     """Visitors with the same answers share one read-only mapping, whatever the order of names in the JSON."""
     again = Experience("hero", dict(reversed(HERO.payload.items())), HERO.experience_context)
