@@ -100,7 +100,8 @@ class OutboxCounter(models.Model):
 def hash_customer(customer_id: str, secret: str | bytes | None = None) -> str:
     """Return the hash that all events of one customer share. Its key comes from ``secret``, by default SECRET_KEY.
 
-    Nobody can confirm a guessed id without the key. The algorithm is SHA-256, because FIPS builds of Python have it.
+    An attacker can't confirm a guessed id without the key. The algorithm is SHA-256, because FIPS builds of Python have
+    it.
     """
     text = customer_id.encode("utf-8", "surrogatepass")
     return salted_hmac("moe_personalize.outbox", text, secret, algorithm="sha256").hexdigest()[:32]

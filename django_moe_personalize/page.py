@@ -228,8 +228,8 @@ class Page(RequestVisitor):
     def _drop(self) -> None:
         """Leave the fetches to other pages, and drop the answers and the impressions of the visitor before.
 
-        The page is for another visitor now, and may or may not show the old content. But a click has
-        happened, so it counts, unless the browser never gets the anonymous id.
+        The page is for another visitor now, and may or may not show the old content. But a click has happened, so it
+        counts, unless the browser never gets the anonymous id.
         """
         self.release()
         if not self.is_read and (request := self._request()) and "HTTP_AUTHORIZATION" in request.META:

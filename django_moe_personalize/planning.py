@@ -85,9 +85,7 @@ class RouteMemory:
         With more than MAX_ROUTES routes, the oldest route is forgotten. The same is true for the parts of routes.
         """
         route = get_route(request)
-        known = self.routes.get(route, ())
-        if known is None:
-            known = self.get_part(request, route)
+        known = self.get(request, route)
         if route is None or len(known) >= limit or set(known).issuperset(experience_keys):
             return
         with self._lock:
