@@ -126,7 +126,8 @@ class Loopback:
         """Close every connection, as a server does with idle ones."""
         for connection in list(self._open):
             with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+                # SSLSocket.shutdown() would also end TLS: the thread that serves would then read encrypted bytes.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
