@@ -15,8 +15,9 @@ window.GLOBAL = {};
 setTimeout(() => { GLOBAL.personalize = Object.fromEntries(methods.map((name) => [name, tell(name)])) }, DELAY);"""
 
 BODY = (
-    '{% experience "hero" as hero %}<button data-moe-click="buy">b</button><button data-moe-click="offer-1" id="o">o'
-    "</button><a href=\"{% click_url hero '/page' %}\">x</a>{% endexperience %}{% experience 'hero' %}y{% endexperience %}"
+    '{% experience "hero" as hero %}<button data-moe-click="buy">b</button>'
+    '<button data-moe-click="offer-1" id="o">o</button>'
+    "<a href=\"{% click_url hero '/page' %}\">x</a>{% endexperience %}{% experience 'hero' %}y{% endexperience %}"
 )
 
 
