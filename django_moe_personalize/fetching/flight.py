@@ -281,12 +281,12 @@ class Flight(Future[Experiences]):
                 self._deadline = Deadline(EXTRA_SECONDS)
                 result = client.finish_fetch(exchange, max(0.0, min(until - time.monotonic(), EXTRA_SECONDS)))
             if result is None and self._deadline.expired:
-                exchange.release()
+                exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
             raise
         except Exception as error:
-            tell_breaker(runtime, error)
+            tell_breaker(runtime, error, age=self._deadline.overdue)
             raise
         if result is not None:
             tell_breaker(runtime, None)

@@ -5,11 +5,13 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -72,11 +74,19 @@ def tunnel(exchange: Exchange) -> None:
 def watch_calls() -> Iterator[set[str]]:
     """Give a list that gets the names of all C functions that are called."""
     called: set[str] = set()
-    sys.setprofile(lambda _frame, event, argument: called.add(argument.__name__) if event == "c_call" else None)
+
+    def watch(_frame: object, event: str, argument: Any) -> None:
+        if event == "c_call":
+            called.add(argument.__name__)
+
+    # Threads that start from now on connect.
+    threading.setprofile(watch)
+    sys.setprofile(watch)
     try:
         yield called
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 # -- certificates
@@ -177,7 +187,7 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     with closing(RequestsTransport(server.url, verify=str(bundles[0]))) as transport:
         for is_resumed in (False, True, True):
             transport.send(FETCH, deadline=Deadline(LONG))
-            (connection,) = transport._idle
+            (connection,) = transport._pool.idle
             assert connection.sock.session_reused == is_resumed
             transport.close()
             sessions.append(sessions_of(bundles[0])["127.0.0.1"])
