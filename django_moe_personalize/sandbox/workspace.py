@@ -41,7 +41,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """One variation. ``payloads`` has the payload for each locale, and the default payload under ``""``."""
+    """One variation. ``name`` may be empty. ``payloads`` has the payload for each locale, and the default payload under ``""``."""
 
     variation_id: str
     name: str
@@ -304,7 +304,7 @@ def _read_audience(section: Section, shared: _Shared) -> Audience:
 def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Variation, ...]:
     """Return the variations, with ids from ``first`` on. Without "variations", "payload" is the only variation."""
     if "variations" not in section:
-        return (Variation(str(first), "A", 1.0, _read_payloads(section, shared)),)
+        return (Variation(str(first), "", 1.0, _read_payloads(section, shared)),)
     for name in ("payload", "locales"):
         if name in section:
             section.problems.add(section.at(name), 'cannot be next to "variations". Move it into a variation.')
@@ -312,7 +312,7 @@ def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Var
         section.problems.add(section.at("variations"), "must have at least one entry")
     variations = []
     for index, entry in enumerate(section.sections("variations", _VARIATION_FIELDS)):
-        name = entry.text("name", chr(ord("A") + index % 26))
+        name = entry.text("name", "")
         payloads = _read_payloads(entry, shared)
         variations.append(Variation(str(first + index), name, entry.weight("weight"), payloads))
     return tuple(variations)

@@ -284,7 +284,7 @@ def test_an_experience_needs_no_content_entries() -> None:
     )
     (content,) = workspace.definitions["a"].contents
     assert [(each.variation_id, each.name, each.weight) for each in content.variations] == [
-        ("1", "A", 1.0),
+        ("1", "", 1.0),
         ("2", "bold", 3.0),
     ]
     assert workspace.definitions["b"].contents[0].audience.name == 'Inline {"x": "1"}'
