@@ -24,7 +24,7 @@ from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_of_components, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
-from django_moe_personalize.conf.settings import load_backend, load_object
+from django_moe_personalize.conf.settings import is_test_run, load_backend, load_object
 from django_moe_personalize.delivery import thread
 from django_moe_personalize.fetching import shared
 
@@ -101,7 +101,8 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
     for name in client.find_missing_credentials(settings):
         number, where = CREDENTIALS[name]
         message = f"{SETTING} has {present if name in pair else ''}no {name}."
-        yield number, message, f'Set {SETTING}["{name}"], or {SETTING}_{name} in the environment. {where}'
+        hint = f'Set {SETTING}["{name}"], or {SETTING}_{name} in the environment. {where}'
+        yield number, message, f'{hint} To work without MoEngage, set {SETTING}["SANDBOX"] = True.'
 
 
 def check_paths(settings: Settings) -> Iterator[Message]:
@@ -215,7 +216,7 @@ def check_sandbox(settings: Settings) -> Iterator[Message]:
     """Yield W006 without DEBUG, E013 for a broken workspace file, W008 for a key that the workspace file lacks."""
     if not settings.enabled or not settings.sandbox:
         return
-    if not django_settings.DEBUG:
+    if not django_settings.DEBUG and not is_test_run():
         message = "DEBUG is off, but visitors get experiences from the sandbox instead of MoEngage."
         yield "W006", message, f'Set the credentials, and {SETTING}["SANDBOX"] = False.'
     if settings.base_url and settings.workspace_id:
