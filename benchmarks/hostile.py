@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ _HEAVY = 3_500
 
 
 def _wrap(payload: str, context: str = "{}") -> str:
+    if payload.startswith("{"):
+        payload = f'{{"Title":"Hi",{payload[1:]}'
     return f'{{"experiences":{{"KEY":{{"payload":{payload},"experience_context":{context}}}}}}}'
 
 
@@ -35,7 +38,7 @@ def _list(items: str) -> str:
 def _add_heavy(size: int) -> str:
     """Return an experience that is just small enough, beside experiences that are much too large."""
     offerings = ",".join(['{"offering_context":{"a":1}}'] * (_HEAVY // 3))
-    head = f'{{"experiences":{{"KEY":{{"payload":{{"a":[{offerings}]}}}},"other":{{"payload":{{"a":['
+    head = f'{{"experiences":{{"KEY":{{"payload":{{"Title":"Hi","a":[{offerings}]}}}},"other":{{"payload":{{"a":['
     return _fill("[" * 50 + "]" * 50, lambda items: head + items + "]}}}}", size)
 
 
@@ -60,7 +63,7 @@ BUILDERS: dict[str, Callable[[int], str]] = {
     "deeper than any": lambda size: _wrap("[" * (size // 2 - 100) + "]" * (size // 2 - 100)),
     "variables": lambda size: _fill('"v%d":{"value":"1","data_type":"number"}', lambda s: _wrap(f"{{{s}}}"), size),
     "the same name": lambda size: _fill('"v":1', lambda s: _wrap(f"{{{s}}}"), size),
-    "context": lambda size: _fill('"v%d":1', lambda s: _wrap("{}", f"{{{s}}}"), size),
+    "context": lambda size: _fill('"v%d":1', lambda s: _wrap('{"a":1}', f"{{{s}}}"), size),
     "offerings": lambda size: _fill('{"offering_context":{"a":1}}', _list, size),
     "offerings in a text": lambda size: _wrap(f'{{"a":"[{OFFERING * (size // len(OFFERING) - 3)}{OFFERING[:-1]}]"}}'),
     "JSON in a text": lambda size: _wrap(f'{{"a":{{"data_type":"json","value":"[{"{}," * (size // 3 - 50)}1]"}}}}'),
@@ -80,7 +83,8 @@ BUILDERS: dict[str, Callable[[int], str]] = {
 }
 
 
-def build(name: str, key: str, size: int = SIZE) -> bytes:
-    """Return the body with this name, at most ``size`` bytes long. Its experience has the key ``key``."""
-    text = BUILDERS[name](size - 100).replace('"KEY"', json.dumps(key))
+@functools.cache
+def build(name: str, key: str) -> bytes:
+    """Return the body with this name, just smaller than SIZE. Its experience has the key ``key``."""
+    text = BUILDERS[name](SIZE - 100).replace('"KEY"', json.dumps(key))
     return text.encode("ascii")
