@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -37,7 +36,7 @@ from django_moe_personalize.moengage.client import read_answer
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
-from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
@@ -83,11 +82,11 @@ class Flight(Future[Experiences]):
 
     def join(self, seconds: float) -> Experiences:
         """Wait at most ``seconds`` for the experiences. If they don't arrive in time, return the known experiences."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
         try:
-            return self.result(max(0.0, until - time.monotonic()))
+            return self.result(max(0.0, until - monotonic()))
         except TimeoutError:
             return self._abandon()
 
@@ -202,10 +201,10 @@ class Flight(Future[Experiences]):
 
     def _read(self, seconds: float) -> None:
         """Wait for the turn, then read. The wait and the read together take at most ``seconds``."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         if self._turn.acquire(timeout=seconds):
             try:
-                self._advance(max(0.0, until - time.monotonic()))
+                self._advance(max(0.0, until - monotonic()))
             finally:
                 self._turn.release()
 
@@ -271,13 +270,13 @@ class Flight(Future[Experiences]):
                     self._submit(self._open, response)
 
     def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
         try:
             response = exchange.receive(min(seconds, self._deadline.remaining() or 0.0))
             if response is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
-                response = exchange.receive(max(0.0, min(until - time.monotonic(), EXTRA_SECONDS)))
+                response = exchange.receive(max(0.0, min(until - monotonic(), EXTRA_SECONDS)))
             if response is None and self._deadline.expired:
                 exchange.release()
                 raise DeadlineExceeded("MoEngage did not answer in time")
@@ -332,7 +331,7 @@ class Flights:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
         key = question.visitor.digest, question.keys
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             flight = self._flights.get(key)
             if flight is not None and now < flight.until:
                 flight.is_followed = True
