@@ -49,7 +49,7 @@ def build_key(*parts: str) -> str:
 
 def get_many(keys: Iterable[str]) -> dict[str, Any]:
     """Return the entries of ``keys`` in the site's cache."""
-    return _use(lambda cache: cache.get_many(keys), {})
+    return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
 def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
@@ -102,7 +102,7 @@ def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
             return True
         # Some caches return a false value when they fail, such as django-redis with IGNORE_EXCEPTIONS.
         found = cache.get(key)
-        return not isinstance(found, str) or found == own
+        return found == own or not (isinstance(found, str) and found)
 
     return _use(claim_or_find, True)
 

@@ -60,6 +60,17 @@ def test_late_page_does_not_wait_for_a_late_vendor(brief, heard, read):
     assert heard == ["failure"]
 
 
+def test_stopped_clock_stops_no_flight(brief, heard, monkeypatch):
+    """A flight ends at its deadline, also in a test that has stopped Python's clocks."""
+    with brief.hold():
+        monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+        asked = Asked(VISITOR, KEYS)
+        assert asked.join(SOON) == {}
+        assert asked.flight.result(LONG) == {}
+    settle()
+    assert heard == ["failure"]
+
+
 @pytest.mark.parametrize("way", ["thread", "task", "released", "late-thread"])
 def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way):
     """The system buffers only the beginning of a long response. A late page, or a thread, reads the rest."""
