@@ -11,7 +11,6 @@ import atexit
 import signal
 import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -27,7 +26,7 @@ from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, start_thread
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import reset_runtimes
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
@@ -126,7 +125,7 @@ class ThreadDelivery(BaseDelivery):
             taken += 1
         self._queued += taken
         if before == 0:
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
         if before == 0 or before < self._batch_size <= len(queue):
             self._changed.notify_all()
         return taken
@@ -222,11 +221,11 @@ class ThreadDelivery(BaseDelivery):
                 self._changed.wait(wait if self._queue else None)
             number = count_fitting(self._queue, max_customers=self._batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
             return list(self._in_flight)
 
     def _seconds_until_due(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         at_once = self._flushing or self._exit is not None or len(self._queue) >= self._batch_size
         return max(now if at_once else self._due, self._not_before) - now
 
@@ -273,7 +272,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
-        self._not_before = time.monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
+        self._not_before = monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
 
 
 def runs_without_threads() -> bool:

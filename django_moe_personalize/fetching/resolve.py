@@ -14,7 +14,7 @@ from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
-from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
 from django_moe_personalize.runtime import Runtime, protect_transactions
 
 Experiences = Mapping[str, Experience]
@@ -96,9 +96,9 @@ def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> d
     # If CACHE_TTL is 0, an answer in the cache is never fresh.
     if not runtime.settings.cache_ttl or shared.claim(visitor, missing, left):
         return {}
-    until = time.monotonic() + left / 2
+    until = monotonic() + left / 2
     pause = 0.002
-    while time.monotonic() < until:
+    while monotonic() < until:
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
         found = get_cache(runtime).read(visitor, missing)

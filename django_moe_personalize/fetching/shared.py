@@ -21,6 +21,7 @@ from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
+from django_moe_personalize.moengage.types import draw_uuid
 from django_moe_personalize.runtime import Runtime, get_runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor import build_digest
 
@@ -48,7 +49,7 @@ def build_key(*parts: str) -> str:
 
 def get_many(keys: Iterable[str]) -> dict[str, Any]:
     """Return the entries of ``keys`` in the site's cache."""
-    return _use(lambda cache: cache.get_many(keys), {})
+    return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
 def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
@@ -94,8 +95,16 @@ def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
     """
     if not has_room():
         return True
-    key = build_key("claim", visitor, *experience_keys)
-    return _use(lambda cache: cache.add(key, 1, timeout=math.ceil(seconds)), True)
+    key, own = build_key("claim", visitor, *experience_keys), draw_uuid()
+
+    def claim_or_find(cache: BaseCache) -> bool:
+        if cache.add(key, own, timeout=math.ceil(seconds)):
+            return True
+        # Some caches return a false value when they fail, such as django-redis with IGNORE_EXCEPTIONS.
+        found = cache.get(key)
+        return found == own or not (isinstance(found, str) and found)
+
+    return _use(claim_or_find, True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:

@@ -12,7 +12,8 @@ from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenEr
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.http1 import HTTPExchange
-from django_moe_personalize.moengage.types import ExperiencesResult
+from django_moe_personalize.moengage.json_values import MAX_VALUES
+from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
@@ -110,6 +111,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
         tell_breaker(runtime, error, ticket)
         raise
     tell_breaker(runtime, None, ticket)
+    log_oversized(runtime, result)
     return result
 
 
@@ -139,3 +141,15 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> 
         breaker.success(ticket)
     else:
         breaker.failure(ticket)
+
+
+def log_oversized(runtime: Runtime, result: ExperiencesResult) -> None:
+    """Log, once for each key, which experiences are absent because the response has too many values."""
+    message = (
+        "Experience %r is too large: the experiences of one response may have %d JSON values (texts, numbers, lists, "
+        "objects) together. Pages show its default. Make its content smaller in MoEngage's dashboard."
+    )
+    for failure in result.failures:
+        if isinstance(failure, OversizedExperiences):
+            for key in failure.experience_keys:
+                runtime.log_once(("oversized", key), message, key, MAX_VALUES)

@@ -5,6 +5,8 @@ import logging
 import threading
 import time
 
+import pytest
+
 from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.thread import ThreadDelivery
@@ -39,8 +41,10 @@ def test_no_thread_before_the_first_event(build):
     assert all(thread.daemon for thread in senders())
 
 
-def test_events_leave_after_the_interval(build, vendor):
-    """Without a flush, recorded events are sent together a moment later."""
+@pytest.mark.parametrize("clock", [time.monotonic, lambda: 0.0], ids=["running", "stopped"])
+def test_events_leave_after_the_interval(build, vendor, monkeypatch, clock):
+    """Without a flush, recorded events are sent together a moment later, also if a test stops Python's clock."""
+    monkeypatch.setattr(time, "monotonic", clock)
     delivery = build(interval=0.05)
     events = make_events(3)
     delivery.record(events[:2])
