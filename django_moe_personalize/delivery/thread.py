@@ -198,8 +198,9 @@ class ThreadDelivery(BaseDelivery):
         with suppress(ConfigurationError):
             get_client(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
+        run = self._run if self.runtime is None else self.runtime.use()(self._run)
         with suppress(RuntimeError):
-            self._thread = start_thread(self._run, "moe-personalize-delivery")
+            self._thread = start_thread(run, "moe-personalize-delivery")
 
     def _run(self) -> None:
         while batch := self._next_batch():

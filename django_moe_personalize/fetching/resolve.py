@@ -134,7 +134,8 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
 def follow_up(question: Question, answer: Answer) -> None:
     """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due."""
     # An error isn't stored, so it overwrites no cached answer.
-    get_cache(question.runtime).write(question.visitor.digest, answer.learned)
+    with question.runtime.use():
+        get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
         # The circuit breaker logs these errors itself.

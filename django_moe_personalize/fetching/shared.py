@@ -21,8 +21,7 @@ from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
-from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
+from django_moe_personalize.runtime import Runtime, get_runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
@@ -40,9 +39,9 @@ MAX_SHARE: Final = 20
 """In a cache that deletes entries beyond MAX_ENTRIES, a topic takes at most this part (1 / 20) of the entries."""
 
 
-def build_key(*parts: str, settings: Settings | None = None) -> str:
+def build_key(*parts: str) -> str:
     """Return the cache key of ``parts`` in the configured workspace. The key is a keyed hash, so it hides the parts."""
-    settings = settings or get_settings()
+    settings = get_runtime().settings
     workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
     return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 
@@ -140,7 +139,7 @@ def read_notices(topic: str) -> list[dict[str, Any]]:
     """
     if not has_shared_cache():
         return []
-    cache = caches[get_settings().cache]
+    cache = caches[get_runtime().settings.cache]
     last = cache.get(build_key("count", f"notices/{topic}"), 0)
     places = _count_places(cache)
     keys = [build_key("notice", topic, str(number % places)) for number in range(last - places + 1, last + 1)]
@@ -156,7 +155,7 @@ def _count_places(cache: BaseCache) -> int:
 
 
 def _use(action: Callable[[BaseCache], T], fallback: T) -> T:
-    alias = get_settings().cache
+    alias = get_runtime().settings.cache
     try:
         # The cache may be a table of the site's database.
         with protect_transactions():

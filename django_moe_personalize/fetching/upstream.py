@@ -35,13 +35,25 @@ class Question(NamedTuple):
     is_page: bool = True
 
 
+class _RuntimePool(WorkerPool):
+    """A pool whose threads work for one runtime, even after new settings have replaced this runtime."""
+
+    def __init__(self, runtime: Runtime, max_workers: int, *, name: str) -> None:
+        super().__init__(max_workers, name=name)
+        self._runtime = runtime
+
+    def _work(self) -> None:
+        with self._runtime.use():
+            super()._work()
+
+
 @part
 def get_pool(runtime: Runtime) -> WorkerPool:
     """Return the threads that fetch for pages: at most MAX_CONCURRENT_FETCHES threads."""
-    return WorkerPool(runtime.settings.max_concurrent_fetches, name="moe-personalize-fetch")
+    return _RuntimePool(runtime, runtime.settings.max_concurrent_fetches, name="moe-personalize-fetch")
 
 
-class _Background(WorkerPool):
+class _Background(_RuntimePool):
     def _run(self, *job: Any) -> None:
         super()._run(*job)
         # The site's cache may use the database. Django closes connections only at the end of a request.
@@ -51,7 +63,7 @@ class _Background(WorkerPool):
 @part
 def get_background(runtime: Runtime) -> WorkerPool:
     """Return the one thread for work that no page waits for, such as reading the metadata."""
-    return _Background(1, name="moe-personalize-background")
+    return _Background(runtime, 1, name="moe-personalize-background")
 
 
 @part

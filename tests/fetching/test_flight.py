@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from django_moe_personalize import client
+from django_moe_personalize import client, runtime
 from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.client import PersonalizeClient
+from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Visitor
 from tests.conftest import settle
@@ -130,7 +131,8 @@ def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
     workspace = vendor.engine.workspace
     credentials = {"WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
     with override_personalize(BASE_URL=vendor.server.url, **credentials), monkeypatch.context() as alone:
-        alone.setattr(client.get_client, "_overrides", [])
+        alone.setattr(runtime, "_overrides", [])
+        reset_runtimes()
         for number in range(2):
             assert Asked(build_visitor(number), KEYS).join(LONG).keys() == {"hero-banner"}
         settle()
