@@ -28,14 +28,20 @@ from django_moe_personalize.fetching.resolve import (
     follow_up,
     leave_out_unavailable,
     log_bug,
-    log_error,
     resolve,
 )
 from django_moe_personalize.fetching.shared import has_room
-from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
+from django_moe_personalize.fetching.upstream import (
+    Question,
+    get_pool,
+    log_late_page,
+    offer_fetch,
+    start_call,
+    tell_breaker,
+)
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
-from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
@@ -130,7 +136,7 @@ class Flight(Future[Experiences]):
         """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
-        log_error(self.question.runtime, DeadlineExceeded("the page's deadline passed"))
+        log_late_page(self.question.runtime)
         self.release()
         return self.known
 
@@ -157,12 +163,7 @@ class Flight(Future[Experiences]):
             self._start_thread()
 
     def _submit(self) -> None:
-        pool = get_pool(self.question.runtime)
-        try:
-            pool.submit(self._run)
-        except PoolBusy as error:
-            message = "All threads that fetch are busy (%s), so pages show cached content or their defaults."
-            self.question.runtime.log_once("busy", message, error)
+        if not offer_fetch(self.question.runtime, self._run):
             get_flights(self.question.runtime).finish(self, self.known)
 
     def _run(self) -> None:
