@@ -26,6 +26,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor.identity import get_consent, get_identity
 
 MAX_BEACON_BYTES: Final = 16 * 1024
@@ -36,6 +37,9 @@ MAX_BEACON_PARTS: Final = 20
 
 MAX_REPORTS_A_MINUTE: Final = 120
 """The most beacons of one visitor that count, and the most clicks on links. The script sends one beacon a second."""
+
+MISSING_SDK: Final = ["missing", "web_sdk"]
+"""The report of a page that waited for MoEngage's Web SDK in vain. It has no token, because it names no visitor."""
 
 MAX_VISITORS_A_MINUTE: Final = 10_000
 """Visitors whose reports a process counts if the processes share no cache. One more visitor resets the counters."""
@@ -73,12 +77,16 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 def beacon(request: HttpRequest) -> HttpResponse:
     """Count the reports of a page: ``{"events": [[kind, token, element], …]}``. The response is always a 204.
 
-    ``kind`` is ``"impression"`` or ``"click"``. Only a click has an element. The body is JSON with any content type, or
+    ``kind`` is ``"impression"`` or ``"click"``. Only a click has an element. In the mode "web_sdk" the only report is
+    MISSING_SDK. The body is JSON with any content type, or
     a form with the list in its field ``events``. The beacon needs no CSRF token, because each report has a signed token
     of the visitor.
     """
     if request.headers.get("Sec-Fetch-Site") != "cross-site" and tracking.is_counted(request):
-        reports = [found for report in _read_reports(request) if (found := _read_report(report))]
+        listed = _read_reports(request)
+        if MISSING_SDK in listed:
+            _count_missing_sdk()
+        reports = [found for report in listed if (found := _read_report(report))]
         # The id is read once for all reports, because reading it may need a query.
         customer_id = _find_customer_id(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
@@ -155,6 +163,13 @@ def _find_customer_id(request: HttpRequest) -> str | None:
     consent = get_consent(request)
     identity = get_identity(request, consent) if consent.track else None
     return None if identity is None else identity.customer_id or None
+
+
+def _count_missing_sdk() -> None:
+    # The report has no token, so anyone can send it. The limit is that of the process, for all visitors together.
+    minute = int(time.time()) // 60
+    if get_settings().impressions == "web_sdk" and _count_alone(minute, "web_sdk") <= MAX_REPORTS_A_MINUTE:
+        get_watchdog().add_page_without_sdk()
 
 
 def _is_within_limit(kind: str, customer_id: str) -> bool:

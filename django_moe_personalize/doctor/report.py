@@ -12,17 +12,16 @@ from contextlib import suppress
 from typing import Any, Final
 
 from django.core.checks import ERROR
-from django.urls import get_resolver
-from django.views import View
 
-from django_moe_personalize.checks.settings import check_site, iterate_urls
+from django_moe_personalize.checks.experience_keys import find_keys
+from django_moe_personalize.checks.settings import check_site
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.doctor import site
 from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
-from django_moe_personalize.planning import KEYS_ATTRIBUTE, find_template_keys
+from django_moe_personalize.planning import find_template_keys
 from django_moe_personalize.resilience import WorkerPool
 
 SECONDS: Final = 5.0
@@ -106,22 +105,3 @@ def examine_scripts(settings: Settings, used: Collection[str]) -> Iterator[Findi
     if settings.impressions in ("visible", "web_sdk") and "personalize_scripts" not in used:
         what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
         yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
-
-
-def find_keys(settings: Settings) -> dict[str, str]:
-    """Return the keys in the settings and the views, each with the first place that names it."""
-    found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
-    # If ROOT_URLCONF has a mistake, Django's own checks report it.
-    with suppress(Exception):
-        for _, pattern in iterate_urls(get_resolver()):
-            view = getattr(pattern, "callback", None)
-            methods = [getattr(getattr(view, "view_class", None), name, None) for name in View.http_method_names]
-            for declared in [view, *methods]:
-                for key in getattr(declared, KEYS_ATTRIBUTE, ()):
-                    found.setdefault(key, f"the view {_name_view(declared)}")
-    return found
-
-
-def _name_view(view: Any) -> str:
-    named = getattr(view, "view_class", view)
-    return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__name__)}"

@@ -88,6 +88,9 @@ def examine_processes() -> Iterator[Finding]:
     healthy = Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")
     yield from list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC))) or [healthy]
     yield from _examine_watchdogs(shared.read_notices(watchdog.TOPIC))
+    if count := sum(int(notice["pages"]) for notice in shared.read_notices(watchdog.WEB_SDK_TOPIC)):
+        what = f"In the last hour, at least {count:,} pages waited for MoEngage's Web SDK, but it never came."
+        yield Finding("warning", what, watchdog.WEB_SDK_FIX)
 
 
 def _read_age(notice: dict[str, Any]) -> str:

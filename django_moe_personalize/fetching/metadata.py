@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
@@ -47,6 +47,8 @@ class MetadataStore:
             metadata = _read_rows(get_many([name]).get(name))
             if metadata is None:
                 metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)
+                # The sandbox in this process answers at once, and its workspace file may change.
+                ttl = ttl if get_engine.find(self._runtime) is None else 0
                 rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
                 set_many({name: rows}, timeout=ttl)
         self._statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
