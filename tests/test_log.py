@@ -61,7 +61,7 @@ def test_another_cause_within_an_outage(outage, caplog):
 
 
 def test_outage_that_comes_and_goes(outage, clock, caplog):
-    """An outage every ten seconds has few lines. They tell how many outages have none. After a quiet hour all is new."""
+    """An outage every ten seconds has few lines. They tell how many outages have no lines."""
     for _ in range(HOUR // 10):
         outage.fail("timeout", "Do this.")
         clock.now += 5

@@ -58,7 +58,7 @@ def test_template_of_another_engine(visit, upstream, settings):
         ((400, b'{"title": "Invalid Field Value", "description": "secret@example.com"}'), "gave no experiences"),
         (
             (401, b'{"title": "Authentication required", "description": ""}'),
-            "fetches fail (AuthenticationError: MoEngage answered 401: Authentication required). Pages",
+            "fail (AuthenticationError: MoEngage answered 401: ",
         ),
         ((403,), "content or their defaults. Check WORKSPACE_ID, API_KEY and DATA_CENTER."),
         ((429,), "answered 429, rate limited for 5 s). Pages show cached content or their defaults. Raise CACHE_TTL"),

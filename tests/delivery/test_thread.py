@@ -102,9 +102,7 @@ def test_wrong_credentials_pause_with_one_loud_line(build, vendor, caplog):
     delivery.record(make_events(4))
     assert delivery.flush(SOON) == DeliveryCounts(accepted=7, dropped={"overflow": 2}, pending=5)
     assert len(vendor.calls) == 1
-    assert [level for level, text in messages(caplog) if "Check WORKSPACE_ID, API_KEY and DATA_CENTER." in text] == [
-        "ERROR"
-    ]
+    assert [level for level, text in messages(caplog) if "Check WORKSPACE_ID" in text] == ["ERROR"]
 
 
 def test_a_pause_ends(build, vendor, caplog):
