@@ -310,7 +310,7 @@ def test_tls_goes_through_a_tunnel(scheme, tls_ends, serve):
     server = serve(echo, tls=tls_ends.context)
     proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
     proxies = {"https": f"{scheme}://me:pw@127.0.0.1:{proxy.port}"}
-    body = b" " * 500_000
+    body = b" " * 250_000
     with closing(RequestsTransport(server.url, proxies=proxies, verify=str(tls_ends.ca_file))) as transport:
         assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body
         exchange = transport.start(Request("POST", "/echo", body=b"two"))
