@@ -225,6 +225,7 @@ class ThreadDelivery(BaseDelivery):
             get_client(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
+            exits.start_lookup_thread()
             self._thread = start_thread(self._run, "moe-personalize-delivery")
 
     def _run(self) -> None:
