@@ -280,7 +280,7 @@ class Page(RequestVisitor):
             tracking.note_new_id(request)
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self._runtime)
             return ()
         return self._end(request, response)
 

@@ -8,10 +8,9 @@ that ends normally, as servers do on SIGTERM, first sends its remaining events. 
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 
 from django.db import close_old_connections
@@ -23,7 +22,7 @@ from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, start_thread
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -137,7 +136,7 @@ class ThreadDelivery(BaseDelivery):
             taken += 1
         self._queued += taken
         if before == 0:
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
         if before == 0 or before < self._batch_size <= len(queue):
             self._changed.notify_all()
         return taken
@@ -229,6 +228,10 @@ class ThreadDelivery(BaseDelivery):
             self._thread = start_thread(self._run, "moe-personalize-delivery")
 
     def _run(self) -> None:
+        with nullcontext() if self.runtime is None else self.runtime.use():
+            self._send_batches()
+
+    def _send_batches(self) -> None:
         while batch := self._next_batch():
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
             # Django closes dead connections only in the threads of requests. If the site's cache is its database,
@@ -250,11 +253,11 @@ class ThreadDelivery(BaseDelivery):
                 self._changed.wait(min(waits, default=None))
             number = count_fitting(self._queue, max_customers=self._batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
             return list(self._in_flight)
 
     def _seconds_until_due(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         at_once = self._flushing or self._exit is not None or len(self._queue) >= self._batch_size
         return max(now if at_once else self._due, self._not_before) - now
 
@@ -301,7 +304,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
-        self._not_before = time.monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
+        self._not_before = monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
 
 
 def runs_without_threads() -> bool:

@@ -1,10 +1,13 @@
 """Log an error if pages show an experience but no impression is recorded, or if no event is delivered.
 
+In the mode "web_sdk" the watchdog counts the pages that waited for MoEngage's Web SDK in vain.
+
 A page only adds to counters. A background thread runs the checks, and each process logs each error once.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -19,7 +22,7 @@ from django_moe_personalize.fetching.shared import NOTICE_SECONDS, build_key, ge
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, log_once, part
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
@@ -35,6 +38,20 @@ NEWCOMERS_TOPIC: Final = "newcomers"
 
 NEWCOMERS_SECONDS: Final = 900.0
 """The time between two notices of a process about new anonymous ids."""
+
+WEB_SDK_TOPIC: Final = "web-sdk"
+"""The topic of the notices about pages that waited for MoEngage's Web SDK in vain."""
+
+WEB_SDK_PAGES: Final = 10
+"""From this number on, these pages are an error in the log. Single pages may be those of an ad blocker."""
+
+WEB_SDK_SECONDS: Final = 60.0
+"""The time between two notices of a process about these pages."""
+
+WEB_SDK_FIX: Final = (
+    "Check that the template has MoEngage's loader, that IMPRESSIONS is right, and that the Content-Security-Policy "
+    "allows the scripts of cdn.moengage.com. If only some visitors are affected, their ad blocker is the reason."
+)
 
 STALLED_SECONDS: Final = 600.0
 """The time without a delivered event after which the watchdog logs an error."""
@@ -86,6 +103,8 @@ class Watchdog:
         # The time of the first check after that check. Infinity: there was no check after it.
         self._stalled_since = math.inf
         self._is_stalled = False
+        # The pages without the Web SDK in the current hour, the end of the hour, and the time of the next notice.
+        self._without_sdk, self._hour_ends_at, self._publish_sdk_at = 0, 0.0, 0.0
 
     def add_rendered_page(self, experiences: Iterable[Experience]) -> None:
         """Count a page that showed ``experiences``. Its visitor allows tracking and has an id."""
@@ -122,6 +141,19 @@ class Watchdog:
         if now >= self._publish_newcomers_at:
             self._publish_newcomers_at = now + NEWCOMERS_SECONDS
             get_background().offer(put_up_notice, NEWCOMERS_TOPIC, **get_newcomers().describe())
+
+    def add_page_without_sdk(self) -> None:
+        """Count a page that waited for MoEngage's Web SDK in vain. Any visitor can report such a page."""
+        now = self._clock()
+        if now >= self._hour_ends_at:
+            self._without_sdk, self._hour_ends_at = 0, now + NOTICE_SECONDS
+        self._without_sdk += 1
+        if self._without_sdk == WEB_SDK_PAGES:
+            message = "%d pages waited for MoEngage's Web SDK, but it never came, so they counted nothing. %s"
+            log_once("web_sdk", message, WEB_SDK_PAGES, WEB_SDK_FIX, level=logging.ERROR)
+        if now >= self._publish_sdk_at:
+            self._publish_sdk_at = now + WEB_SDK_SECONDS
+            get_background().offer(put_up_notice, WEB_SDK_TOPIC, pages=self._without_sdk)
 
     def _check_experience(self, rendered: _Rendered) -> None:
         now = self._clock()

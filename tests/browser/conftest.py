@@ -1,36 +1,71 @@
-"""Chromium, driven by Selenium and Debian's chromedriver, visits a real site that uses the sandbox."""
+"""Chromium and Firefox visit a real site that uses the sandbox. Its pages may use the libraries of package.json."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from selenium import webdriver
-from selenium.webdriver.common.by import By
 
 from django_moe_personalize.testing import override_experiences
+from tests.browser.bidi import Browser, BrowserError, Page, start
 from tests.browser.site import Site, serve
 
-WIDTH, HEIGHT = 800, 600
 EXPERIENCES = {name: {"Title": f"The {name}"} for name in ["hero", "promo", "offer", *(f"e{n}" for n in range(120))]}
+BOTH = pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True)
+"""Run a test in both browsers. Without this mark it runs in Chromium."""
 
 
 @pytest.fixture(scope="session")
-def driver() -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={WIDTH},{HEIGHT}"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chrome = webdriver.Chrome(options, webdriver.ChromeService("/usr/bin/chromedriver"))
-    try:
-        # WIDTH and HEIGHT are those of the viewport. The window also has a frame.
-        frame = chrome.execute_script("return [outerWidth - innerWidth, outerHeight - innerHeight]")
-        chrome.set_window_size(WIDTH + frame[0], HEIGHT + frame[1])
-        yield chrome
-    finally:
-        chrome.quit()
+def library() -> Callable[[str], str]:
+    """Return the text of a library's file, for example ``library("htmx.org/dist/htmx.js")``."""
+    folder = os.environ.get("NODE_MODULES")
+    if not folder:
+        pytest.skip("NODE_MODULES names no folder of npm packages: use tox, or see CONTRIBUTING.md.")
+    return lambda name: Path(folder, name).read_text()
+
+
+@pytest.fixture
+def run_axe(library: Callable[[str], str]) -> Callable[..., list[str]]:
+    """Return a function that lists the accessibility faults of the open page: rule, impact and elements."""
+
+    def run(page: Page, part: str = "html") -> list[str]:
+        if not page.run("return 'axe' in window"):
+            page.run(library("axe-core/axe.min.js"))
+        # axe-core has this rule of WCAG 2.2, but runs it only on demand.
+        options = {"rules": {"target-size": {"enabled": True}}, "resultTypes": ["violations"], "preload": False}
+        found = page.run("return axe.run(...arguments).then((results) => results.violations)", part, options)
+        return [f"{each['id']} ({each['impact']}): {[node['target'] for node in each['nodes']]}" for each in found]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def start_browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Browser]]:
+    """Return a function that starts a browser once a session."""
+    running: dict[str, Browser] = {}
+    with ExitStack() as stack:
+
+        def start_once(name: str) -> Browser:
+            if name not in running:
+                running[name] = stack.enter_context(start(name, tmp_path_factory.mktemp(name)))
+            return running[name]
+
+        yield start_once
+
+
+@pytest.fixture
+def browser(request: pytest.FixtureRequest, start_browser: Callable[[str], Browser]) -> Browser:
+    return start_browser(getattr(request, "param", "chromium"))
+
+
+@pytest.fixture
+def driver(browser: Browser) -> Iterator[Page]:
+    """Return a tab of a person whom no site knows, 800 pixels wide and 600 high."""
+    with browser.open_page() as page:
+        yield page
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +77,7 @@ def running_site() -> Iterator[Site]:
 class Visitor:
     """A person at the browser."""
 
-    def __init__(self, driver: webdriver.Chrome, site: Site) -> None:
+    def __init__(self, driver: Page, site: Site) -> None:
         self.driver = driver
         self.site = site
         self._stack = ExitStack()
@@ -62,7 +97,7 @@ class Visitor:
         self.driver.get(self.site.put("page", body, head='<script src="/script.js"></script>' if script else ""))
 
     def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
+        return self.driver.run(script, *arguments)
 
     def insert(self, piece: str) -> None:
         """Let a script put this piece of a template into the main element, as HTMX does."""
@@ -71,17 +106,20 @@ class Visitor:
             "return fetch('/piece').then((r) => r.text()).then((t) => { document.querySelector('main').innerHTML = t })"
         )
 
-    def click(self, selector: str) -> None:
-        self.driver.find_element(By.CSS_SELECTOR, selector).click()
+    def click(self, selector: str, **how: Any) -> None:
+        self.driver.click(selector, **how)
 
     def scroll(self, top: int) -> None:
         self.run("scrollTo({top: arguments[0], behavior: 'instant'})", top)
 
     def wait_until(self, is_true: Callable[[], object], seconds: float = 6) -> None:
-        """Wait until the condition is true, or fail."""
+        """Wait until the condition is true, or fail. Between two pages the browser refuses to run a script."""
         until = time.monotonic() + seconds
-        while not is_true():
-            assert time.monotonic() < until, f"{self.site.beacons}"
+        while True:
+            with suppress(BrowserError):
+                if is_true():
+                    return
+            assert time.monotonic() < until, f"{self.beacons} {self.impressions} {self.clicks}"
             time.sleep(0.02)
 
     @property
@@ -99,19 +137,14 @@ class Visitor:
         """The kinds of reports in each beacon so far."""
         return [[event[0] for event in events] for events in self.site.beacons]
 
-    def read_complaints(self) -> list[str]:
-        return [entry["message"] for entry in self.driver.get_log("browser")]
-
 
 @pytest.fixture
-def visitor(driver: webdriver.Chrome, running_site: Site, settings: Any) -> Iterator[Visitor]:
+def visitor(driver: Page, running_site: Site, settings: Any) -> Iterator[Visitor]:
     """Return a new visitor. The console must stay empty."""
     settings.ALLOWED_HOSTS = ["127.0.0.1"]
     running_site.clear()
-    driver.delete_all_cookies()
     person = Visitor(driver, running_site)
-    person.read_complaints()
     yield person
-    complaints = person.read_complaints()
+    complaints = driver.read_complaints()
     person.close()
     assert complaints == []

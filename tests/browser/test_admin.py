@@ -39,14 +39,7 @@ def test_the_list_fits_the_window(driver, staff, tmp_path, width):  # noqa: F811
         '<div class="main', '<div class="main shifted'
     )
     (tmp_path / "list.html").write_text(page)
-    driver.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride",
-        {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500},
-    )
-    try:
-        driver.get((tmp_path / "list.html").as_uri())
-        overflow = "return [...document.querySelectorAll('html, .results')].map(e => e.scrollWidth - e.clientWidth)"
-        assert driver.execute_script(overflow) == [0, 0]
-    finally:
-        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        driver.get("about:blank")
+    driver.resize(width, 900)
+    driver.get((tmp_path / "list.html").as_uri())
+    overflow = "return [...document.querySelectorAll('html, .results')].map(e => e.scrollWidth - e.clientWidth)"
+    assert driver.run(overflow) == [0, 0]

@@ -3,9 +3,6 @@
 import time
 
 import pytest
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
 
 pytestmark = pytest.mark.urls("tests.browser.site")
 
@@ -40,12 +37,11 @@ def test_second_click_counts_nothing(visitor):
     visitor.wait_until(lambda: len(visitor.clicks) == 2)
 
 
-@pytest.mark.parametrize("place", ["span", "svg", "rect", Keys.ENTER])
+@pytest.mark.parametrize("place", ["span", "svg", "rect", "Enter"])
 def test_click_on_a_child_or_with_the_keyboard(visitor, place):
     """A click on text or a picture inside the button, or the Enter key, is a click on the button."""
     visitor.open(BUTTON)
-    button = visitor.driver.find_element(By.TAG_NAME, "button")
-    button.send_keys(place) if place == Keys.ENTER else visitor.click(place)
+    visitor.driver.press("Enter", "button") if place == "Enter" else visitor.click(place)
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 
@@ -103,7 +99,7 @@ def test_page_that_stops_the_event(visitor):
     stop = "(event) => { event.stopImmediatePropagation(); event.target.remove(); }"
     listen = f"document.querySelector('button').addEventListener('click', {stop})"
     visitor.open(BUTTON, script=f"addEventListener('DOMContentLoaded', () => {listen})")
-    ActionChains(visitor.driver).click(visitor.driver.find_element(By.TAG_NAME, "button")).perform()
+    visitor.click("button")
     visitor.wait_until(lambda: visitor.clicks == [("hero", "buy")])
 
 

@@ -209,21 +209,17 @@ def test_script_loaded_twice(visitor):
 def test_hidden_tab(visitor):
     """A hidden tab counts nothing. When it is shown again, the second starts again."""
     visitor.open(experience("hero"), impressions="visible")
-    page = visitor.driver.current_window_handle
     time.sleep(0.6)
-    visitor.driver.switch_to.new_window("tab")
-    other = visitor.driver.current_window_handle
+    other = visitor.driver.open_tab()
     time.sleep(2.5)
     assert visitor.beacons == []
-    visitor.driver.switch_to.window(page)
+    visitor.driver.activate()
     assert visitor.run("return document.hidden") is False
     time.sleep(0.6)
     assert visitor.beacons == []
     assert visitor.run("return Object.keys(document.moeSent)") == []
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
-    visitor.driver.switch_to.window(other)
-    visitor.driver.close()
-    visitor.driver.switch_to.window(page)
+    other.close()
 
 
 def test_hidden_document(visitor):

@@ -16,9 +16,10 @@ from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
 from django_moe_personalize.models import OutboxEvent
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.tracking.watchdog import TOPIC
+from django_moe_personalize.tracking.watchdog import TOPIC, WEB_SDK_TOPIC
 from tests.delivery.conftest import without_table
 from tests.doctor.conftest import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.pages import BROWSER
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
@@ -98,9 +99,11 @@ def test_processes_that_were_stopped(shared_cache, state, reason, words):
 
 
 def test_missing_impressions_and_stalled_delivery(shared_cache):
-    """The notices of the watchdogs are problems."""
+    """The notices of the watchdogs are problems. Pages without MoEngage's Web SDK may be those of an ad blocker."""
     put_up_notice(TOPIC, missed={"hero": 300}, stalled=True)
+    put_up_notice(WEB_SDK_TOPIC, pages=12)
     found = diagnose()
+    assert find("at least 12 pages waited for MoEngage's Web SDK, but it never came. Check that", found)[0] == "warning"
     assert find("At least 300 pages showed experience 'hero', but no impression", found)[0] == "problem"
     assert find(f":{os.getpid()} recorded events, but ", found)[0] == "problem"
 
@@ -122,7 +125,7 @@ def test_new_visitors(client, upstream, setting, visits, state, words):
             client.cookies.clear()
             client.get("/tags/")
         client.get("/tags/")
-        for agent in ("Googlebot", "Mozilla/5.0"):
+        for agent in ("Googlebot", BROWSER):
             client.cookies.clear()
             client.get("/tags/" if agent == "Googlebot" else "/prefetching/", headers={"User-Agent": agent})
         assert find(words.format("new anonymous ids in a sample"))[0] == state

@@ -16,6 +16,7 @@ from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import Token, read_token, tokens
+from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor.identity import read_anonymous_cookie
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
@@ -49,7 +50,7 @@ def customer_id(shown, visit):
 @pytest.fixture
 def token(customer_id):
     """Return the token of a mark of this visitor, for the elements ``buy`` and ``""``."""
-    event = Event(Action.SHOWN, customer_id, {**CONTEXT, "offerings": [{"moe_offering_id": "1"}]}, int(time.time()))
+    event = Event(Action.SHOWN, customer_id, {**CONTEXT, "moe_offering_ids": "1"}, int(time.time()))
     return Token.build(event, elements=("buy", ""))
 
 
@@ -77,7 +78,19 @@ def test_beacon_counts_an_impression_and_a_click(shown, visit, token):
     assert count(shown) == (1, 2)
     elements = {entry.element: entry for entry in shown.engine.ledger.entries() if entry.action == Action.CLICKED.value}
     assert elements.keys() == {"buy", ""}
-    assert "offerings" not in elements["buy"].attributes
+    assert "moe_offering_ids" not in elements["buy"].attributes
+
+
+@pytest.mark.parametrize(
+    ("mode", "agent", "counted"), [("web_sdk", "", 2), ("visible", "", 0), ("web_sdk", "Googlebot", 0)]
+)
+def test_page_without_the_web_sdk(visit, monkeypatch, mode, agent, counted):
+    """A page reports to the watchdog, up to the limit of the process. No visitor has to be known."""
+    monkeypatch.setattr(views, "MAX_REPORTS_A_MINUTE", 2)
+    with override_personalize(IMPRESSIONS=mode):
+        for body in (["missing", "web_sdk"], ["missing", "web_sdk"], ["missing"], ["missing", "web_sdk"]):
+            send(visit, body, ["missing", "web_sdk", "x"], headers={"User-Agent": agent})
+        assert get_watchdog()._without_sdk == counted
 
 
 def test_replay_counts_nothing(shown, visit, token):

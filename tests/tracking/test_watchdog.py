@@ -14,8 +14,16 @@ from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.tracking.watchdog import MAX_EXPERIENCES, NEWCOMERS_TOPIC, TOPIC, Watchdog, get_watchdog
+from django_moe_personalize.tracking.watchdog import (
+    MAX_EXPERIENCES,
+    NEWCOMERS_TOPIC,
+    TOPIC,
+    WEB_SDK_TOPIC,
+    Watchdog,
+    get_watchdog,
+)
 from tests.conftest import settle
+from tests.pages import BROWSER
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
 from tests.virtual_time import Clock
 
@@ -108,6 +116,18 @@ def test_notice_of_new_ids(shared, watchdog, clock):
         watchdog.add_new_id(f"anon-{clock.now}")
         settle()
         assert [len(notice["given"]) for notice in read_notices(NEWCOMERS_TOPIC)] == given
+
+
+def test_pages_without_the_web_sdk(shared, watchdog, clock, caplog):
+    """The tenth page within an hour is an error in the log. Once a minute the doctor gets the count of this hour."""
+    for after, pages in [(0, 1), (1, 1), *[(7, 1)] * 8, (60, 11), (3600, 1), *[(1, 1)] * 20]:
+        clock.now += after
+        watchdog.add_page_without_sdk()
+        settle()
+        [notice] = read_notices(WEB_SDK_TOPIC)
+        assert notice["pages"] == pages
+    [error] = caplog.messages
+    assert error.startswith("10 pages waited for MoEngage's Web SDK, but it never came, so they counted nothing. Check")
 
 
 @pytest.mark.parametrize("mode", ["web_sdk", "manual"])
@@ -220,10 +240,10 @@ def test_pages_that_are_watched(upstream, options, pages):
     """Only a page that shows experiences to a person who may be counted: no robot, no error page, no HEAD."""
     with override_personalize(**options):
         for method, path, agent in (
-            ("get", "/tags/", "Mozilla/5.0"),
+            ("get", "/tags/", BROWSER),
             ("get", "/tags/", "Googlebot"),
-            ("head", "/tags/", "Mozilla/5.0"),
-            ("get", "/missing/", "Mozilla/5.0"),
+            ("head", "/tags/", BROWSER),
+            ("get", "/missing/", BROWSER),
         ):
             getattr(Client(), method)(path, headers={"User-Agent": agent})
         rendered = {key: rendered.pages for key, rendered in get_watchdog()._rendered.items()}
