@@ -72,7 +72,8 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
         host = str(urlsplit(settings.base_url).hostname)
         yield Finding("problem", *(_explain_answer(error) or _explain_silence(error, host, seconds)))
     if abs(skews[-1]) > MAX_SKEW:
-        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
+        ahead = "ahead of" if skews[-1] > 0 else "behind"
+        what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
         yield Finding("warning", what, "Synchronize the clock with NTP.")
     client.close()
 
