@@ -12,7 +12,7 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
-from django_moe_personalize.delivery.sending import Outcome, send, split_withdrawn
+from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Event
@@ -69,6 +69,7 @@ class BaseDelivery:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
         self._health = "working"
+        self._has_wrong_clock = False
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -149,6 +150,9 @@ class BaseDelivery:
         if health != self._health:
             _log_health(health, outcome.error)
         self._health = health
+        if (is_wrong := abs(outcome.skew) > MAX_SKEW) != self._has_wrong_clock:
+            _log_clock(outcome.skew)
+        self._has_wrong_clock = is_wrong
         return outcome
 
     def count_outcome(self, outcome: Outcome) -> None:
@@ -170,6 +174,17 @@ class BaseDelivery:
             self._count(reason, count)
             with protect_transactions():
                 events_dropped.send_robust(sender=type(self), count=count, reason=reason)
+
+
+def _log_clock(skew: float) -> None:
+    if abs(skew) <= MAX_SKEW:
+        logger.warning("This machine's clock agrees with MoEngage's again")
+    else:
+        message = (
+            "This machine's clock is %.0f s %s MoEngage's, so the times of events are wrong. Events in MoEngage's "
+            "future get the time of their sending, and none is lost. Synchronize the clock with NTP"
+        )
+        logger.warning(message, abs(skew), "ahead of" if skew > 0 else "behind")
 
 
 def _log_health(health: str, error: Exception | None) -> None:

@@ -278,12 +278,12 @@ class Flight(Future[Experiences]):
                 self._deadline = Deadline(EXTRA_SECONDS)
                 response = exchange.receive(max(0.0, min(until - monotonic(), EXTRA_SECONDS)))
             if response is None and self._deadline.expired:
-                exchange.release()
+                exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
             raise
         except Exception as error:
-            tell_breaker(self.question.runtime, error)
+            tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
             raise
         return response
 

@@ -8,10 +8,16 @@ from typing import Any, NamedTuple
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
+from django_moe_personalize.exceptions import (
+    AuthenticationError,
+    CircuitOpenError,
+    DeadlineExceeded,
+    RateLimitedError,
+    ResponseError,
+)
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import logger
-from django_moe_personalize.moengage.http1 import HTTPExchange
+from django_moe_personalize.moengage.http1 import HTTPExchange, StillConnecting
 from django_moe_personalize.moengage.json_values import MAX_VALUES
 from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
@@ -21,6 +27,9 @@ from django_moe_personalize.visitor import Visitor
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
+
+CONNECT_SECONDS = 10.0
+"""How long a probe waits for a connection. No page waits for the probe, so the page's deadline is for the call alone."""
 
 BREAKER_TOPIC = "breaker"
 """The topic of the notices in which each process publishes its breaker's state. ``moe_doctor`` reads the notices."""
@@ -95,6 +104,9 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
     """
     runtime, visitor = question.runtime, question.visitor
     client, breaker = get_client(runtime), get_breaker(runtime)
+    if question.deadline.expired:
+        # The site's cache took all the time, so the breaker isn't told.
+        raise DeadlineExceeded("no time was left to ask MoEngage")
     if not ticket and not breaker.allow():
         ticket = 0 if question.is_page else breaker.claim_probe()
         if not ticket:
@@ -108,11 +120,21 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
             deadline=question.deadline,
         )
     except Exception as error:
-        tell_breaker(runtime, error, ticket)
+        tell_breaker(runtime, error, ticket, age=question.deadline.overdue)
         raise
     tell_breaker(runtime, None, ticket)
     log_oversized(runtime, result)
     return result
+
+
+def connect(runtime: Runtime, ticket: int) -> None:
+    """Open a connection for the probe with this ticket, unless one is idle. Raises APIError."""
+    client = get_client(runtime)
+    try:
+        client.connect(deadline=Deadline(CONNECT_SECONDS))
+    except Exception as error:
+        tell_breaker(runtime, error, ticket)
+        raise
 
 
 def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None:
@@ -129,9 +151,15 @@ def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None
     )
 
 
-def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> None:
-    """Tell the breaker how a call ended. ``error`` is ``None`` after a usable response."""
+def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, age: float = 0.0) -> None:
+    """Tell the breaker how a call ended. ``error`` is ``None`` after a usable response.
+
+    ``age``: how many seconds ago the call's deadline passed.
+    """
     breaker = get_breaker(runtime)
+    if isinstance(error, StillConnecting) and error.is_early and not ticket:
+        # The connection may be open soon.
+        return
     if isinstance(error, RateLimitedError):
         breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
     elif error is None or (
@@ -140,7 +168,7 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> 
     ):
         breaker.success(ticket)
     else:
-        breaker.failure(ticket)
+        breaker.failure(ticket, age=age)
 
 
 def log_oversized(runtime: Runtime, result: ExperiencesResult) -> None:

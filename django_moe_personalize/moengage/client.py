@@ -72,7 +72,8 @@ class Transport(Protocol):
 
     A transport may also have the method ``start(request) -> HTTPExchange | None``. ``start`` sends the request on
     an open connection and returns immediately, so that a page can read the response later. Without an open connection,
-    ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``.
+    ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``. A transport may also have
+    ``connect(deadline=…)``, which opens a connection for the next call.
     """
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
@@ -192,6 +193,11 @@ class PersonalizeClient:
         response = self._transport.send(request, deadline=deadline)
         self.clock.learn(response.headers, sent_at)
         return response
+
+    def connect(self, *, deadline: Deadline) -> None:
+        """Open a connection for the next call, unless one is idle. Raises TransportError if that fails."""
+        if (connect := getattr(self._transport, "connect", None)) is not None:
+            connect(deadline=deadline)
 
     def close(self) -> None:
         """Close the connections. The client stays usable."""

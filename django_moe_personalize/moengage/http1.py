@@ -11,6 +11,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -89,11 +90,26 @@ class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
 
 
+class StillConnecting(DeadlineExceeded):
+    """The call's time was over before its connection was open. The attempt to connect goes on, for the next call.
+
+    ``attempt`` is the future of the attempt. ``is_early``: the attempt is new, so the error says little about MoEngage.
+    """
+
+    # A slot, because a future can't be copied or pickled, and __reduce__() copies __dict__.
+    __slots__ = ("attempt",)
+
+    def __init__(self, message: str, attempt: Future[None] | None = None, *, is_early: bool = False) -> None:
+        super().__init__(message)
+        self.attempt = attempt
+        self.is_early = is_early
+
+
 class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
     When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. ``was_idle``: the socket has carried a request before. ``peer`` names the
+    the socket can carry another request. ``abandon()`` calls ``end(False, exchange)`` before. ``was_idle``: the socket has carried a request before. ``peer`` names the
     server in error messages. ``has_body`` is false for the response to CONNECT. Not thread-safe.
     """
 
@@ -102,14 +118,14 @@ class HTTPExchange:
     def __init__(
         self,
         sock: socket.socket,
-        end: Callable[[bool], object],
+        end: Callable[..., object],
         *,
         was_idle: bool = False,
         peer: str = "MoEngage",
         has_body: bool = True,
     ) -> None:
         self._sock = sock
-        self._end: Callable[[bool], object] | None = end
+        self._end: Callable[..., object] | None = end
         self._was_idle = was_idle
         self._peer = peer
         self._received = bytearray()
@@ -130,6 +146,11 @@ class HTTPExchange:
         end, self._end = self._end, None
         if end is not None:
             end(is_reusable)
+
+    def abandon(self) -> None:
+        """Let ``end`` read the rest of a late response, so that the connection may stay open. Call nothing after this."""
+        if self._end is not None:
+            self._end(False, self)
 
     def send(self, data: memoryview, seconds: float) -> None:
         """Write the request within ``seconds``. After an error, closes the connection and raises TransportError."""
@@ -194,8 +215,13 @@ class HTTPExchange:
         return describe_failure(error, self._peer)
 
 
-def describe_failure(error: Exception, peer: str, kind: type[TransportError] = TransportError) -> APIError:
-    """Return this package's error for an error of the socket, of TLS or of urllib3.
+def describe_failure(
+    error: Exception,
+    peer: str,
+    kind: type[TransportError] = TransportError,
+    late: type[TransportError] = DeadlineExceeded,
+) -> APIError:
+    """Return this package's error for an error of the socket, of TLS or of urllib3: ``late`` for a timeout, or ``kind``.
 
     ``peer`` names the server or the proxy. An OSError becomes the cause, without its traceback: error reports print
     the local variables in the traceback, and these variables contain secrets.
@@ -203,7 +229,7 @@ def describe_failure(error: Exception, peer: str, kind: type[TransportError] = T
     if isinstance(error, APIError):
         return error.with_traceback(None)
     if isinstance(error, _NOT_YET):
-        failure: TransportError = DeadlineExceeded(f"{peer} did not answer in time")
+        failure = late(f"{peer} did not answer in time")
     elif isinstance(error, ssl.SSLCertVerificationError):
         failure = kind(f"{peer}'s certificate was refused: {error.verify_message}")
     else:

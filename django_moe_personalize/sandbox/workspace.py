@@ -41,7 +41,7 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """One variation. ``name`` may be empty. ``payloads`` has the payload for each locale, and the default payload under ``""``."""
+    """One variation. ``payloads`` has the payload for each locale, and the default payload under ``""``."""
 
     variation_id: str
     name: str

@@ -5,11 +5,13 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -72,11 +74,19 @@ def tunnel(exchange: Exchange) -> None:
 def watch_calls() -> Iterator[set[str]]:
     """Give a list that gets the names of all C functions that are called."""
     called: set[str] = set()
-    sys.setprofile(lambda _frame, event, argument: called.add(argument.__name__) if event == "c_call" else None)
+
+    def watch(_frame: object, event: str, argument: Any) -> None:
+        if event == "c_call":
+            called.add(argument.__name__)
+
+    # Threads that start from now on connect.
+    threading.setprofile(watch)
+    sys.setprofile(watch)
     try:
         yield called
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 # -- certificates
@@ -177,7 +187,7 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     with closing(RequestsTransport(server.url, verify=str(bundles[0]))) as transport:
         for is_resumed in (False, True, True):
             transport.send(FETCH, deadline=Deadline(LONG))
-            (connection,) = transport._idle
+            (connection,) = transport._pool.idle
             assert connection.sock.session_reused == is_resumed
             transport.close()
             sessions.append(sessions_of(bundles[0])["127.0.0.1"])
@@ -346,22 +356,107 @@ def test_proxy_of_another_kind_is_refused(proxy):
 # -- addresses
 
 
-def test_addresses_share_the_time(monkeypatch, serve):
-    """A silent address, such as a broken IPv6 address, leaves time for the next address."""
-    server = serve(echo)
-    look_up, connect, shares = socket.getaddrinfo, connections.create_connection, []
+@contextmanager
+def fill(host: str, port: int) -> Iterator[None]:
+    """Listen and accept no connection: the backlog is full, so connecting hangs."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server((host, port), backlog=0))
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield
 
-    def find_three(host: str, *args: object, **options: object) -> list[object]:
-        hosts = ["127.0.0.3", "127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
-        return [row for host in hosts for row in look_up(host, *args, **options)]
 
-    def connect_to_last(address: tuple[str, int], seconds: float, **options: object) -> socket.socket:
-        shares.append(round(seconds, -1))
-        if address[0] != "127.0.0.1":
-            raise TimeoutError("silent")
+BAD: dict[str, tuple[str, Callable[[str, int], AbstractContextManager[object]]]] = {
+    "silent": ("127.0.0.2", fill),
+    "silent-in-tls": ("127.0.0.3", lambda host, port: socket.create_server((host, port))),
+    "refused": ("127.0.0.4", lambda host, port: nullcontext()),
+    "no-route": ("2001:db8::1", lambda host, port: nullcontext()),
+}
+
+
+@pytest.fixture
+def resolve(monkeypatch):
+    """Return a function that sets the addresses of localhost. The list that it returns gets each address that is tried."""
+    look_up, connect = socket.getaddrinfo, connections.create_connection
+    tried: list[str] = []
+
+    def try_address(address: tuple[str, int], seconds: float, **options: object) -> socket.socket:
+        tried.append(address[0])
         return connect(address, seconds, **options)
 
-    monkeypatch.setattr(socket, "getaddrinfo", find_three)
-    monkeypatch.setattr(connections, "create_connection", connect_to_last)
-    assert send(f"http://localhost:{server.port}", seconds=600.0, timeout=600.0, connect_timeout=600.0).status == 200
-    assert shares == [200.0, 300.0, 600.0]
+    def resolve(*addresses: str) -> list[str]:
+        def find(host: str, *args: object, **options: object) -> list[object]:
+            hosts = addresses if host == "localhost" else [host]
+            return [row for host in hosts for row in look_up(host, *args, **options)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", find)
+        return tried
+
+    monkeypatch.setattr(connections, "create_connection", try_address)
+    return resolve
+
+
+@pytest.mark.parametrize("bad", [["silent"], ["silent-in-tls"], ["refused"], ["no-route"], ["silent", "refused"], [*BAD]])
+def test_bad_address_costs_one_page(bad, resolve, tls_ends, serve):
+    """The next address is tried soon, and from then on first. The order of the addresses in DNS doesn't matter."""
+    server = serve(echo, tls=tls_ends.build_context("localhost"))
+    addresses = [BAD[kind][0] for kind in bad]
+    tried = resolve(*addresses, "127.0.0.1")
+    with ExitStack() as stack:
+        for kind in bad:
+            host, start = BAD[kind]
+            stack.enter_context(start(host, server.port))
+        options = {"verify": str(tls_ends.ca_file), "connect_timeout": LONG}
+        transport = stack.enter_context(closing(RequestsTransport(f"https://localhost:{server.port}", **options)))
+        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
+        assert {*tried} == {*addresses, "127.0.0.1"}
+        transport.close()
+        tried.clear()
+        resolve("127.0.0.1", *addresses)
+        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
+        transport.close()
+        resolve(*addresses, "127.0.0.1")
+        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
+        assert tried == ["127.0.0.1"] * 2
+
+
+def test_all_addresses_are_bad(resolve):
+    """The error is that of the last address."""
+    port = find_closed_port()
+    tried = resolve("127.0.0.4", "127.0.0.1")
+    with pytest.raises(TransportError, match="ConnectionRefusedError"):
+        send(f"http://localhost:{port}")
+    assert tried == ["127.0.0.4", "127.0.0.1"]
+
+
+def test_families_take_turns(resolve):
+    """Several IPv6 addresses without a route don't hold up IPv4."""
+    resolve("2001:db8::1", "2001:db8::2", "127.0.0.2", "127.0.0.1")
+    connector = connections.Connector("http://localhost:80", "")
+    assert connector.look_up() == ["2001:db8::1", "127.0.0.2", "2001:db8::2", "127.0.0.1"]
+
+
+def test_address_that_falls_silent(resolve, serve):
+    """After a call without a response, the next call tries another address first, and after two no old connection."""
+    good, port = serve(echo), 0
+    port = good.port
+    bad = Loopback(lambda exchange: exchange.reply(b"") if exchange.received.method == "GET" else exchange.hang())
+    bad._listener.close()
+    bad._listener = socket.create_server(("127.0.0.2", port))
+    bad._host = "127.0.0.2"
+    tried = resolve("127.0.0.2", "127.0.0.1")
+    with bad, closing(RequestsTransport(f"http://localhost:{port}")) as transport:
+        started = []
+        for _ in range(4):
+            connection = transport._pool.wait(LONG, is_new=True)
+            started.append(connection)
+        for connection in started:
+            transport._pool.give_back(connection, transport._pool.idle, is_reusable=True)
+        assert tried == ["127.0.0.2"] * 4
+        for _ in range(2):
+            with pytest.raises(DeadlineExceeded):
+                transport.send(FETCH, deadline=Deadline(SOON))
+        assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body
+        assert tried[4:] == ["127.0.0.1"]

@@ -7,22 +7,18 @@ const summary = panel.querySelector("summary");
 const switches = document.getElementById("switches");
 const isDocked = matchMedia("(min-width: 62rem)");
 
-// Below this width the open panel is at the end of the page, and its title stays at the bottom of the window.
-new ResizeObserver(() => {
-  panel.style.setProperty("--body-height", `${panel.offsetHeight - summary.offsetHeight}px`);
-}).observe(panel);
-
 panel.addEventListener("toggle", () => {
   document.cookie = `panel=${panel.open ? "open" : "closed"}; path=/; max-age=31536000; samesite=lax`;
 });
 
+// In a narrow window the open panel is at the end of the page: its title leads there, and then closes the panel.
 summary.addEventListener("click", (event) => {
-  const isBelow = panel.getBoundingClientRect().bottom > innerHeight + 1;
-  if (panel.open && isBelow && !isDocked.matches) {
+  if (isDocked.matches) return;
+  if (!panel.open) {
+    panel.addEventListener("toggle", () => panel.scrollIntoView(), { once: true });
+  } else if (switches.getBoundingClientRect().top > innerHeight - summary.offsetHeight) {
     event.preventDefault();
     panel.scrollIntoView();
-  } else if (!panel.open && !isDocked.matches) {
-    panel.addEventListener("toggle", () => panel.scrollIntoView(), { once: true });
   }
 });
 
