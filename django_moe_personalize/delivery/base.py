@@ -181,8 +181,8 @@ def _log_clock(skew: float) -> None:
         logger.warning("This machine's clock agrees with MoEngage's again")
     else:
         message = (
-            "This machine's clock is %.0f s %s MoEngage's, so the times of events are wrong. Events in MoEngage's "
-            "future get the time of their sending, and none is lost. Synchronize the clock with NTP"
+            "This machine's clock is about %.0f s %s MoEngage's, so the times of events are wrong. No event is lost: "
+            "an event from the future gets the time of its sending. Synchronize the clock with NTP"
         )
         logger.warning(message, abs(skew), "ahead of" if skew > 0 else "behind")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, Final, Protocol, TypeVar
@@ -46,7 +45,7 @@ from django_moe_personalize.moengage.types import (
     OversizedExperiences,
     find_offerings,
 )
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, monotonic
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
 """Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
@@ -189,7 +188,7 @@ class PersonalizeClient:
         return _read(self._send(request, deadline), _read_acceptance)
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
-        sent_at = time.time()
+        sent_at = monotonic()
         response = self._transport.send(request, deadline=deadline)
         self.clock.learn(response.headers, sent_at)
         return response
