@@ -192,13 +192,12 @@ def test_experience_counts_once_a_page(render, shown):
 
 
 def test_only_experiences_with_clickable_elements_have_marks(render):
-    """The marks are empty template elements before and after the body."""
+    """The mark is an attribute of the first element, and a comment ends the experience."""
     page = render(
         '{% experience "hero" %}<b>x</b>{% endexperience %}'
         '{% experience "offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
     )
-    opening, button = r'<template data-moe-experience="[^"]+"></template>', '<button data-moe-click="buy">x</button>'
-    assert re.fullmatch(f"<b>x</b>{opening}{button}<template data-moe-end></template>", page)
+    assert re.fullmatch('<b>x</b><button data-moe-experience="[^"]+" data-moe-click="buy">x</button><!--/moe-->', page)
 
 
 def test_element_name_with_entities(render, shown, visit):
@@ -225,13 +224,13 @@ def test_link_with_a_mark_counts_once(render, shown, visit):
     [
         ("render", None, {"hero": 1, "offers": 1}),
         ("manual", None, {}),
-        ("visible", r'<template data-moe-experience="[^"]+" data-moe-watch></template>', {}),
-        ("web_sdk", r'<template data-moe-context="{&quot;cid&quot;[^"]+}" data-moe-page="moe.\w{12}"></template>', {}),
+        ("visible", r"<!--moe-watch moe\.\w{12}\S+-->", {}),
+        ("web_sdk", r"<!--moe %5B%22moe\.\w{12}%22%2C%20%5B%5B%22trackImpression%22\S+-->", {}),
     ],
 )
 def test_impression_modes(render, shown, mode, opening, impressions):
     """The response counts, or the view's code, or the browser by a mark. A value alone never has a mark."""
-    marked = f"{opening}x<template data-moe-end></template>" if opening else "x"
+    marked = f"{opening}x<!--/moe-->" if opening else "x"
     source = "{% experience 'hero' %}x{% endexperience %}{% experience_value 'offers' 'Title' %}"
     with override_personalize(IMPRESSIONS=mode):
         assert re.fullmatch(f"{marked}For you", render(source))
