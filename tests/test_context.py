@@ -34,7 +34,7 @@ def personalization(upstream):
 # A mapping
 
 
-@settings(max_examples=200, deadline=None)
+@settings(deadline=None)
 @given(
     payloads=st.dictionaries(
         st.sampled_from(NAMES) | st.text("abc-", min_size=1, max_size=8),

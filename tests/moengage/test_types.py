@@ -72,7 +72,7 @@ def walk(value: object) -> list[object]:
     return [value, *(deeper for part in parts for deeper in walk(part))]
 
 
-@settings(patiently, max_examples=200)
+@settings(patiently)
 @given(payload=name_everything(near_variables), context=st.dictionaries(st.text(), json_values))
 def test_an_experience_is_a_mapping_of_its_payload(payload, context):
     """All ways to read a variable agree, for every name; only «offerings» has another value than the payload."""
@@ -82,7 +82,7 @@ def test_an_experience_is_a_mapping_of_its_payload(payload, context):
     assert hero.to_dict()["experience_context"] == context
 
 
-@settings(patiently, max_examples=200)
+@settings(patiently)
 @given(content=name_everything(json_values), context=st.dictionaries(st.text(), json_values, min_size=1))
 def test_an_offering_is_a_mapping_of_its_content(content, context):
     """All ways to read the content agree, for every name."""

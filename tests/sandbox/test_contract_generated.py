@@ -30,7 +30,7 @@ from tests.sandbox.ways import (
 )
 
 KEYS = list(load_workspace().definitions)
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=20)
 fetches = st.fixed_dictionaries(
     {},
