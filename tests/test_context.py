@@ -219,6 +219,7 @@ def test_tracking_an_absent_experience(personalization):
 def test_tracker_before_the_visitor_is_known(upstream):
     """A tracker that is used too early counts nothing. Later the page counts as usual."""
     request = build_request(AsyncRequestFactory)
+    request.META["HTTP_USER_AGENT"] = BROWSER
 
     async def view():
         page = request.personalization._page

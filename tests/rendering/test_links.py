@@ -44,9 +44,9 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
     assert visit(html.unescape(page)).headers["Location"] == "/p/"
     assert shown.clicks == {"offers": 1}
     impression, click = shown.engine.ledger.entries()
-    assert [each["moe_offering_id"] for each in impression.attributes["offerings"]] == ["offer-1", "offer-2"]
+    assert impression.attributes["moe_offering_ids"] == "offer-1,offer-2"
     assert (click.element, click.attributes.get("moe_offering_id")) == (element, offering)
-    assert "offerings" not in click.attributes
+    assert "moe_offering_ids" not in click.attributes
 
 
 @pytest.mark.parametrize(
@@ -97,12 +97,11 @@ def test_link_without_the_urls_or_an_experience(render, caplog, key):
     assert caplog.text.count('Add path("moe/", include("django_moe_personalize.urls")) to your URLs.') == 1
 
 
-def test_context_too_long_for_a_token(render, caplog, monkeypatch):
-    """The link stays plain and the mark is left out if the experience context doesn't fit into a URL."""
-    monkeypatch.setattr("django_moe_personalize.tracking.tokens.MAX_TOKEN_LENGTH", 50)
-    source = "{% experience 'hero' as h %}<b data-moe-click>{% click_url h '/a/' %}{% endexperience %}"
-    assert render(source) == "<b data-moe-click>/a/"
-    assert "too long for a token" in caplog.text
+def test_context_too_long_for_a_link(render, caplog, monkeypatch):
+    """The link stays plain if the experience context doesn't fit into a URL."""
+    monkeypatch.setattr("django_moe_personalize.tracking.page.MAX_LINK_LENGTH", 50)
+    assert render("{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience %}") == "/a/"
+    assert "A link of the experience 'hero' has a context and a destination that are too long" in caplog.text
 
 
 def send_click(visit, page, element):

@@ -50,7 +50,7 @@ def customer_id(shown, visit):
 @pytest.fixture
 def token(customer_id):
     """Return the token of a mark of this visitor, for the elements ``buy`` and ``""``."""
-    event = Event(Action.SHOWN, customer_id, {**CONTEXT, "offerings": [{"moe_offering_id": "1"}]}, int(time.time()))
+    event = Event(Action.SHOWN, customer_id, {**CONTEXT, "moe_offering_ids": "1"}, int(time.time()))
     return Token.build(event, elements=("buy", ""))
 
 
@@ -78,7 +78,7 @@ def test_beacon_counts_an_impression_and_a_click(shown, visit, token):
     assert count(shown) == (1, 2)
     elements = {entry.element: entry for entry in shown.engine.ledger.entries() if entry.action == Action.CLICKED.value}
     assert elements.keys() == {"buy", ""}
-    assert "offerings" not in elements["buy"].attributes
+    assert "moe_offering_ids" not in elements["buy"].attributes
 
 
 @pytest.mark.parametrize(
