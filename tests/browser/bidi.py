@@ -11,7 +11,12 @@ from typing import Any
 
 import websocket
 
-CHROMIUM = {"binary": "/usr/bin/chromium", "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]}
+# A person's Chromium isn't headless. The package takes a headless one for a program.
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0 Safari/537.36"
+CHROMIUM = {
+    "binary": "/usr/bin/chromium",
+    "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-agent={AGENT}"],
+}
 COMMANDS = {
     "chromium": ["/usr/bin/chromedriver", "--port=0"],
     "firefox": ["/usr/bin/firefox-esr", "--headless", "--remote-debugging-port=0", "--profile"],
