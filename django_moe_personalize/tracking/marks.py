@@ -54,7 +54,6 @@ def add_mark(body: str, token: str, *, is_watched: bool, has_comments: bool = Tr
     return f'{start}{_ATTRIBUTE}{token}"{_WATCH if is_watched else ""}{rest}{end}'
 
 
-
 # The search for misplaced marks knows only the parts of HTML that are text for a browser: attributes and some elements.
 _RAW: Final = (b"script", b"style", b"textarea", b"title", b"xmp")
 _ANY_MARK: Final = rb"""(?:<!--(?:/moe|moe(?:-watch)? \S*?)-->| data-moe-experience="[^"]*+"(?: data-moe-watch)?+)"""
