@@ -98,9 +98,22 @@ def _build_token(tracker: PageTracker, experience: Experience, elements: Sequenc
         return tracker.sign_mark(experience, elements)
     if tracker.get_impression(experience) is None:
         return None
+    return quote(json.dumps([tracker.get_stamp(), *_list_sdk_calls(experience, elements)]), safe="")
+
+
+def _list_sdk_calls(experience: Experience, elements: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return the calls of MoEngage's script for the impression, and for the click on each element (contract §6).
+
+    An element that is named like an offering is the offering's. Its click is a click on the experience too, which
+    ``offeringClicked`` would count again if it got the experience's context.
+    """
+    context = dict(experience.experience_context)
     offerings = {offering.offering_id: dict(offering.context) for offering in experience.offerings}
-    # MoEngage's script counts, so the browser needs the contexts, and no signature. The text has no spaces or quotes.
-    return quote(json.dumps([tracker.get_stamp(), dict(experience.experience_context), offerings]), safe="")
+    shown = [["trackImpression", context], *(["offeringShown", offering] for offering in offerings.values())]
+    clicked = {name: [["trackClick", context, {"button_id": name}]] for name in elements}
+    for name in clicked.keys() & offerings:
+        clicked[name].append(["offeringClicked", offerings[name]])
+    return shown, clicked
 
 
 def build_click_url(
