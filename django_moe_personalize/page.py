@@ -281,7 +281,7 @@ class Page(RequestVisitor):
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             self.is_streamed = True
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self._runtime)
             return ()
         return self._end(request, response)
 

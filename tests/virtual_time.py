@@ -3,7 +3,7 @@
 from hypothesis import settings
 from hypothesis import strategies as st
 
-MACHINE = settings(max_examples=60, stateful_step_count=50, deadline=None)
+MACHINE = settings(stateful_step_count=50, deadline=None)
 """How long each state machine runs."""
 
 
