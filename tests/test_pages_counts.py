@@ -8,7 +8,7 @@ import pytest
 from django.contrib.auth.models import User
 
 from django_moe_personalize.testing import override_personalize
-from tests.pages import title
+from tests.pages import text, title
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -138,10 +138,10 @@ def test_streamed_page_that_declares_its_keys(visit, upstream):
 def test_marks_of_a_streamed_page(visit):
     """A streamed page has no comments: the package can't remove a comment that a browser would show as text."""
     with override_personalize(IMPRESSIONS="visible"):
-        page = b"".join(visit("/streaming-declared/")).decode()
+        page = text(visit("/streaming-declared/"))
         assert "<h1 data-moe-experience=" in page
         assert "<!--" not in page
-        assert "</a>\n<!--/moe-->" in visit("/tags/").content.decode()
+        assert "</a>\n<!--/moe-->" in text(visit("/tags/"))
 
 
 def test_streamed_page_that_declares_nothing(visit, upstream):
