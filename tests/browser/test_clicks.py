@@ -175,6 +175,7 @@ def test_acts_of_a_person(visitor):
     The page prevents the default of clicks on links. Such a click is an act too.
     """
     stop = "(event) => event.target.closest('a') && event.preventDefault()"
+    visitor.site.put("sale", "sale")
     visitor.open(ACTS, script=f"for (const type of ['click', 'auxclick']) addEventListener(type, {stop})")
     click, press, run = visitor.click, visitor.driver.press, visitor.run
     counted = {}
