@@ -15,6 +15,8 @@ logger = logging.getLogger("django_moe_personalize")
 CREDENTIALS_FIX = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
 DOCTOR_FIX = "Run `manage.py moe_doctor` to find the cause."
 
+PROXY_FIX = "Check the proxy in TRANSPORT, or in the environment if `trust_env` is on."
+
 MIN_PAUSE = 30.0
 MAX_PAUSE = 960.0
 """The seconds between two outages that are logged. The pause doubles while outages follow each other."""

@@ -15,12 +15,14 @@ from django_moe_personalize.exceptions import (
     AuthenticationError,
     CircuitOpenError,
     DeadlineExceeded,
+    ProxyError,
     RateLimitedError,
     ResponseError,
+    StillConnecting,
 )
 from django_moe_personalize.fetching.shared import put_up_notice
-from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
-from django_moe_personalize.moengage.http1 import HTTPExchange, StillConnecting
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, PROXY_FIX, Outage, logger
+from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.moengage.json_values import MAX_VALUES
 from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
@@ -136,6 +138,10 @@ def _log_failure(runtime: Runtime, error: Exception) -> None:
         fix = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
     elif isinstance(error, AuthenticationError):
         fix, level = CREDENTIALS_FIX, logging.ERROR
+    elif isinstance(error, ProxyError):
+        fix = PROXY_FIX
+    elif isinstance(error, StillConnecting):
+        fix = "The next page uses the connection. If this happens often, raise DEADLINE."
     # Only messages of APIError surely have no personal data.
     cause = f"{type(error).__name__}: {error}" if isinstance(error, APIError) else type(error).__name__
     if isinstance(error, RateLimitedError):
@@ -211,7 +217,8 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, 
     """
     breaker = get_breaker(runtime)
     if isinstance(error, StillConnecting) and error.is_early and not ticket:
-        # The connection may be open soon.
+        # The breaker isn't told, because the connection may be open soon.
+        _log_failure(runtime, error)
         return
     if error is None or is_refusal(error):
         breaker.success(ticket)

@@ -11,7 +11,6 @@ import socket
 import ssl
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -88,21 +87,6 @@ class Response:
 
 class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
-
-
-class StillConnecting(DeadlineExceeded):
-    """The call's time was over before its connection was open. The attempt to connect goes on, for the next call.
-
-    ``attempt`` is the future of the attempt. ``is_early``: the attempt is new, so the error says little about MoEngage.
-    """
-
-    # A slot, because a future can't be copied or pickled, and __reduce__() copies __dict__.
-    __slots__ = ("attempt",)
-
-    def __init__(self, message: str, attempt: Future[None] | None = None, *, is_early: bool = False) -> None:
-        super().__init__(message)
-        self.attempt = attempt
-        self.is_early = is_early
 
 
 class HTTPExchange:
