@@ -117,7 +117,8 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
     pooled: list[Future[ExperiencesResult] | None] = []
     for batch in batches[1:]:
         try:
-            pooled.append(get_pool(question.runtime).submit(upstream.call, question, batch))
+            run = question.runtime.copy_context().run
+            pooled.append(get_pool(question.runtime).submit(run, upstream.call, question, batch))
         except PoolBusy:
             pooled.append(None)
     for batch, future in zip(batches, [None, *pooled], strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple
 
 from django.db import close_old_connections
 
@@ -29,8 +29,6 @@ from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
-
-P = ParamSpec("P")
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
@@ -114,10 +112,10 @@ def get_shortage(runtime: Runtime) -> Outage:
     return Outage("Fetches find no free thread", "Fetches find free threads again")
 
 
-def offer_fetch(runtime: Runtime, fetch: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-    """Run ``fetch(*args, **kwargs)`` in a thread of the pool, or return False and log that all threads are busy."""
+def offer_fetch(runtime: Runtime, fetch: Callable[..., object], *args: object) -> bool:
+    """Run ``fetch(*args)`` for the caller's page in a thread, or return False and log that all are busy."""
     try:
-        get_pool(runtime).submit(fetch, *args, **kwargs)
+        get_pool(runtime).submit(runtime.copy_context().run, fetch, *args)
     except PoolBusy as error:
         fix = "Find out why MoEngage is slow, or raise MAX_CONCURRENT_FETCHES."
         get_shortage(runtime).fail(str(error), f"{_SHOWN} {fix}")
