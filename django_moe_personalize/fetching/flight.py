@@ -27,16 +27,23 @@ from django_moe_personalize.fetching.resolve import (
     follow_up,
     leave_out_unavailable,
     log_bug,
-    log_error,
     resolve,
 )
 from django_moe_personalize.fetching.shared import has_room
-from django_moe_personalize.fetching.upstream import Question, get_pool, log_oversized, start_call, tell_breaker
+from django_moe_personalize.fetching.upstream import (
+    Question,
+    get_pool,
+    log_late_page,
+    log_oversized,
+    offer_fetch,
+    start_call,
+    tell_breaker,
+)
 from django_moe_personalize.moengage.client import read_answer
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
-from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
+from django_moe_personalize.resilience import Deadline, monotonic
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
@@ -131,7 +138,7 @@ class Flight(Future[Experiences]):
         """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
-        log_error(self.question.runtime, DeadlineExceeded("the page's deadline passed"))
+        log_late_page(self.question.runtime)
         self.release()
         return self.known
 
@@ -158,11 +165,7 @@ class Flight(Future[Experiences]):
             self._start_thread()
 
     def _submit(self, work: Callable[..., None], *args: Response) -> None:
-        try:
-            get_pool(self.question.runtime).submit(work, *args)
-        except PoolBusy as error:
-            message = "All threads that fetch are busy (%s), so pages show cached content or their defaults."
-            self.question.runtime.log_once("busy", message, error)
+        if not offer_fetch(self.question.runtime, work, *args):
             get_flights(self.question.runtime).finish(self, self.known)
 
     def _run(self) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from functools import partial
 
 from django_moe_personalize import signals
-from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, RateLimitedError
+from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
@@ -140,8 +140,8 @@ def follow_up(question: Question, answer: Answer) -> None:
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
-        # The circuit breaker logs these errors itself.
-        if not isinstance(error, CircuitOpenError | RateLimitedError):
+        # The log of the outage has all other errors.
+        if upstream.is_refusal(error):
             log_error(question.runtime, error)
         if isinstance(error, StillConnecting) and error.attempt is not None:
             error.attempt.add_done_callback(partial(_probe_connection, question))

@@ -68,7 +68,7 @@ def test_workspace_without_active_experiences(vendor):
     ("status", "body", "words"),
     [
         (401, b"{}", "MoEngage refuses the credentials (401). Copy WORKSPACE_ID"),
-        (403, b"{}", "MoEngage forbids the call (403). Ask MoEngage"),
+        (403, b"{}", "MoEngage forbids the call (403). Use a Personalize key"),
         (429, b"{}", "limits the rate of this workspace's calls (429). Raise CACHE_TTL, narrow VARY_CACHE_ON"),
         (503, b"<html>", "MoEngage itself has a failure (503). Wait."),
         (400, b'{"title": "Request Error", "description": "canary"}', "doesn't know the workspace (400). Correct"),
