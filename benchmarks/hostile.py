@@ -84,7 +84,7 @@ BUILDERS: dict[str, Callable[[int], str]] = {
 
 
 SMALL = frozenset({"long numbers", "escapes", "lone surrogates", "backslashes", "just small enough"})
-"""Bodies with an experience that a page gets. All other bodies have only experiences that are too large, or none."""
+"""Bodies with an experience that a page gets. Other bodies have only experiences that are too large, or none."""
 
 
 @functools.cache
