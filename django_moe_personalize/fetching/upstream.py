@@ -22,9 +22,9 @@ from django_moe_personalize.exceptions import (
 )
 from django_moe_personalize.fetching.shared import put_up_notice
 from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, PROXY_FIX, Outage, logger
-from django_moe_personalize.moengage.http1 import HTTPExchange
-from django_moe_personalize.moengage.json_values import MAX_VALUES
-from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
+from django_moe_personalize.moengage.client import read_answer
+from django_moe_personalize.moengage.http1 import HTTPExchange, Response
+from django_moe_personalize.moengage.types import ExperiencesResult, UnreadableExperience
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
@@ -180,7 +180,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
         tell_breaker(runtime, error, ticket, age=question.deadline.overdue)
         raise
     tell_breaker(runtime, None, ticket)
-    log_oversized(runtime, result)
+    log_unreadable(runtime, result)
     return result
 
 
@@ -206,6 +206,18 @@ def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None
         user_identifiers=visitor.identity.user_identifiers,
         attributes=visitor.attributes,
     )
+
+
+def read_call(runtime: Runtime, response: Response, keys: tuple[str, ...]) -> ExperiencesResult:
+    """Return the experiences in the response to start_call(), and tell the breaker whether it is usable."""
+    try:
+        result = read_answer(response, keys)
+    except Exception as error:
+        tell_breaker(runtime, error)
+        raise
+    tell_breaker(runtime, None)
+    log_unreadable(runtime, result)
+    return result
 
 
 def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, age: float = 0.0) -> None:
@@ -238,13 +250,10 @@ def is_refusal(error: Exception) -> bool:
     return is_refused and not isinstance(error, AuthenticationError | RateLimitedError)
 
 
-def log_oversized(runtime: Runtime, result: ExperiencesResult) -> None:
-    """Log, once for each key, which experiences are absent because the response has too many values."""
-    message = (
-        "Experience %r is too large: the experiences of one response may have %d JSON values (texts, numbers, lists, "
-        "objects) together. Pages show its default. Make its content smaller in MoEngage's dashboard."
-    )
+def log_unreadable(runtime: Runtime, result: ExperiencesResult) -> None:
+    """Log, once for each key, why the package can't read an experience."""
+    message = "Experience %r can't be read: %s. Pages show its default. Correct its content in MoEngage's dashboard."
     for failure in result.failures:
-        if isinstance(failure, OversizedExperiences):
-            for key in failure.experience_keys:
-                runtime.log_once(("oversized", key), message, key, MAX_VALUES)
+        if isinstance(failure, UnreadableExperience):
+            (key,) = failure.experience_keys
+            runtime.log_once(("unreadable", key), message, key, failure.problem)
