@@ -120,8 +120,9 @@ def _fetch(
     if not keys or not runtime.settings.enabled:
         return None
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
-    answer = resolve(Question(runtime, visitor, keys, Deadline(API_DEADLINE), is_page=False))
-    get_cache(runtime).write(visitor.digest, answer.learned)
+    with runtime.use():
+        answer = resolve(Question(runtime, visitor, keys, Deadline(API_DEADLINE), is_page=False))
+        get_cache(runtime).write(visitor.digest, answer.learned)
     if answer.unanswered:
         raise answer.errors[0]
     return answer

@@ -13,7 +13,7 @@ from django_moe_personalize.runtime import Runtime, part
 
 if TYPE_CHECKING:
     from django_moe_personalize.sandbox.engine import Engine
-    from django_moe_personalize.sandbox.workspace import Workspace
+    from django_moe_personalize.sandbox.workspace import WorkspaceFile
 
 
 @part
@@ -23,7 +23,7 @@ def get_engine(runtime: Runtime) -> Engine | None:
         return None
     from django_moe_personalize.sandbox.engine import Engine
 
-    return Engine(load_sandbox_workspace(runtime.settings))
+    return Engine(open_workspace_file(runtime.settings))
 
 
 def is_embedded(settings: Settings) -> bool:
@@ -44,13 +44,13 @@ def find_missing_credentials(settings: Settings) -> tuple[str, ...]:
     return missing if settings.base_url else (*missing, "DATA_CENTER")
 
 
-def load_sandbox_workspace(settings: Settings) -> Workspace:
-    """Return the sandbox's workspace. Raises ConfigurationError with the place of each mistake in the file."""
+def open_workspace_file(settings: Settings) -> WorkspaceFile:
+    """Return the sandbox's workspace file. Raises ConfigurationError with the place of each mistake in the file."""
     from django_moe_personalize.sandbox import workspace
 
     path = settings.sandbox if isinstance(settings.sandbox, str) else None
     try:
-        return workspace.load_workspace(path)
+        return workspace.WorkspaceFile(path)
     except workspace.WorkspaceError as error:
         message = f"The sandbox can't use its workspace file: {error}"
         hint = f'Fix that file, or set {SETTING}["SANDBOX"] to True to use the workspace of this package.'
@@ -96,7 +96,7 @@ def build_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = l
         raise ConfigurationError(f"{SETTING} lacks {' and '.join(missing)}.", hint=hint)
     transport = wrap(build_transport(settings))
     # Don't put the API key into a local variable: an error report prints local variables.
-    owner = settings if settings.workspace_id else load_sandbox_workspace(settings)
+    owner = settings if settings.workspace_id else open_workspace_file(settings).workspace
     return PersonalizeClient(workspace_id=owner.workspace_id, api_key=owner.api_key, transport=transport)
 
 

@@ -56,7 +56,7 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            tracking.record(events)
+            tracking.record(events, page._runtime)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
@@ -74,7 +74,7 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            await tracking.arecord(events)
+            await tracking.arecord(events, page._runtime)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:

@@ -281,7 +281,7 @@ class Page(RequestVisitor):
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             self.is_streamed = True
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response))
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self._runtime)
             return ()
         return self._end(request, response)
 
@@ -369,10 +369,7 @@ class Page(RequestVisitor):
             self._keep(flight.question.keys, found)
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
-        brought = []
-        for key in keys:
-            if self._answers.setdefault(key, found.get(key)) is not None:
-                brought.append(key)
+        brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
         if brought:
             # The next page of this route fetches these keys early.
             self._learn(*brought, limit=planning.MAX_READ_KEYS)

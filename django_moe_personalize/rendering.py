@@ -17,20 +17,25 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin
 
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.safestring import SafeString
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
+from django_moe_personalize.tracking.destinations import (
+    find_app_scheme,
+    find_host,
+    get_allowed_hosts,
+    is_safe_url,
+    quote_url,
+)
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -73,13 +78,12 @@ def render_experience(
     return SafeString(marks.add_mark(body, token, is_watched=mode == "visible", has_comments=not is_streamed))
 
 
-def render_value(tracker: PageTracker, experience: Experience, value: Any) -> str:
-    """Record that the page shows the experience, and return one value of its payload, escaped.
+def render_value(value: Any) -> str:
+    """Return one value of a payload, escaped.
 
     The value has no marks, because it may be inside an HTML attribute. So in the modes ``visible`` and ``web_sdk`` the
     browser doesn't report it.
     """
-    tracker.add_rendered(experience)
     # The cache of _escape() takes a SafeString for the equal plain str, so only a plain str may go in.
     if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
         return _escape(value)
@@ -124,28 +128,30 @@ def build_click_url(
     *,
     element: str = "",
     offering: Offering | None = None,
-    trusted: bool = False,
+    host: str = "",
+    scheme: str = "",
 ) -> str:
     """Return the URL that counts a click on ``experience`` and then leads to ``destination``.
 
-    A destination may lead to the site itself and to CONTENT_HOSTS. A ``trusted`` destination, written by the template's
-    author, may lead to any http(s) host. Every other destination becomes ``#``.
+    A destination may lead to the site itself, to CONTENT_HOSTS, and to the ``host`` or the app's ``scheme`` (``tel``)
+    that the template's author wrote into the template. Every other destination becomes ``#``.
 
     The result is the plain destination if the click can't be counted. This is so without an experience, without consent
-    or an id, without the package's URLs, and for a destination such as ``#top`` on the page itself.
+    or an id, without the package's URLs, for an app, and for a destination such as ``#top`` on the page itself.
     """
-    if destination.startswith("#"):
-        return destination
+    if destination.startswith("#") or (scheme and find_app_scheme(destination) == scheme):
+        return quote_url(destination)
     if request is not None:
         # The destination is relative to this page, and not to the click endpoint. If urljoin() can't read the text, the
         # check below refuses it.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
-    host = find_host(destination) if trusted else ""
+    host = host if host == find_host(destination) else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)
         return NOWHERE
+    destination = quote_url(destination)
     # In the mode "web_sdk" MoEngage's own script counts the clicks on links with data-moe-click.
     if experience is None or tracker is None or get_settings().impressions == "web_sdk":
         return destination
@@ -191,30 +197,6 @@ def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> t
     return tuple(found)
 
 
-def find_host(url: str) -> str:
-    """Return the host and port of an absolute http(s) URL, or ``""`` for every other URL."""
-    match = re.match(r"https?://([^/?#\\@]+)", url, re.IGNORECASE)
-    return match[1] if match else ""
-
-
-def get_allowed_hosts(request: HttpRequest | None, *more: str) -> set[str]:
-    """Return the hosts that links may lead to: the site's own, CONTENT_HOSTS and ``more``."""
-    hosts = {*get_settings().content_hosts, *more}
-    # get_host() raises DisallowedHost if ALLOWED_HOSTS doesn't have the host. Links must not lead to such a host.
-    with suppress(DisallowedHost):
-        hosts.add("" if request is None else request.get_host())
-    return hosts - {""}
-
-
-def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
-    """Return whether ``url`` is relative or leads to one of ``hosts`` over http(s), and can be sent in a header."""
-    try:
-        url.encode()
-    except UnicodeEncodeError:
-        return False
-    return url_has_allowed_host_and_scheme(url, allowed_hosts=set(hosts))
-
-
 def render_html(value: object) -> SafeString:
     """Return HTML from the dashboard with only HTML_TAGS, HTML_ATTRIBUTES and links to allowed hosts.
 
@@ -242,8 +224,12 @@ def render_html(value: object) -> SafeString:
     return SafeString(clean)
 
 
-def render_scripts(request: HttpRequest | None) -> SafeString:
-    """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one."""
+def render_scripts(request: HttpRequest | None, shown: Iterable[str] = ()) -> SafeString:
+    """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one.
+
+    The browser loads this page in advance if there are tokens in ``shown``. The script reports these impressions once
+    a person opens the page.
+    """
     beacon = _reverse("beacon") if get_settings().enabled else None
     if beacon is None:
         return SafeString("")
@@ -260,7 +246,9 @@ def render_scripts(request: HttpRequest | None) -> SafeString:
             # str() reads the lazy nonce, which adds the nonce to the header of the policy.
             nonce = format_html(' nonce="{}"', str(found))
             break
-    return format_html('<script src="{}" data-beacon="{}"{} defer></script>', source, beacon, nonce)
+    tokens = " ".join(shown)
+    waiting = format_html(' data-moe-shown="{}"', tokens) if tokens else ""
+    return format_html('<script src="{}" data-beacon="{}"{}{} defer></script>', source, beacon, waiting, nonce)
 
 
 def find_script() -> tuple[str, str]:

@@ -11,9 +11,12 @@ import atexit
 import functools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.signals import setting_changed
@@ -41,23 +44,40 @@ class Runtime:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._parts: dict[part[Any], Any] = {}
+        # An override that starts or ends later never changes this runtime, whose threads may still be running.
+        self._overridden: dict[part[Any], Any] = dict(_overrides)
+        self._parts: dict[part[Any], Any] = dict(self._overridden)
         # Reentrant, because the function that builds a part may need another part.
         self._lock = threading.RLock()
         self._logged: dict[Hashable, object] = {}
         # For each route an endless iterator: True for a page at which the leak detector looks. A part would take 15
         # more bytecodes on each page.
         self.samples: dict[str, Iterator[bool]] = {}
+        # Read now, because later the settings may be those of the next runtime. Wrong settings raise an error later.
+        with suppress(ConfigurationError):
+            self.settings = get_settings()
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name}>"
 
-    # Cached, so that a runtime that is closing never uses the settings of the next runtime. A page that reads nothing
-    # also saves 6 bytecodes.
+    # As an attribute the settings save a page that reads nothing 6 bytecodes.
     @functools.cached_property
     def settings(self) -> Settings:
         """The settings of this runtime and its parts. Raises ConfigurationError for wrong settings."""
         return get_settings()
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Let get_runtime() return this runtime during this context, also after a change of settings.
+
+        Use this context for work that may outlive its settings, as threads in the background do. Otherwise such a
+        thread would store the answers of the old workspace in the cache of the new workspace.
+        """
+        token = _used.set(self)
+        try:
+            yield
+        finally:
+            _used.reset(token)
 
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
         """Log ``message % args``, unless this runtime has logged ``key`` before.
@@ -75,7 +95,7 @@ class Runtime:
     def close(self) -> None:
         """Close the parts that have ``close()``, the newest part first. An exception doesn't stop the other calls."""
         with self._lock:
-            parts = list(self._parts.values())
+            parts = [built for key, built in self._parts.items() if key not in self._overridden]
         # Close without the lock: a part may wait for a thread, and the thread may need another part.
         with ExitStack() as stack:
             for built in parts:
@@ -93,11 +113,8 @@ class part(Generic[T]):
     def __init__(self, build: Callable[[Runtime], T]) -> None:
         functools.update_wrapper(self, build)
         self._build = build
-        self._overrides: list[T] = []
 
     def __call__(self, runtime: Runtime | None = None) -> T:
-        if self._overrides:
-            return self._overrides[-1]
         runtime = runtime or get_runtime()
         try:
             built: T = runtime._parts[self]
@@ -110,8 +127,6 @@ class part(Generic[T]):
 
     def find(self, runtime: Runtime | None = None) -> T | None:
         """Return the object, or ``None`` if the runtime hasn't built the object yet."""
-        if self._overrides:
-            return self._overrides[-1]
         found: T | None = (runtime or get_runtime())._parts.get(self)
         return found
 
@@ -120,16 +135,21 @@ class part(Generic[T]):
         """Make every call in this process return ``value`` during this context. For tests.
 
         The innermost of several contexts wins. The start and the end of a context drop all runtimes. Otherwise another
-        part, built earlier, could still use the old value.
+        part, built earlier, could still use the old value. Threads of a dropped runtime keep its parts.
         """
-        self._overrides.append(value)
+        entry = (self, value)
+        _overrides.append(entry)
         reset_runtimes()
         try:
             yield value
         finally:
-            # Delete the last equal entry: contexts in several threads may end in any order.
-            del self._overrides[max(index for index, other in enumerate(self._overrides) if other is value)]
+            # Delete the entry of this context: contexts in several threads may end in any order.
+            del _overrides[next(index for index, other in enumerate(_overrides) if other is entry)]
             reset_runtimes()
+
+
+_overrides: list[tuple[part[Any], Any]] = []
+"""The parts with the values of part.override(). The last value of a part wins."""
 
 
 # The site's transactions.
@@ -214,6 +234,12 @@ class _Process:
 
 _process = _Process()
 
+_used: ContextVar[Runtime | None] = ContextVar("moe_personalize_runtime", default=None)
+"""The runtime of the innermost Runtime.use() in this thread."""
+
+# Saves 3 bytecodes on every page.
+_get_used = _used.get
+
 _inherited: list[_Process] = []
 """The runtimes of the parent processes. This list keeps their connections open, because a child that closes an
 inherited connection closes it for the parent too."""
@@ -221,13 +247,14 @@ inherited connection closes it for the parent too."""
 
 def get_runtime(name: str = DEFAULT) -> Runtime:
     """Return the runtime of the workspace ``name``. Raises ConfigurationError for an unknown workspace."""
-    runtime = _process.runtimes.get(name)
-    if runtime is None:
-        if name != DEFAULT:
-            raise ConfigurationError(f"The settings have no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
-        with _process.lock:
-            runtime = _process.runtimes.setdefault(name, Runtime(name))
-    return runtime
+    return _get_used() or _process.runtimes.get(name) or _start(name)
+
+
+def _start(name: str) -> Runtime:
+    if name != DEFAULT:
+        raise ConfigurationError(f"The settings have no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
+    with _process.lock:
+        return _process.runtimes.setdefault(name, Runtime(name))
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
@@ -256,6 +283,38 @@ def _start_in_child() -> None:
     _process = _Process()
 
 
-# Windows has no fork.
-getattr(os, "register_at_fork", dict)(after_in_child=_start_in_child)
+def call_in_children(call: Callable[[], None]) -> None:
+    """Call ``call()`` in each child of this process after a fork."""
+    parent = os.getpid()
+
+    def call_in_worker() -> None:
+        # uWSGI also calls this hook in a process that didn't fork.
+        if os.getpid() != parent:
+            call()
+
+    # Windows has no fork.
+    getattr(os, "register_at_fork", dict)(after_in_child=call)
+    # By default, uWSGI forks without Python's hooks.
+    chain_uwsgi_hook("post_fork_hook", call_in_worker)
+
+
+def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
+    """Let uWSGI call ``call()`` after the function that the hook ``name`` already has. Elsewhere, do nothing."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    # This module replaces the hook when the site imports it. Without uWSGI's master process it raises an Exception.
+    with suppress(Exception):
+        import_module("uwsgidecorators")
+    before = getattr(uwsgi, name, None)
+
+    def call_both() -> None:
+        if before is not None:
+            before()
+        call()
+
+    setattr(uwsgi, name, call_both)
+
+
+call_in_children(_start_in_child)
 atexit.register(reset_runtimes)

@@ -5,7 +5,7 @@ The package runs as in production, except that a sandbox replaces MoEngage.
 
 from __future__ import annotations
 
-import itertools
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,8 +20,6 @@ from django_moe_personalize.conf import SETTING
 from django_moe_personalize.moengage.types import Action
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import parse_workspace
-
-_numbers = itertools.count()
 
 
 class override_personalize(override_settings):
@@ -73,11 +71,16 @@ class override_experiences(TestContextDecorator):
     def enable(self) -> override_experiences:
         """Apply the experiences and set all counts to 0."""
         self.engine = Engine(self._workspace)
-        # Each use has a new workspace id, because earlier tests may have left entries in the site's cache.
-        settings = {"WORKSPACE_ID": f"TESTS_{next(_numbers)}_DEBUG", **self._settings}
-        self._stack.enter_context(override_personalize(**settings))
-        self._stack.enter_context(get_engine.override(self.engine))
+        # A live server may answer a page after the settings have changed and before the sandbox has changed, and while
+        # disable() runs. Such pages have a workspace of their own.
+        for override in (self._override_settings(), get_engine.override(self.engine), self._override_settings()):
+            self._stack.enter_context(override)
         return self
+
+    def _override_settings(self) -> override_personalize:
+        # The id is a part of all cache keys. Earlier test runs, and other processes of this test run, may have left
+        # entries in the cache, so no id is used twice.
+        return override_personalize(**{"WORKSPACE_ID": f"TESTS_{uuid.uuid4().hex}_DEBUG", **self._settings})
 
     def disable(self) -> None:
         """Restore the settings and the client."""

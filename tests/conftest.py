@@ -21,7 +21,9 @@ from django.urls import path
 from hypothesis import HealthCheck
 from hypothesis import settings as hypothesis_settings
 
+from django_moe_personalize.checks import settings as check_settings
 from django_moe_personalize.client import get_client
+from django_moe_personalize.conf import settings as conf_settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
@@ -67,6 +69,13 @@ def settle() -> None:
     until = time.monotonic() + LONG
     while any(pool.in_flight for pool in _pools) and time.monotonic() < until:
         time.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read the settings as a server does. In a test run the sandbox is on by default."""
+    for module in (conf_settings, check_settings):
+        monkeypatch.setattr(module, "is_test_run", lambda: False)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
 from tests.conftest import build_request, settle
+from tests.pages import BROWSER
 from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner", "promo-strip")

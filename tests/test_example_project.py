@@ -168,10 +168,10 @@ def test_panel_shows_how_the_page_was_made(visit: Visit) -> None:
 
 def test_panel_switches(client: Client) -> None:
     """Switches apply to the next pages too, the campaign can be removed, and a new visitor has another id."""
-    assert "theme-email" in turn(client, medium="email", device="desktop")
+    assert "theme-email" in turn(client, medium="email", device="Desktop")
     assert "theme-email" in read(client)
     assert "theme-email" not in turn(client, **NOON)
-    assert "Pocket-sized" in turn(client, device="phone")
+    assert "Pocket-sized" in turn(client, device="Mobile")
     assert "Welcome back, Ada" in turn(client, user="ada")
     before = client.cookies["moe_id"].value
     assert "Ada, customer 1" not in turn(client, forget="1")
@@ -183,7 +183,7 @@ def test_switches_refuse_nonsense(client: Client) -> None:
     assert client.post("/switches/", {"device": "toaster"}).headers["Location"] == "/"
     for path in ("/switches/", "/cart/add/titanium-mug/", "/sign-out/"):
         assert client.post(path, {"next": "https://elsewhere.example/"}).headers["Location"] == "/"
-    client.cookies["workbench"] = "phone|12|Monday:forged"
+    client.cookies["workbench"] = "Mobile|12|Monday:forged"
     assert "Pocket-sized" not in read(client)
 
 

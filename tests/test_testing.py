@@ -1,14 +1,29 @@
 """The tools for a site's own tests."""
 
+import threading
 import unittest
+from contextlib import ExitStack
 
 import pytest
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, SimpleTestCase
 
+from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.fetching.shared import build_key
+from django_moe_personalize.fetching.upstream import get_background, get_pool
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_experiences, override_personalize
+from tests.conftest import settle
+from tests.delivery.events import make_events
+from tests.processes import in_child, use_shared_cache  # noqa: F401 - a fixture among them
+from tests.site import TAGS, show
+from tests.wire import LONG
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -104,3 +119,89 @@ def test_settings_of_a_test_case():
     assert run(Case) == 1
     with pytest.raises(ValueError, match="subclasses of Django"):
         override_personalize(DEADLINE=2.5)(type("Other", (), {}))
+
+
+def hold_thread(pool):
+    """Keep a thread of the pool busy. Return a function that calls a function in this thread."""
+    go_on, calls = threading.Event(), []
+    future = pool.submit(lambda: go_on.wait(LONG) and calls.pop()())
+    return lambda call: (calls.append(call), go_on.set(), future.result(LONG))[-1]
+
+
+def list_belongings():
+    """Return everything that a test could share with another test, if the package mixed them up."""
+    parts = [get() for get in (get_runtime, get_engine, get_delivery, get_metadata_store)]
+    return {*parts, build_key("x"), get_runtime().settings.workspace_id}
+
+
+@pytest.mark.parametrize("get", [get_pool, get_background])
+@pytest.mark.parametrize("first", [{}, {"hero-banner": {}}], ids=["no override", "another override"])
+def test_threads_keep_their_experiences(get, first):
+    """A thread that outlives a change of the experiences uses nothing of the other test, and neither test ends it."""
+    with ExitStack() as stack:
+        if first:
+            stack.enter_context(override_experiences(first))
+        before, call_before = list_belongings(), hold_thread(get())
+        with override_experiences({}):
+            within, call_within = list_belongings(), hold_thread(get())
+            assert call_before(list_belongings) == before
+        assert call_within(list_belongings) == within
+        assert not before & within
+
+
+def test_thread_that_delivers_keeps_its_experiences():
+    """The delivery's thread looks for withdrawals of consent among those of its own test."""
+    keys, go_on = [], threading.Event()
+
+    class Delivery(ThreadDelivery):
+        def send(self, events, **options):
+            go_on.wait(LONG)
+            keys.append(build_key("withdrawn"))
+            return super().send(events, **options)
+
+    with override_experiences({}):
+        expected, delivery = build_key("withdrawn"), Delivery(interval=0.0)
+        delivery.bind(get_runtime())
+        delivery.record(make_events(1))
+    go_on.set()
+    delivery.close()
+    assert keys == [expected]
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_page_keeps_its_experiences(serve, streams):
+    """A page that outlives a change of the experiences reports its events where it began."""
+    stack = ExitStack()
+
+    def view(request):
+        content = show(request, TAGS).content
+        stack.other = stack.enter_context(override_experiences({}))
+        return StreamingHttpResponse([content]) if streams else HttpResponse(content)
+
+    serve(view)
+    with override_experiences({"hero-banner": {"Title": "mine"}}) as given, stack:
+        assert b"mine" in b"".join(Client().get("/page/"))
+    assert (given.impressions, stack.other.impressions) == ({"hero-banner": 1}, {})
+
+
+def count_fallbacks(first, last):
+    """Open two pages in each of many overrides, and return how many of the pages show a fallback."""
+    fallbacks = 0
+    for number in range(first, last):
+        # The other key has no experience, so the background thread reads the metadata.
+        key, name = [("hero-banner", "Title"), ("promo-strip", "Text")][number % 2]
+        with override_experiences({key: {name: f"page {number}"}}):
+            for _ in range(2):
+                fallbacks += f"page {number}" not in Client().get("/tags/").text
+                # Without the wait, some threads outlive their override.
+                if number % 4 < 2:
+                    settle()
+    return fallbacks
+
+
+@pytest.mark.usefixtures("shared")
+def test_loop_of_overrides_shows_no_fallback(pytestconfig):
+    """Two runs of many tests share a cache. Each page shows the experience of its own test."""
+    count = 2000 if pytestconfig.getoption("--long", default=False) else 40
+    assert in_child(lambda: count_fallbacks(0, count) == 0)
+    assert count_fallbacks(1, count + 1) == 0

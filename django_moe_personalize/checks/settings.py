@@ -15,15 +15,16 @@ from django.contrib.auth import get_user_model
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
 from django.db.models import ForeignKey, IntegerField
-from django.urls import URLPattern, URLResolver, get_resolver
+from django.urls import get_resolver
 from django.utils.module_loading import import_string
 
 from django_moe_personalize import client, rendering
+from django_moe_personalize.checks.experience_keys import check_keys, iterate_urls
 from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_of_components, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
-from django_moe_personalize.conf.settings import load_backend, load_object
+from django_moe_personalize.conf.settings import is_test_run, load_backend, load_object
 from django_moe_personalize.delivery import thread
 from django_moe_personalize.fetching import shared
 
@@ -100,7 +101,8 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
     for name in client.find_missing_credentials(settings):
         number, where = CREDENTIALS[name]
         message = f"{SETTING} has {present if name in pair else ''}no {name}."
-        yield number, message, f'Set {SETTING}["{name}"], or {SETTING}_{name} in the environment. {where}'
+        hint = f'Set {SETTING}["{name}"], or {SETTING}_{name} in the environment. {where}'
+        yield number, message, f'{hint} To work without MoEngage, set {SETTING}["SANDBOX"] = True.'
 
 
 def check_paths(settings: Settings) -> Iterator[Message]:
@@ -214,13 +216,13 @@ def check_sandbox(settings: Settings) -> Iterator[Message]:
     """Yield W006 without DEBUG, E013 for a broken workspace file, W008 for a key that the workspace file lacks."""
     if not settings.enabled or not settings.sandbox:
         return
-    if not django_settings.DEBUG:
+    if not django_settings.DEBUG and not is_test_run():
         message = "DEBUG is off, but visitors get experiences from the sandbox instead of MoEngage."
         yield "W006", message, f'Set the credentials, and {SETTING}["SANDBOX"] = False.'
     if settings.base_url and settings.workspace_id:
         return
     try:
-        workspace = client.load_sandbox_workspace(settings)
+        workspace = client.open_workspace_file(settings).workspace
     except ConfigurationError as error:
         yield "E013", error.message, error.hint
         return
@@ -252,18 +254,6 @@ def check_urls(settings: Settings) -> Iterator[Message]:
         if route != "*" and route not in routes:
             message = f'{SETTING}["EXPERIENCES"] has the route {route!r}, but no URL has this name.'
             yield "W007", message, suggest(route, routes, 'Use a view name, "namespace:*" or "*".')
-
-
-def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str, URLPattern | URLResolver]]:
-    """Yield each URL pattern below ``resolver`` with its view name, and each namespace under a name like ``shop:*``."""
-    for pattern in resolver.url_patterns:
-        if isinstance(pattern, URLPattern):
-            yield f"{prefix}{pattern.name or pattern.lookup_str}", pattern
-            continue
-        inner = f"{prefix}{pattern.namespace}:" if pattern.namespace else prefix
-        if pattern.namespace:
-            yield f"{inner}*", pattern
-        yield from iterate_urls(pattern, inner)
 
 
 def check_proxies(settings: Settings) -> Iterator[Message]:
@@ -366,6 +356,7 @@ CHECKS: Final = (
     check_cache,
     check_sandbox,
     check_urls,
+    check_keys,
     check_proxies,
     check_identity,
     check_template_leaks,

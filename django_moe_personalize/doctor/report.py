@@ -12,21 +12,23 @@ from contextlib import suppress
 from typing import Any, Final
 
 from django.core.checks import ERROR
-from django.urls import get_resolver
-from django.views import View
 
-from django_moe_personalize.checks.settings import check_site, iterate_urls
+from django_moe_personalize.checks.experience_keys import find_keys
+from django_moe_personalize.checks.settings import check_site
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.doctor import site
 from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
-from django_moe_personalize.planning import KEYS_ATTRIBUTE, find_template_keys
+from django_moe_personalize.planning import find_template_keys
 from django_moe_personalize.resilience import WorkerPool
 
 SECONDS: Final = 5.0
 """The seconds that one call or one part may take."""
+
+NO_MIDDLEWARE: Final = "moe_personalize.W001"
+"""A warning for the system checks, because a site may use only the API. To the doctor it's a problem."""
 
 _USES = re.compile(r"(?:\{%|\|)\s*(experience|experience_value|experience_html|personalize_scripts)\b")
 
@@ -41,7 +43,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         return
     if not settings.enabled:
         what = "Personalization is off, so visitors see no experience."
-        yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.')
+        yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.', "settings.off")
         return
     keys, used = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
@@ -51,6 +53,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     yield from _examine("the notices of new visitors", _within, pool, seconds, site.examine_visitors, settings)
     # In this thread, which has the database connection of the command.
     yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
+    yield from _examine("the sessions", site.examine_sessions)
     yield from _examine("the installed packages", site.examine_packages, used)
     yield from examine_scripts(settings, used)
 
@@ -61,13 +64,14 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
         yield from function(*args)
     except TimeoutError:
         what = f"The doctor tried {part}, and got no answer in time."
-        yield Finding("problem", what, "Find out what hangs: pages wait for it too.")
+        yield Finding("problem", what, "Find out what hangs: pages wait for it too.", "doctor.timeout")
     except ConfigurationError as error:
-        yield Finding("problem", f"The doctor couldn't try {part}: {error.message}", error.hint)
+        what = f"The doctor couldn't try {part}: {error.message}"
+        yield Finding("problem", what, error.hint, "doctor.settings")
     except Exception as error:
         # Leave out the error's text, because it may contain a setting's value or a visitor's data.
         what = f"The doctor tried {part}, and got the error {type(error).__name__}."
-        yield Finding("problem", what, "Look into the log of the server behind it.")
+        yield Finding("problem", what, "Look into the log of the server behind it.", "doctor.error")
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:
@@ -78,8 +82,9 @@ def examine_checks() -> Iterator[Finding]:
     """Report the messages of this package's system checks, except messages that the site has silenced."""
     for message in check_site():
         if not message.is_silenced():
-            state: State = "problem" if message.level >= ERROR else "warning"
-            yield Finding(state, f"{message.id}: {message.msg}", message.hint or "")
+            is_serious = message.level >= ERROR or message.id == NO_MIDDLEWARE
+            state: State = "problem" if is_serious else "warning"
+            yield Finding(state, f"{message.id}: {message.msg}", message.hint or "", str(message.id))
 
 
 def read_templates() -> tuple[dict[str, str], set[str]]:
@@ -105,23 +110,5 @@ def examine_scripts(settings: Settings, used: Collection[str]) -> Iterator[Findi
     """Report a missing script, if the browser has to count impressions."""
     if settings.impressions in ("visible", "web_sdk") and "personalize_scripts" not in used:
         what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
-        yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
-
-
-def find_keys(settings: Settings) -> dict[str, str]:
-    """Return the keys in the settings and the views, each with the first place that names it."""
-    found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
-    # If ROOT_URLCONF has a mistake, Django's own checks report it.
-    with suppress(Exception):
-        for _, pattern in iterate_urls(get_resolver()):
-            view = getattr(pattern, "callback", None)
-            methods = [getattr(getattr(view, "view_class", None), name, None) for name in View.http_method_names]
-            for declared in [view, *methods]:
-                for key in getattr(declared, KEYS_ATTRIBUTE, ()):
-                    found.setdefault(key, f"the view {_name_view(declared)}")
-    return found
-
-
-def _name_view(view: Any) -> str:
-    named = getattr(view, "view_class", view)
-    return f"{named.__module__}.{getattr(named, '__qualname__', type(named).__name__)}"
+        fix = "Put this tag at the end of the pages."
+        yield Finding("warning", f"{what}, so nothing is counted.", fix, "scripts.missing")

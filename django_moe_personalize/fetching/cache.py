@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from django_moe_personalize.client import get_engine, is_embedded
 from django_moe_personalize.conf import Settings
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, Record, unfold
 from django_moe_personalize.fetching.shared import build_key, get_many, has_room, set_many
@@ -165,10 +166,33 @@ def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:
     return {key: experience for key in keys if (experience := answers.get(key)) is not None}
 
 
+class SandboxCache(ExperienceCache):
+    """Answers of the sandbox in this process. Answers from before a change of the workspace file are misses."""
+
+    def __init__(self, runtime: Runtime, *, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(runtime.settings, clock=clock)
+        self._runtime = runtime
+        self._changed_at = 0
+        self._fresh_always = self._fresh
+
+    def peek(self, visitor: str, keys: Sequence[str]) -> Known:
+        """See ExperienceCache.peek(). To find out whether the file has changed takes some 2 µs more."""
+        # Until the first call, this process has no sandbox.
+        if (engine := get_engine.find(self._runtime)) is not None:
+            self._changed_at = int(engine.refresh() * 1000)
+            age = int(self._clock() * 1000) - self._changed_at + 1
+            self._fresh = range(self._fresh_always.start, min(self._fresh_always.stop, age))
+        return super().peek(visitor, keys)
+
+    def _get_usable(self, now: int) -> range:
+        usable = super()._get_usable(now)
+        return range(max(usable.start, self._changed_at), usable.stop)
+
+
 @part
 def get_cache(runtime: Runtime) -> ExperienceCache:
     """Return the cache of the workspace."""
-    return ExperienceCache(runtime.settings)
+    return SandboxCache(runtime) if is_embedded(runtime.settings) else ExperienceCache(runtime.settings)
 
 
 def _list_content(key: str, experience: Experience | None) -> list[Any]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
@@ -36,19 +36,21 @@ class MetadataStore:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        # Kept, because the background thread may still run after the next test has changed the settings.
-        self._settings = runtime.settings
         self._statuses: Mapping[str, ExperienceStatus] = {}
         self._until = self._not_before = float("-inf")
 
     def get(self, *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the metadata of all experiences, from the site's cache or else from MoEngage. Raises APIError."""
-        name, ttl = build_key("metadata", settings=self._settings), self._settings.metadata_ttl
-        metadata = _read_rows(get_many([name]).get(name))
-        if metadata is None:
-            metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)
-            rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
-            set_many({name: rows}, timeout=ttl)
+        ttl = self._runtime.settings.metadata_ttl
+        with self._runtime.use():
+            name = build_key("metadata")
+            metadata = _read_rows(get_many([name]).get(name))
+            if metadata is None:
+                metadata = get_client(self._runtime).fetch_metadata(deadline=deadline)
+                # The sandbox in this process answers at once, and its workspace file may change.
+                ttl = ttl if get_engine.find(self._runtime) is None else 0
+                rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
+                set_many({name: rows}, timeout=ttl)
         self._statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
         self._until = time.monotonic() + ttl
         return metadata

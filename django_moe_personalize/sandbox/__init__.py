@@ -19,7 +19,13 @@ from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import SandboxServer, build_server
 from django_moe_personalize.sandbox.transport import SandboxTransport
-from django_moe_personalize.sandbox.workspace import Workspace, WorkspaceError, load_workspace, parse_workspace
+from django_moe_personalize.sandbox.workspace import (
+    Workspace,
+    WorkspaceError,
+    WorkspaceFile,
+    load_workspace,
+    parse_workspace,
+)
 
 __all__ = [
     "Engine",
@@ -28,6 +34,7 @@ __all__ = [
     "SandboxTransport",
     "Workspace",
     "WorkspaceError",
+    "WorkspaceFile",
     "build_server",
     "is_loopback",
     "load_workspace",

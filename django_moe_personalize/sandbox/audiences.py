@@ -15,11 +15,11 @@ Scalar = str | int | float | bool
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-DEVICES = ("phone", "tablet", "desktop", "bot")
+DEVICES = ("Mobile", "Desktop", "Tablet")
+"""The words of MoEngage's dashboard. A robot has the device that its user agent claims."""
 
-_BOT = re.compile(r"bot\b|bot/|crawl|spider|slurp|preview|headless|curl/|wget/|python-requests", re.I)
 _TABLET = re.compile(r"ipad|tablet|kindle|silk/|playbook|android(?!.*mobile)", re.I)
-_PHONE = re.compile(r"iphone|ipod|mobile|android|blackberry|opera mini|windows phone", re.I)
+_MOBILE = re.compile(r"iphone|ipod|mobile|android|blackberry|opera mini|windows phone", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class DeviceRule:
     def check(self, visitor: Visitor) -> Finding:
         """See Rule.check()."""
         device = find_device(visitor.session.get("USER_AGENT", ""))
-        return _build_finding(f"the device is a {' or '.join(self.devices)}", device, matched=device in self.devices)
+        return _build_finding(f"the device is {' or '.join(self.devices)}", device, matched=device in self.devices)
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +224,10 @@ def find_device(user_agent: str) -> str | None:
     """Return the device (see DEVICES) that a User-Agent header belongs to, or ``None`` for an empty header."""
     if not user_agent:
         return None
-    for device, pattern in (("bot", _BOT), ("tablet", _TABLET), ("phone", _PHONE)):
+    for device, pattern in (("Tablet", _TABLET), ("Mobile", _MOBILE)):
         if pattern.search(user_agent):
             return device
-    return "desktop"
+    return "Desktop"
 
 
 def list_hours(start: int, until: int) -> frozenset[int]:

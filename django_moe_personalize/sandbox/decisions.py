@@ -126,11 +126,12 @@ def _decide_content(
         return Decision(definition.key, sentence, reason, content.audience.name, checks=checks)
     variation = _choose(workspace, definition, content, subject)
     locale, locale_id = _choose_locale(workspace, variation, subject.visitor)
+    named = f" “{variation.name}”" if variation.name else ""
     how = "by weight" if len(content.variations) > 1 else "(the only one)"
     words = f"; locale {locale}" if locale else ""
     return Decision(
         definition.key,
-        f"{checks[-1]}; variation {variation.name} {how}{words}.",
+        f"{checks[-1]}; variation {variation.variation_id}{named} {how}{words}.",
         audience=content.audience.name,
         variation_id=variation.variation_id,
         checks=checks,

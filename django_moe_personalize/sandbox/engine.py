@@ -30,33 +30,46 @@ from django_moe_personalize.sandbox.validation import (
     read_fetch,
     read_profiles,
 )
-from django_moe_personalize.sandbox.workspace import State, Workspace
+from django_moe_personalize.sandbox.workspace import State, Workspace, WorkspaceFile
 
 _ALPHABET = string.ascii_letters + string.digits
 _ACCEPTED = "Your request has been accepted and will be processed soon."
 
 
 class Engine:
-    """Answer requests from a workspace. Threads may share an engine.
+    """Answer requests from a workspace, or from a file whose changes count from the next request on.
 
-    ``clock`` returns Unix time in seconds, for schedules and for the age of events.
+    Threads may share an engine. ``clock`` returns Unix time in seconds, for schedules and for the age of events.
     """
 
-    def __init__(self, workspace: Workspace, *, clock: Callable[[], float] = time.time) -> None:
-        self.workspace = workspace
+    def __init__(self, source: Workspace | WorkspaceFile, *, clock: Callable[[], float] = time.time) -> None:
+        self._file = source if isinstance(source, WorkspaceFile) else None
         self.ledger = Ledger()
-        self.profiles = Profiles(workspace)
-        self._clock = clock
-        self._campaigns = {campaign_id(workspace, key): key for key in workspace.definitions}
-        self._names = {definition.name: key for key, definition in workspace.definitions.items()}
+        self.clock = clock
+        self._use(source if isinstance(source, Workspace) else source.workspace)
         self._endpoints: Mapping[str, tuple[str, Callable[[Request], Response]]] = {
             "/experiences/fetch": ("POST", self._fetch),
             "/experiences/metadata": ("GET", self._metadata),
             "/experiences/events": ("POST", self._events),
         }
 
+    def _use(self, workspace: Workspace) -> None:
+        self.workspace = workspace
+        self.profiles = Profiles(workspace)
+        self._campaigns = {campaign_id(workspace, key): key for key in workspace.definitions}
+        self._names = {definition.name: key for key, definition in workspace.definitions.items()}
+
+    def refresh(self) -> float:
+        """Use the workspace file as it is now. Return the Unix time of its last change, or 0.0 without a file."""
+        if self._file is None:
+            return 0.0
+        if (workspace := self._file.refresh()) is not self.workspace:
+            self._use(workspace)
+        return self._file.changed_at
+
     def handle(self, request: Request) -> Response:
         """Return the response to a request. Never raises. ``validation`` has the order of the checks."""
+        self.refresh()
         if request.path not in self._endpoints:
             return build_not_found()
         method, endpoint = self._endpoints[request.path]
@@ -74,6 +87,7 @@ class Engine:
 
         After the first 25 keys, each key gets the reason MAX_LIMIT_BREACHED.
         """
+        self.refresh()
         query = read_fetch(body)
         breached = FailureReason.MAX_LIMIT_BREACHED
         late = [
@@ -87,7 +101,7 @@ class Engine:
         subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
         keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
         everyone_only = query.keys is None and not subject.is_customer
-        now = self._clock()
+        now = self.clock()
         return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
 
     def _fetch(self, request: Request) -> Response:
@@ -99,7 +113,7 @@ class Engine:
     def _metadata(self, request: Request) -> Response:
         asked = parse_qs(request.query).get("status")
         wanted = None if asked is None else ",".join(asked).split(",")
-        now = self._clock()
+        now = self.clock()
         rows = []
         for key, definition in self.workspace.definitions.items():
             state = definition.state(now)
@@ -110,7 +124,7 @@ class Engine:
 
     def _events(self, request: Request) -> Response:
         data = read_body(request.body)
-        now = self._clock()
+        now = self.clock()
         entries = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
         self.ledger.record(
             dataclasses.replace(entry, experience_key=self._find_experience_key(entry.attributes)) for entry in entries

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 import json
-from collections.abc import Mapping
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -16,12 +20,14 @@ from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceE
 from django_moe_personalize.sandbox.rule_reader import read_rule
 
 __all__ = ["Content", "Definition", "State", "Variation", "Workspace", "WorkspaceError"]
-__all__ += ["load_workspace", "parse_workspace"]
+__all__ += ["WorkspaceFile", "load_workspace", "parse_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
 """The file for sites that name no other workspace file. It describes an example shop."""
 
 STATUSES = ("Active", "Paused", "Scheduled")
+
+logger = logging.getLogger("django_moe_personalize")
 
 
 class State(enum.Enum):
@@ -113,6 +119,55 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
     except (ValueError, RecursionError) as error:
         raise WorkspaceError([f"{file.name}: not valid JSON: {error}"]) from error
     return parse_workspace(data, name=file.name)
+
+
+class WorkspaceFile:
+    """A workspace file that may change while the sandbox runs. Threads may share the object.
+
+    The constructor raises WorkspaceError for a file with a mistake. Later mistakes are logged: then ``workspace`` stays
+    the last workspace without mistakes. ``changed_at`` is the Unix time of the last change.
+    """
+
+    def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+        self.path = SHIPPED if path is None else Path(path)
+        self._clock = clock
+        self._stamp = self._read_stamp()
+        self._is_broken = False
+        self._lock = threading.Lock()
+        self.workspace = load_workspace(self.path)
+        self.changed_at = self._stamp[0] / 1e9
+
+    def refresh(self) -> Workspace:
+        """Return the workspace. Read the file again if it has changed: to find out takes some 2 µs."""
+        if self._read_stamp() != self._stamp:
+            with self._lock:
+                # Another thread may have read the new file already.
+                if (stamp := self._read_stamp()) != self._stamp:
+                    self._read()
+                    self._stamp = stamp
+        return self.workspace
+
+    def _read_stamp(self) -> tuple[int, int]:
+        try:
+            status = self.path.stat()
+        except OSError:
+            return 0, -1
+        return status.st_mtime_ns, status.st_size
+
+    def _read(self) -> None:
+        try:
+            fresh = load_workspace(self.path)
+        except WorkspaceError as error:
+            self._is_broken = True
+            logger.error("The sandbox can't use the new workspace file, so it keeps the old workspace: %s", error)
+            return
+        # Clients were built with the credentials of the start.
+        old = self.workspace
+        self.workspace = dataclasses.replace(fresh, workspace_id=old.workspace_id, api_key=old.api_key)
+        self.changed_at = self._clock()
+        if self._is_broken:
+            self._is_broken = False
+            logger.warning("The workspace file %s has no mistakes now, so the sandbox uses it.", self.path.name)
 
 
 def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
@@ -249,7 +304,7 @@ def _read_audience(section: Section, shared: _Shared) -> Audience:
 def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Variation, ...]:
     """Return the variations, with ids from ``first`` on. Without "variations", "payload" is the only variation."""
     if "variations" not in section:
-        return (Variation(str(first), "A", 1.0, _read_payloads(section, shared)),)
+        return (Variation(str(first), "", 1.0, _read_payloads(section, shared)),)
     for name in ("payload", "locales"):
         if name in section:
             section.problems.add(section.at(name), 'cannot be next to "variations". Move it into a variation.')
@@ -257,7 +312,7 @@ def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Var
         section.problems.add(section.at("variations"), "must have at least one entry")
     variations = []
     for index, entry in enumerate(section.sections("variations", _VARIATION_FIELDS)):
-        name = entry.text("name", chr(ord("A") + index % 26))
+        name = entry.text("name", "")
         payloads = _read_payloads(entry, shared)
         variations.append(Variation(str(first + index), name, entry.weight("weight"), payloads))
     return tuple(variations)

@@ -16,7 +16,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
-from django_moe_personalize.runtime import log_once
+from django_moe_personalize.runtime import Runtime, log_once
 from django_moe_personalize.tracking.persons import is_counted
 from django_moe_personalize.tracking.tokens import (
     MAX_LINK_LENGTH,
@@ -229,22 +229,22 @@ class PageTracker:
         return events
 
 
-def record(events: Sequence[Event]) -> None:
-    """Pass ``events`` to the delivery. Never raises."""
+def record(events: Sequence[Event], runtime: Runtime | None = None) -> None:
+    """Pass ``events`` to the delivery of ``runtime``, by default of the current runtime. Never raises."""
     try:
         if events:
-            get_delivery().record(events)
-            get_watchdog().add_recorded_events(events)
+            get_delivery(runtime).record(events)
+            get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
         _report_loss(error)
 
 
-async def arecord(events: Sequence[Event]) -> None:
+async def arecord(events: Sequence[Event], runtime: Runtime | None = None) -> None:
     """See record()."""
     try:
         if events:
-            await get_delivery().arecord(events)
-            get_watchdog().add_recorded_events(events)
+            await get_delivery(runtime).arecord(events)
+            get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
         _report_loss(error)
 
@@ -255,7 +255,10 @@ def _report_loss(error: Exception) -> None:
 
 
 def record_when_streamed(
-    response: StreamingHttpResponse, load: Callable[[], Awaitable[None]], collect: Callable[[], Sequence[Event]]
+    response: StreamingHttpResponse,
+    load: Callable[[], Awaitable[None]],
+    collect: Callable[[], Sequence[Event]],
+    runtime: Runtime | None = None,
 ) -> None:
     """Record the events that ``collect()`` returns after the server has sent the whole ``response``.
 
@@ -264,12 +267,12 @@ def record_when_streamed(
 
     def stream(content: Any) -> Iterator[bytes]:
         yield from content
-        record(collect())
+        record(collect(), runtime)
 
     async def astream(content: Any) -> AsyncIterator[bytes]:
         await load()
         async for part in content:
             yield part
-        await arecord(collect())
+        await arecord(collect(), runtime)
 
     response.streaming_content = (astream if response.is_async else stream)(response.streaming_content)

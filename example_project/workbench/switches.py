@@ -19,12 +19,12 @@ COOKIE: Final = "workbench"
 SALT: Final = "workbench.switches"
 
 USER_AGENTS: Final = {
-    "desktop": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
-    "phone": (
+    "Desktop": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
+    "Mobile": (
         "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
         "Version/18.5 Mobile/15E148 Safari/604.1"
     ),
-    "tablet": (
+    "Tablet": (
         "Mozilla/5.0 (iPad; CPU OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
         "Version/18.5 Safari/604.1"
     ),
@@ -35,9 +35,7 @@ MEDIUMS: Final = ("email", "cpc", "social")
 class SwitchForm(forms.Form):
     """The switches of the panel; an empty value changes nothing."""
 
-    device = forms.ChoiceField(
-        required=False, choices=[("", "My own"), *((name, name.capitalize()) for name in USER_AGENTS)]
-    )
+    device = forms.ChoiceField(required=False, choices=[("", "My own"), *((name, name) for name in USER_AGENTS)])
     hour = forms.TypedChoiceField(
         required=False, coerce=int, empty_value=None, choices=[("", "Now"), *((n, f"{n:02d}:00") for n in range(24))]
     )

@@ -221,9 +221,10 @@ class Page:
         return len(self._list_tabs())
 
     def prefer_dark(self, dark: bool) -> None:
-        """Emulate a person who prefers dark pages. Only Chromium can."""
+        """Emulate a person who prefers no motion, and dark or light pages. Only Chromium can."""
         session = self.browser.send("goog:cdp.getSession", context=self._context)["session"]
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+        features += [{"name": "prefers-reduced-motion", "value": "reduce"}]
         media = {"method": "Emulation.setEmulatedMedia", "params": {"features": features}, "session": session}
         self.browser.send("goog:cdp.sendCommand", **media)
 

@@ -19,7 +19,9 @@ NAMES = [*re.findall('experience "(.+?)"', CELLS), "frame", "late"]
 def open_layouts(visitor, monkeypatch):
     """Return a function that opens a page with all layouts, below the window or in it."""
     monkeypatch.setattr("tests.browser.conftest.EXPERIENCES", {name: {"Title": name} for name in NAMES})
-    piece = '{% load moe_personalize %}{% experience "NAME" %}<p style="height: 90px; margin: 0">x</p>{% endexperience %}'
+    piece = (
+        '{% load moe_personalize %}{% experience "NAME" %}<p style="height: 90px; margin: 0">x</p>{% endexperience %}'
+    )
 
     def open_layouts(mode, above=""):
         visitor.site.put("frame", piece.replace("NAME", "frame"))
@@ -43,11 +45,13 @@ def test_each_layout_counts_once_when_a_person_sees_it(open_layouts):
     # A style of the outer page that makes a frame transparent is unknown in the frame.
     visitor.run("document.querySelector('iframe').hidden = true")
     for state in ("third", "none", "clear"):
-        visitor.run("document.querySelector('#cells').className = arguments[0]", state)
+        visitor.run("cells.className = arguments[0]", state)
         visitor.scroll(2000)
         time.sleep(1.5)
         assert (state, visitor.run("return Object.keys(document.moeSent)")) == (state, [])
-    visitor.run("document.querySelector('iframe').hidden = false; steps.hide(); document.querySelector('#cells').className = ''")
+    visitor.run(
+        "document.querySelector('iframe').hidden = false; steps.hide(); document.querySelector('#cells').className = ''"
+    )
     visitor.scroll(2000)
     time.sleep(1.5)
     assert visitor.run("return Object.keys(document.moeSent)") == []

@@ -10,6 +10,7 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 from django.urls import path
 
+from django_moe_personalize.checks.experience_keys import find_keys
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.doctor import report
 from django_moe_personalize.doctor.vendor import compare_keys
@@ -92,7 +93,7 @@ def test_keys_of_settings_views_and_templates(settings, tmp_path):
     settings.ROOT_URLCONF = "tests.site"
     with override_personalize(EXPERIENCES={"*": ["from-settings"]}):
         in_templates, used = report.read_templates()
-        keys = in_templates | report.find_keys(get_settings())
+        keys = in_templates | find_keys(get_settings())
     assert keys == {
         "from-settings": 'EXPERIENCES["*"]',
         "from-template": "the template page.html",
@@ -121,7 +122,7 @@ def test_keys_of_views_of_all_kinds(settings, view, keys, name):
     """A decorated method, a class with the mixin and an object declare keys as a function does."""
     settings.ROOT_URLCONF = types.ModuleType("urls")
     settings.ROOT_URLCONF.urlpatterns = [path("page/", view)]
-    assert report.find_keys(get_settings()) == dict.fromkeys(keys, f"the view {name}")
+    assert find_keys(get_settings()) == dict.fromkeys(keys, f"the view {name}")
 
 
 def test_site_that_does_not_load(settings):

@@ -55,7 +55,7 @@ MATCHING = {
     "not": [{"utm_medium": "cpc"}],
     "day": ["Sunday", ["Saturday", "Sunday"]],
     "hour": [23, [1, 23], {"from": 22, "until": 5}, {"from": 0, "until": 0}],
-    "device": ["phone", ["tablet", "phone"]],
+    "device": ["Mobile", ["Tablet", "Mobile"]],
     "ip": ["203.0.113.0/24", ["2001:db8::/32", "203.0.113.9"]],
 }
 OTHER = {
@@ -68,7 +68,7 @@ OTHER = {
     "customer.utm_medium": ["email"],
     "day": ["Monday"],
     "hour": [{"from": 5, "until": 23}],
-    "device": [["desktop", "bot"]],
+    "device": [["Desktop", "Tablet"]],
     "ip": ["198.51.100.0/24"],
 }
 
@@ -89,7 +89,7 @@ def test_a_rule_that_does_not_match(rule: Any) -> None:
     assert check({"not": rule}).matched
 
 
-WITHOUT = [{"day": "Sunday"}, {"hour": {"from": 0, "until": 0}}, {"device": "desktop"}, {"ip": "0.0.0.0/0"}]
+WITHOUT = [{"day": "Sunday"}, {"hour": {"from": 0, "until": 0}}, {"device": "Desktop"}, {"ip": "0.0.0.0/0"}]
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_visitor_without_the_attribute_matches_no_rule(rule: Any, session: dic
         ({"nothing": {"exists": True}}, "nothing exists (it is absent)"),
         ({"utm_medium": {"exists": False}}, "utm_medium doesn't exist (it is email)"),
         ({"hour": [9, 1]}, "the hour is one of 01, 09 (it is 23)"),
-        ({"device": ["bot", "tablet"]}, "the device is a bot or tablet (it is phone)"),
+        ({"device": ["Desktop", "Tablet"]}, "the device is Desktop or Tablet (it is Mobile)"),
         ({"ip": ["10.0.0.0/8", "::/0"]}, "the address is in 10.0.0.0/8 or ::/0 (it is 203.0.113.9)"),
         ({"utm_medium": "email", "hour": 23}, "utm_medium is email and the hour is one of 23"),
         ({"utm_medium": "email", "word": "x"}, "word is x (it is many)"),
@@ -134,19 +134,18 @@ def test_every_visitor_matches_a_rule_without_conditions() -> None:
     ("user_agent", "device"),
     [
         ("", None),
-        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "desktop"),
-        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 15_0) AppleWebKit/605.1.15 Version/19.0 Safari/605.1.15", "desktop"),
-        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Mobile/15E148 Safari/604.1", "phone"),
-        ("Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 Chrome/140.0 Mobile Safari/537.36", "phone"),
-        ("Mozilla/5.0 (Linux; Android 15; SM-X910) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "tablet"),
-        ("Mozilla/5.0 (iPad; CPU OS 19_0 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148", "tablet"),
-        ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "bot"),
-        ("Mozilla/5.0 (Linux; Android 6.0.1) Mobile Safari/537.36 (compatible; bingbot/2.0)", "bot"),
-        ("curl/8.5.0", "bot"),
+        ("Mozilla/5.0 (Windows NT 10.0; Win64; x64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "Desktop"),
+        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 15_0) AppleWebKit/605.1.15 Version/19.0 Safari/605.1.15", "Desktop"),
+        ("Mozilla/5.0 (iPhone; CPU iPhone OS 19_0 like Mac OS X) Mobile/15E148 Safari/604.1", "Mobile"),
+        ("Mozilla/5.0 (Linux; Android 15; Pixel 9) AppleWebKit/537.36 Chrome/140.0 Mobile Safari/537.36", "Mobile"),
+        ("Mozilla/5.0 (Linux; Android 15; SM-X910) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", "Tablet"),
+        ("Mozilla/5.0 (iPad; CPU OS 19_0 like Mac OS X) AppleWebKit/605.1.15 Mobile/15E148", "Tablet"),
+        ("Mozilla/5.0 (compatible; Googlebot/2.1; +http://www.google.com/bot.html)", "Desktop"),
+        ("Mozilla/5.0 (Linux; Android 6.0.1) Mobile Safari/537.36 (compatible; bingbot/2.0)", "Mobile"),
     ],
 )
 def test_the_user_agent_names_the_device(user_agent: str, device: str | None) -> None:
-    """A bot that claims to be a phone is a bot; a tablet is not a phone."""
+    """The words are those of MoEngage's dashboard. A robot has the device that it claims; a tablet is not Mobile."""
     assert find_device(user_agent) == device
 
 

@@ -35,7 +35,7 @@ def test_explain_returns_the_decisions_of_a_fetch(control: HttpWay) -> None:
     """Each key has its decision with the sentence; an invalid body gets the 400 of a fetch."""
     plain, nope = call(control, "POST", EXPLAIN, {"experience_key": ["plain", "nope"]})["decisions"]
     assert (plain["served"], plain["reason"], plain["variation_id"]) == (True, None, "1")
-    assert plain["sentence"] == "audience “All users” → matched; variation A (the only one)."
+    assert plain["sentence"] == "audience “All users” → matched; variation 1 (the only one)."
     assert plain["entry"]["payload"]["T"]["value"] == "x" * 200
     assert (nope["served"], nope["reason"], nope["entry"]) == (False, "INVALID_EXPERIENCE_KEY", None)
     assert_refused(control(Request("POST", EXPLAIN, body=b"{")), 400, "Malformed JSON")

@@ -145,11 +145,11 @@ def test_explain_has_a_sentence_for_every_key() -> None:
         "identifiers": {"customer_id": "visitor"},
     }
     hero, promo, cart, nope, gala, spring = engine.explain(body)
-    assert hero.sentence == "audience “Email visitors”: utm_medium is email → matched; variation A (the only one)."
+    assert hero.sentence == "audience “Email visitors”: utm_medium is email → matched; variation 4 (the only one)."
     assert (hero.audience, hero.variation_id) == ("Email visitors", "4")
     assert len(hero.checks) == 4
     assert hero.checks[0] == "audience “Gold members”: the customer's loyalty is gold (it is absent) → not matched"
-    assert promo.sentence == "audience “All users” → matched; variation A (the only one); locale de."
+    assert promo.sentence == "audience “All users” → matched; variation 3 (the only one); locale de."
     assert cart.reason is FailureReason.USER_NOT_IN_SEGMENT
     assert cart.sentence.startswith("The visitor is in none of its audiences: audience “Free delivery reached”: ")
     assert nope.reason is FailureReason.INVALID_EXPERIENCE_KEY
@@ -158,10 +158,16 @@ def test_explain_has_a_sentence_for_every_key() -> None:
 
 
 def test_explain_names_a_variation_chosen_by_weight() -> None:
-    """The sentence has the name of the variation."""
-    (decision,) = build_engine(split(1, 1)).explain({"identifiers": {"customer_id": "c1"}})
-    name = "AB"[int(decision.variation_id) - 1]
-    assert decision.sentence == f"audience “All users” → matched; variation {name} by weight."
+    """The sentence has the id of the variation, as its context has, and the name from the file."""
+    named = {"key": "split", "variations": [{"name": "Left", "payload": {}}, {"payload": {}}]}
+    found = {}
+    for number in range(20):
+        (decision,) = build_engine(named).explain({"identifiers": {"customer_id": str(number)}})
+        found[decision.variation_id] = decision.sentence
+    assert {id: sentence.partition("; ")[2] for id, sentence in found.items()} == {
+        "1": "variation 1 “Left” by weight.",
+        "2": "variation 2 by weight.",
+    }
 
 
 def test_explain_says_what_a_fetch_without_keys_and_customer_skips() -> None:

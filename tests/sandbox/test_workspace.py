@@ -1,14 +1,20 @@
 """The workspace file: its forms, and the messages about its mistakes."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+from django.http import HttpResponse
+from django.template import engines
 
-from django_moe_personalize.sandbox import WorkspaceError, load_workspace, parse_workspace
+from django_moe_personalize.client import get_engine
+from django_moe_personalize.sandbox import Engine, WorkspaceError, WorkspaceFile, load_workspace, parse_workspace
 from django_moe_personalize.sandbox.workspace import SHIPPED, State
-from tests.sandbox.ways import build_engine, fetch
+from tests.conftest import settle
+from tests.processes import together
+from tests.sandbox.ways import API_KEY, WORKSPACE_ID, build_engine, fetch
 
 MINIMAL = {"workspace_id": "W", "api_key": "k"}
 MIDNIGHT = "2026-12-02T00:00:00Z"
@@ -183,7 +189,7 @@ RULES = [
     ({"day": "Sonntag"}, '.day: unknown value "Sonntag" (valid: Friday, '),
     ({"day": "Sundays"}, '.day: unknown value "Sundays", did you mean "Sunday"?'),
     ({"day": []}, ".day: unknown value [] (valid: Friday, "),
-    ({"device": ["phone", "fridge"]}, '.device: unknown value "fridge" (valid: '),
+    ({"device": ["Mobile", "phone"]}, '.device: unknown value "phone" (valid: Desktop, Mobile, Tablet)'),
     ({"hour": 24}, ".hour: must be an hour (0 to 23), an array of hours, or {"),
     ({"hour": True}, ".hour: must be an hour"),
     ({"hour": []}, ".hour: must be an hour"),
@@ -278,8 +284,99 @@ def test_an_experience_needs_no_content_entries() -> None:
     )
     (content,) = workspace.definitions["a"].contents
     assert [(each.variation_id, each.name, each.weight) for each in content.variations] == [
-        ("1", "A", 1.0),
+        ("1", "", 1.0),
         ("2", "bold", 3.0),
     ]
     assert workspace.definitions["b"].contents[0].audience.name == 'Inline {"x": "1"}'
     assert [each.variations[0].variation_id for each in workspace.definitions["c"].contents] == ["1", "2"]
+
+
+class Editor:
+    """A person who edits a workspace file. Each version has its own modification time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.time = path, 1_790_000_000
+
+    def save(self, text: str | bytes) -> None:
+        self.time += 1
+        self.path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        os.utime(self.path, (self.time, self.time))
+
+    def save_title(self, title: str, **fields: Any) -> None:
+        experience = {"key": "hero-banner", "payload": {"Title": title}}
+        self.save(json.dumps({"workspace_id": WORKSPACE_ID, "api_key": API_KEY, "experiences": [experience], **fields}))
+
+
+@pytest.fixture
+def editor(tmp_path: Path) -> Editor:
+    editor = Editor(tmp_path / "moe.json")
+    editor.save_title("first")
+    return editor
+
+
+def read_title(engine: Engine) -> str:
+    return fetch(engine, {"identifiers": {"customer_id": "1"}})["hero-banner"]["payload"]["Title"]["value"]
+
+
+def test_a_changed_file_counts_from_the_next_request_on(editor: Editor) -> None:
+    """The engine and its ledger stay, and so do the credentials, which clients have already."""
+    engine = Engine(WorkspaceFile(editor.path))
+    assert (read_title(engine), engine.refresh()) == ("first", editor.time)
+    ledger = engine.ledger
+    editor.save_title("second", api_key="other")
+    assert read_title(engine) == "second"
+    assert engine.ledger is ledger
+    assert engine.refresh() > editor.time
+    editor.save_title("third")
+    body = {"experience_key": ["hero-banner"], "identifiers": {"customer_id": "1"}}
+    assert engine.explain(body)[0].entry["payload"]["Title"]["value"] == "third"
+
+
+@pytest.mark.parametrize("mistake", ["{", "[]", b"\xff", None], ids=["cut", "wrong", "bytes", "gone"])
+def test_a_broken_edit_keeps_the_last_good_workspace(editor: Editor, caplog: Any, mistake: str | bytes | None) -> None:
+    """The log names the mistake once for each edit, and says when the file is right again."""
+    engine = Engine(WorkspaceFile(editor.path))
+    if mistake is None:
+        editor.path.unlink()
+    else:
+        editor.save(mistake)
+    assert [read_title(engine) for _ in range(3)] == ["first"] * 3
+    (line,) = caplog.messages
+    assert line.startswith("The sandbox can't use the new workspace file, so it keeps the old workspace: ")
+    assert "moe.json: " in line
+    editor.save_title("right again")
+    assert read_title(engine) == "right again"
+    assert caplog.messages[1:] == ["The workspace file moe.json has no mistakes now, so the sandbox uses it."]
+    assert {record.levelname for record in caplog.records} == {"ERROR", "WARNING"}
+
+
+def test_threads_read_a_changed_file_once(editor: Editor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several requests may see a change at the same time."""
+    file, read = WorkspaceFile(editor.path), []
+    monkeypatch.setattr(file, "_read", lambda: read.append(1))
+    editor.save_title("second")
+    together(8, lambda index: file.refresh())
+    assert read == [1]
+
+
+PAGE = """{% load moe_personalize %}{% experience "hero-banner" %}{{ experience.Title }}{% endexperience %}
+{% experience "new-banner" %}{{ experience.Title }}{% fallback %}nothing{% endexperience %}"""
+
+
+def test_pages_show_a_changed_file_at_once(editor: Editor, visit: Any, serve: Any, settings: Any) -> None:
+    """Neither fresh answers in memory nor the metadata hide the change. Without a change, the memory answers."""
+    settings.MOE_PERSONALIZE = {**settings.MOE_PERSONALIZE, "SANDBOX": editor.path, "CACHE_TTL": 3600}
+    serve(lambda request: HttpResponse(engines["django"].from_string(PAGE).render({}, request)))
+
+    def read() -> list[str]:
+        page = visit("/page/").content.decode().split()
+        settle()
+        return page
+
+    assert [read(), read()] == [["first", "nothing"]] * 2
+    new = {"key": "new-banner", "payload": {"Title": "new"}}
+    hero = {"key": "hero-banner", "payload": {"Title": "second"}}
+    editor.save_title("", experiences=[hero, new])
+    assert [read(), read()] == [["second", "new"]] * 2
+    get_engine().handle = None  # A further call of the sandbox would fail.
+    assert read() == ["second", "new"]

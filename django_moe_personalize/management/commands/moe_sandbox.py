@@ -13,7 +13,7 @@ from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import SandboxServer, build_server
-from django_moe_personalize.sandbox.workspace import Workspace, WorkspaceError, load_workspace
+from django_moe_personalize.sandbox.workspace import Workspace, WorkspaceError, WorkspaceFile
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8899
@@ -37,9 +37,9 @@ class Command(BaseCommand):
         """Serve. Raises CommandError for a wrong address, a port in use, a wrong workspace or a wrong fault."""
         host, port = parse_address(options["address"])
         try:
-            workspace = load_workspace(options["workspace"])
+            file = WorkspaceFile(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
-            server = build_server(Engine(workspace), host, port, faults=faults)
+            server = build_server(Engine(file), host, port, faults=faults)
         except WorkspaceError as error:
             raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
@@ -55,7 +55,7 @@ class Command(BaseCommand):
 
         # Handle signals before the announcement: a script may read it and send a signal immediately.
         with server, stop_on_signals(stop):
-            self._announce(server, workspace, host)
+            self._announce(server, file.workspace, host)
             server.serve_forever()
             self.stdout.write("The sandbox has stopped.")
 

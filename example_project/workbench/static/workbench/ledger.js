@@ -42,6 +42,9 @@ async function refresh() {
   timer = setTimeout(refresh, PERIOD);
 }
 
+document.getElementById("clear").addEventListener("submit", (event) => {
+  if (!confirm("Delete all events in the ledger?")) event.preventDefault();
+});
 document.addEventListener("visibilitychange", refresh);
 document.getElementById("live-note").hidden = false;
 timer = setTimeout(refresh, PERIOD);
