@@ -197,7 +197,7 @@
       const text = new Range();
       let area = 0, seen = 0, left = Infinity, top = Infinity, right = 0, bottom = 0;
       for (const [element, part] of parts) {
-        if (element.checkVisibility?.({ checkOpacity: true, checkVisibilityCSS: true }) === false) continue;
+        if (element.checkVisibility?.({ checkOpacity: 1, checkVisibilityCSS: 1 }) === false) continue;
         const { boundingClientRect, intersectionRect: view } = entries.find(({ target }) => target === element);
         text.selectNode(part);
         for (const box of part === element ? [boundingClientRect] : text.getClientRects()) {
