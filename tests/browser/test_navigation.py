@@ -24,7 +24,7 @@ class Library:
     link: str = ""
     head: str = ""
     fetches_early: bool = True
-    # The page views of a visitor who opens a page and comes back to it. Unpoly fetches the page again. Turbo replaces its
+    # The page views of a visitor who opens a page and comes back to it. Unpoly fetches the page again. Turbo leaves its
     # document when it opens a link that it has fetched in advance, so the browser loads the page again.
     views: int = 1
     impressions: str = "render"
@@ -36,9 +36,9 @@ class Library:
             visitor.site.put_file(name, library(name).encode())
             head += f'<script src="/{name}" defer></script>'
         links = "".join(LINK.format(name=name, attributes=self.attributes, link=self.link) for name in names)
-        body = f"{{% with away='http://{visitor.site.other_host}/other' %}}{links}{{% endwith %}}"
+        body = f"<main>{{% with away='http://{visitor.site.other_host}/other' %}}{links}{{% endwith %}}</main>"
         for name, key in (("target", "promo"), ("other", "offer")):
-            visitor.site.put(name, f"{{% experience '{key}' %}}<b>{name}</b>{{% endexperience %}}", head=head)
+            visitor.site.put(name, f"<main>{{% experience '{key}' %}}{name}{{% endexperience %}}</main>", head=head)
         return visitor.site.put("page", body, head=head)
 
 
