@@ -30,8 +30,7 @@ from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
 from django_moe_personalize.tracking.destinations import (
-    find_app_scheme,
-    find_host,
+    find_target,
     get_allowed_hosts,
     is_safe_url,
     quote_url,
@@ -131,25 +130,25 @@ def build_click_url(
     *,
     element: str = "",
     offering: Offering | None = None,
-    host: str = "",
-    scheme: str = "",
+    written: str = "",
 ) -> str:
     """Return the URL that counts a click on ``experience`` and then leads to ``destination``.
 
-    A destination may lead to the site itself, to CONTENT_HOSTS, and to the ``host`` or the app's ``scheme`` (``tel``)
-    that the template's author wrote into the template. Every other destination becomes ``#``.
+    A destination may lead to the site itself, to CONTENT_HOSTS, and to the host or the app (``tel:``) that the
+    template's author has ``written``. Every other destination becomes ``#``.
 
     The result is the plain destination if the click can't be counted. This is so without an experience, without consent
     or an id, without the package's URLs, for an app, and for a destination such as ``#top`` on the page itself.
     """
-    if destination.startswith("#") or (scheme and find_app_scheme(destination) == scheme):
+    host, scheme = find_target(written)
+    if destination.startswith("#") or (scheme and find_target(destination)[1] == scheme):
         return quote_url(destination)
     if request is not None:
         # The destination is relative to this page, and not to the click endpoint. If urljoin() can't read the text, the
         # check below refuses it.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
-    host = host if host == find_host(destination) else ""
+    host = host if host and host == find_target(destination)[0] else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)
