@@ -64,17 +64,20 @@ def render_experience(
     """Record that the page shows the experience. Return its ``body``, with a mark if the browser must report.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
-    reports impressions. A streamed page has no marks that are comments, because seal_response() can't remove them.
+    reports impressions. In the mode ``render`` it reports those of a page that it loads before a person opens the page,
+    because a library may show only a part of the page, without the tokens of the script's tag. A streamed page has no
+    marks that are comments, because seal_response() can't remove them.
     """
     tracker.add_rendered(experience)
     mode = get_settings().impressions
     elements = marks.find_clickable(body)
-    if not elements and mode not in ("visible", "web_sdk"):
+    is_watched = mode == "visible" or (tracker.is_early and mode == "render")
+    if not elements and not is_watched and mode != "web_sdk":
         return body
     token = _build_token(tracker, experience, elements, mode)
     if token is None:
         return body
-    return SafeString(marks.add_mark(body, token, is_watched=mode == "visible", has_comments=not is_streamed))
+    return SafeString(marks.add_mark(body, token, is_watched=is_watched, has_comments=not is_streamed))
 
 
 def render_value(value: Any) -> str:
