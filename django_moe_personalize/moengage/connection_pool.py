@@ -186,9 +186,7 @@ class ConnectionPool:
         if attempt is not None and not attempt.done():
             return attempt
         error = None if attempt is None else attempt.exception()
-        if error is None and len(self._attempts) < (
-            self._waiting if self._is_up else min(self._waiting, COLD_ATTEMPTS)
-        ):
+        if error is None and len(self._attempts) < (self._waiting if self._is_up else min(self._waiting, COLD_ATTEMPTS)):
             attempt = Attempt(self._connect_timeout)
             self._threads.submit(self._run, attempt, self.idle)
             self._attempts.append(attempt)
@@ -203,9 +201,7 @@ class ConnectionPool:
 
     def _give_up(self, attempt: Attempt) -> StillConnecting:
         is_early = self._is_up is not False and time.monotonic() - attempt.started < EARLY_SECONDS
-        return StillConnecting(
-            f"{self._connector.peer} did not answer in time: the connection isn't open yet", attempt, is_early=is_early
-        )
+        return StillConnecting(f"{self._connector.peer} did not answer in time: the connection isn't open yet", attempt, is_early=is_early)
 
     def _connect_here(self, until: float) -> TimedHTTPConnection:
         """Connect in the caller's thread. At its exit, Python starts no thread for the last events."""

@@ -309,9 +309,10 @@ def test_an_interrupted_close_counts_the_rest(build, monkeypatch):
     """After another Ctrl-C the process ends without the events, and the counters have them."""
     delivery = build()
     delivery.record(make_events(2))
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(delivery, "_wait", Mock(side_effect=KeyboardInterrupt))
-        delivery.close()
+        with pytest.raises(KeyboardInterrupt):
+            delivery.close()
     assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"exit": 2})
 
 

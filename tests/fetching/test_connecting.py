@@ -1,6 +1,7 @@
 """Pages while a connection is slow to open: the connection outlives the page, and the next page uses it."""
 
 import contextlib
+import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from django_moe_personalize.client import get_client
+from django_moe_personalize.exceptions import DeadlineExceeded
 from django_moe_personalize.fetching.upstream import get_breaker, get_pool
 from django_moe_personalize.moengage import connection_pool
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.fetching.asking import Asked

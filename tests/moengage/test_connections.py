@@ -398,9 +398,7 @@ def resolve(monkeypatch):
     return resolve
 
 
-@pytest.mark.parametrize(
-    "bad", [["silent"], ["silent-in-tls"], ["refused"], ["no-route"], ["silent", "refused"], [*BAD]]
-)
+@pytest.mark.parametrize("bad", [["silent"], ["silent-in-tls"], ["refused"], ["no-route"], ["silent", "refused"], [*BAD]])
 def test_bad_address_costs_one_page(bad, resolve, tls_ends, serve):
     """The next address is tried soon, and from then on first. The order of the addresses in DNS doesn't matter."""
     server = serve(echo, tls=tls_ends.build_context("localhost"))
