@@ -11,11 +11,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from html import unescape
 from importlib import import_module
 from types import FrameType
 from typing import Any, Final
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 from django.conf import settings as django_settings
 from django.http import HttpRequest
@@ -24,12 +23,12 @@ from django.templatetags.static import static
 from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import PageTracker, marks
 from django_moe_personalize.tracking.destinations import (
     find_app_scheme,
     find_host,
@@ -57,24 +56,26 @@ NOWHERE: Final = "#"
 SCRIPT: Final = "moe_personalize/personalize.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
-_CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
 _MAX_REMEMBERED_TEXT: Final = 2048
-_MARK_END = mark_safe("<template data-moe-end></template>")
 
 
-def render_experience(tracker: PageTracker, experience: Experience, body: SafeString) -> SafeString:
-    """Record that the page shows the experience. Return its ``body``, with marks if the browser must report.
+def render_experience(
+    tracker: PageTracker, experience: Experience, body: SafeString, *, is_streamed: bool = False
+) -> SafeString:
+    """Record that the page shows the experience. Return its ``body``, with a mark if the browser must report.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
-    reports impressions. Marks are empty ``template`` elements. They don't change the layout, even in tables and lists.
+    reports impressions. A streamed page has no marks that are comments, because seal_response() can't remove them.
     """
     tracker.add_rendered(experience)
     mode = get_settings().impressions
-    # The browser reports the value of an attribute without HTML entities.
-    elements = tuple({unescape("".join(match)): None for match in _CLICK_MARK.findall(body)})
-    if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
-        return mark + body + _MARK_END
-    return body
+    elements = marks.find_clickable(body)
+    if not elements and mode not in ("visible", "web_sdk"):
+        return body
+    token = _build_token(tracker, experience, elements, mode)
+    if token is None:
+        return body
+    return SafeString(marks.add_mark(body, token, is_watched=mode == "visible", has_comments=not is_streamed))
 
 
 def render_value(value: Any) -> str:
@@ -96,19 +97,27 @@ def _escape(text: str) -> SafeString:
     return escape(text)
 
 
-def _build_mark(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
-    if mode == "web_sdk":
-        if tracker.get_impression(experience) is None:
-            return None
-        context = json.dumps(dict(experience.experience_context))
-        return format_html(
-            '<template data-moe-context="{}" data-moe-page="{}"></template>', context, tracker.get_stamp()
-        )
-    token = tracker.sign_mark(experience, elements)
-    if token is None:
+def _build_token(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> str | None:
+    if mode != "web_sdk":
+        return tracker.sign_mark(experience, elements)
+    if tracker.get_impression(experience) is None:
         return None
-    watch = mark_safe(" data-moe-watch") if mode == "visible" else ""
-    return format_html('<template data-moe-experience="{}"{}></template>', token, watch)
+    return quote(json.dumps([tracker.get_stamp(), *_list_sdk_calls(experience, elements)]), safe="")
+
+
+def _list_sdk_calls(experience: Experience, elements: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return the calls of MoEngage's script for the impression, and for the click on each element (contract §6).
+
+    An element that is named like an offering is the offering's. Its click is a click on the experience too, which
+    ``offeringClicked`` would count again if it got the experience's context.
+    """
+    context = dict(experience.experience_context)
+    offerings = {offering.offering_id: dict(offering.context) for offering in experience.offerings}
+    shown = [["trackImpression", context], *(["offeringShown", offering] for offering in offerings.values())]
+    clicked = {name: [["trackClick", context, {"button_id": name}]] for name in elements}
+    for name in clicked.keys() & offerings:
+        clicked[name].append(["offeringClicked", offerings[name]])
+    return shown, clicked
 
 
 def build_click_url(
@@ -264,7 +273,7 @@ _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control
 
 
 def seal_response(response: HttpResponseBase, settings: Settings) -> None:
-    """Set the headers of a page that read an experience, so that no proxy or CDN stores the page.
+    """Set the headers of a page that read an experience, so that no proxy or CDN stores the page. Check its marks.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
     """
@@ -279,6 +288,8 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     else:
         # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
         response.headers["Vary"] = "Cookie"
+    if not response.streaming:
+        marks.remove_misplaced(response)
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
-from django_moe_personalize.delivery.sending import Outcome, send, split_withdrawn
+from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
 from django_moe_personalize.moengage.types import Event
@@ -71,6 +71,7 @@ class BaseDelivery:
         self._counts_lock = threading.RLock()
         self._outage = Outage("Events can't be delivered", "Events are delivered again")
         self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
+        self._has_wrong_clock = False
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -152,6 +153,9 @@ class BaseDelivery:
             self._outage.fail(describe(outcome.error), CREDENTIALS_FIX, logging.ERROR)
         else:
             self._outage.fail(describe(outcome.error), DOCTOR_FIX)
+        if (is_wrong := abs(outcome.skew) > MAX_SKEW) != self._has_wrong_clock:
+            _log_clock(outcome.skew)
+        self._has_wrong_clock = is_wrong
         return outcome
 
     def count_outcome(self, outcome: Outcome) -> None:
@@ -173,6 +177,17 @@ class BaseDelivery:
             self._count(reason, count)
             with protect_transactions():
                 events_dropped.send_robust(sender=type(self), count=count, reason=reason)
+
+
+def _log_clock(skew: float) -> None:
+    if abs(skew) <= MAX_SKEW:
+        logger.warning("This machine's clock agrees with MoEngage's again.")
+    else:
+        message = (
+            "This machine's clock is about %.0f s %s MoEngage's, so the times of events are wrong. No event is lost: "
+            "an event from the future gets the time of its sending. Synchronize the clock with NTP."
+        )
+        logger.warning(message, abs(skew), "ahead of" if skew > 0 else "behind")
 
 
 def describe(error: Exception) -> str:

@@ -63,6 +63,13 @@ def close_at_exit(delivery: Closable) -> None:
             setattr(os, name, _close_before(getattr(os, name)))
 
 
+def start_lookup_thread() -> None:
+    """Under gevent, start a real thread for DNS lookups now, because Python starts no new thread at its end."""
+    monkey = sys.modules.get("gevent.monkey")
+    if monkey is not None and monkey.is_module_patched("threading"):
+        sys.modules["gevent"].get_hub().threadpool.spawn(int)
+
+
 def close_deliveries() -> None:
     """Close all deliveries of this process."""
     for delivery in list(_deliveries):

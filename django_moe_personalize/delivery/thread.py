@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
 
 from django.db import close_old_connections
@@ -223,11 +223,15 @@ class ThreadDelivery(BaseDelivery):
         with suppress(ConfigurationError):
             get_client(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
-        run = self._run if self.runtime is None else self.runtime.use()(self._run)
         with suppress(RuntimeError):
-            self._thread = start_thread(run, "moe-personalize-delivery")
+            exits.start_lookup_thread()
+            self._thread = start_thread(self._run, "moe-personalize-delivery")
 
     def _run(self) -> None:
+        with nullcontext() if self.runtime is None else self.runtime.use():
+            self._send_batches()
+
+    def _send_batches(self) -> None:
         while batch := self._next_batch():
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
             # Django closes dead connections only in the threads of requests. If the site's cache is its database,

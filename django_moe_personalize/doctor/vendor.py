@@ -75,7 +75,8 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
         else:
             yield Finding("problem", *_explain_silence(error, host, seconds), "vendor.no_answer")
     if abs(skews[-1]) > MAX_SKEW:
-        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
+        ahead = "ahead of" if skews[-1] > 0 else "behind"
+        what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
         yield Finding("warning", what, "Synchronize the clock with NTP.", "clock.wrong")
     client.close()
 

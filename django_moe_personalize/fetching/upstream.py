@@ -34,7 +34,7 @@ GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
 
 CONNECT_SECONDS = 10.0
-"""How long a probe waits for a connection. No page waits for the probe, so the page's deadline is for the call alone."""
+"""How long a probe waits for a connection. DEADLINE then limits the probe's call alone, because no page waits."""
 
 BREAKER_TOPIC = "breaker"
 """The topic of the notices in which each process publishes its breaker's state. ``moe_doctor`` reads the notices."""

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
+from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
 from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
@@ -44,7 +45,7 @@ from django_moe_personalize.moengage.types import (
     OversizedExperiences,
     find_offerings,
 )
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, monotonic
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
 """Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
@@ -100,6 +101,8 @@ class PersonalizeClient:
             raise ValueError("workspace_id must be visible ASCII characters without a colon")
         if not api_key:
             raise ValueError("api_key must not be empty")
+        self.clock = VendorClock()
+        """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
@@ -134,7 +137,7 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # Error reports print local variables.
         del customer_id, user_identifiers, attributes
-        return read_answer(self._transport.send(request, deadline=deadline), keys)
+        return read_answer(self._send(request, deadline), keys)
 
     def start_fetch(
         self,
@@ -163,24 +166,32 @@ class PersonalizeClient:
         # The API silently returns nothing for an unknown or lower-case status.
         query = urlencode({"status": ",".join(status.value.capitalize() for status in statuses)}) if statuses else ""
         request = Request("GET", "/experiences/metadata", query=query, headers=self._headers)
-        return _read(self._transport.send(request, deadline=deadline), read_metadata)
+        return _read(self._send(request, deadline), read_metadata)
 
     def send_events(self, events: Sequence[Event], *, deadline: Deadline) -> str:
         """Report impressions and clicks in one call and return MoEngage's id of the request (contract §4).
 
+        An event from the future gets the present time of ``clock``: MoEngage refuses such events (contract §7).
         Returns ``""`` if the response contains no id. Without events, makes no call and returns ``""``. If one event
         is invalid, MoEngage refuses all events of the call, and the method raises a ResponseError with status 400.
         Raises ValueError for events of more than 100 customers.
         """
         if not events:
             return ""
-        elements = write_elements(events)
+        now = self.clock.now()
+        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
         request = Request("POST", "/experiences/events", headers=self._post_headers, body=body)
         del elements, body
-        return _read(self._transport.send(request, deadline=deadline), _read_acceptance)
+        return _read(self._send(request, deadline), _read_acceptance)
+
+    def _send(self, request: Request, deadline: Deadline) -> Response:
+        sent_at = monotonic()
+        response = self._transport.send(request, deadline=deadline)
+        self.clock.learn(response.headers, sent_at)
+        return response
 
     def connect(self, *, deadline: Deadline) -> None:
         """Open a connection for the next call, unless one is idle. Raises TransportError if that fails."""

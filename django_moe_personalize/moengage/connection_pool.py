@@ -7,6 +7,7 @@ default, and the next page finds the open connection.
 from __future__ import annotations
 
 import copy
+import math
 import os
 import ssl
 import threading
@@ -15,7 +16,7 @@ from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from urllib3.util.connection import is_connection_dropped
 
@@ -52,7 +53,11 @@ class Attempt(Future[None]):
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.started = time.monotonic()
-        self.until = self.started + seconds
+        self.extend(seconds)
+
+    def extend(self, seconds: float) -> None:
+        """Let the attempt take ``seconds`` from now on."""
+        self.until = time.monotonic() + seconds
         self.overdue = self.until + GRACE
 
 
@@ -115,10 +120,9 @@ class ConnectionPool:
                 try:
                     while (connection := self._take_new() if is_new else self.take()) is None:
                         attempt = self._join(attempt)
-                        if (left := min(until, attempt.overdue) - time.monotonic()) > 0.0:
-                            self._changed.wait(left)
-                        elif time.monotonic() >= until:
-                            raise self._give_up(attempt)
+                        if (now := time.monotonic()) >= until:
+                            raise self._give_up()
+                        self._changed.wait(max(0.0, min(until, attempt.overdue) - now))
                     return connection
                 finally:
                     self._waiting -= 1
@@ -177,8 +181,7 @@ class ConnectionPool:
     def _join(self, attempt: Attempt | None) -> Attempt:
         """Return the attempt to wait for. Raises the error of the caller's last ``attempt`` if no other is under way.
 
-        Attempts are never more than the callers that wait, so a page that has left makes its successor wait for the
-        same attempt.
+        A page that leaves makes its successor wait for the same attempt.
         """
         now = time.monotonic()
         for late in [one for one in self._attempts if now >= one.overdue]:
@@ -186,37 +189,45 @@ class ConnectionPool:
         if attempt is not None and not attempt.done():
             return attempt
         error = None if attempt is None else attempt.exception()
-        if error is None and len(self._attempts) < (self._waiting if self._is_up else min(self._waiting, COLD_ATTEMPTS)):
+        if (error is None or self._is_up) and self._may_begin(now):
             attempt = Attempt(self._connect_timeout)
             self._threads.submit(self._run, attempt, self.idle)
             self._attempts.append(attempt)
         elif self._attempts:
             attempt = self._attempts[-1]
-        elif isinstance(error, APIError):
+        else:
+            failure = cast(BaseException, error)
             # A copy, because several threads raise the error at the same time.
-            raise copy.copy(error) from error.__cause__
-        elif error is not None:
-            raise error
+            raise (copy.copy(failure) if isinstance(failure, APIError) else failure) from failure.__cause__
         return attempt
 
-    def _give_up(self, attempt: Attempt) -> StillConnecting:
-        is_early = self._is_up is not False and time.monotonic() - attempt.started < EARLY_SECONDS
-        return StillConnecting(f"{self._connector.peer} did not answer in time: the connection isn't open yet", attempt, is_early=is_early)
+    def _may_begin(self, now: float) -> bool:
+        """Return whether a waiting caller may begin an attempt: one for each caller, and fewer until one succeeds."""
+        most = self._waiting if self._is_up else min(self._waiting, COLD_ATTEMPTS)
+        # If all hang, one more attempt from time to time, because the cause may be gone.
+        return len(self._attempts) < most or now - self._attempts[-1].started >= EARLY_SECONDS
+
+    def _give_up(self) -> StillConnecting:
+        attempt = self._attempts[-1]
+        is_early = self._is_up is not False and time.monotonic() - self._attempts[0].started < EARLY_SECONDS
+        message = f"{self._connector.peer} did not answer in time: the connection isn't open yet"
+        return StillConnecting(message, attempt, is_early=is_early)
 
     def _connect_here(self, until: float) -> TimedHTTPConnection:
         """Connect in the caller's thread. At its exit, Python starts no thread for the last events."""
-        attempt = Attempt(min(self._connect_timeout, until - time.monotonic()))
-        self._run(attempt, self.idle)
+        attempt = Attempt(self._connect_timeout)
+        self._run(attempt, self.idle, until)
         attempt.result()
         return self.take() or self._connect_here(until)
 
     # A thread connects.
 
-    def _run(self, attempt: Attempt, idle: deque[TimedHTTPConnection]) -> None:
-        """Open a connection and make it idle."""
+    def _run(self, attempt: Attempt, idle: deque[TimedHTTPConnection], until: float = math.inf) -> None:
+        """Open a connection before ``until`` and make it idle."""
         error: BaseException | None = None
         try:
             addresses = sorted(self._connector.look_up(), key=lambda address: self._suspects.get(address, 0.0))
+            attempt.extend(min(self._connect_timeout, until - time.monotonic()))
             self._race(attempt, addresses, idle)
         except BaseException as caught:
             error = caught
@@ -238,11 +249,10 @@ class ConnectionPool:
             done, running = wait_for(running, STAGGER if addresses else None, FIRST_COMPLETED)
             if not done:
                 self._suspect(address)
-            for ended in done:
-                if (error := ended.exception()) is None:
-                    return None
-                if not addresses and not running:
-                    raise error
+            if any(ended.exception() is None for ended in done):
+                return None
+            if not addresses and not running:
+                return done.pop().result()
 
     def _submit(self, attempt: Attempt, address: str, idle: deque[TimedHTTPConnection]) -> Future[None]:
         try:
@@ -250,7 +260,8 @@ class ConnectionPool:
         except PoolBusy:
             ended: Future[None] = Future()
             try:
-                ended.set_result(self._open(attempt, address, idle))
+                self._open(attempt, address, idle)
+                ended.set_result(None)
             except BaseException as error:
                 ended.set_exception(error)
             return ended
@@ -262,7 +273,8 @@ class ConnectionPool:
         except BaseException:
             self._suspect(address)
             raise
-        self.give_back(connection, idle, is_reusable=not attempt.done())
+        is_faster = not attempt.done() or attempt.exception() is not None
+        self.give_back(connection, idle, is_reusable=is_faster)
 
     def _end(self, attempt: Attempt, error: BaseException | None) -> None:
         """End an attempt, and wake the callers. Needs the lock."""

@@ -112,7 +112,7 @@ def get_tls_context(verify: bool | str, *cert: str) -> ssl.SSLContext:
     if cert:
         try:
             # Without the password, OpenSSL would ask for one on the terminal, and the process would hang.
-            context.load_cert_chain(*cert, password="")
+            context.load_cert_chain(cert[0], cert[-1], password="")
         except (ssl.SSLError, ValueError):
             raise ValueError("cert must be a PEM certificate with its key, and the key must have no password") from None
     # A new class for each context, because a session works only with its own context.
@@ -165,7 +165,7 @@ class Connector:
         raise failure
 
     def connect(self, address: str, seconds: float) -> TimedHTTPConnection:
-        """Return a new, open connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
+        """Return a new connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
         # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
         pool = self._pool
         connection: TimedHTTPConnection = pool._new_conn()

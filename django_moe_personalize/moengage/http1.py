@@ -109,8 +109,9 @@ class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
     When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. ``abandon()`` calls ``end(False, exchange)`` before. ``was_idle``: the socket has carried a request before. ``peer`` names the
-    server in error messages. ``has_body`` is false for the response to CONNECT. Not thread-safe.
+    the socket can carry another request. Before that, abandon() calls ``end(False, exchange)``. ``was_idle``: the
+    socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is false for the
+    response to CONNECT. Not thread-safe.
     """
 
     __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
@@ -148,7 +149,7 @@ class HTTPExchange:
             end(is_reusable)
 
     def abandon(self) -> None:
-        """Let ``end`` read the rest of a late response, so that the connection may stay open. Call nothing after this."""
+        """Let ``end`` read the rest of a late response, so that the connection may stay open. Ends the exchange."""
         if self._end is not None:
             self._end(False, self)
 
@@ -221,10 +222,11 @@ def describe_failure(
     kind: type[TransportError] = TransportError,
     late: type[TransportError] = DeadlineExceeded,
 ) -> APIError:
-    """Return this package's error for an error of the socket, of TLS or of urllib3: ``late`` for a timeout, or ``kind``.
+    """Return this package's error for an error of the socket, of TLS or of urllib3.
 
-    ``peer`` names the server or the proxy. An OSError becomes the cause, without its traceback: error reports print
-    the local variables in the traceback, and these variables contain secrets.
+    The error is a ``late`` for a timeout, and a ``kind`` for the rest. ``peer`` names the server or the proxy. An
+    OSError becomes the cause, without its traceback: error reports print the local variables in the traceback, and
+    these variables contain secrets.
     """
     if isinstance(error, APIError):
         return error.with_traceback(None)

@@ -6,7 +6,7 @@ import enum
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from django_moe_personalize.moengage.json_values import (
@@ -317,6 +317,10 @@ class Event(Value):
         except (TypeError, ValueError):
             # JSON can't express this event. The event takes memory until a delivery tries to send it.
             return 100 + len(self.customer_id) + len(repr(self.attributes))
+
+    def move(self, event_time: int) -> Event:
+        """Return this event, with the same UUID, at another time."""
+        return replace(self, event_time=event_time)
 
     @classmethod
     def read(cls, element: str) -> Event:

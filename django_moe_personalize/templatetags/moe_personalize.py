@@ -118,7 +118,7 @@ class ExperienceNode(Node):
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
-        return rendering.render_experience(page.tracker, experience, body)
+        return rendering.render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
 
 
 def parse_arguments(

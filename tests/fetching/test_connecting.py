@@ -1,7 +1,6 @@
 """Pages while a connection is slow to open: the connection outlives the page, and the next page uses it."""
 
 import contextlib
-import os
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.exceptions import DeadlineExceeded
+from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.fetching.upstream import get_breaker, get_pool
 from django_moe_personalize.moengage import connection_pool
+from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
-from tests.fetching.asking import Asked
+from tests.fetching.asking import Asked, ask
 from tests.fetching.warm_vendor import KEYS, VISITOR, Vendor, build_visitor
 from tests.loopback import Loopback
 from tests.moengage.test_connections import tunnel
@@ -100,3 +100,64 @@ def test_many_pages_wait_for_few_connections(build_far):
         assert 1 <= far.line.connections <= connection_pool.COLD_ATTEMPTS
     assert get_breaker().state == "closed"
     assert Asked(VISITOR, KEYS).join(LONG).keys() == {*KEYS}
+
+
+def test_lookup_that_hangs_for_long(build_far, monkeypatch):
+    """An outage of DNS opens the breaker. When DNS is back, a probe closes the breaker, without another page."""
+    monkeypatch.setattr(connection_pool, "EARLY_SECONDS", 0.0)
+    far = build_far("dns")
+    with override_personalize(DEADLINE=DEADLINE):
+        with far.held():
+            with ThreadPoolExecutor(8) as pages:
+                list(pages.map(lambda number: Asked(build_visitor(number), KEYS).join(DEADLINE), range(8)))
+            settle()
+            assert get_breaker().state == "open"
+        wait_until(lambda: get_breaker().state == "closed")
+
+
+def test_probe_waits_for_its_connection(build_far, monkeypatch):
+    """The half-open probe may connect for longer than a page waits. Its call may not."""
+    far = build_far("accept")
+    with override_personalize(DEADLINE=DEADLINE):
+        for _ in range(5):
+            get_breaker().failure()
+        get_breaker().hasten()
+        with far.held():
+            assert Asked(VISITOR, KEYS).join(LONG) == {}
+            wait_until(lambda: far.line.connections)
+            # Longer than the page's deadline.
+            assert not threading.Event().wait(1.5 * DEADLINE)
+            assert get_breaker().state == "half-open"
+        wait_until(lambda: get_breaker().state == "closed")
+    assert (far.line.connections, len(far.fetches)) == (1, 1)
+
+
+@pytest.mark.parametrize("fails", ["refused", "bug"])
+def test_probe_that_cannot_connect(fails, monkeypatch):
+    """The breaker opens again."""
+    error = TransportError("refused") if fails == "refused" else KeyError()
+
+    class Unreachable:
+        def send(self, request, *, deadline):
+            raise AssertionError
+
+        def connect(self, *, deadline):
+            raise error
+
+    client = PersonalizeClient(workspace_id="SHOP", api_key="key", transport=Unreachable())
+    with get_client.override(client):
+        for _ in range(5):
+            get_breaker().failure()
+        get_breaker().hasten()
+        assert Asked(VISITOR, KEYS).join(LONG) == {}
+        settle()
+        assert get_breaker().state == "open"
+        assert "1 failed probe" in get_breaker().reason
+
+
+def test_call_after_its_deadline(upstream):
+    """If the site's cache takes all the time, MoEngage isn't asked, and the breaker isn't told."""
+    for _ in range(5):
+        (error,) = ask(VISITOR, KEYS, deadline=Deadline(0.0)).errors
+        assert isinstance(error, DeadlineExceeded)
+    assert (upstream.requests, get_breaker().state) == ([], "closed")

@@ -215,7 +215,7 @@ def test_events_are_written_as_documented():
     assert client.send_events(events, deadline=DEADLINE) == "SKuSLFnX"
     (request,) = transport.requests
     assert (request.method, request.path) == ("POST", "/experiences/events")
-    shown = {"action": "MOE_PERSONALIZATION_MESSAGE_SHOWN", "event_time": 1_800_000_000, "platform": "web"}
+    shown = {"action": "MOE_PERSONALIZATION_MESSAGE_SHOWN", "event_time": 1_700_000_000, "platform": "web"}
     clicked = {"action": "MOE_PERSONALIZATION_MESSAGE_CLICKED", "event_time": 7, "platform": "web"}
     assert json.loads(request.body) == {
         "elements": [

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import pytest
 import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage import connections
 from django_moe_personalize.moengage.connections import ProxyError, get_tls_context
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
@@ -198,10 +197,53 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     assert sessions_of(bundles[1]) == {}
 
 
-def test_missing_ca_file_is_refused():
-    """The constructor of the transport raises ValueError if the path doesn't exist."""
-    with pytest.raises(ValueError, match="verify"):
-        RequestsTransport("https://sdk-01.moengage.com/v1", verify="/nowhere/ca.pem")
+@pytest.mark.parametrize("option", [{"verify": "/nowhere/ca.pem"}, {"cert": "/nowhere.pem"}, {"cert": [__file__] * 3}])
+def test_missing_file_is_refused(option):
+    """The constructor of the transport raises ValueError if a path doesn't exist."""
+    with pytest.raises(ValueError, match=next(iter(option))):
+        RequestsTransport("https://sdk-01.moengage.com/v1", **option)
+
+
+@pytest.fixture
+def demanding(tls_ends, tmp_path):
+    """Give the TLS context of a server that asks for a client certificate, and the certificate and key as files."""
+    certificate = tls_ends.authority.issue_cert("site@example.com")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    context = tls_ends.build_context("127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    tls_ends.authority.configure_trust(context)
+    return context, tmp_path
+
+
+@pytest.mark.parametrize("names", ["both.pem", ["cert.pem", "key.pem"]])
+@pytest.mark.parametrize("scheme", ["", "http", "https"])
+def test_client_certificate(names, scheme, demanding, tls_ends, serve):
+    """``cert`` is one file or two. A proxy doesn't get the certificate."""
+    context, folder = demanding
+    server = serve(echo, tls=context)
+    cert = str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
+    options = {"verify": str(tls_ends.ca_file), "cert": cert}
+    if scheme:
+        proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
+        options["proxies"] = {"https": f"{scheme}://127.0.0.1:{proxy.port}"}
+    assert send(server.url, **options).status == 200
+    with pytest.raises(TransportError):
+        send(server.url, **options | {"cert": None})
+
+
+@pytest.mark.parametrize("problem", ["no-key", "password"])
+def test_unusable_client_certificate(problem, demanding, tls_ends):
+    """The constructor raises ValueError. OpenSSL doesn't ask for the key's password on the terminal."""
+    _, folder = demanding
+    cert = [str(folder / "cert.pem")]
+    if problem == "password":
+        key = ["openssl", "pkey", "-in", folder / "key.pem", "-aes128", "-passout", "pass:x", "-out", folder / "locked"]
+        subprocess.run(key, check=True)
+        cert.append(str(folder / "locked"))
+    with pytest.raises(ValueError, match="the key must have no password"):
+        RequestsTransport("https://127.0.0.1", verify=str(tls_ends.ca_file), cert=cert)
 
 
 # -- the environment
@@ -317,12 +359,13 @@ def test_proxy_that_opens_no_tunnel(behave, problem, serve):
 @pytest.mark.parametrize(
     "behave", [Exchange.hang, lambda exchange: exchange.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.02)]
 )
-def test_slow_proxy_does_not_outlive_the_deadline(behave, serve):
-    """The time to open the tunnel is a part of the deadline."""
+@pytest.mark.parametrize("limit", [{"seconds": SOON}, {"connect_timeout": SOON}], ids=str)
+def test_slow_proxy_does_not_outlive_the_deadline(behave, limit, serve):
+    """The time to open the tunnel is a part of the deadline, and of the time to connect."""
     proxies = {"all": f"http://127.0.0.1:{serve(behave).port}"}
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"the proxy 127\.0\.0\.1:\d+ did not answer in time"):
-        send("https://sdk-01.moengage.com/v1", proxies=proxies, seconds=SOON)
+        send("https://sdk-01.moengage.com/v1", proxies=proxies, **limit)
     assert SOON <= time.monotonic() - start < PROMPTLY
 
 
@@ -351,112 +394,3 @@ def test_proxy_of_another_kind_is_refused(proxy):
     with pytest.raises(ValueError, match="a proxy must be an http:// or https:// URL") as caught:
         RequestsTransport("http://127.0.0.1:9", proxies={"all": proxy})
     assert "hunter2" not in str(caught.value)
-
-
-# -- addresses
-
-
-@contextmanager
-def fill(host: str, port: int) -> Iterator[None]:
-    """Listen and accept no connection: the backlog is full, so connecting hangs."""
-    with ExitStack() as stack:
-        listener = stack.enter_context(socket.create_server((host, port), backlog=0))
-        for _ in range(4):
-            waiting = stack.enter_context(socket.socket())
-            waiting.setblocking(False)
-            waiting.connect_ex(listener.getsockname())
-        yield
-
-
-BAD: dict[str, tuple[str, Callable[[str, int], AbstractContextManager[object]]]] = {
-    "silent": ("127.0.0.2", fill),
-    "silent-in-tls": ("127.0.0.3", lambda host, port: socket.create_server((host, port))),
-    "refused": ("127.0.0.4", lambda host, port: nullcontext()),
-    "no-route": ("2001:db8::1", lambda host, port: nullcontext()),
-}
-
-
-@pytest.fixture
-def resolve(monkeypatch):
-    """Return a function that sets the addresses of localhost. The list that it returns gets each address that is tried."""
-    look_up, connect = socket.getaddrinfo, connections.create_connection
-    tried: list[str] = []
-
-    def try_address(address: tuple[str, int], seconds: float, **options: object) -> socket.socket:
-        tried.append(address[0])
-        return connect(address, seconds, **options)
-
-    def resolve(*addresses: str) -> list[str]:
-        def find(host: str, *args: object, **options: object) -> list[object]:
-            hosts = addresses if host == "localhost" else [host]
-            return [row for host in hosts for row in look_up(host, *args, **options)]
-
-        monkeypatch.setattr(socket, "getaddrinfo", find)
-        return tried
-
-    monkeypatch.setattr(connections, "create_connection", try_address)
-    return resolve
-
-
-@pytest.mark.parametrize("bad", [["silent"], ["silent-in-tls"], ["refused"], ["no-route"], ["silent", "refused"], [*BAD]])
-def test_bad_address_costs_one_page(bad, resolve, tls_ends, serve):
-    """The next address is tried soon, and from then on first. The order of the addresses in DNS doesn't matter."""
-    server = serve(echo, tls=tls_ends.build_context("localhost"))
-    addresses = [BAD[kind][0] for kind in bad]
-    tried = resolve(*addresses, "127.0.0.1")
-    with ExitStack() as stack:
-        for kind in bad:
-            host, start = BAD[kind]
-            stack.enter_context(start(host, server.port))
-        options = {"verify": str(tls_ends.ca_file), "connect_timeout": LONG}
-        transport = stack.enter_context(closing(RequestsTransport(f"https://localhost:{server.port}", **options)))
-        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
-        assert {*tried} == {*addresses, "127.0.0.1"}
-        transport.close()
-        tried.clear()
-        resolve("127.0.0.1", *addresses)
-        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
-        transport.close()
-        resolve(*addresses, "127.0.0.1")
-        assert transport.send(FETCH, deadline=Deadline(LONG)).status == 200
-        assert tried == ["127.0.0.1"] * 2
-
-
-def test_all_addresses_are_bad(resolve):
-    """The error is that of the last address."""
-    port = find_closed_port()
-    tried = resolve("127.0.0.4", "127.0.0.1")
-    with pytest.raises(TransportError, match="ConnectionRefusedError"):
-        send(f"http://localhost:{port}")
-    assert tried == ["127.0.0.4", "127.0.0.1"]
-
-
-def test_families_take_turns(resolve):
-    """Several IPv6 addresses without a route don't hold up IPv4."""
-    resolve("2001:db8::1", "2001:db8::2", "127.0.0.2", "127.0.0.1")
-    connector = connections.Connector("http://localhost:80", "")
-    assert connector.look_up() == ["2001:db8::1", "127.0.0.2", "2001:db8::2", "127.0.0.1"]
-
-
-def test_address_that_falls_silent(resolve, serve):
-    """After a call without a response, the next call tries another address first, and after two no old connection."""
-    good, port = serve(echo), 0
-    port = good.port
-    bad = Loopback(lambda exchange: exchange.reply(b"") if exchange.received.method == "GET" else exchange.hang())
-    bad._listener.close()
-    bad._listener = socket.create_server(("127.0.0.2", port))
-    bad._host = "127.0.0.2"
-    tried = resolve("127.0.0.2", "127.0.0.1")
-    with bad, closing(RequestsTransport(f"http://localhost:{port}")) as transport:
-        started = []
-        for _ in range(4):
-            connection = transport._pool.wait(LONG, is_new=True)
-            started.append(connection)
-        for connection in started:
-            transport._pool.give_back(connection, transport._pool.idle, is_reusable=True)
-        assert tried == ["127.0.0.2"] * 4
-        for _ in range(2):
-            with pytest.raises(DeadlineExceeded):
-                transport.send(FETCH, deadline=Deadline(SOON))
-        assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body
-        assert tried[4:] == ["127.0.0.1"]
