@@ -200,6 +200,12 @@ async def async_ours(request: HttpRequest) -> HttpResponse:
     return read(request)
 
 
+async def async_load(request: HttpRequest) -> HttpResponse:
+    """Wait for three experiences."""
+    await request.personalization.aload(*KEYS)
+    return read(request)
+
+
 async def async_worker(request: HttpRequest) -> HttpResponse:
     """Return the plain page at once."""
     return plain(request)
@@ -225,6 +231,7 @@ urlpatterns = [
         cpu_threads,
         async_plain,
         async_ours,
+        async_load,
         async_worker,
     )
 ]

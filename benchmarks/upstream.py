@@ -1,13 +1,15 @@
 """The upstream in MoEngage's place: one process on loopback whose URLs name its behavior.
 
 ``/at-once/v1``, ``/delay-0.040/v1``, ``/close/v1`` (one request per connection), ``/hang/v1``, ``/drip/v1``,
-``/status-500/v1``, ``/status-429/v1``. A second part, as in ``/at-once/redis/v1``, gets its own counters in
-``/stats``. ``/sink`` accepts the reports of the peers.
+``/status-500/v1``, ``/status-429/v1``, ``/hostile-0.095/v1`` (the bodies of hostile.py in turn, after that many
+seconds). A second part, as in ``/at-once/redis/v1``, gets its own counters in ``/stats``. ``/sink`` accepts the reports
+of the peers.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 import ssl
@@ -20,10 +22,14 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import hostile
+
 KEYS = ("hero-banner", "promo-strip", "loyalty-card")
 """The experiences of the measured pages. The upstream also answers any other key."""
 
 DRIP_SECONDS = 0.2
+
+_names = itertools.cycle(hostile.BUILDERS)
 
 READ_EVERY = 50
 """One of so many calls with events is parsed; parsing a call takes longer than sending it."""
@@ -140,6 +146,8 @@ class Connection(asyncio.Protocol):
             counts["in_flight"] += 1
             counts["most_in_flight"] = max(counts["in_flight"], counts["most_in_flight"])
             asyncio.get_running_loop().call_later(float(detail), self._answer_late, counts, answer)
+        elif name == "hostile":
+            asyncio.get_running_loop().call_later(float(detail), self._write, hostile.build(next(_names), KEYS[0]))
         elif name == "status":
             self._write(b'{"title":"Request Error","description":""}', f"{detail} Fault")
         elif name == "drip":

@@ -38,6 +38,7 @@ class Page(RequestVisitor):
 
     is_id_due = False
     is_read = False
+    is_streamed = False
     _budget: float | None = None
     _charged_until = 0.0
     _clicks: Sequence[Event] = ()
@@ -271,15 +272,15 @@ class Page(RequestVisitor):
         is_same = request.__dict__.get("user") is self._user and request.__dict__.get("auser") is self._auser
         if not is_same or (self._evidence is not None and not self._evidence.holds(request)):
             self._finish_visitor(request, response)
-        settings = self._settings
-        rendering.seal_response(response, settings)
-        waited = settings.deadline - self._get_budget()
+        rendering.seal_response(response, self._settings)
+        waited = self._settings.deadline - self._get_budget()
         rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
+            self.is_streamed = True
             tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self._runtime)
             return ()
         return self._end(request, response)
@@ -368,11 +369,7 @@ class Page(RequestVisitor):
             self._keep(flight.question.keys, found)
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
-        brought = []
-        for key in keys:
-            experience = self._answers.setdefault(key, found.get(key))
-            if experience is not None:
-                brought.append(key)
+        brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
         if brought:
             # The next page of this route fetches these keys early.
             self._learn(*brought, limit=planning.MAX_READ_KEYS)

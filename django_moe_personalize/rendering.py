@@ -11,27 +11,31 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from html import unescape
 from importlib import import_module
 from types import FrameType
 from typing import Any, Final
-from urllib.parse import urljoin
+from urllib.parse import quote, urljoin
 
 from django.conf import settings as django_settings
-from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
 from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, reverse
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
-from django.utils.http import url_has_allowed_host_and_scheme
-from django.utils.safestring import SafeString, mark_safe
+from django.utils.safestring import SafeString
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.tracking import PageTracker
+from django_moe_personalize.tracking import PageTracker, marks
+from django_moe_personalize.tracking.destinations import (
+    find_app_scheme,
+    find_host,
+    get_allowed_hosts,
+    is_safe_url,
+    quote_url,
+)
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -52,33 +56,34 @@ NOWHERE: Final = "#"
 SCRIPT: Final = "moe_personalize/personalize.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
-_CLICK_MARK = re.compile(r"""\bdata-moe-click\b(?:\s*=\s*(?:"([^"]*)"|'([^']*)'|([^\s"'>]+)))?""")
 _MAX_REMEMBERED_TEXT: Final = 2048
-_MARK_END = mark_safe("<template data-moe-end></template>")
 
 
-def render_experience(tracker: PageTracker, experience: Experience, body: SafeString) -> SafeString:
-    """Record that the page shows the experience. Return its ``body``, with marks if the browser must report.
+def render_experience(
+    tracker: PageTracker, experience: Experience, body: SafeString, *, is_streamed: bool = False
+) -> SafeString:
+    """Record that the page shows the experience. Return its ``body``, with a mark if the browser must report.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
-    reports impressions. Marks are empty ``template`` elements. They don't change the layout, even in tables and lists.
+    reports impressions. A streamed page has no marks that are comments, because seal_response() can't remove them.
     """
     tracker.add_rendered(experience)
     mode = get_settings().impressions
-    # The browser reports the value of an attribute without HTML entities.
-    elements = tuple({unescape("".join(match)): None for match in _CLICK_MARK.findall(body)})
-    if (elements or mode in ("visible", "web_sdk")) and (mark := _build_mark(tracker, experience, elements, mode)):
-        return mark + body + _MARK_END
-    return body
+    elements = marks.find_clickable(body)
+    if not elements and mode not in ("visible", "web_sdk"):
+        return body
+    token = _build_token(tracker, experience, elements, mode)
+    if token is None:
+        return body
+    return SafeString(marks.add_mark(body, token, is_watched=mode == "visible", has_comments=not is_streamed))
 
 
-def render_value(tracker: PageTracker, experience: Experience, value: Any) -> str:
-    """Record that the page shows the experience, and return one value of its payload, escaped.
+def render_value(value: Any) -> str:
+    """Return one value of a payload, escaped.
 
     The value has no marks, because it may be inside an HTML attribute. So in the modes ``visible`` and ``web_sdk`` the
     browser doesn't report it.
     """
-    tracker.add_rendered(experience)
     # The cache of _escape() takes a SafeString for the equal plain str, so only a plain str may go in.
     if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
         return _escape(value)
@@ -92,19 +97,27 @@ def _escape(text: str) -> SafeString:
     return escape(text)
 
 
-def _build_mark(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> SafeString | None:
-    if mode == "web_sdk":
-        if tracker.get_impression(experience) is None:
-            return None
-        context = json.dumps(dict(experience.experience_context))
-        return format_html(
-            '<template data-moe-context="{}" data-moe-page="{}"></template>', context, tracker.get_stamp()
-        )
-    token = tracker.sign_mark(experience, elements)
-    if token is None:
+def _build_token(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> str | None:
+    if mode != "web_sdk":
+        return tracker.sign_mark(experience, elements)
+    if tracker.get_impression(experience) is None:
         return None
-    watch = mark_safe(" data-moe-watch") if mode == "visible" else ""
-    return format_html('<template data-moe-experience="{}"{}></template>', token, watch)
+    return quote(json.dumps([tracker.get_stamp(), *_list_sdk_calls(experience, elements)]), safe="")
+
+
+def _list_sdk_calls(experience: Experience, elements: Sequence[str]) -> tuple[list[Any], dict[str, list[Any]]]:
+    """Return the calls of MoEngage's script for the impression, and for the click on each element (contract §6).
+
+    An element that is named like an offering is the offering's. Its click is a click on the experience too, which
+    ``offeringClicked`` would count again if it got the experience's context.
+    """
+    context = dict(experience.experience_context)
+    offerings = {offering.offering_id: dict(offering.context) for offering in experience.offerings}
+    shown = [["trackImpression", context], *(["offeringShown", offering] for offering in offerings.values())]
+    clicked = {name: [["trackClick", context, {"button_id": name}]] for name in elements}
+    for name in clicked.keys() & offerings:
+        clicked[name].append(["offeringClicked", offerings[name]])
+    return shown, clicked
 
 
 def build_click_url(
@@ -115,28 +128,30 @@ def build_click_url(
     *,
     element: str = "",
     offering: Offering | None = None,
-    trusted: bool = False,
+    host: str = "",
+    scheme: str = "",
 ) -> str:
     """Return the URL that counts a click on ``experience`` and then leads to ``destination``.
 
-    A destination may lead to the site itself and to CONTENT_HOSTS. A ``trusted`` destination, written by the template's
-    author, may lead to any http(s) host. Every other destination becomes ``#``.
+    A destination may lead to the site itself, to CONTENT_HOSTS, and to the ``host`` or the app's ``scheme`` (``tel``)
+    that the template's author wrote into the template. Every other destination becomes ``#``.
 
     The result is the plain destination if the click can't be counted. This is so without an experience, without consent
-    or an id, without the package's URLs, and for a destination such as ``#top`` on the page itself.
+    or an id, without the package's URLs, for an app, and for a destination such as ``#top`` on the page itself.
     """
-    if destination.startswith("#"):
-        return destination
+    if destination.startswith("#") or (scheme and find_app_scheme(destination) == scheme):
+        return quote_url(destination)
     if request is not None:
         # The destination is relative to this page, and not to the click endpoint. If urljoin() can't read the text, the
         # check below refuses it.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
-    host = find_host(destination) if trusted else ""
+    host = host if host == find_host(destination) else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)
         return NOWHERE
+    destination = quote_url(destination)
     # In the mode "web_sdk" MoEngage's own script counts the clicks on links with data-moe-click.
     if experience is None or tracker is None or get_settings().impressions == "web_sdk":
         return destination
@@ -182,30 +197,6 @@ def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> t
     return tuple(found)
 
 
-def find_host(url: str) -> str:
-    """Return the host and port of an absolute http(s) URL, or ``""`` for every other URL."""
-    match = re.match(r"https?://([^/?#\\@]+)", url, re.IGNORECASE)
-    return match[1] if match else ""
-
-
-def get_allowed_hosts(request: HttpRequest | None, *more: str) -> set[str]:
-    """Return the hosts that links may lead to: the site's own, CONTENT_HOSTS and ``more``."""
-    hosts = {*get_settings().content_hosts, *more}
-    # get_host() raises DisallowedHost if ALLOWED_HOSTS doesn't have the host. Links must not lead to such a host.
-    with suppress(DisallowedHost):
-        hosts.add("" if request is None else request.get_host())
-    return hosts - {""}
-
-
-def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
-    """Return whether ``url`` is relative or leads to one of ``hosts`` over http(s), and can be sent in a header."""
-    try:
-        url.encode()
-    except UnicodeEncodeError:
-        return False
-    return url_has_allowed_host_and_scheme(url, allowed_hosts=set(hosts))
-
-
 def render_html(value: object) -> SafeString:
     """Return HTML from the dashboard with only HTML_TAGS, HTML_ATTRIBUTES and links to allowed hosts.
 
@@ -233,8 +224,12 @@ def render_html(value: object) -> SafeString:
     return SafeString(clean)
 
 
-def render_scripts(request: HttpRequest | None) -> SafeString:
-    """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one."""
+def render_scripts(request: HttpRequest | None, shown: Iterable[str] = ()) -> SafeString:
+    """Return the tag of the script that reports clicks and views, with the page's CSP nonce if there is one.
+
+    The browser loads this page in advance if there are tokens in ``shown``. The script reports these impressions once
+    a person opens the page.
+    """
     beacon = _reverse("beacon") if get_settings().enabled else None
     if beacon is None:
         return SafeString("")
@@ -251,7 +246,9 @@ def render_scripts(request: HttpRequest | None) -> SafeString:
             # str() reads the lazy nonce, which adds the nonce to the header of the policy.
             nonce = format_html(' nonce="{}"', str(found))
             break
-    return format_html('<script src="{}" data-beacon="{}"{} defer></script>', source, beacon, nonce)
+    tokens = " ".join(shown)
+    waiting = format_html(' data-moe-shown="{}"', tokens) if tokens else ""
+    return format_html('<script src="{}" data-beacon="{}"{}{} defer></script>', source, beacon, waiting, nonce)
 
 
 def find_script() -> tuple[str, str]:
@@ -276,7 +273,7 @@ _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control
 
 
 def seal_response(response: HttpResponseBase, settings: Settings) -> None:
-    """Set the headers of a page that read an experience, so that no proxy or CDN stores the page.
+    """Set the headers of a page that read an experience, so that no proxy or CDN stores the page. Check its marks.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
     """
@@ -291,6 +288,8 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     else:
         # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
         response.headers["Vary"] = "Cookie"
+    if not response.streaming:
+        marks.remove_misplaced(response)
 
 
 @functools.cache

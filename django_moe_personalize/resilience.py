@@ -23,6 +23,9 @@ BreakerState = Literal["closed", "open", "half-open"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
+# Not time.monotonic(): freezegun stops it in a site's tests. A loop that waits for a stopped clock would never end.
+monotonic: Callable[[], float] = partial(time.clock_gettime, time.CLOCK_MONOTONIC)
+
 
 class Deadline:
     """The time on a monotonic clock when a call must be over. Without a limit if ``seconds`` is ``None``.
@@ -32,7 +35,7 @@ class Deadline:
 
     __slots__ = ("_at", "_clock")
 
-    def __init__(self, seconds: float | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float | None, *, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._at = None if seconds is None else clock() + seconds
 
@@ -44,6 +47,11 @@ class Deadline:
     def expired(self) -> bool:
         """Whether no time is left."""
         return self._at is not None and self._clock() >= self._at
+
+    @property
+    def overdue(self) -> float:
+        """How many seconds ago the deadline passed, or 0.0."""
+        return 0.0 if self._at is None else max(0.0, self._clock() - self._at)
 
 
 class Backoff:
@@ -118,7 +126,7 @@ class CircuitBreaker:
         open_seconds: float = 5.0,
         max_open_seconds: float = 60.0,
         probe_seconds: float = 30.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = monotonic,
         draw: Callable[[], float] = random.random,
         on_change: Callable[[str, str, str], None] | None = None,
     ) -> None:
@@ -135,7 +143,7 @@ class CircuitBreaker:
         self._calls = RecentCalls(rate_seconds)
         self._rate_seconds = rate_seconds
         self._tickets = 0
-        self._gate_until = self._until = float("-inf")
+        self._gate_until = self._until = self._succeeded = float("-inf")
         self._gate_reason = self._cause = ""
         self._in_a_row = self._failed_probes = self._probe = 0
         # True if failures opened the breaker. Then only a probe can close the breaker.
@@ -185,9 +193,13 @@ class CircuitBreaker:
         """Report a response. If failures opened the breaker, only a report with the probe's ticket closes it."""
         self._report(ticket)
 
-    def failure(self, ticket: int = 0) -> None:
-        """Report that no usable response arrived. See success()."""
-        self._report(ticket, is_failure=True)
+    def failure(self, ticket: int = 0, *, age: float = 0.0) -> None:
+        """Report that no usable response arrived. See success().
+
+        ``age``: how many seconds ago the call was over for its caller. If a call has succeeded since then, the breaker
+        ignores the report: the caller has left, and the upstream works again.
+        """
+        self._report(ticket, is_failure=True, age=age)
 
     def close_gate(self, seconds: float, ticket: int = 0) -> None:
         """Report a rate limit (contract §1): no caller may call for ``seconds``, at most MAX_GATE_SECONDS.
@@ -196,9 +208,19 @@ class CircuitBreaker:
         """
         self._report(ticket, gate=min(seconds, MAX_GATE_SECONDS))
 
-    def _report(self, ticket: int, *, is_failure: bool = False, gate: float | None = None) -> None:
+    def hasten(self) -> bool:
+        """Allow the next probe immediately. Return whether a probe is due."""
+        with self._lock:
+            is_due = self._tripped and not self._probe
+            if is_due:
+                self._until = self._clock()
+        return is_due
+
+    def _report(self, ticket: int, *, is_failure: bool = False, gate: float | None = None, age: float = 0.0) -> None:
         with self._lock:
             now, old = self._clock(), self.state
+            if not is_failure:
+                self._succeeded = now
             if gate is not None and now + gate > self._gate_until:
                 self._gate_until = now + gate
                 self._gate_reason = f"rate limited for {gate:.0f} s"
@@ -208,7 +230,7 @@ class CircuitBreaker:
                     self._trip(now)
                 else:
                     self._recover(now)
-            elif old == "closed":
+            elif old == "closed" and (not is_failure or now - age >= self._succeeded):
                 # Otherwise the breaker ignores a report without a ticket: the call began before the breaker opened.
                 self._in_a_row = self._in_a_row + 1 if is_failure else 0
                 self._calls.add(now, is_failure=is_failure)

@@ -11,10 +11,12 @@ import atexit
 import functools
 import logging
 import os
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import ContextVar
+from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
 from django.core.signals import setting_changed
@@ -281,6 +283,38 @@ def _start_in_child() -> None:
     _process = _Process()
 
 
-# Windows has no fork.
-getattr(os, "register_at_fork", dict)(after_in_child=_start_in_child)
+def call_in_children(call: Callable[[], None]) -> None:
+    """Call ``call()`` in each child of this process after a fork."""
+    parent = os.getpid()
+
+    def call_in_worker() -> None:
+        # uWSGI also calls this hook in a process that didn't fork.
+        if os.getpid() != parent:
+            call()
+
+    # Windows has no fork.
+    getattr(os, "register_at_fork", dict)(after_in_child=call)
+    # By default, uWSGI forks without Python's hooks.
+    chain_uwsgi_hook("post_fork_hook", call_in_worker)
+
+
+def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
+    """Let uWSGI call ``call()`` after the function that the hook ``name`` already has. Elsewhere, do nothing."""
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    # This module replaces the hook when the site imports it. Without uWSGI's master process it raises an Exception.
+    with suppress(Exception):
+        import_module("uwsgidecorators")
+    before = getattr(uwsgi, name, None)
+
+    def call_both() -> None:
+        if before is not None:
+            before()
+        call()
+
+    setattr(uwsgi, name, call_both)
+
+
+call_in_children(_start_in_child)
 atexit.register(reset_runtimes)

@@ -15,17 +15,21 @@ from django.core.signing import BadSignature
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, QueryDict
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.http.request import UnreadablePostError
+from django.utils.cache import patch_vary_headers
+from django.utils.encoding import iri_to_uri
+from django.utils.html import format_html
 from django.utils.translation import gettext
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST, require_safe
 
-from django_moe_personalize import rendering, tracking
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.tracking import destinations
 from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor.identity import get_consent, get_identity
 
@@ -44,6 +48,14 @@ MISSING_SDK: Final = ["missing", "web_sdk"]
 MAX_VISITORS_A_MINUTE: Final = 10_000
 """Visitors whose reports a process counts if the processes share no cache. One more visitor resets the counters."""
 
+LIBRARY_HEADERS: Final = ("HX-Request", "X-Up-Version", "X-Turbo-Request-Id", "X-PJAX", "X-Requested-With")
+"""The headers by which htmx, Unpoly, Turbo, pjax and other libraries say that they ask in place of the browser."""
+
+_LIBRARIES = tuple(f"HTTP_{name.upper().replace('-', '_')}" for name in LIBRARY_HEADERS)
+
+_OPENED = "opened"
+"""The query parameter of a link that the browser itself opens, even if a service worker changes its headers."""
+
 _URL_ENCODED = "application/x-www-form-urlencoded"
 _MULTIPART = "multipart/form-data"
 _UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, MultiPartParserError, UnreadablePostError)
@@ -56,17 +68,69 @@ _UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, Mult
 def click(request: HttpRequest, token: str) -> HttpResponse:
     """Count the click of ``token`` and redirect to its destination. The response to a bad token is a 400.
 
-    The token of an old page, of another visitor, or of a visitor without consent redirects too, but doesn't count.
+    The token of an old page, of another visitor, or of a visitor without consent redirects too, but doesn't count. A
+    request that isn't a person's click, or whose script couldn't follow the redirect, gets another response.
     """
     found = _read_token(token)
-    hosts = rendering.get_allowed_hosts(request, found.host) if found else ()
-    if found is None or not found.destination or not rendering.is_safe_url(found.destination, hosts):
+    hosts = destinations.get_allowed_hosts(request, found.host) if found else ()
+    if found is None or not found.destination or not destinations.is_safe_url(found.destination, hosts):
         return HttpResponseBadRequest(gettext("This link is not valid."), content_type="text/plain; charset=utf-8")
-    if tracking.is_counted(request) and not found.expired:
+    response = _answer_script(request, found.destination)
+    if response is None or "HX-Redirect" in response:
+        _count_click(request, found)
+    response = response or HttpResponseRedirect(found.destination)
+    patch_vary_headers(response, [*tracking.SPECULATIVE_HEADERS, *LIBRARY_HEADERS, "Sec-Fetch-Mode"])
+    return response
+
+
+def _count_click(request: HttpRequest, token: tracking.Token) -> None:
+    if tracking.is_counted(request) and not token.expired:
         customer_id = _find_customer_id(request)
-        if customer_id and found.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
-            tracking.record([found.build_event(customer_id)])
-    return HttpResponseRedirect(found.destination)
+        if customer_id and token.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
+            tracking.record([token.build_event(customer_id)])
+
+
+def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
+    """Return the response to a request that a script or a browser makes, or ``None`` to redirect a person.
+
+    - Nobody has clicked yet: 503. So the browser doesn't use this response, and asks again after a click.
+    - htmx can't follow a redirect to another host, but opens the address in HX-Redirect.
+    - Turbo, Unpoly and other libraries can't either, and a script without a library may do so without a click. They get
+      a page that leads the browser back to this link.
+    """
+    meta = request.META
+    if tracking.is_speculative(request):
+        response = _build_step(request, status=503)
+        # Django would log an error, and send it to the admins.
+        response._has_been_logged = True  # type: ignore[attr-defined]
+        return response
+    if _OPENED in request.GET:
+        return None
+    if any(name in meta for name in _LIBRARIES):
+        if destinations.is_same_origin(request, destination):
+            return None
+        if "HTTP_HX_REQUEST" in meta:
+            return HttpResponse(headers={"HX-Redirect": iri_to_uri(destination)})
+        return _build_step(request)
+    return None if meta.get("HTTP_SEC_FETCH_MODE", "navigate") == "navigate" else _build_step(request)
+
+
+def _build_step(request: HttpRequest, status: int = 200) -> HttpResponse:
+    """Return a page that leads to the same link, which then gets a request of the browser itself.
+
+    Turbo loads this page again, because of the first ``meta`` element. Unpoly replaces the body. In both cases, and if
+    another script shows the page, the browser obeys the second ``meta`` element.
+    """
+    return HttpResponse(
+        format_html(
+            '<!DOCTYPE html><html><head><meta name="turbo-visit-control" content="reload"><title>{title}</title></head>'
+            '<body><meta http-equiv="refresh" content="0;url={url}"><a href="{url}">{title}</a></body></html>',
+            title=gettext("Continue"),
+            url=f"{request.path}?{_OPENED}=1",
+        ),
+        status=status,
+        headers={"X-Up-Target": "body"},
+    )
 
 
 @login_not_required

@@ -3,6 +3,9 @@
 import html
 import re
 
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0"
+"""The user agent of a person."""
+
 
 def text(response):
     """Return a response's body as text, streamed ones too."""

@@ -18,6 +18,7 @@ from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_experiences, override_personalize
 from tests.conftest import build_request, settle
+from tests.pages import BROWSER
 from tests.wire import LONG, wait_until
 
 KEYS = ("hero-banner", "promo-strip")
@@ -219,6 +220,7 @@ def test_tracking_an_absent_experience(personalization):
 def test_tracker_before_the_visitor_is_known(upstream):
     """A tracker that is used too early counts nothing. Later the page counts as usual."""
     request = build_request(AsyncRequestFactory)
+    request.META["HTTP_USER_AGENT"] = BROWSER
 
     async def view():
         page = request.personalization._page

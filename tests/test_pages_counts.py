@@ -93,7 +93,7 @@ def test_anonymous_visitor_who_returns(visit, upstream, mode):
         assert upstream.count("hero-banner") == (0, 1)
         visit(find_link(first))
         assert upstream.count("hero-banner") == (0, 2)
-        marks = re.findall(r'data-moe-experience="([^"]+)"', first.content.decode())
+        marks = re.findall(r'(?:<!--moe-watch |data-moe-experience=")([\w.:-]+?)(?:-->|")', first.content.decode())
         reports = {"events": [["impression", token] for token in marks]}
         visit("/moe/beacon/", method="post", data=reports, content_type="application/json")
         assert upstream.count("hero-banner") == (mode == "visible", 2)

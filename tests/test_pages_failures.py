@@ -54,16 +54,19 @@ def test_template_of_another_engine(visit, upstream, settings):
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((), "gave no experiences (TransportError"),
+        ((), "MoEngage fetches fail (TransportError: refused). Pages show cached content or their defaults. Run"),
         ((400, b'{"title": "Invalid Field Value", "description": "secret@example.com"}'), "gave no experiences"),
-        ((401, b'{"title": "Authentication required", "description": ""}'), "gave no experiences (Authentication"),
-        ((403,), "gave no experiences"),
-        ((429,), "from closed to open (rate limited for 5 s)"),
-        ((500, b"oops"), "gave no experiences (ServerError"),
-        ((200, b"<!doctype html><title>Gateway</title>"), "gave no experiences (InvalidResponseError"),
-        ((200,), "gave no experiences"),
-        ((200, b"[]"), "gave no experiences"),
-        ((307,), "gave no experiences"),
+        (
+            (401, b'{"title": "Authentication required", "description": ""}'),
+            "fail (AuthenticationError: MoEngage answered 401: ",
+        ),
+        ((403,), "content or their defaults. Check WORKSPACE_ID, API_KEY and DATA_CENTER."),
+        ((429,), "answered 429, rate limited for 5 s). Pages show cached content or their defaults. Raise CACHE_TTL"),
+        ((500, b"oops"), "fetches fail (ServerError: MoEngage answered 500). Pages"),
+        ((200, b"<!doctype html><title>Gateway</title>"), "fetches fail (InvalidResponseError: "),
+        ((200,), "fetches fail (InvalidResponseError: "),
+        ((200, b"[]"), "fetches fail (InvalidResponseError: "),
+        ((307,), "fetches fail (ResponseError: MoEngage answered 307). Pages"),
     ],
     ids=["refused", "400", "401", "403", "429", "500", "html", "empty", "list", "redirect"],
 )
@@ -93,14 +96,24 @@ def test_hanging_vendor(visit, upstream):
 
 
 def test_breaker_stops_the_calls(visit, upstream, monkeypatch, caplog):
-    """After five failures in a row pages ask nothing."""
+    """After five failures in a row pages ask nothing. The log tells the start and the end, once each."""
     # On a slow machine the breaker would probe in the meantime.
-    monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "clock", Clock())
+    clock = Clock()
+    monkeypatch.setitem(CircuitBreaker.__init__.__kwdefaults__, "clock", clock)
     upstream.refuse()
     for _ in range(8):
         assert title(visit("/tags/")) == "Welcome"
     assert len(upstream.fetches) == 5
-    assert "circuit breaker for MoEngage went from closed to open" in caplog.text
+    assert len(caplog.records) == 1
+    upstream.answer = None
+    clock.now += 5
+    visit("/tags/")
+    settle()
+    assert title(visit("/tags/")) != "Welcome"
+    assert "WARNING" in caplog.text
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "MoEngage fetches work again after 0 s (5 failed, 4 not made)."
+    ]
 
 
 @pytest.mark.parametrize("headers", [{"retry-after": "30"}, {"x-ratelimit-reset": "30"}], ids=lambda h: next(iter(h)))
@@ -119,7 +132,8 @@ def test_rate_limit(visit, upstream, shared, monkeypatch, caplog, headers):
             settle()
         assert len(upstream.fetches) == 2
         assert [record.getMessage() for record in caplog.records] == [
-            "The circuit breaker for MoEngage went from closed to open (rate limited for 30 s)."
+            "MoEngage fetches fail (RateLimitedError: MoEngage answered 429, rate limited for 30 s). Pages show cached "
+            "content or their defaults. Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
         ]
         (notice,) = read_notices(BREAKER_TOPIC)
         assert (notice["state"], notice["reason"]) == ("open", "rate limited for 30 s")
@@ -133,7 +147,7 @@ def test_full_pool(visit, upstream, fill_pool, caplog):
     """If all fetching threads are busy, the page shows its defaults at once."""
     fill_pool()
     assert title(visit("/tags/")) == "Welcome"
-    assert "All threads that fetch are busy" in caplog.text
+    assert "Fetches find no free thread (busy). Pages show cached content or their defaults. Find" in caplog.text
 
 
 def test_keys_without_an_experience(visit, upstream, caplog, serve):
@@ -172,7 +186,7 @@ def test_broken_cache(visit, upstream, settings, caplog):
     settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.BrokenCache"}}
     for _ in range(2):
         assert title(visit("/tags/")) != "Welcome"
-    assert len([r for r in caplog.records if "cache 'default' failed" in r.getMessage()]) == 1
+    assert len([r for r in caplog.records if "cache 'default' fails" in r.getMessage()]) == 1
     assert "secret-host" not in caplog.text
 
 

@@ -110,8 +110,8 @@ def build_wire(request: pytest.FixtureRequest, tls_ends: Tls) -> Iterator[Callab
 
 def has_idle(transport: RequestsTransport) -> bool:
     """Return whether a transport has an open connection that is idle."""
-    if (connection := transport._take()) is not None:
-        transport._take_back(connection, transport._idle, True)
+    if (connection := transport._pool.take()) is not None:
+        transport._pool.give_back(connection, transport._pool.idle, is_reusable=True)
     return connection is not None
 
 

@@ -11,6 +11,7 @@ import ipaddress
 import math
 import os
 import re
+import unicodedata
 import zoneinfo
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -204,13 +205,27 @@ def read_proxy(value: object) -> Proxy:
 
 
 def read_host(value: object) -> str:
-    """Read a host name with an optional port, and return it in lower case."""
-    host = value.strip().lower() if isinstance(value, str) else ""
-    if not re.fullmatch(_HOST, host):
-        bare = re.sub(r"^([a-z]+:)?//|^(\*?\.)|[/?#].*$", "", host)
-        hint = f'Write "{bare}".' if re.fullmatch(_HOST, bare) else ""
+    """Read a host name with an optional port, and return it in its normal form."""
+    host = normalize_host(value.strip()) if isinstance(value, str) else ""
+    if not _is_host(host):
+        bare = normalize_host(re.sub(r"^([a-z]+:)?//|^(\*?\.)|[/?#].*$", "", host))
+        hint = f'Write "{bare}".' if _is_host(bare) else ""
         raise InvalidValue(value, 'a host name such as "cdn.example.com"', hint)
     return host
+
+
+def _is_host(text: str) -> bool:
+    """Return whether a URL can have this host and port."""
+    return bool(re.fullmatch(_HOST, text)) and ".." not in text and int(text.partition(":")[2] or 0) < 2**16
+
+
+def normalize_host(host: str) -> str:
+    """Return a host in lower case, without a dot at the end, and with Punycode for letters that aren't ASCII (IDNA)."""
+    name, colon, port = host.lower().partition(":")
+    labels = unicodedata.normalize("NFC", name).removesuffix(".").split(".")
+    # Python's codec "idna" maps ß to ss, but browsers don't.
+    coded = [label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii") for label in labels]
+    return ".".join(coded) + colon + port
 
 
 def read_time_zone(value: object) -> datetime.tzinfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,9 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
-from django_moe_personalize.delivery.sending import Outcome, send, split_withdrawn
+from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
-from django_moe_personalize.log import logger
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
@@ -68,7 +69,9 @@ class BaseDelivery:
         self._counts: Counter[str] = Counter()
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
-        self._health = "working"
+        self._outage = Outage("Events can't be delivered", "Events are delivered again")
+        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
+        self._has_wrong_clock = False
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -133,7 +136,7 @@ class BaseDelivery:
             self.fallback.close()
 
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
-        """Make one attempt to deliver the events, as sending.send() does. Log a failure and its end."""
+        """Make one attempt to deliver the events, as sending.send() does. Log the start and the end of an outage."""
         events, withdrawn = split_withdrawn(events) if self.checks_withdrawal else (events, ())
         outcome = send(events, timeout=timeout, until=until, runtime=self.runtime)
         outcome.withdrawn = list(withdrawn)
@@ -141,14 +144,18 @@ class BaseDelivery:
             # All events were withdrawn, so nothing was sent. The outcome doesn't show whether MoEngage works.
             return outcome
         if outcome.refused:
-            reason = describe(outcome.refused[0][1])
-            logger.warning("MoEngage refused %d of %d events: %s", len(outcome.refused), len(events), reason)
-        health = "working"
-        if outcome.error is not None:
-            health = "paused" if outcome.wrong_credentials else "failing"
-        if health != self._health:
-            _log_health(health, outcome.error)
-        self._health = health
+            self._refusals.fail(describe(outcome.refused[0][1]), "These events aren't sent again.")
+        elif outcome.delivered:
+            self._refusals.end()
+        if outcome.error is None:
+            self._outage.end()
+        elif outcome.wrong_credentials:
+            self._outage.fail(describe(outcome.error), CREDENTIALS_FIX, logging.ERROR)
+        else:
+            self._outage.fail(describe(outcome.error), DOCTOR_FIX)
+        if (is_wrong := abs(outcome.skew) > MAX_SKEW) != self._has_wrong_clock:
+            _log_clock(outcome.skew)
+        self._has_wrong_clock = is_wrong
         return outcome
 
     def count_outcome(self, outcome: Outcome) -> None:
@@ -172,14 +179,15 @@ class BaseDelivery:
                 events_dropped.send_robust(sender=type(self), count=count, reason=reason)
 
 
-def _log_health(health: str, error: Exception | None) -> None:
-    if error is None:
-        logger.info("MoEngage accepts events again")
-    elif health == "paused":
-        message = "Events wait, because the credentials don't work (%s). Check WORKSPACE_ID, API_KEY and DATA_CENTER"
-        logger.error(message, describe(error))
+def _log_clock(skew: float) -> None:
+    if abs(skew) <= MAX_SKEW:
+        logger.warning("This machine's clock agrees with MoEngage's again.")
     else:
-        logger.warning("Events can't be delivered at the moment: %s", describe(error))
+        message = (
+            "This machine's clock is about %.0f s %s MoEngage's, so the times of events are wrong. No event is lost: "
+            "an event from the future gets the time of its sending. Synchronize the clock with NTP."
+        )
+        logger.warning(message, abs(skew), "ahead of" if skew > 0 else "behind")
 
 
 def describe(error: Exception) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -17,7 +17,7 @@ from celery import current_app, shared_task
 from celery.exceptions import Reject
 
 from django_moe_personalize.delivery import queued
-from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
+from django_moe_personalize.delivery.queued import Obstacle, QueuedDelivery, find_worker
 from django_moe_personalize.exceptions import DeliveryError
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import CircuitBreaker, Deadline
@@ -29,6 +29,9 @@ TASK = "django_moe_personalize.deliver"
 OUTBOX_TASK = "django_moe_personalize.deliver_outbox"
 
 _REJECT_SECONDS = 1.0
+
+_DOCTOR_SECONDS = 1.0
+"""How long find_obstacles() waits for the broker, and then for the workers."""
 
 
 class CeleryDelivery(QueuedDelivery):
@@ -124,6 +127,24 @@ class CeleryDelivery(QueuedDelivery):
             "interval_step": 0,
         }
         return current_app.connection_for_write(connect_timeout=seconds, transport_options=options)
+
+    def find_obstacles(self) -> Iterator[Obstacle]:
+        """See QueuedDelivery.find_obstacles(). Connect to the broker, and ask the workers for a sign of life."""
+        if current_app.conf.task_always_eager:
+            return
+        connection = self._connect()
+        try:
+            connection.ensure_connection(max_retries=1, interval_start=0, timeout=_DOCTOR_SECONDS)
+            has_workers = bool(current_app.control.ping(timeout=_DOCTOR_SECONDS, connection=connection))
+        except Exception as error:
+            what = f"Celery can't reach its broker ({type(error).__name__}), so no worker gets an event."
+            yield "problem", what, "Start the broker, or correct Celery's broker_url.", "queue.no_broker"
+        else:
+            if not has_workers:
+                what = "No Celery worker answered, so events wait in the queue."
+                yield "warning", what, "Start a worker: `celery --app mysite worker`.", "queue.no_worker"
+        finally:
+            _disconnect(connection)
 
     def return_to_queue(self, events: Sequence[Event]) -> bool:
         """Ask the broker to keep the message, which the worker hasn't acknowledged yet."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import queue
 import re
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -23,7 +22,7 @@ from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic
 
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
@@ -123,7 +122,7 @@ class DatabaseDelivery(BaseDelivery):
     @property
     def pause_left(self) -> float:
         """The seconds for which wrong credentials still pause the deliverers of this process."""
-        return max(0.0, self._resume_at - time.monotonic())
+        return max(0.0, self._resume_at - monotonic())
 
     def deliver_batch(self) -> Outcome | None:
         """Lease due events, send them, and store the results. Return ``None`` if no event was due.
@@ -174,9 +173,9 @@ class DatabaseDelivery(BaseDelivery):
                 settlement.released[row.pk] = max(wait, self.backoff.delay(row.attempts))
 
     def _purge(self) -> None:
-        if time.monotonic() >= self._purge_at:
+        if monotonic() >= self._purge_at:
             self.outbox.purge(self._retention)
-            self._purge_at = time.monotonic() + PURGE_SECONDS
+            self._purge_at = monotonic() + PURGE_SECONDS
 
     def drop_connection(self, error: Exception) -> None:
         """Log a database's error, and close this thread's connection: the next query opens a new connection."""
@@ -185,7 +184,7 @@ class DatabaseDelivery(BaseDelivery):
 
     def _schedule_pause(self, outcome: Outcome) -> None:
         if outcome.wrong_credentials:
-            self._resume_at = time.monotonic() + self._pause.delay(self._pauses)
+            self._resume_at = monotonic() + self._pause.delay(self._pauses)
             self._pauses += 1
         else:
             self._resume_at, self._pauses = 0.0, 0

@@ -62,6 +62,11 @@ class Settlement:
     counts_as_attempt: bool = True
 
 
+def has_table(model: type[models.Model], alias: str | None = None) -> bool:
+    """Return whether the database has the table of ``model``. By default the site's router chooses the database."""
+    return model._meta.db_table in connections[alias or router.db_for_write(model)].introspection.table_names()
+
+
 class Outbox:
     """The outbox in the database ``using``. By default the site's router chooses the database."""
 
@@ -76,7 +81,7 @@ class Outbox:
     @property
     def is_migrated(self) -> bool:
         """Whether the database has the table of the outbox."""
-        return OutboxEvent._meta.db_table in connections[self.alias].introspection.table_names()
+        return has_table(OutboxEvent, self.alias)
 
     @property
     def rows(self) -> models.QuerySet[OutboxEvent]:

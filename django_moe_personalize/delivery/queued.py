@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
@@ -23,6 +23,9 @@ from django_moe_personalize.resilience import Backoff, Deadline
 from django_moe_personalize.runtime import Runtime, log_once, protect_transactions
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
+
+Obstacle = tuple[Literal["warning", "problem"], str, str, str]
+"""A finding of ``moe_doctor``: its state, the fact, the fix, and the id."""
 
 MAX_SECONDS = 9.0
 """A run of deliver_outbox() takes a little less than the ten seconds between two runs of the documented schedule."""
@@ -98,6 +101,10 @@ class QueuedDelivery(BaseDelivery):
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Put a message into the queue. A worker gets it after ``wait`` seconds. Raises an error if the queue fails."""
         raise NotImplementedError
+
+    def find_obstacles(self) -> Iterator[Obstacle]:
+        """Yield what keeps the queue from delivering events. May take seconds. For ``moe_doctor``."""
+        yield from ()
 
     def take(self, events: Sequence[Event]) -> None:
         """Hand the events over as one message."""

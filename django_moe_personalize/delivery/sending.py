@@ -11,6 +11,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
+from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime
@@ -33,6 +34,7 @@ class Outcome:
 
     MoEngage will never accept ``refused`` events; each has its error. The caller may send ``kept`` events again with
     the same UUIDs; ``error`` stopped their attempt. ``withdrawn`` events belong to customers who withdrew consent.
+    ``skew`` is how many seconds this machine's clock is ahead of MoEngage's clock.
     """
 
     delivered: list[Event] = field(default_factory=list)
@@ -40,6 +42,7 @@ class Outcome:
     kept: list[Event] = field(default_factory=list)
     withdrawn: list[Event] = field(default_factory=list)
     error: Exception | None = None
+    skew: float = 0.0
 
     @property
     def wrong_credentials(self) -> bool:
@@ -73,8 +76,9 @@ def send(
     A call takes at most ``timeout`` seconds and never ends after ``until``. If MoEngage refuses a batch, send() halves
     the batch until each bad event is alone, so that the good events arrive (contract §4). Other failures end it.
     """
-    outcome = Outcome()
+    outcome, clock = Outcome(), VendorClock()
     parts = [events] if events else []
+    is_first_refusal = True
     while parts:
         part = parts.pop()
         number = count_fitting(part)
@@ -83,19 +87,26 @@ def send(
             part = part[:number]
         left = until.remaining() if until else None
         try:
-            get_client(runtime).send_events(part, deadline=Deadline(timeout if left is None else min(timeout, left)))
+            client = get_client(runtime)
+            clock = client.clock
+            client.send_events(part, deadline=Deadline(timeout if left is None else min(timeout, left)))
         except Exception as error:
             if not _is_refusal(error):
                 outcome.error = error
                 outcome.kept = [event for rest in (part, *reversed(parts)) for event in rest]
                 break
-            if len(part) == 1:
+            is_first, is_first_refusal = is_first_refusal, False
+            if is_first and any(event.event_time > clock.now() for event in part):
+                # The response may have shown that this machine's clock is wrong. Send the events with other times.
+                parts.append(part)
+            elif len(part) == 1:
                 outcome.refused.append((part[0], error))
             else:
                 middle = len(part) // 2
                 parts += [part[middle:], part[:middle]]
         else:
             outcome.delivered += part
+    outcome.skew = clock.skew
     return outcome
 
 
@@ -133,6 +144,7 @@ def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[
     withdrawn: list[Event] = []
     for event in events:
         mark = marks.get(names[event.customer_id])
-        is_withdrawn = isinstance(mark, int) and event.event_time <= mark + MAX_SKEW
-        (withdrawn if is_withdrawn else kept).append(event)
+        # A time in the future: the clock was wrong when the event was recorded, maybe before the withdrawal.
+        is_early = isinstance(mark, int) and not mark + MAX_SKEW < event.event_time <= time.time() + MAX_SKEW
+        (withdrawn if is_early else kept).append(event)
     return kept, withdrawn

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from django.apps import apps
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError
 from django.dispatch import receiver
 from django.utils import timezone
 
 from django_moe_personalize.delivery import queued
-from django_moe_personalize.delivery.queued import QueuedDelivery, find_worker
+from django_moe_personalize.delivery.queued import Obstacle, QueuedDelivery, find_worker
 from django_moe_personalize.runtime import Runtime, part
 
 _FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
@@ -59,6 +60,23 @@ class TasksDelivery(QueuedDelivery):
             pause=pause,
         )
         self._alias = backend
+
+    def find_obstacles(self) -> Iterator[Obstacle]:
+        """See QueuedDelivery.find_obstacles(). Ask the backend, and look for the tables of its app."""
+        # Celery's workers import this package before Django can import models.
+        from django_moe_personalize.delivery.outbox import has_table
+
+        backend = deliver.using(backend=self._alias).get_backend()
+        place = f'TASKS["{self._alias}"]'
+        if isinstance(backend, import_module(f"{_FRAMEWORK}.backends.dummy").DummyBackend):
+            what = f"{place} is the DummyBackend, which runs no task, so no event is delivered."
+            yield "problem", what, "Use a backend that has a worker.", "queue.dummy"
+        for message in backend.check():
+            yield "problem", f"{place} doesn't work: {message.msg}.", str(message.hint or ""), "queue.backend"
+        app = apps.get_containing_app_config(type(backend).__module__)
+        if app is not None and not all(has_table(model) for model in app.get_models()):
+            what = f"The database has no table for the tasks of {app.name}, so no event is delivered."
+            yield "problem", what, "Run `manage.py migrate`.", "queue.no_table"
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Enqueue a task. Raises the backend's errors."""

@@ -7,28 +7,22 @@ that ends normally, as servers do on SIGTERM, first sends its remaining events. 
 
 from __future__ import annotations
 
-import atexit
-import signal
-import sys
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from importlib import import_module
-from types import FrameType
-from typing import Any
 
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
+from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
-from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, start_thread
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -74,7 +68,7 @@ class ThreadDelivery(BaseDelivery):
         self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._exit_timeout = exit_timeout
         self._start_empty()
-        close_before_sigterm()
+        exits.close_at_exit(self)
         if runs_without_threads():
             logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
 
@@ -95,23 +89,39 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         self._not_before = 0.0
         self._flushing = 0
-        self._exit: Deadline | None = None
+        self._exit = Deadline(self._exit_timeout) if exits.is_ending else None
         self._thread: threading.Thread | None = None
+
+    def start_in_child(self) -> None:
+        """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
+        BaseDelivery.__init__(self)
+        self._start_empty()
+        self.runtime = None
 
     def take(self, events: Sequence[Event]) -> None:
         """Append the events to the queue. Drop the events beyond a limit as ``overflow``."""
         # event.size serializes the event. This happens outside the lock, and an error stops before the first append.
         sized = [(event, event.size) for event in events]
         with self._changed:
-            taken = self._append(sized) if self._exit is None else 0
+            until = self._exit
+            taken = self._append(sized) if until is None else 0
             if self._thread is None:
                 self._start()
-        if taken < len(events):
-            reason = "overflow" if self._exit is None else "exit"
+        if until is not None:
+            self._send_last(events, until)
+        elif taken < len(events):
             if not self._is_full:
                 self._is_full = True
-                logger.error("Events are dropped (%s) until the process has room for them again", reason)
-            self.count_dropped(len(events) - taken, reason)
+                logger.error("Events are dropped (overflow) until the process has room for them again")
+            self.count_dropped(len(events) - taken, "overflow")
+
+    def _send_last(self, events: Sequence[Event], until: Deadline) -> None:
+        """Send events that are recorded after close(), in the caller's thread. Python may start no thread any more."""
+        outcome = Outcome(kept=list(events))
+        if not until.expired and not self._is_paused:
+            outcome = self.send(events, timeout=self._timeout, until=until)
+        self.count_outcome(outcome)
+        self.count_dropped(len(outcome.kept), "exit")
 
     def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
@@ -126,7 +136,7 @@ class ThreadDelivery(BaseDelivery):
             taken += 1
         self._queued += taken
         if before == 0:
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
         if before == 0 or before < self._batch_size <= len(queue):
             self._changed.notify_all()
         return taken
@@ -166,21 +176,36 @@ class ThreadDelivery(BaseDelivery):
         return len(gone)
 
     def close(self) -> None:
-        """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread."""
+        """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
+
+        A second call waits for the first call. Events that are recorded later are sent in the caller's thread, within
+        the same ``exit_timeout``.
+        """
         with self._changed:
-            if self._exit is not None:
-                return
-            self._exit = Deadline(self._exit_timeout)
-            if not self._is_paused:
-                self._not_before = 0.0
-            self._wait(self._exit)
-            left = len(self._queue) + len(self._in_flight)
-            self._queue.clear()
-            self._in_flight = []
-            self._changed.notify_all()
-        if left:
-            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", left)
-            self.count_dropped(left, "exit")
+            if self._exit is None:
+                self._exit = Deadline(self._exit_timeout)
+                if not self._is_paused:
+                    self._not_before = 0.0
+        try:
+            self._finish_queue(self._exit)
+        finally:
+            # Also after a second Ctrl-C.
+            with self._changed:
+                left = len(self._queue) + len(self._in_flight)
+                self._queue.clear()
+                self._in_flight = []
+                self._changed.notify_all()
+            if left:
+                logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", left)
+                self.count_dropped(left, "exit")
+
+    def _finish_queue(self, until: Deadline) -> None:
+        with self._changed:
+            self._wait(until)
+            needs_thread = self._thread is None and not self._is_paused
+        if needs_thread:
+            # Python is ending and starts no thread, so this thread sends the events.
+            self._run()
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until the events that are pending now are delivered or dropped. Return early if no event can leave."""
@@ -198,11 +223,15 @@ class ThreadDelivery(BaseDelivery):
         with suppress(ConfigurationError):
             get_client(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
-        run = self._run if self.runtime is None else self.runtime.use()(self._run)
         with suppress(RuntimeError):
-            self._thread = start_thread(run, "moe-personalize-delivery")
+            exits.start_lookup_thread()
+            self._thread = start_thread(self._run, "moe-personalize-delivery")
 
     def _run(self) -> None:
+        with nullcontext() if self.runtime is None else self.runtime.use():
+            self._send_batches()
+
+    def _send_batches(self) -> None:
         while batch := self._next_batch():
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
             # Django closes dead connections only in the threads of requests. If the site's cache is its database,
@@ -217,16 +246,18 @@ class ThreadDelivery(BaseDelivery):
         """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""
         with self._changed:
             while not self._queue or (wait := self._seconds_until_due()) > 0:
-                if self._exit is not None and not self._queue:
+                left = None if self._exit is None else self._exit.remaining()
+                if left is not None and not (self._queue and left):
                     return []
-                self._changed.wait(wait if self._queue else None)
+                waits = [seconds for seconds in (left, wait if self._queue else None) if seconds is not None]
+                self._changed.wait(min(waits, default=None))
             number = count_fitting(self._queue, max_customers=self._batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
-            self._due = time.monotonic() + self._interval
+            self._due = monotonic() + self._interval
             return list(self._in_flight)
 
     def _seconds_until_due(self) -> float:
-        now = time.monotonic()
+        now = monotonic()
         at_once = self._flushing or self._exit is not None or len(self._queue) >= self._batch_size
         return max(now if at_once else self._due, self._not_before) - now
 
@@ -273,7 +304,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
-        self._not_before = time.monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
+        self._not_before = monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
 
 
 def runs_without_threads() -> bool:
@@ -284,44 +315,3 @@ def runs_without_threads() -> bool:
         return False
     said = options.get("enable-threads", b"false")
     return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")
-
-
-def close_before_sigterm() -> None:
-    """Send the pending events before SIGTERM ends a process under uvicorn.
-
-    Other servers turn the signal into a normal exit, so ``atexit`` is enough. uvicorn finishes its requests, restores
-    the handler that it found, and raises the signal again. By default the signal then kills the process immediately.
-    Outside the main thread, and under other servers, this function does nothing.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    # Windows has no pthread_sigmask, and no process manager that sends SIGTERM.
-    if "uvicorn" not in sys.modules or not is_main or not hasattr(signal, "pthread_sigmask"):
-        return
-    handler = signal.getsignal(signal.SIGTERM)
-    if handler is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _close_and_die)
-        return
-    # If the handler is a method of uvicorn's server, this is the server.
-    server = getattr(handler, "__self__", None)
-    if any(kind.__module__.partition(".")[0] == "uvicorn" for kind in type(server).__mro__):
-        _close_at_exit(handler)
-
-
-def _close_and_die(number: int, frame: FrameType | None) -> None:
-    """Close the runtimes and end the process. uvicorn restores this handler before raising SIGTERM again."""
-    reset_runtimes()
-    signal.signal(number, signal.SIG_DFL)
-    signal.raise_signal(number)
-
-
-def _close_at_exit(handler: Any) -> None:
-    """Delay SIGTERM until Python exits. uvicorn already runs, and will restore the default handler, which kills."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-        handler(number, frame)
-
-    signal.signal(signal.SIGTERM, stop)
-    # atexit calls these functions in reverse order: it closes the runtimes, and then lets the signal through.
-    atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {signal.SIGTERM})
-    atexit.register(reset_runtimes)

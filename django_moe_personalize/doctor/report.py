@@ -27,6 +27,9 @@ from django_moe_personalize.resilience import WorkerPool
 SECONDS: Final = 5.0
 """The seconds that one call or one part may take."""
 
+NO_MIDDLEWARE: Final = "moe_personalize.W001"
+"""A warning for the system checks, because a site may use only the API. To the doctor it's a problem."""
+
 _USES = re.compile(r"(?:\{%|\|)\s*(experience|experience_value|experience_html|personalize_scripts)\b")
 
 
@@ -40,7 +43,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         return
     if not settings.enabled:
         what = "Personalization is off, so visitors see no experience."
-        yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.')
+        yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.', "settings.off")
         return
     keys, used = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
@@ -50,6 +53,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
     yield from _examine("the notices of new visitors", _within, pool, seconds, site.examine_visitors, settings)
     # In this thread, which has the database connection of the command.
     yield from _examine("the delivery", lambda: site.examine_delivery(get_delivery()))
+    yield from _examine("the sessions", site.examine_sessions)
     yield from _examine("the installed packages", site.examine_packages, used)
     yield from examine_scripts(settings, used)
 
@@ -60,13 +64,14 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
         yield from function(*args)
     except TimeoutError:
         what = f"The doctor tried {part}, and got no answer in time."
-        yield Finding("problem", what, "Find out what hangs: pages wait for it too.")
+        yield Finding("problem", what, "Find out what hangs: pages wait for it too.", "doctor.timeout")
     except ConfigurationError as error:
-        yield Finding("problem", f"The doctor couldn't try {part}: {error.message}", error.hint)
+        what = f"The doctor couldn't try {part}: {error.message}"
+        yield Finding("problem", what, error.hint, "doctor.settings")
     except Exception as error:
         # Leave out the error's text, because it may contain a setting's value or a visitor's data.
         what = f"The doctor tried {part}, and got the error {type(error).__name__}."
-        yield Finding("problem", what, "Look into the log of the server behind it.")
+        yield Finding("problem", what, "Look into the log of the server behind it.", "doctor.error")
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:
@@ -77,8 +82,9 @@ def examine_checks() -> Iterator[Finding]:
     """Report the messages of this package's system checks, except messages that the site has silenced."""
     for message in check_site():
         if not message.is_silenced():
-            state: State = "problem" if message.level >= ERROR else "warning"
-            yield Finding(state, f"{message.id}: {message.msg}", message.hint or "")
+            is_serious = message.level >= ERROR or message.id == NO_MIDDLEWARE
+            state: State = "problem" if is_serious else "warning"
+            yield Finding(state, f"{message.id}: {message.msg}", message.hint or "", str(message.id))
 
 
 def read_templates() -> tuple[dict[str, str], set[str]]:
@@ -104,4 +110,5 @@ def examine_scripts(settings: Settings, used: Collection[str]) -> Iterator[Findi
     """Report a missing script, if the browser has to count impressions."""
     if settings.impressions in ("visible", "web_sdk") and "personalize_scripts" not in used:
         what = f'IMPRESSIONS is "{settings.impressions}", but no template has {{% personalize_scripts %}}'
-        yield Finding("warning", f"{what}, so nothing is counted.", "Put this tag at the end of the pages.")
+        fix = "Put this tag at the end of the pages."
+        yield Finding("warning", f"{what}, so nothing is counted.", fix, "scripts.missing")

@@ -10,10 +10,13 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from datetime import timedelta
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any, Final, Literal, NamedTuple
 
+from django.apps import apps
 from django.conf import settings as django_settings
 from django.core.cache import caches
 from django.utils import timezone
@@ -24,6 +27,7 @@ from django_moe_personalize.delivery.base import BaseDelivery
 from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
+from django_moe_personalize.delivery.outbox import has_table
 from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.shared import build_key
@@ -44,11 +48,15 @@ State = Literal["ok", "warning", "problem"]
 
 
 class Finding(NamedTuple):
-    """One finding of the doctor. If ``what`` is a problem or a warning, ``fix`` says how to fix it."""
+    """One finding of the doctor. If ``what`` is a problem or a warning, ``fix`` says how to fix it.
+
+    ``id`` stays the same when the texts change. The documentation lists all ids.
+    """
 
     state: State
     what: str
     fix: str = ""
+    id: str = ""
 
 
 def examine_cache(settings: Settings) -> Iterator[Finding]:
@@ -56,6 +64,8 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
     if settings.cache not in django_settings.CACHES:
         return
     cache, name, value = caches[settings.cache], build_key("doctor", uuid.uuid4().hex), uuid.uuid4().hex
+    # The first use of a cache opens its connection. A page doesn't wait for that in each call.
+    cache.get(name)
     started = time.perf_counter()
     cache.set(name, value, timeout=60)
     found = cache.get(name)
@@ -66,31 +76,34 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
         # No finding for DummyCache, which stores nothing: the system check W005 reports it.
         if found == value:
             what = f"{place} works, but each process has its own: processes share neither answers nor notices."
-            yield Finding("ok", what)
+            yield Finding("ok", what, id="cache.separate")
     elif found != value:
-        yield Finding("problem", f"{place} loses values immediately.", "Look into the log of its server.")
+        yield Finding(
+            "problem", f"{place} loses values immediately.", "Look into the log of its server.", "cache.loses"
+        )
     elif not shared.has_room():
         what = f"{place} works, but it evicts the site's entries beyond MAX_ENTRIES, so it gets no visitors' answers."
-        yield Finding("ok", what)
+        yield Finding("ok", what, id="cache.no_room")
     elif took > settings.deadline:
         what = f"{place} takes {took * 1000:.0f} ms to store and return a value, which is longer than DEADLINE."
-        yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.")
+        yield Finding("warning", what, "Find out why it is slow, or set CACHE to a faster one.", "cache.slow")
     else:
-        yield Finding("ok", f"{place} works ({took * 1000:.1f} ms), and processes share it.")
+        yield Finding("ok", f"{place} works ({took * 1000:.1f} ms), and processes share it.", id="cache.works")
 
 
 def examine_processes() -> Iterator[Finding]:
     """Report the notices that the site's processes stored in the shared cache. Raises the errors of the cache."""
     if not shared.has_shared_cache():
         what = "The site's processes share no cache, so only their logs report rate limits and missing impressions."
-        yield Finding("ok", what)
+        yield Finding("ok", what, id="processes.separate")
         return
-    healthy = Finding("ok", "No process reported a rate limit or an open circuit breaker in the last hour.")
+    what = "No process reported a rate limit or an open circuit breaker in the last hour."
+    healthy = Finding("ok", what, id="processes.well")
     yield from list(_examine_breakers(shared.read_notices(upstream.BREAKER_TOPIC))) or [healthy]
     yield from _examine_watchdogs(shared.read_notices(watchdog.TOPIC))
     if count := sum(int(notice["pages"]) for notice in shared.read_notices(watchdog.WEB_SDK_TOPIC)):
         what = f"In the last hour, at least {count:,} pages waited for MoEngage's Web SDK, but it never came."
-        yield Finding("warning", what, watchdog.WEB_SDK_FIX)
+        yield Finding("warning", what, watchdog.WEB_SDK_FIX, "web_sdk.missing")
 
 
 def _read_age(notice: dict[str, Any]) -> str:
@@ -104,11 +117,12 @@ def _examine_breakers(notices: list[dict[str, Any]]) -> Iterator[Finding]:
         is_closed = notice.get("state") == "closed"
         if "rate limit" in reason:
             told = f"until {age} ago" if is_closed else f"{age} ago: {reason}"
-            yield Finding("warning", f"MoEngage's rate limit stopped process {process} {told}.", RATE_LIMIT_FIX)
+            what = f"MoEngage's rate limit stopped process {process} {told}."
+            yield Finding("warning", what, RATE_LIMIT_FIX, "processes.rate_limit")
         elif not is_closed:
             what = f"The circuit breaker of process {process} changed to {notice.get('state')} {age} ago: {reason}."
             fix = "Check above whether MoEngage answers. When it does, the circuit breaker closes by itself."
-            yield Finding("warning", what, fix)
+            yield Finding("warning", what, fix, "processes.breaker")
 
 
 def _examine_watchdogs(notices: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -117,11 +131,12 @@ def _examine_watchdogs(notices: list[dict[str, Any]]) -> Iterator[Finding]:
         pages.update({str(key): int(count) for key, count in notice.get("missed", {}).items()})
     for key, count in pages.items():
         what = f"At least {count} pages showed experience {key!r}, but no impression of it was recorded."
-        yield Finding("problem", what, "Read the error in the log of the site: it says how to fix it.")
+        fix = "Read the error in the log of the site: it says how to fix it."
+        yield Finding("problem", what, fix, "impressions.missing")
     for notice in notices:
         if notice.get("stalled"):
             what = f"Process {notice['process']} recorded events, but {_read_age(notice)} ago none had been delivered."
-            yield Finding("problem", what, "Follow the findings about the delivery.")
+            yield Finding("problem", what, "Follow the findings about the delivery.", "delivery.stalled")
 
 
 def examine_visitors(settings: Settings) -> Iterator[Finding]:
@@ -133,10 +148,10 @@ def examine_visitors(settings: Settings) -> Iterator[Finding]:
     what = f"Of {count:,} new anonymous ids in a sample, {lost:,} ({lost / count:.0%}) never came back."
     if is_reported and count >= MANY_IDS and lost / count >= MANY_LOST:
         fix = 'Set ANONYMOUS_EVENTS to "returning", so that programs without cookies make no profiles at MoEngage.'
-        yield Finding("warning", what, fix)
+        yield Finding("warning", what, fix, "visitors.lost")
     else:
         told = "Each of these may be a profile at MoEngage." if is_reported else "The package reports none of these."
-        yield Finding("ok", f"{what} {told}")
+        yield Finding("ok", f"{what} {told}", id="visitors.counted")
 
 
 def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:
@@ -146,40 +161,65 @@ def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:
         case DatabaseDelivery():
             yield from _examine_outbox(delivery)
         case QueuedDelivery():
-            yield Finding("ok", f"{name} hands events to a queue. Only web processes and workers know the counts.")
+            what = f"{name} hands events to a queue. Only web processes and workers know the counts."
+            yield Finding("ok", what, id="delivery.queue")
+            for obstacle in delivery.find_obstacles():
+                yield Finding(*obstacle)
             if delivery.fallback is not None:
                 yield from examine_delivery(delivery.fallback)
         case ImmediateDelivery():
-            yield Finding("ok", f"{name} sends while the page waits, and doesn't retry.")
+            yield Finding("ok", f"{name} sends while the page waits, and doesn't retry.", id="delivery.immediate")
         case DummyDelivery():
             state: State = "ok" if django_settings.DEBUG else "warning"
-            yield Finding(state, f"{name} sends nothing.", "" if state == "ok" else "Remove DELIVERY to send events.")
+            fix = "" if state == "ok" else "Remove DELIVERY to send events."
+            yield Finding(state, f"{name} sends nothing.", fix, "delivery.dummy")
         case _:
             what = f"{name} delivers in each web process, and only that process knows its counts."
-            yield Finding("ok", f"{what} The log and the signal events_dropped report dropped events.")
+            what = f"{what} The log and the signal events_dropped report dropped events."
+            yield Finding("ok", what, id="delivery.process")
 
 
 def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
     outbox = delivery.outbox
     if not outbox.is_migrated:
         what = f"The database {outbox.alias!r} has no table for the outbox, so every event is lost."
-        yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.")
+        yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.", "outbox.no_table")
         return
     counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
     dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
     counted = f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}"
-    yield Finding("ok", f"The outbox in the database {outbox.alias!r}: {counted}, {counts.pending:,} pending.")
+    what = f"The outbox in the database {outbox.alias!r}: {counted}, {counts.pending:,} pending."
+    yield Finding("ok", what, id="outbox.counts")
+    is_new = outbox.due.filter(attempts=0, created_at__lt=now - timedelta(minutes=1)).exists()
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
     if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
         what = f"The oldest pending event has waited for {timesince(oldest, now)}, and {at_work}."
         fix = "Read the log of the deliverer." if leased else "Run `manage.py moe_deliver --watch`."
-        yield Finding("problem", what.replace("\xa0", " "), fix)
+        yield Finding("problem", what.replace("\xa0", " "), fix, "outbox.waits")
+    elif is_new and not leased:
+        what = "Events have waited for more than a minute, and no deliverer has tried to send them."
+        yield Finding("warning", what, "Run `manage.py moe_deliver --watch`.", "outbox.no_deliverer")
+    elif counts.pending == counts.accepted and not leased:
+        what = "The outbox hasn't delivered any event yet, so the doctor can't see whether a deliverer runs."
+        fix = "Run `manage.py moe_deliver --watch`, open a page with an experience, and run the doctor again."
+        yield Finding("warning", what, fix, "outbox.unproven")
     elif leased:
-        yield Finding("ok", f"A deliverer is sending {leased} events now.")
+        yield Finding("ok", f"A deliverer is sending {leased} events now.", id="outbox.sends")
     if parked := outbox.parked.count():
         fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
-        yield Finding("warning", f"{parked} events are parked, because they can't be delivered.", fix)
+        what = f"{parked} events are parked, because they can't be delivered."
+        yield Finding("warning", what, fix, "outbox.parked")
+
+
+def examine_sessions() -> Iterator[Finding]:
+    """Report sessions in a database without a table. Raises the errors of the database."""
+    store = import_module(django_settings.SESSION_ENGINE).SessionStore
+    # Only sessions in a database have a model.
+    get_model = getattr(store, "get_model_class", None)
+    if get_model and apps.is_installed("django.contrib.sessions") and not has_table(get_model()):
+        what = "The database has no table for sessions, so visitors with a session see the fallbacks."
+        yield Finding("problem", what, "Run `manage.py migrate`.", "sessions.no_table")
 
 
 def examine_packages(used: Collection[str]) -> Iterator[Finding]:
@@ -190,10 +230,11 @@ def examine_packages(used: Collection[str]) -> Iterator[Finding]:
             versions[name] = version(name)
     if versions.keys() - {"urllib3"}:
         what = "niquests is installed. Its urllib3-future replaces urllib3, which requests needs."
-        yield Finding("warning", what, "Uninstall niquests and urllib3-future, then reinstall urllib3.")
+        fix = "Uninstall niquests and urllib3-future, then reinstall urllib3."
+        yield Finding("warning", what, fix, "packages.niquests")
     if (old := versions.get("urllib3", "")).startswith("1."):
         what = f"urllib3 {old} is installed, but this package is tested with urllib3 2."
-        yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.')
+        yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.', "packages.urllib3")
     if "experience_html" in used and find_spec("nh3") is None:
         what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
-        yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.')
+        yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.', "packages.nh3")

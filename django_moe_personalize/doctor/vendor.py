@@ -55,7 +55,7 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
         client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews))
     except ConfigurationError:
         what = "The doctor can't call MoEngage, because the settings are wrong or incomplete."
-        yield Finding("problem", what, "Fix the problems above.")
+        yield Finding("problem", what, "Fix the problems above.", "vendor.settings")
         return
     pool = WorkerPool(1, name="moe-personalize-doctor")
 
@@ -65,15 +65,19 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
         result = pool.submit(method, *args, deadline=Deadline(seconds)).result(seconds + 1)
         return result, time.perf_counter() - started
 
-    yield Finding("ok", describe_end(settings))
+    yield Finding("ok", describe_end(settings), id="vendor.server")
     try:
         yield from _examine_calls(client, call, keys, settings)
     except Exception as error:
         host = str(urlsplit(settings.base_url).hostname)
-        yield Finding("problem", *(_explain_answer(error) or _explain_silence(error, host, seconds)))
+        if answer := _explain_answer(error):
+            yield Finding("problem", *answer, f"vendor.http_{getattr(error, 'status', 200)}")
+        else:
+            yield Finding("problem", *_explain_silence(error, host, seconds), "vendor.no_answer")
     if abs(skews[-1]) > MAX_SKEW:
-        what = f"This machine's clock is {skews[-1]:+.0f} s off MoEngage's, which refuses events from the future."
-        yield Finding("warning", what, "Synchronize the clock with NTP.")
+        ahead = "ahead of" if skews[-1] > 0 else "behind"
+        what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
+        yield Finding("warning", what, "Synchronize the clock with NTP.", "clock.wrong")
     client.close()
 
 
@@ -98,10 +102,12 @@ def _examine_calls(
     counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items())) or "none"
     took = f"answered in {seconds * 1000:.0f} ms"
     if statuses[ExperienceStatus.ACTIVE.value]:
-        yield Finding("ok", f"The credentials are right. Experiences in the workspace: {counts} ({took}).")
+        what = f"The credentials are right. Experiences in the workspace: {counts} ({took})."
+        yield Finding("ok", what, id="vendor.works")
     else:
         fix = "Publish an experience in the dashboard, or use the credentials of the right workspace."
-        yield Finding("warning", f"The workspace has no active experience: {counts} ({took}).", fix)
+        what = f"The workspace has no active experience: {counts} ({took})."
+        yield Finding("warning", what, fix, "vendor.no_experience")
     yield from compare_keys(keys, metadata)
     active = [meta.experience_key for meta in metadata.experiences if meta.status is ExperienceStatus.ACTIVE]
     wanted = [key for key in keys if key in active] or active
@@ -116,15 +122,18 @@ def compare_keys(keys: Mapping[str, str], metadata: ExperiencesMetadata) -> Iter
         status = statuses.get(key)
         if status is None:
             fix = suggest(key, statuses, "Correct the key there, or create the experience in the dashboard.")
-            yield Finding("problem", f"The workspace has no experience {key!r}, but {place} names it.", fix)
+            what = f"The workspace has no experience {key!r}, but {place} names it."
+            yield Finding("problem", what, fix, "keys.unknown")
         elif status is not ExperienceStatus.ACTIVE:
             what = f"Experience {key!r}, which {place} names, is {status.value}, so visitors see the fallback."
-            yield Finding("warning", what, "Activate it in the dashboard to show it.")
+            yield Finding("warning", what, "Activate it in the dashboard to show it.", "keys.inactive")
     active = sum(statuses.get(key) is ExperienceStatus.ACTIVE for key in keys)
     if not keys:
-        yield Finding("ok", "No setting, view or template names an experience. Other code may still read some.")
+        what = "No setting, view or template names an experience. Other code may still read some."
+        yield Finding("ok", what, id="keys.none")
     elif active:
-        yield Finding("ok", f"Of the {len(keys)} keys in settings, views and templates, {active} are active.")
+        what = f"Of the {len(keys)} keys in settings, views and templates, {active} are active."
+        yield Finding("ok", what, id="keys.active")
 
 
 def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], settings: Settings) -> Finding:
@@ -138,11 +147,12 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
     )
     if second > settings.deadline:
         fix = "Raise DEADLINE, or find out why MoEngage takes so long."
-        return Finding("warning", f"{what} So pages show their fallbacks until an answer is cached.", fix)
+        what = f"{what} So pages show their fallbacks until an answer is cached."
+        return Finding("warning", what, fix, "vendor.slow")
     if first > settings.deadline:
         what = f"{what} So the first page of each process shows its fallbacks."
-        return Finding("warning", what, "Raise DEADLINE if that matters.")
-    return Finding("ok", what)
+        return Finding("warning", what, "Raise DEADLINE if that matters.", "vendor.slow_start")
+    return Finding("ok", what, id="vendor.speed")
 
 
 def _explain_answer(error: Exception) -> tuple[str, str] | None:
@@ -152,7 +162,10 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
     """
     match error:
         case exceptions.AuthenticationError(status=403):
-            return "MoEngage forbids the call (403).", "Ask MoEngage: the account may be suspended."
+            fix = (
+                "Use a Personalize key: newer keys of another kind get a 403. If the key is right, ask MoEngage whether"
+            )
+            return "MoEngage forbids the call (403).", f"{fix} the account is suspended."
         case exceptions.AuthenticationError():
             where = "Copy WORKSPACE_ID and the Personalize key of that workspace from Settings > Account > APIs."
             fix = f"{where} A key of another feature, or an old key, doesn't work."

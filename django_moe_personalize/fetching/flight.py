@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 
 from django.db import close_old_connections
 
-from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
 from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
@@ -28,14 +27,23 @@ from django_moe_personalize.fetching.resolve import (
     follow_up,
     leave_out_unavailable,
     log_bug,
-    log_error,
     resolve,
 )
 from django_moe_personalize.fetching.shared import has_room
-from django_moe_personalize.fetching.upstream import Question, get_pool, start_call, tell_breaker
-from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError
-from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesResult
-from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.fetching.upstream import (
+    Question,
+    get_pool,
+    log_late_page,
+    log_oversized,
+    offer_fetch,
+    start_call,
+    tell_breaker,
+)
+from django_moe_personalize.moengage.client import read_answer
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
+from django_moe_personalize.moengage.json_values import is_light
+from django_moe_personalize.moengage.types import MAX_KEYS
+from django_moe_personalize.resilience import Deadline, monotonic
 from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
@@ -81,11 +89,11 @@ class Flight(Future[Experiences]):
 
     def join(self, seconds: float) -> Experiences:
         """Wait at most ``seconds`` for the experiences. If they don't arrive in time, return the known experiences."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
         try:
-            return self.result(max(0.0, until - time.monotonic()))
+            return self.result(max(0.0, until - monotonic()))
         except TimeoutError:
             return self._abandon()
 
@@ -130,7 +138,7 @@ class Flight(Future[Experiences]):
         """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
-        log_error(self.question.runtime, DeadlineExceeded("the page's deadline passed"))
+        log_late_page(self.question.runtime)
         self.release()
         return self.known
 
@@ -151,18 +159,13 @@ class Flight(Future[Experiences]):
                 if len(self._missing) <= MAX_KEYS:
                     exchange = self._exchange = start_call(question, self._missing)
         if exchange is None:
-            self._submit()
+            self._submit(self._run)
         elif self.is_followed:
             # A page that joined before the request was sent waits without reading. So a thread reads.
             self._start_thread()
 
-    def _submit(self) -> None:
-        pool = get_pool(self.question.runtime)
-        try:
-            pool.submit(self._run)
-        except PoolBusy as error:
-            message = "All threads that fetch are busy (%s), so pages show cached content or their defaults."
-            self.question.runtime.log_once("busy", message, error)
+    def _submit(self, work: Callable[..., None], *args: Response) -> None:
+        if not offer_fetch(self.question.runtime, work, *args):
             get_flights(self.question.runtime).finish(self, self.known)
 
     def _run(self) -> None:
@@ -201,10 +204,10 @@ class Flight(Future[Experiences]):
 
     def _read(self, seconds: float) -> None:
         """Wait for the turn, then read. The wait and the read together take at most ``seconds``."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         if self._turn.acquire(timeout=seconds):
             try:
-                self._advance(max(0.0, until - time.monotonic()))
+                self._advance(max(0.0, until - monotonic()))
             finally:
                 self._turn.release()
 
@@ -249,51 +252,65 @@ class Flight(Future[Experiences]):
         if exchange is None:
             return
         try:
-            result = self._receive(exchange, seconds)
+            response = self._receive(exchange, seconds)
         except NotTakenError:
             # The server had closed the idle connection. If there is time, ask again on a new connection.
             self._exchange = None
             if self.question.deadline.expired:
                 self._fail()
             else:
-                self._submit()
-        except APIError as error:
-            self._fail(error)
+                self._submit(self._run)
         except Exception as error:
-            log_bug(self.question.runtime, error)
             exchange.release()
-            self._fail()
+            self._fail(error)
         else:
-            if result is not None:
+            if response is not None:
                 self._exchange = None
-                learned = {key: result.experiences.get(key) for key in self._missing}
-                self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-                if None in learned.values():
-                    explain(self.question.runtime, learned)
+                if is_light(response.body):
+                    self._open(response)
+                else:
+                    # To read a response with MAX_VALUES takes up to 25 ms.
+                    self._submit(self._open, response)
 
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
-        runtime = self.question.runtime
-        client, until = get_client(runtime), time.monotonic() + seconds
+    def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
+        until = monotonic() + seconds
         is_late, self._is_unread = self._is_unread and self._deadline.expired, False
         try:
-            result = client.finish_fetch(exchange, min(seconds, self._deadline.remaining() or 0.0))
-            if result is None and is_late and exchange.has_begun:
+            response = exchange.receive(min(seconds, self._deadline.remaining() or 0.0))
+            if response is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
-                result = client.finish_fetch(exchange, max(0.0, min(until - time.monotonic(), EXTRA_SECONDS)))
-            if result is None and self._deadline.expired:
-                exchange.release()
+                response = exchange.receive(max(0.0, min(until - monotonic(), EXTRA_SECONDS)))
+            if response is None and self._deadline.expired:
+                exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
             raise
         except Exception as error:
-            tell_breaker(runtime, error)
+            tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
             raise
-        if result is not None:
-            tell_breaker(runtime, None)
-        return result
+        return response
 
-    def _fail(self, *errors: APIError) -> None:
+    def _open(self, response: Response) -> None:
+        """Read the experiences in a complete response, and end the flight."""
+        runtime = self.question.runtime
+        try:
+            result = read_answer(response, self._missing)
+        except Exception as error:
+            tell_breaker(runtime, error)
+            self._fail(error)
+            return
+        tell_breaker(runtime, None)
+        log_oversized(runtime, result)
+        learned = {key: result.experiences.get(key) for key in self._missing}
+        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
+        if None in learned.values():
+            explain(runtime, learned)
+
+    def _fail(self, error: Exception | None = None) -> None:
         self._exchange = None
+        errors = (error,) if isinstance(error, APIError) else ()
+        if error is not None and not errors:
+            log_bug(self.question.runtime, error)
         found = conclude(self.question, self._answers, errors)
         self._land({}, found.experiences)
         # The page's own thread runs the signal's receivers only if no thread of the pool is free.
@@ -317,7 +334,7 @@ class Flights:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
         key = question.visitor.digest, question.keys
         with self._lock:
-            now = time.monotonic()
+            now = monotonic()
             flight = self._flights.get(key)
             if flight is not None and now < flight.until:
                 flight.is_followed = True

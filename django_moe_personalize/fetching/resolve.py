@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 
 from django_moe_personalize import signals
-from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, RateLimitedError
+from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
+from django_moe_personalize.moengage.http1 import StillConnecting
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
-from django_moe_personalize.resilience import Deadline, PoolBusy
+from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
 from django_moe_personalize.runtime import Runtime, protect_transactions
 
 Experiences = Mapping[str, Experience]
@@ -96,9 +98,9 @@ def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> d
     # If CACHE_TTL is 0, an answer in the cache is never fresh.
     if not runtime.settings.cache_ttl or shared.claim(visitor, missing, left):
         return {}
-    until = time.monotonic() + left / 2
+    until = monotonic() + left / 2
     pause = 0.002
-    while time.monotonic() < until:
+    while monotonic() < until:
         time.sleep(pause)
         pause = min(pause * 2, 0.02)
         found = get_cache(runtime).read(visitor, missing)
@@ -138,9 +140,11 @@ def follow_up(question: Question, answer: Answer) -> None:
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
     explain(question.runtime, answer.learned)
     for error in answer.errors:
-        # The circuit breaker logs these errors itself.
-        if not isinstance(error, CircuitOpenError | RateLimitedError):
+        # The log of the outage has all other errors.
+        if upstream.is_refusal(error):
             log_error(question.runtime, error)
+        if isinstance(error, StillConnecting) and error.attempt is not None:
+            error.attempt.add_done_callback(partial(_probe_connection, question))
         # Django can't call async receivers from an event loop. This code runs there if all threads are busy.
         with suppress(RuntimeError), protect_transactions():
             signals.fetch_failed.send_robust(sender=Question, error=error, experience_keys=answer.unanswered)
@@ -158,12 +162,21 @@ def _probe(question: Question) -> None:
     """Make the circuit breaker's half-open probe, if a probe is due."""
     runtime, keys = question.runtime, question.keys[:MAX_KEYS]
     if ticket := upstream.get_breaker(runtime).claim_probe():
-        probe = question._replace(deadline=Deadline(runtime.settings.deadline))
         try:
+            upstream.connect(runtime, ticket)
+            probe = question._replace(deadline=Deadline(runtime.settings.deadline))
             result = upstream.call(probe, keys, ticket)
         except APIError:
             return
         get_cache(runtime).write(question.visitor.digest, {key: result.experiences.get(key) for key in keys})
+
+
+def _probe_connection(question: Question, attempt: Future[None]) -> None:
+    """Probe now if the connection is open for which the question's call waited too long."""
+    runtime = question.runtime
+    if attempt.exception() is None and upstream.get_breaker(runtime).hasten():
+        # If the background thread is busy, the next page starts the probe.
+        upstream.get_background(runtime).offer(_probe, question)
 
 
 def log_error(runtime: Runtime, error: APIError) -> None:

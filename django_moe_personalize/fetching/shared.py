@@ -3,7 +3,7 @@
 Some caches delete entries of any program when they have MAX_ENTRIES entries. In such a cache of the site, this package
 stores only a bounded number of entries: none for each visitor, see has_room().
 
-If the cache fails, the functions here log the failure once and return as if the cache were empty. Only
+If the cache fails, the functions here log the failure and return as if the cache were empty. Only
 read_notices() raises the error, because ``moe_doctor`` reports it.
 """
 
@@ -21,7 +21,9 @@ from django.core.cache import BaseCache, caches
 from django.core.cache.backends.dummy import DummyCache
 from django.core.cache.backends.locmem import LocMemCache
 
-from django_moe_personalize.runtime import Runtime, get_runtime, log_once, part, protect_transactions
+from django_moe_personalize.log import Outage
+from django_moe_personalize.moengage.types import draw_uuid
+from django_moe_personalize.runtime import Runtime, get_runtime, part, protect_transactions
 from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ def build_key(*parts: str) -> str:
 
 def get_many(keys: Iterable[str]) -> dict[str, Any]:
     """Return the entries of ``keys`` in the site's cache."""
-    return _use(lambda cache: cache.get_many(keys), {})
+    return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
 def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
@@ -59,7 +61,7 @@ def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
 @part
 def has_shared_cache(runtime: Runtime) -> bool:
     """Return whether processes share the site's cache. Each use of a shared cache takes a round trip."""
-    return _use(lambda cache: not isinstance(cache, LocMemCache | DummyCache), False)
+    return _use(lambda cache: not isinstance(cache, LocMemCache | DummyCache), False, does_io=False)
 
 
 @part
@@ -70,7 +72,9 @@ def has_room(runtime: Runtime) -> bool:
     of a login throttle. So such a cache gets these entries only if it belongs to this package alone.
     """
     alias = runtime.settings.cache
-    return has_shared_cache(runtime) and _use(lambda cache: not culls(cache) or is_own_alias(alias), False)
+    return has_shared_cache(runtime) and _use(
+        lambda cache: not culls(cache) or is_own_alias(alias), False, does_io=False
+    )
 
 
 def culls(cache: BaseCache | type) -> bool:
@@ -87,6 +91,13 @@ def is_own_alias(alias: str) -> bool:
     return alias not in used and list(places.values()).count(places[alias]) == 1
 
 
+@part
+def get_outage(runtime: Runtime) -> Outage:
+    """Return the log of the failures of the site's cache."""
+    place = f"The cache {runtime.settings.cache!r}"
+    return Outage(f"{place} fails", f"{place} works again")
+
+
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
     """Claim a question for this process. Return False if another process has claimed the question.
 
@@ -94,8 +105,16 @@ def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:
     """
     if not has_room():
         return True
-    key = build_key("claim", visitor, *experience_keys)
-    return _use(lambda cache: cache.add(key, 1, timeout=math.ceil(seconds)), True)
+    key, own = build_key("claim", visitor, *experience_keys), draw_uuid()
+
+    def claim_or_find(cache: BaseCache) -> bool:
+        if cache.add(key, own, timeout=math.ceil(seconds)):
+            return True
+        # Some caches return a false value when they fail, such as django-redis with IGNORE_EXCEPTIONS.
+        found = cache.get(key)
+        return found == own or not (isinstance(found, str) and found)
+
+    return _use(claim_or_find, True)
 
 
 def add_to_count(name: str, amount: int, seconds: float) -> int | None:
@@ -127,7 +146,7 @@ def put_up_notice(topic: str, **said: object) -> None:
     number = _add_to_count(f"notices/{topic}", 1, 7 * 24 * 60 * 60.0) if has_shared_cache() else None
     if number is not None:
         notice = {**said, "process": f"{socket.gethostname()}:{os.getpid()}", "time": int(time.time())}
-        place = _use(lambda cache: number % _count_places(cache), 0)
+        place = _use(lambda cache: number % _count_places(cache), 0, does_io=False)
         set_many({build_key("notice", topic, str(place)): notice}, timeout=NOTICE_SECONDS)
 
 
@@ -154,14 +173,16 @@ def _count_places(cache: BaseCache) -> int:
     return max(1, min(MAX_NOTICES, cache._max_entries // MAX_SHARE)) if culls(cache) else MAX_NOTICES
 
 
-def _use(action: Callable[[BaseCache], T], fallback: T) -> T:
+def _use(action: Callable[[BaseCache], T], fallback: T, *, does_io: bool = True) -> T:
     alias = get_runtime().settings.cache
     try:
         # The cache may be a table of the site's database.
         with protect_transactions():
-            return action(caches[alias])
+            result = action(caches[alias])
     except Exception as error:
         # No error of a cache backend may fail a page.
-        message = "The cache %r failed (%s), so this process works without it. Check CACHES[%r]."
-        log_once(("cache", alias, type(error)), message, alias, type(error).__name__, alias)
+        get_outage().fail(type(error).__name__, f"This process works without it. Check CACHES[{alias!r}].")
         return fallback
+    if does_io:
+        get_outage().end()
+    return result

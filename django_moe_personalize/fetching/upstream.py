@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 from django.db import close_old_connections
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.exceptions import AuthenticationError, CircuitOpenError, RateLimitedError, ResponseError
+from django_moe_personalize.exceptions import (
+    APIError,
+    AuthenticationError,
+    CircuitOpenError,
+    DeadlineExceeded,
+    RateLimitedError,
+    ResponseError,
+)
 from django_moe_personalize.fetching.shared import put_up_notice
-from django_moe_personalize.log import logger
-from django_moe_personalize.moengage.http1 import HTTPExchange
-from django_moe_personalize.moengage.types import ExperiencesResult
-from django_moe_personalize.resilience import CircuitBreaker, Deadline, WorkerPool
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
+from django_moe_personalize.moengage.http1 import HTTPExchange, StillConnecting
+from django_moe_personalize.moengage.json_values import MAX_VALUES
+from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
+from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
 
+P = ParamSpec("P")
+
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
 
+CONNECT_SECONDS = 10.0
+"""How long a probe waits for a connection. DEADLINE then limits the probe's call alone, because no page waits."""
+
 BREAKER_TOPIC = "breaker"
 """The topic of the notices in which each process publishes its breaker's state. ``moe_doctor`` reads the notices."""
+
+
+_SHOWN = "Pages show cached content or their defaults."
 
 
 class Question(NamedTuple):
@@ -68,10 +86,11 @@ def get_background(runtime: Runtime) -> WorkerPool:
 
 @part
 def get_breaker(runtime: Runtime) -> CircuitBreaker:
-    """Return the circuit breaker for fetches. The breaker logs each change of its state."""
+    """Return the circuit breaker for fetches."""
 
     def tell(old: str, new: str, reason: str) -> None:
-        logger.warning("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason)
+        # At DEBUG, because the log of the outage says why fetches fail, and each probe of an outage changes the state.
+        logger.debug("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason)
         if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
             return
         # All threads are busy, so call the receivers here. Django can't call async receivers from an event loop.
@@ -79,6 +98,49 @@ def get_breaker(runtime: Runtime) -> CircuitBreaker:
             breaker_changed.send_robust(sender=CircuitBreaker, old=old, new=new, reason=reason)
 
     return CircuitBreaker(on_change=tell)
+
+
+@part
+def get_outage(runtime: Runtime) -> Outage:
+    """Return the log of the failures of fetches."""
+    return Outage("MoEngage fetches fail", "MoEngage fetches work again")
+
+
+@part
+def get_shortage(runtime: Runtime) -> Outage:
+    """Return the log of the fetches that find no free thread."""
+    return Outage("Fetches find no free thread", "Fetches find free threads again")
+
+
+def offer_fetch(runtime: Runtime, fetch: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
+    """Run ``fetch(*args, **kwargs)`` in a thread of the pool, or return False and log that all threads are busy."""
+    try:
+        get_pool(runtime).submit(fetch, *args, **kwargs)
+    except PoolBusy as error:
+        fix = "Find out why MoEngage is slow, or raise MAX_CONCURRENT_FETCHES."
+        get_shortage(runtime).fail(str(error), f"{_SHOWN} {fix}")
+        return False
+    get_shortage(runtime).end()
+    return True
+
+
+def log_late_page(runtime: Runtime) -> None:
+    """Log that a page can't wait any longer. The thread that makes the call may hang for long, for example in DNS."""
+    if not get_outage(runtime).is_on:
+        _log_failure(runtime, DeadlineExceeded("the page's deadline passed"))
+
+
+def _log_failure(runtime: Runtime, error: Exception) -> None:
+    fix, level = DOCTOR_FIX, logging.WARNING
+    if isinstance(error, RateLimitedError):
+        fix = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
+    elif isinstance(error, AuthenticationError):
+        fix, level = CREDENTIALS_FIX, logging.ERROR
+    # Only messages of APIError surely have no personal data.
+    cause = f"{type(error).__name__}: {error}" if isinstance(error, APIError) else type(error).__name__
+    if isinstance(error, RateLimitedError):
+        cause = f"{cause}, {get_breaker(runtime).reason}"
+    get_outage(runtime).fail(cause, f"{_SHOWN} {fix}", level)
 
 
 def _announce(old: str, new: str, reason: str) -> None:
@@ -94,9 +156,13 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
     """
     runtime, visitor = question.runtime, question.visitor
     client, breaker = get_client(runtime), get_breaker(runtime)
+    if question.deadline.expired:
+        # The site's cache took all the time, so the breaker isn't told.
+        raise DeadlineExceeded("no time was left to ask MoEngage")
     if not ticket and not breaker.allow():
         ticket = 0 if question.is_page else breaker.claim_probe()
         if not ticket:
+            get_outage(runtime).skip()
             raise CircuitOpenError("MoEngage was not asked: the circuit breaker is open")
     try:
         result = client.fetch_experiences(
@@ -107,10 +173,21 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
             deadline=question.deadline,
         )
     except Exception as error:
-        tell_breaker(runtime, error, ticket)
+        tell_breaker(runtime, error, ticket, age=question.deadline.overdue)
         raise
     tell_breaker(runtime, None, ticket)
+    log_oversized(runtime, result)
     return result
+
+
+def connect(runtime: Runtime, ticket: int) -> None:
+    """Open a connection for the probe with this ticket, unless one is idle. Raises APIError."""
+    client = get_client(runtime)
+    try:
+        client.connect(deadline=Deadline(CONNECT_SECONDS))
+    except Exception as error:
+        tell_breaker(runtime, error, ticket)
+        raise
 
 
 def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None:
@@ -127,15 +204,42 @@ def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None
     )
 
 
-def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0) -> None:
-    """Tell the breaker how a call ended. ``error`` is ``None`` after a usable response."""
+def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, age: float = 0.0) -> None:
+    """Tell the breaker and the log how a call ended. ``error`` is ``None`` after a usable response.
+
+    ``age``: how many seconds ago the call's deadline passed.
+    """
     breaker = get_breaker(runtime)
+    if isinstance(error, StillConnecting) and error.is_early and not ticket:
+        # The connection may be open soon.
+        return
+    if error is None or is_refusal(error):
+        breaker.success(ticket)
+        # While the breaker is open, a call that began before the outage may still succeed.
+        if breaker.state == "closed":
+            get_outage(runtime).end()
+        return
     if isinstance(error, RateLimitedError):
         breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
-    elif error is None or (
-        # MoEngage works and refused only this request. A 3xx response is a failure: MoEngage never redirects.
-        isinstance(error, ResponseError) and 400 <= error.status < 500 and not isinstance(error, AuthenticationError)
-    ):
-        breaker.success(ticket)
     else:
-        breaker.failure(ticket)
+        breaker.failure(ticket, age=age)
+    _log_failure(runtime, error)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether MoEngage works and refused only this request."""
+    # A 3xx response is a failure: MoEngage never redirects.
+    is_refused = isinstance(error, ResponseError) and 400 <= error.status < 500
+    return is_refused and not isinstance(error, AuthenticationError | RateLimitedError)
+
+
+def log_oversized(runtime: Runtime, result: ExperiencesResult) -> None:
+    """Log, once for each key, which experiences are absent because the response has too many values."""
+    message = (
+        "Experience %r is too large: the experiences of one response may have %d JSON values (texts, numbers, lists, "
+        "objects) together. Pages show its default. Make its content smaller in MoEngage's dashboard."
+    )
+    for failure in result.failures:
+        if isinstance(failure, OversizedExperiences):
+            for key in failure.experience_keys:
+                runtime.log_once(("oversized", key), message, key, MAX_VALUES)

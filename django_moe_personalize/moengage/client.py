@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import base64
-import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
+from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.http1 import HTTPExchange, Request, Response
+from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
+    Budget,
     FrozenDict,
+    OversizeError,
     as_list,
     as_object,
     as_text,
+    decode,
     freeze,
+    is_light,
     is_number,
     parse_json,
     parse_or,
+    split_object,
     write_json,
 )
 from django_moe_personalize.moengage.types import (
@@ -36,9 +42,10 @@ from django_moe_personalize.moengage.types import (
     ExperiencesResult,
     ExperienceStatus,
     FailureReason,
+    OversizedExperiences,
     find_offerings,
 )
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, monotonic
 
 FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
 """Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
@@ -53,6 +60,9 @@ _ACTIONS: Final = ',"actions":['
 
 _MAX_KNOWN_BYTES = 16 * 1024
 
+_MAX_METADATA_VALUES = 12_000
+"""3,000 experiences. No page waits for the metadata. MAX_BYTES allows about 2,600 rows with names of usual length."""
+
 T = TypeVar("T")
 
 
@@ -61,7 +71,8 @@ class Transport(Protocol):
 
     A transport may also have the method ``start(request) -> HTTPExchange | None``. ``start`` sends the request on
     an open connection and returns immediately, so that a page can read the response later. Without an open connection,
-    ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``.
+    ``start`` returns ``None``. If a transport has no ``start``, every call uses ``send``. A transport may also have
+    ``connect(deadline=…)``, which opens a connection for the next call.
     """
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
@@ -90,6 +101,8 @@ class PersonalizeClient:
             raise ValueError("workspace_id must be visible ASCII characters without a colon")
         if not api_key:
             raise ValueError("api_key must not be empty")
+        self.clock = VendorClock()
+        """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
@@ -124,7 +137,7 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # Error reports print local variables.
         del customer_id, user_identifiers, attributes
-        return _read(self._transport.send(request, deadline=deadline), read_fetch)
+        return read_answer(self._send(request, deadline), keys)
 
     def start_fetch(
         self,
@@ -134,7 +147,7 @@ class PersonalizeClient:
         user_identifiers: Mapping[str, str] | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> HTTPExchange | None:
-        """Send the request of fetch_experiences() and return immediately. finish_fetch() reads the response.
+        """Send the request of fetch_experiences() and return immediately. read_answer() reads the response.
 
         Returns ``None``, without sending, if no connection is open and idle.
         """
@@ -142,14 +155,6 @@ class PersonalizeClient:
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
         return self._start(request)
-
-    def finish_fetch(self, exchange: HTTPExchange, seconds: float) -> ExperiencesResult | None:
-        """Return the experiences, or ``None`` if the response isn't complete after ``seconds``: call it again.
-
-        Raises NotTakenError if the request didn't arrive at MoEngage. Then fetch_experiences() may send it again.
-        """
-        response = exchange.receive(seconds)
-        return None if response is None else _read(response, read_fetch)
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
@@ -161,24 +166,37 @@ class PersonalizeClient:
         # The API silently returns nothing for an unknown or lower-case status.
         query = urlencode({"status": ",".join(status.value.capitalize() for status in statuses)}) if statuses else ""
         request = Request("GET", "/experiences/metadata", query=query, headers=self._headers)
-        return _read(self._transport.send(request, deadline=deadline), read_metadata)
+        return _read(self._send(request, deadline), read_metadata)
 
     def send_events(self, events: Sequence[Event], *, deadline: Deadline) -> str:
         """Report impressions and clicks in one call and return MoEngage's id of the request (contract §4).
 
+        An event from the future gets the present time of ``clock``: MoEngage refuses such events (contract §7).
         Returns ``""`` if the response contains no id. Without events, makes no call and returns ``""``. If one event
         is invalid, MoEngage refuses all events of the call, and the method raises a ResponseError with status 400.
         Raises ValueError for events of more than 100 customers.
         """
         if not events:
             return ""
-        elements = write_elements(events)
+        now = self.clock.now()
+        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
         request = Request("POST", "/experiences/events", headers=self._post_headers, body=body)
         del elements, body
-        return _read(self._transport.send(request, deadline=deadline), _read_acceptance)
+        return _read(self._send(request, deadline), _read_acceptance)
+
+    def _send(self, request: Request, deadline: Deadline) -> Response:
+        sent_at = monotonic()
+        response = self._transport.send(request, deadline=deadline)
+        self.clock.learn(response.headers, sent_at)
+        return response
+
+    def connect(self, *, deadline: Deadline) -> None:
+        """Open a connection for the next call, unless one is idle. Raises TransportError if that fails."""
+        if (connect := getattr(self._transport, "connect", None)) is not None:
+            connect(deadline=deadline)
 
     def close(self) -> None:
         """Close the connections. The client stays usable."""
@@ -234,6 +252,14 @@ def _read(response: Response, read: Callable[[bytes], T]) -> T:
     raise failure
 
 
+def read_answer(response: Response, keys: Sequence[str] | None) -> ExperiencesResult:
+    """Return the experiences of ``keys`` in the response to a fetch. ``None`` means all experiences.
+
+    Raises the error for a status other than 200, and InvalidResponseError for an invalid body.
+    """
+    return _read(response, partial(read_fetch, keys=None if keys is None else tuple(keys)))
+
+
 def _read_acceptance(body: bytes) -> str:
     """Return MoEngage's id of the request, or ``""``. Raises InvalidResponseError if MoEngage didn't accept it."""
     data = parse_json(body)
@@ -243,43 +269,75 @@ def _read_acceptance(body: bytes) -> str:
     return req_id if isinstance(req_id, str) else ""
 
 
-def read_fetch(body: bytes) -> ExperiencesResult:
-    """Return the experiences in the body of a fetch response (contract §2). Equal bodies may share one result.
+def read_fetch(body: bytes, keys: tuple[str, ...] | None = None) -> ExperiencesResult:
+    """Return the experiences of ``keys`` in the body of a fetch response (contract §2).
 
-    Skips entries that aren't objects. A server may also send ``failures``, as an extension of the contract:
-    ``[{"reason": …, "experience_keys": […]}]``. Raises InvalidResponseError if the body has no object
-    ``experiences``.
+    Equal bodies may share one result. Without ``keys``, returns all experiences. Skips entries that aren't objects. A
+    server may also send ``failures``, as an extension of the contract: ``[{"reason": …, "experience_keys": […]}]``.
+    Builds at most MAX_VALUES values. If an experience has more values than are left, its key is in a failure
+    OversizedExperiences. Raises InvalidResponseError if the body is too large, or has no object ``experiences``.
     """
-    return (_read_known if len(body) <= _MAX_KNOWN_BYTES else _read_fetch)(body)
+    return (_read_known if len(body) <= _MAX_KNOWN_BYTES else _read_fetch)(body, keys)
 
 
-def _read_fetch(body: bytes) -> ExperiencesResult:
-    data = as_object(parse_json(body))
+def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
+    if len(body) > MAX_BYTES:
+        # A transport of the site may have another limit.
+        raise InvalidResponseError(f"the response is larger than {MAX_BYTES} bytes")
+    text, budget = decode(body), Budget()
+    entries, failures, load = (_open_light if is_light(body) else _open_heavy)(text, budget)
+    experiences: dict[str, Experience] = {}
+    oversized: list[str] = []
+    for key in entries if keys is None else [key for key in keys if key in entries]:
+        try:
+            if isinstance(entry := load(entries[key]), dict):
+                experiences[key] = read_experience(key, entry, budget=budget)
+        except OversizeError:
+            oversized.append(key)
+    more = (OversizedExperiences(FailureReason.PERSONALIZATION_FAILED, tuple(oversized)),) if oversized else ()
+    return ExperiencesResult(FrozenDict(experiences), (*_read_failures(failures), *more))
+
+
+def _open_light(text: str, budget: Budget) -> tuple[Mapping[str, Any], object, Callable[[Any], Any]]:
+    """Return the entries by key, the failures, and a function that builds an entry."""
+    data = as_object(parse_json(text, budget))
     entries = data.get("experiences")
     if not isinstance(entries, dict):
         raise InvalidResponseError("MoEngage's response has no object «experiences»")
-    experiences = {key: read_experience(key, entry) for key, entry in entries.items() if isinstance(entry, dict)}
-    return ExperiencesResult(FrozenDict(experiences), tuple(_read_failures(data)))
+    return entries, data.get("failures"), lambda entry: entry
+
+
+def _open_heavy(text: str, budget: Budget) -> tuple[Mapping[str, Any], object, Callable[[Any], Any]]:
+    """See _open_light(). This function builds nothing yet, because some entries may be too large, or not asked for."""
+    parts = split_object(text, "experiences")
+    entries = parts.get("experiences")
+    if not isinstance(entries, dict):
+        raise InvalidResponseError("MoEngage's response has no object «experiences»")
+    return entries, parse_or(None, parts.get("failures", "")), partial(parse_json, budget=budget)
 
 
 # To parse 2 KB takes 3,400 bytecodes and 53 µs. To find the result here takes 16 bytecodes and 0.15 µs. Bodies repeat,
 # because many visitors get the same variation. A result takes four times the memory of its body: at most 10 MB in all.
-_read_known = functools.lru_cache(maxsize=128)(_read_fetch)
+_read_known = lru_cache(maxsize=128)(_read_fetch)
 
 
-def read_experience(key: str, entry: Mapping[str, Any], *, source: DataSource = DataSource.NETWORK) -> Experience:
+def read_experience(
+    key: str, entry: Mapping[str, Any], *, source: DataSource = DataSource.NETWORK, budget: Budget | None = None
+) -> Experience:
     """Return one experience from its JSON ``{"payload": …, "experience_context": …}``.
 
-    A payload or a context that isn't an object counts as empty.
+    A payload or a context that isn't an object counts as empty. Raises OversizeError if the JSON in texts has more
+    values than ``budget``, by default a new one.
     """
+    budget = budget or Budget()
     variables = as_object(entry.get("payload"))
-    payload = freeze({name: _read_variable(variable) for name, variable in variables.items()})
+    payload = freeze({name: _read_variable(variable, budget) for name, variable in variables.items()})
     return Experience(
         experience_key=key,
         payload=payload,
         experience_context=freeze(as_object(entry.get("experience_context"))),
         source=source,
-        offerings=tuple(find_offerings(payload)),
+        offerings=tuple(find_offerings(payload, budget)),
     )
 
 
@@ -288,7 +346,7 @@ def read_metadata(body: bytes) -> ExperiencesMetadata:
 
     Skips rows without a key. Raises InvalidResponseError if the body has no list of experiences.
     """
-    rows = as_object(as_object(parse_json(body)).get("metadata")).get("experiences")
+    rows = as_object(as_object(parse_json(body, Budget(_MAX_METADATA_VALUES))).get("metadata")).get("experiences")
     if not isinstance(rows, list):
         raise InvalidResponseError("MoEngage's response has no list «metadata.experiences»")
     experiences = tuple(
@@ -299,7 +357,7 @@ def read_metadata(body: bytes) -> ExperiencesMetadata:
     return ExperiencesMetadata(DataSource.NETWORK, experiences)
 
 
-def _read_variable(variable: object) -> Any:
+def _read_variable(variable: object, budget: Budget) -> Any:
     """Return the value of a payload variable: ``{"value": …, "data_type": …}`` (contract §2) or the bare value."""
     if not isinstance(variable, dict) or "value" not in variable:
         return variable
@@ -309,7 +367,7 @@ def _read_variable(variable: object) -> Any:
     if data_type not in ("number", "float", "json"):
         return value
     # Not with int() or float(): int() accepts "1_000" and "٣", and float() accepts "nan".
-    parsed = parse_or(value, value) if isinstance(value, str) else value
+    parsed = parse_or(value, value, budget) if isinstance(value, str) else value
     if data_type == "json":
         return parsed
     if not is_number(parsed):
@@ -317,8 +375,8 @@ def _read_variable(variable: object) -> Any:
     return float(parsed) if data_type == "float" else parsed
 
 
-def _read_failures(data: dict[str, Any]) -> Iterator[ExperienceFailure]:
-    for failure in map(as_object, as_list(data.get("failures"))):
+def _read_failures(failures: object) -> Iterator[ExperienceFailure]:
+    for failure in map(as_object, as_list(failures)):
         keys = failure.get("experience_keys")
         if isinstance(keys, list):
             texts = tuple(key for key in keys if isinstance(key, str))

@@ -10,7 +10,8 @@ import os
 import socket
 import ssl
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, ClassVar
 
@@ -27,7 +28,18 @@ from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure
 
 
 class ProxyError(TransportError):
-    """The proxy is unreachable or opens no tunnel. The message has the host and port of the proxy, but no password."""
+    """The proxy is unreachable or opens no tunnel. The message has the host and port of the proxy, but no password.
+
+    ``status`` is the status of the proxy's response, or ``None``.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ProxyTimeout(ProxyError, DeadlineExceeded):
+    """The proxy did not answer in time."""
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
@@ -55,6 +67,14 @@ def choose_verify(verify: bool | str, *, trust_env: bool) -> bool | str:
     return verify
 
 
+def choose_cert(cert: str | Sequence[str] | None) -> tuple[str, ...]:
+    """Return the files of the client certificate and its key. Raises ValueError if a file doesn't exist."""
+    files = (cert,) if isinstance(cert, str) else tuple(cert or ())
+    if len(files) > 2 or not all(isinstance(file, str) and os.path.isfile(file) for file in files):
+        raise ValueError("cert must be the path of an existing PEM file, or the paths of a certificate and its key")
+    return files
+
+
 class _ResumingSocket(ssl.SSLSocket):
     """A TLS socket that resumes an earlier session with the same host, which saves 25 % of the time to connect."""
 
@@ -78,14 +98,23 @@ class _ResumingSocket(ssl.SSLSocket):
 
 
 @functools.cache
-def get_tls_context(verify: bool | str) -> ssl.SSLContext:
-    """Return the TLS context for a CA bundle. One context for each process, because to load the bundle takes 13 ms."""
+def get_tls_context(verify: bool | str, *cert: str) -> ssl.SSLContext:
+    """Return the TLS context for a CA bundle and a client certificate. Raises ValueError for an unusable certificate.
+
+    One context for each process, because to load the bundle takes 13 ms.
+    """
     path = DEFAULT_CA_BUNDLE_PATH if verify is True else verify or None
     is_folder = path is not None and os.path.isdir(path)
     context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
+    if cert:
+        try:
+            # Without the password, OpenSSL would ask for one on the terminal, and the process would hang.
+            context.load_cert_chain(cert[0], cert[-1], password="")
+        except (ssl.SSLError, ValueError):
+            raise ValueError("cert must be a PEM certificate with its key, and the key must have no password") from None
     # A new class for each context, because a session works only with its own context.
     context.sslsocket_class = type("ResumingSocket", (_ResumingSocket,), {"sessions": {}})
     return context
@@ -98,23 +127,49 @@ class Connector:
     forwards each request (``is_forwarded``). A forwarded request needs the complete URL and ``proxy_headers``.
     """
 
-    def __init__(self, base_url: str, proxy: str, context: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        base_url: str,
+        proxy: str,
+        context: ssl.SSLContext | None = None,
+        proxy_context: ssl.SSLContext | None = None,
+    ) -> None:
         manager = PoolManager(ssl_context=context)
         if proxy:
             headers = HTTPAdapter().proxy_headers(proxy)
-            manager = ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=context, ssl_context=context)
+            manager = ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=proxy_context, ssl_context=context)
         pool: Any = manager.connection_from_url(base_url)
         pool.ConnectionCls = TimedHTTPSConnection if pool.scheme == "https" else TimedHTTPConnection
         self._pool = pool
+        self.proxy = f"the proxy {pool.proxy.host}:{pool.proxy.port}" if proxy else ""
+        """The name of the proxy in messages, or ``""``."""
+        self.peer = f"MoEngage through {self.proxy}" if proxy else "MoEngage"
         self.is_forwarded = bool(proxy) and base_url.startswith("http:")
         self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
-    def connect(self, seconds: float) -> TimedHTTPConnection:
-        """Return a new, open connection. ``seconds`` limits all steps except the DNS lookup. Raises TransportError."""
+    def look_up(self) -> list[str]:
+        """Return the addresses of the host or the proxy, IPv6 and IPv4 in turn (RFC 8305 §4). Raises TransportError."""
+        end = self._pool.proxy or self._pool
+        try:
+            rows = socket.getaddrinfo(end.host.strip("[]"), end.port, type=socket.SOCK_STREAM)
+        except (OSError, ValueError) as error:
+            failure = self._explain(error)
+        else:
+            # The number of each address within its family.
+            counts: Counter[int] = Counter()
+            numbers: dict[str, int] = {}
+            for family, *_, address in rows:
+                numbers.setdefault(str(address[0]), counts[family])
+                counts[family] += 1
+            return sorted(numbers, key=numbers.__getitem__)
+        raise failure
+
+    def connect(self, address: str, seconds: float) -> TimedHTTPConnection:
+        """Return a new connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
         # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
         pool = self._pool
         connection: TimedHTTPConnection = pool._new_conn()
-        connection.timeout = seconds
+        connection.address, connection.timeout = address, seconds
         try:
             if pool.proxy and not self.is_forwarded:
                 pool._prepare_proxy(connection)
@@ -125,28 +180,29 @@ class Connector:
             return connection
         except BaseException as error:
             try:
-                failure = self._explain(error, connection)
+                failure = self._explain(error, connection.has_connected_to_proxy)
             finally:
                 connection.close()
         raise failure
 
-    def _explain(self, error: BaseException, connection: TimedHTTPConnection) -> APIError:
+    def _explain(self, error: BaseException, has_connected_to_proxy: bool = False) -> APIError:
         """Return the APIError for ``error``. If the connection didn't cause ``error``, raise ``error`` unchanged."""
         if not isinstance(error, APIError | OSError | ValueError | HTTPError):
             raise error
-        if (proxy := self._pool.proxy) is None:
-            return describe_failure(error, "MoEngage")
-        name = f"the proxy {proxy.host}:{proxy.port}"
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
             # Only _tunnel() raises a TransportError.
-            return ProxyError(f"{name} opened no tunnel: {error}")
-        if connection.has_connected_to_proxy:
+            return ProxyError(f"{self.proxy} opened no tunnel: {error}", status=getattr(error, "status", None))
+        if not self.proxy or (has_connected_to_proxy and not isinstance(error, DeadlineExceeded)):
             return describe_failure(error, "MoEngage")
-        return describe_failure(error, name, ProxyError)
+        return describe_failure(error, self.proxy, ProxyError, ProxyTimeout)
 
 
 class TimedHTTPConnection(HTTPConnection):
-    """A connection whose ``timeout`` limits all steps to connect together: addresses, the proxy's tunnel and TLS."""
+    """A connection to one address. Its ``timeout`` limits all steps to connect together: TCP, the tunnel and TLS."""
+
+    address = ""
+    is_used = False
+    """Whether the connection has carried a request."""
 
     _until = 0.0
 
@@ -155,22 +211,11 @@ class TimedHTTPConnection(HTTPConnection):
         return max(0.001, self._until - time.monotonic())
 
     def _new_conn(self) -> socket.socket:
-        """Connect to the first address that responds. Each address gets a share of the time that is left."""
         self._until = time.monotonic() + (self.timeout or 0.0)
-        addresses = socket.getaddrinfo(self._dns_host.strip("[]"), self.port, type=socket.SOCK_STREAM)
-        while True:
-            *_, address = addresses.pop(0)
-            share = self._left() / (len(addresses) + 1)
-            try:
-                sock = create_connection(
-                    (str(address[0]), self.port), share, socket_options=self.default_socket_options
-                )
-            except OSError:
-                if not addresses:
-                    raise
-            else:
-                sock.settimeout(self._left())
-                return sock
+        options = self.default_socket_options
+        sock = create_connection((self.address, self.port), self._left(), socket_options=options)
+        sock.settimeout(self._left())
+        return sock
 
     def _tunnel(self) -> None:
         """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError if the proxy doesn't open a tunnel."""
@@ -183,9 +228,10 @@ class TimedHTTPConnection(HTTPConnection):
         exchange.send(memoryview(write_request("CONNECT", authority, {"Host": authority, **fields})), self._left())
         response = exchange.receive(self._left())
         if response is None:
-            raise DeadlineExceeded(f"{peer} did not answer in time")
+            raise ProxyTimeout(f"{peer} did not answer in time")
         if not 200 <= response.status < 300:
-            raise TransportError(f"it answered {response.status}")
+            reason = " (its user or password is wrong)" if response.status == 407 else ""
+            raise ProxyError(f"it answered {response.status}{reason}", status=response.status)
         self.sock.settimeout(self._left())
 
 

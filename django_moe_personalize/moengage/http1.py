@@ -9,16 +9,20 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-import time
 import zlib
 from collections.abc import Callable, Generator, Mapping
+from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Final, TypeVar
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.resilience import monotonic
 
-MAX_BYTES = 1024 * 1024
-"""The largest body that a response may have, before and after decompression."""
+MAX_BYTES = 256 * 1024
+"""The largest body that a response may have, before and after decompression.
+
+MoEngage limits the bodies that it accepts to 128 KB (contract §7). A full fetch of 25 experiences may have 10 KB each.
+"""
 
 MAX_HEAD = 64 * 1024
 """The most bytes that all heads of a response may have together. The same limit applies to its trailers."""
@@ -26,8 +30,8 @@ MAX_HEAD = 64 * 1024
 MAX_FIELDS = 100
 """The most header fields that a response may have. ``http.client`` has the same limit."""
 
-MAX_CHUNKS = 4096
-"""The most chunks that a body may have. A million chunks of one byte would take 2 s to read. 4096 chunks take 8 ms."""
+MAX_CHUNKS = 1024
+"""The most chunks that a body may have. A million chunks of one byte would take 2 s to read. 1024 chunks take 2 ms."""
 
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+\r?\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r?\n((?:" + _FIELD + rb")*+)\r?\n")
@@ -86,12 +90,28 @@ class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
 
 
+class StillConnecting(DeadlineExceeded):
+    """The call's time was over before its connection was open. The attempt to connect goes on, for the next call.
+
+    ``attempt`` is the future of the attempt. ``is_early``: the attempt is new, so the error says little about MoEngage.
+    """
+
+    # A slot, because a future can't be copied or pickled, and __reduce__() copies __dict__.
+    __slots__ = ("attempt",)
+
+    def __init__(self, message: str, attempt: Future[None] | None = None, *, is_early: bool = False) -> None:
+        super().__init__(message)
+        self.attempt = attempt
+        self.is_early = is_early
+
+
 class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
     When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. ``was_idle``: the socket has carried a request before. ``peer`` names the
-    server in error messages. ``has_body`` is false for the response to CONNECT. Not thread-safe.
+    the socket can carry another request. Before that, abandon() calls ``end(False, exchange)``. ``was_idle``: the
+    socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is false for the
+    response to CONNECT. Not thread-safe.
     """
 
     __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
@@ -99,14 +119,14 @@ class HTTPExchange:
     def __init__(
         self,
         sock: socket.socket,
-        end: Callable[[bool], object],
+        end: Callable[..., object],
         *,
         was_idle: bool = False,
         peer: str = "MoEngage",
         has_body: bool = True,
     ) -> None:
         self._sock = sock
-        self._end: Callable[[bool], object] | None = end
+        self._end: Callable[..., object] | None = end
         self._was_idle = was_idle
         self._peer = peer
         self._received = bytearray()
@@ -128,13 +148,18 @@ class HTTPExchange:
         if end is not None:
             end(is_reusable)
 
+    def abandon(self) -> None:
+        """Let ``end`` read the rest of a late response, so that the connection may stay open. Ends the exchange."""
+        if self._end is not None:
+            self._end(False, self)
+
     def send(self, data: memoryview, seconds: float) -> None:
         """Write the request within ``seconds``. After an error, closes the connection and raises TransportError."""
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         failure = None
         try:
             while data:
-                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                self._sock.settimeout(max(0.0, until - monotonic()))
                 data = data[self._sock.send(data) :]
         except BrokenPipeError:
             # The server may have responded before it read the complete request, for example with status 413.
@@ -154,7 +179,7 @@ class HTTPExchange:
         if self._end is None:
             # The next bytes on the connection may belong to another visitor's response.
             raise RuntimeError("this exchange has ended")
-        outcome = self._receive(time.monotonic() + seconds)
+        outcome = self._receive(monotonic() + seconds)
         # Raised here and not in _receive(): error reports print the local variables of that frame with the response.
         if isinstance(outcome, APIError):
             raise outcome
@@ -164,7 +189,7 @@ class HTTPExchange:
         outcome = None
         try:
             while outcome is None:
-                self._sock.settimeout(max(0.0, until - time.monotonic()))
+                self._sock.settimeout(max(0.0, until - monotonic()))
                 before = len(self._received)
                 # At the end of the connection, urllib3's TLS inside TLS returns the number 0 instead of bytes.
                 self._received += self._sock.recv(_CHUNK) or b""
@@ -191,16 +216,22 @@ class HTTPExchange:
         return describe_failure(error, self._peer)
 
 
-def describe_failure(error: Exception, peer: str, kind: type[TransportError] = TransportError) -> APIError:
+def describe_failure(
+    error: Exception,
+    peer: str,
+    kind: type[TransportError] = TransportError,
+    late: type[TransportError] = DeadlineExceeded,
+) -> APIError:
     """Return this package's error for an error of the socket, of TLS or of urllib3.
 
-    ``peer`` names the server or the proxy. An OSError becomes the cause, without its traceback: error reports print
-    the local variables in the traceback, and these variables contain secrets.
+    The error is a ``late`` for a timeout, and a ``kind`` for the rest. ``peer`` names the server or the proxy. An
+    OSError becomes the cause, without its traceback: error reports print the local variables in the traceback, and
+    these variables contain secrets.
     """
     if isinstance(error, APIError):
         return error.with_traceback(None)
     if isinstance(error, _NOT_YET):
-        failure: TransportError = DeadlineExceeded(f"{peer} did not answer in time")
+        failure = late(f"{peer} did not answer in time")
     elif isinstance(error, ssl.SSLCertVerificationError):
         failure = kind(f"{peer}'s certificate was refused: {error.verify_message}")
     else:

@@ -6,10 +6,19 @@ import enum
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from django_moe_personalize.moengage.json_values import as_list, as_object, as_text, encode, freeze, parse_or, thaw
+from django_moe_personalize.moengage.json_values import (
+    Budget,
+    as_list,
+    as_object,
+    as_text,
+    encode,
+    freeze,
+    parse_or,
+    thaw,
+)
 
 MAX_KEYS = 25
 """The most experience keys in one fetch (contract §2)."""
@@ -182,33 +191,37 @@ class Experience(Value, Mapping[str, Any]):
         }
 
     def _has_offering_in(self, value: object) -> bool:
-        return any(offering in self.offerings for offering in read_offerings(value))
+        return any(offering in self.offerings for offering in read_offerings(value, Budget()))
 
 
-def find_offerings(payload: Mapping[str, Any]) -> Iterator[Offering]:
-    """Yield the offerings in all variables of a payload (contract §5)."""
+def find_offerings(payload: Mapping[str, Any], budget: Budget | None = None) -> Iterator[Offering]:
+    """Yield the offerings in all variables of a payload (contract §5).
+
+    Raises OversizeError if the JSON in texts has more values than ``budget``, by default a new one.
+    """
+    budget = budget or Budget()
     for value in payload.values():
-        yield from read_offerings(value)
+        yield from read_offerings(value, budget)
 
 
-def read_offerings(value: object) -> Iterator[Offering]:
+def read_offerings(value: object, budget: Budget) -> Iterator[Offering]:
     """Yield the offerings in one variable: in an array, in ``{"offerings": […]}``, or in a string with such JSON."""
-    entries = _parse_container(value)
+    entries = _parse_container(value, budget)
     if isinstance(entries, dict):
         entries = entries.get("offerings")
     for entry in map(as_object, as_list(entries)):
         if context := as_object(entry.get("offering_context")):
-            content = _parse_container(entry.get("offering_content"))
+            content = _parse_container(entry.get("offering_content"), budget)
             if isinstance(content, dict) and content.get("type") == "json" and "payload" in content:
-                content = _parse_container(content["payload"])
+                content = _parse_container(content["payload"], budget)
             offering_id = as_text(entry.get("dp_offering_id")) or as_text(context.get("moe_offering_id"))
             yield Offering(offering_id, freeze(as_object(content)), freeze(context), freeze(entry))
 
 
-def _parse_container(value: object) -> object:
+def _parse_container(value: object, budget: Budget) -> object:
     """Return the parsed value if ``value`` is a string with a JSON object or array, otherwise ``value``."""
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
-        return parse_or(None, value)
+        return parse_or(None, value, budget)
     return value
 
 
@@ -218,6 +231,12 @@ class ExperienceFailure(Value):
 
     reason: FailureReason
     experience_keys: tuple[str, ...]
+
+
+class OversizedExperiences(ExperienceFailure):
+    """The experience keys whose content is larger than the package builds from one response."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -298,6 +317,10 @@ class Event(Value):
         except (TypeError, ValueError):
             # JSON can't express this event. The event takes memory until a delivery tries to send it.
             return 100 + len(self.customer_id) + len(repr(self.attributes))
+
+    def move(self, event_time: int) -> Event:
+        """Return this event, with the same UUID, at another time."""
+        return replace(self, event_time=event_time)
 
     @classmethod
     def read(cls, element: str) -> Event:

@@ -45,7 +45,7 @@ class Engine:
     def __init__(self, source: Workspace | WorkspaceFile, *, clock: Callable[[], float] = time.time) -> None:
         self._file = source if isinstance(source, WorkspaceFile) else None
         self.ledger = Ledger()
-        self._clock = clock
+        self.clock = clock
         self._use(source if isinstance(source, Workspace) else source.workspace)
         self._endpoints: Mapping[str, tuple[str, Callable[[Request], Response]]] = {
             "/experiences/fetch": ("POST", self._fetch),
@@ -101,7 +101,7 @@ class Engine:
         subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
         keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
         everyone_only = query.keys is None and not subject.is_customer
-        now = self._clock()
+        now = self.clock()
         return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
 
     def _fetch(self, request: Request) -> Response:
@@ -113,7 +113,7 @@ class Engine:
     def _metadata(self, request: Request) -> Response:
         asked = parse_qs(request.query).get("status")
         wanted = None if asked is None else ",".join(asked).split(",")
-        now = self._clock()
+        now = self.clock()
         rows = []
         for key, definition in self.workspace.definitions.items():
             state = definition.state(now)
@@ -124,7 +124,7 @@ class Engine:
 
     def _events(self, request: Request) -> Response:
         data = read_body(request.body)
-        now = self._clock()
+        now = self.clock()
         entries = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
         self.ledger.record(
             dataclasses.replace(entry, experience_key=self._find_experience_key(entry.attributes)) for entry in entries

@@ -110,6 +110,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Return the value of the Server header, without Python's version."""
         return "moe-sandbox"
 
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Return the value of the Date header, by the clock that also dates the events."""
+        return super().date_time_string(self.server.engine.clock() if timestamp is None else timestamp)
+
     def log_message(self, format: str, *args: Any) -> None:
         """Log a request at the level DEBUG."""
         logger.debug("Sandbox: " + format, *args)

@@ -193,14 +193,14 @@ def _read_action(entry: object, place: str, customer_id: str, actions: Collectio
     attributes = _read_attributes(entry.get("attributes"), f"{place}.attributes", action)
     element = attributes.get("b_id", entry.get("b_id", ""))
     if not isinstance(element, str):
-        refuse_field(f"{place}.attributes.b_id", "must be a string")
+        refuse_field(f"{place}.b_id", "must be a string")
     return LedgerEntry(event_uuid.lower(), action, customer_id, event_time, now, platform, element, attributes)
 
 
 def _read_attributes(value: object, place: str, action: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         refuse_field(place, "must be an object")
-    for name in () if action in OFFERING_ACTIONS else CONTEXT_FIELDS:
+    for name in [*(() if action in OFFERING_ACTIONS else CONTEXT_FIELDS), *value]:
         if not isinstance(value.get(name), str):
             refuse_field(f"{place}.{name}", "must be a string")
     return value

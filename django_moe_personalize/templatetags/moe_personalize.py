@@ -13,11 +13,18 @@ from django.template.base import FilterExpression, Parser, Token, token_kwargs
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
-from django_moe_personalize import planning, rendering
+from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.tracking.destinations import (
+    find_app_scheme,
+    find_host,
+    get_allowed_hosts,
+    is_safe_url,
+    quote_url,
+)
 
 register = template.Library()
 
@@ -27,6 +34,7 @@ CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
 _CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
 _PARTS = ("func", "__self__", "__class__")
+_ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&#39;", "'"), ("&amp;", "&"))
 
 PLACEHOLDERS: Final = frozenset({"placeholder", "static_placeholder", "static_alias"})
 _CMS = ("cms.", "djangocms_")
@@ -72,6 +80,22 @@ def find_experience(context: Context, key: object) -> tuple[Page | None, Experie
     return page, page.find(key, context.template)
 
 
+def undo_escape(value: object) -> str:
+    """Return the text of a value. A safe string is HTML, for example because ``{% firstof … as %}`` has escaped it."""
+    text = str(value)
+    if isinstance(value, SafeString) and "&" in text:
+        # These are the escapes of Django. "".join() makes a plain str, which Django escapes again.
+        for escaped, character in _ESCAPES:
+            text = text.replace(escaped, character)
+    return "".join(text)
+
+
+def find_text(expression: FilterExpression, context: Context) -> str:
+    """Return the value of an argument as text. The literal of a template's author is text as it is."""
+    value = expression.resolve(context)
+    return str(value) if isinstance(expression.var, str) else undo_escape(value)
+
+
 class ExperienceNode(Node):
     """``{% experience %}``: render the body if the visitor has the experience. Otherwise render the fallback."""
 
@@ -94,7 +118,7 @@ class ExperienceNode(Node):
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
-        return rendering.render_experience(page.tracker, experience, body)
+        return rendering.render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
 
 
 def parse_arguments(
@@ -183,24 +207,29 @@ class ExperienceValueNode(Node):
 
     def render(self, context: Context) -> str:
         """Return the escaped value, and record that the page shows the experience. Or return the default."""
+        return rendering.render_value(self.find_value(context))
+
+    def find_value(self, context: Context) -> Any:
+        """Return the value as it is in the payload, and record that the page shows the experience. Or the default."""
         key: Any = self.experience_key or self.key.resolve(context)
         variable = self.variable_name or self.variable.resolve(context)
         page, experience = find_experience(context, key)
         if page is not None and experience is not None:
             value = experience.payload.get(variable)
             if value is not None:
-                return rendering.render_value(page.tracker, experience, value)
+                page.tracker.add_rendered(experience)
+                return value
             message = "The experience %r has no variable %r, so its default is shown. Check the name in the template."
             log_once(("variable", key, variable), message, key, variable)
-        return "" if self.default is None else conditional_escape(self.default.resolve(context))
+        return "" if self.default is None else self.default.resolve(context)
 
 
 class NamedValueNode(ExperienceValueNode):
     """``{% experience_value … as NAME %}``: store the text in the context instead of rendering it."""
 
     def render(self, context: Context) -> str:
-        """Store the text as the variable ``name``."""
-        context[self.name] = super().render(context)
+        """Store the text as the variable ``name``. The template escapes it where it shows the variable."""
+        context[self.name] = str(self.find_value(context))
         return ""
 
 
@@ -223,15 +252,15 @@ class ClickURLNode(Node):
     ) -> None:
         self.target = target
         self.destination = destination
-        self.options = options
+        self.element, self.offering = options.get("element"), options.get("offering")
+        # The template's author wrote the literal. A filter may append content to the literal.
+        literal = destination.var if isinstance(destination.var, str) else ""
+        self.host, self.scheme = find_host(literal), find_app_scheme(literal)
 
     def render(self, context: Context) -> str:
         """Return the escaped URL, or the escaped destination if the click can't be counted."""
         target = self.target.resolve(context, ignore_failures=True)
-        destination = str(self.destination.resolve(context))
-        literal = self.destination.var
-        options = {name: value.resolve(context) for name, value in self.options.items()}
-        offering = options.get("offering")
+        offering = self.offering.resolve(context) if self.offering else None
         page = find_page(context)
         if page is not None:
             page.confirm()
@@ -239,11 +268,10 @@ class ClickURLNode(Node):
             find_request(context),
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
-            destination,
-            # The template's author wrote the literal. A filter may append content to the literal. If a filter changes
-            # the host, the destination isn't trusted.
-            trusted=isinstance(literal, str) and rendering.find_host(literal) == rendering.find_host(destination),
-            element=str(options.get("element") or ""),
+            find_text(self.destination, context),
+            host=self.host,
+            scheme=self.scheme,
+            element=find_text(self.element, context) if self.element else "",
             offering=offering if isinstance(offering, Offering) else None,
         )
         return conditional_escape(url)
@@ -263,10 +291,12 @@ class ScriptsNode(Node):
 
         The page may load personalized parts, so its response gives a new anonymous visitor the id for all parts.
         """
-        request = find_request(context)
-        if (page := get_page(request)) is not None:
+        request, shown = find_request(context), list[str]()
+        if request is not None and (page := get_page(request)) is not None:
             give_id(page)
-        return rendering.render_scripts(request)
+            if request.method == "GET" and tracking.is_speculative(request):
+                shown = page.tracker.sign_shown()
+        return rendering.render_scripts(request, shown)
 
 
 @register.tag
@@ -287,5 +317,5 @@ def experience_html(value: object) -> SafeString:
 @register.filter
 def experience_url(value: object) -> str:
     """Return a URL from the dashboard if it is relative or leads to CONTENT_HOSTS. Otherwise return ``#``."""
-    url = str(value)
-    return url if rendering.is_safe_url(url, rendering.get_allowed_hosts(None)) else rendering.NOWHERE
+    url = undo_escape(value)
+    return quote_url(url) if is_safe_url(url, get_allowed_hosts(None)) else rendering.NOWHERE

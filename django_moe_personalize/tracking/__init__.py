@@ -1,29 +1,35 @@
 """Tracking: turn impressions and clicks into events for the delivery, and into tokens for the browser.
 
-``page`` collects the impressions and clicks of one page, and builds their events. It has the list of robots, which
-don't count.
+``page`` collects the impressions and clicks of one page, and builds their events. ``persons`` decides which requests
+count: those of persons.
 ``tokens`` signs and reads the tokens with which the browser reports. ``watchdog`` logs an error if pages show
 experiences but no impression is recorded. ``leaks`` finds another page view's tokens in a response.
 """
 
 from django_moe_personalize.tracking.leaks import ALWAYS, find_leak
 from django_moe_personalize.tracking.page import (
-    PREVIEW_MARKS,
     PageTracker,
     arecord,
     build_event,
     build_offering_impressions,
-    is_counted,
-    is_preview,
     note_new_id,
     record,
     record_when_streamed,
+)
+from django_moe_personalize.tracking.persons import (
+    PREVIEW_MARKS,
+    SPECULATIVE_HEADERS,
+    is_counted,
+    is_preview,
+    is_robot,
+    is_speculative,
 )
 from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
 
 __all__ = [
     "ALWAYS",
     "PREVIEW_MARKS",
+    "SPECULATIVE_HEADERS",
     "PageTracker",
     "Token",
     "arecord",
@@ -33,6 +39,8 @@ __all__ = [
     "find_leak",
     "is_counted",
     "is_preview",
+    "is_robot",
+    "is_speculative",
     "note_new_id",
     "read_token",
     "record",

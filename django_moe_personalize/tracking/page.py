@@ -5,8 +5,6 @@ An event gets its UUID and its time when the impression or the click happens (co
 
 from __future__ import annotations
 
-import functools
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,47 +14,41 @@ from django.http import HttpRequest, StreamingHttpResponse
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
+from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
 from django_moe_personalize.runtime import Runtime, log_once
-from django_moe_personalize.tracking.tokens import OFFERINGS, Token, derive_uuid, draw_stamp
+from django_moe_personalize.tracking.persons import is_counted
+from django_moe_personalize.tracking.tokens import (
+    MAX_LINK_LENGTH,
+    MAX_MARK_LENGTH,
+    OFFERINGS,
+    Token,
+    derive_uuid,
+    draw_stamp,
+)
 from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor import MINTED
 
-_MAX_USER_AGENT: Final = 512
+MAX_OFFERING_IDS: Final = 1000
+"""Characters of the list of shown offerings in an impression. The ids of more offerings are left out."""
 
-ROBOTS: Final = re.compile(
-    r"(?<!cu)bots?\b|crawl|spider|slurp|facebookexternalhit|preview|lighthouse|pingdom|monitoring", re.IGNORECASE
+
+_NO_MARK = (
+    "The context of the experience %r is too long for a token, so the browser reports neither its impressions nor its "
+    "clicks. Shorten the names of the experience and its audience in MoEngage's dashboard."
 )
-"""Matches the user agents of robots that identify themselves, but not of phones made by Cubot."""
-
-
-PREVIEW_MARKS: Final = frozenset({"is_preview", "toolbar"})
-"""The attributes that Wagtail and django CMS set on a request."""
-
-
-# Most requests have one of a few user agents. A hit takes 0.1 µs, a miss 8.7 µs.
-@functools.lru_cache(maxsize=1024)
-def is_robot(user_agent: str) -> bool:
-    """Return whether the user agent is that of a robot."""
-    return ROBOTS.search(user_agent) is not None
-
-
-def is_counted(request: HttpRequest) -> bool:
-    """Return whether impressions and clicks of this request count. They don't for HEAD, a prefetch or a robot."""
-    # Building request.headers would take 830 bytecodes and 8.4 µs.
-    meta = request.META
-    purpose = meta.get("HTTP_SEC_PURPOSE") or meta.get("HTTP_PURPOSE") or meta.get("HTTP_X_MOZ") or ""
-    if request.method == "HEAD" or "prefetch" in purpose.lower():
-        return False
-    # Look only at the start of the user agent: a very long fake user agent would take too much time and memory.
-    return not is_robot(meta.get("HTTP_USER_AGENT", "")[:_MAX_USER_AGENT])
-
-
-def is_preview(request: HttpRequest) -> bool:
-    """Return whether an editor previews this page: Wagtail sets ``is_preview``, django CMS the modes of its toolbar."""
-    toolbar = getattr(request, "toolbar", None)
-    modes = (getattr(toolbar, f"{mode}_mode_active", False) for mode in ("edit", "preview", "structure"))
-    return getattr(request, "is_preview", False) is True or any(mode is True for mode in modes)
+_FEWER_ELEMENTS = (
+    "The experience %r has %d data-moe-click elements, and a token has room for %d. Clicks on the other elements "
+    "aren't counted, but impressions are. Shorten the names of the elements, or give several elements the same name."
+)
+_FEWER_OFFERINGS = (
+    "The experience %r shows %d offerings, and an impression has room for the ids of %d. The impressions count, but "
+    "don't name the other offerings. Show fewer offerings, or give them shorter ids."
+)
+_NO_LINK = (
+    "A link of the experience %r has a context and a destination that are too long for a token. The link works, but "
+    "its clicks aren't counted. Shorten the destination, or count the clicks with data-moe-click."
+)
 
 
 def note_new_id(request: HttpRequest) -> None:
@@ -77,22 +69,33 @@ def build_event(
     """Return the event of an impression or a click that happens now, or ``None`` if MoEngage can't count it.
 
     MoEngage needs a customer id and the experience context. ``element`` is the clicked element (``b_id``). An
-    impression has the contexts of all offerings of its experience. A click has the context of the clicked offering
+    impression has the ids of the offerings of its experience. A click has the context of the clicked offering
     (contract §5).
     """
     if not customer_id or not experience.experience_context:
         return None
     context, more = experience.experience_context, dict[str, Any]()
     if action is Action.SHOWN and experience.offerings and not get_settings().offering_events:
-        more[OFFERINGS] = [dict(shown.context) for shown in experience.offerings]
+        more |= {OFFERINGS: ids} if (ids := _list_ids(experience)) else {}
     if offering is not None:
         element = element or offering.offering_id
         if get_settings().offering_events:
             action, context = Action.OFFERING_CLICKED, {}
-        more.update(offering.context)
+        more |= _to_strings(offering.context)
     if element:
         more["b_id"] = element
     return Event(action, customer_id, {**context, **more} if more else context, int(time.time()))
+
+
+def _list_ids(experience: Experience) -> str:
+    """Return the ids of the offerings, with commas between them. A comma in an id becomes ``%2C``."""
+    key, offerings = experience.experience_key, experience.offerings
+    ids = [offering.offering_id.replace("%", "%25").replace(",", "%2C") for offering in offerings]
+    text = ",".join(filter(None, ids))
+    if len(text) > MAX_OFFERING_IDS:
+        text = text[: MAX_OFFERING_IDS + 1].rpartition(",")[0]
+        log_once(("offerings", key), _FEWER_OFFERINGS, key, len(offerings), text.count(",") + bool(text))
+    return text
 
 
 def build_offering_impressions(offerings: Iterable[Offering], customer_id: str | None) -> list[Event]:
@@ -100,7 +103,12 @@ def build_offering_impressions(offerings: Iterable[Offering], customer_id: str |
     if not customer_id or not get_settings().offering_events:
         return []
     now = int(time.time())
-    return [Event(Action.OFFERING_SHOWN, customer_id, dict(shown.context), now) for shown in offerings]
+    return [Event(Action.OFFERING_SHOWN, customer_id, _to_strings(shown.context), now) for shown in offerings]
+
+
+def _to_strings(context: Mapping[str, Any]) -> dict[str, str]:
+    """Return the context of an offering as attributes of an event. Values other than strings become JSON."""
+    return {name: value if isinstance(value, str) else encode(value) for name, value in context.items()}
 
 
 class PageTracker:
@@ -162,9 +170,27 @@ class PageTracker:
         self._clicks += [] if event is None else [event]
 
     def sign_mark(self, experience: Experience, elements: Sequence[str]) -> str | None:
-        """Return the token of a mark around ``experience``, or ``None`` if MoEngage can't count its impression."""
+        """Return the token of a mark around ``experience``, or ``None`` if MoEngage can't count its impression.
+
+        A token that is too long has only the first ``elements``, so the impression counts in any case.
+        """
         stamp, event = self.get_stamp(), self.get_impression(experience)
-        return None if event is None else Token.build(event, elements=elements).sign(stamp)
+        if event is None:
+            return None
+        token, key = Token.build(event, elements=elements), experience.experience_key
+        while (text := token.sign(stamp, MAX_MARK_LENGTH)) is None and token.elements:
+            token = token._replace(elements=token.elements[: len(token.elements) // 2])
+        if text is None:
+            log_once(("mark", key), _NO_MARK, key)
+        elif len(token.elements) < len(elements):
+            log_once(("mark", key), _FEWER_ELEMENTS, key, len(elements), len(token.elements))
+        return text
+
+    def sign_shown(self) -> list[str]:
+        """Return the tokens of the impressions so far, for the script to report once a person opens the page."""
+        stamp = self.get_stamp() if self._shown else ""
+        events = [event for group in self._shown.values() for event in group]
+        return [text for event in events if (text := Token.build(event).sign(stamp, MAX_MARK_LENGTH))]
 
     def sign_click(
         self,
@@ -188,7 +214,10 @@ class PageTracker:
             return None
         if name := event.attributes.get("b_id"):
             event = replace(event, event_uuid=derive_uuid(impression.event_uuid, name))
-        return Token.build(event, destination=destination, host=host).sign(stamp)
+        text = Token.build(event, destination=destination, host=host).sign(stamp, MAX_LINK_LENGTH)
+        if text is None:
+            log_once(("link", experience.experience_key), _NO_LINK, experience.experience_key)
+        return text
 
     def take(self, *, shown: bool) -> list[Event]:
         """Return the events to report, and clear the clicks. Impressions count only if the page was ``shown``."""

@@ -19,16 +19,18 @@ from django.core import signing
 from django.utils.crypto import constant_time_compare, salted_hmac
 
 from django_moe_personalize.moengage.types import Action, Event
-from django_moe_personalize.runtime import log_once
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
 """Seconds for which a token counts."""
 
-MAX_TOKEN_LENGTH: Final = 3000
-"""Characters of a token. gunicorn refuses a request line over 4,094 characters. Other servers have similar limits."""
+MAX_LINK_LENGTH: Final = 3000
+"""Characters of a link's token. gunicorn refuses a request line over 4,094 characters. Other servers are similar."""
 
-OFFERINGS: Final = "offerings"
-"""The attribute of an impression that holds the contexts of the shown offerings."""
+MAX_MARK_LENGTH: Final = 8000
+"""Characters of a mark's token. The browser sends it in the body of a beacon, which has at most 16 KiB."""
+
+OFFERINGS: Final = "moe_offering_ids"
+"""The attribute of an impression that lists the ids of the shown offerings. Attributes are strings (contract §2)."""
 
 SALT: Final = "moe_personalize.track.1"
 
@@ -64,15 +66,11 @@ class Token(NamedTuple):
         binding = bind_visitor(event.customer_id)
         return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
 
-    def sign(self, stamp: str = "") -> str | None:
-        """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is too long."""
+    def sign(self, stamp: str = "", limit: int = MAX_LINK_LENGTH) -> str | None:
+        """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is longer than ``limit``."""
         stamp = stamp or draw_stamp()
         text = stamp + signing.dumps(self[:-1], salt=SALT + stamp, compress=True)
-        if len(text) > MAX_TOKEN_LENGTH:
-            message = "The context of an experience is too long for a token, so the browser can't report its clicks."
-            log_once("token", message)
-            return None
-        return text
+        return text if len(text) <= limit else None
 
     def belongs_to(self, customer_id: str) -> bool:
         """Return whether the token was made for this visitor."""

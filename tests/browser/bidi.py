@@ -11,7 +11,12 @@ from typing import Any
 
 import websocket
 
-CHROMIUM = {"binary": "/usr/bin/chromium", "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage"]}
+# A person's Chromium isn't headless. The package takes a headless one for a program.
+AGENT = "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/150.0.0.0 Safari/537.36"
+CHROMIUM = {
+    "binary": "/usr/bin/chromium",
+    "args": ["--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--user-agent={AGENT}"],
+}
 COMMANDS = {
     "chromium": ["/usr/bin/chromedriver", "--port=0"],
     "firefox": ["/usr/bin/firefox-esr", "--headless", "--remote-debugging-port=0", "--profile"],
@@ -40,6 +45,7 @@ class Browser:
     def __init__(self, name: str, url: str) -> None:
         self.name = name
         self.events: list[dict[str, Any]] = []
+        self.scripts: dict[str, str] = {}
         self._sent = 0
         self._socket = websocket.create_connection(url, suppress_origin=True, timeout=60)
         wanted = {"goog:chromeOptions": CHROMIUM} if name == "chromium" else {}
@@ -52,10 +58,26 @@ class Browser:
         self._sent += 1
         self._socket.send(json.dumps({"id": self._sent, "method": method, "params": params}))
         while (message := json.loads(self._socket.recv())).get("id") != self._sent:
-            self.events.append(message)
+            if message.get("method") == "network.beforeRequestSent":
+                self._answer(message["params"])
+            elif "method" in message:
+                self.events.append(message)
         if message["type"] == "error":
             raise BrowserError(f"{method}: {message['error']}: {message['message']}")
         return message["result"]
+
+    def _answer(self, request: dict[str, Any]) -> None:
+        """Answer a request to another site. Its response and this one's id don't matter."""
+        if not request["isBlocked"]:
+            return
+        script = self.scripts.get(request["request"]["url"])
+        params = {"request": request["request"]["request"]}
+        if script is not None:
+            params |= {"statusCode": 200, "reasonPhrase": "OK", "body": {"type": "string", "value": script}}
+            kind = {"type": "string", "value": "text/javascript"}
+            params |= {"headers": [{"name": "Content-Type", "value": kind}]}
+        method = "network.failRequest" if script is None else "network.provideResponse"
+        self._socket.send(json.dumps({"id": 0, "method": method, "params": params}))
 
     @contextmanager
     def open_page(self, width: int = 800, height: int = 600) -> Iterator["Page"]:
@@ -99,13 +121,36 @@ class Page:
         self._context = browser.send("browsingContext.create", type="tab", userContext=person)["context"]
 
     def _send(self, method: str, /, **params: Any) -> dict[str, Any]:
-        return self.browser.send(method, context=self._context, **params)
+        try:
+            return self._send_to_tab(method, params)
+        except BrowserError as error:
+            # When Chromium shows a page that it has prerendered, the tab gets another id.
+            if "no such frame" not in str(error) or self._context in self._list_tabs():
+                raise
+            self._context = self._list_tabs()[0]
+            return self._send_to_tab(method, params)
+
+    def _send_to_tab(self, method: str, params: dict[str, Any]) -> dict[str, Any]:
+        place = {"target": {"context": self._context}} if method.startswith("script.") else {"context": self._context}
+        return self.browser.send(method, **params, **place)
+
+    def _list_tabs(self) -> list[str]:
+        tree = self.browser.send("browsingContext.getTree", maxDepth=0)["contexts"]
+        return [context["context"] for context in tree if context["userContext"] == self._person]
 
     def resize(self, width: int, height: int) -> None:
         self._send("browsingContext.setViewport", viewport={"width": width, "height": height}, devicePixelRatio=1)
 
     def get(self, url: str) -> None:
         self._send("browsingContext.navigate", url=url, wait="complete")
+
+    def intercept(self, host: str, scripts: dict[str, str]) -> None:
+        """Answer all requests to a host with scripts, by their URL. The other requests to the host fail."""
+        self.browser.scripts = scripts
+        self.browser.send("session.subscribe", events=["network.beforeRequestSent"], contexts=[self._context])
+        patterns = [{"type": "pattern", "hostname": host}]
+        phases = {"phases": ["beforeRequestSent"], "contexts": [self._context]}
+        self.browser.send("network.addIntercept", urlPatterns=patterns, **phases)
 
     def refresh(self) -> None:
         self._send("browsingContext.reload", wait="complete")
@@ -117,13 +162,8 @@ class Page:
         """Run the body of a function in the page. Wait for the promise that it returns. Values travel as JSON."""
         values = [{"type": "string", "value": json.dumps(arguments)}]
         function = f"async (json) => JSON.stringify([await (function () {{{script}\n}}).apply(null, JSON.parse(json))])"
-        answer = self.browser.send(
-            "script.callFunction",
-            functionDeclaration=function,
-            arguments=values,
-            target={"context": self._context},
-            awaitPromise=True,
-        )
+        call = {"functionDeclaration": function, "arguments": values, "awaitPromise": True}
+        answer = self._send("script.callFunction", **call)
         if answer["type"] == "exception":
             raise BrowserError(answer["exceptionDetails"]["text"])
         return json.loads(answer["result"]["value"])[0]
@@ -178,8 +218,7 @@ class Page:
         self._send("browsingContext.close")
 
     def count_tabs(self) -> int:
-        tree = self.browser.send("browsingContext.getTree", maxDepth=0)["contexts"]
-        return sum(context["userContext"] == self._person for context in tree)
+        return len(self._list_tabs())
 
     def prefer_dark(self, dark: bool) -> None:
         """Emulate a person who prefers no motion, and dark or light pages. Only Chromium can."""

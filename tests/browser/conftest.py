@@ -14,8 +14,17 @@ from tests.browser.bidi import Browser, BrowserError, Page, start
 from tests.browser.site import Site, serve
 
 EXPERIENCES = {name: {"Title": f"The {name}"} for name in ["hero", "promo", "offer", *(f"e{n}" for n in range(120))]}
+OFFERING = {"dp_offering_id": "offer-1", "offering_content": {}, "offering_context": {"moe_offering_id": "offer-1"}}
+EXPERIENCES["offers"] = {"Title": "The offers", "Offers": [OFFERING]}
 BOTH = pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True)
 """Run a test in both browsers. Without this mark it runs in Chromium."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker of pytest-xdist run all tests in Firefox, so that Firefox starts once."""
+    for item in items:
+        if isinstance(item, pytest.Function) and "[firefox" in item.name:
+            item.add_marker(pytest.mark.xdist_group("firefox"))
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +131,15 @@ class Visitor:
             assert time.monotonic() < until, f"{self.beacons} {self.impressions} {self.clicks}"
             time.sleep(0.02)
 
+    def watch(self, is_true: Callable[[], object], seconds: float) -> None:
+        """Wait until the condition is true, or for some time."""
+        with suppress(AssertionError):
+            self.wait_until(is_true, seconds)
+
+    @property
+    def title(self) -> str:
+        return self.driver.title
+
     @property
     def impressions(self) -> dict[str, int]:
         return self._seen.impressions
@@ -141,7 +159,7 @@ class Visitor:
 @pytest.fixture
 def visitor(driver: Page, running_site: Site, settings: Any) -> Iterator[Visitor]:
     """Return a new visitor. The console must stay empty."""
-    settings.ALLOWED_HOSTS = ["127.0.0.1"]
+    settings.ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
     running_site.clear()
     person = Visitor(driver, running_site)
     yield person

@@ -14,20 +14,25 @@ from django.http import Http404, HttpRequest, HttpResponse
 from django.template import engines
 from django.urls import include, path
 
-POLICY = "default-src 'self'; script-src 'self'; style-src 'unsafe-inline'"
+POLICY = "default-src 'self'; script-src 'self'; style-src 'self' 'unsafe-inline'"
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{path}</title>
 <style>body{{margin:0;font:16px/20px monospace}}</style>{head}</head><body>{{% load moe_personalize %}}{body}
 {{% personalize_scripts %}}</body></html>"""
 
-pages: dict[str, tuple[str, str]] = {}
-"""The pages of the site: path → media type and template."""
+SPECULATION = ("SEC_PURPOSE", "PURPOSE", "X_SEC_PURPOSE", "HX_PRELOADED")
+"""The headers in which browsers and libraries say that nobody has asked for the page yet."""
+
+pages: dict[str, tuple[str, str | bytes]] = {}
+"""The pages of the site: path → media type and template, or the bytes of a file."""
 
 
 def show(request: HttpRequest, name: str) -> HttpResponse:
     if name not in pages:
         raise Http404
     kind, source = pages[name]
+    if isinstance(source, bytes):
+        return HttpResponse(source, content_type=kind)
     return HttpResponse(engines["django"].from_string(source).render({}, request), content_type=kind)
 
 
@@ -43,10 +48,16 @@ class _Handler(WSGIRequestHandler):
 
 
 class Site:
-    """A running site: ``put`` pages, and read the ``beacons`` that arrived."""
+    """A running site: ``put`` pages, and read the ``beacons`` and ``requests`` that arrived.
+
+    A request is its path, and the purpose that its header names if nobody has asked for the page yet.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
+        self.other_host = url.replace("http://127.0.0.1", "localhost")
+        self.policy = POLICY
+        self.requests: list[tuple[str, str]] = []
         self.beacons: list[list[list[str]]] = []
         self.beacon_sizes: list[int] = []
         self._application = StaticFilesHandler(WSGIHandler())
@@ -55,17 +66,21 @@ class Site:
         pages[name] = ("text/html", PAGE.format(path=name, head=head, body=body))
         return f"{self.url}/{name}"
 
-    def put_file(self, name: str, text: str, kind: str = "text/javascript") -> None:
+    def put_file(self, name: str, text: str | bytes, kind: str = "text/javascript") -> None:
         """Put a script or a piece of HTML at a path. It is a template too."""
         pages[name] = (kind, text)
 
     def clear(self) -> None:
         pages.clear()
         self.put_file("favicon.ico", "", "image/x-icon")
+        self.policy = POLICY
+        self.requests.clear()
         self.beacons.clear()
         self.beacon_sizes.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        purposes = filter(None, (environ.get(f"HTTP_{header}") for header in SPECULATION))
+        self.requests.append((environ["PATH_INFO"], next(purposes, "")))
         if environ["PATH_INFO"] == "/moe/beacon/":
             body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             self.beacon_sizes.append(len(body))
@@ -73,7 +88,7 @@ class Site:
             environ["wsgi.input"] = BytesIO(body)
 
         def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
-            return start_response(status, [*headers, ("Content-Security-Policy", POLICY)], error)
+            return start_response(status, [*headers, ("Content-Security-Policy", self.policy)], error)
 
         return self._application(environ, start)
 

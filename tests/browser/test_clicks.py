@@ -146,34 +146,3 @@ def test_nothing_is_inline(visitor):
     assert visitor.run("return [...document.scripts].filter((s) => s.text || !s.src).length") == 0
     names = visitor.run("return [...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())")
     assert [name for name in names if name.startswith("on") or name == "style"] == []
-
-
-ROW = "<p>a</p>{}<p><button data-moe-click='x'>b</button></p>{}<p>z</p>"
-LAYOUTS = {
-    "table": "<table><tr><td>a</td></tr>{}<tr><td>wide cell</td><td><button data-moe-click='x'>b</button></td></tr>{}"
-    "<tr><td>z</td></tr></table>",
-    "row": "<table><tr><td>a</td>{}<td><button data-moe-click='x'>b</button></td>{}<td>z</td></tr></table>",
-    "list": "<ul><li>a</li>{}<li><button data-moe-click='x'>b</button></li>{}<li>z</li></ul>",
-    "flex": f"<div style='display:flex;gap:9px;justify-content:space-between'>{ROW}</div>",
-    "grid": f"<div style='display:grid;grid-template-columns:1fr 2fr;gap:5px'>{ROW}</div>",
-    "text": "<p>some {}<button data-moe-click='x'>b</button> and{} text</p>",
-    "margins": f"<section>{ROW}</section>",
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_marks_do_not_change_the_layout(visitor, layout):
-    """Every box is where it is without the marks, and the click counts."""
-    visitor.site.put("plain", LAYOUTS[layout].format("", ""))
-    visitor.open(LAYOUTS[layout].format("{% experience 'hero' %}", "{% endexperience %}"), impressions="visible")
-    boxes = (
-        "return [...document.body.querySelectorAll(':not(template,script)')].map((element) => "
-        "{ const b = element.getBoundingClientRect(); return [element.tagName, b.x, b.y, b.width, b.height] })"
-    )
-    marked = visitor.run(boxes)
-    assert visitor.run("return document.querySelectorAll('template').length") == 2
-    visitor.click("button")
-    visitor.wait_until(lambda: visitor.clicks == [("hero", "x")])
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
-    visitor.driver.get(f"{visitor.site.url}/plain")
-    assert visitor.run(boxes) == marked

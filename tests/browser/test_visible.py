@@ -78,28 +78,6 @@ def test_half_of_the_elements(visitor, element, shown, counts):
     assert visitor.impressions == ({"hero": 1} if counts else {})
 
 
-def test_bare_text(visitor):
-    """Text without its own element counts with its parent element."""
-    visitor.open(
-        f"{GAP}<h1>{{% experience 'hero' as hero %}}{{{{ hero.Title }}}}{{% endexperience %}}</h1>",
-        impressions="visible",
-    )
-    time.sleep(2.2)
-    assert visitor.beacons == []
-    visitor.scroll(2000)
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
-
-
-def test_table_and_long_list(visitor):
-    """Rows of a table count. Of a list that is longer than the window, rows that fill half of the window count."""
-    visitor.open(
-        "<table>{% experience 'hero' %}<tr><td>row</td></tr>{% endexperience %}</table>"
-        "<ul>{% experience 'promo' %}" + "<li style='height:50px'>row</li>" * 60 + "{% endexperience %}</ul>",
-        impressions="visible",
-    )
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
-
-
 def test_nested(visitor):
     """The outer and the inner experience count separately."""
     visitor.open(
@@ -110,31 +88,6 @@ def test_nested(visitor):
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
     visitor.scroll(99_999)
     visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1, "offer": 1})
-
-
-@pytest.mark.parametrize("style", ["opacity:0", "visibility:hidden", "display:none"])
-def test_hidden_by_style(visitor, style):
-    """Elements that a style hides, as in a carousel, count only after they become visible."""
-    visitor.open(f"<main style='{style}'>{experience('hero')}</main>", impressions="visible")
-    time.sleep(2.2)
-    assert visitor.beacons == []
-    visitor.run("document.querySelector('main').style = ''")
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
-
-
-def test_clipped(visitor):
-    """An element that its container clips doesn't count, although it is within the window."""
-    visitor.open(
-        "<main style='width:300px;height:200px;overflow:hidden'><div style='display:flex;width:600px'>"
-        + experience("hero", "width:300px;height:200px")
-        + experience("promo", "width:300px;height:200px")
-        + "</div></main>",
-        impressions="visible",
-    )
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
-    time.sleep(1.2)
-    visitor.run("document.querySelector('main').scrollLeft = 300")
-    visitor.wait_until(lambda: visitor.impressions == {"hero": 1, "promo": 1})
 
 
 def test_seen_together(visitor):
@@ -192,8 +145,7 @@ def test_morphed(visitor):
     visitor.run(
         "return fetch('/piece').then((r) => r.text()).then((t) => {"
         "const main = document.querySelector('main'), other = document.createElement('main'); other.innerHTML = t;"
-        "main.firstChild.dataset.moeExperience = other.querySelector('template').dataset.moeExperience;"
-        "main.append('changed') })"
+        "main.firstChild.dataset.moeExperience = other.firstChild.dataset.moeExperience })"
     )
     visitor.wait_until(lambda: visitor.impressions == {"hero": 2})
 

@@ -94,6 +94,7 @@ NETWORKS = ["10.0.0.0/8", "::1", ipaddress.ip_network("fd00::/8")]
         ("DELIVERY", {"BACKEND": "a.B", "OPTIONS": {"x": 1}}, Backend("a.B", {"x": 1})),
         ("DELIVERY", {"OPTIONS": {"x": 1}}, Backend(DELIVERY, {"x": 1})),
         ("CONTENT_HOSTS", ["CDN.example.com:8443"], ("cdn.example.com:8443",)),
+        ("CONTENT_HOSTS", ["Bücher.example.:443"], ("xn--bcher-kva.example:443",)),
     ],
 )
 def test_value_in_the_dict(name, value, expected):

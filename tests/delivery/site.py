@@ -60,8 +60,10 @@ settings.configure(
 django.setup()
 application = get_wsgi_application()
 asgi = get_asgi_application()
-# With gunicorn --preload this is an event of the master, recorded before it forks.
-at_import = record(1)
+if "uwsgi" not in sys.modules:
+    # With gunicorn --preload this is an event of the master, recorded before it forks. uWSGI forks without Python's
+    # hooks: a child of a process with threads may hang.
+    record(1)
 
 if __name__ == "__main__":
     record(int(sys.argv[2]))

@@ -1,7 +1,6 @@
 """The interface of deliveries, their counters, the delivery of a runtime, and the deliveries that keep nothing."""
 
 import asyncio
-import logging
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +12,7 @@ from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, f
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.delivery.thread import ThreadDelivery
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.signals import events_delivered
 from tests.delivery.conftest import connected
@@ -73,8 +73,10 @@ def test_immediate_delivers_or_drops_before_it_returns(vendor, heard, caplog):
     vendor.poison = {events[0].event_uuid}
     delivery.record(events)
     assert vendor.taken == {events[1].event_uuid: 1}
-    line = "MoEngage refused 1 of 2 events: ResponseError: MoEngage answered 400: Invalid Field Value"
-    assert messages(caplog) == [("WARNING", line)]
+    line = (
+        "MoEngage refuses events (ResponseError: MoEngage answered 400: Invalid Field Value). These events aren't sent"
+    )
+    assert messages(caplog) == [("WARNING", f"{line} again.")]
     vendor.status = 500
     delivery.record(make_events(1))
     assert delivery.counts() == DeliveryCounts(accepted=3, delivered=1, dropped={"refused": 1, "failed": 1})
@@ -99,19 +101,18 @@ def test_immediate_does_not_block_the_event_loop(vendor):
 
 def test_log_has_one_line_a_change_and_no_personal_data(vendor, caplog):
     """Many attempts fail, but each change is one log line: failing, wrong credentials, and working again."""
-    caplog.set_level(logging.INFO, "django_moe_personalize")
     delivery = ImmediateDelivery()
     vendor.failures = [500, 503, 401, 401, 401]
     for _ in range(7):
         delivery.record([make_event("customer-4711")])
     assert messages(caplog) == [
-        ("WARNING", "Events can't be delivered at the moment: ServerError: MoEngage answered 500"),
+        ("WARNING", f"Events can't be delivered (ServerError: MoEngage answered 500). {DOCTOR_FIX}"),
         (
             "ERROR",
-            "Events wait, because the credentials don't work (AuthenticationError: MoEngage answered 401: "
-            "Authentication required). Check WORKSPACE_ID, API_KEY and DATA_CENTER",
+            "Events can't be delivered for another reason (AuthenticationError: MoEngage answered 401: "
+            f"Authentication required). {CREDENTIALS_FIX}",
         ),
-        ("INFO", "MoEngage accepts events again"),
+        ("ERROR", "Events are delivered again after 0 s (5 failed)."),
     ]
 
 

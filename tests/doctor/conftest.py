@@ -26,8 +26,15 @@ def record_events(count):
     get_delivery().record([Event(Action.SHOWN, f"canary-{number}", {"cid": "canary"}, now) for number in range(count)])
 
 
+@pytest.fixture(autouse=True)
+def database(db):
+    """The doctor looks for tables."""
+
+
 def as_pairs(findings):
-    return [(state, f"{what} {fix}".rstrip()) for state, what, fix in findings]
+    findings = list(findings)
+    assert all(finding.id for finding in findings)
+    return [(state, f"{what} {fix}".rstrip()) for state, what, fix, _ in findings]
 
 
 def diagnose(seconds=5.0):

@@ -19,6 +19,7 @@ from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC, WEB_SDK_TOPIC
 from tests.delivery.conftest import without_table
 from tests.doctor.conftest import SHORT, as_pairs, build_backend, diagnose, find, record_events
+from tests.pages import BROWSER
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
 
 
@@ -124,7 +125,7 @@ def test_new_visitors(client, upstream, setting, visits, state, words):
             client.cookies.clear()
             client.get("/tags/")
         client.get("/tags/")
-        for agent in ("Googlebot", "Mozilla/5.0"):
+        for agent in ("Googlebot", BROWSER):
             client.cookies.clear()
             client.get("/tags/" if agent == "Googlebot" else "/prefetching/", headers={"User-Agent": agent})
         assert find(words.format("new anonymous ids in a sample"))[0] == state

@@ -169,7 +169,7 @@ def test_memory_answers_when_the_cache_is_down(settings, virtual, caplog):
     answers, due = process.read("ann", ["hero"])
     assert (answers.keys(), due) == ({"hero"}, ("hero",))
     assert [record.getMessage() for record in caplog.records] == [
-        "The cache 'default' failed (ConnectionError), so this process works without it. Check CACHES['default']."
+        "The cache 'default' fails (ConnectionError). This process works without it. Check CACHES['default']."
     ]
 
 

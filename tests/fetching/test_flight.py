@@ -5,7 +5,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from asgiref.sync import async_to_sync
 
+from benchmarks import hostile
 from django_moe_personalize import client, runtime
 from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.fetching.flight import get_flights
@@ -138,6 +140,23 @@ def test_client_is_built_by_a_thread(vendor, monkeypatch, submitted):
         settle()
     assert ["fetch" in thread.name for thread in builders] == [True]
     assert submitted == ["_run"]
+
+
+@pytest.mark.parametrize("read", [Asked.join, async_to_sync(Asked.ajoin)], ids=["thread", "task"])
+@pytest.mark.parametrize("is_full", [False, True], ids=["free", "busy"])
+def test_thread_reads_a_large_response(vendor, submitted, heard, caplog, fill_pool, read, is_full):
+    """A page never builds many values. An experience that is too large is absent, and the log says so once."""
+    vendor.behave = lambda exchange: exchange.reply(hostile.build("just small enough", "hero-banner"))
+    for number in range(2):
+        asked = Asked(build_visitor(number), (*KEYS, "other"))
+        if is_full:
+            fill_pool()
+        assert read(asked, LONG).keys() == (set() if is_full else {*KEYS})
+        settle()
+    assert submitted == ([] if is_full else ["_open"] * 2)
+    assert heard == ([] if is_full else ["success"] * 2)
+    assert vendor.has_idle_connection()
+    assert caplog.text.count("find no free thread" if is_full else "Experience 'other' is too large") == 1
 
 
 def test_open_breaker_sends_nothing(vendor):

@@ -13,6 +13,7 @@ from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.moengage import client
+from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
@@ -59,12 +60,23 @@ def test_late_page_does_not_wait_for_a_late_vendor(brief, heard, read):
     assert heard == ["failure"]
 
 
+def test_stopped_clock_stops_no_flight(brief, heard, monkeypatch):
+    """A flight ends at its deadline, also in a test that has stopped Python's clocks."""
+    with brief.hold():
+        monkeypatch.setattr(time, "monotonic", lambda: 0.0)
+        asked = Asked(VISITOR, KEYS)
+        assert asked.join(SOON) == {}
+        assert asked.flight.result(LONG) == {}
+    settle()
+    assert heard == ["failure"]
+
+
 @pytest.mark.parametrize("way", ["thread", "task", "released", "late-thread"])
 def test_long_response_that_no_page_reads_in_time(brief, heard, monkeypatch, way):
     """The system buffers only the beginning of a long response. A late page, or a thread, reads the rest."""
     # The vendor is a thread of this process, and may be slow.
     monkeypatch.setattr(flight, "EXTRA_SECONDS", LONG)
-    entry = {"payload": {"Title": {"value": "x" * 900_000, "data_type": "string"}}, "experience_context": {}}
+    entry = {"payload": {"Title": {"value": "x" * 250_000, "data_type": "string"}}, "experience_context": {}}
     body = json.dumps({"experiences": {"hero-banner": entry}}).encode()
 
     def behave(exchange):
@@ -210,21 +222,22 @@ def test_bad_response_is_reported_once(vendor, heard, fill_pool, behave, told, k
 
 
 @both_ways
-@pytest.mark.parametrize("place", ["read_fetch", "finish_fetch", "keep"])
+@pytest.mark.parametrize("place", ["read_fetch", "receive", "keep"])
 def test_bug_after_the_response(vendor, heard, monkeypatch, caplog, read, place):
     """An unexpected error costs the pages their experiences at most. The log doesn't quote it."""
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         raise KeyError("ada@example.com")
 
-    owner = {"read_fetch": client, "finish_fetch": client.PersonalizeClient, "keep": ExperienceCache}[place]
-    monkeypatch.setattr(owner, place, fail)
-    asked = [Asked(VISITOR, KEYS) for _ in range(2)]
+    owner = {"read_fetch": client, "receive": HTTPExchange, "keep": ExperienceCache}[place]
     expected = {"hero-banner"} if place == "keep" else set()
-    assert [read(one).keys() for one in asked] == [expected] * 2
-    settle()
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, place, fail)
+        asked = [Asked(VISITOR, KEYS) for _ in range(2)]
+        assert [read(one).keys() for one in asked] == [expected] * 2
+        settle()
     assert "failed unexpectedly (KeyError)" in caplog.text
     assert "ada@example.com" not in caplog.text
     assert heard == (["success"] if place == "keep" else ["failure"])
-    assert vendor.has_idle_connection() == (place != "finish_fetch")
+    assert vendor.has_idle_connection() == (place != "receive")
     assert len(get_flights()._flights) == 0

@@ -5,7 +5,6 @@ import gc
 import threading
 import weakref
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import strategies as st
@@ -87,7 +86,7 @@ class FlightsMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(flight_module, "time", SimpleNamespace(monotonic=self.clock))
+        self.patch.setattr(flight_module, "monotonic", self.clock)
         self.flights = Flights(max_seconds=8, max_flights=3)
         self.shared = {}
         self.leading = []

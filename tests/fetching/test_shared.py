@@ -27,6 +27,7 @@ from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Identity, Visitor
 from tests.fetching.asking import ask
 from tests.processes import use_shared_cache  # noqa: F401 - a fixture
+from tests.wire import LONG
 
 VISITOR = Visitor(Identity("1"), {})
 
@@ -90,6 +91,35 @@ def test_cache_that_fails_is_a_miss(settings, caplog):
 
 
 # Claims and counts
+
+
+@pytest.mark.parametrize("answer", [None, False, 0, "", {}], ids=repr)
+def test_cache_that_fails_in_silence_claims_nothing(settings, upstream, monkeypatch, answer):
+    """A refused claim that isn't in the cache belongs to no other process. So no page waits for that process."""
+    settings.CACHES = {"default": {"BACKEND": "tests.broken_cache.SilentCache", "LOCATION": answer}}
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("waited for another process"))
+    for _ in range(2):
+        assert ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG)).experiences.keys() == {"hero-banner"}
+    assert add_to_count("slot", 5, 60.0) in (None, answer)
+    put_up_notice("breaker", state="open")
+
+
+@pytest.mark.parametrize("answer", [None, False, 0])
+def test_claim_of_a_cache_with_other_answers(shared, monkeypatch, answer):
+    """If add() stores a claim but returns no true value, the claim still belongs to the process that made it."""
+    add = FileBasedCache.add
+    monkeypatch.setattr(FileBasedCache, "add", lambda *args, **kwargs: add(*args, **kwargs) and answer)
+    assert claim("visitor", ["a"], 1.0)
+    assert not claim("visitor", ["a"], 1.0)
+
+
+@pytest.mark.parametrize("clocks", [("monotonic",), ("monotonic", "time", "perf_counter")], ids=len)
+def test_stopped_clock_stops_no_wait(shared, upstream, monkeypatch, clocks):
+    """A wait for a process that died ends, also in a test that has stopped Python's clocks."""
+    claim(VISITOR.digest, ["hero-banner"], 5.0)
+    for name in clocks:
+        monkeypatch.setattr(time, name, lambda: 1_800_000_000.0)
+    assert ask(VISITOR, ["hero-banner"], deadline=Deadline(0.5)).experiences.keys() == {"hero-banner"}
 
 
 def test_cache_of_one_process_is_no_agreement():

@@ -19,7 +19,7 @@ from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.visitor import Identity, Visitor
 from tests.loopback import Exchange, Loopback
-from tests.wire import LONG, wait_until
+from tests.wire import LONG, Tls, wait_until
 
 KEYS = ("hero-banner",)
 SOON = 0.2
@@ -32,14 +32,18 @@ class Vendor:
     While ``hold()`` lasts, no fetch is answered. If ``behave`` is set, it answers the fetches.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tls: Tls | None = None) -> None:
         self.engine = Engine(load_workspace())
         self.behave: Callable[[Exchange], object] | None = None
         self.answered = 0
         self.go_on = threading.Event()
         self.go_on.set()
-        self.server = Loopback(self._serve)
-        self.transport = RequestsTransport(self.server.url)
+        self.server = Loopback(self._serve, tls=tls and tls.context)
+        self.reach(self.server.url, **({"verify": str(tls.ca_file)} if tls else {}))
+
+    def reach(self, url: str, **options: object) -> None:
+        """Build a client that calls the server by this URL."""
+        self.transport = RequestsTransport(url, **options)
         workspace = self.engine.workspace
         self.client = PersonalizeClient(
             workspace_id=workspace.workspace_id, api_key=workspace.api_key, transport=self.transport
@@ -110,7 +114,7 @@ def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     told: list[str] = []
     for name in ("success", "failure", "close_gate"):
         real = getattr(CircuitBreaker, name)
-        monkeypatch.setattr(CircuitBreaker, name, lambda *args, n=name, r=real: (told.append(n), r(*args)))
+        monkeypatch.setattr(CircuitBreaker, name, lambda *args, n=name, r=real, **kw: (told.append(n), r(*args, **kw)))
     return told
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError, ServerError
-from django_moe_personalize.moengage.client import FETCH_FIELDS, SYSTEM_FIELDS, PersonalizeClient
+from django_moe_personalize.moengage.client import FETCH_FIELDS, SYSTEM_FIELDS, PersonalizeClient, read_answer
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
@@ -42,7 +42,6 @@ class Scripted:
         self.answer = Response(200, body=answer) if isinstance(answer, bytes) else answer
         self.requests: list[Request] = []
         self.deadlines: list[Deadline] = []
-        self.waits: list[float] = []
         self.is_closed = False
 
     def send(self, request: Request, *, deadline: Deadline) -> Response:
@@ -53,10 +52,6 @@ class Scripted:
     def start(self, request: Request) -> Scripted:
         self.requests.append(request)
         return self
-
-    def receive(self, seconds: float) -> Response | None:
-        self.waits.append(seconds)
-        return self.answer if len(self.waits) > 1 else None
 
     def close(self) -> None:
         self.is_closed = True
@@ -123,10 +118,8 @@ def test_fetch_returns_experiences():
     client, transport = build_client(answer)
     hero = client.fetch_experiences(["hero"], deadline=DEADLINE).experiences["hero"]
     assert (hero["Title"], hero.source) == (1, DataSource.NETWORK)
-    exchange = client.start_fetch(["hero"])
-    assert client.finish_fetch(exchange, 0.0) is None
-    assert client.finish_fetch(exchange, 0.5).experiences["hero"]["Title"] == 1
-    assert transport.waits == [0.0, 0.5]
+    assert client.start_fetch(["hero"]) is transport
+    assert read_answer(transport.answer, ["hero"]).experiences["hero"]["Title"] == 1
 
 
 def test_transport_with_one_step_starts_nothing():
@@ -222,7 +215,7 @@ def test_events_are_written_as_documented():
     assert client.send_events(events, deadline=DEADLINE) == "SKuSLFnX"
     (request,) = transport.requests
     assert (request.method, request.path) == ("POST", "/experiences/events")
-    shown = {"action": "MOE_PERSONALIZATION_MESSAGE_SHOWN", "event_time": 1_800_000_000, "platform": "web"}
+    shown = {"action": "MOE_PERSONALIZATION_MESSAGE_SHOWN", "event_time": 1_700_000_000, "platform": "web"}
     clicked = {"action": "MOE_PERSONALIZATION_MESSAGE_CLICKED", "event_time": 7, "platform": "web"}
     assert json.loads(request.body) == {
         "elements": [
@@ -267,10 +260,9 @@ def test_200_that_accepts_nothing_is_refused(body):
 def test_other_status_than_200_is_an_error():
     """Every call raises the error of the status."""
     client, transport = build_client(Response(503))
-    transport.waits.append(0.0)
     for call in (
         lambda: client.fetch_experiences(None, deadline=DEADLINE),
-        lambda: client.finish_fetch(client.start_fetch(["hero"]), 1.0),
+        lambda: read_answer(transport.answer, ["hero"]),
         lambda: client.fetch_metadata(deadline=DEADLINE),
         lambda: client.send_events([build_event()], deadline=DEADLINE),
     ):

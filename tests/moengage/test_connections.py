@@ -5,17 +5,18 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage import connections
 from django_moe_personalize.moengage.connections import ProxyError, get_tls_context
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
@@ -72,11 +73,19 @@ def tunnel(exchange: Exchange) -> None:
 def watch_calls() -> Iterator[set[str]]:
     """Give a list that gets the names of all C functions that are called."""
     called: set[str] = set()
-    sys.setprofile(lambda _frame, event, argument: called.add(argument.__name__) if event == "c_call" else None)
+
+    def watch(_frame: object, event: str, argument: Any) -> None:
+        if event == "c_call":
+            called.add(argument.__name__)
+
+    # Threads that start from now on connect.
+    threading.setprofile(watch)
+    sys.setprofile(watch)
     try:
         yield called
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 # -- certificates
@@ -177,7 +186,7 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     with closing(RequestsTransport(server.url, verify=str(bundles[0]))) as transport:
         for is_resumed in (False, True, True):
             transport.send(FETCH, deadline=Deadline(LONG))
-            (connection,) = transport._idle
+            (connection,) = transport._pool.idle
             assert connection.sock.session_reused == is_resumed
             transport.close()
             sessions.append(sessions_of(bundles[0])["127.0.0.1"])
@@ -188,10 +197,53 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     assert sessions_of(bundles[1]) == {}
 
 
-def test_missing_ca_file_is_refused():
-    """The constructor of the transport raises ValueError if the path doesn't exist."""
-    with pytest.raises(ValueError, match="verify"):
-        RequestsTransport("https://sdk-01.moengage.com/v1", verify="/nowhere/ca.pem")
+@pytest.mark.parametrize("option", [{"verify": "/nowhere/ca.pem"}, {"cert": "/nowhere.pem"}, {"cert": [__file__] * 3}])
+def test_missing_file_is_refused(option):
+    """The constructor of the transport raises ValueError if a path doesn't exist."""
+    with pytest.raises(ValueError, match=next(iter(option))):
+        RequestsTransport("https://sdk-01.moengage.com/v1", **option)
+
+
+@pytest.fixture
+def demanding(tls_ends, tmp_path):
+    """Give the TLS context of a server that asks for a client certificate, and the certificate and key as files."""
+    certificate = tls_ends.authority.issue_cert("site@example.com")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
+    context = tls_ends.build_context("127.0.0.1")
+    context.verify_mode = ssl.CERT_REQUIRED
+    tls_ends.authority.configure_trust(context)
+    return context, tmp_path
+
+
+@pytest.mark.parametrize("names", ["both.pem", ["cert.pem", "key.pem"]])
+@pytest.mark.parametrize("scheme", ["", "http", "https"])
+def test_client_certificate(names, scheme, demanding, tls_ends, serve):
+    """``cert`` is one file or two. A proxy doesn't get the certificate."""
+    context, folder = demanding
+    server = serve(echo, tls=context)
+    cert = str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
+    options = {"verify": str(tls_ends.ca_file), "cert": cert}
+    if scheme:
+        proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
+        options["proxies"] = {"https": f"{scheme}://127.0.0.1:{proxy.port}"}
+    assert send(server.url, **options).status == 200
+    with pytest.raises(TransportError):
+        send(server.url, **options | {"cert": None})
+
+
+@pytest.mark.parametrize("problem", ["no-key", "password"])
+def test_unusable_client_certificate(problem, demanding, tls_ends):
+    """The constructor raises ValueError. OpenSSL doesn't ask for the key's password on the terminal."""
+    _, folder = demanding
+    cert = [str(folder / "cert.pem")]
+    if problem == "password":
+        key = ["openssl", "pkey", "-in", folder / "key.pem", "-aes128", "-passout", "pass:x", "-out", folder / "locked"]
+        subprocess.run(key, check=True)
+        cert.append(str(folder / "locked"))
+    with pytest.raises(ValueError, match="the key must have no password"):
+        RequestsTransport("https://127.0.0.1", verify=str(tls_ends.ca_file), cert=cert)
 
 
 # -- the environment
@@ -258,7 +310,7 @@ def test_tls_goes_through_a_tunnel(scheme, tls_ends, serve):
     server = serve(echo, tls=tls_ends.context)
     proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
     proxies = {"https": f"{scheme}://me:pw@127.0.0.1:{proxy.port}"}
-    body = b" " * 500_000
+    body = b" " * 250_000
     with closing(RequestsTransport(server.url, proxies=proxies, verify=str(tls_ends.ca_file))) as transport:
         assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body
         exchange = transport.start(Request("POST", "/echo", body=b"two"))
@@ -307,12 +359,13 @@ def test_proxy_that_opens_no_tunnel(behave, problem, serve):
 @pytest.mark.parametrize(
     "behave", [Exchange.hang, lambda exchange: exchange.drip(b"HTTP/1.1 200 OK\r\n" * 99, every=0.02)]
 )
-def test_slow_proxy_does_not_outlive_the_deadline(behave, serve):
-    """The time to open the tunnel is a part of the deadline."""
+@pytest.mark.parametrize("limit", [{"seconds": SOON}, {"connect_timeout": SOON}], ids=str)
+def test_slow_proxy_does_not_outlive_the_deadline(behave, limit, serve):
+    """The time to open the tunnel is a part of the deadline, and of the time to connect."""
     proxies = {"all": f"http://127.0.0.1:{serve(behave).port}"}
     start = time.monotonic()
     with pytest.raises(DeadlineExceeded, match=r"the proxy 127\.0\.0\.1:\d+ did not answer in time"):
-        send("https://sdk-01.moengage.com/v1", proxies=proxies, seconds=SOON)
+        send("https://sdk-01.moengage.com/v1", proxies=proxies, **limit)
     assert SOON <= time.monotonic() - start < PROMPTLY
 
 
@@ -341,27 +394,3 @@ def test_proxy_of_another_kind_is_refused(proxy):
     with pytest.raises(ValueError, match="a proxy must be an http:// or https:// URL") as caught:
         RequestsTransport("http://127.0.0.1:9", proxies={"all": proxy})
     assert "hunter2" not in str(caught.value)
-
-
-# -- addresses
-
-
-def test_addresses_share_the_time(monkeypatch, serve):
-    """A silent address, such as a broken IPv6 address, leaves time for the next address."""
-    server = serve(echo)
-    look_up, connect, shares = socket.getaddrinfo, connections.create_connection, []
-
-    def find_three(host: str, *args: object, **options: object) -> list[object]:
-        hosts = ["127.0.0.3", "127.0.0.2", "127.0.0.1"] if host == "localhost" else [host]
-        return [row for host in hosts for row in look_up(host, *args, **options)]
-
-    def connect_to_last(address: tuple[str, int], seconds: float, **options: object) -> socket.socket:
-        shares.append(round(seconds, -1))
-        if address[0] != "127.0.0.1":
-            raise TimeoutError("silent")
-        return connect(address, seconds, **options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", find_three)
-    monkeypatch.setattr(connections, "create_connection", connect_to_last)
-    assert send(f"http://localhost:{server.port}", seconds=600.0, timeout=600.0, connect_timeout=600.0).status == 200
-    assert shares == [200.0, 300.0, 600.0]

@@ -23,7 +23,7 @@ def build_event(customer_id: str = "42", **fields: object) -> Event:
         "action": Action.SHOWN,
         "customer_id": customer_id,
         "attributes": {"cid": "c"},
-        "event_time": 1_800_000_000,
+        "event_time": 1_700_000_000,
     }
     return Event(**given | fields)
 
@@ -52,7 +52,7 @@ def test_an_event_remembers_its_json():
     assert changed.element == event.element.replace('"42"', '"43"')
     assert event != changed
     assert repr(event) == (
-        f"Event(action={Action.SHOWN!r}, event_time=1800000000, event_uuid='{event.event_uuid}', platform='web')"
+        f"Event(action={Action.SHOWN!r}, event_time=1700000000, event_uuid='{event.event_uuid}', platform='web')"
     )
 
 

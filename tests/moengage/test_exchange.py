@@ -284,7 +284,7 @@ def test_more_connections_than_are_kept(build_wire, caplog):
     receive(exchange)
     assert wire.server.connections == 2
     assert exchange.fileno() != -1
-    assert len(wire.transport._idle) == 1
+    assert len(wire.transport._pool.idle) == 1
     assert caplog.records == []
 
 
@@ -338,6 +338,6 @@ def test_exchange_that_a_child_inherits_leaves_it_no_connection(build_wire):
     """A parent's request in flight must not leave an idle connection in the child process."""
     wire = build_wire(echo)
     exchange = wire.start()
-    wire.transport._pid -= 1  # As after a fork.
+    wire.transport._pool._pid -= 1  # As after a fork.
     receive(exchange)
     assert not has_idle(wire.transport)

@@ -142,7 +142,7 @@ def test_response_is_read_however_it_is_cut(data, status, body, is_reusable):
             read([data[:at]], ends=True)
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"a": 1}' * 50_000], ids=len)
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": 1}' * 20_000], ids=len)
 def test_response_may_end_with_its_connection(body):
     """Without a length and chunks, the end of the connection is the end of the body."""
     data = build_head("200 OK", {}) + body
@@ -186,18 +186,18 @@ def test_garbled_chunks_are_refused(data):
 @pytest.mark.parametrize("size", [MAX_BYTES, MAX_BYTES + 1])
 @pytest.mark.parametrize("framing", ["length", "chunk", "chunks", "end"])
 def test_body_is_bounded(framing, size):
-    """The reader accepts 1 MiB and refuses one byte more, at once if the head has the length."""
+    """The reader accepts MAX_BYTES and refuses one byte more, at once if the head has the length."""
     body, last = b" " * size, size - MAX_BYTES
     data = {
         "length": build_head("200 OK", {"Content-Length": str(size)}) + body[: None if not last else 0],
         "chunk": CHUNKED + b"%x\r\n" % size + (b"" if last else body + b"\r\n0\r\n\r\n"),
-        "chunks": CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 1024 + b"%x\r\n" % last + (b"" if last else b"\r\n"),
+        "chunks": CHUNKED + b"400\r\n%b\r\n" % body[:1024] * 256 + b"%x\r\n" % last + (b"" if last else b"\r\n"),
         "end": build_head("200 OK", {}) + body,
     }[framing]
     if not last:
         assert len(read(cut(data, 65536), ends=framing == "end")[0].body) == MAX_BYTES
         return
-    with pytest.raises(InvalidResponseError, match="larger than 1048576 bytes"):
+    with pytest.raises(InvalidResponseError, match=f"larger than {MAX_BYTES} bytes"):
         read(cut(data, 65536))
 
 

@@ -84,7 +84,7 @@ def test_only_json_is_encoded():
         pytest.param(b"9" * (MAX_DIGITS + 1), "a number that is too large", id="huge-integer"),
         pytest.param(b'{"a": 1, "a": 1}', "repeats a name", id="duplicate-name"),
         pytest.param(b'"\x00"', "it is not JSON: Invalid control character", id="control-character"),
-        pytest.param(b"[" * 100_000, f"nests deeper than {MAX_DEPTH}", id="deep-open"),
+        pytest.param(b"[" * 1000, f"nests deeper than {MAX_DEPTH}", id="deep-open"),
         pytest.param(b'{"a":' * 65 + b"1" + b"}" * 65, f"nests deeper than {MAX_DEPTH}", id="deep-objects"),
     ],
 )

@@ -10,7 +10,8 @@ from django.urls import include, path
 
 from django_moe_personalize.testing import override_experiences
 
-HERO = {"Title": "Hello", "Body": "<b>bold</b><script>alert(1)</script>", "Evil": "javascript:alert(1)", "Zero": 0}
+HERO = {"Title": "Hello", "Body": "<b>bold</b><script>alert(1)</script>", "Evil": "javascript:alert(1)"}
+HERO |= {"Zero": 0, "Url": "/s/?a=1&b=2"}
 OFFERS = [
     {
         "dp_offering_id": f"offer-{n}",
@@ -42,7 +43,7 @@ def shown():
 def render(shown, visit, settings):
     """Return a function that visits a page with this template and returns its text."""
 
-    def render(source, *, with_urls=True, **context):
+    def render(source, *, with_urls=True, headers=(), **context):
         templates = TEMPLATES | {"page.html": source if "extends" in source else LOAD + source}
         loader = ("django.template.loaders.locmem.Loader", templates)
         options = {"loaders": [("django.template.loaders.cached.Loader", [loader])]}
@@ -53,6 +54,6 @@ def render(shown, visit, settings):
         ]
         if with_urls:
             urls.urlpatterns += [path("moe/", include("django_moe_personalize.urls"))]
-        return visit("/page/").content.decode()
+        return visit("/page/", headers=dict(headers)).content.decode()
 
     return render

@@ -8,14 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 from django.http import HttpRequest, HttpResponse
+from django.template import Context
 from django.test import Client
 from django.utils.functional import SimpleLazyObject
+from django.utils.html import escape
 from django.utils.translation import gettext_lazy
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.rendering import keep_out_of_caches, seal_response
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.visitor import Consent
+from tests.rendering.conftest import compile_template
 
 
 @pytest.fixture
@@ -44,9 +47,9 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
     assert visit(html.unescape(page)).headers["Location"] == "/p/"
     assert shown.clicks == {"offers": 1}
     impression, click = shown.engine.ledger.entries()
-    assert [each["moe_offering_id"] for each in impression.attributes["offerings"]] == ["offer-1", "offer-2"]
+    assert impression.attributes["moe_offering_ids"] == "offer-1,offer-2"
     assert (click.element, click.attributes.get("moe_offering_id")) == (element, offering)
-    assert "offerings" not in click.attributes
+    assert "moe_offering_ids" not in click.attributes
 
 
 @pytest.mark.parametrize(
@@ -66,13 +69,81 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
         ("'../up/'", "/up/"),
         ("''", "/page/"),
         ("'#buy'", "#buy"),
+        ("'tel:+49 30 1'", "tel:+49%2030%201"),
+        ("'mailto:ada@example.com?subject=Hi'", "mailto:ada@example.com?subject=Hi"),
+        ("'sms:+4930'", "sms:+4930"),
+        ("'MyShop://sale/1'", "MyShop://sale/1"),
+        ("'tel:'|add:number", "tel:+4930"),
+        ("''|add:tel", "#"),
+        ("'/'|add:tel", "/tel:+4930"),
+        ("tel", "#"),
+        *((f"'{scheme}:x'", "#") for scheme in ("JavaScript", "data", "vbscript", "file", "blob")),
+        ("'https://partner.example/'|add:tel", "https://partner.example/tel:+4930"),
+        ("'https://partner.example'|add:'.evil.example/'", "#"),
+        ("quoted", "/a%20b%22%3E/%5C%60%7B%7D%C3%A4?c=%27%3C%20d&e=%20"),
+        ("safe", "/s/?a=1&b=2"),
+        ("'/s/?a=1&copy=2'", "/s/?a=1&copy=2"),
     ],
 )
 def test_destinations(follow, destination, location):
-    """A literal may lead to any http(s) host, content only to the site and CONTENT_HOSTS. "#buy" is not a click."""
+    """A literal may lead to any host and app, content only to the site and CONTENT_HOSTS. "#buy" is not a click."""
     with override_personalize(CONTENT_HOSTS=["cdn.example"]):
         context = {"partner": "https://partner.example/", "cdn": "https://cdn.example/a", "own": "http://testserver/a"}
-        assert follow(destination, **context, evil="java\tscript:alert(1)") == location
+        context |= {"number": "+4930", "tel": "tel:+4930", "evil": "java\tscript:alert(1)"}
+        context |= {"quoted": "/a b\">/\\`{}ä?c='< d&e=%20", "safe": escape("/s/?a=1&b=2")}
+        assert follow(destination, **context) == location
+
+
+@pytest.mark.parametrize(
+    ("listed", "url", "is_allowed"),
+    [
+        ("cdn.example", "https://CDN.example./a", True),
+        ("CDN.Example.", "https://cdn.example/a", True),
+        ("cdn.example", "https://cdn.example:443/a", True),
+        ("cdn.example:443", "https://cdn.example/a", True),
+        ("cdn.example:443", "http://cdn.example/a", False),
+        ("cdn.example", "http://cdn.example:80/a", True),
+        ("cdn.example", "https://cdn.example:8443/a", False),
+        ("cdn.example:8443", "https://cdn.example:8443/a", True),
+        ("cdn.example", "//cdn.example/a", True),
+        ("bücher.example", "https://xn--bcher-kva.example/a", True),
+        ("xn--bcher-kva.example:8443", "https://BÜCHER.example:8443/a", True),
+        ("strasse.example", "https://straße.example/a", False),
+        ("cdn.example", "https://ada@cdn.example/a", False),
+        ("cdn.example", "https://cdn.example:99999/a", False),
+        ("cdn.example", "https://cdn.example\\@evil.example/a", False),
+        ("cdn.example", "https://cdn.example" + "/a" * 2000, False),
+    ],
+)
+def test_hosts_are_compared_as_browsers_do(listed, url, is_allowed):
+    """Case, a dot at the end, the usual port and the two ways to write an international name don't matter."""
+    with override_personalize(CONTENT_HOSTS=[listed]):
+        template = compile_template("{{ url|experience_url }}")
+        assert template.render(Context({"url": url})) == (url if is_allowed else "#")
+
+
+def test_text_is_escaped_once(render):
+    """A value that a tag has stored is the text itself. A link takes a safe string as the HTML that it is."""
+    source = (
+        "{% experience_value 'hero' 'Url' as u %}{{ u }} {% click_url nothing u %} {{ u|experience_url }} "
+        "{% firstof u as f %}{% click_url nothing f %} {{ f|experience_url }} "
+        "{% experience_value 'hero' 'No' default='<b>' as d %}{{ d }} {% experience_value 'hero' 'Zero' as z %}{{ z }}"
+    )
+    assert render(source) == "/s/?a=1&amp;b=2 " * 5 + "<b> 0"
+
+
+@pytest.mark.parametrize("text", ['O\'Neil & "Söhne"', "a &amp; b"])
+def test_element_from_a_variable(render, shown, visit, text):
+    """The element of a click is the text, although a tag has escaped it."""
+    visit(
+        html.unescape(
+            render(
+                "{% firstof t as e %}{% experience 'hero' as h %}{% click_url h '/' element=e %}{% endexperience %}",
+                t=text,
+            )
+        )
+    )
+    assert [entry.element for entry in shown.engine.ledger.entries()][1:] == [text]
 
 
 @pytest.mark.parametrize("option", ["element=lazy", "element=number", "offering=undefined", "element=nothing"])
@@ -97,12 +168,11 @@ def test_link_without_the_urls_or_an_experience(render, caplog, key):
     assert caplog.text.count('Add path("moe/", include("django_moe_personalize.urls")) to your URLs.') == 1
 
 
-def test_context_too_long_for_a_token(render, caplog, monkeypatch):
-    """The link stays plain and the mark is left out if the experience context doesn't fit into a URL."""
-    monkeypatch.setattr("django_moe_personalize.tracking.tokens.MAX_TOKEN_LENGTH", 50)
-    source = "{% experience 'hero' as h %}<b data-moe-click>{% click_url h '/a/' %}{% endexperience %}"
-    assert render(source) == "<b data-moe-click>/a/"
-    assert "too long for a token" in caplog.text
+def test_context_too_long_for_a_link(render, caplog, monkeypatch):
+    """The link stays plain if the experience context doesn't fit into a URL."""
+    monkeypatch.setattr("django_moe_personalize.tracking.page.MAX_LINK_LENGTH", 50)
+    assert render("{% experience 'hero' as h %}{% click_url h '/a/' %}{% endexperience %}") == "/a/"
+    assert "A link of the experience 'hero' has a context and a destination that are too long" in caplog.text
 
 
 def send_click(visit, page, element):
@@ -122,13 +192,12 @@ def test_experience_counts_once_a_page(render, shown):
 
 
 def test_only_experiences_with_clickable_elements_have_marks(render):
-    """The marks are empty template elements before and after the body."""
+    """The mark is an attribute of the first element, and a comment ends the experience."""
     page = render(
         '{% experience "hero" %}<b>x</b>{% endexperience %}'
         '{% experience "offers" %}<button data-moe-click="buy">x</button>{% endexperience %}'
     )
-    opening, button = r'<template data-moe-experience="[^"]+"></template>', '<button data-moe-click="buy">x</button>'
-    assert re.fullmatch(f"<b>x</b>{opening}{button}<template data-moe-end></template>", page)
+    assert re.fullmatch('<b>x</b><button data-moe-experience="[^"]+" data-moe-click="buy">x</button><!--/moe-->', page)
 
 
 def test_element_name_with_entities(render, shown, visit):
@@ -155,13 +224,13 @@ def test_link_with_a_mark_counts_once(render, shown, visit):
     [
         ("render", None, {"hero": 1, "offers": 1}),
         ("manual", None, {}),
-        ("visible", r'<template data-moe-experience="[^"]+" data-moe-watch></template>', {}),
-        ("web_sdk", r'<template data-moe-context="{&quot;cid&quot;[^"]+}" data-moe-page="moe.\w{12}"></template>', {}),
+        ("visible", r"<!--moe-watch moe\.\w{12}\S+-->", {}),
+        ("web_sdk", r"<!--moe %5B%22moe\.\w{12}%22%2C%20%5B%5B%22trackImpression%22\S+-->", {}),
     ],
 )
 def test_impression_modes(render, shown, mode, opening, impressions):
     """The response counts, or the view's code, or the browser by a mark. A value alone never has a mark."""
-    marked = f"{opening}x<template data-moe-end></template>" if opening else "x"
+    marked = f"{opening}x<!--/moe-->" if opening else "x"
     source = "{% experience 'hero' %}x{% endexperience %}{% experience_value 'offers' 'Title' %}"
     with override_personalize(IMPRESSIONS=mode):
         assert re.fullmatch(f"{marked}For you", render(source))

@@ -65,6 +65,35 @@ def test_opens_after_failures_in_a_row(build, changes):
     assert changes == ["closed to open: 3 failures in a row"]
 
 
+@pytest.mark.parametrize(("age", "state"), [(0.0, "open"), (1.0, "open"), (2.0, "closed"), (60.0, "closed")])
+def test_late_failure(breaker, clock, age, state):
+    """A failure doesn't count if its caller left before the last success: the upstream works again."""
+    clock.now += 60
+    breaker.success()
+    clock.now += 1
+    breaker.failure(age=age)
+    assert breaker.state == state
+    if state == "open":
+        clock.now += 5
+        probe(breaker, breaker.success)
+        clock.now += 1
+        breaker.failure(age=age + 1.5)
+        assert breaker.state == "closed"
+
+
+def test_hastened_probe(breaker):
+    """A sign of life makes the probe due at once, unless the breaker is closed or a probe is under way."""
+    assert not breaker.hasten()
+    fail(breaker)
+    assert not breaker.claim_probe()
+    assert breaker.hasten()
+    ticket = breaker.claim_probe()
+    assert ticket
+    assert not breaker.hasten()
+    breaker.success(ticket)
+    assert breaker.state == "closed"
+
+
 def test_opens_when_too_many_of_many_calls_fail(build, clock):
     """Failures that are never in a row open it too, once there are enough calls for a rate."""
     breaker = build()

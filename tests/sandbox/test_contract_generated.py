@@ -60,9 +60,7 @@ actions = st.builds(
     moe_event_uuid=st.uuids(version=4).map(str),
     event_time=st.integers(0, int(NOW)),
     platform=st.sampled_from(["web", "android", "ios", "tv"]),
-    attributes=st.fixed_dictionaries(
-        dict.fromkeys(CONTEXT, texts), optional={"b_id": texts, "extra": st.none() | st.integers() | texts}
-    ),
+    attributes=st.fixed_dictionaries(dict.fromkeys(CONTEXT, texts), optional={"b_id": texts, "extra": texts}),
 )
 batches = st.lists(
     st.builds(

@@ -74,6 +74,8 @@ BAD_EVENTS = {
     "context incomplete": _with(attributes=_FIRST),
     "context field a number": _with(attributes={**CONTEXT, "moe_locale_id": 0}),
     "b_id a number": _with(attributes={**CONTEXT, "b_id": 1}),
+    "b_id next to the attributes a number": _with(b_id=1),
+    "offerings an array": _with(attributes={**CONTEXT, "moe_offering_ids": ["1"]}),
 }
 
 

@@ -114,8 +114,8 @@ class Visitor:
 
     def __init__(self, name: str, number: int, *, user: bool, mode: str) -> None:
         address = f"9.9.{number}.{number}"
-        self.traits = {f"{name}-agent", f"{name}-campaign", address}
-        self.headers = {"User-Agent": f"Mozilla/5.0 {name}-agent", "X-Forwarded-For": address}
+        self.traits = {f"{name}-laptop", f"{name}-campaign", address}
+        self.headers = {"User-Agent": f"Mozilla/5.0 (X11; {name}-laptop) Firefox/140.0", "X-Forwarded-For": address}
         if user:
             self.headers["X-User"] = f"{name}-user"
             self.traits.add(f"{name}-user")
@@ -136,7 +136,7 @@ class Visitor:
         assert response.status_code in (200, 304, 404), response.status_code
         self.etag = response.headers.get("ETag", self.etag)
         text = body.decode()
-        self.own += f"{self.name}-agent" in text
+        self.own += f"{self.name}-laptop" in text
         self.received.append(f"{response.headers}{response.cookies.output()}{text}")
 
 

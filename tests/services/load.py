@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tests.pages import BROWSER
 from tests.services.serving import Server
 from tests.services.site import WITHOUT
 
@@ -53,7 +54,7 @@ class Line:
 
     def get(self, path: str, visitor: str = "", *, due: float | None = None) -> Page:
         due = time.monotonic() if due is None else due
-        self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor()})
+        self._connection.request("GET", path, headers={"X-Visitor": visitor or name_visitor(), "User-Agent": BROWSER})
         answer = self._connection.getresponse()
         body = answer.read().decode()
         events = [event for event in answer.headers.get(EVENTS, "").split(",") if event]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.delivery.vendor import SOON
+from tests.pages import BROWSER
 from tests.services.serving import ROOT
 
 
@@ -133,7 +134,7 @@ def test_uvicorn_delivers_everything_after_sigterm_and_ends_by_it(vendor, comman
 
 def read(address, path):
     connection = http.client.HTTPConnection(address, timeout=SOON)
-    connection.request("GET", path)
+    connection.request("GET", path, headers={"User-Agent": BROWSER})
     page = connection.getresponse().read().decode()
     connection.close()
     return page

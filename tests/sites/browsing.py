@@ -28,7 +28,7 @@ WORKSPACE = {
     "api_key": "sites-key",
     "customers": {f"customer-{name}": {"name": name} for name in USERS},
     "experiences": [
-        {"key": "hero-banner", "name": "Hero", "content": _choose("hero", "USER_AGENT", "-agent")},
+        {"key": "hero-banner", "name": "Hero", "content": _choose("hero", "USER_AGENT", "-laptop")},
         {"key": "promo-strip", "name": "Strip", "content": _choose("strip", "customer.name", "")},
     ],
 }
@@ -45,7 +45,7 @@ class Browser:
         self.site = site
         self.name = name
         self.session = requests.Session()
-        self.session.headers["User-Agent"] = f"Mozilla/5.0 ({name}-agent)"
+        self.session.headers["User-Agent"] = f"Mozilla/5.0 (X11; {name}-laptop) Firefox/140.0"
         self.answers: list[str] = []
         self.shown = 0
         self.tokens: set[str] = set()

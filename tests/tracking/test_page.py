@@ -1,52 +1,16 @@
-"""Which requests and pages count, and the way of events to the delivery."""
+"""The events and tokens of one page, and the way of events to the delivery."""
 
-from types import SimpleNamespace
 from unittest import mock
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.test import RequestFactory
-from django.urls import include, path
-from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize import tracking
-from django_moe_personalize.tracking import is_counted
-from django_moe_personalize.tracking.page import is_robot
-from tests.site import TAGS, show
+from django_moe_personalize.moengage.types import Action, Experience, Offering
+from django_moe_personalize.tracking import PageTracker, build_event, read_token
+from django_moe_personalize.tracking.page import MAX_OFFERING_IDS
 
-CHROME = "Mozilla/5.0 (Linux; Android 13) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/120.0.0.0 Mobile Safari/537.36"
-
-
-@pytest.mark.parametrize(
-    ("headers", "counts"),
-    [
-        ({"User-Agent": CHROME}, True),
-        ({"User-Agent": f"{CHROME} CUBOT P40"}, True),
-        ({}, True),
-        ({"User-Agent": f"{CHROME} (compatible; Googlebot/2.1; +http://www.google.com/bot.html)"}, False),
-        ({"User-Agent": "Baiduspider+"}, False),
-        ({"User-Agent": "facebookexternalhit/1.1"}, False),
-        ({"User-Agent": CHROME, "Sec-Purpose": "prefetch;prerender"}, False),
-        ({"User-Agent": CHROME, "Purpose": "Prefetch"}, False),
-        ({"User-Agent": CHROME, "X-Moz": "prefetch"}, False),
-    ],
-    ids=range(9),
-)
-def test_requests_of_persons_count(headers, counts):
-    """A request of a robot, a prefetch and a HEAD request count nothing."""
-    assert is_counted(RequestFactory().get("/", headers=headers)) is counts
-    assert not is_counted(RequestFactory().head("/", headers=headers))
-
-
-def test_memory_is_bounded():
-    """1,024 user agents are remembered, cut to 512 characters."""
-    is_robot.cache_clear()
-    for number in range(1200):
-        assert is_counted(RequestFactory().get("/", headers={"User-Agent": "x" * 512 + str(number)}))
-    assert is_robot.cache_info().currsize == 1
-    for number in range(1200):
-        assert is_counted(RequestFactory().get("/", headers={"User-Agent": f"Browser/{number}"}))
-    assert is_robot.cache_info().currsize == 1024
+HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 
 
 def test_no_events_are_not_handed_over():
@@ -57,32 +21,58 @@ def test_no_events_are_not_handed_over():
     assert not get_delivery.called
 
 
-def build_toolbar(mode):
-    return SimpleLazyObject(lambda: SimpleNamespace(**{f"{mode}_mode_active": True}))
+@pytest.mark.parametrize(
+    ("elements", "kept", "logged"),
+    [
+        (["a", "b"], 2, ""),
+        ([f"element-{number}" for number in range(450)], 450, ""),
+        ([f"element-{number}" for number in range(3000)], 1500, "3000 data-moe-click elements, and a token has room"),
+    ],
+    ids=["few", "many", "too many"],
+)
+def test_mark_of_many_elements(caplog, elements, kept, logged):
+    """The impression counts however many elements can be clicked, and the log says which clicks are lost."""
+    token = read_token(PageTracker("42").sign_mark(HERO, elements))
+    assert (token.action, token.elements) == (Action.SHOWN.value, elements[:kept])
+    assert logged in caplog.text
+    assert bool(logged) == bool(caplog.text)
+
+
+def test_mark_of_a_context_that_is_too_long(caplog):
+    """Without its context no event counts, and the log says that the impressions are lost too."""
+    name = "".join(map(chr, range(1000, 9000)))
+    assert PageTracker("42").sign_mark(Experience("hero", {}, {"cid": name}), ["a"]) is None
+    assert "so the browser reports neither its impressions nor its clicks" in caplog.text
 
 
 @pytest.mark.parametrize(
-    ("marks", "counted"),
+    ("ids", "text", "logged"),
     [
-        ({"is_preview": True}, False),
-        ({"toolbar": build_toolbar("edit")}, False),
-        ({"toolbar": build_toolbar("preview")}, False),
-        ({"toolbar": build_toolbar("structure")}, False),
-        ({"is_preview": False, "toolbar": build_toolbar("content")}, True),
-        ({"toolbar": None}, True),
-        ({}, True),
+        (["1", "2"], "1,2", ""),
+        (["a,b", "50%", "", "ä"], "a%2Cb,50%25,ä", ""),
+        ([""], None, ""),
+        (
+            [f"{number:09}" for number in range(200)],
+            100,
+            "200 offerings, and an impression has room for the ids of 100",
+        ),
+        (["x" * 2000], None, "shows 1 offerings, and an impression has room for the ids of 0"),
     ],
+    ids=["two", "odd", "without an id", "many", "long"],
 )
-def test_preview_counts_nothing(visit, serve, upstream, settings, marks, counted):
-    """The page shows the content, with plain links, without an impression and without the anonymous cookie."""
+def test_offerings_of_an_impression_are_one_string(caplog, ids, text, logged):
+    """MoEngage takes only strings, so the ids are a list with commas, of a bounded length."""
+    offerings = tuple(Offering(offering_id, {}, {"moe_offering_id": offering_id}) for offering_id in ids)
+    hero = Experience("hero", {}, {"cid": "1"}, offerings=offerings)
+    listed = build_event(Action.SHOWN, hero, "42").attributes.get("moe_offering_ids")
+    assert listed == text if text != 100 else (len(listed.split(",")), len(listed)) == (text, MAX_OFFERING_IDS - 1)
+    assert logged in caplog.text
+    assert read_token(PageTracker("42").sign_mark(hero, ())).attributes.get("moe_offering_ids") == listed
 
-    def view(request):
-        request.__dict__ |= marks
-        return show(request, TAGS)
 
-    serve(view)
-    settings.ROOT_URLCONF.urlpatterns.append(path("moe/", include("django_moe_personalize.urls")))
-    response = visit("/page/")
-    assert (b"/moe/c" in response.content, "moe_id" in response.cookies) == (counted, counted)
-    assert b"<h1>Welcome" not in response.content
-    assert upstream.count("hero-banner")[0] == counted
+def test_context_of_an_offering_is_strings():
+    """A click carries the offering's context. Values that aren't strings become JSON."""
+    offering = Offering("1", {}, {"moe_offering_id": "1", "rank": 2, "tags": ["new"], "is_new": True})
+    event = build_event(Action.CLICKED, HERO, "42", offering=offering)
+    more = {"moe_offering_id": "1", "rank": "2", "tags": '["new"]', "is_new": "true", "b_id": "1"}
+    assert event.attributes == {**HERO.experience_context, **more}

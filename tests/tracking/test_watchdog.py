@@ -23,6 +23,7 @@ from django_moe_personalize.tracking.watchdog import (
     get_watchdog,
 )
 from tests.conftest import settle
+from tests.pages import BROWSER
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
 from tests.virtual_time import Clock
 
@@ -239,10 +240,10 @@ def test_pages_that_are_watched(upstream, options, pages):
     """Only a page that shows experiences to a person who may be counted: no robot, no error page, no HEAD."""
     with override_personalize(**options):
         for method, path, agent in (
-            ("get", "/tags/", "Mozilla/5.0"),
+            ("get", "/tags/", BROWSER),
             ("get", "/tags/", "Googlebot"),
-            ("head", "/tags/", "Mozilla/5.0"),
-            ("get", "/missing/", "Mozilla/5.0"),
+            ("head", "/tags/", BROWSER),
+            ("get", "/missing/", BROWSER),
         ):
             getattr(Client(), method)(path, headers={"User-Agent": agent})
         rendered = {key: rendered.pages for key, rendered in get_watchdog()._rendered.items()}

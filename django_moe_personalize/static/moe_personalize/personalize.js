@@ -1,18 +1,25 @@
-// Reports clicks on data-moe-click elements and, if the page asks for it, experiences that come into view.
-// The page has a mark before and after an experience: an empty <template>, which doesn't change the layout, may
-// stand in tables and lists, and holds the signed token to report.
+// Reports clicks on data-moe-click elements and, if the page asks for it, experiences that the visitor sees.
+// A mark has the signed tokens to report. It is an attribute of an experience's first element, or a comment. Another
+// comment, "/moe", ends the experience. So marks can't match the selectors of the page's CSS.
 (() => {
+  const doc = document;
   // A page that loads the script twice reports once.
-  if (document.moeSent) return;
-  const reported = (document.moeSent = {});
-  const url = document.currentScript.dataset.beacon;
+  if (doc.moeSent) return;
+  const reported = (doc.moeSent = {});
+  const url = doc.currentScript.dataset.beacon;
   const pending = [];
+  const { hypot, max, min } = Math;
 
-  // Report each event once. One beacon carries all events of a second.
-  function report(...event) {
+  // Return the event as text if this page view hasn't reported the event yet.
+  function note(...event) {
     const text = JSON.stringify(event);
-    if (reported[text]) return;
-    reported[text] = true;
+    return !reported[text] && (reported[text] = text);
+  }
+
+  // One beacon carries all events of a second.
+  function report(...event) {
+    const text = note(...event);
+    if (!text) return;
     // The server reads 16 KiB at most. It also reads 100 events at most, which with their tokens are larger.
     if ((pending + text).length > 15000) send();
     if (!pending[0]) setTimeout(send, 1000);
@@ -26,116 +33,227 @@
     navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: true }).catch(() => {});
   }
 
-  // List the marks of the experiences around an element, the innermost last: marks before it that are still open.
-  function listMarks(element) {
+  // IMPRESSIONS = "web_sdk": MoEngage's own script counts. Until it has loaded, the calls wait.
+  const calls = [];
+  let waits = 0, sdkTimer;
+
+  // The stamp of the page view tells equal calls of two page views apart.
+  function tell(stamp, more = []) {
+    // 99: a page that never loads MoEngage's script must not fill the memory.
+    for (const call of more) if (note(stamp, call) && !calls[99]) calls.push(call);
+    sdkTimer || tellAll();
+  }
+
+  function tellAll() {
+    sdkTimer = 0;
+    // MoEngage's loader makes the global. Its second script adds the part "personalize".
+    const sdk = (window.Moengage || window.MoEngage)?.personalize;
+    while (sdk && calls[0]) {
+      const [method, ...details] = calls.shift();
+      sdk[method](...details);
+    }
+    // The script waits for 30 seconds. In a hidden page, browsers let the time pass more slowly.
+    if (calls[0]) waits++ < 120 ? (sdkTimer = setTimeout(tellAll, 250)) : report("missing", "web_sdk");
+  }
+
+  // Each experience has a live range, which stays around the content when a script replaces the content.
+  let experiences = [];
+
+  function addExperience(mark, token) {
+    const experience = { mark, range: new Range(), token };
+    experiences.push(experience);
+    if (token[0] === "%") {
+      // The calls of the impression, and of the click on each element.
+      experience.calls = JSON.parse(decodeURIComponent(token));
+      tell(...experience.calls);
+    } else if (mark.dataset ? "moeWatch" in mark.dataset : mark.data[3] === "-") watch(experience);
+    return experience;
+  }
+
+  // Find the marks, also in open shadow roots.
+  function scan(root) {
+    observer.observe(root, { childList: true, subtree: true, attributeFilter: ["data-moe-experience"] });
     const open = [];
-    for (const mark of document.querySelectorAll("[data-moe-experience],[data-moe-context],[data-moe-end]")) {
-      // 4: the element follows the mark.
-      if (mark.compareDocumentPosition(element) & 4) {
-        if ("moeEnd" in mark.dataset) open.pop();
-        else open.push(mark);
+    const walker = doc.createTreeWalker(root, 129);
+    for (let node; (node = walker.nextNode()); ) {
+      const { data, dataset } = node;
+      // If an element is the first one of several experiences, its mark has several tokens. The outermost comes first.
+      const text = /^moe\S* (.+)/.exec(data)?.[1] || dataset?.moeExperience;
+      // A library that morphs the page keeps the mark and changes its tokens.
+      if (node.moe !== text) {
+        node.moe = text;
+        node.moes = text?.split(" ").map((token) => addExperience(node, token));
       }
-    }
-    return open;
-  }
-
-  // IMPRESSIONS = "web_sdk": MoEngage's own script counts, if the page has loaded it.
-  function tell(method, context, details) {
-    const sdk = window.MoEngage?.personalize;
-    sdk?.[method](JSON.parse(context), details);
-    return sdk;
-  }
-
-  // In the capture phase, because the page's own handlers may stop the event or remove the element.
-  addEventListener(
-    "click",
-    ({ target }) => {
-      const element = target.closest?.("[data-moe-click]");
-      const mark = element && listMarks(element).pop();
-      if (!mark) return;
-      const name = element.dataset.moeClick;
-      const { moeContext: context, moeExperience: token } = mark.dataset;
-      if (context) tell("trackClick", context, { button_id: name });
-      else report("click", token, name);
-      // The click may lead to another page.
-      send();
-    },
-    true,
-  );
-
-  // A hidden page shows nothing, and its visitor may never return. So send the waiting reports now.
-  let interrupted = 0;
-  addEventListener("visibilitychange", (event) => {
-    interrupted = event.timeStamp;
-    send();
-  });
-
-  // IMPRESSIONS = "visible": report an experience when half of it was in view for one second without a break.
-  function watch(mark) {
-    let elements, since, timer;
-
-    // Observe all elements again, so that the observer reports which part of each is in view now.
-    function measure() {
-      elements = [];
-      for (let next = mark; (next = next.nextElementSibling) && listMarks(next).includes(mark); ) elements.push(next);
-      // There is at least the end mark, unless a script has removed the experience.
-      if (!elements[0]) return;
-      // Bare text has no element of its own, so watch its parent.
-      if (!elements[1]) elements = [mark.parentElement];
-      observer.disconnect();
-      elements.forEach((element) => observer.observe(element));
-    }
-
-    const observer = new IntersectionObserver((entries) => {
-      clearTimeout(timer);
-      if (entries.length < elements.length) return measure();
-      const now = entries[0].time;
-      let area = 0, seen = 0, left = Infinity, right = 0;
-      for (const { target, boundingClientRect: box, intersectionRect: part } of entries) {
-        if (target.checkVisibility?.({ opacityProperty: true, visibilityProperty: true }) !== false) {
-          area += box.width * box.height;
-          seen += part.width * part.height;
-          left = Math.min(left, box.x);
-          right = Math.max(right, box.right);
-        }
+      for (const experience of node.moes || []) {
+        open.push(experience);
+        // A minifier may remove the comment at the end. Then the first element is the whole experience.
+        experience.range.selectNode(node);
       }
-      // An experience that is taller than the window has to fill half of the window's height.
-      since =
-        !document.hidden &&
-        seen &&
-        2 * seen >= Math.min(area, (right - left) * innerHeight) &&
-        (since > interrupted ? since : now);
-      if (since && now - since >= 1000) {
-        observer.disconnect();
-        report("impression", mark.dataset.moeExperience);
-      } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(measure, 100);
-    });
-    measure();
+      if (data === "/moe") {
+        const last = open.at(-1);
+        // A comment whose mark a script has removed must not end another experience.
+        if (last?.mark === (node.moe ||= last?.mark)) open.pop()?.range.setEndAfter(node);
+      }
+      // A page that was fetched before the visitor opened it has the tokens of its impressions. It is open now.
+      dataset?.moeShown?.split(" ").forEach((token) => report("impression", token));
+      if (node.shadowRoot) scan(node.shadowRoot);
+    }
   }
 
   let timer;
 
-  function scan() {
+  function update() {
     timer = 0;
-    for (const mark of document.querySelectorAll("[data-moe-watch],[data-moe-context]")) {
-      const { moeContext: context, moeExperience: token = context } = mark.dataset;
-      // A library that morphs the page keeps the mark and changes its token.
-      if (mark.moe !== token) {
-        // MoEngage's script may still be loading.
-        if (context && !tell("trackImpression", context)) schedule();
-        else {
-          mark.moe = token;
-          if (!context) watch(mark);
+    scan(doc);
+    // A script may have changed or removed marks.
+    experiences = experiences.filter((each) => each.mark.moes?.includes(each) && !each.range.collapsed);
+    for (const { measure } of experiences) measure?.();
+  }
+
+  // Experiences that a script adds to the page later count too.
+  const observer = new MutationObserver(() => (timer ||= setTimeout(update, 200)));
+
+  let press, isCounted;
+
+  // Count an act of a person: a click, a middle click on a link, or the sending of a form.
+  function count(event) {
+    const { type, button, detail } = event;
+    // The path also leads through open shadow roots.
+    const path = event.composedPath();
+    const index = path.findIndex(({ dataset, disabled }) => disabled || dataset?.moeClick != null);
+    const element = path[index];
+    const name = element?.dataset?.moeClick;
+    if (
+      // A script made this event. Or one act made two events: a click on a label also clicks its field.
+      !event.isTrusted ||
+      isCounted ||
+      name == null ||
+      element.disabled ||
+      // A form counts when it is sent, and not when its fields are clicked.
+      element.matches("form") !== (type === "submit") ||
+      // 1: the middle button opens a link in a new tab.
+      (button && (button > 1 || !path.some(({ href }) => href))) ||
+      // The visitor has dragged or selected something. A click without a pointer has the detail 0.
+      (detail && press && hypot(event.x - press.x, event.y - press.y) > 10)
+    )
+      return;
+    if (timer) update();
+    // The innermost experience around the element starts last. 0: compare the starts.
+    const [found] = path.slice(index).flatMap((node) =>
+      experiences
+        .filter(({ range }) => node.parentNode && range.isPointInRange(node, 0))
+        .sort((a, b) => a.range.compareBoundaryPoints(0, b.range))
+        .slice(-1),
+    );
+    if (!found) return;
+    isCounted = true;
+    setTimeout(() => (isCounted = false));
+    if (found.calls) tell(found.calls[0], found.calls[2][name]);
+    else report("click", found.token, name);
+    // The click may lead to another page.
+    send();
+  }
+
+  // Return the parts of a node that a person sees: text, and elements with a box of their own.
+  function listParts(node) {
+    // Only text has wholeText.
+    if (!node.matches) return node.wholeText?.trim() ? [node] : [];
+    if (!node.getClientRects()[0] && getComputedStyle(node).display !== "contents") {
+      // A closed list shows the selected option.
+      return [node.selected ? node.closest("select") : node];
+    }
+    // An inline element has a box as high as a line, and only its content is as high as an image.
+    const children = node.assignedNodes?.({ flatten: true }) || (node.shadowRoot || node).childNodes;
+    const parts = node.clientWidth && node.clientHeight ? [] : [...children].flatMap(listParts);
+    return parts[0] ? parts : [node];
+  }
+
+  const getParent = (node) => node.assignedSlot || node.parentNode || node.host;
+
+  // IMPRESSIONS = "visible": report an experience when half of it was in view for one second without a break.
+  function watch(experience) {
+    const { range, token } = experience;
+    let parts, isNew, timer;
+
+    // Observe all elements again, so that the observer reports which part of each is in view now.
+    function measure() {
+      observer.disconnect();
+      parts = [];
+      isNew = true;
+      for (const child of experiences.includes(experience) ? range.startContainer.childNodes : []) {
+        for (const part of range.intersectsNode(child) ? listParts(child) : []) {
+          let element = part;
+          // The observer can't observe text. So observe the element around the text.
+          while (!(element === part ? part.matches : element.getClientRects?.()[0])) element = getParent(element);
+          parts.push([element, part]);
+          observer.observe(element);
         }
       }
     }
+
+    const observer = new IntersectionObserver((entries) => {
+      clearTimeout(timer);
+      // Later the observer reports only the elements that have moved.
+      if (!isNew) return measure();
+      isNew = false;
+      const now = entries[0].time;
+      const text = new Range();
+      let area = 0, seen = 0, left = Infinity, top = Infinity, right = 0, bottom = 0;
+      for (const [element, part] of parts) {
+        if (element.checkVisibility?.({ checkOpacity: true, checkVisibilityCSS: true }) === false) continue;
+        const { boundingClientRect, intersectionRect: view } = entries.find(({ target }) => target === element);
+        text.selectNode(part);
+        for (const box of part === element ? [boundingClientRect] : text.getClientRects()) {
+          area += box.width * box.height;
+          seen +=
+            max(0, min(box.right, view.right) - max(box.x, view.x)) *
+            max(0, min(box.bottom, view.bottom) - max(box.y, view.y));
+          left = min(left, box.x);
+          top = min(top, box.y);
+          right = max(right, box.right);
+          bottom = max(bottom, box.bottom);
+        }
+      }
+      // The size of the part that the window and the scroll containers around the experience can show at once.
+      let width = innerWidth, height = innerHeight, isMoved;
+      for (let node = getParent(parts[0][1]); node && node !== doc.body; node = getParent(node)) {
+        if (!node.matches) continue;
+        const { overflow, transform } = getComputedStyle(node);
+        const box = node.getBoundingClientRect();
+        // A slider hides its overflow and moves its content.
+        isMoved ||= /1, 0, 0, 1,/.test(transform) || node.scrollLeft || node.scrollTop;
+        if (isMoved ? overflow !== "visible" : /auto|scroll/.test(overflow)) {
+          width = min(width, box.width);
+          height = min(height, box.height);
+          isMoved = 0;
+        }
+      }
+      // Of content that is larger than this part, half of what the part can show has to be in view.
+      area *= min(1, width / (right - left)) * min(1, height / (bottom - top));
+      experience.since = !doc.hidden && seen && 2 * seen >= area && (experience.since || now);
+      if (experience.since && now - experience.since >= 1000) {
+        observer.disconnect();
+        experience.measure = null;
+        report("impression", token);
+      } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(measure, seen ? 100 : 300);
+    });
+    experience.measure = measure;
   }
 
-  function schedule() {
-    timer ||= setTimeout(scan, 200);
-  }
-
-  scan();
-  // Experiences that a script adds to the page later count too.
-  new MutationObserver(schedule).observe(document, { childList: true, subtree: true });
+  const handlers = {
+    click: count,
+    auxclick: count,
+    submit: count,
+    pointerdown: (event) => (press = event),
+    // A hidden page shows nothing, and its visitor may never return. So send the waiting reports now.
+    visibilitychange: () => {
+      for (const experience of experiences) experience.since = 0;
+      send();
+    },
+    // The browser may prepare a page before the visitor opens it.
+    prerenderingchange: update,
+  };
+  // In the capture phase, because the page's own handlers may stop the event or remove the element.
+  for (const type in handlers) addEventListener(type, handlers[type], true);
+  if (!doc.prerendering) update();
 })();

@@ -1,0 +1,132 @@
+"""Links and pages under libraries that fetch them before the visitor asks, or instead of the browser."""
+
+from dataclasses import dataclass
+
+import pytest
+
+pytestmark = pytest.mark.urls("tests.browser.site")
+
+ACTS = {"middle": {"button": 1}, "ctrl": {"modifier": "Control"}, "enter": {}}
+LINK = """{{% experience 'hero' as hero %}}<p {attributes}>
+<a id="url-{name}" {link} href="{{% click_url hero '/target' element='url-{name}' %}}">counted by the server</a>
+<a id="named-{name}" {link} href="/other" data-moe-click="named-{name}">counted by the script</a>
+<a id="away-{name}" {link} href="{{% click_url hero away element='away-{name}' %}}">to another host</a>
+</p>{{% endexperience %}}"""
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library, the attributes that its links need, whether it fetches pages before a click, and the
+    page views of a visitor who comes back to a page."""
+
+    files: tuple[str, ...] = ()
+    attributes: str = ""
+    link: str = ""
+    head: str = ""
+    fetches_early: bool = True
+    # Unpoly fetches the first page again when the visitor goes back.
+    views: int = 1
+    impressions: str = "render"
+
+    def put(self, visitor, library, names):
+        """Put three pages on the site, and return the address of the page with the links."""
+        head = self.head
+        for name in self.files:
+            visitor.site.put_file(name, library(name).encode())
+            head += f'<script src="/{name}" defer></script>'
+        links = "".join(LINK.format(name=name, attributes=self.attributes, link=self.link) for name in names)
+        body = f"{{% with away='http://{visitor.site.other_host}/other' %}}{links}{{% endwith %}}"
+        for name, key in (("target", "promo"), ("other", "offer")):
+            visitor.site.put(name, f"{{% experience '{key}' %}}<b>{name}</b>{{% endexperience %}}", head=head)
+        return visitor.site.put("page", body, head=head)
+
+
+def speculate(how: str) -> str:
+    """Return rules that let Chromium fetch links under the mouse."""
+    rules = f'{{"{how}": [{{"where": {{"href_matches": "/*"}}, "eagerness": "moderate"}}]}}'
+    return f'<script type="speculationrules">{rules}</script>'
+
+
+HTMX, PRELOAD = "htmx.org/dist/htmx.js", "htmx-ext-preload/preload.js"
+BOOST = 'hx-boost="true"'
+LIBRARIES = {
+    "plain": Library(fetches_early=False),
+    "turbo": Library(("@hotwired/turbo/dist/turbo.es2017-umd.js",)),
+    "htmx": Library((HTMX,), BOOST, fetches_early=False),
+    "htmx, mouseover": Library((HTMX, PRELOAD), f'{BOOST} hx-ext="preload"', 'preload="mouseover"'),
+    "htmx, mousedown": Library((HTMX, PRELOAD), f'{BOOST} hx-ext="preload"', "preload", fetches_early=False),
+    "unpoly": Library(("unpoly/unpoly.js",), link="up-follow", fetches_early=False, views=2),
+    "unpoly, preload": Library(("unpoly/unpoly.js",), link="up-follow up-preload", views=2),
+    "link": Library(head='<link rel="prefetch" href="/other">'),
+    "prefetch": Library(head=speculate("prefetch")),
+    "prerender": Library(head=speculate("prerender")),
+    "prerender, visible": Library(head=speculate("prerender"), impressions="visible"),
+}
+CHROMIUM_ONLY = {"prefetch", "prerender", "prerender, visible"}
+
+
+def each(names):
+    """Run a test for each of these libraries, in both browsers if both have what the library uses."""
+    rows = [(browser, name) for name in names for browser in ("chromium", "firefox")]
+    rows = [row for row in rows if row[0] == "chromium" or row[1] not in CHROMIUM_ONLY]
+    return pytest.mark.parametrize(("browser", "name"), rows, indirect=["browser"])
+
+
+@each(LIBRARIES)
+def test_only_a_visit_counts(visitor, library, name):
+    """A link under the mouse counts nothing. Its click counts once, its page counts once, and going back nothing."""
+    used = LIBRARIES[name]
+    visitor.use(used.impressions, CACHE_CONTROL="private, no-cache", CONTENT_HOSTS=[visitor.site.other_host])
+    if name in CHROMIUM_ONLY:
+        visitor.site.policy = visitor.site.policy.replace("script-src", "script-src 'inline-speculation-rules'")
+    visitor.driver.get(used.put(visitor, library, ["hover"]))
+    visitor.wait_until(lambda: visitor.impressions == {"hero": 1})
+    hover(visitor, "named", "/other", used.fetches_early)
+    hover(visitor, "url", "/moe/click/", False)
+    assert (visitor.impressions, visitor.clicks) == ({"hero": 1}, [])
+    visitor.click("#url-hover")
+    visitor.wait_until(lambda: visitor.title == "target" and visitor.impressions == {"hero": 1, "promo": 1})
+    assert visitor.clicks == [("hero", "url-hover")]
+    visitor.driver.back()
+    visitor.wait_until(lambda: visitor.title == "page")
+    visitor.site.requests.clear()
+    hover(visitor, "named", "/other", False)
+    visitor.click("#named-hover")
+    visitor.wait_until(lambda: visitor.title == "other" and len(visitor.clicks) == 2)
+    visitor.wait_until(lambda: len(visitor.impressions) == 3)
+    assert visitor.impressions == {"hero": used.views, "promo": 1, "offer": 1}
+    assert visitor.clicks == [("hero", "url-hover"), ("hero", "named-hover")]
+
+
+def hover(visitor, kind, path, must_fetch):
+    """Hold the mouse over a link until the library fetches it in advance, or for half a second."""
+    visitor.driver.hover(f"#{kind}-hover")
+
+    def is_fetched():
+        return any(found.startswith(path) for found, _ in visitor.site.requests)
+
+    visitor.wait_until(is_fetched) if must_fetch else visitor.watch(is_fetched, 0.5)
+
+
+@each(["plain", "turbo", "htmx", "unpoly"])
+def test_every_click_counts_once(visitor, library, name):
+    """A middle click, a click with Ctrl and the Enter key count once. A link to another host leads there."""
+    visitor.use("render", CACHE_CONTROL="private, no-cache", CONTENT_HOSTS=[visitor.site.other_host])
+    visitor.driver.get(LIBRARIES[name].put(visitor, library, ACTS))
+    expected = []
+    for act, how in ACTS.items():
+        for kind, title in (("url", "target"), ("named", "other")):
+            visitor.driver.press("Enter", f"#{kind}-{act}") if act == "enter" else visitor.click(
+                f"#{kind}-{act}", **how
+            )
+            expected.append(("hero", f"{kind}-{act}"))
+            visitor.wait_until(lambda: visitor.clicks == expected)
+            if act == "enter":
+                visitor.wait_until(lambda title=title: visitor.title == title)
+                visitor.driver.back()
+                visitor.wait_until(lambda: visitor.title == "page")
+    assert visitor.driver.count_tabs() == 5
+    visitor.click("#away-enter")
+    visitor.wait_until(lambda: visitor.driver.url.startswith("http://localhost:"))
+    visitor.wait_until(lambda: visitor.clicks == [*expected, ("hero", "away-enter")])
+    assert visitor.impressions == {"hero": 1, "promo": 3, "offer": 4}

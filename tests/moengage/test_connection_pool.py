@@ -1,0 +1,266 @@
+"""Attempts to connect: callers share them, and a connection outlives the caller that wanted it."""
+
+import copy
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from types import SimpleNamespace
+
+import pytest
+
+from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
+from django_moe_personalize.moengage import connection_pool
+from django_moe_personalize.moengage.connection_pool import ConnectionPool
+from django_moe_personalize.moengage.http1 import StillConnecting
+from django_moe_personalize.moengage.transport import RequestsTransport
+from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
+from tests.loopback import Exchange, Loopback
+from tests.wire import FETCH, LONG, Wire, echo, wait_until
+
+SOON = 0.05
+
+
+class Connector:
+    """A host in a test. While ``go`` isn't set, the step ``held`` hangs. ``errors`` are raised in order, then none."""
+
+    peer = "MoEngage"
+
+    def __init__(self, *addresses, held="", errors=()):
+        self.addresses = addresses or ("10.0.0.1",)
+        self.held = held
+        self.errors = list(errors)
+        self.go = threading.Event()
+        self.opened = []
+
+    def look_up(self):
+        if self.held == "look_up":
+            self.go.wait(LONG)
+        return list(self.addresses)
+
+    def connect(self, address, seconds):
+        if self.held in ("connect", address):
+            self.go.wait(LONG)
+        if self.errors and (error := self.errors.pop(0)):
+            raise error
+        connection = SimpleNamespace(address=address, is_used=False, is_connected=True, sock=None, is_open=True)
+        connection.close = lambda: setattr(connection, "is_open", False)
+        self.opened.append(connection)
+        return connection
+
+
+def build_pool(connector, seconds=LONG):
+    return ConnectionPool(connector, connect_timeout=seconds, max_idle=8)
+
+
+def test_failure_reaches_all_callers():
+    """Callers that wait for the same attempt get copies of its error, with the same cause."""
+    error = TransportError("refused")
+    error.__cause__ = OSError()
+    connector = Connector(held="connect", errors=[error] * 4)
+    pool = build_pool(connector)
+    with ThreadPoolExecutor(8) as callers:
+        calls = [callers.submit(pool.wait, LONG) for _ in range(8)]
+        wait_until(lambda: pool._waiting == 8)
+        assert len(pool._attempts) == connection_pool.COLD_ATTEMPTS
+        connector.go.set()
+    errors = [call.exception() for call in calls]
+    assert {type(one) for one in errors} == {TransportError}
+    assert {one.__cause__ for one in errors} == {error.__cause__}
+    assert len({id(one) for one in errors}) == 8
+    assert pool.wait(LONG)
+
+
+def test_bug_reaches_the_caller():
+    """An unexpected error isn't copied, because a copy could fail."""
+    with pytest.raises(KeyError):
+        build_pool(Connector(errors=[KeyError()])).wait(LONG)
+
+
+def test_failed_attempt_is_no_reason_to_give_up():
+    """If an attempt fails, its callers wait for the other attempts. After a success, they try again."""
+    connector = Connector(held="connect", errors=[TransportError("refused"), None])
+    pool = build_pool(connector)
+    with ThreadPoolExecutor(2) as callers:
+        calls = [callers.submit(pool.wait, LONG) for _ in range(2)]
+        wait_until(lambda: pool._waiting == 2)
+        connector.go.set()
+        assert {id(call.result()) for call in calls} == {id(one) for one in connector.opened}
+
+
+def test_connection_that_ends_at_once_is_replaced():
+    """A connection that the server closed before its first request isn't used."""
+    connector = Connector()
+    connect = connector.connect
+
+    def connect_twice(*args):
+        connection = connect(*args)
+        connection.is_connected = len(connector.opened) > 1
+        return connection
+
+    connector.connect = connect_twice
+    assert build_pool(connector).wait(LONG) is connector.opened[1]
+
+
+@pytest.mark.parametrize("state", ["new", "old", "after-a-failure"])
+def test_caller_whose_time_is_over(state, monkeypatch):
+    """The error says whether the attempt is new, unless the attempt before failed. A copy leaves out the attempt."""
+    connector = Connector(held="connect")
+    pool = build_pool(connector)
+    if state == "old":
+        monkeypatch.setattr(connection_pool, "EARLY_SECONDS", 0.0)
+    if state == "after-a-failure":
+        connector.held, connector.errors = "", [TransportError("refused")]
+        with pytest.raises(TransportError):
+            pool.wait(LONG)
+        connector.held = "connect"
+    for _ in range(2):
+        with pytest.raises(StillConnecting, match="answer in time: the connection isn't open") as caught:
+            pool.wait(SOON)
+    assert caught.value.is_early == (state == "new")
+    # If an attempt hangs, the next caller begins another.
+    assert len(pool._attempts) == (2 if state == "old" else 1)
+    for twin in (copy.copy(caught.value), pickle.loads(pickle.dumps(caught.value))):
+        assert twin.is_early == caught.value.is_early
+    connector.go.set()
+    assert caught.value.attempt.result(LONG) is None
+    assert pool.take() in connector.opened
+
+
+def test_lookup_that_hangs(monkeypatch):
+    """After the time to connect, callers get an error that names the DNS lookup, and start another attempt."""
+    monkeypatch.setattr(connection_pool, "GRACE", 0.0)
+    connector = Connector(held="look_up")
+    pool = build_pool(connector, SOON)
+    with pytest.raises(DeadlineExceeded, match="the DNS lookup hangs") as caught:
+        pool.wait(LONG)
+    assert not isinstance(caught.value, StillConnecting)
+    connector.go.set()
+    wait_until(lambda: pool.idle)
+    assert pool.wait(LONG) is connector.opened[0]
+
+
+@pytest.mark.parametrize("errors", [[TransportError("refused"), None], [None]])
+def test_without_threads(errors, monkeypatch):
+    """While Python exits, it starts no thread. Then the caller's thread connects, to one address after the other."""
+
+    def refuse(*args):
+        raise PoolBusy
+
+    monkeypatch.setattr(WorkerPool, "submit", refuse)
+    connector = Connector("10.0.0.1", "10.0.0.2", errors=errors)
+    assert build_pool(connector).wait(LONG).address == ("10.0.0.2" if len(errors) > 1 else "10.0.0.1")
+
+
+def test_slower_address_is_closed(monkeypatch):
+    """If two addresses connect, only the faster connection stays open."""
+    monkeypatch.setattr(connection_pool, "STAGGER", SOON)
+    connector = Connector("10.0.0.1", "10.0.0.2", held="10.0.0.1")
+    pool = build_pool(connector)
+    fast = pool.wait(LONG)
+    assert (fast.address, fast.is_open) == ("10.0.0.2", True)
+    wait_until(lambda: not pool._attempts)
+    connector.go.set()
+    wait_until(lambda: len(connector.opened) == 2 and not connector.opened[1].is_open)
+    assert not pool.idle
+
+
+def test_slow_addresses_that_fail(monkeypatch):
+    """The error is that of the address that failed last."""
+    monkeypatch.setattr(connection_pool, "STAGGER", SOON)
+    connector = Connector("10.0.0.1", "10.0.0.2", held="connect", errors=[TransportError("a"), TransportError("b")])
+    pool = build_pool(connector)
+    with ThreadPoolExecutor(1) as callers:
+        call = callers.submit(pool.wait, LONG)
+        wait_until(lambda: pool._threads.in_flight == 3)
+        connector.go.set()
+        assert isinstance(call.exception(), TransportError)
+
+
+def test_few_suspects(monkeypatch):
+    """A host whose addresses change doesn't fill the memory."""
+    monkeypatch.setattr(connection_pool, "MAX_SUSPECTS", 1)
+    pool = build_pool(Connector("10.0.0.1", "10.0.0.2", errors=[TransportError("a"), TransportError("b")]))
+    with pytest.raises(TransportError, match="b"):
+        pool.wait(LONG)
+    assert [*pool._suspects] == ["10.0.0.2"]
+
+
+@pytest.mark.parametrize("end", [Exchange.close, Exchange.reset, lambda exchange: exchange.send(b"HTTP/1.1 408 X")])
+def test_new_connection_that_the_server_ended(end):
+    """A connection that never carried a request may have unread TLS tickets, but nothing else."""
+    is_open = threading.Event()
+    with Wire(echo) as wire:
+        wire.server._converse = lambda connection: is_open.wait(LONG) and end(Exchange(None, 1, connection, is_open))
+        wire.transport.connect(deadline=Deadline(LONG))
+        is_open.set()
+        (connection,) = wire.transport._pool.idle
+        wait_until(lambda: not connection.is_connected)
+        assert wire.transport._pool.take() is None
+
+
+def test_connect_needs_time():
+    """connect() opens no connection if one is idle."""
+    with Wire(echo) as wire:
+        with pytest.raises(DeadlineExceeded):
+            wire.transport.connect(deadline=Deadline(0.0))
+        for _ in range(2):
+            wire.transport.connect(deadline=Deadline(LONG))
+        assert wire.send().body == FETCH.body
+        assert wire.server.connections == 1
+
+
+@pytest.mark.parametrize("answers", [True, False])
+@pytest.mark.parametrize("way", ["send", "start"])
+def test_late_response(answers, way, build_wire, monkeypatch):
+    """The connection of a late response stays open, unless the response doesn't come at all."""
+    monkeypatch.setattr(connection_pool, "LINGER_SECONDS", LONG if answers else SOON)
+    go = threading.Event()
+    wire = build_wire(lambda exchange: (go.wait(LONG), echo(exchange)))
+    if way == "send":
+        with pytest.raises(DeadlineExceeded):
+            wire.send(seconds=0.25)
+    else:
+        exchange = wire.start()
+        assert exchange.receive(0.0) is None
+        exchange.abandon()
+    assert not wire.is_kept()
+    if not answers:
+        wait_until(lambda: not wire.transport._pool._threads.in_flight)
+    go.set()
+    if answers:
+        wait_until(wire.is_kept)
+    assert wire.send().body == FETCH.body
+    assert wire.server.connections == (1 if answers else 2)
+
+
+def test_late_response_without_a_thread(build_wire, monkeypatch):
+    """If no thread is free, the connection is closed. An exchange that has ended isn't abandoned."""
+    wire = build_wire(lambda exchange: exchange.hang())
+    exchange = wire.start()
+    monkeypatch.setattr(wire.transport._pool._threads, "offer", lambda *args: False)
+    for _ in range(2):
+        exchange.abandon()
+    assert not wire.is_kept()
+    with pytest.raises(RuntimeError):
+        exchange.receive(0.0)
+
+
+def test_servers_close_all_idle_connections(build_wire):
+    """Callers that find only closed connections share the attempts to connect."""
+    wire = build_wire(echo)
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda _: wire.send(), range(8)))
+        before = wire.server.connections
+        wire.server.drop_connections()
+        assert {response.status for response in callers.map(lambda _: wire.send(), range(16))} == {200}
+    assert wire.server.connections <= before + 8
+
+
+def test_child_process_connects_itself():
+    """After a fork, no attempt and no lock of the parent process holds up the child."""
+    with Loopback(echo) as server, closing(RequestsTransport(server.url)) as transport:
+        transport._pool._changed.acquire()
+        transport._pool._pid -= 1  # As after a fork.
+        with suppress(StillConnecting):
+            assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body

@@ -1,0 +1,98 @@
+"""The lines about outages: the start with its cause, and the end."""
+
+import logging
+
+import pytest
+
+from django_moe_personalize.log import MAX_PAUSE, MIN_PAUSE, Outage
+from tests.virtual_time import Clock
+
+HOUR = 3600
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def outage(clock):
+    return Outage("Calls fail", "Calls work again", clock=clock)
+
+
+def read(caplog):
+    return [(record.levelno, record.getMessage()) for record in caplog.records]
+
+
+def test_start_cause_and_end(outage, clock, caplog):
+    """The log has one line for the start and one for the end, at one level, which Python shows by default."""
+    for number in range(500):
+        outage.fail(f"timeout {number}", "Do this.")
+        outage.skip()
+        clock.now += 0.1
+    outage.end()
+    outage.end()
+    assert read(caplog) == [
+        (logging.WARNING, "Calls fail (timeout 0). Do this."),
+        (logging.WARNING, "Calls work again after 50 s (500 failed, 500 not made)."),
+    ]
+
+
+def test_each_outage_tells_its_cause(outage, clock, caplog):
+    """A second outage has lines of its own, with its own counts. A long outage is told in minutes."""
+    for cause in ("timeout", "refused"):
+        outage.fail(cause, "Do this.")
+        clock.now += HOUR
+        outage.end()
+    start, end = "Calls fail (%s). Do this.", "Calls work again after 60 minutes (1 failed)."
+    assert [text for _, text in read(caplog)] == [start % "timeout", end, start % "refused", end]
+
+
+def test_another_cause_within_an_outage(outage, caplog):
+    """A cause that needs another fix is told once. The end has the level of the last cause."""
+    for cause, advice, level in [("500", "Wait.", 30), ("401", "Check it.", 40), ("503", "Wait.", 30)] * 3:
+        outage.fail(cause, advice, level)
+    outage.end()
+    assert read(caplog) == [
+        (30, "Calls fail (500). Wait."),
+        (40, "Calls fail for another reason (401). Check it."),
+        (40, "Calls work again after 0 s (9 failed)."),
+    ]
+
+
+def test_outage_that_comes_and_goes(outage, clock, caplog):
+    """An outage every ten seconds has few lines. They tell how many outages have no lines."""
+    for _ in range(HOUR // 10):
+        outage.fail("timeout", "Do this.")
+        clock.now += 5
+        outage.end()
+        clock.now += 5
+    lines = [text for _, text in read(caplog)]
+    assert lines[:3] == [
+        "Calls fail (timeout). Do this.",
+        "Calls work again after 5 s (1 failed).",
+        "Calls fail (timeout). Do this. 2 short failures before this one weren't logged.",
+    ]
+    assert 10 <= len(lines) <= 20
+    clock.now += 2 * MAX_PAUSE
+    outage.fail("timeout", "Do this.")
+    outage.end()
+    clock.now += MIN_PAUSE
+    outage.fail("timeout", "Do this.")
+    assert len(caplog.records) == len(lines) + 3
+
+
+def test_long_outage_after_short_outages(outage, clock, caplog):
+    """While short outages aren't logged, an outage that lasts is logged, with its start and its end."""
+    for _ in range(20):
+        outage.fail("short", "Do this.")
+        outage.end()
+    assert len(caplog.records) == 2
+    outage.fail("long", "Do this.")
+    clock.now += MIN_PAUSE
+    outage.fail("long", "Do this.")
+    outage.end()
+    assert [text for _, text in read(caplog)][2:] == [
+        "Calls fail (long). Do this. 19 short failures before this one weren't logged.",
+        "Calls work again after 30 s (2 failed).",
+    ]
