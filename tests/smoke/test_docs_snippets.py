@@ -2,15 +2,17 @@
 
 import ast
 import json
+import os
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 from django.core.management import load_command_class
 from django.template.engine import Engine
 
 from django_moe_personalize.sandbox.workspace import WorkspaceError, parse_workspace
-from tests.documents import DOCS, PAGES, read_blocks
+from tests.documents import DOCS, PAGES, read, read_blocks, read_rows, read_words
 from tests.smoke.test_docs_typed import list_hero_titles
 
 BLOCKS = [block for page in PAGES for block in read_blocks(page)]
@@ -88,3 +90,22 @@ def test_outside_a_request(upstream):
     assert upstream.count("hero-banner") == (1, 0)
     assert "hero-banner" in namespace["list_active"]()
     assert "spring-sale" not in namespace["list_active"]()
+
+
+@pytest.mark.parametrize(
+    ("page", "columns"),
+    [
+        ("settings", ("name", "default", "meaning")),
+        ("checks", ("id", "says")),
+        ("errors", ("error", "below", "code", "retryable", "when")),
+    ],
+)
+def test_each_row_has_an_anchor(page, columns):
+    """People can link to a setting, a check or an error, for example ``settings.html#cache-ttl``."""
+    if not (folder := os.environ.get("DOCS_HTML")):
+        pytest.skip("DOCS_HTML names no folder of built documents: use tox.")
+    html = Path(folder, "reference", f"{page}.html").read_text()
+    names = [read_words(row[0])[0] for row in read_rows(read(f"reference/{page}.md"), *columns)]
+    anchors = [name.rpartition(".")[2].lower().replace("_", "-") for name in names]
+    assert len(anchors) > 10
+    assert [anchor for anchor in anchors if html.count(f' id="{anchor}"') != 1 or f'href="#{anchor}"' not in html] == []
