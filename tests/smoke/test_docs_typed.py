@@ -17,9 +17,9 @@ from tests.documents import DOCS, ROOT, read_blocks
 VISITOR = Path(__file__).with_name("visit_site.py")
 QUICKSTART = DOCS / "quickstart.md"
 HOWTO = DOCS / "howto"
-PAGES = [HOWTO / f"{name}.md" for name in re.findall(r"^([a-z-]+)$", (HOWTO / "index.md").read_text(), re.MULTILINE)]
+PAGES = [HOWTO / f"{name}.md" for name in re.findall(r"^([a-z0-9-]+)$", (HOWTO / "index.md").read_text(), re.MULTILINE)]
 TYPED = [page for page in PAGES if "<!-- page not typed: " not in page.read_text()]
-LANGUAGES = ("python", "html+django", "json", "toml", "sh")
+LANGUAGES = ("python", "html+django", "html+jinja", "json", "toml", "sh")
 ENDLESS = re.compile(r"runserver|--watch|moe_sandbox|db_worker|rqworker|curl |celery |python3? -m (venv|pip) ")
 """Commands that run until somebody stops them, and installations."""
 
@@ -148,7 +148,11 @@ def test_readme(readme):
 def test_howto(site, page):
     """Typed after the quickstart, the page gives a site without a finding, whose pages and links exist."""
     type_page(site, page)
-    visit(site, page)
+    seen = visit(site, page)
+    if page.stem == "testing":
+        run(site, "-m", "pytest", "-q")
+    if page.stem == "languages":
+        assert seen["german"]
 
 
 def test_all_howtos_together(site):

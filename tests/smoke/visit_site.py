@@ -64,7 +64,11 @@ def main() -> None:
     for link in links:
         if (status := browser.get(link, follow=True).status_code) != 200:
             found["wrong"][link] = status
-    found |= {"paths": paths, "links": len(links)}
+    found |= {
+        "paths": paths,
+        "links": len(links),
+        "german": bool(re.search("Montag|Gratis", browser.get("/de/start/").text)),
+    }
     # A browser of its own, whose counts are those of its pages.
     get_delivery().flush(timeout=30)
     get_engine().ledger.clear()
