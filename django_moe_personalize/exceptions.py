@@ -1,4 +1,4 @@
-"""The errors that this package raises.
+"""The errors that this package raises::
 
     MoePersonalizeError                base class, never raised itself
       APIError                         a call to MoEngage failed
