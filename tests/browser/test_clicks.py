@@ -208,6 +208,7 @@ def test_acts_of_a_person(visitor):
     }
     for act, do in acts.items():
         before = len(visitor.clicks)
+        click("#start")
         do()
         with suppress(AssertionError):
             visitor.wait_until(lambda: len(visitor.clicks) > before, 0.3)  # noqa: B023

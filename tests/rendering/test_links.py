@@ -75,6 +75,8 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
         ("'sms:+4930'", "sms:+4930"),
         ("'MyShop://sale/1'", "MyShop://sale/1"),
         ("'tel:'|add:number", "tel:+4930"),
+        ("_('tel:+49')", "tel:+49"),
+        ("_('https://partner.example/x')", "https://partner.example/x"),
         ("''|add:tel", "#"),
         ("'/'|add:tel", "/tel:+4930"),
         ("tel", "#"),
