@@ -110,7 +110,7 @@ def test_many_pages_wait_for_few_connections(build_far, monkeypatch):
             settle()
             assert not get_pool().in_flight
         assert 1 <= far.line.connections <= connection_pool.COLD_ATTEMPTS
-    assert get_breaker().state == "closed"
+        assert get_breaker().state == "closed"
     assert Asked(VISITOR, KEYS).join(LONG).keys() == {*KEYS}
 
 
