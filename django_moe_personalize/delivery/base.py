@@ -72,6 +72,8 @@ class BaseDelivery:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
         self._outage = Outage("Events can't be delivered", "Events are delivered again")
+        name = type(self).__name__
+        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again")
         self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
         self._wrong_clock = Outage("This machine's clock is wrong", "This machine's clock agrees with MoEngage's again")
 
@@ -91,8 +93,12 @@ class BaseDelivery:
             take = protect_transactions()(self.take) if self.uses_database else self.take
             take(events)
         except Exception as error:
-            logger.error("Dropped %d events: %s failed (%s)", len(events), type(self).__name__, describe(error))
+            advice = f"Until it works, events are dropped. {DOCTOR_FIX}"
+            self._breakdown.fail(describe(error), advice, logging.ERROR, count=len(events))
             self.count_dropped(len(events), "error")
+        else:
+            if self._breakdown.is_on:
+                self._breakdown.end()
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""

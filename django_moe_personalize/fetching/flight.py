@@ -47,10 +47,7 @@ from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
 EXTRA_SECONDS = 0.1
-"""Extra time to read the rest of a response that no page started to read before the deadline.
-
-The operating system has buffered some 64 KB of the response while the page was busy with its view.
-"""
+"""Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
 
 MAX_SECONDS = 30.0
 """How long pages join a flight. After this time pages start another flight, because the leader may never finish."""

@@ -29,6 +29,7 @@ from django_moe_personalize.moengage.json_values import (
     split_object,
     write_json,
 )
+from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -104,6 +105,7 @@ class PersonalizeClient:
         """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
+        self._base_url: str = getattr(transport, "base_url", "")
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -153,7 +155,10 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
-        return self._start(request)
+        exchange = self._start(request)
+        if exchange is not None:
+            exchange.end_span = start_span(request, self._base_url)
+        return exchange
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
@@ -188,7 +193,13 @@ class PersonalizeClient:
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
         sent_at = monotonic()
-        response = self._transport.send(request, deadline=deadline)
+        end_span = start_span(request, self._base_url) or repr
+        try:
+            response = self._transport.send(request, deadline=deadline)
+        except Exception as error:
+            end_span(type(error).__name__)
+            raise
+        end_span(response.status)
         self.clock.learn(response.headers, sent_at)
         return response
 
