@@ -97,12 +97,15 @@ class ExperienceNode(Node):
 
     child_nodelists = ("body", "fallback")
 
-    def __init__(self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList) -> None:
+    def __init__(
+        self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList, *, is_filtered: bool = False
+    ) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.name = name
         self.body = body
         self.fallback = fallback
+        self.is_filtered = is_filtered
 
     def __iter__(self) -> Iterator[Node]:
         yield from (*self.body, *self.fallback)
@@ -114,6 +117,9 @@ class ExperienceNode(Node):
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
+        if self.is_filtered:
+            page.tracker.add_rendered(experience)
+            return body
         return rendering.render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
 
 
@@ -179,7 +185,9 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
     if parser.next_token().contents == "fallback":
         fallback = parser.parse(("endexperience",))
         parser.delete_first_token()
-    return ExperienceNode(parser.compile_filter(key), name, body, fallback)
+    # A filter around the tag would change the mark: it would cut the mark off, or show the mark as text.
+    is_filtered = any(command == "filter" for command, _ in parser.command_stack)
+    return ExperienceNode(parser.compile_filter(key), name, body, fallback, is_filtered=is_filtered)
 
 
 @register.tag
