@@ -93,10 +93,10 @@ def _count_click(request: HttpRequest, token: tracking.Token) -> None:
 def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
     """Return the response to a request that a script or a browser makes, or ``None`` to redirect a person.
 
-    - Nobody has clicked yet: 503. So the browser doesn't use this response, and asks again after a click.
-    - htmx can't follow a redirect to another host, but opens the address in HX-Redirect.
-    - Turbo, Unpoly and other libraries can't either, and a script without a library may do so without a click. They get
-      a page that leads the browser back to this link.
+    - The visitor hasn't clicked yet: 503. So the browser drops this response, and asks again after a click.
+    - htmx can't follow a redirect to another host, but lets the browser open the address in HX-Redirect.
+    - Turbo, Unpoly and other libraries can't follow it either. They get a page that leads the browser back to this link.
+    - Any other script gets the same page, because the script may ask without a click.
     """
     meta = request.META
     if tracking.is_speculative(request):
