@@ -106,6 +106,8 @@ settings.configure(
     SECRET_KEY="site",
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF="tests.delivery.site",
+    # A server's main thread loads the middleware, which builds the delivery.
+    MIDDLEWARE=["django_moe_personalize.middleware.PersonalizeMiddleware"],
     MOE_PERSONALIZE=json.loads(os.environ["SITE_MOE_PERSONALIZE"]),
 )
 django.setup()
