@@ -14,6 +14,7 @@ logger = logging.getLogger("django_moe_personalize")
 
 CREDENTIALS_FIX = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
 DOCTOR_FIX = "Run `manage.py moe_doctor` to find the cause."
+PROXY_FIX = "Check the proxy in TRANSPORT, or in the environment if `trust_env` is on."
 
 LASTING = 30.0
 """The seconds after which an outage is always logged."""
@@ -47,15 +48,15 @@ class Outage:
         self.is_on = False
         """Whether the last call failed."""
 
-    def fail(self, cause: str, advice: str, level: int = logging.WARNING) -> None:
-        """Count a failed call. Log the first failure of an outage, and each failure with another ``advice``."""
+    def fail(self, cause: str, advice: str, level: int = logging.WARNING, *, count: int = 1) -> None:
+        """Count failed calls. Log the first failure of an outage, and each failure with another ``advice``."""
         with self._lock:
             if not self.is_on:
                 self.is_on = True
                 self._began = self._clock()
                 self._advice = set()
                 self._failed = self._skipped = 0
-            self._failed += 1
+            self._failed += count
             if advice in self._advice or not self._may_log():
                 return
             another = " for another reason" if self._advice else ""

@@ -1,6 +1,7 @@
 """Read the documents: their tables and their code blocks."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,20 +9,27 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = [ROOT / "README.md", *sorted(path for path in DOCS.rglob("*.md") if "_build" not in path.parts)]
 
-_FENCE = re.compile(r"^( *)```([\w+-]+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+_NOTE = r"(?:<!-- (file|not typed): ([^\n]+?) -->\n\n)?"
+_FENCE = re.compile(rf"^{_NOTE}( *)```([\w+-]+)\n(.*?)^\3```$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Block:
-    """One fenced block of code; ``place`` is its page and line."""
+    """One fenced block of code; ``place`` is its page and line.
+
+    A comment before the block may name its file, or say why the block can't be typed as printed.
+    """
 
     place: str
     language: str
     code: str
+    notes: Mapping[str, str]
 
     @property
     def file(self) -> str:
-        """The path that the first line names in a comment, ``""`` without one."""
+        """The path that the comment before the block or its first line names, ``""`` without one."""
+        if "file" in self.notes:
+            return self.notes["file"]
         match = re.match(r"(?:#|\{#) ([\w./]+\.\w+)", self.code)
         return match[1] if match else ""
 
@@ -34,7 +42,12 @@ def read(name: str) -> str:
 def read_blocks(path: Path) -> list[Block]:
     text = path.read_text()
     return [
-        Block(f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", match[2], match[3])
+        Block(
+            f"{path.relative_to(ROOT)}:{text.count(chr(10), 0, match.start(4)) + 1}",
+            match[4],
+            match[5],
+            {match[1]: match[2]} if match[1] else {},
+        )
         for match in _FENCE.finditer(text)
     ]
 

@@ -18,6 +18,10 @@ from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.sandbox import faults, rule_reader, workspace
+from django_moe_personalize.sandbox.audiences import DEVICES
+from django_moe_personalize.sandbox.control import _as_json
+from django_moe_personalize.sandbox.decisions import Decision
+from django_moe_personalize.sandbox.ledger import LedgerEntry
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
 PACKAGE = ROOT / "django_moe_personalize"
@@ -252,13 +256,24 @@ def test_endpoints_are_those_of_the_code():
         ("## Rules", ("member", "holds when"), rule_reader._CONDITIONS),
         ("## Rules", ("comparison", "with"), rule_reader.COMPARISONS),
         ("## Faults", ("fault", "meaning"), [field.name for field in dataclasses.fields(faults.Faults)]),
+        ("## Ledger", ("field", "meaning"), [field.name for field in dataclasses.fields(LedgerEntry)]),
+        ("### Explain", ("field", "meaning"), list(_as_json(Decision("key", "sentence")))),
     ],
-    ids=["workspace", "experience", "conditions", "comparisons", "faults"],
+    ids=["workspace", "experience", "conditions", "comparisons", "faults", "ledger", "explain"],
 )
-def test_workspace_file_is_that_of_the_code(heading, columns, expected):
-    """The reference has each member that a workspace file may have, and each fault."""
-    rows = read_rows(read_section(read("reference/workspace.md"), heading), *columns)
+def test_sandbox_is_that_of_the_code(heading, columns, expected):
+    """The reference has each member of a workspace file and of the answers of the control paths, and each fault."""
+    section = read_section(read("reference/workspace.md"), heading)
+    if not heading.startswith("###"):
+        section = section.partition("\n### ")[0]
+    rows = read_rows(section, *columns)
     assert sorted(word for row in rows for word in read_words(row[0])) == sorted(expected)
+
+
+def test_devices_are_those_of_the_code():
+    """The reference has the devices of MoEngage's dashboard."""
+    row = next(line for line in read("reference/workspace.md").splitlines() if line.startswith("| `device` |"))
+    assert re.findall(r'`"(\w+)"`', row) == list(DEVICES)
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "index.md"], ids=["README", "index"])
