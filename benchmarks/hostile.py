@@ -83,6 +83,10 @@ BUILDERS: dict[str, Callable[[int], str]] = {
 }
 
 
+SMALL = frozenset({"long numbers", "escapes", "lone surrogates", "backslashes", "just small enough"})
+"""Bodies with an experience that a page gets. Other bodies have only experiences that are too large, or none."""
+
+
 @functools.cache
 def build(name: str, key: str) -> bytes:
     """Return the body with this name, just smaller than SIZE. Its experience has the key ``key``."""

@@ -4,6 +4,9 @@
       APIError                         a call to MoEngage failed
         TransportError                 no response
           DeadlineExceeded             no complete response before the deadline
+            StillConnecting            no connection before the deadline
+          ProxyError                   the proxy failed
+            ProxyTimeout               no answer from the proxy in time; also a DeadlineExceeded
         CircuitOpenError               no call made: the circuit breaker is open
         ResponseError                  a response with an error status
           AuthenticationError          401, 403
@@ -20,7 +23,10 @@ No message contains a credential, an attribute or an identifier.
 from __future__ import annotations
 
 import copyreg
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 
 class MoePersonalizeError(Exception):
@@ -51,6 +57,36 @@ class TransportError(APIError):
 
 class DeadlineExceeded(TransportError):
     """No complete response before the deadline."""
+
+
+class StillConnecting(DeadlineExceeded):
+    """No connection before the deadline. The attempt to connect goes on, for the next call.
+
+    ``attempt`` is the future of the attempt. ``is_early``: the attempt is new, so the error says little about MoEngage.
+    """
+
+    # A slot, because a future can't be copied or pickled, and __reduce__() copies __dict__.
+    __slots__ = ("attempt",)
+
+    def __init__(self, message: str, attempt: Future[None] | None = None, *, is_early: bool = False) -> None:
+        super().__init__(message)
+        self.attempt = attempt
+        self.is_early = is_early
+
+
+class ProxyError(TransportError):
+    """The proxy is unreachable or opens no tunnel. The message has the host and port of the proxy, but no password.
+
+    ``status`` is the status of the proxy's response, or ``None``.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ProxyTimeout(ProxyError, DeadlineExceeded):
+    """The proxy did not answer in time."""
 
 
 class CircuitOpenError(APIError):

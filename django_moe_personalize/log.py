@@ -14,10 +14,14 @@ logger = logging.getLogger("django_moe_personalize")
 
 CREDENTIALS_FIX = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
 DOCTOR_FIX = "Run `manage.py moe_doctor` to find the cause."
+PROXY_FIX = "Check the proxy in TRANSPORT, or in the environment if `trust_env` is on."
 
-MIN_PAUSE = 30.0
-MAX_PAUSE = 960.0
-"""The seconds between two outages that are logged. The pause doubles while outages follow each other."""
+LASTING = 30.0
+"""The seconds after which an outage is always logged."""
+
+BURST = 3
+REFILL = 120.0
+"""Of outages in quick succession, the first BURST are logged, and then one in REFILL seconds."""
 
 
 class Outage:
@@ -26,8 +30,8 @@ class Outage:
     ``failing`` and ``working`` are the first words of the two lines. The lines have the same level, at least WARNING,
     because Python's default logging shows no lower level.
 
-    If outages follow each other quickly, only some of them are logged. But an outage that lasts for MIN_PAUSE is always
-    logged, and a logged outage always has both lines. Thread-safe.
+    If outages follow each other quickly, only some of them are logged: see BURST and REFILL. But an outage that lasts
+    is always logged, and a logged outage always has both lines. Thread-safe.
     """
 
     def __init__(self, failing: str, working: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,22 +41,22 @@ class Outage:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and fail too.
         self._lock = threading.RLock()
         self._advice: set[str] = set()
-        self._began = self._not_before = float("-inf")
-        self._pause = MIN_PAUSE
+        self._began = self._refilled = clock()
+        self._credit = float(BURST)
         self._level = logging.WARNING
         self._failed = self._skipped = self._hidden = 0
         self.is_on = False
         """Whether the last call failed."""
 
-    def fail(self, cause: str, advice: str, level: int = logging.WARNING) -> None:
-        """Count a failed call. Log the first failure of an outage, and each failure with another ``advice``."""
+    def fail(self, cause: str, advice: str, level: int = logging.WARNING, *, count: int = 1) -> None:
+        """Count failed calls. Log the first failure of an outage, and each failure with another ``advice``."""
         with self._lock:
             if not self.is_on:
                 self.is_on = True
                 self._began = self._clock()
                 self._advice = set()
                 self._failed = self._skipped = 0
-            self._failed += 1
+            self._failed += count
             if advice in self._advice or not self._may_log():
                 return
             another = " for another reason" if self._advice else ""
@@ -83,13 +87,13 @@ class Outage:
             logger.log(self._level, "%s after %s (%s).", self._working, lasted, counts)
 
     def _may_log(self) -> bool:
-        """Return whether to log a failure now. If so, decide when the next outage may be logged."""
-        now = self._clock()
+        """Return whether to log the failure that has just happened."""
         if self._advice:
             return True
-        if now < self._not_before and now - self._began < MIN_PAUSE:
+        now = self._clock()
+        self._credit = min(BURST, self._credit + (now - self._refilled) / REFILL)
+        self._refilled = now
+        if self._credit < 1 and now - self._began < LASTING:
             return False
-        follows = now < self._not_before + self._pause
-        self._pause = min(MAX_PAUSE, self._pause * 2) if follows else MIN_PAUSE
-        self._not_before = now + self._pause
+        self._credit = max(0.0, self._credit - 1)
         return True

@@ -35,6 +35,8 @@ class PersonalizeMiddleware:
     def __init__(self, get_response: GetResponse) -> None:
         get_settings()
         get_delivery()
+        # The first call takes 6 ms, which no page should wait.
+        tracking.is_robot("-")
         self.get_response: Callable[[HttpRequest], Any] = get_response
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:

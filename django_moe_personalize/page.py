@@ -216,7 +216,9 @@ class Page(RequestVisitor):
             is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
             # Code may still have experiences of the visitor before. They don't count for this visitor.
             answers = self._answers if self._is_dropped else None
-            self._tracker = PageTracker(visitor.identity.customer_id if is_tracked else None, self._get_stamp, answers)
+            customer_id = visitor.identity.customer_id if is_tracked else None
+            is_early = request is not None and request.method == "GET" and tracking.is_speculative(request)
+            self._tracker = PageTracker(customer_id, self._get_stamp, answers, is_early=is_early)
         return self._tracker
 
     def _get_stamp(self) -> str:

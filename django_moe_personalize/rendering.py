@@ -30,8 +30,7 @@ from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
 from django_moe_personalize.tracking.destinations import (
-    find_app_scheme,
-    find_host,
+    find_target,
     get_allowed_hosts,
     is_safe_url,
     quote_url,
@@ -65,17 +64,20 @@ def render_experience(
     """Record that the page shows the experience. Return its ``body``, with a mark if the browser must report.
 
     The browser reports clicks on ``data-moe-click`` elements. In the modes ``visible`` and ``web_sdk`` the browser also
-    reports impressions. A streamed page has no marks that are comments, because seal_response() can't remove them.
+    reports impressions. In the mode ``render`` it reports those of a page that it loads before a person opens the page,
+    because a library may show only a part of the page, without the tokens of the script's tag. A streamed page has no
+    marks that are comments, because seal_response() can't remove them.
     """
     tracker.add_rendered(experience)
     mode = get_settings().impressions
     elements = marks.find_clickable(body)
-    if not elements and mode not in ("visible", "web_sdk"):
+    is_watched = mode == "visible" or (tracker.is_early and mode == "render")
+    if not elements and not is_watched and mode != "web_sdk":
         return body
     token = _build_token(tracker, experience, elements, mode)
     if token is None:
         return body
-    return SafeString(marks.add_mark(body, token, is_watched=mode == "visible", has_comments=not is_streamed))
+    return SafeString(marks.add_mark(body, token, is_watched=is_watched, has_comments=not is_streamed))
 
 
 def render_value(value: Any) -> str:
@@ -128,25 +130,25 @@ def build_click_url(
     *,
     element: str = "",
     offering: Offering | None = None,
-    host: str = "",
-    scheme: str = "",
+    written: str = "",
 ) -> str:
     """Return the URL that counts a click on ``experience`` and then leads to ``destination``.
 
-    A destination may lead to the site itself, to CONTENT_HOSTS, and to the ``host`` or the app's ``scheme`` (``tel``)
-    that the template's author wrote into the template. Every other destination becomes ``#``.
+    A destination may lead to the site itself, to CONTENT_HOSTS, and to the host or the app (``tel:``) that the
+    template's author has ``written``. Every other destination becomes ``#``.
 
     The result is the plain destination if the click can't be counted. This is so without an experience, without consent
     or an id, without the package's URLs, for an app, and for a destination such as ``#top`` on the page itself.
     """
-    if destination.startswith("#") or (scheme and find_app_scheme(destination) == scheme):
+    host, scheme = find_target(written)
+    if destination.startswith("#") or (scheme and find_target(destination)[1] == scheme):
         return quote_url(destination)
     if request is not None:
         # The destination is relative to this page, and not to the click endpoint. If urljoin() can't read the text, the
         # check below refuses it.
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
-    host = host if host == find_host(destination) else ""
+    host = host if host and host == find_target(destination)[0] else ""
     if not is_safe_url(destination, get_allowed_hosts(request, host)):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
 from typing import Any, Final, Generic, TypeVar
 
@@ -78,6 +78,15 @@ class Runtime:
             yield
         finally:
             _used.reset(token)
+
+    def copy_context(self) -> Context:
+        """Return a copy of the caller's context, in which get_runtime() returns this runtime.
+
+        For a thread that works for the caller's page, so that tracing tools find the page's span there.
+        """
+        context = copy_context()
+        context.run(_used.set, self)
+        return context
 
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
         """Log ``message % args``, unless this runtime has logged ``key`` before.

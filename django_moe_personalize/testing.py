@@ -9,7 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 from django.conf import settings as django_settings
 from django.test import override_settings
@@ -68,7 +68,11 @@ class override_experiences(TestContextDecorator):
         }
         self._stack = ExitStack()
 
-    def enable(self) -> override_experiences:
+    # django-stubs allows no other result than Apps.
+    def __enter__(self) -> Self:  # type: ignore[override]
+        return self.enable()
+
+    def enable(self) -> Self:
         """Apply the experiences and set all counts to 0."""
         self.engine = Engine(self._workspace)
         # A live server may answer a page after the settings have changed and before the sandbox has changed, and while

@@ -12,9 +12,12 @@ from django_moe_personalize.exceptions import (
     InvalidResponseError,
     LeakError,
     MoePersonalizeError,
+    ProxyError,
+    ProxyTimeout,
     RateLimitedError,
     ResponseError,
     ServerError,
+    StillConnecting,
     TransportError,
 )
 from django_moe_personalize.moengage.types import (
@@ -55,8 +58,11 @@ __all__ = [
     "LeakError",
     "MoePersonalizeError",
     "Offering",
+    "ProxyError",
+    "ProxyTimeout",
     "RateLimitedError",
     "ResponseError",
     "ServerError",
+    "StillConnecting",
     "TransportError",
 ]

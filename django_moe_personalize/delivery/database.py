@@ -20,7 +20,7 @@ from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery
 from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, LeasedRow, Outbox, Settlement, State
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.exceptions import ResponseError
-from django_moe_personalize.log import logger
+from django_moe_personalize.log import Outage
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic
 
@@ -82,6 +82,7 @@ class DatabaseDelivery(BaseDelivery):
         self._pauses = 0
         self._resume_at = 0.0
         self._purge_at = 0.0
+        self._database_outage = Outage("The deliverer can't use the outbox", "The deliverer can use the outbox again")
 
     def take(self, events: Sequence[Event]) -> None:
         """Add the events to the outbox with one INSERT. A rollback of the caller's transaction removes them again."""
@@ -131,6 +132,7 @@ class DatabaseDelivery(BaseDelivery):
         """
         until = Deadline(self._lease * SENDING_SHARE)
         lease = self.outbox.lease(self._batch_size, self._lease)
+        self._database_outage.end()
         if not lease.rows:
             self._purge()
             return None
@@ -179,7 +181,7 @@ class DatabaseDelivery(BaseDelivery):
 
     def drop_connection(self, error: Exception) -> None:
         """Log a database's error, and close this thread's connection: the next query opens a new connection."""
-        logger.warning("The outbox can't be used at the moment: %s", type(error).__name__)
+        self._database_outage.fail(type(error).__name__, "Events wait. Check the database, and run `manage.py migrate`.")
         connections[self.outbox.alias].close()
 
     def _schedule_pause(self, outcome: Outcome) -> None:

@@ -114,7 +114,7 @@ def _handle_signals() -> None:
 
 
 def _close_and_die(number: int, frame: FrameType | None) -> None:
-    """Close the deliveries and end the process as without this handler. uvicorn restores it and raises SIGTERM again."""
+    """Close the deliveries, then let the signal end the process. uvicorn raises SIGTERM again, for this handler."""
     gevent = sys.modules.get("gevent")
     if gevent is not None and gevent.getcurrent() is gevent.get_hub():
         # The hub switches between the greenlets, so it can't wait for one.

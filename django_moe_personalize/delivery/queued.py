@@ -7,6 +7,7 @@ message, and hands failed events over again, with the same UUIDs. This module al
 from __future__ import annotations
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ from typing import Any, Literal, TypeVar
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.log import logger
+from django_moe_personalize.log import DOCTOR_FIX, Outage
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Backoff, Deadline
 from django_moe_personalize.runtime import Runtime, log_once, protect_transactions
@@ -89,7 +90,9 @@ class QueuedDelivery(BaseDelivery):
         self._backoff = Backoff(backoff, max_backoff)
         self._max_wait = max_backoff
         self._pause = Backoff(pause, max(pause, max_backoff), draw=lambda: 1.0)
-        self._queue_works = True
+        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again")
+        self._given_up = Outage("Events fail too often", "Events are delivered again")
+        self._unreadable = Outage("Messages can't be read", "Messages can be read again")
         if fallback is not None:
             try:
                 backend = readers.read_backend(fallback, default=DELIVERY)
@@ -127,9 +130,11 @@ class QueuedDelivery(BaseDelivery):
         """Send the events of a message, and hand failed events over again. Return False to keep the message queued."""
         try:
             message = Message.read(text)
-        except ValueError:
-            logger.error("Dropped a message from the queue: it isn't from this package, or from another release of it")
+        except ValueError as error:
+            advice = "These messages are dropped. They come from another program, or another release of the package."
+            self._unreadable.fail(str(error), advice, logging.ERROR)
             return True
+        self._unreadable.end()
         sent_inline = _sent_inline.get()
         if sent_inline is None:
             self._count("accepted", len(message.events))
@@ -137,6 +142,8 @@ class QueuedDelivery(BaseDelivery):
             sent_inline.append(True)
         outcome = self.send(message.events, timeout=self._timeout)
         self.count_outcome(outcome)
+        if outcome.delivered:
+            self._given_up.end()
         if sent_inline is not None:
             self.count_dropped(len(outcome.kept), "failed")
             return True
@@ -147,7 +154,8 @@ class QueuedDelivery(BaseDelivery):
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self._max_attempts:
-            logger.error("Dropped %d events after %d failed attempts", len(kept), attempts)
+            cause = describe(outcome.error) if outcome.error else ""
+            self._given_up.fail(cause, f"They are dropped after {attempts} attempts.", logging.ERROR, count=len(kept))
             self.count_dropped(len(kept), "attempts")
             return True
         pauses = message.pauses + outcome.wrong_credentials
@@ -169,14 +177,10 @@ class QueuedDelivery(BaseDelivery):
             with protect_transactions():
                 self.hand_over(message, wait=wait)
         except Exception as error:
-            if self._queue_works:
-                where = "are dropped" if self.fallback is None else "go to the fallback"
-                logger.error("The queue doesn't accept events (%s). Until it does, they %s", describe(error), where)
-            self._queue_works = False
+            where = "are dropped" if self.fallback is None else "go to the fallback"
+            self._refused.fail(describe(error), f"Until it works, events {where}. {DOCTOR_FIX}", logging.ERROR)
             return False
-        if not self._queue_works:
-            logger.info("The queue accepts events again")
-        self._queue_works = True
+        self._refused.end()
         return True
 
     def _divert(self, events: Sequence[Event]) -> None:

@@ -20,7 +20,7 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
-from django_moe_personalize.log import logger
+from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 
@@ -85,7 +85,8 @@ class ThreadDelivery(BaseDelivery):
         self._erased: set[str] = set()
         self._failures = 0
         self._is_paused = False
-        self._is_full = False
+        self._has_dropped = False
+        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again")
         self._due = 0.0
         self._not_before = 0.0
         self._flushing = 0
@@ -110,10 +111,10 @@ class ThreadDelivery(BaseDelivery):
         if until is not None:
             self._send_last(events, until)
         elif taken < len(events):
-            if not self._is_full:
-                self._is_full = True
-                logger.error("Events are dropped (overflow) until the process has room for them again")
-            self.count_dropped(len(events) - taken, "overflow")
+            lost = len(events) - taken
+            advice = "Until half of them have left, further events may be dropped. Raise max_events or max_bytes."
+            self._overflow.fail(f"{self._max_events} events or {self._max_bytes} bytes wait", advice, count=lost)
+            self.count_dropped(lost, "overflow")
 
     def _send_last(self, events: Sequence[Event], until: Deadline) -> None:
         """Send events that are recorded after close(), in the caller's thread. Python may start no thread any more."""
@@ -121,7 +122,13 @@ class ThreadDelivery(BaseDelivery):
         if not until.expired and not self._is_paused:
             outcome = self.send(events, timeout=self._timeout, until=until)
         self.count_outcome(outcome)
-        self.count_dropped(len(outcome.kept), "exit")
+        self._drop_at_exit(len(outcome.kept))
+
+    def _drop_at_exit(self, count: int) -> None:
+        if count and not self._has_dropped:
+            self._has_dropped = True
+            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
+        self.count_dropped(count, "exit")
 
     def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
@@ -195,9 +202,7 @@ class ThreadDelivery(BaseDelivery):
                 self._queue.clear()
                 self._in_flight = []
                 self._changed.notify_all()
-            if left:
-                logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", left)
-                self.count_dropped(left, "exit")
+            self._drop_at_exit(left)
 
     def _finish_queue(self, until: Deadline) -> None:
         with self._changed:
@@ -288,8 +293,8 @@ class ThreadDelivery(BaseDelivery):
         self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
         self._bytes += sum(event.size for event in again) - sum(event.size for event in batch)
-        is_half_full = len(self._queue) * 2 > self._max_events or self._bytes * 2 > self._max_bytes
-        self._is_full = self._is_full and is_half_full
+        if len(self._queue) * 2 <= self._max_events and self._bytes * 2 <= self._max_bytes:
+            self._overflow.end()
         return len(again)
 
     def _schedule(self, outcome: Outcome) -> None:

@@ -23,11 +23,11 @@ from django.utils import timezone
 from django.utils.timesince import timesince
 
 from django_moe_personalize.conf import Settings
-from django_moe_personalize.delivery.base import BaseDelivery
+from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.delivery.dummy import DummyDelivery
 from django_moe_personalize.delivery.immediate import ImmediateDelivery
-from django_moe_personalize.delivery.outbox import has_table
+from django_moe_personalize.delivery.outbox import Outbox, has_table
 from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.shared import build_key
@@ -185,11 +185,21 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         what = f"The database {outbox.alias!r} has no table for the outbox, so every event is lost."
         yield Finding("problem", what, f"Run `manage.py migrate --database {outbox.alias}`.", "outbox.no_table")
         return
-    counts, oldest, now = delivery.counts(), outbox.find_oldest(), timezone.now()
+    counts = delivery.counts()
     dropped = "".join(f", {count:,} dropped ({reason})" for reason, count in sorted(counts.dropped.items()))
     counted = f"{counts.accepted:,} events accepted, {counts.delivered:,} delivered{dropped}"
     what = f"The outbox in the database {outbox.alias!r}: {counted}, {counts.pending:,} pending."
     yield Finding("ok", what, id="outbox.counts")
+    yield from _examine_pending(outbox, counts)
+    if parked := outbox.parked.count():
+        fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
+        what = f"{parked} events are parked, because they can't be delivered."
+        yield Finding("warning", what, fix, "outbox.parked")
+
+
+def _examine_pending(outbox: Outbox, counts: DeliveryCounts) -> Iterator[Finding]:
+    """Report whether a deliverer sends the pending events, as far as the table shows this."""
+    oldest, now = outbox.find_oldest(), timezone.now()
     is_new = outbox.due.filter(attempts=0, created_at__lt=now - timedelta(minutes=1)).exists()
     leased = outbox.rows.filter(state=OutboxEvent.State.PENDING, lease__isnull=False, due_at__gt=now).count()
     if oldest is not None and (now - oldest).total_seconds() > STALE_SECONDS:
@@ -206,10 +216,6 @@ def _examine_outbox(delivery: DatabaseDelivery) -> Iterator[Finding]:
         yield Finding("warning", what, fix, "outbox.unproven")
     elif leased:
         yield Finding("ok", f"A deliverer is sending {leased} events now.", id="outbox.sends")
-    if parked := outbox.parked.count():
-        fix = "Find the cause in the admin and fix it. Then run `manage.py moe_deliver --replay`."
-        what = f"{parked} events are parked, because they can't be delivered."
-        yield Finding("warning", what, fix, "outbox.parked")
 
 
 def examine_sessions() -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from django_moe_personalize.client import build_client, is_embedded
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.doctor.site import RATE_LIMIT_FIX, Finding
+from django_moe_personalize.log import PROXY_FIX
 from django_moe_personalize.moengage.client import PersonalizeClient, Transport
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, ExperiencesMetadata, ExperienceStatus
@@ -31,8 +32,12 @@ Call = Callable[..., tuple[Any, float]]
 """Make a call to MoEngage. Return the result and the duration in seconds. Raises APIError, TimeoutError."""
 
 
-def _compare_clocks(inner: Transport, skews: list[float]) -> Any:
-    """Wrap ``inner``. For each response, append to ``skews`` how many seconds this machine is ahead of MoEngage."""
+def _compare_clocks(inner: Transport, skews: list[float], proxies: list[str]) -> Any:
+    """Wrap ``inner``. For each response, append to ``skews`` how many seconds this machine is ahead of MoEngage.
+
+    Append the name of the proxy, or ``""``, to ``proxies``.
+    """
+    proxies.append(getattr(inner, "proxy", ""))
 
     def send(request: Request, *, deadline: Deadline) -> Response:
         response = inner.send(request, deadline=deadline)
@@ -50,9 +55,9 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
 
     ``keys`` maps each key of the site to the place that names the key. Each call may take ``seconds``.
     """
-    skews = [0.0]
+    skews, proxies = [0.0], [""]
     try:
-        client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews))
+        client = build_client(get_runtime(), wrap=lambda transport: _compare_clocks(transport, skews, proxies))
     except ConfigurationError:
         what = "The doctor can't call MoEngage, because the settings are wrong or incomplete."
         yield Finding("problem", what, "Fix the problems above.", "vendor.settings")
@@ -65,15 +70,18 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
         result = pool.submit(method, *args, deadline=Deadline(seconds)).result(seconds + 1)
         return result, time.perf_counter() - started
 
-    yield Finding("ok", describe_end(settings), id="vendor.server")
+    yield Finding("ok", describe_end(settings, proxies[-1]), id="vendor.server")
     try:
         yield from _examine_calls(client, call, keys, settings)
     except Exception as error:
         host = str(urlsplit(settings.base_url).hostname)
-        if answer := _explain_answer(error):
+        if refusal := _explain_proxy(error, proxies[-1]):
+            yield Finding("problem", *refusal, "vendor.proxy")
+        elif answer := _explain_answer(error):
             yield Finding("problem", *answer, f"vendor.http_{getattr(error, 'status', 200)}")
         else:
-            yield Finding("problem", *_explain_silence(error, host, seconds), "vendor.no_answer")
+            end = f"{host} through {proxies[-1]}" if proxies[-1] else host
+            yield Finding("problem", *_explain_silence(error, end, seconds), "vendor.no_answer")
     if abs(skews[-1]) > MAX_SKEW:
         ahead = "ahead of" if skews[-1] > 0 else "behind"
         what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
@@ -81,8 +89,8 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     client.close()
 
 
-def describe_end(settings: Settings) -> str:
-    """Name the server and the workspace that the site uses, without credentials."""
+def describe_end(settings: Settings, proxy: str = "") -> str:
+    """Name the server, the workspace and the proxy that the site uses, without credentials."""
     if is_embedded(settings):
         return "The sandbox in each process answers, so nothing is sent to MoEngage."
     host = urlsplit(settings.base_url).hostname
@@ -91,7 +99,8 @@ def describe_end(settings: Settings) -> str:
     end = "a sandbox in BASE_URL" if settings.sandbox else end
     kind = ", a test workspace" if settings.workspace_id.endswith("_DEBUG") else ""
     workspace = settings.workspace_id or "in its file"
-    return f"The site calls {end}, at {host}, for the workspace {workspace}{kind}."
+    through = f", through {proxy}" if proxy else ""
+    return f"The site calls {end}, at {host}, for the workspace {workspace}{kind}{through}."
 
 
 def _examine_calls(
@@ -150,8 +159,9 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
         what = f"{what} So pages show their fallbacks until an answer is cached."
         return Finding("warning", what, fix, "vendor.slow")
     if first > settings.deadline:
-        what = f"{what} So the first page of each process shows its fallbacks."
-        return Finding("warning", what, "Raise DEADLINE if that matters.", "vendor.slow_start")
+        what += " So a page without an open connection, such as the first page of a process, shows its fallbacks."
+        fix = "Raise DEADLINE if that matters. The next page uses the connection."
+        return Finding("warning", what, fix, "vendor.slow_start")
     return Finding("ok", what, id="vendor.speed")
 
 
@@ -186,6 +196,16 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
             return "MoEngage's API doesn't answer like this (the body is wrong).", fix
         case _:
             return None
+
+
+def _explain_proxy(error: Exception, proxy: str) -> tuple[str, str] | None:
+    """Explain why the proxy gave no connection to MoEngage, and the fix. Return ``None`` for other errors."""
+    match error:
+        case exceptions.ProxyError():
+            return f"MoEngage can't be reached: {error}.", PROXY_FIX
+        case exceptions.ResponseError(status=407):
+            return f"MoEngage can't be reached: {proxy or 'a proxy'} answered 407 (wrong user or password).", PROXY_FIX
+    return None
 
 
 def _explain_silence(error: Exception, host: str, seconds: float) -> tuple[str, str]:

@@ -34,12 +34,11 @@ from django_moe_personalize.fetching.upstream import (
     Question,
     get_pool,
     log_late_page,
-    log_oversized,
     offer_fetch,
+    read_call,
     start_call,
     tell_breaker,
 )
-from django_moe_personalize.moengage.client import read_answer
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
@@ -48,10 +47,7 @@ from django_moe_personalize.runtime import Runtime, part
 from django_moe_personalize.visitor import Visitor
 
 EXTRA_SECONDS = 0.1
-"""Extra time to read the rest of a response that no page started to read before the deadline.
-
-The operating system has buffered some 64 KB of the response while the page was busy with its view.
-"""
+"""Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
 
 MAX_SECONDS = 30.0
 """How long pages join a flight. After this time pages start another flight, because the leader may never finish."""
@@ -261,7 +257,8 @@ class Flight(Future[Experiences]):
             else:
                 self._submit(self._run)
         except Exception as error:
-            exchange.release()
+            if not isinstance(error, APIError):
+                exchange.release()
             self._fail(error)
         else:
             if response is not None:
@@ -294,13 +291,10 @@ class Flight(Future[Experiences]):
         """Read the experiences in a complete response, and end the flight."""
         runtime = self.question.runtime
         try:
-            result = read_answer(response, self._missing)
+            result = read_call(runtime, response, self._missing)
         except Exception as error:
-            tell_breaker(runtime, error)
             self._fail(error)
             return
-        tell_breaker(runtime, None)
-        log_oversized(runtime, result)
         learned = {key: result.experiences.get(key) for key in self._missing}
         self._land(learned, pick({**self._answers, **learned}, self.question.keys))
         if None in learned.values():

@@ -9,12 +9,11 @@ from contextlib import suppress
 from functools import partial
 
 from django_moe_personalize import signals
-from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded
+from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.cache import Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
-from django_moe_personalize.moengage.http1 import StillConnecting
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
 from django_moe_personalize.runtime import Runtime, protect_transactions
@@ -118,7 +117,8 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
     pooled: list[Future[ExperiencesResult] | None] = []
     for batch in batches[1:]:
         try:
-            pooled.append(get_pool(question.runtime).submit(upstream.call, question, batch))
+            run = question.runtime.copy_context().run
+            pooled.append(get_pool(question.runtime).submit(run, upstream.call, question, batch))
         except PoolBusy:
             pooled.append(None)
     for batch, future in zip(batches, [None, *pooled], strict=False):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple
 
 from django.db import close_old_connections
 
@@ -15,20 +15,20 @@ from django_moe_personalize.exceptions import (
     AuthenticationError,
     CircuitOpenError,
     DeadlineExceeded,
+    ProxyError,
     RateLimitedError,
     ResponseError,
+    StillConnecting,
 )
 from django_moe_personalize.fetching.shared import put_up_notice
-from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
-from django_moe_personalize.moengage.http1 import HTTPExchange, StillConnecting
-from django_moe_personalize.moengage.json_values import MAX_VALUES
-from django_moe_personalize.moengage.types import ExperiencesResult, OversizedExperiences
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, PROXY_FIX, Outage, logger
+from django_moe_personalize.moengage.client import read_answer
+from django_moe_personalize.moengage.http1 import HTTPExchange, Response
+from django_moe_personalize.moengage.types import ExperiencesResult, UnreadableExperience
 from django_moe_personalize.resilience import CircuitBreaker, Deadline, PoolBusy, WorkerPool
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import breaker_changed
 from django_moe_personalize.visitor import Visitor
-
-P = ParamSpec("P")
 
 GATE_SECONDS = 5.0
 """How long this process makes no call after a 429 response without a usable ``Retry-After`` header."""
@@ -112,10 +112,10 @@ def get_shortage(runtime: Runtime) -> Outage:
     return Outage("Fetches find no free thread", "Fetches find free threads again")
 
 
-def offer_fetch(runtime: Runtime, fetch: Callable[P, object], *args: P.args, **kwargs: P.kwargs) -> bool:
-    """Run ``fetch(*args, **kwargs)`` in a thread of the pool, or return False and log that all threads are busy."""
+def offer_fetch(runtime: Runtime, fetch: Callable[..., object], *args: object) -> bool:
+    """Run ``fetch(*args)`` for the caller's page in a thread, or return False and log that all are busy."""
     try:
-        get_pool(runtime).submit(fetch, *args, **kwargs)
+        get_pool(runtime).submit(runtime.copy_context().run, fetch, *args)
     except PoolBusy as error:
         fix = "Find out why MoEngage is slow, or raise MAX_CONCURRENT_FETCHES."
         get_shortage(runtime).fail(str(error), f"{_SHOWN} {fix}")
@@ -136,6 +136,10 @@ def _log_failure(runtime: Runtime, error: Exception) -> None:
         fix = "Raise CACHE_TTL, narrow VARY_CACHE_ON, or ask MoEngage for a higher limit."
     elif isinstance(error, AuthenticationError):
         fix, level = CREDENTIALS_FIX, logging.ERROR
+    elif isinstance(error, ProxyError):
+        fix = PROXY_FIX
+    elif isinstance(error, StillConnecting):
+        fix = "The next page uses the connection. If this happens often, raise DEADLINE."
     # Only messages of APIError surely have no personal data.
     cause = f"{type(error).__name__}: {error}" if isinstance(error, APIError) else type(error).__name__
     if isinstance(error, RateLimitedError):
@@ -176,7 +180,7 @@ def call(question: Question, keys: tuple[str, ...], ticket: int = 0) -> Experien
         tell_breaker(runtime, error, ticket, age=question.deadline.overdue)
         raise
     tell_breaker(runtime, None, ticket)
-    log_oversized(runtime, result)
+    log_unreadable(runtime, result)
     return result
 
 
@@ -204,6 +208,18 @@ def start_call(question: Question, keys: tuple[str, ...]) -> HTTPExchange | None
     )
 
 
+def read_call(runtime: Runtime, response: Response, keys: tuple[str, ...]) -> ExperiencesResult:
+    """Return the experiences in the response to start_call(), and tell the breaker whether it is usable."""
+    try:
+        result = read_answer(response, keys)
+    except Exception as error:
+        tell_breaker(runtime, error)
+        raise
+    tell_breaker(runtime, None)
+    log_unreadable(runtime, result)
+    return result
+
+
 def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, age: float = 0.0) -> None:
     """Tell the breaker and the log how a call ended. ``error`` is ``None`` after a usable response.
 
@@ -211,7 +227,8 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, 
     """
     breaker = get_breaker(runtime)
     if isinstance(error, StillConnecting) and error.is_early and not ticket:
-        # The connection may be open soon.
+        # The breaker isn't told, because the connection may be open soon.
+        _log_failure(runtime, error)
         return
     if error is None or is_refusal(error):
         breaker.success(ticket)
@@ -233,13 +250,10 @@ def is_refusal(error: Exception) -> bool:
     return is_refused and not isinstance(error, AuthenticationError | RateLimitedError)
 
 
-def log_oversized(runtime: Runtime, result: ExperiencesResult) -> None:
-    """Log, once for each key, which experiences are absent because the response has too many values."""
-    message = (
-        "Experience %r is too large: the experiences of one response may have %d JSON values (texts, numbers, lists, "
-        "objects) together. Pages show its default. Make its content smaller in MoEngage's dashboard."
-    )
+def log_unreadable(runtime: Runtime, result: ExperiencesResult) -> None:
+    """Log, once for each key, why the package can't read an experience."""
+    message = "Experience %r can't be read: %s. Pages show its default. Correct its content in MoEngage's dashboard."
     for failure in result.failures:
-        if isinstance(failure, OversizedExperiences):
-            for key in failure.experience_keys:
-                runtime.log_once(("oversized", key), message, key, MAX_VALUES)
+        if isinstance(failure, UnreadableExperience):
+            (key,) = failure.experience_keys
+            runtime.log_once(("unreadable", key), message, key, failure.problem)

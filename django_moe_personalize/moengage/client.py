@@ -17,7 +17,6 @@ from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Reque
 from django_moe_personalize.moengage.json_values import (
     Budget,
     FrozenDict,
-    OversizeError,
     as_list,
     as_object,
     as_text,
@@ -30,6 +29,7 @@ from django_moe_personalize.moengage.json_values import (
     split_object,
     write_json,
 )
+from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     MAX_KEYS,
@@ -42,7 +42,7 @@ from django_moe_personalize.moengage.types import (
     ExperiencesResult,
     ExperienceStatus,
     FailureReason,
-    OversizedExperiences,
+    UnreadableExperience,
     find_offerings,
 )
 from django_moe_personalize.resilience import Deadline, monotonic
@@ -105,6 +105,7 @@ class PersonalizeClient:
         """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
+        self._base_url: str = getattr(transport, "base_url", "")
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -154,7 +155,10 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
-        return self._start(request)
+        exchange = self._start(request)
+        if exchange is not None:
+            exchange.end_span = start_span(request, self._base_url)
+        return exchange
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
@@ -189,7 +193,13 @@ class PersonalizeClient:
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
         sent_at = monotonic()
-        response = self._transport.send(request, deadline=deadline)
+        end_span = start_span(request, self._base_url) or repr
+        try:
+            response = self._transport.send(request, deadline=deadline)
+        except Exception as error:
+            end_span(type(error).__name__)
+            raise
+        end_span(response.status)
         self.clock.learn(response.headers, sent_at)
         return response
 
@@ -274,8 +284,8 @@ def read_fetch(body: bytes, keys: tuple[str, ...] | None = None) -> ExperiencesR
 
     Equal bodies may share one result. Without ``keys``, returns all experiences. Skips entries that aren't objects. A
     server may also send ``failures``, as an extension of the contract: ``[{"reason": …, "experience_keys": […]}]``.
-    Builds at most MAX_VALUES values. If an experience has more values than are left, its key is in a failure
-    OversizedExperiences. Raises InvalidResponseError if the body is too large, or has no object ``experiences``.
+    If an experience has a mistake, or more values than are left of MAX_VALUES, an UnreadableExperience is among the
+    failures. Raises InvalidResponseError if the body is too large, or has no object ``experiences``.
     """
     return (_read_known if len(body) <= _MAX_KNOWN_BYTES else _read_fetch)(body, keys)
 
@@ -284,36 +294,39 @@ def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
     if len(body) > MAX_BYTES:
         # A transport of the site may have another limit.
         raise InvalidResponseError(f"the response is larger than {MAX_BYTES} bytes")
-    text, budget = decode(body), Budget()
-    entries, failures, load = (_open_light if is_light(body) else _open_heavy)(text, budget)
+    budget = Budget()
+    data, build = _open_fetch(body, budget)
+    entries, failures = data.get("experiences"), data.get("failures")
+    if not isinstance(entries, dict):
+        raise InvalidResponseError("MoEngage's response has no object «experiences»")
+    found = list(_read_failures(parse_or(None, failures) if isinstance(failures, str) else failures))
     experiences: dict[str, Experience] = {}
-    oversized: list[str] = []
     for key in entries if keys is None else [key for key in keys if key in entries]:
         try:
-            if isinstance(entry := load(entries[key]), dict):
+            if isinstance(entry := build(entries[key]), dict):
                 experiences[key] = read_experience(key, entry, budget=budget)
-        except OversizeError:
-            oversized.append(key)
-    more = (OversizedExperiences(FailureReason.PERSONALIZATION_FAILED, tuple(oversized)),) if oversized else ()
-    return ExperiencesResult(FrozenDict(experiences), (*_read_failures(failures), *more))
+        except InvalidResponseError as error:
+            problem = str(error).partition(": ")[2]
+            found.append(UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, (key,), problem))
+    return ExperiencesResult(FrozenDict(experiences), tuple(found))
 
 
-def _open_light(text: str, budget: Budget) -> tuple[Mapping[str, Any], object, Callable[[Any], Any]]:
-    """Return the entries by key, the failures, and a function that builds an entry."""
-    data = as_object(parse_json(text, budget))
-    entries = data.get("experiences")
-    if not isinstance(entries, dict):
-        raise InvalidResponseError("MoEngage's response has no object «experiences»")
-    return entries, data.get("failures"), lambda entry: entry
+def _open_fetch(body: bytes, budget: Budget) -> tuple[dict[str, Any], Callable[[Any], Any]]:
+    """Return the members of a response, and a function that builds a member of its ``experiences``.
 
-
-def _open_heavy(text: str, budget: Budget) -> tuple[Mapping[str, Any], object, Callable[[Any], Any]]:
-    """See _open_light(). This function builds nothing yet, because some entries may be too large, or not asked for."""
-    parts = split_object(text, "experiences")
-    entries = parts.get("experiences")
-    if not isinstance(entries, dict):
-        raise InvalidResponseError("MoEngage's response has no object «experiences»")
-    return entries, parse_or(None, parts.get("failures", "")), partial(parse_json, budget=budget)
+    If the response is large or has a mistake, nothing is built yet: an experience that is too large or wrong, or that
+    the caller didn't ask for, costs no other experience.
+    """
+    text, failure = decode(body), None
+    if is_light(body):
+        try:
+            return as_object(parse_json(text)), lambda entry: entry
+        except InvalidResponseError as error:
+            failure = error
+    try:
+        return split_object(text, "experiences"), partial(parse_json, budget=budget)
+    except InvalidResponseError as error:
+        raise failure or error from None
 
 
 # To parse 2 KB takes 3,400 bytecodes and 53 µs. To find the result here takes 16 bytecodes and 0.15 µs. Bodies repeat,

@@ -20,9 +20,9 @@ from typing import Any, Final, cast
 
 from urllib3.util.connection import is_connection_dropped
 
-from django_moe_personalize.exceptions import APIError, DeadlineExceeded
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.moengage.connections import Connector, TimedHTTPConnection
-from django_moe_personalize.moengage.http1 import HTTPExchange, StillConnecting
+from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy, WorkerPool
 
 STAGGER: Final = 0.25

@@ -23,23 +23,8 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 from urllib3.util.connection import create_connection
 
-from django_moe_personalize.exceptions import APIError, DeadlineExceeded, TransportError
+from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
 from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
-
-
-class ProxyError(TransportError):
-    """The proxy is unreachable or opens no tunnel. The message has the host and port of the proxy, but no password.
-
-    ``status`` is the status of the proxy's response, or ``None``.
-    """
-
-    def __init__(self, message: str, *, status: int | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class ProxyTimeout(ProxyError, DeadlineExceeded):
-    """The proxy did not answer in time."""
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
@@ -230,7 +215,7 @@ class TimedHTTPConnection(HTTPConnection):
         if response is None:
             raise ProxyTimeout(f"{peer} did not answer in time")
         if not 200 <= response.status < 300:
-            reason = " (its user or password is wrong)" if response.status == 407 else ""
+            reason = " (wrong user or password)" if response.status == 407 else ""
             raise ProxyError(f"it answered {response.status}{reason}", status=response.status)
         self.sock.settimeout(self._left())
 

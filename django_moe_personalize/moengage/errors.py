@@ -30,7 +30,8 @@ def build_error(response: Response, *, clock: Callable[[], float] = time.time) -
     status, headers = response.status, response.headers
     data = as_object(parse_or(None, response.body))
     words = {name: data[name][:_MAX_TEXT] for name in ("title", "description") if isinstance(data.get(name), str)}
-    message = f"MoEngage answered {status}"
+    # Only a proxy answers 407 (RFC 9110 §15.5.8).
+    message = f"{'a proxy' if status == 407 else 'MoEngage'} answered {status}"
     if (title := words.get("title")) in _TITLES:
         message += f": {title}"
     if status in (401, 403):

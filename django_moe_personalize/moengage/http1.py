@@ -6,12 +6,12 @@ head, ``http.client`` needs 3,400 bytecodes. This module needs 300.
 
 from __future__ import annotations
 
+import copy
 import re
 import socket
 import ssl
 import zlib
 from collections.abc import Callable, Generator, Mapping
-from concurrent.futures import Future
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -90,31 +90,16 @@ class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
 
 
-class StillConnecting(DeadlineExceeded):
-    """The call's time was over before its connection was open. The attempt to connect goes on, for the next call.
-
-    ``attempt`` is the future of the attempt. ``is_early``: the attempt is new, so the error says little about MoEngage.
-    """
-
-    # A slot, because a future can't be copied or pickled, and __reduce__() copies __dict__.
-    __slots__ = ("attempt",)
-
-    def __init__(self, message: str, attempt: Future[None] | None = None, *, is_early: bool = False) -> None:
-        super().__init__(message)
-        self.attempt = attempt
-        self.is_early = is_early
-
-
 class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
     When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. Before that, abandon() calls ``end(False, exchange)``. ``was_idle``: the
-    socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is false for the
-    response to CONNECT. Not thread-safe.
+    the socket can carry another request. abandon() calls ``end(False, late)``: ``late`` is the rest of the exchange.
+    ``was_idle``: the socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is
+    false for the response to CONNECT. Not thread-safe.
     """
 
-    __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle")
+    __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle", "end_span")
 
     def __init__(
         self,
@@ -128,6 +113,8 @@ class HTTPExchange:
         self._sock = sock
         self._end: Callable[..., object] | None = end
         self._was_idle = was_idle
+        self.end_span: Callable[[int | str], None] | None = None
+        """See ``tracing.End``."""
         self._peer = peer
         self._received = bytearray()
         self._steps = read_response(self._received, has_body=has_body)
@@ -142,16 +129,24 @@ class HTTPExchange:
         """Return the socket's file descriptor. The descriptor becomes readable when a part of the response arrives."""
         return self._sock.fileno()
 
-    def release(self, *, is_reusable: bool = False) -> None:
-        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended."""
+    def release(self, *, is_reusable: bool = False, outcome: int | str = "released") -> None:
+        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended.
+
+        ``outcome`` is the status of the response, or the name of the error.
+        """
         end, self._end = self._end, None
         if end is not None:
+            if self.end_span is not None:
+                self.end_span(outcome)
             end(is_reusable)
 
     def abandon(self) -> None:
         """Let ``end`` read the rest of a late response, so that the connection may stay open. Ends the exchange."""
-        if self._end is not None:
-            self._end(False, self)
+        if (end := self._end) is not None:
+            late, self._end = copy.copy(self), lambda is_reusable: None
+            late.end_span = None
+            self.release(outcome="DeadlineExceeded")
+            end(False, late)
 
     def send(self, data: memoryview, seconds: float) -> None:
         """Write the request within ``seconds``. After an error, closes the connection and raises TransportError."""
@@ -197,7 +192,7 @@ class HTTPExchange:
                     raise ConnectionResetError("closed without a response")
                 outcome = self._steps.send(len(self._received) == before)
             response, is_reusable = outcome
-            self.release(is_reusable=is_reusable)
+            self.release(is_reusable=is_reusable, outcome=response.status)
             if encoding := response.headers.get("content-encoding"):
                 response.body = decompress(response.body, encoding)
             return response
@@ -208,7 +203,7 @@ class HTTPExchange:
 
     def _fail(self, error: BaseException) -> APIError:
         """Close the connection and return the error for the caller. Raises an ``error`` that has another origin."""
-        self.release()
+        self.release(outcome=type(error).__name__)
         if not isinstance(error, APIError | OSError):
             raise error
         if self._was_idle and not self._received and isinstance(error, ConnectionError):

@@ -27,6 +27,7 @@ MAX_LIGHT_VALUES = 1000
 MAX_MEMBERS = 1000
 """The most members of an object that split_object() splits."""
 
+_UNREADABLE: Final = "MoEngage's response cannot be read: "
 _TEXT: Final = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 # A string is one token, so that brackets inside a string don't count. The closing quote is optional: otherwise, in a
 # string that never ends, the search would start again at each escaped quote, and take quadratic time.
@@ -75,7 +76,7 @@ class Budget:
                 if depth > MAX_DEPTH:
                     raise _reject(f"it nests deeper than {MAX_DEPTH} levels")
                 if count > self.left:
-                    raise OversizeError(f"MoEngage's response cannot be read: it has more than {MAX_VALUES} values")
+                    raise OversizeError(f"{_UNREADABLE}it has more than {MAX_VALUES} values")
         return count
 
 
@@ -141,7 +142,7 @@ def _split(text: str, at: int, split: str = "") -> tuple[dict[str, Any], int]:
         raise _reject("it is not an object")
     while sign[1] != "}":
         if len(members) == MAX_MEMBERS:
-            raise OversizeError(f"MoEngage's response cannot be read: an object has more than {MAX_MEMBERS} members")
+            raise OversizeError(f"{_UNREADABLE}an object has more than {MAX_MEMBERS} members")
         name = _NAME.match(text, sign.end())
         start = name.end() if name else 0
         value: Any
@@ -170,7 +171,7 @@ def _get_value() -> re.Pattern[str]:
 
 
 def _reject(problem: str) -> InvalidResponseError:
-    return InvalidResponseError(f"MoEngage's response cannot be read: {problem}")
+    return InvalidResponseError(_UNREADABLE + problem)
 
 
 def parse_or(default: Any, text: bytes | str, budget: Budget | None = None) -> Any:

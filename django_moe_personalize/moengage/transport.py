@@ -84,7 +84,7 @@ class RequestsTransport:
 
         If the server has closed an idle connection, the transport sends the request once more on a new connection.
         Raises DeadlineExceeded, StillConnecting if a new connection takes too long, TransportError if no complete
-        response arrives, and InvalidResponseError for a body above 1 MiB or with a compression other than gzip.
+        response arrives, and InvalidResponseError for a body above MAX_BYTES or with a compression other than gzip.
         """
         until = self._find_end(deadline)
         data = self._write(request)

@@ -233,10 +233,11 @@ class ExperienceFailure(Value):
     experience_keys: tuple[str, ...]
 
 
-class OversizedExperiences(ExperienceFailure):
-    """The experience keys whose content is larger than the package builds from one response."""
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class UnreadableExperience(ExperienceFailure):
+    """An experience that MoEngage sent, but that the package can't read. ``problem`` says why, without its content."""
 
-    __slots__ = ()
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

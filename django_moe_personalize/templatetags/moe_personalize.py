@@ -10,6 +10,7 @@ from django import template
 from django.http import HttpRequest
 from django.template import Context, Node, NodeList, TemplateSyntaxError
 from django.template.base import FilterExpression, Parser, Token, token_kwargs
+from django.utils.functional import Promise
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
@@ -18,13 +19,7 @@ from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.tracking.destinations import (
-    find_app_scheme,
-    find_host,
-    get_allowed_hosts,
-    is_safe_url,
-    quote_url,
-)
+from django_moe_personalize.tracking.destinations import get_allowed_hosts, is_safe_url, quote_url
 
 register = template.Library()
 
@@ -34,6 +29,7 @@ CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
 _CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
 _PARTS = ("func", "__self__", "__class__")
+_LITERALS = (str, Promise)
 _ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&#39;", "'"), ("&amp;", "&"))
 
 PLACEHOLDERS: Final = frozenset({"placeholder", "static_placeholder", "static_alias"})
@@ -93,7 +89,7 @@ def undo_escape(value: object) -> str:
 def find_text(expression: FilterExpression, context: Context) -> str:
     """Return the value of an argument as text. The literal of a template's author is text as it is."""
     value = expression.resolve(context)
-    return str(value) if isinstance(expression.var, str) else undo_escape(value)
+    return str(value) if isinstance(expression.var, _LITERALS) else undo_escape(value)
 
 
 class ExperienceNode(Node):
@@ -101,12 +97,15 @@ class ExperienceNode(Node):
 
     child_nodelists = ("body", "fallback")
 
-    def __init__(self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList) -> None:
+    def __init__(
+        self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList, *, is_filtered: bool = False
+    ) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.name = name
         self.body = body
         self.fallback = fallback
+        self.is_filtered = is_filtered
 
     def __iter__(self) -> Iterator[Node]:
         yield from (*self.body, *self.fallback)
@@ -118,6 +117,9 @@ class ExperienceNode(Node):
             return self.fallback.render(context)
         with context.push({self.name: experience}):
             body = self.body.render(context)
+        if self.is_filtered:
+            page.tracker.add_rendered(experience)
+            return body
         return rendering.render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
 
 
@@ -183,7 +185,9 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
     if parser.next_token().contents == "fallback":
         fallback = parser.parse(("endexperience",))
         parser.delete_first_token()
-    return ExperienceNode(parser.compile_filter(key), name, body, fallback)
+    # A filter around the tag would change the mark: it would cut the mark off, or show the mark as text.
+    is_filtered = any(command == "filter" for command, _ in parser.command_stack)
+    return ExperienceNode(parser.compile_filter(key), name, body, fallback, is_filtered=is_filtered)
 
 
 @register.tag
@@ -253,9 +257,8 @@ class ClickURLNode(Node):
         self.target = target
         self.destination = destination
         self.element, self.offering = options.get("element"), options.get("offering")
-        # The template's author wrote the literal. A filter may append content to the literal.
-        literal = destination.var if isinstance(destination.var, str) else ""
-        self.host, self.scheme = find_host(literal), find_app_scheme(literal)
+        # The template's author wrote the literal, or its translation. A filter may append content to the literal.
+        self.literal = destination.var if isinstance(destination.var, _LITERALS) else ""
 
     def render(self, context: Context) -> str:
         """Return the escaped URL, or the escaped destination if the click can't be counted."""
@@ -269,8 +272,7 @@ class ClickURLNode(Node):
             None if page is None else page.tracker,
             target if isinstance(target, Experience) else None,
             find_text(self.destination, context),
-            host=self.host,
-            scheme=self.scheme,
+            written=str(self.literal),
             element=find_text(self.element, context) if self.element else "",
             offering=offering if isinstance(offering, Offering) else None,
         )

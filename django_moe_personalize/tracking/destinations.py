@@ -40,17 +40,15 @@ _NOT_IN_A_URL = re.compile(r"[\x00-\x20\x7f-\xa0\"'<>\\^`{|}]")
 _MAX_LENGTH: Final = 2048
 
 
-def find_host(url: str) -> str:
-    """Return the host and port of an absolute http(s) URL, or ``""`` for every other URL."""
-    match = re.match(r"https?://([^/?#\\@]+)", url, re.IGNORECASE)
-    return match[1] if match else ""
-
-
-def find_app_scheme(url: str) -> str:
-    """Return the scheme of a URL that opens an app, such as ``tel`` or ``mailto``, or ``""`` for every other URL."""
+# Pages have the same links again and again.
+@functools.lru_cache(maxsize=256)
+def find_target(url: str) -> tuple[str, str]:
+    """Return the host and port of an http(s) URL, and the scheme of a URL that opens an app (``tel``). Or ``""``."""
+    host = re.match(r"https?://([^/?#\\@]+)", url, re.IGNORECASE)
     # Browsers ignore some of these characters.
-    match = re.match(r"([a-z][a-z0-9+.-]*):", re.sub(r"[\x00-\x20]", "", url).lower())
-    return match[1] if match and match[1] not in {*_PORTS, *UNSAFE_SCHEMES} else ""
+    scheme = re.match(r"([a-z][a-z0-9+.-]*):", re.sub(r"[\x00-\x20]", "", url).lower())
+    opens_app = scheme is not None and scheme[1] not in {*_PORTS, *UNSAFE_SCHEMES}
+    return host[1] if host else "", scheme[1] if scheme and opens_app else ""
 
 
 def get_allowed_hosts(request: HttpRequest | None, *more: str) -> frozenset[str]:

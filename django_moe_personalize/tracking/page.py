@@ -118,19 +118,23 @@ class PageTracker:
 
     An experience has one impression per page view, even if the page shows the experience several times.
 
-    With ``answers`` (by key) only these experiences count.
+    With ``answers`` (by key) only these experiences count. With ``is_early`` nobody has opened the page yet, so only
+    the browser can report.
     """
 
-    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp")
+    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp", "is_early")
 
     def __init__(
         self,
         customer_id: str | None,
         get_stamp: Callable[[], str] = draw_stamp,
         answers: Mapping[str, Experience | None] | None = None,
+        *,
+        is_early: bool = False,
     ) -> None:
         self._customer_id = customer_id
         self.get_stamp = get_stamp
+        self.is_early = is_early
         self._answers = answers
         self._impressions: dict[str, Event | None] = {}
         self._rendered: dict[str, Experience] = {}

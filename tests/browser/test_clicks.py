@@ -1,8 +1,11 @@
 """Clicks in a real browser."""
 
 import time
+from contextlib import suppress
 
 import pytest
+
+from tests.browser.conftest import BOTH
 
 pytestmark = pytest.mark.urls("tests.browser.site")
 
@@ -146,3 +149,68 @@ def test_nothing_is_inline(visitor):
     assert visitor.run("return [...document.scripts].filter((s) => s.text || !s.src).length") == 0
     names = visitor.run("return [...document.querySelectorAll('*')].flatMap((e) => e.getAttributeNames())")
     assert [name for name in names if name.startswith("on") or name == "style"] == []
+
+
+ACTS = """<style>div { display: inline-block }</style>{% experience "hero" %}<p id="start">start</p>
+<a id="link" href="/sale" data-moe-click="link"><b>link</b></a> <p id="text" data-moe-click="text">some text</p>
+<form id="form" data-moe-click="form" action="/sale" target="other"><input id="field" name="q"><input type="checkbox">
+</form><form action="/sale" target="other"><input id="other"><button id="send" data-moe-click="send">s</button></form>
+<label id="label" data-moe-click="label">label <input id="box" type="checkbox" data-moe-click="box"></label>
+<details><summary data-moe-click="summary">s</summary></details>
+<button id="disabled" disabled data-moe-click="disabled"><b>d</b></button>
+<div id="host"><template shadowrootmode="open"><button data-moe-click="shadow">s</button></template></div>
+<div id="outer" data-moe-click="outer"><template shadowrootmode="open"><button>s</button></template></div>
+{% endexperience %}<iframe name="other" hidden></iframe>"""
+
+
+DOWN, UP = ({"type": kind, "button": 0} for kind in ("pointerDown", "pointerUp"))
+CLICK = "document.querySelector('#link').click()"
+DISPATCH = "document.querySelector('#text').dispatchEvent(new MouseEvent('click', { bubbles: true }))"
+
+
+@BOTH
+def test_acts_of_a_person(visitor):
+    """One act counts one click: a middle click, a key, or a form that is sent. Scripts and clicks into fields don't.
+
+    The page prevents the default of clicks on links. Such a click is an act too.
+    """
+    stop = "(event) => event.target.closest('a') && event.preventDefault()"
+    visitor.open(ACTS, script=f"for (const type of ['click', 'auxclick']) addEventListener(type, {stop})")
+    click, press, run = visitor.click, visitor.driver.press, visitor.run
+    counted = {}
+    acts = {
+        "link": lambda: click("#link"),
+        "link: middle button": lambda: click("#link b", button=1),
+        "link: right button": lambda: click("#link", button=2),
+        "link: Control": lambda: click("#link", modifier="Control"),
+        "link: Enter": lambda: press("Enter", "#link"),
+        "link: script": lambda: run(CLICK),
+        "text": lambda: click("#text"),
+        "text: twice": lambda: [click("#text"), click("#text")],
+        "text: middle button": lambda: click("#text", button=1),
+        "text: drag": lambda: visitor.driver._point(
+            "#text", DOWN, {"type": "pointerMove", "x": 40, "y": 0, "origin": "pointer"}, UP
+        ),
+        "text: script": lambda: run(DISPATCH),
+        "form: field": lambda: click("#field"),
+        "form: Enter": lambda: press("Enter", "#field"),
+        "form: script": lambda: run("document.querySelector('#form').submit()"),
+        "send": lambda: click("#send"),
+        "send: Enter": lambda: press("Enter", "#other"),
+        "send: Space": lambda: press(" ", "#send"),
+        "label": lambda: click("#label"),
+        "box": lambda: click("#box"),
+        "summary": lambda: click("summary"),
+        "disabled": lambda: click("#disabled b"),
+        "shadow": lambda: click("#host"),
+        "outer": lambda: click("#outer"),
+    }
+    for act, do in acts.items():
+        before = len(visitor.clicks)
+        do()
+        with suppress(AssertionError):
+            visitor.wait_until(lambda: len(visitor.clicks) > before, 0.3)  # noqa: B023
+        counted[act] = [name for _, name in visitor.clicks[before:]]
+        visitor.driver.refresh()
+    nothing = ("right", "script", "text: middle", "drag", "field", "disabled")
+    assert counted == {act: [] if any(word in act for word in nothing) else [act.split(":")[0]] for act in acts}

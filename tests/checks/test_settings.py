@@ -129,6 +129,7 @@ def test_right_site(monkeypatch, moe, changes):
         ({"TRANSPORT": {"BACKEND": "no.such.Transport"}}, "E011", "TRANSPORT", "Correct"),
         ({"TRANSPORT": {"OPTIONS": {"verfy": 1}}}, "E011", "'verfy'", "verify"),
         ({"TRANSPORT": {"OPTIONS": {"verify": "/no"}}}, "E011", "verify must", "OPTIONS"),
+        ({"TRANSPORT": {"OPTIONS": {"cert": "/no"}}}, "E011", "cert must", "OPTIONS"),
         ({"CACHE": "defualt"}, "E012", "'defualt'", 'Did you mean "default"?'),
         ({"CACHE": "zzz"}, "E012", "'zzz'", "Use one of 'default'."),
         ({"CACHE_CONTROL": "max-age=60"}, "W009", "shared cache", "private, no-store"),

@@ -24,17 +24,22 @@ QUEUE = "celery.CeleryDelivery"
 
 
 def test_record_never_raises(caplog, heard):
-    """A delivery that fails drops the events with a reason, a signal and a log line without personal data."""
+    """A delivery that fails drops the events of 30 pages. The log has the start and the end, and no personal data."""
 
     class Broken(BaseDelivery):
         def take(self, events):
-            raise RuntimeError(f"cannot store {events[0].customer_id}")
+            if self.counts().accepted <= 30:
+                raise RuntimeError(f"cannot store {events[0].customer_id}")
 
     delivery = Broken()
-    delivery.record([make_event("customer-4711")])
-    assert delivery.flush() == DeliveryCounts(accepted=1, dropped={"error": 1})
-    assert heard == [("error", 1)]
-    assert messages(caplog) == [("ERROR", "Dropped 1 events: Broken failed (RuntimeError)")]
+    for _ in range(32):
+        delivery.record([make_event("customer-4711")])
+    assert delivery.flush() == DeliveryCounts(accepted=32, dropped={"error": 30}, pending=2)
+    assert heard == [("error", 1)] * 30
+    (_, start), (_, end) = messages(caplog)
+    assert start.startswith("Broken can't take events (RuntimeError). Until it works, events are dropped.")
+    assert end == "Broken takes events again after 0 s (30 failed)."
+    assert {level for level, _ in messages(caplog)} == {"ERROR"}
     assert delivery.erase("0") == 0
     delivery.close()
     with pytest.raises(NotImplementedError):

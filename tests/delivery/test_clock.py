@@ -85,7 +85,7 @@ def test_wrong_clock_loses_no_event(site, settings, caplog, name, ahead):
     assert times == sorted(times)
     assert min(ahead, 0) - SOON < times[0]
     assert times[-1] <= 0
-    said = re.findall(r"clock is about (\d+) s (ahead of|behind)|(agrees) with MoEngage's again", caplog.text)
+    said = re.findall(r"wrong \(about (\d+) s (ahead of|behind)|(agrees) with MoEngage's again", caplog.text)
     assert [(way, again) for _, way, again in said] == [("ahead of" if ahead > 0 else "behind", ""), ("", "agrees")]
     assert abs(int(said[0][0]) - abs(ahead)) <= SOON
     assert "refused" not in caplog.text

@@ -118,7 +118,13 @@ def test_the_last_attempt_drops_with_a_log_line(build, vendor, caplog):
     vendor.status = 500
     assert delivery.work(Message(make_events(4), attempts=2).write()) is True
     assert delivery.counts() == DeliveryCounts(accepted=4, dropped={"attempts": 4})
-    assert ("ERROR", "Dropped 4 events after 3 failed attempts") in messages(caplog)
+    delivery.work(Message(make_events(1), attempts=2).write())
+    vendor.status = 200
+    delivery.work(Message(make_events(1)).write())
+    assert messages(caplog)[1::2] == [
+        ("ERROR", "Events fail too often (ServerError: MoEngage answered 500). They are dropped after 3 attempts."),
+        ("ERROR", "Events are delivered again after 0 s (5 failed)."),
+    ]
     assert delivery.take_out() == []
 
 
@@ -155,7 +161,7 @@ def test_the_fallback_takes_what_the_queue_does_not(build, vendor, caplog):
     delivery.record(make_events(1))
     delivery.queue = None
     delivery.record(make_events(3))
-    assert messages(caplog)[0][1].endswith("Until it does, they go to the fallback")
+    assert "Until it works, events go to the fallback." in messages(caplog)[0][1]
     assert delivery.counts() == DeliveryCounts(accepted=4, delivered=3, handed_over=1)
     vendor.failures = [500]
     delivery.work(Message(make_events(2)).write())

@@ -3,10 +3,12 @@
 import asyncio
 import threading
 import time
+from unittest.mock import Mock
 
 import pytest
 
 from django_moe_personalize.client import get_client
+from django_moe_personalize.delivery import exits, thread
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.moengage.types import Action, Event
@@ -177,7 +179,7 @@ def test_every_event_counts_once_in_a_failing_workspace(settings):
 
 
 def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, heard):
-    """Waiting events and events in flight count. Each flood is one log line. New events fill free room again."""
+    """Waiting events and events in flight count. A flood has two log lines. New events fill free room again."""
     delivery = build(max_events=4, batch_size=2)
     vendor.hang.clear()
     delivery.record(make_events(2))
@@ -188,10 +190,12 @@ def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, 
     delivery.record(make_events(3))
     vendor.hang.set()
     assert delivery.flush(SOON) == DeliveryCounts(accepted=9, delivered=4, dropped={"overflow": 5})
-    assert len(messages(caplog)) == 1
     delivery.record(make_events(5))
     assert delivery.flush(SOON).delivered == 8
-    assert len(messages(caplog)) == 2
+    assert [text.partition(" (")[0] for _, text in messages(caplog)] == [
+        "Events don't fit into the memory",
+        "Events fit into the memory again after 0 s",
+    ]
     assert sum(count for reason, count in heard if reason == "overflow") == 6
 
 
@@ -266,18 +270,52 @@ def test_erased_events_in_flight_are_not_sent_again(build, vendor):
 
 
 def test_close_delivers_the_pending_events(build, vendor):
-    """close() sends each event once and ends the thread. Later events are dropped as ``exit``."""
-    delivery = build()
+    """close() sends each event once and ends the thread. The caller sends later events, until the time is over."""
+    delivery = build(exit_timeout=SOON)
     delivery.record(make_events(250))
-    thread = delivery._thread
+    worker = delivery._thread
     delivery.close()
     assert delivery.counts() == DeliveryCounts(accepted=250, delivered=250)
-    thread.join(SOON)
-    assert not thread.is_alive()
+    worker.join(SOON)
+    assert not worker.is_alive()
     delivery.record(make_events(2))
+    delivery._exit = Deadline(0.0)
+    delivery.record(make_events(3))
     delivery.close()
-    assert delivery.counts() == DeliveryCounts(accepted=252, delivered=250, dropped={"exit": 2})
-    assert vendor.taken.total() == 250
+    assert delivery.counts() == DeliveryCounts(accepted=255, delivered=252, dropped={"exit": 3})
+    assert vendor.taken.total() == 252
+
+
+@pytest.mark.parametrize("status", [200, 500, 401])
+def test_without_a_thread_close_sends_the_events_itself(build, vendor, status, monkeypatch):
+    """Python ends and starts no thread: the caller of close() sends, and the counters have each event."""
+    delivery = build(exit_timeout=0.3, batch_size=2)
+    vendor.status = status
+    monkeypatch.setattr(thread, "start_thread", Mock(side_effect=RuntimeError))
+    delivery.record(make_events(3))
+    delivery.close()
+    gone = {"delivered": 3} if status == 200 else {"dropped": {"exit": 3}}
+    assert delivery.counts() == DeliveryCounts(accepted=3, **gone)
+
+
+def test_a_delivery_that_is_built_while_python_ends_sends_at_once(build, vendor, monkeypatch):
+    """A function that the site registered with ``atexit`` may run last. Its events are sent by its thread."""
+    monkeypatch.setattr(exits, "is_ending", True)
+    delivery = build()
+    delivery.record(make_events(2))
+    assert vendor.taken.total() == 2
+    assert delivery.counts() == DeliveryCounts(accepted=2, delivered=2)
+
+
+def test_an_interrupted_close_counts_the_rest(build, monkeypatch):
+    """After another Ctrl-C the process ends without the events, and the counters have them."""
+    delivery = build()
+    delivery.record(make_events(2))
+    with monkeypatch.context() as patched:
+        patched.setattr(delivery, "_wait", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            delivery.close()
+    assert delivery.counts() == DeliveryCounts(accepted=2, dropped={"exit": 2})
 
 
 def test_flush_and_close_give_up_in_time(build, vendor, caplog, heard):
@@ -295,10 +333,10 @@ def test_flush_and_close_give_up_in_time(build, vendor, caplog, heard):
     errors = [message for level, message in messages(caplog) if level == "ERROR"]
     assert errors == ["Dropped 25 events: MoEngage didn't accept them before the process ended"]
     assert heard == [("exit", 25)]
-    thread = delivery._thread
+    worker = delivery._thread
     vendor.hang.set()
-    thread.join(SOON)
-    assert not thread.is_alive()
+    worker.join(SOON)
+    assert not worker.is_alive()
     assert delivery.counts() == DeliveryCounts(accepted=25, dropped={"exit": 25})
 
 

@@ -13,9 +13,14 @@ from django.test import override_settings
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.doctor import vendor as examined
 from django_moe_personalize.doctor.vendor import describe_end
+from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.doctor.conftest import KEY, SHORT, diagnose, find
-from tests.loopback import Loopback
+from tests.fetching.asking import ask
+from tests.fetching.warm_vendor import VISITOR
+from tests.loopback import Exchange, Loopback, build_head
+from tests.moengage.test_connections import find_closed_port
+from tests.wire import LONG, break_off
 
 CREDENTIALS = {"SANDBOX": False, "WORKSPACE_ID": "SHOP", "API_KEY": KEY}
 
@@ -124,6 +129,57 @@ def test_unknown_certificate(tls_ends):
     assert '["verify"] to its CA file' in text
 
 
+@pytest.mark.parametrize(
+    ("behave", "words"),
+    [
+        ("407", "opened no tunnel: it answered 407 (wrong user or password)."),
+        *((str(status), f"opened no tunnel: it answered {status}.") for status in (502, 503, 504)),
+        (Exchange.close, "opened no tunnel: no whole response from the proxy"),
+        (Exchange.hang, "did not answer in time."),
+        ("refused", "(ConnectionRefusedError)."),
+        ("tls", "'s certificate was refused: "),
+    ],
+)
+@pytest.mark.parametrize("way", ["option", "environment"])
+def test_proxy_that_fails(behave, words, way, tls_ends, monkeypatch, caplog):
+    """The doctor and the log name the proxy and the status, and no password. NO_PROXY is an exception."""
+    kind = behave if isinstance(behave, str) else ""
+    if kind:
+        behave = break_off(build_head(f"{kind} No", {"Content-Length": "0"}), Exchange.close)
+    with Loopback(behave, tls=tls_ends.context if kind == "tls" else None) as server:
+        port = find_closed_port() if kind == "refused" else server.port
+        url = f"{'https' if kind == 'tls' else 'http'}://me:{KEY}@127.0.0.1:{port}"
+        options = {"proxies": {"https": url}} if way == "option" else {"trust_env": True}
+        transport = {"OPTIONS": {"connect_timeout": SHORT, **options}}
+        monkeypatch.setenv("HTTPS_PROXY", url)
+        given = {**CREDENTIALS, "BASE_URL": "https://sdk.invalid/v1", "TRANSPORT": transport}
+        with override_personalize(**given):
+            found = diagnose(LONG)
+            for _ in range(5):
+                ask(VISITOR, ["hero-banner"], deadline=Deadline(LONG))
+        assert find(f", through the proxy 127.0.0.1:{port}.", found)[0] == "ok"
+        state, text = find("MoEngage can't be reached: ", found)
+        assert state == "problem"
+        assert f"the proxy 127.0.0.1:{port}" in text
+        assert words in text
+        assert f"the proxy 127.0.0.1:{port}" in caplog.text
+        assert caplog.text.count("Check the proxy in TRANSPORT") == 1
+        assert KEY not in f"{found} {caplog.text}"
+        monkeypatch.setenv("NO_PROXY", "sdk.invalid")
+        with override_personalize(**given):
+            found = diagnose(LONG)
+        find("MoEngage can't be reached" if way == "option" else "sdk.invalid can't be found (DNS).", found)
+
+
+def test_proxy_that_forwards():
+    """A proxy that forwards requests answers 407 instead of the server."""
+    with Loopback(lambda exchange: exchange.reply(status="407 No")) as server:
+        transport = {"OPTIONS": {"proxies": {"http": f"http://127.0.0.1:{server.port}"}}}
+        with override_personalize(BASE_URL="http://127.0.0.1:9/v1", TRANSPORT=transport, **CREDENTIALS):
+            words = f"the proxy 127.0.0.1:{server.port} answered 407 (wrong user or password)."
+            assert find(words)[0] == "problem"
+
+
 def test_server_without_tls():
     """A server that answers in plain text has a finding of its own."""
     with Loopback(lambda exchange: None) as server:
@@ -146,7 +202,7 @@ def test_wrong_clock(vendor, offset, warned):
     ("first", "second", "words"),
     [
         (0.4, 0.0, "400 ms on a new connection and 0 ms on an open one. A page waits up to 300 ms."),
-        (0.4, 0.0, "the first page of each process shows its fallbacks. Raise DEADLINE if that matters."),
+        (0.4, 0.0, "such as the first page of a process, shows its fallbacks. Raise DEADLINE if that matters."),
         (0.4, 0.4, "So pages show their fallbacks until an answer is cached. Raise DEADLINE, or"),
         (0.0, 0.0, "An unknown visitor gets 3 of these experiences."),
     ],

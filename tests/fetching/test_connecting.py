@@ -87,6 +87,17 @@ def test_connection_of_a_late_page_is_warm_for_the_second_page(visit, build_far,
     assert get_breaker().state == "closed"
 
 
+def test_connection_of_a_late_response_stays_open(vendor):
+    """A response that comes after the page's deadline costs no connection."""
+    with override_personalize(DEADLINE=DEADLINE):
+        vendor.warm()
+        with vendor.hold():
+            assert Asked(VISITOR, KEYS).join(LONG) == {}
+        wait_until(lambda: has_idle(vendor.transport))
+    assert Asked(VISITOR, KEYS).join(LONG).keys() == {*KEYS}
+    assert (len(vendor.fetches), vendor.server.connections) == (2, 1)
+
+
 def test_many_pages_wait_for_few_connections(build_far):
     """Pages that wait start no connection each, and keep no thread of the pool."""
     far = build_far("accept")

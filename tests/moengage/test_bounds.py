@@ -19,10 +19,7 @@ from django_moe_personalize.moengage.json_values import (
     OversizeError,
     is_light,
 )
-from django_moe_personalize.moengage.types import ExperienceFailure, FailureReason, OversizedExperiences
-
-SMALL = {"long numbers", "escapes", "lone surrogates", "backslashes", "just small enough", "deeper than any"}
-"""Bodies whose experience has few values, or whose depth nothing can skip."""
+from django_moe_personalize.moengage.types import ExperienceFailure, FailureReason, UnreadableExperience
 
 
 def build_list(count: int) -> dict[str, object]:
@@ -43,7 +40,7 @@ def test_little_is_built(name):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * MAX_BYTES
-    assert result is None or name in SMALL or "hero" not in result.experiences
+    assert (result is not None and "hero" in result.experiences) == (name in hostile.SMALL)
 
 
 @pytest.mark.parametrize("name", ["empty objects", "offerings in a text", "hidden JSON", "deep lists", "variables"])
@@ -52,7 +49,29 @@ def test_a_large_experience_costs_only_itself(name):
     body = hostile.build(name, "hero")[:-2] + b',"promo":{"payload":{"Text":"Hi"}}}}'
     result = read_answer(Response(200, {}, body), ["hero", "promo"])
     assert {key: dict(found) for key, found in result.experiences.items()} == {"promo": {"Text": "Hi"}}
-    assert result.failures == (OversizedExperiences(FailureReason.PERSONALIZATION_FAILED, ("hero",)),)
+    problem = f"it has more than {MAX_VALUES} values"
+    assert result.failures == (UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, ("hero",), problem),)
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        ("1e999", "it holds a number that is too large"),
+        ("9" * 301, "it holds a number that is too large"),
+        ("NaN", "it holds NaN or Infinity"),
+        ('{"a":1,"a":2}', "an object repeats a name"),
+        ('"\x00"', "it is not JSON: Invalid control character at at character 18"),
+    ],
+    ids=["float", "integer", "nan", "names", "text"],
+)
+def test_a_mistake_in_an_experience_costs_only_itself(value, problem):
+    """The other experiences are there, in a small response too."""
+    body = f'{{"experiences":{{"bad":{{"payload":{{"it":{value}}}}},"good":{{"payload":{{"Text":"Hi"}}}}}}}}'
+    for padding in ("", ",1" * MAX_LIGHT_VALUES):
+        result = read_fetch(f'{body[:-1]},"more":[1{padding}]}}'.encode(), ("bad", "good"))
+        assert list(result.experiences) == ["good"]
+        (failure,) = result.failures
+        assert (failure.experience_keys, failure.problem) == (("bad",), problem)
 
 
 def test_experiences_share_the_values_of_a_response():
@@ -130,4 +149,4 @@ def test_metadata_and_errors_are_bounded():
         else:
             assert len(read_metadata(body).experiences) == size
     assert isinstance(build_error(Response(401, {}, hostile.build("empty lists", "x"))), AuthenticationError)
-    assert OversizedExperiences(FailureReason.UNKNOWN, ()) != ExperienceFailure(FailureReason.UNKNOWN, ())
+    assert UnreadableExperience(FailureReason.UNKNOWN, ()) != ExperienceFailure(FailureReason.UNKNOWN, ())

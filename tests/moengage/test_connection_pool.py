@@ -9,10 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
+from django_moe_personalize.exceptions import DeadlineExceeded, StillConnecting, TransportError
 from django_moe_personalize.moengage import connection_pool
 from django_moe_personalize.moengage.connection_pool import ConnectionPool
-from django_moe_personalize.moengage.http1 import StillConnecting
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline, PoolBusy, WorkerPool
 from tests.loopback import Exchange, Loopback

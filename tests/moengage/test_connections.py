@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import trustme
 
-from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
-from django_moe_personalize.moengage.connections import ProxyError, get_tls_context
+from django_moe_personalize.exceptions import DeadlineExceeded, ProxyError, TransportError
+from django_moe_personalize.moengage.connections import get_tls_context
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline

@@ -5,6 +5,7 @@ import json
 import re
 from decimal import Decimal
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import pytest
 from django.http import HttpRequest, HttpResponse
@@ -74,6 +75,8 @@ def test_click_names_its_element_and_offering(render, shown, visit, source, elem
         ("'sms:+4930'", "sms:+4930"),
         ("'MyShop://sale/1'", "MyShop://sale/1"),
         ("'tel:'|add:number", "tel:+4930"),
+        ("_('tel:+49')", "tel:+49"),
+        ("_('https://partner.example/x')", "https://partner.example/x"),
         ("''|add:tel", "#"),
         ("'/'|add:tel", "/tel:+4930"),
         ("tel", "#"),
@@ -235,6 +238,29 @@ def test_impression_modes(render, shown, mode, opening, impressions):
     with override_personalize(IMPRESSIONS=mode):
         assert re.fullmatch(f"{marked}For you", render(source))
     assert shown.impressions == impressions
+
+
+def test_calls_of_the_web_sdk(render):
+    """The mark has the calls for the impression and for each element. An element may be named like an offering."""
+    source = "{% experience 'offers' %}<b data-moe-click='buy'></b><i data-moe-click='offer-1'></i>{% endexperience %}"
+    with override_personalize(IMPRESSIONS="web_sdk"):
+        mark = re.search(r'data-moe-experience="(\S+)"', render(source))[1]
+    _, [[_, context], *shown], clicked = json.loads(unquote(mark))
+    offers = [{"moe_offering_id": f"offer-{n}"} for n in (1, 2)]
+    assert shown == [["offeringShown", offer] for offer in offers]
+    assert clicked == {
+        "buy": [["trackClick", context, {"button_id": "buy"}]],
+        "offer-1": [["trackClick", context, {"button_id": "offer-1"}], ["offeringClicked", offers[0]]],
+    }
+
+
+@pytest.mark.parametrize("name", ["upper", "truncatechars:9", "force_escape"])
+def test_filter_of_a_block(render, name):
+    """A filter would change the marks inside its block, so there are none."""
+    source = f"{{% filter {name} %}}{{% experience 'hero' %}}<b>x</b>{{% endexperience %}}{{% endfilter %}}"
+    plain = render(source)
+    with override_personalize(IMPRESSIONS="visible"):
+        assert render(source) == plain
 
 
 def fetch_only(request):

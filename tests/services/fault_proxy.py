@@ -7,12 +7,14 @@ with FaultProxy(sandbox_port) as proxy, proxy.failing(FAULTS["reset before heade
 import contextlib
 import gzip
 import http.client
+import itertools
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks import hostile
 from tests.loopback import Exchange, Loopback, Received, build_head
 
 WELL = {"Content-Type": "application/json"}
@@ -216,6 +218,13 @@ def _redirect(exchange: Exchange, received: Received) -> None:
     exchange.reply(status="307 Temporary Redirect", headers={"Location": f"http://{host}{received.target}?again"})
 
 
+def _hostile(exchange: Exchange, _: Received) -> None:
+    """Send one hostile body after the other. The page must show its defaults, so no body has a usable experience."""
+    name = next(_hostile_names)
+    exchange.reply(hostile.build(name, "other" if name in hostile.SMALL else "hero"))
+
+
+_hostile_names = itertools.cycle(hostile.BUILDERS)
 _HTML = b"<!doctype html><title>We will be back</title>"
 _CHUNKED = build_head("200 OK", {**WELL, "Transfer-Encoding": "chunked"})
 _CHUNK = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
@@ -252,6 +261,7 @@ _BEHAVIORS: dict[str, Behavior] = {
     "malformed JSON": _reply(b'{"experiences": {"hero": }'),
     "JSON of another shape": _reply(b'["experiences"]'),
     "deeply nested JSON": _reply(b'{"experiences":' + b"[" * 200_000 + b"]" * 200_000 + b"}"),
+    "hostile bodies": _hostile,
     "gzip bomb": _reply(_BOMB, Content_Encoding="gzip"),
     "gzip that is none": _reply(b'{"experiences": {}}', Content_Encoding="gzip"),
     "unknown content encoding": _reply(b'{"experiences": {}}', Content_Encoding="br"),

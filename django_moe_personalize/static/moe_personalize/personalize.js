@@ -11,14 +11,11 @@
   const { hypot, max, min } = Math;
 
   // Return the event as text if this page view hasn't reported the event yet.
-  function note(...event) {
-    const text = JSON.stringify(event);
-    return !reported[text] && (reported[text] = text);
-  }
+  const note = (event, text = JSON.stringify(event)) => !reported[text] && (reported[text] = text);
 
   // One beacon carries all events of a second.
   function report(...event) {
-    const text = note(...event);
+    const text = note(event);
     if (!text) return;
     // The server reads 16 KiB at most. It also reads 100 events at most, which with their tokens are larger.
     if ((pending + text).length > 15000) send();
@@ -30,7 +27,7 @@
     if (!pending[0]) return;
     const body = `{"events":[${pending.splice(0)}]}`;
     // Some browsers lack sendBeacon. It also refuses a beacon while too many bytes are being sent.
-    navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: true }).catch(() => {});
+    navigator.sendBeacon?.(url, body) || fetch(url, { method: "POST", body, keepalive: 1 }).catch(() => {});
   }
 
   // IMPRESSIONS = "web_sdk": MoEngage's own script counts. Until it has loaded, the calls wait.
@@ -40,14 +37,14 @@
   // The stamp of the page view tells equal calls of two page views apart.
   function tell(stamp, more = []) {
     // 99: a page that never loads MoEngage's script must not fill the memory.
-    for (const call of more) if (note(stamp, call) && !calls[99]) calls.push(call);
+    for (const call of more) if (note([stamp, call]) && !calls[99]) calls.push(call);
     sdkTimer || tellAll();
   }
 
   function tellAll() {
     sdkTimer = 0;
     // MoEngage's loader makes the global. Its second script adds the part "personalize".
-    const sdk = (window.Moengage || window.MoEngage)?.personalize;
+    const sdk = (self.Moengage || self.MoEngage)?.personalize;
     while (sdk && calls[0]) {
       const [method, ...details] = calls.shift();
       sdk[method](...details);
@@ -72,7 +69,7 @@
 
   // Find the marks, also in open shadow roots.
   function scan(root) {
-    observer.observe(root, { childList: true, subtree: true, attributeFilter: ["data-moe-experience"] });
+    observer.observe(root, { childList: 1, subtree: 1, attributeFilter: ["data-moe-experience"] });
     const open = [];
     const walker = doc.createTreeWalker(root, 129);
     for (let node; (node = walker.nextNode()); ) {
@@ -113,41 +110,41 @@
   // Experiences that a script adds to the page later count too.
   const observer = new MutationObserver(() => (timer ||= setTimeout(update, 200)));
 
-  let press, isCounted;
+  let press = {}, isCounted;
 
   // Count an act of a person: a click, a middle click on a link, or the sending of a form.
   function count(event) {
-    const { type, button, detail } = event;
+    const { button } = event;
     // The path also leads through open shadow roots.
     const path = event.composedPath();
-    const index = path.findIndex(({ dataset, disabled }) => disabled || dataset?.moeClick != null);
-    const element = path[index];
-    const name = element?.dataset?.moeClick;
+    let name;
+    const index = path.findIndex((node) => (name = node.dataset?.moeClick) != null || node.disabled);
     if (
       // A script made this event. Or one act made two events: a click on a label also clicks its field.
       !event.isTrusted ||
       isCounted ||
       name == null ||
-      element.disabled ||
+      path[index].disabled ||
       // A form counts when it is sent, and not when its fields are clicked.
-      element.matches("form") !== (type === "submit") ||
+      path[index].matches("form") !== (event.type === "submit") ||
       // 1: the middle button opens a link in a new tab.
-      (button && (button > 1 || !path.some(({ href }) => href))) ||
-      // The visitor has dragged or selected something. A click without a pointer has the detail 0.
-      (detail && press && hypot(event.x - press.x, event.y - press.y) > 10)
+      button > 1 ||
+      (button && !path.some(({ href }) => href)) ||
+      // The visitor has dragged or selected something. A click with the keyboard is at 0.
+      (event.x && hypot(event.x - press.x, event.y - press.y) > 10)
     )
       return;
     if (timer) update();
     // The innermost experience around the element starts last. 0: compare the starts.
-    const [found] = path.slice(index).flatMap((node) =>
+    const [found] = path.slice(index, -1).flatMap((node) =>
       experiences
-        .filter(({ range }) => node.parentNode && range.isPointInRange(node, 0))
+        .filter(({ range }) => range.isPointInRange(node, 0))
         .sort((a, b) => a.range.compareBoundaryPoints(0, b.range))
         .slice(-1),
     );
     if (!found) return;
-    isCounted = true;
-    setTimeout(() => (isCounted = false));
+    isCounted = 1;
+    setTimeout(() => (isCounted = 0));
     if (found.calls) tell(found.calls[0], found.calls[2][name]);
     else report("click", found.token, name);
     // The click may lead to another page.
@@ -163,7 +160,7 @@
       return [node.selected ? node.closest("select") : node];
     }
     // An inline element has a box as high as a line, and only its content is as high as an image.
-    const children = node.assignedNodes?.({ flatten: true }) || (node.shadowRoot || node).childNodes;
+    const children = node.assignedNodes?.({ flatten: 1 }) || (node.shadowRoot || node).childNodes;
     const parts = node.clientWidth && node.clientHeight ? [] : [...children].flatMap(listParts);
     return parts[0] ? parts : [node];
   }
@@ -200,7 +197,7 @@
       const text = new Range();
       let area = 0, seen = 0, left = Infinity, top = Infinity, right = 0, bottom = 0;
       for (const [element, part] of parts) {
-        if (element.checkVisibility?.({ checkOpacity: true, checkVisibilityCSS: true }) === false) continue;
+        if (element.checkVisibility?.({ checkOpacity: 1, checkVisibilityCSS: 1 }) === false) continue;
         const { boundingClientRect, intersectionRect: view } = entries.find(({ target }) => target === element);
         text.selectNode(part);
         for (const box of part === element ? [boundingClientRect] : text.getClientRects()) {
@@ -245,6 +242,8 @@
     auxclick: count,
     submit: count,
     pointerdown: (event) => (press = event),
+    // Unpoly doesn't tell the server that it preloads a link.
+    "up:link:preload": ({ renderOptions }) => ((renderOptions.headers ||= {})["X-Purpose"] = 1),
     // A hidden page shows nothing, and its visitor may never return. So send the waiting reports now.
     visibilitychange: () => {
       for (const experience of experiences) experience.since = 0;
