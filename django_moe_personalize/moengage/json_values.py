@@ -46,10 +46,10 @@ class OversizeError(InvalidResponseError):
 class Budget:
     """How many values may still be built from one response."""
 
-    __slots__ = ("left",)
+    __slots__ = ("left", "limit")
 
-    def __init__(self, values: int = MAX_VALUES) -> None:
-        self.left = values
+    def __init__(self, limit: int = MAX_VALUES) -> None:
+        self.left = self.limit = limit
 
     def spend(self, text: str) -> None:
         """Subtract the values in a JSON text, at least as many as json.loads() would build.
@@ -76,7 +76,7 @@ class Budget:
                 if depth > MAX_DEPTH:
                     raise _reject(f"it nests deeper than {MAX_DEPTH} levels")
                 if count > self.left:
-                    raise OversizeError(f"{_UNREADABLE}it has more than {MAX_VALUES} values")
+                    raise OversizeError(f"{_UNREADABLE}the response has more than {self.limit} values")
         return count
 
 

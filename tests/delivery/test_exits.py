@@ -13,8 +13,32 @@ from django_moe_personalize import runtime
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import DeliveryCounts
 from tests.delivery.events import make_events
-from tests.delivery.vendor import SOON
+from tests.delivery.vendor import SOON, run_script
 from tests.processes import in_child
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "later"),
+    [
+        ("return", 0, 0),
+        ("exit", 0, 0),
+        ("error", 1, 0),
+        ("interrupt", -signal.SIGINT, 0),
+        ("SIGTERM", -signal.SIGTERM, 0),
+        ("SIGHUP", -signal.SIGHUP, 0),
+        ("exec", 0, 0),
+        ("thread", 0, 1),
+        ("atexit", 0, 1),
+        ("os.fork", 0, 10),
+        ("fork", 0, 40),
+        ("forkserver", 0, 40),
+        ("spawn", 0, 40),
+    ],
+)
+def test_a_process_delivers_its_events_before_it_ends(vendor, way, code, later):
+    """The script delivers 120 events, and its threads, functions and children deliver the later ones: each once."""
+    returncode, errors, _ = run_script(vendor, way, 120)
+    assert (returncode, vendor.taken.total(), len(vendor.taken)) == (code, 120 + later, 120 + later), errors
 
 
 class Server:
