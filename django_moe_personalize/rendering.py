@@ -149,7 +149,8 @@ def build_click_url(
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
     host = host if host and host == find_target(destination)[0] else ""
-    if not is_safe_url(destination, get_allowed_hosts(request, host)):
+    # Most links are relative. Finding the hosts first would take 40 bytecodes more on a warm page.
+    if not (is_safe_url(destination) or is_safe_url(destination, get_allowed_hosts(request, host))):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)
         return NOWHERE
@@ -290,7 +291,8 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     else:
         # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
         response.headers["Vary"] = "Cookie"
-    if not response.streaming:
+    # A middleware may return a TemplateResponse that Django hasn't rendered.
+    if not response.streaming and getattr(response, "is_rendered", True):
         marks.remove_misplaced(response)
 
 

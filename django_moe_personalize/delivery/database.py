@@ -181,7 +181,9 @@ class DatabaseDelivery(BaseDelivery):
 
     def drop_connection(self, error: Exception) -> None:
         """Log a database's error, and close this thread's connection: the next query opens a new connection."""
-        self._database_outage.fail(type(error).__name__, "Events wait. Check the database, and run `manage.py migrate`.")
+        self._database_outage.fail(
+            type(error).__name__, "Events wait. Check the database, and run `manage.py migrate`."
+        )
         connections[self.outbox.alias].close()
 
     def _schedule_pause(self, outcome: Outcome) -> None:

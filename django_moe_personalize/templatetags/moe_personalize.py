@@ -296,7 +296,7 @@ class ScriptsNode(Node):
         request, shown = find_request(context), list[str]()
         if request is not None and (page := get_page(request)) is not None:
             give_id(page)
-            if request.method == "GET" and tracking.is_speculative(request):
+            if tracking.is_speculative(request):
                 shown = page.tracker.sign_shown()
         return rendering.render_scripts(request, shown)
 

@@ -20,9 +20,6 @@ PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>{path}</title>
 <style>body{{margin:0;font:16px/20px monospace}}</style>{head}</head><body>{{% load moe_personalize %}}{body}
 {{% personalize_scripts %}}</body></html>"""
 
-SPECULATION = ("SEC_PURPOSE", "PURPOSE", "X_SEC_PURPOSE", "HX_PRELOADED")
-"""The headers in which browsers and libraries say that nobody has asked for the page yet."""
-
 pages: dict[str, tuple[str, str | bytes]] = {}
 """The pages of the site: path → media type and template, or the bytes of a file."""
 
@@ -48,16 +45,13 @@ class _Handler(WSGIRequestHandler):
 
 
 class Site:
-    """A running site: ``put`` pages, and read the ``beacons`` and ``requests`` that arrived.
-
-    A request is its path, and the purpose that its header names if nobody has asked for the page yet.
-    """
+    """A running site: ``put`` pages, and read the ``beacons`` that arrived and the ``paths`` of all requests."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.other_host = url.replace("http://127.0.0.1", "localhost")
         self.policy = POLICY
-        self.requests: list[tuple[str, str]] = []
+        self.paths: list[str] = []
         self.beacons: list[list[list[str]]] = []
         self.beacon_sizes: list[int] = []
         self._application = StaticFilesHandler(WSGIHandler())
@@ -74,13 +68,12 @@ class Site:
         pages.clear()
         self.put_file("favicon.ico", "", "image/x-icon")
         self.policy = POLICY
-        self.requests.clear()
+        self.paths.clear()
         self.beacons.clear()
         self.beacon_sizes.clear()
 
     def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        purposes = filter(None, (environ.get(f"HTTP_{header}") for header in SPECULATION))
-        self.requests.append((environ["PATH_INFO"], next(purposes, "")))
+        self.paths.append(environ["PATH_INFO"])
         if environ["PATH_INFO"] == "/moe/beacon/":
             body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
             self.beacon_sizes.append(len(body))

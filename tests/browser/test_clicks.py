@@ -175,6 +175,7 @@ def test_acts_of_a_person(visitor):
     The page prevents the default of clicks on links. Such a click is an act too.
     """
     stop = "(event) => event.target.closest('a') && event.preventDefault()"
+    visitor.site.put("sale", "sale")
     visitor.open(ACTS, script=f"for (const type of ['click', 'auxclick']) addEventListener(type, {stop})")
     click, press, run = visitor.click, visitor.driver.press, visitor.run
     counted = {}
@@ -207,6 +208,7 @@ def test_acts_of_a_person(visitor):
     }
     for act, do in acts.items():
         before = len(visitor.clicks)
+        click("#start")
         do()
         with suppress(AssertionError):
             visitor.wait_until(lambda: len(visitor.clicks) > before, 0.3)  # noqa: B023

@@ -131,8 +131,9 @@ def test_text_is_escaped_once(render):
         "{% experience_value 'hero' 'Url' as u %}{{ u }} {% click_url nothing u %} {{ u|experience_url }} "
         "{% firstof u as f %}{% click_url nothing f %} {{ f|experience_url }} "
         "{% experience_value 'hero' 'No' default='<b>' as d %}{{ d }} {% experience_value 'hero' 'Zero' as z %}{{ z }}"
+        "{% if u == '/s/?a=1&b=2' %} plain{% endif %}"
     )
-    assert render(source) == "/s/?a=1&amp;b=2 " * 5 + "<b> 0"
+    assert render(source) == "/s/?a=1&amp;b=2 " * 5 + "<b> 0 plain"
 
 
 @pytest.mark.parametrize("text", ['O\'Neil & "Söhne"', "a &amp; b"])

@@ -2,19 +2,20 @@
 
 import pytest
 from django.http import HttpResponse
+from django.utils.html import escape
 
 from django_moe_personalize.tracking.marks import add_mark, find_clickable, remove_misplaced
 
 TEXT = "<!--moe-watch moe.0123456789ab:a--b--->x<!--/moe-->"
-ELEMENT = '<b data-moe-experience="moe.0123456789ab:c" data-moe-watch class="d">x</b><!--/moe-->'
+ELEMENT = '<b data-moe-experience="moe.0123456789ab:c" data-moe-watch="" class="d">x</b><!--/moe-->'
 
 
 @pytest.mark.parametrize(
     ("body", "marked"),
     [
         ("text", "<!--moe-watch T-->text<!--/moe-->"),
-        (" \n<p class='a'>x</p>", " \n<p data-moe-experience=\"T\" data-moe-watch class='a'>x</p><!--/moe-->"),
-        ("<!-- note --><br/>x", '<!-- note --><br data-moe-experience="T" data-moe-watch/>x<!--/moe-->'),
+        (" \n<p class='a'>x</p>", ' \n<p data-moe-experience="T" data-moe-watch="" class=\'a\'>x</p><!--/moe-->'),
+        ("<!-- note --><br/>x", '<!-- note --><br data-moe-experience="T" data-moe-watch=""/>x<!--/moe-->'),
         ("</p><p>", "<!--moe-watch T--></p><p><!--/moe-->"),
         (ELEMENT, ELEMENT.replace("moe.", "T moe.", 1) + "<!--/moe-->"),
         (TEXT, f"<!--moe-watch T-->{TEXT}<!--/moe-->"),
@@ -47,6 +48,7 @@ PAGES = [
     "<!-- <title> -->TEXT<textarea>a < b {}</textarea>ELEMENT",
     '<div @click="() => a > b" x="1 < 2">ELEMENT</div> 1 < 2 TEXT<STYLE>{}</STYLE>',
     "<meta content='{}'><xmp>{}</xmp><br/>ELEMENT",
+    "<!-- {} - -- > <p> -->TEXT<!-- <title> -->ELEMENT",
     "TEXT<a title='{}",
 ]
 
@@ -54,7 +56,10 @@ PAGES = [
 @pytest.mark.parametrize(
     ("page", "marked", "plain"),
     [(page, *pair) for page in PAGES for pair in ((TEXT, "x"), (ELEMENT, '<b class="d">x</b>'))]
-    + [('<a title="{}" alt={}>z</a>TEXT', TEXT, "x")],
+    + [
+        ('<a title="{}" alt={}>z</a>TEXT', TEXT, "x"),
+        ("<pre>{}{}</pre>", escape(ELEMENT + TEXT), escape('<b class="d">x</b>x')),
+    ],
 )
 def test_marks_that_would_be_text_are_removed(page, marked, plain):
     """In attributes and in elements that contain text, and nowhere else. The response keeps its right length."""

@@ -75,7 +75,7 @@
     for (let node; (node = walker.nextNode()); ) {
       const { data, dataset } = node;
       // If an element is the first one of several experiences, its mark has several tokens. The outermost comes first.
-      const text = /^moe\S* (.+)/.exec(data)?.[1] || dataset?.moeExperience;
+      const text = dataset ? dataset.moeExperience : /^moe\S* (.+)/.exec(data)?.[1];
       // A library that morphs the page keeps the mark and changes its tokens.
       if (node.moe !== text) {
         node.moe = text;
@@ -104,11 +104,11 @@
     scan(doc);
     // A script may have changed or removed marks.
     experiences = experiences.filter((each) => each.mark.moes?.includes(each) && !each.range.collapsed);
-    for (const { measure } of experiences) measure?.();
+    for (const { look } of experiences) look?.();
   }
 
   // Experiences that a script adds to the page later count too.
-  const observer = new MutationObserver(() => (timer ||= setTimeout(update, 200)));
+  const observer = new MutationObserver(() => (timer ||= setTimeout(update, 500)));
 
   let press = {}, isCounted;
 
@@ -165,7 +165,7 @@
     return parts[0] ? parts : [node];
   }
 
-  const getParent = (node) => node.assignedSlot || node.parentNode || node.host;
+  const getParent = (node) => node.assignedSlot || node.parentElement || node.getRootNode().host;
 
   // IMPRESSIONS = "visible": report an experience when half of it was in view for one second without a break.
   function watch(experience) {
@@ -173,15 +173,16 @@
     let parts, isNew, timer;
 
     // Observe all elements again, so that the observer reports which part of each is in view now.
-    function measure() {
+    function look() {
       observer.disconnect();
+      observer.takeRecords();
       parts = [];
       isNew = true;
       for (const child of experiences.includes(experience) ? range.startContainer.childNodes : []) {
         for (const part of range.intersectsNode(child) ? listParts(child) : []) {
           let element = part;
           // The observer can't observe text. So observe the element around the text.
-          while (!(element === part ? part.matches : element.getClientRects?.()[0])) element = getParent(element);
+          while (!(element === part ? part.matches : element.getClientRects()[0])) element = getParent(element);
           parts.push([element, part]);
           observer.observe(element);
         }
@@ -191,7 +192,7 @@
     const observer = new IntersectionObserver((entries) => {
       clearTimeout(timer);
       // Later the observer reports only the elements that have moved.
-      if (!isNew) return measure();
+      if (!isNew) return look();
       isNew = false;
       const now = entries[0].time;
       const text = new Range();
@@ -214,27 +215,26 @@
       // The size of the part that the window and the scroll containers around the experience can show at once.
       let width = innerWidth, height = innerHeight, isMoved;
       for (let node = getParent(parts[0][1]); node && node !== doc.body; node = getParent(node)) {
-        if (!node.matches) continue;
         const { overflow, transform } = getComputedStyle(node);
         const box = node.getBoundingClientRect();
         // A slider hides its overflow and moves its content.
-        isMoved ||= /1, 0, 0, 1,/.test(transform) || node.scrollLeft || node.scrollTop;
-        if (isMoved ? overflow !== "visible" : /auto|scroll/.test(overflow)) {
+        if (isMoved || node.scrollLeft || node.scrollTop ? overflow !== "visible" : /auto|scroll/.test(overflow)) {
           width = min(width, box.width);
           height = min(height, box.height);
           isMoved = 0;
         }
+        isMoved ||= /1, 0, 0, 1,/.test(transform);
       }
       // Of content that is larger than this part, half of what the part can show has to be in view.
       area *= min(1, width / (right - left)) * min(1, height / (bottom - top));
       experience.since = !doc.hidden && seen && 2 * seen >= area && (experience.since || now);
       if (experience.since && now - experience.since >= 1000) {
         observer.disconnect();
-        experience.measure = null;
+        experience.look = null;
         report("impression", token);
-      } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(measure, seen ? 100 : 300);
+      } else if (entries.some((entry) => entry.isIntersecting)) timer = setTimeout(look, seen ? 100 : 300);
     });
-    experience.measure = measure;
+    experience.look = look;
   }
 
   const handlers = {
