@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-from django.http.response import HttpResponseBase
+from collections.abc import Sequence
+from typing import Any
 
 from django_moe_personalize.planning import declare_keys
 
@@ -15,12 +13,10 @@ class PersonalizeMixin:
 
     experiences: Sequence[str] = ()
 
-    # Type checkers use the method of the view's base class. pyright accepts no two bases that both have it.
-    if not TYPE_CHECKING:
-
-        @classmethod
-        def as_view(cls, *args: Any, **initkwargs: Any) -> Callable[..., HttpResponseBase]:
-            """Return the view with its declared keys. Raises ValueError for keys that aren't non-empty strings."""
-            view = super().as_view(*args, **initkwargs)
-            declare_keys(view, initkwargs.get("experiences", cls.experiences))
-            return view
+    # Any, because pyright refuses a type that differs from the type in the view's base class.
+    @classmethod
+    def as_view(cls, *args: Any, **initkwargs: Any) -> Any:
+        """Return the view with its declared keys. Raises ValueError for keys that aren't non-empty strings."""
+        view = super().as_view(*args, **initkwargs)  # type: ignore[misc]
+        declare_keys(view, initkwargs.get("experiences", cls.experiences))
+        return view

@@ -95,7 +95,7 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
 
     - The visitor hasn't clicked yet: 503. So the browser drops this response, and asks again after a click.
     - htmx can't follow a redirect to another host, but lets the browser open the address in HX-Redirect.
-    - Turbo, Unpoly and other libraries can't follow it either. They get a page that leads the browser back to this link.
+    - Turbo, Unpoly and other libraries can't follow it either, and get a page that leads the browser back to this link.
     - Any other script gets the same page, because the script may ask without a click.
     """
     meta = request.META
@@ -104,7 +104,9 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
         # Django would log an error, and send it to the admins.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
-    if _OPENED in request.GET:
+    mode = meta.get("HTTP_SEC_FETCH_MODE", "")
+    # The browsers inside of Android's apps send X-Requested-With too.
+    if mode == "navigate" or _OPENED in request.GET:
         return None
     if any(name in meta for name in _LIBRARIES):
         if destinations.is_same_origin(request, destination):
@@ -112,7 +114,7 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
         if "HTTP_HX_REQUEST" in meta:
             return HttpResponse(headers={"HX-Redirect": iri_to_uri(destination)})
         return _build_step(request, destination)
-    return None if meta.get("HTTP_SEC_FETCH_MODE", "navigate") == "navigate" else _build_step(request, destination)
+    return _build_step(request, destination) if mode else None
 
 
 def _build_step(request: HttpRequest, destination: str, *, status: int = 200) -> HttpResponse:

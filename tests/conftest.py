@@ -27,6 +27,7 @@ from django_moe_personalize.conf import settings as conf_settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.upstream import get_background, get_pool
+from django_moe_personalize.log import Outage
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.resilience import Deadline, WorkerPool
@@ -38,6 +39,7 @@ from tests.fetching.warm_vendor import fill_pool, heard, submitted, vendor  # no
 from tests.pages import title
 from tests.services.echo import build_answer
 from tests.site import TAGS, show
+from tests.virtual_time import Clock
 from tests.wire import LONG, build_wire, tls_ends  # noqa: F401 - fixtures among them
 
 # A busy machine is slow, which asyncio's debug mode writes into every log that a test reads.
@@ -73,9 +75,11 @@ def settle() -> None:
 
 @pytest.fixture(autouse=True)
 def serving(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the settings as a server does. In a test run the sandbox is on by default."""
+    """Read the settings as a server does: in a test run the sandbox is on by default. Stop the clock of outages."""
     for module in (conf_settings, check_settings):
         monkeypatch.setattr(module, "is_test_run", lambda: False)
+    # On a slow machine an outage lasts for some seconds, which its log line tells.
+    monkeypatch.setitem(Outage.__init__.__kwdefaults__, "clock", Clock())
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
 from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
-from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage, logger
+from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, part, protect_transactions

@@ -82,14 +82,12 @@ def send(
     while parts:
         part = parts.pop()
         number = count_fitting(part)
-        if number < len(part):
-            parts.append(part[number:])
-            part = part[:number]
-        left = until.remaining() if until else None
+        part, rest = part[:number], part[number:]
+        parts += [rest] if rest else []
         try:
             client = get_client(runtime)
             clock = client.clock
-            client.send_events(part, deadline=Deadline(timeout if left is None else min(timeout, left)))
+            client.send_events(part, deadline=_limit(timeout, until))
         except Exception as error:
             if not _is_refusal(error):
                 outcome.error = error
@@ -108,6 +106,11 @@ def send(
             outcome.delivered += part
     outcome.skew = clock.skew
     return outcome
+
+
+def _limit(timeout: float, until: Deadline | None) -> Deadline:
+    left = until.remaining() if until else None
+    return Deadline(timeout if left is None else min(timeout, left))
 
 
 def _is_refusal(error: Exception) -> bool:

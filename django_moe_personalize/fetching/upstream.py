@@ -253,7 +253,6 @@ def is_refusal(error: Exception) -> bool:
 def log_unreadable(runtime: Runtime, result: ExperiencesResult) -> None:
     """Log, once for each key, why the package can't read an experience."""
     message = "Experience %r can't be read: %s. Pages show its default. Correct its content in MoEngage's dashboard."
-    for failure in result.failures:
-        if isinstance(failure, UnreadableExperience):
-            (key,) = failure.experience_keys
-            runtime.log_once(("unreadable", key), message, key, failure.problem)
+    for failure in [failure for failure in result.failures if isinstance(failure, UnreadableExperience)]:
+        (key,) = failure.experience_keys
+        runtime.log_once(("unreadable", key), message, key, failure.problem)

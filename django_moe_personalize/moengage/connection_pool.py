@@ -21,7 +21,7 @@ from typing import Any, Final, cast
 from urllib3.util.connection import is_connection_dropped
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
-from django_moe_personalize.moengage.connections import Connector, TimedHTTPConnection
+from django_moe_personalize.moengage.connections import Address, Connector, TimedHTTPConnection
 from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy, WorkerPool
 
@@ -83,7 +83,7 @@ class ConnectionPool:
         # Whether the last attempt succeeded, or None before the end of the first attempt.
         self._is_up: bool | None = None
         # When an address failed last. The address that failed last is tried last.
-        self._suspects: dict[str, float] = {}
+        self._suspects: dict[Address, float] = {}
         self._threads = WorkerPool(MAX_THREADS, name="moe-personalize-connect")
 
     def take(self) -> TimedHTTPConnection | None:
@@ -234,7 +234,7 @@ class ConnectionPool:
         with self._changed:
             self._end(attempt, error)
 
-    def _race(self, attempt: Attempt, addresses: list[str], idle: deque[TimedHTTPConnection]) -> None:
+    def _race(self, attempt: Attempt, addresses: list[Address], idle: deque[TimedHTTPConnection]) -> None:
         """Try one address after the other, and return after the first connection. Raises the error of the last address.
 
         An address that needs more than STAGGER to connect, with TLS, doesn't hold up the next address.
@@ -254,7 +254,7 @@ class ConnectionPool:
             if not addresses and not running:
                 return done.pop().result()
 
-    def _submit(self, attempt: Attempt, address: str, idle: deque[TimedHTTPConnection]) -> Future[None]:
+    def _submit(self, attempt: Attempt, address: Address, idle: deque[TimedHTTPConnection]) -> Future[None]:
         try:
             return self._threads.submit(self._open, attempt, address, idle)
         except PoolBusy:
@@ -266,7 +266,7 @@ class ConnectionPool:
                 ended.set_exception(error)
             return ended
 
-    def _open(self, attempt: Attempt, address: str, idle: deque[TimedHTTPConnection]) -> None:
+    def _open(self, attempt: Attempt, address: Address, idle: deque[TimedHTTPConnection]) -> None:
         """Connect to one address and make the connection idle, unless another address was faster."""
         try:
             connection = self._connector.connect(address, attempt.until - time.monotonic())
@@ -288,7 +288,7 @@ class ConnectionPool:
                 attempt.set_exception(error)
         self._changed.notify_all()
 
-    def _linger(self, address: str, exchange: HTTPExchange) -> None:
+    def _linger(self, address: Address, exchange: HTTPExchange) -> None:
         """Read the rest of a late response, because a new connection could take longer than the next page waits."""
         if not exchange.has_begun:
             if address in self._suspects:
@@ -304,13 +304,13 @@ class ConnectionPool:
             if exchange.receive(LINGER_SECONDS) is None:
                 exchange.release()
 
-    def _suspect(self, address: str) -> None:
+    def _suspect(self, address: Address) -> None:
         """Try this address last from now on."""
         if len(self._suspects) >= MAX_SUSPECTS:
             self._suspects.clear()
         self._suspects[address] = time.monotonic()
 
-    def _drop(self, address: str) -> None:
+    def _drop(self, address: Address) -> None:
         """Close the idle connections to an address."""
         for connection in [*self.idle]:
             # Another thread may have taken the connection.

@@ -21,10 +21,12 @@ from urllib3 import PoolManager, ProxyManager
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
-from urllib3.util.connection import create_connection
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
 from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+
+Address = tuple[int, tuple[Any, ...]]
+"""The family of an address, and the address as ``socket`` takes it."""
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
@@ -132,7 +134,7 @@ class Connector:
         self.is_forwarded = bool(proxy) and base_url.startswith("http:")
         self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
-    def look_up(self) -> list[str]:
+    def look_up(self) -> list[Address]:
         """Return the addresses of the host or the proxy, IPv6 and IPv4 in turn (RFC 8305 §4). Raises TransportError."""
         end = self._pool.proxy or self._pool
         try:
@@ -142,14 +144,14 @@ class Connector:
         else:
             # The number of each address within its family.
             counts: Counter[int] = Counter()
-            numbers: dict[str, int] = {}
+            numbers: dict[Address, int] = {}
             for family, *_, address in rows:
-                numbers.setdefault(str(address[0]), counts[family])
+                numbers.setdefault((family, address), counts[family])
                 counts[family] += 1
             return sorted(numbers, key=numbers.__getitem__)
         raise failure
 
-    def connect(self, address: str, seconds: float) -> TimedHTTPConnection:
+    def connect(self, address: Address, seconds: float) -> TimedHTTPConnection:
         """Return a new connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
         # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
         pool = self._pool
@@ -185,7 +187,7 @@ class Connector:
 class TimedHTTPConnection(HTTPConnection):
     """A connection to one address. Its ``timeout`` limits all steps to connect together: TCP, the tunnel and TLS."""
 
-    address = ""
+    address: Address
     is_used = False
     """Whether the connection has carried a request."""
 
@@ -197,8 +199,16 @@ class TimedHTTPConnection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         self._until = time.monotonic() + (self.timeout or 0.0)
-        options = self.default_socket_options
-        sock = create_connection((self.address, self.port), self._left(), socket_options=options)
+        family, address = self.address
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            for option in self.default_socket_options:
+                sock.setsockopt(*option)
+            sock.settimeout(self._left())
+            sock.connect(address)
+        except BaseException:
+            sock.close()
+            raise
         sock.settimeout(self._left())
         return sock
 

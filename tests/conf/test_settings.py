@@ -12,8 +12,10 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from django_moe_personalize.conf import DELIVERY, Backend, get_settings, readers
+from django_moe_personalize.conf import settings as conf_settings
+from django_moe_personalize.conf.settings import is_test_run
 from django_moe_personalize.moengage.client import SYSTEM_FIELDS
-from tests.conf.configured import SECRET, configure, configure_environment
+from tests.conf.configured import CREDENTIALS, SECRET, configure, configure_environment
 
 
 def test_defaults_are_documented(settings):
@@ -140,6 +142,13 @@ def test_dict_wins_over_the_environment(monkeypatch):
     monkeypatch.setenv("MOE_PERSONALIZE_API_KEY", SECRET)
     found = configure(DEADLINE=0.2, API_KEY=None)
     assert (found.deadline, found.cache, found.api_key) == (0.2, "pages", SECRET)
+
+
+def test_sandbox_in_a_test_run(monkeypatch):
+    """In a test run, as now, the sandbox is on even with credentials, unless SANDBOX is off."""
+    monkeypatch.setattr(conf_settings, "is_test_run", is_test_run)
+    assert configure(**CREDENTIALS).sandbox is True
+    assert configure(**CREDENTIALS, SANDBOX=False).sandbox is False
 
 
 @pytest.mark.parametrize(

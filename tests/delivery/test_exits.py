@@ -13,8 +13,32 @@ from django_moe_personalize import runtime
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import DeliveryCounts
 from tests.delivery.events import make_events
-from tests.delivery.vendor import SOON
+from tests.delivery.vendor import SOON, run_script
 from tests.processes import in_child
+
+
+@pytest.mark.parametrize(
+    ("way", "code", "later"),
+    [
+        ("return", 0, 0),
+        ("exit", 0, 0),
+        ("error", 1, 0),
+        ("interrupt", -signal.SIGINT, 0),
+        ("SIGTERM", -signal.SIGTERM, 0),
+        ("SIGHUP", -signal.SIGHUP, 0),
+        ("exec", 0, 0),
+        ("thread", 0, 1),
+        ("atexit", 0, 1),
+        ("os.fork", 0, 10),
+        ("fork", 0, 40),
+        ("forkserver", 0, 40),
+        ("spawn", 0, 40),
+    ],
+)
+def test_a_process_delivers_its_events_before_it_ends(vendor, way, code, later):
+    """The script delivers 120 events, and its threads, functions and children deliver the later ones: each once."""
+    returncode, errors, _ = run_script(vendor, way, 120)
+    assert (returncode, vendor.taken.total(), len(vendor.taken)) == (code, 120 + later, 120 + later), errors
 
 
 class Server:
@@ -139,15 +163,15 @@ def test_exec_that_fails_leaves_a_process_that_delivers(configure, vendor):
 def test_a_child_forgets_the_events_of_its_parent(build, vendor):
     """A child that still holds the parent's delivery sends its own events before os._exit(), and only these."""
     delivery = build()
-    parents, childs = make_events(2), make_events(3)
+    parents, children = make_events(2), make_events(3)
     delivery.record(parents)
 
     def record():
-        delivery.record(childs)
+        delivery.record(children)
         return delivery.counts() == DeliveryCounts(accepted=3, pending=3)
 
     assert in_child(record)
-    assert vendor.taken == {event.event_uuid: 1 for event in childs}
+    assert vendor.taken == {event.event_uuid: 1 for event in children}
     assert delivery.flush(SOON) == DeliveryCounts(accepted=2, delivered=2)
 
 

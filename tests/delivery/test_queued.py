@@ -38,6 +38,11 @@ def build(configure):
     return partial(configure, f"{ListDelivery.__module__}.{ListDelivery.__qualname__}")
 
 
+def test_queue_without_an_examination(build):
+    """A queue of the site's own may have nothing to tell the doctor."""
+    assert list(build().find_obstacles()) == []
+
+
 def test_message_is_read_as_it_was_written():
     """The events keep all their fields. The message keeps its counts, and has the events in MoEngage's JSON."""
     events = [*make_events(3), make_event("ß \x00", note=["☃", None, 0.5, {"a": True}])]

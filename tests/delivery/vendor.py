@@ -1,9 +1,13 @@
-"""A MoEngage on loopback that records calls and fails as ordered."""
+"""A MoEngage on loopback that records calls and fails as ordered, and programs that send events to it."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 from tests.loopback import Loopback
 
@@ -11,6 +15,29 @@ SOON = 10.0
 """Seconds after which a test gives up waiting."""
 
 TITLES = {400: "Invalid Field Value", 401: "Authentication required"}
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(vendor, *command, environment=(), **options):
+    """Start a Python program that sends events only when a batch is full or the process ends."""
+    delivery = {
+        "BACKEND": "django_moe_personalize.delivery.thread.ThreadDelivery",
+        "OPTIONS": {"interval": 600.0, "backoff": 0.05, **options},
+    }
+    told = {**os.environ, "SITE_MOE_PERSONALIZE": json.dumps(vendor.settings(DELIVERY=delivery)), **dict(environment)}
+    # coverage would install a handler for SIGTERM, and then there is no default handler.
+    told = {name: value for name, value in told.items() if not name.startswith("COVERAGE_PROCESS")}
+    out = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *command], cwd=ROOT, env=told, **out)
+
+
+def run_script(vendor, way, count):
+    """Run tests.delivery.site. Return its exit code, its stderr, and the seconds that its end took."""
+    with start(vendor, "-m", "tests.delivery.site", way, str(count)) as process:
+        recorded, errors = process.communicate(timeout=200)
+        return process.returncode, errors, time.monotonic() - float(recorded)
 
 
 class Vendor:

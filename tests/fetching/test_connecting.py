@@ -98,8 +98,9 @@ def test_connection_of_a_late_response_stays_open(vendor):
     assert (len(vendor.fetches), vendor.server.connections) == (2, 1)
 
 
-def test_many_pages_wait_for_few_connections(build_far):
+def test_many_pages_wait_for_few_connections(build_far, monkeypatch):
     """Pages that wait start no connection each, and keep no thread of the pool."""
+    monkeypatch.setattr(connection_pool, "EARLY_SECONDS", LONG)
     far = build_far("accept")
     with override_personalize(DEADLINE=DEADLINE), far.held():
         for _ in range(3):
@@ -109,7 +110,7 @@ def test_many_pages_wait_for_few_connections(build_far):
             settle()
             assert not get_pool().in_flight
         assert 1 <= far.line.connections <= connection_pool.COLD_ATTEMPTS
-    assert get_breaker().state == "closed"
+        assert get_breaker().state == "closed"
     assert Asked(VISITOR, KEYS).join(LONG).keys() == {*KEYS}
 
 

@@ -49,7 +49,7 @@ def test_a_large_experience_costs_only_itself(name):
     body = hostile.build(name, "hero")[:-2] + b',"promo":{"payload":{"Text":"Hi"}}}}'
     result = read_answer(Response(200, {}, body), ["hero", "promo"])
     assert {key: dict(found) for key, found in result.experiences.items()} == {"promo": {"Text": "Hi"}}
-    problem = f"it has more than {MAX_VALUES} values"
+    problem = f"the response has more than {MAX_VALUES} values"
     assert result.failures == (UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, ("hero",), problem),)
 
 

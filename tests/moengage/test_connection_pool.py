@@ -106,8 +106,7 @@ def test_caller_whose_time_is_over(state, monkeypatch):
     """The error says whether the attempt is new, unless the attempt before failed. A copy leaves out the attempt."""
     connector = Connector(held="connect")
     pool = build_pool(connector)
-    if state == "old":
-        monkeypatch.setattr(connection_pool, "EARLY_SECONDS", 0.0)
+    monkeypatch.setattr(connection_pool, "EARLY_SECONDS", 0.0 if state == "old" else LONG)
     if state == "after-a-failure":
         connector.held, connector.errors = "", [TransportError("refused")]
         with pytest.raises(TransportError):
@@ -216,6 +215,7 @@ def test_late_response(answers, way, build_wire, monkeypatch):
     monkeypatch.setattr(connection_pool, "LINGER_SECONDS", LONG if answers else SOON)
     go = threading.Event()
     wire = build_wire(lambda exchange: (go.wait(LONG), echo(exchange)))
+    wire.warm()
     if way == "send":
         with pytest.raises(DeadlineExceeded):
             wire.send(seconds=0.25)

@@ -204,48 +204,6 @@ def test_missing_file_is_refused(option):
         RequestsTransport("https://sdk-01.moengage.com/v1", **option)
 
 
-@pytest.fixture
-def demanding(tls_ends, tmp_path):
-    """Give the TLS context of a server that asks for a client certificate, and the certificate and key as files."""
-    certificate = tls_ends.authority.issue_cert("site@example.com")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
-    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "both.pem")
-    context = tls_ends.build_context("127.0.0.1")
-    context.verify_mode = ssl.CERT_REQUIRED
-    tls_ends.authority.configure_trust(context)
-    return context, tmp_path
-
-
-@pytest.mark.parametrize("names", ["both.pem", ["cert.pem", "key.pem"]])
-@pytest.mark.parametrize("scheme", ["", "http", "https"])
-def test_client_certificate(names, scheme, demanding, tls_ends, serve):
-    """``cert`` is one file or two. A proxy doesn't get the certificate."""
-    context, folder = demanding
-    server = serve(echo, tls=context)
-    cert = str(folder / names) if isinstance(names, str) else [str(folder / name) for name in names]
-    options = {"verify": str(tls_ends.ca_file), "cert": cert}
-    if scheme:
-        proxy = serve(tunnel, tls=tls_ends.context if scheme == "https" else None)
-        options["proxies"] = {"https": f"{scheme}://127.0.0.1:{proxy.port}"}
-    assert send(server.url, **options).status == 200
-    with pytest.raises(TransportError):
-        send(server.url, **options | {"cert": None})
-
-
-@pytest.mark.parametrize("problem", ["no-key", "password"])
-def test_unusable_client_certificate(problem, demanding, tls_ends):
-    """The constructor raises ValueError. OpenSSL doesn't ask for the key's password on the terminal."""
-    _, folder = demanding
-    cert = [str(folder / "cert.pem")]
-    if problem == "password":
-        key = ["openssl", "pkey", "-in", folder / "key.pem", "-aes128", "-passout", "pass:x", "-out", folder / "locked"]
-        subprocess.run(key, check=True)
-        cert.append(str(folder / "locked"))
-    with pytest.raises(ValueError, match="the key must have no password"):
-        RequestsTransport("https://127.0.0.1", verify=str(tls_ends.ca_file), cert=cert)
-
-
 # -- the environment
 
 
@@ -333,7 +291,7 @@ def test_tunnel_that_ends(scheme, tls_ends, serve):
     options = {"proxies": {"all": f"{scheme}://127.0.0.1:{proxy.port}"}, "verify": str(tls_ends.ca_file)}
     with pytest.raises(TransportError, match="no whole response from MoEngage"):
         send(server.url, **options)
-    with pytest.raises(DeadlineExceeded, match="MoEngage did not answer in time"):
+    with pytest.raises(DeadlineExceeded, match=r"MoEngage (through .* )?did not answer in time"):
         send(server.url, seconds=SOON, **options)
 
 

@@ -58,7 +58,7 @@ def test_link_that_is_asked_for_in_advance(link, visit, shown, caplog, method, h
     ("headers", "destination", "location"),
     [
         ({}, AWAY, "redirect"),
-        ({"Sec-Fetch-Mode": "navigate"}, AWAY, "redirect"),
+        ({"Sec-Fetch-Mode": "navigate", "X-Requested-With": "com.instagram.android"}, AWAY, "redirect"),
         (HTMX, HOME, "redirect"),
         (HTMX, "http://testserver/sale/", "redirect"),
         (HTMX, "https://testserver/sale/", "htmx"),

@@ -357,6 +357,11 @@ def test_threads_read_a_changed_file_once(editor: Editor, monkeypatch: pytest.Mo
     editor.save_title("second")
     together(8, lambda index: file.refresh())
     assert read == [1]
+    # This thread sees a change, but another thread reads the file before this thread may.
+    stamps = iter([(1, 1), file._stamp])
+    monkeypatch.setattr(file, "_read_stamp", lambda: next(stamps))
+    file.refresh()
+    assert read == [1]
 
 
 PAGE = """{% load moe_personalize %}{% experience "hero-banner" %}{{ experience.Title }}{% endexperience %}

@@ -31,7 +31,7 @@ def run(folder, *command):
     env |= {"MOE_PERSONALIZE_DEADLINE": "20", "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     if (folder / "mysite").exists():
         env["DJANGO_SETTINGS_MODULE"] = "mysite.settings"
-    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=env, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 

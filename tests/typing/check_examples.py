@@ -14,6 +14,8 @@ def main() -> int:
     """Return the number of type checkers that find a mistake."""
     with tempfile.TemporaryDirectory() as folder:
         blocks = [block for block in read_blocks(DOCS / "howto/testing.md") if block.language == "python"]
+        # The settings of a site have no types.
+        blocks = [block for block in blocks if "settings" not in block.file]
         for number, block in enumerate(blocks):
             (Path(folder) / f"example_{number}.py").write_text(f"# {block.place}\n{block.code}")
         files = [str(path) for path in sorted(Path(folder).glob("*.py"))]
