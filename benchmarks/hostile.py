@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 SIZE = 256 * 1024
 
-_HEAVY = 3_500
+_HEAVY = 2_900
 """The values of an experience that the package still builds."""
 
 
@@ -37,7 +37,7 @@ def _list(items: str) -> str:
 
 def _add_heavy(size: int) -> str:
     """Return an experience that is just small enough, beside experiences that are much too large."""
-    offerings = ",".join(['{"offering_context":{"a":1}}'] * (_HEAVY // 3))
+    offerings = ",".join(['{"offering_context":{"a":1}}'] * (_HEAVY // 6))
     head = f'{{"experiences":{{"KEY":{{"payload":{{"Title":"Hi","a":[{offerings}]}}}},"other":{{"payload":{{"a":['
     return _fill("[" * 50 + "]" * 50, lambda items: head + items + "]}}}}", size)
 

@@ -149,7 +149,8 @@ def build_click_url(
         with suppress(ValueError):
             destination = urljoin(request.get_full_path(), destination)
     host = host if host and host == find_target(destination)[0] else ""
-    if not is_safe_url(destination, get_allowed_hosts(request, host)):
+    # Most links are relative. Finding the hosts first would take 40 bytecodes more on a warm page.
+    if not (is_safe_url(destination) or is_safe_url(destination, get_allowed_hosts(request, host))):
         message = "A link leads neither to this site nor to CONTENT_HOSTS, so it is #. Add its host to CONTENT_HOSTS."
         log_once("destination", message)
         return NOWHERE

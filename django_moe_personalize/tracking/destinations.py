@@ -60,7 +60,7 @@ def get_allowed_hosts(request: HttpRequest | None, *more: str) -> frozenset[str]
     return frozenset(hosts - {""})
 
 
-def is_safe_url(url: str, hosts: Iterable[str]) -> bool:
+def is_safe_url(url: str, hosts: Iterable[str] = ()) -> bool:
     """Return whether ``url`` is relative or leads to one of ``hosts`` over http(s), and can be sent in a header."""
     return len(url) <= _MAX_LENGTH and _is_safe_url(url, frozenset(hosts))
 

@@ -66,8 +66,8 @@ def run_children(method):
         executor.submit(record, 10).result()
     with context.Pool(1) as pool:
         pool.apply(record, (10,))
-    ours, childs = context.Pipe()
-    context.Process(target=record_and_wait, args=(childs,), daemon=True).start()
+    ours, theirs = context.Pipe()
+    context.Process(target=record_and_wait, args=(theirs,), daemon=True).start()
     ours.recv()
 
 

@@ -163,15 +163,15 @@ def test_exec_that_fails_leaves_a_process_that_delivers(configure, vendor):
 def test_a_child_forgets_the_events_of_its_parent(build, vendor):
     """A child that still holds the parent's delivery sends its own events before os._exit(), and only these."""
     delivery = build()
-    parents, childs = make_events(2), make_events(3)
+    parents, children = make_events(2), make_events(3)
     delivery.record(parents)
 
     def record():
-        delivery.record(childs)
+        delivery.record(children)
         return delivery.counts() == DeliveryCounts(accepted=3, pending=3)
 
     assert in_child(record)
-    assert vendor.taken == {event.event_uuid: 1 for event in childs}
+    assert vendor.taken == {event.event_uuid: 1 for event in children}
     assert delivery.flush(SOON) == DeliveryCounts(accepted=2, delivered=2)
 
 

@@ -156,7 +156,7 @@ def test_thread_reads_a_large_response(vendor, submitted, heard, caplog, fill_po
     assert submitted == ([] if is_full else ["_open"] * 2)
     assert heard == ([] if is_full else ["success"] * 2)
     assert vendor.has_idle_connection()
-    line = "find no free thread" if is_full else "'other' can't be read: the response has more than 4000 values. Pages"
+    line = "find no free thread" if is_full else "'other' can't be read: the response has more than 3000 values. Pages"
     assert caplog.text.count(line) == 1
 
 

@@ -9,7 +9,7 @@ from tests.services.load import Line, visit
 from tests.services.serving import THREADS, ask_sandbox, start_gunicorn, start_uvicorn
 
 # No multiple of a batch: full batches leave before the stop, and the rest with the stop.
-PAGES = 1001
+PAGES = 301
 # A busy machine may need longer than the defaults to send the rest.
 PATIENT = ["--graceful-timeout", "60"]
 # The workers load the site after they have patched the standard library.
@@ -35,7 +35,7 @@ def read_ledger(port: int) -> dict[str, int]:
     ],
 )
 def test_all_events_arrive_once_when_the_server_stops(start, path, own_sandbox, tmp_path, tell):
-    """1,001 pages with two impressions each, then SIGTERM: the ledger has 1,001 of both."""
+    """301 pages with two impressions each, then SIGTERM: the ledger has 301 of both."""
     base_url = f"http://127.0.0.1:{own_sandbox}/v1"
     with start(base_url, tmp_path, DEADLINE=10, DELIVERY=DELIVERY) as server:
         # Not with connect(): it reads an async view, which Django can't run concurrently under gevent.

@@ -75,7 +75,7 @@
     for (let node; (node = walker.nextNode()); ) {
       const { data, dataset } = node;
       // If an element is the first one of several experiences, its mark has several tokens. The outermost comes first.
-      const text = /^moe\S* (.+)/.exec(data)?.[1] || dataset?.moeExperience;
+      const text = dataset ? dataset.moeExperience : /^moe\S* (.+)/.exec(data)?.[1];
       // A library that morphs the page keeps the mark and changes its tokens.
       if (node.moe !== text) {
         node.moe = text;
@@ -108,7 +108,7 @@
   }
 
   // Experiences that a script adds to the page later count too.
-  const observer = new MutationObserver(() => (timer ||= setTimeout(update, 200)));
+  const observer = new MutationObserver(() => (timer ||= setTimeout(update, 500)));
 
   let press = {}, isCounted;
 
