@@ -300,7 +300,8 @@ def test_without_a_thread_close_sends_the_events_itself(build, vendor, status, m
 
 def test_a_delivery_that_is_built_while_python_ends_sends_at_once(build, vendor, monkeypatch):
     """A function that the site registered with ``atexit`` may run last. Its events are sent by its thread."""
-    monkeypatch.setattr(exits, "is_ending", True)
+    monkeypatch.setattr(exits, "is_ending", False)
+    exits._end()
     delivery = build()
     delivery.record(make_events(2))
     assert vendor.taken.total() == 2
