@@ -45,7 +45,6 @@ PYTEST = ["-m", "pytest", "-q", "--ds=mysite.settings", "--rootdir=.", "-p", "no
 NO_DEBUG = "DEBUG = False\nALLOWED_HOSTS = ['shop.example']"
 # The sandbox doesn't have this id, and MoEngage would not answer.
 CREDENTIALS = 'MOE_PERSONALIZE |= {"WORKSPACE_ID": "SHOP", "API_KEY": "0b4c7e5d", "DATA_CENTER": "03"}'
-SANDBOX_OFF = 'MOE_PERSONALIZE["SANDBOX"] = False'
 
 
 @pytest.mark.parametrize(
@@ -54,10 +53,9 @@ SANDBOX_OFF = 'MOE_PERSONALIZE["SANDBOX"] = False'
         (TEST, [], (0, "no issues", "OK")),
         (PYTEST, [], (0, "2 passed")),
         (TEST, [NO_DEBUG, CREDENTIALS], (0, "no issues", "OK")),
-        (TEST, [SANDBOX_OFF], (1, "E003", "E004", "E005", '["SANDBOX"] = True')),
         (["manage.py", "check"], [NO_DEBUG], (1, "E003", "E004", "E005", '["SANDBOX"] = True')),
     ],
-    ids=["manage.py test", "pytest", "with credentials", "without the sandbox", "on a server"],
+    ids=["manage.py test", "pytest", "with credentials", "on a server"],
 )
 def test_project_without_credentials(tmp_path, command, lines, expected):
     """Tests run on the sandbox, and their settings need no credentials. On a server the same settings are an error."""

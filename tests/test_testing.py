@@ -202,6 +202,6 @@ def count_fallbacks(first, last):
 @pytest.mark.usefixtures("shared")
 def test_loop_of_overrides_shows_no_fallback(pytestconfig):
     """Two runs of many tests share a cache. Each page shows the experience of its own test."""
-    count = 2000 if pytestconfig.getoption("--long", default=False) else 40
+    count = 2000 if pytestconfig.getoption("--long", default=False) else 16
     assert in_child(lambda: count_fallbacks(0, count) == 0)
     assert count_fallbacks(1, count + 1) == 0
