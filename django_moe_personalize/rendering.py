@@ -291,8 +291,7 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     else:
         # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
         response.headers["Vary"] = "Cookie"
-    # A middleware may return a TemplateResponse that Django hasn't rendered.
-    if not response.streaming and getattr(response, "is_rendered", True):
+    if not response.streaming:
         marks.remove_misplaced(response)
 
 
