@@ -20,13 +20,6 @@ BOTH = pytest.mark.parametrize("browser", ["chromium", "firefox"], indirect=True
 """Run a test in both browsers. Without this mark it runs in Chromium."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let one worker of pytest-xdist run all tests in Firefox, so that Firefox starts once."""
-    for item in items:
-        if isinstance(item, pytest.Function) and "[firefox" in item.name:
-            item.add_marker(pytest.mark.xdist_group("firefox"))
-
-
 @pytest.fixture(scope="session")
 def library() -> Callable[[str], str]:
     """Return the text of a library's file, for example ``library("htmx.org/dist/htmx.js")``."""
