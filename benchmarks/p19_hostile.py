@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
-from benchmarks.goal import Figure, Options, run
+from benchmarks.goal import Figure, Options, expect, run
 from benchmarks.load import Outcome, connect
 from benchmarks.serving import ASGI_PROBE, WSGI_PROBE, Server, build_site, start_gunicorn, start_uvicorn
 from benchmarks.upstream import KEYS, Upstream, start_upstream
@@ -55,7 +55,9 @@ def load(upstream: Upstream, name: str, behavior: str, seconds: float) -> list[O
         pages, unrelated = (stack.enter_context(connect(server, 8, runner=runner)) for _ in range(2))
         loads = (pages.plan_rate(address, PAGE_RATE), unrelated.plan_rate(probe, UNRELATED_RATE))
         pages.run_together(*loads, seconds=4.0)
-        return [outcome.check() for outcome in pages.run_together(*loads, seconds=seconds)]
+        outcomes = [outcome.check() for outcome in pages.run_together(*loads, seconds=seconds)]
+        expect(outcomes[0].quantile(0.5) > DEADLINE / 2, "most pages didn't wait: the circuit breaker was open")
+        return outcomes
 
 
 if __name__ == "__main__":

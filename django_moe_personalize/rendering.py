@@ -203,12 +203,12 @@ def find_endpoint_names(resolver: URLResolver, name: str, prefix: str = "") -> t
 def render_html(value: object) -> SafeString:
     """Return HTML from the dashboard with only HTML_TAGS, HTML_ATTRIBUTES and links to allowed hosts.
 
-    The library nh3 cleans the HTML (``pip install django-moe-personalize[html]``). Without nh3 the HTML is escaped.
+    The library nh3 cleans the HTML (``pip install nh3``). Without nh3 the HTML is escaped.
     """
     try:
         nh3 = import_module("nh3")
     except ImportError:
-        message = "nh3 is not installed, so |experience_html escapes content. Install django-moe-personalize[html]."
+        message = "nh3 is not installed, so |experience_html escapes content. Run `pip install nh3`."
         log_once("nh3", message)
         return escape(value)
     hosts = get_allowed_hosts(None)
@@ -291,8 +291,7 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     else:
         # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
         response.headers["Vary"] = "Cookie"
-    # A middleware may return a TemplateResponse that Django hasn't rendered.
-    if not response.streaming and getattr(response, "is_rendered", True):
+    if not response.streaming:
         marks.remove_misplaced(response)
 
 

@@ -41,8 +41,8 @@ _CASTS: Final = {bool: bool, int: int, float: float, str: str, timezone: str, tu
 _GUARDS: Final = {bool: r"(?i:true|on|ok|y|yes|1|false|off|n|no|0)", float: readers.NUMBER}
 """The texts that are passed to these casts. django-environ would read "offf" as False, and "30ms" as 30.0."""
 
-EXTRAS: Final = {"celery": "celery", "django_tasks": "tasks"}
-"""The libraries that deliveries of this package import, and the extras that install the libraries."""
+LIBRARIES: Final = {"celery": "celery", "django_tasks": "django-tasks"}
+"""The modules that deliveries of this package import, and the names under which pip installs them."""
 
 
 class ConfigurationError(ImproperlyConfigured):
@@ -236,9 +236,8 @@ def load_object(name: str, path: str) -> Any:
         found = import_string(path)
     except Exception as error:
         # Importing a site's module may raise anything.
-        extra = EXTRAS.get(getattr(error, "name", None) or "")
-        install = f'Install it: pip install "django-moe-personalize[{extra}]".'
-        hint = install if extra else "Correct the path, or install the missing library."
+        library = LIBRARIES.get(getattr(error, "name", None) or "")
+        hint = f"Install it: pip install {library}." if library else "Correct the path, or install the missing library."
         message = f"{place} is {path!r}, which can't be imported: {type(error).__name__}: {error}."
         raise ConfigurationError(message, hint=hint) from error
     if not callable(found):

@@ -243,4 +243,4 @@ def examine_packages(used: Collection[str]) -> Iterator[Finding]:
         yield Finding("warning", what, 'Run `pip install "urllib3>=2"`.', "packages.urllib3")
     if "experience_html" in used and find_spec("nh3") is None:
         what = "A template uses |experience_html, but nh3 isn't installed, so pages show HTML as plain text."
-        yield Finding("warning", what, 'Run `pip install "django-moe-personalize[html]"`.', "packages.nh3")
+        yield Finding("warning", what, "Run `pip install nh3`.", "packages.nh3")

@@ -74,14 +74,7 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     try:
         yield from _examine_calls(client, call, keys, settings)
     except Exception as error:
-        host = str(urlsplit(settings.base_url).hostname)
-        if refusal := _explain_proxy(error, proxies[-1]):
-            yield Finding("problem", *refusal, "vendor.proxy")
-        elif answer := _explain_answer(error):
-            yield Finding("problem", *answer, f"vendor.http_{getattr(error, 'status', 200)}")
-        else:
-            end = f"{host} through {proxies[-1]}" if proxies[-1] else host
-            yield Finding("problem", *_explain_silence(error, end, seconds), "vendor.no_answer")
+        yield _explain(error, str(urlsplit(settings.base_url).hostname), proxies[-1], seconds)
     if abs(skews[-1]) > MAX_SKEW:
         ahead = "ahead of" if skews[-1] > 0 else "behind"
         what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
@@ -163,6 +156,16 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
         fix = "Raise DEADLINE if that matters. The next page uses the connection."
         return Finding("warning", what, fix, "vendor.slow_start")
     return Finding("ok", what, id="vendor.speed")
+
+
+def _explain(error: Exception, host: str, proxy: str, seconds: float) -> Finding:
+    """Explain why a call failed."""
+    if refusal := _explain_proxy(error, proxy):
+        return Finding("problem", *refusal, "vendor.proxy")
+    if answer := _explain_answer(error):
+        return Finding("problem", *answer, f"vendor.http_{getattr(error, 'status', 200)}")
+    end = f"{host} through {proxy}" if proxy else host
+    return Finding("problem", *_explain_silence(error, end, seconds), "vendor.no_answer")
 
 
 def _explain_answer(error: Exception) -> tuple[str, str] | None:

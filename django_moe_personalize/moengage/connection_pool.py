@@ -11,7 +11,6 @@ import math
 import os
 import ssl
 import threading
-import time
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
@@ -23,7 +22,7 @@ from urllib3.util.connection import is_connection_dropped
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.moengage.connections import Address, Connector, TimedHTTPConnection
 from django_moe_personalize.moengage.http1 import HTTPExchange
-from django_moe_personalize.resilience import PoolBusy, WorkerPool
+from django_moe_personalize.resilience import PoolBusy, WorkerPool, monotonic
 
 STAGGER: Final = 0.25
 """Seconds until the next address of the host is tried as well (RFC 8305 §5)."""
@@ -52,12 +51,12 @@ class Attempt(Future[None]):
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self.started = time.monotonic()
+        self.started = monotonic()
         self.extend(seconds)
 
     def extend(self, seconds: float) -> None:
         """Let the attempt take ``seconds`` from now on."""
-        self.until = time.monotonic() + seconds
+        self.until = monotonic() + seconds
         self.overdue = self.until + GRACE
 
 
@@ -112,7 +111,7 @@ class ConnectionPool:
 
         Raises StillConnecting after ``seconds``, and an APIError if no connection can be opened.
         """
-        until = time.monotonic() + seconds
+        until = monotonic() + seconds
         attempt: Attempt | None = None
         try:
             with self._changed:
@@ -120,7 +119,7 @@ class ConnectionPool:
                 try:
                     while (connection := self._take_new() if is_new else self.take()) is None:
                         attempt = self._join(attempt)
-                        if (now := time.monotonic()) >= until:
+                        if (now := monotonic()) >= until:
                             raise self._give_up()
                         self._changed.wait(max(0.0, min(until, attempt.overdue) - now))
                     return connection
@@ -183,7 +182,7 @@ class ConnectionPool:
 
         A page that leaves makes its successor wait for the same attempt.
         """
-        now = time.monotonic()
+        now = monotonic()
         for late in [one for one in self._attempts if now >= one.overdue]:
             self._end(late, DeadlineExceeded(f"{self._connector.peer} did not answer in time: the DNS lookup hangs"))
         if attempt is not None and not attempt.done():
@@ -209,7 +208,7 @@ class ConnectionPool:
 
     def _give_up(self) -> StillConnecting:
         attempt = self._attempts[-1]
-        is_early = self._is_up is not False and time.monotonic() - self._attempts[0].started < EARLY_SECONDS
+        is_early = self._is_up is not False and monotonic() - self._attempts[0].started < EARLY_SECONDS
         message = f"{self._connector.peer} did not answer in time: the connection isn't open yet"
         return StillConnecting(message, attempt, is_early=is_early)
 
@@ -227,7 +226,7 @@ class ConnectionPool:
         error: BaseException | None = None
         try:
             addresses = sorted(self._connector.look_up(), key=lambda address: self._suspects.get(address, 0.0))
-            attempt.extend(min(self._connect_timeout, until - time.monotonic()))
+            attempt.extend(min(self._connect_timeout, until - monotonic()))
             self._race(attempt, addresses, idle)
         except BaseException as caught:
             error = caught
@@ -269,7 +268,7 @@ class ConnectionPool:
     def _open(self, attempt: Attempt, address: Address, idle: deque[TimedHTTPConnection]) -> None:
         """Connect to one address and make the connection idle, unless another address was faster."""
         try:
-            connection = self._connector.connect(address, attempt.until - time.monotonic())
+            connection = self._connector.connect(address, attempt.until - monotonic())
         except BaseException:
             self._suspect(address)
             raise
@@ -292,7 +291,7 @@ class ConnectionPool:
         """Read the rest of a late response, because a new connection could take longer than the next page waits."""
         if not exchange.has_begun:
             if address in self._suspects:
-                # The second silence in a row. One slow response is no reason to open all connections again.
+                # The second silence in a row. After one slow response, the other connections stay open.
                 self._drop(address)
             self._suspect(address)
         if not self._threads.offer(self._drain, exchange):
@@ -308,7 +307,7 @@ class ConnectionPool:
         """Try this address last from now on."""
         if len(self._suspects) >= MAX_SUSPECTS:
             self._suspects.clear()
-        self._suspects[address] = time.monotonic()
+        self._suspects[address] = monotonic()
 
     def _drop(self, address: Address) -> None:
         """Close the idle connections to an address."""

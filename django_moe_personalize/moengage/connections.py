@@ -9,7 +9,6 @@ import functools
 import os
 import socket
 import ssl
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from urllib3.util import parse_url
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
 from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+from django_moe_personalize.resilience import monotonic
 
 Address = tuple[int, tuple[Any, ...]]
 """The family of an address, and the address as ``socket`` takes it."""
@@ -195,10 +195,10 @@ class TimedHTTPConnection(HTTPConnection):
 
     def _left(self) -> float:
         # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
-        return max(0.001, self._until - time.monotonic())
+        return max(0.001, self._until - monotonic())
 
     def _new_conn(self) -> socket.socket:
-        self._until = time.monotonic() + (self.timeout or 0.0)
+        self._until = monotonic() + (self.timeout or 0.0)
         family, address = self.address
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:

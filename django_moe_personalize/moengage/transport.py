@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final, cast
@@ -21,7 +20,7 @@ from django_moe_personalize.moengage.connections import (
     get_tls_context,
 )
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_request
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.resilience import Deadline, monotonic
 
 _SEND_SECONDS: Final = 0.05
 """The most seconds of start(). The request fits into the socket's buffer, unless the server has stopped reading."""
@@ -94,7 +93,7 @@ class RequestsTransport:
             except NotTakenError:
                 pass
         # A new connection, because the server has probably closed the other idle connections too.
-        connection = self._pool.wait(until - time.monotonic(), is_new=idle is not None)
+        connection = self._pool.wait(until - monotonic(), is_new=idle is not None)
         return self._exchange(data, until, connection, was_idle=False)
 
     def start(self, request: Request) -> HTTPExchange | None:
@@ -112,7 +111,7 @@ class RequestsTransport:
     def connect(self, *, deadline: Deadline) -> None:
         """Open a connection and keep it idle, unless one is idle. Raises the same errors as send()."""
         until = self._find_end(deadline)
-        connection = self._pool.take() or self._pool.wait(until - time.monotonic())
+        connection = self._pool.take() or self._pool.wait(until - monotonic())
         self._pool.give_back(connection, self._pool.idle, is_reusable=True)
 
     def close(self) -> None:
@@ -123,12 +122,12 @@ class RequestsTransport:
         left = deadline.remaining()
         if left == 0.0:
             raise DeadlineExceeded("no time was left to ask MoEngage")
-        return time.monotonic() + (self._timeout if left is None else min(left, self._timeout))
+        return monotonic() + (self._timeout if left is None else min(left, self._timeout))
 
     def _exchange(self, data: memoryview, until: float, connection: TimedHTTPConnection, *, was_idle: bool) -> Response:
         exchange = self._lend(connection, was_idle=was_idle)
-        exchange.send(data, until - time.monotonic())
-        response = exchange.receive(until - time.monotonic())
+        exchange.send(data, until - monotonic())
+        response = exchange.receive(until - monotonic())
         if response is None:
             exchange.abandon()
             raise DeadlineExceeded("MoEngage did not answer in time")

@@ -1,9 +1,9 @@
 """Tracking: turn impressions and clicks into events for the delivery, and into tokens for the browser.
 
 ``page`` collects the impressions and clicks of one page, and builds their events. ``persons`` decides which requests
-count: those of persons.
-``tokens`` signs and reads the tokens with which the browser reports. ``watchdog`` logs an error if pages show
-experiences but no impression is recorded. ``leaks`` finds another page view's tokens in a response.
+count: those of persons. ``tokens`` signs and reads the tokens with which the browser reports. ``marks`` puts them into
+the page's HTML. ``watchdog`` logs an error if pages show experiences but no impression is recorded. ``leaks`` finds
+another page view's tokens in a response.
 """
 
 from django_moe_personalize.tracking.leaks import ALWAYS, find_leak

@@ -12,6 +12,7 @@ from html import unescape
 from typing import Final
 
 from django.http.response import HttpResponseBase
+from django.template.response import ContentNotRenderedError
 
 _ATTRIBUTE: Final = ' data-moe-experience="'
 _WATCH: Final = ' data-moe-watch=""'
@@ -90,7 +91,11 @@ def remove_misplaced(response: HttpResponseBase) -> None:
     may also have escaped the output. JSON and scripts keep their marks, because they may carry HTML. A response of any
     other type loses all marks.
     """
-    content: bytes = response.content  # type: ignore[attr-defined]
+    try:
+        content: bytes = response.content  # type: ignore[attr-defined]
+    except ContentNotRenderedError:
+        # A middleware has returned a TemplateResponse that Django hasn't rendered.
+        return
     if b"!--/moe--" not in content:
         return
     kind = response.headers.get("Content-Type", "")

@@ -90,8 +90,7 @@ def test_only_a_visit_counts(visitor, library, name):
     visitor.click("#url-hover")
     visitor.wait_until(lambda: visitor.title == "target" and visitor.impressions == {"hero": 1, "promo": 1})
     assert visitor.clicks == [("hero", "url-hover")]
-    visitor.driver.back()
-    visitor.wait_until(lambda: visitor.title == "page")
+    go_back(visitor)
     visitor.site.paths.clear()
     hover(visitor, "named", "/other", used)
     visitor.click("#named-hover")
@@ -99,6 +98,12 @@ def test_only_a_visit_counts(visitor, library, name):
     visitor.wait_until(lambda: len(visitor.impressions) == 3)
     assert visitor.impressions == {"hero": used.views, "promo": 1, "offer": 1}
     assert visitor.clicks == [("hero", "url-hover"), ("hero", "named-hover")]
+
+
+def go_back(visitor):
+    """Go back, and wait until the script of the package has run."""
+    visitor.driver.back()
+    visitor.wait_until(lambda: visitor.title == "page" and visitor.run("return !!document.moeSent"))
 
 
 def hover(visitor, kind, path, used):
@@ -123,8 +128,7 @@ def test_every_click_counts_once(visitor, library, name):
             visitor.wait_until(lambda key=key: (visitor.clicks, visitor.impressions.get(key)) == (clicks, shown[key]))
             if act == "enter":
                 visitor.wait_until(lambda title=title: visitor.title == title)
-                visitor.driver.back()
-                visitor.wait_until(lambda: visitor.title == "page")
+                go_back(visitor)
     assert visitor.driver.count_tabs() == 5
     visitor.click("#away-enter")
     visitor.wait_until(lambda: visitor.driver.url == f"http://{visitor.site.other_host}/other")

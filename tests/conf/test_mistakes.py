@@ -231,12 +231,12 @@ def without_options(client):
     [
         ("no_such.identify", "ModuleNotFoundError", "Correct the path"),
         (f"{__name__}.absent", "can't be imported", "Correct the path"),
-        ("celery.Celery", "ModuleNotFoundError", 'pip install "django-moe-personalize[celery]"'),
+        ("celery.Celery", "ModuleNotFoundError", "Install it: pip install celery."),
         (f"{__name__}.SECRET", "isn't callable", "Name a function or a class."),
     ],
 )
 def test_wrong_path(monkeypatch, path, message, hint):
-    """The error names the setting, the path and the reason, and the extra that installs a missing library."""
+    """The error names the setting, the path and the reason, and how to install a missing library."""
     monkeypatch.setitem(sys.modules, "celery", None)
     with pytest.raises(ConfigurationError) as caught:
         load_object("IDENTIFY", path)

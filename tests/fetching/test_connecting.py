@@ -3,15 +3,18 @@
 import contextlib
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from django_moe_personalize.client import get_client
+from django_moe_personalize.delivery.sending import send
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.fetching.upstream import get_breaker, get_pool
 from django_moe_personalize.moengage import connection_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
+from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
@@ -96,6 +99,16 @@ def test_connection_of_a_late_response_stays_open(vendor):
         wait_until(lambda: has_idle(vendor.transport))
     assert Asked(VISITOR, KEYS).join(LONG).keys() == {*KEYS}
     assert (len(vendor.fetches), vendor.server.connections) == (2, 1)
+
+
+def test_connection_of_late_events_is_warm_for_the_next_attempt(build_far):
+    """The sender keeps events whose connection takes too long, and sends them again on the same connection."""
+    far = build_far("accept")
+    events = [Event(Action.SHOWN, "visitor-1", {"cid": "hero-banner"}, int(time.time() * 1000))]
+    with far.held():
+        assert send(events, timeout=DEADLINE).kept == events
+    assert send(events, timeout=LONG).kept == []
+    assert (far.line.connections, far.server.connections) == (1, 1)
 
 
 def test_many_pages_wait_for_few_connections(build_far, monkeypatch):

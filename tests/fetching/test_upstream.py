@@ -6,10 +6,18 @@ import threading
 
 import pytest
 
+from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.fetching.shared import read_notices
-from django_moe_personalize.fetching.upstream import BREAKER_TOPIC, get_background, get_breaker, get_pool
+from django_moe_personalize.fetching.upstream import (
+    BREAKER_TOPIC,
+    get_background,
+    get_breaker,
+    get_pool,
+    log_late_page,
+    tell_breaker,
+)
 from django_moe_personalize.resilience import PoolBusy
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.runtime import get_runtime, reset_runtimes
 from django_moe_personalize.signals import breaker_changed
 from tests.conftest import settle
 from tests.processes import filled, use_shared_cache  # noqa: F401 - a fixture among them
@@ -89,3 +97,23 @@ def test_background_thread_closes_its_connections(monkeypatch):
     monkeypatch.setattr("django_moe_personalize.fetching.upstream.close_old_connections", closed.set)
     get_background().submit(len, ()).result(10.0)
     assert closed.wait(10.0)
+
+
+def test_only_a_probe_ends_an_outage(caplog):
+    """While the breaker is open, a call that began before the outage may succeed, and late pages add no line."""
+    runtime = get_runtime()
+    for _ in range(5):
+        tell_breaker(runtime, TransportError("refused"))
+    log_late_page(runtime)
+    tell_breaker(runtime, None)
+    assert get_breaker().state == "open"
+    assert [message.partition(" (")[0] for message in caplog.messages] == ["MoEngage fetches fail"]
+
+
+def test_late_page_starts_an_outage(caplog):
+    """The page logs its deadline, because its call may hang for long. The answer ends the outage."""
+    runtime = get_runtime()
+    log_late_page(runtime)
+    tell_breaker(runtime, None)
+    assert "(DeadlineExceeded: the page's deadline passed)" in caplog.messages[0]
+    assert caplog.messages[1:] == ["MoEngage fetches work again after 0 s (1 failed)."]

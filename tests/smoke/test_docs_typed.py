@@ -144,6 +144,15 @@ def test_readme(readme):
     assert_personalized(seen)
 
 
+def check_production(site):
+    """Without DEBUG and with credentials, the system checks of the package find nothing either."""
+    credentials = {"WORKSPACE_ID": "SITE", "API_KEY": "f3b1c2d4e5a6", "DATA_CENTER": "03"}
+    lines = [f"MOE_PERSONALIZE[{name!r}] = {value!r}" for name, value in credentials.items()]
+    lines = ["from mysite.settings import *", "DEBUG = False", "STATIC_ROOT = BASE_DIR / 'static'", *lines]
+    (site / "mysite/production.py").write_text("\n".join(lines))
+    type_command(site, "python manage.py check --deploy --tag moe_personalize --settings mysite.production")
+
+
 @pytest.mark.parametrize("page", TYPED, ids=lambda page: page.stem)
 def test_howto(site, page):
     """Typed after the quickstart, the page gives a site without a finding, whose pages and links exist."""
@@ -153,6 +162,8 @@ def test_howto(site, page):
         run(site, "-m", "pytest", "-q")
     if page.stem == "languages":
         assert seen["german"]
+    if page.stem == "deployment":
+        check_production(site)
 
 
 def test_all_howtos_together(site):

@@ -2,6 +2,7 @@
 
 import pytest
 from django.http import HttpResponse
+from django.template.response import TemplateResponse
 from django.utils.html import escape
 
 from django_moe_personalize.tracking.marks import add_mark, find_clickable, remove_misplaced
@@ -79,3 +80,10 @@ def test_other_types_of_responses(kind, text):
     response = HttpResponse(TEXT, content_type=kind)
     remove_misplaced(response)
     assert response.text == text
+
+
+def test_response_that_is_not_rendered():
+    """A middleware of the site may return such a response, for a middleware above that renders it."""
+    response = TemplateResponse(None, "page.html")
+    remove_misplaced(response)
+    assert not response.is_rendered
