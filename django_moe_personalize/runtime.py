@@ -239,6 +239,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runtimes: dict[str, Runtime] = {}
+        self.is_ending = False
 
 
 _process = _Process()
@@ -292,6 +293,21 @@ def _start_in_child() -> None:
     _process = _Process()
 
 
+def is_ending() -> bool:
+    """Return whether Python is ending. Then no thread can start, and new runtimes aren't closed."""
+    return _process.is_ending
+
+
+def start_ending() -> None:
+    """Let is_ending() return True from now on."""
+    _process.is_ending = True
+
+
+def _end() -> None:
+    start_ending()
+    reset_runtimes()
+
+
 def call_in_children(call: Callable[[], None]) -> None:
     """Call ``call()`` in each child of this process after a fork."""
     parent = os.getpid()
@@ -326,4 +342,4 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
 
 
 call_in_children(_start_in_child)
-atexit.register(reset_runtimes)
+atexit.register(_end)

@@ -23,7 +23,7 @@ from types import FrameType
 from typing import Any, Protocol
 from weakref import WeakSet
 
-from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, reset_runtimes
+from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, reset_runtimes, start_ending
 
 
 class Closable(Protocol):
@@ -35,9 +35,6 @@ class Closable(Protocol):
     def start_in_child(self) -> None:
         """Forget the events of the parent process."""
 
-
-is_ending = False
-"""Whether Python is ending. Then no thread can start, and a new delivery isn't closed."""
 
 _deliveries: WeakSet[Closable] = WeakSet()
 
@@ -77,8 +74,7 @@ def close_deliveries() -> None:
 
 
 def _end() -> None:
-    global is_ending
-    is_ending = True
+    start_ending()
     close_deliveries()
 
 

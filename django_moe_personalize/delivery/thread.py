@@ -23,6 +23,7 @@ from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
+from django_moe_personalize.runtime import is_ending
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -90,7 +91,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         self._not_before = 0.0
         self._flushing = 0
-        self._exit = Deadline(self._exit_timeout) if exits.is_ending else None
+        self._exit = Deadline(self._exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
 
     def start_in_child(self) -> None:

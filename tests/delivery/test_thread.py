@@ -7,6 +7,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from django_moe_personalize import runtime
 from django_moe_personalize.client import get_client
 from django_moe_personalize.delivery import exits, thread
 from django_moe_personalize.delivery.base import DeliveryCounts
@@ -298,10 +299,11 @@ def test_without_a_thread_close_sends_the_events_itself(build, vendor, status, m
     assert delivery.counts() == DeliveryCounts(accepted=3, **gone)
 
 
-def test_a_delivery_that_is_built_while_python_ends_sends_at_once(build, vendor, monkeypatch):
+@pytest.mark.parametrize("end", [exits._end, runtime._end], ids=["delivery", "runtime"])
+def test_a_delivery_that_is_built_while_python_ends_sends_at_once(end, build, vendor, monkeypatch):
     """A function that the site registered with ``atexit`` may run last. Its events are sent by its thread."""
-    monkeypatch.setattr(exits, "is_ending", False)
-    exits._end()
+    monkeypatch.setattr(runtime._process, "is_ending", False)
+    end()
     delivery = build()
     delivery.record(make_events(2))
     assert vendor.taken.total() == 2

@@ -1,4 +1,4 @@
-"""A Celery app whose task records an event; for test_delivery_exit.py."""
+"""A Celery app whose task records two events; for test_delivery_exit.py."""
 
 import os
 
@@ -12,6 +12,6 @@ app.conf.broker_connection_retry_on_startup = True
 
 @app.task(name="record")
 def record() -> None:
-    site.record(1)
+    site.record(2)
     # Celery redirects print() to its log.
     os.write(1, b"recorded\n")
