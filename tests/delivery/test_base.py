@@ -182,15 +182,15 @@ def test_mistakes_in_the_setting_name_the_valid_values(configure, name, options,
 
 
 @pytest.mark.parametrize(
-    ("name", "library", "extra"), [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "tasks")]
+    ("name", "library", "package"), [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "django-tasks")]
 )
-def test_a_missing_library_is_named_with_its_extra(configure, monkeypatch, name, library, extra):
+def test_a_missing_library_is_named_with_its_package(configure, monkeypatch, name, library, package):
     """The fix is a command to type."""
-    monkeypatch.delitem(sys.modules, f"django_moe_personalize.delivery.{extra}", raising=False)
+    monkeypatch.delitem(sys.modules, f"django_moe_personalize.delivery.{name.partition('.')[0]}", raising=False)
     monkeypatch.setitem(sys.modules, library, None)
     # As if Django had no tasks.
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=rf'pip install "django-moe-personalize\[{extra}\]"'):
+    with pytest.raises(ConfigurationError, match=f"pip install {package}\\."):
         configure(name)
 
 
