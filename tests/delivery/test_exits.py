@@ -31,8 +31,8 @@ from tests.processes import in_child
         ("atexit", 0, 1),
         ("os.fork", 0, 10),
         ("fork", 0, 40),
-        ("forkserver", 0, 40),
-        ("spawn", 0, 40),
+        ("forkserver", 0, 20),
+        ("spawn", 0, 20),
     ],
 )
 def test_a_process_delivers_its_events_before_it_ends(vendor, way, code, later):
