@@ -57,7 +57,7 @@ class Browser:
         """Send a command, and return its result. Keep the events that arrive before it."""
         self._sent += 1
         self._socket.send(json.dumps({"id": self._sent, "method": method, "params": params}))
-        while (message := json.loads(self._socket.recv())).get("id") != self._sent:
+        while (message := self._receive(method)).get("id") != self._sent:
             if message.get("method") == "network.beforeRequestSent":
                 self._answer(message["params"])
             elif "method" in message:
@@ -65,6 +65,12 @@ class Browser:
         if message["type"] == "error":
             raise BrowserError(f"{method}: {message['error']}: {message['message']}")
         return message["result"]
+
+    def _receive(self, method: str) -> dict[str, Any]:
+        try:
+            return json.loads(self._socket.recv())
+        except websocket.WebSocketTimeoutException as error:
+            raise BrowserError(f"{method}: the browser doesn't answer") from error
 
     def _answer(self, request: dict[str, Any]) -> None:
         """Answer a request to another site. Its response and this one's id don't matter."""
@@ -88,7 +94,6 @@ class Browser:
             page = Page(self, person)
             page.resize(width, height)
             yield page
-            page.get("about:blank")
         finally:
             self.send("browser.removeUserContext", userContext=person)
 
