@@ -182,7 +182,8 @@ def test_mistakes_in_the_setting_name_the_valid_values(configure, name, options,
 
 
 @pytest.mark.parametrize(
-    ("name", "library", "package"), [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "django-tasks")]
+    ("name", "library", "package"),
+    [(QUEUE, "celery", "celery"), ("tasks.TasksDelivery", "django_tasks", "django-tasks")],
 )
 def test_a_missing_library_is_named_with_its_package(configure, monkeypatch, name, library, package):
     """The fix is a command to type."""

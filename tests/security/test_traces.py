@@ -64,13 +64,12 @@ class Log(logging.Handler):
 
 
 @pytest.fixture
-def log(monkeypatch):
+def log(caplog):
     """Collect the lines of the package's logger at all levels."""
     handler, logger = Log(), logging.getLogger("django_moe_personalize")
     logger.addHandler(handler)
-    monkeypatch.setattr(logger, "level", logging.DEBUG)
-    logger.setLevel(logging.DEBUG)
-    yield handler.lines
+    with caplog.at_level(logging.DEBUG, logger.name):
+        yield handler.lines
     logger.removeHandler(handler)
 
 
