@@ -118,8 +118,8 @@ class PageTracker:
 
     An experience has one impression per page view, even if the page shows the experience several times.
 
-    With ``answers`` (by key) only these experiences count. With ``is_early`` nobody has opened the page yet, so only
-    the browser can report.
+    With ``answers`` (by key) only these experiences count. With ``is_early`` the visitor hasn't opened the page yet,
+    so only the browser can report.
     """
 
     __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp", "is_early")
