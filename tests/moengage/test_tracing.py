@@ -7,6 +7,7 @@ import pytest
 
 from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.moengage.tracing import start_span
+from tests.wire import receive
 
 REQUEST = Request("POST", "/experiences/fetch", headers={"Authorization": "secret"}, body=b"Wanda")
 
@@ -84,3 +85,15 @@ def test_no_current_span(monkeypatch):
     assert start_span(REQUEST, "") is None
     monkeypatch.setitem(sys.modules, "sentry_sdk", SimpleNamespace(get_current_span=lambda: None))
     assert start_span(REQUEST, "") is None
+
+
+def test_span_of_an_exchange(build_wire):
+    """The span ends once: with the status of the response, or with the error of a caller that leaves."""
+    wire = build_wire(lambda exchange: exchange.reply(b"{}"))
+    outcomes = []
+    for end in (receive, lambda exchange: exchange.abandon()):
+        exchange = wire.start()
+        exchange.end_span = outcomes.append
+        end(exchange)
+        exchange.release()
+    assert outcomes == [200, "DeadlineExceeded"]
