@@ -238,17 +238,21 @@ class ConnectionPool:
 
         An address that needs more than STAGGER to connect, with TLS, doesn't hold up the next address.
         """
-        running: set[Future[None]] = set()
+        running: dict[Future[None], Address] = {}
         while True:
             if addresses:
                 address = addresses.pop(0)
                 if not addresses and not running:
                     return self._open(attempt, address, idle)
-                running.add(self._submit(attempt, address, idle))
-            done, running = wait_for(running, STAGGER if addresses else None, FIRST_COMPLETED)
-            if not done:
-                self._suspect(address)
-            if any(ended.exception() is None for ended in done):
+                running[self._submit(attempt, address, idle)] = address
+            done, _ = wait_for(running, STAGGER if addresses else None, FIRST_COMPLETED)
+            for ended in done:
+                del running[ended]
+            is_open = any(ended.exception() is None for ended in done)
+            if is_open or not done:
+                for slow in running.values():
+                    self._suspect(slow)
+            if is_open:
                 return None
             if not addresses and not running:
                 return done.pop().result()

@@ -70,17 +70,22 @@ def demo(tmp_path_factory):
             yield re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())[0]
         finally:
             process.terminate()
+            process.communicate()
 
 
 def leave(page, action):
     """Do something that leads to another page, and wait for that page."""
     page.run("window.isOld = true")
     action()
+    wait_for(page, "!window.isOld && document.readyState === 'complete'")
+
+
+def wait_for(page, condition):
     until = time.monotonic() + 20
     while True:
         # Between two pages the browser refuses to run a script.
         with suppress(BrowserError):
-            if page.run("return !window.isOld && document.readyState === 'complete'"):
+            if page.run(f"return {condition}"):
                 return
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -202,6 +207,8 @@ def test_the_panel_is_one_key_away(driver, demo):
 def test_the_ledger_asks_before_it_deletes(driver, demo):
     """Without a yes, the events stay."""
     visit(driver, demo, "ledger")
+    # The page refreshes itself until the events of the first visit arrive.
+    wait_for(driver, "document.querySelector('.events') !== null")
     driver.run("window.confirm = (question) => { window.asked = question; return false }")
     driver.click("#clear button")
     assert driver.run("return [window.asked, document.querySelectorAll('.events').length]") == [
