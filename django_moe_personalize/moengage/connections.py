@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
-from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_head
 from django_moe_personalize.resilience import monotonic
 
 Address = tuple[int, tuple[Any, ...]]
@@ -220,7 +220,8 @@ class TimedHTTPConnection(HTTPConnection):
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
         peer = f"the proxy {self.host}:{self.port}"
         exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)
-        exchange.send(memoryview(write_request("CONNECT", authority, {"Host": authority, **fields})), self._left())
+        head = write_head("", {"Host": authority, **fields}, "CONNECT", authority)
+        exchange.send(memoryview(head + b"\r\n"), self._left())
         response = exchange.receive(self._left())
         if response is None:
             raise ProxyTimeout(f"{peer} did not answer in time")
