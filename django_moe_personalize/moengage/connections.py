@@ -193,6 +193,21 @@ class TimedHTTPConnection(HTTPConnection):
 
     _until = 0.0
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
+        if self.sock is None:
+            return False
+        self.sock.settimeout(0.0)
+        try:
+            # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
     def _left(self) -> float:
         # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
         return max(0.001, self._until - monotonic())
