@@ -57,6 +57,10 @@ MAX_FLIGHTS = 4096
 """How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
 
 
+Key = tuple[str, tuple[str, ...]]
+"""The digest of the visitor, and the experience keys."""
+
+
 class Flight:
     """A question on its way. ``found`` is the experiences by key, or ``None`` until the flight has ended.
 
@@ -73,7 +77,8 @@ class Flight:
     _has_thread = False
     _is_unread = True
 
-    def __init__(self, question: Question, known: Experiences, until: float, flights: Flights) -> None:
+    def __init__(self, key: Key, question: Question, known: Experiences, until: float, flights: Flights) -> None:
+        self.key = key
         self.question = question
         self.known = known
         self.until = until
@@ -200,7 +205,7 @@ class Flight:
         runtime = self.question.runtime
         try:
             # Fill the cache before the flight ends: a page that doesn't find the flight must find the answer.
-            get_cache(runtime).keep(self.question.visitor.digest, learned)
+            get_cache(runtime).keep(self.key[0], learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:
@@ -339,7 +344,7 @@ class Flights:
         self._max_flights = max_flights
         self._lock = threading.Lock()
         # The oldest flight first.
-        self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
+        self._flights: dict[Key, Flight] = {}
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
@@ -350,7 +355,7 @@ class Flights:
             if flight is not None and now < flight.until:
                 flight.is_followed = True
                 return flight, False
-            flight = Flight(question, known, now + self._max_seconds, self)
+            flight = Flight(key, question, known, now + self._max_seconds, self)
             while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
                 del self._flights[oldest]
             if len(self._flights) < self._max_flights:
@@ -359,14 +364,12 @@ class Flights:
 
     def finish(self, flight: Flight, experiences: Experiences) -> None:
         """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
-        question = flight.question
-        key = question.visitor.digest, question.keys
         with self._lock:
             self.landed += 1
             flight.found, followers, flight.followers = experiences, flight.followers, ()
             # If this flight took too long, another flight may have replaced it.
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
         for follower in followers:
             if follower.set_running_or_notify_cancel():
                 follower.set_result(experiences)

@@ -196,8 +196,6 @@ class TimedHTTPConnection(HTTPConnection):
     @property
     def is_connected(self) -> bool:
         """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
-        if self.sock is None:
-            return False
         self.sock.settimeout(0.0)
         try:
             # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
