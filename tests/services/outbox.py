@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -142,10 +142,13 @@ class Visitor(Line):
 
 
 class Crowd:
-    """Visitors who read pages until pages with status 200 have recorded ``wanted`` events."""
+    """Visitors who read pages until these have recorded ``wanted`` events, and ``is_enough()`` is true."""
 
-    def __init__(self, server: WebServer, wanted: int, *, visitors: int = 6) -> None:
+    def __init__(
+        self, server: WebServer, wanted: int, *, visitors: int = 6, is_enough: Callable[[], bool] = lambda: True
+    ) -> None:
         self.events: list[str] = []
+        self._is_enough = is_enough
         self.pages = self.unanswered = 0
         self._server = server
         self._wanted = wanted
@@ -158,7 +161,7 @@ class Crowd:
 
     def _read(self, number: int) -> None:
         with contextlib.closing(self._server.connect()) as visitor:
-            while len(self.events) < self._wanted:
+            while len(self.events) < self._wanted or not self._is_enough():
                 try:
                     answer = visitor.get("/page/", f"visitor-{number}")
                 except (OSError, http.client.HTTPException):
@@ -192,21 +195,39 @@ class Deliverer:
 
 
 class Killer:
-    """Kill a random deliverer and start it again, then kill a random web worker, and so on."""
+    """Kill a random deliverer and start it again, then kill a random web worker, and so on.
+
+    A busy machine may take seconds to start a deliverer. So each deliverer dies after some events have arrived.
+    """
 
     def __init__(
-        self, server: WebServer, deliverers: list[Deliverer | CeleryWorker], *, every: tuple[float, float]
+        self,
+        server: WebServer,
+        deliverers: list[Deliverer | CeleryWorker],
+        sandbox: int,
+        *,
+        every: tuple[float, float],
     ) -> None:
         self.killed_workers = self.killed_deliverers = 0
+        self._sandbox = sandbox
         self._server = server
         self._every = every
         self._deliverers = deliverers
 
+    def has_killed(self) -> bool:
+        return min(self.killed_workers, self.killed_deliverers) > 0
+
     def kill(self, over: threading.Event) -> None:
+        arrived = 0
         for is_deliverers_turn in itertools.cycle((True, False)):
             if over.wait(random.uniform(*self._every)):
                 return
             if is_deliverers_turn:
+                before, arrived = arrived, count_arrived(self._sandbox)
+                while arrived <= before:
+                    if over.wait(0.1):
+                        return
+                    arrived = count_arrived(self._sandbox)
                 random.choice(self._deliverers).restart()
                 self.killed_deliverers += 1
             elif workers := self._server.find_workers():
@@ -230,6 +251,10 @@ def read_ledger(sandbox: int) -> tuple[int, set[str]]:
     ledger = ask_sandbox(sandbox, "ledger")
     counted = sum(each["impressions"] for each in ledger["counts"].values())
     return counted, {entry["event_uuid"] for entry in ledger["entries"]}
+
+
+def count_arrived(sandbox: int) -> int:
+    return read_ledger(sandbox)[0]
 
 
 def drain(site: Site, seconds: float) -> dict[str, Any]:
@@ -275,10 +300,10 @@ def run_experiment(
         site.serve(pages_from, workers=3) as server,
         in_background(partial(change_faults, sandbox)),
         deliverers as running_deliverers,
-        in_background((killer := Killer(server, running_deliverers, every=every)).kill),
+        in_background((killer := Killer(server, running_deliverers, sandbox, every=every)).kill),
     ):
         # In halves, because the ledger keeps the UUIDs of the last 100,000 events only.
-        for crowd in (Crowd(server, wanted // 2), Crowd(server, wanted // 2)):
+        for crowd in (Crowd(server, wanted // 2), Crowd(server, wanted // 2, is_enough=killer.has_killed)):
             crowd.run()
             result.recorded += crowd.events
             result.unanswered += crowd.unanswered
