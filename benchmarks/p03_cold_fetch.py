@@ -169,7 +169,7 @@ def measure_tls(upstream: Upstream, *, rounds: int) -> Figure:
     found = alternate(contenders, rounds=rounds, calls=3)
     ratios = found.compute(lambda of: (of["ours"] - of["plain"]) / of["bare"])
     return Figure(
-        what="time of a cold fetch after the TLS connection ended / of a bare new connection; both resume their session",
+        what="time of a cold fetch after the TLS connection ended / of a bare new connection; both resume a session",
         baseline=found.median("bare") * 1e6,
         ours=median(found.compute(lambda of: of["ours"] - of["plain"])) * 1e6,
         ratio=median(ratios),
