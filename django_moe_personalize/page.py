@@ -202,19 +202,17 @@ class Page(RequestVisitor):
         if self._is_doubted and not self.confirm():
             return PageTracker(None)
         if self._tracker is None:
-            visitor = None if self._is_closed else self._find_visitor()
-            if visitor is None:
+            request, visitor = self._request(), None if self._is_closed else self._visitor or self._find_visitor()
+            if visitor is None or request is None:
                 # Don't keep this tracker: the page may track once the visitor is known.
                 return PageTracker(None)
-            request = self._request()
             # Most sites set none of these attributes, and the call would take 60 bytecodes.
-            marked = request if request and not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) else None
-            is_tracked = visitor.consent.track and not (marked and tracking.is_preview(marked))
+            is_preview = not tracking.PREVIEW_MARKS.isdisjoint(request.__dict__) and tracking.is_preview(request)
+            customer_id = visitor.identity.customer_id if visitor.consent.track and not is_preview else None
             # Code may still have experiences of the visitor before. They don't count for this visitor.
             answers = self._answers if self._is_dropped else None
-            customer_id = visitor.identity.customer_id if is_tracked else None
-            is_early = request is not None and request.method == "GET" and tracking.is_speculative(request)
-            self._tracker = PageTracker(customer_id, self._get_stamp, answers, is_early=is_early)
+            is_early = request.method == "GET" and tracking.is_speculative(request)
+            self._tracker = PageTracker(customer_id, self._get_stamp, answers, is_early)
         return self._tracker
 
     def _get_stamp(self) -> str:
@@ -259,10 +257,10 @@ class Page(RequestVisitor):
         if next(self.plan.samples):
             self._look_for_leak(response)
         if not self._is_used:
-            # Most pages of a site don't use personalization.
             self._is_closed = True
             return ()
-        self.release()
+        if self._flights:
+            self.release()
         request = self._request()
         if request is None or not (self.is_read or self._finish_unread(request, response)):
             self._is_closed, self.known = True, RequestVisitor.known
@@ -368,9 +366,11 @@ class Page(RequestVisitor):
             self._keep(flight.question.keys, found)
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
-        answers = self._answers
-        brought = [key for key in keys if answers.setdefault(key, found.get(key)) is not None]
-        if brought and keys is not self.plan.keys:
+        if keys is self.plan.keys and not self._answers:
+            self._answers = {key: found.get(key) for key in keys}
+            return
+        brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
+        if brought:
             # The next page of this route fetches these keys early.
             self._learn(*brought, limit=planning.MAX_READ_KEYS)
 

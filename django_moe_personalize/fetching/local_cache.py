@@ -1,8 +1,10 @@
 """The memory of one process: visitors, and the answers that visitors share.
 
-The record of a visitor is one tuple ``(milliseconds, bundle[, milliseconds, bundle …])``, the newest bundle first.
-A bundle maps experience keys to the answers of one moment. Visitors with the same answers share one bundle, and
-bundles share experiences. So a visitor takes about 270 bytes, however long the content is.
+The record of a visitor is one tuple ``(milliseconds, bundle)``. A bundle maps experience keys to the answers of one
+moment. If the answers are of several moments, the record is ``(oldest, all, milliseconds, bundle, …)``: the bundle
+``all`` has the answers of all moments, and the bundles of the moments follow, the newest first. Visitors with the same
+answers share one bundle, and bundles share experiences. So a visitor takes about 270 bytes, however long the content
+is.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ RETURNING_SHARE: Final = 0.8
 """The largest share of MAX_VISITORS for returning visitors. New visitors never displace these visitors."""
 
 RETURN_MILLISECONDS: Final = 1_000
-"""A visitor returns if a read comes this long after the last answer. An earlier read belongs to the same page."""
+"""A visitor returns if a read comes this long after an answer. An earlier read belongs to the same page."""
 
 # Measured on 64-bit CPython, without the content itself.
 _VISITOR_BYTES: Final = 210
@@ -45,7 +47,8 @@ _SHARED_NUMBERS: Final = frozenset(range(-5, 257))
 """CPython has one object for each of these numbers."""
 
 Record = tuple[Any, ...]
-"""A visitor's record: ``(milliseconds, Bundle[, milliseconds, Bundle …])``. No experience key is in two bundles."""
+"""A visitor's record: ``(milliseconds, Bundle)`` or ``(oldest, all, milliseconds, Bundle, …)``. No experience key has
+answers of two moments."""
 
 Moments = Iterable[tuple[int, Iterable["Body"]]]
 """Answers by the moment at which MoEngage gave them, in Unix milliseconds."""
@@ -184,9 +187,12 @@ class LocalCache:
         moments: dict[int, list[Body]] = {}
         for at, body in sorted(answers, key=itemgetter(0), reverse=True)[:MAX_ANSWERS]:
             moments.setdefault(at, []).append(self._bodies.get(body.reference, body))
-        record: list[int | Bundle] = []
+        record: list[Any] = []
         for at, bodies in moments.items():
             record += at, self._hold_bundle(tuple(sorted(bodies, key=attrgetter("key"))))
+        if len(record) > 2:
+            every = (body for bundle in record[1::2] for body in bundle.bodies)
+            record[:0] = record[-2], self._hold_bundle(tuple(sorted(every, key=attrgetter("key"))))
         self._bytes += _weigh_record(record)
         return tuple(record)
 
@@ -225,11 +231,12 @@ class LocalCache:
 
 
 def unfold(record: Record) -> Iterator[tuple[int, Bundle]]:
-    """Return the moments of a record and their bundles."""
-    return zip(record[::2], record[1::2], strict=True)
+    """Return the moments of a record and their bundles, the newest first."""
+    moments = record[2:] or record
+    return zip(moments[::2], moments[1::2], strict=True)
 
 
-def _weigh_record(record: Record | list[int | Bundle]) -> int:
+def _weigh_record(record: Record | list[Any]) -> int:
     return _VISITOR_BYTES + _MOMENT_BYTES * (len(record) // 2) if record else 0
 
 

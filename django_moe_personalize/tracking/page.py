@@ -58,7 +58,6 @@ class PageTracker:
         customer_id: str | None,
         get_stamp: Callable[[], str] = draw_stamp,
         answers: Mapping[str, Experience | None] | None = None,
-        *,
         is_early: bool = False,
     ) -> None:
         self._customer_id = customer_id

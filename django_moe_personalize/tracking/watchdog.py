@@ -114,33 +114,34 @@ class Watchdog:
 
     def add_rendered_page(self, experiences: Mapping[str, Experience]) -> None:
         """Count a page that showed ``experiences``, by key. Its visitor allows tracking and has an id."""
+        self._add_page(experiences, tuple(experiences), self._clock())
+
+    def add_recorded_events(self, events: Sequence[Event]) -> None:
+        """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
+        if isinstance(events, Impressions):
+            self._add_page(events.shown, keys := tuple(events.shown), now)
+            # Most pages show the experiences of an earlier page, and need no more than this look-up.
+            if self._known_until.get(keys, 0.0) <= now:
+                if len(self._known_until) >= MAX_EXPERIENCES:
+                    self._known_until.clear()
+                self._known_until[keys] = self._report_counted(events, now)
+        else:
+            self._report_counted(events, now)
+        if now >= self._check_delivery_at:
+            self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
+            get_background().offer(self._check_delivery)
+
+    def _add_page(self, experiences: Mapping[str, Experience], keys: tuple[str, ...], now: float) -> None:
         try:
             # No lock: if two threads add at the same time, one page may not be counted. This is harmless.
-            self._pages[tuple(experiences)] += 1
+            self._pages[keys] += 1
         except KeyError:
             self._add_keys(experiences, now)
         if now >= self._check_rendered_at:
             # If the background thread is busy, the next page tries again.
             is_accepted = get_background().offer(self._check_rendered)
             self._check_rendered_at = now + RENDERED_SECONDS if is_accepted else now
-
-    def add_recorded_events(self, events: Sequence[Event]) -> None:
-        """Note the impressions among ``events``, which the delivery has accepted."""
-        now = self._clock()
-        if isinstance(events, Impressions):
-            self.add_rendered_page(events.shown)
-            # Most pages show what an earlier page showed, and need no more than this look-up.
-            keys = tuple(events.shown)
-            if self._known_until.get(keys, 0.0) <= now:
-                self._known_until[keys] = self._report_counted(events, now)
-                if len(self._known_until) > MAX_EXPERIENCES:
-                    self._known_until.clear()
-        else:
-            self._report_counted(events, now)
-        if now >= self._check_delivery_at:
-            self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
-            get_background().offer(self._check_delivery)
 
     def _report_counted(self, events: Sequence[Event], now: float) -> float:
         """Tell the other processes about the impressions in ``events``, and return until when they know."""

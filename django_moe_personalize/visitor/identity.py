@@ -236,10 +236,12 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
     Raises HookError for a bad customer id.
     """
     found = found or Identity()
-    kept = {n: v for n, v in found.user_identifiers.items() if _is_valid_id(n) and _is_valid_id(v)}
-    if len(kept) < len(found.user_identifiers):
-        message = "IDENTIFY returned a user identifier that is left out: it must have 1 to %d printable characters."
-        log_once("identifiers", message, MAX_IDENTIFIER_LENGTH)
+    kept: Mapping[str, str] = {}
+    if found.user_identifiers != {}:
+        kept = {n: v for n, v in found.user_identifiers.items() if _is_valid_id(n) and _is_valid_id(v)}
+        if len(kept) < len(found.user_identifiers):
+            message = "IDENTIFY returned a user identifier that is left out: it must have 1 to %d printable characters."
+            log_once("identifiers", message, MAX_IDENTIFIER_LENGTH)
     customer_id: Any = found.customer_id
     if customer_id is None or customer_id == "":
         if get_settings().anonymous_id:

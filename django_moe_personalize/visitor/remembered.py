@@ -42,10 +42,11 @@ class Remembered(dict[tuple[Any, ...], "Visitor"]):
 
         Return an empty list for a visitor that can't be remembered.
         """
-        headers = self.list_headers(request) if _READ.isdisjoint(request.__dict__) else (None,)
+        may_be_changed = not _READ.isdisjoint(request.__dict__)
         inputs = _list_inputs(request, now)
         if inputs is None:
             return []
+        headers = (None,) if may_be_changed else self.list_headers(request)
         # Under ASGI the raw data lacks the scheme. The page may have another time than the present.
         is_complete = headers[0] is not None and headers[-1] == inputs[-1]
         return [headers, inputs] if is_complete and len(str(headers)) <= 2 * MAX_INPUT_LENGTH else [inputs]
@@ -77,7 +78,8 @@ def recall(request: HttpRequest, runtime: Runtime) -> Visitor | None:
     if not _READ.isdisjoint(request.__dict__):
         return None
     remembered = get_remembered(runtime)
-    return remembered.get(remembered.list_headers(request))
+    # Empty, for example, on a site with an IDENTIFY function.
+    return remembered.get(remembered.list_headers(request)) if remembered else None
 
 
 _READ: Final = frozenset({"user", "COOKIES", *COOKIE_CHANGES})

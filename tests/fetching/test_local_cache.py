@@ -73,14 +73,15 @@ def test_bundle_is_shared_only_as_it_is():
 
 
 def test_record_is_one_flat_tuple():
-    """Answers of one moment are one bundle, whatever their order. The newest bundle comes first."""
+    """Answers of one moment are one bundle, whatever their order. One bundle has all answers, since the oldest."""
     cache = LocalCache()
     first, second, third = body(1), body(2), body(3)
     put(cache, "ann", first, second, at=1)
     record = put(cache, "ann", third, at=2)
     assert [at for at, _ in unfold(record)] == [2, 1]
     assert [bundle.bodies for _, bundle in unfold(record)] == [(third,), (first, second)]
-    assert put(cache, "ben", second, first)[1] is record[3]
+    assert (record[0], record[1].bodies) == (1, (first, second, third))
+    assert put(cache, "ben", second, first)[1] is record[-1]
 
 
 def test_newer_answer_stays_and_useless_ones_go():
