@@ -41,10 +41,12 @@ settings.configure(
 get_wsgi_application()
 if "profile" in sys.argv:
     sys.exit()
+modules = len(sys.modules)
 taken, used = time.perf_counter() - started, time.process_time() - computed
 threads = len(os.listdir("/proc/self/task")) if os.path.isdir("/proc/self/task") else 1
 loaded = "django_moe_personalize.middleware" in sys.modules
-print(json.dumps({"seconds": taken, "cpu": used, "touched": touched, "threads": threads, "loaded": loaded}))
+found = {"seconds": taken, "cpu": used, "touched": touched, "threads": threads, "loaded": loaded, "modules": modules}
+print(json.dumps(found))
 """
 
 
@@ -72,6 +74,15 @@ def measure(options: Options) -> Iterator[Figure]:
         unit="ms",
         notes=[f"added ms: {describe(added, 1)}", "no thread, no network, no database connection"],
         context={"CPU time added, ms": median(computed)},
+        profile=show_imports,
+    )
+    yield Figure(
+        what="modules that import, ready() and middleware add to a start with django and requests",
+        baseline=without["modules"],
+        ours=with_us["modules"],
+        difference=with_us["modules"] - without["modules"],
+        limit="<= 25 more",
+        unit="modules",
         profile=show_imports,
     )
 
