@@ -14,6 +14,7 @@ from django_moe_personalize import rendering
 from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
 from tests.security.canary_values import ADDRESS, AGENT, CAMPAIGN, CART, CUSTOMER, MAIL, PASSWORD, PERSONAL, SECRET
 from tests.security.failing import VIEWS
