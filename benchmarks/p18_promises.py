@@ -54,26 +54,28 @@ def build_page_without(*names: str, statements: int) -> Any:
 
 def Without(get_response: Callable[..., Any]) -> Any:
     """Return our middleware whose pages have no leak detector."""
-    return _build_middleware(build_page_without("._samples", statements=2), get_response)
+    return _build_middleware(build_page_without("plan.samples", statements=1), get_response)
 
 
 def Unconfirmed(get_response: Callable[..., Any]) -> Any:
     """Return our middleware whose pages never compare the visitor with the request.
 
-    The page runs the package's own code without the comparisons in ``read`` and ``seal``. It doesn't note the user.
+    The page runs the package's own code without the comparisons in ``get``, ``read`` and ``seal``.
     """
-    page = build_page_without("._user", "is_same", statements=3)
+    from django_moe_personalize import context
 
-    def settle(self: Any, request: Any, visitor: Any) -> None:
-        self._visitor = visitor
+    source, comparison = inspect.getsource(context), 'page.known.get("user") is page.user'
+    expect(source.count(comparison) == 1, f"context.py doesn't use {comparison} once")
+    module = ModuleType("context_without")
+    code = compile(source.replace(comparison, "page.is_read"), context.__file__, "exec")
+    exec(code, module.__dict__)  # noqa: S102 - the package's own code
+    return _build_middleware(build_page_without("self.user", "is_same", statements=3), get_response, module)
 
-    page._settle = settle
-    return _build_middleware(page, get_response)
 
+def _build_middleware(page: Any, get_response: Callable[..., Any], context: Any = None) -> Any:
+    from django_moe_personalize import middleware
 
-def _build_middleware(page: Any, get_response: Callable[..., Any]) -> Any:
-    from django_moe_personalize import context, middleware
-
+    context = context or sys.modules["django_moe_personalize.context"]
     names = {**vars(context), "Page": page}
     init = FunctionType(context.Personalization.__init__.__code__, names)
     personalization = type("Personalization", (context.Personalization,), {"__init__": init, "__slots__": ()})
