@@ -46,6 +46,25 @@ def test_keys_travel_in_one_call(visit, upstream, path):
     assert list_calls(upstream) == [BOTH]
 
 
+def read_early(get_response):
+    """A middleware of the site."""
+
+    def middleware(request):
+        request.personalization.get("hero-banner")
+        return get_response(request)
+
+    return middleware
+
+
+def test_middleware_that_reads_an_experience(upstream, settings):
+    """Before the view, the page asks only for the other keys of the route."""
+    settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.read_early"]
+    for number in range(2):
+        assert title(Client().get("/tags/", headers={"User-Agent": f"Mozilla/5.0 Firefox/{number}"})) != "Welcome"
+        settle()
+    assert list_calls(upstream) == [["hero-banner"], ["promo-strip"]] * 2
+
+
 @pytest.mark.parametrize("path", ["/tags/", "/atags/", "/hidden/", "/ahidden/"])
 def test_decorator_starts_only_calls_that_the_middleware_has_not(visit, upstream, monkeypatch, path):
     """If the middleware has read the view's keys, the decorator does nothing."""

@@ -75,6 +75,22 @@ def test_keys_before_the_view(method, keys):
         assert get_plan(routed("beacon", ["shop-moe"]), beacon, get_runtime()).keys == ()
 
 
+def test_plans_are_kept_until_the_memory_changes(monkeypatch):
+    """A plan that another thread made before the change is not kept. The memory is bounded."""
+    monkeypatch.setattr(planning, "MAX_ROUTES", 2)
+    runtime = get_runtime()
+    memory, request = get_route_memory(runtime), routed()
+    plan = get_plan(request, view, runtime)
+    assert get_plan(request, view, runtime) is plan
+    before = memory.changes
+    memory.learn(request, "hero")
+    memory.keep_plan(("home", view), plan, before)
+    assert get_plan(request, view, runtime).keys == ("hero",)
+    for name in "abc":
+        get_plan(routed(name), view, runtime)
+    assert len(runtime.plans) == 2
+
+
 def test_sources_add_up_without_repetition():
     """The keys of the decorator, the settings and earlier pages are one list, each key once."""
     with override_personalize(EXPERIENCES={"home": ["b", "a"]}):

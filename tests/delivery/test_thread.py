@@ -56,6 +56,31 @@ def test_events_leave_after_the_interval(build, vendor, monkeypatch, clock):
     assert vendor.taken == dict.fromkeys(uuids(events), 1)
 
 
+@pytest.mark.parametrize("is_late", [False, True], ids=["later", "at this moment"])
+def test_thread_rests_after_an_interval_without_events(build, vendor, monkeypatch, is_late):
+    """Then the next page wakes the thread, also if it records its events just when the thread goes to rest."""
+    delivery = build(interval=0.01)
+    compute, late = delivery._seconds_until_due, make_events(1)
+
+    def record_late():
+        wait = compute()
+        if is_late and wait <= 0 and not delivery._queue and late not in recorded:
+            recorded.append(late)
+            delivery._recorded.append(late)
+        return wait
+
+    recorded = []
+    monkeypatch.setattr(delivery, "_seconds_until_due", record_late)
+    delivery.record(make_events(1))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 1 + is_late)
+    until = time.monotonic() + SOON
+    while not delivery._is_resting and time.monotonic() < until:
+        time.sleep(0.001)
+    assert delivery._is_resting
+    delivery.record(make_events(1))
+    assert vendor.wait_for(lambda vendor: vendor.taken.total() == 2 + is_late)
+
+
 def test_a_full_batch_leaves_at_once(build, vendor):
     """A full batch doesn't wait for the interval. Further events do."""
     delivery = build(batch_size=10)

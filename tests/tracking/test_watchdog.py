@@ -14,6 +14,7 @@ from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.tracking.events import Impressions
 from django_moe_personalize.tracking.watchdog import (
     MAX_EXPERIENCES,
     NEWCOMERS_TOPIC,
@@ -173,6 +174,14 @@ def test_memory_is_bounded(watchdog, clock):
     assert len(watchdog._rendered) == MAX_EXPERIENCES
     assert len(watchdog._pages) <= 2 * MAX_EXPERIENCES
     assert watchdog._count_pages()["hero"] == pages
+
+
+def test_memory_of_reported_pages_is_bounded(watchdog, monkeypatch):
+    """Pages may show endless sets of experiences."""
+    monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 2)
+    for key in ["hero", "promo", "hero", "offer"]:
+        watchdog.add_recorded_events(Impressions("42", {key: replace(HERO, experience_key=key)}, 1))
+    assert len(watchdog._known_until) == 1
 
 
 def test_busy_background_thread(visible, watchdog, clock, caplog):
