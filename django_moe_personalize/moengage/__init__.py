@@ -2,7 +2,7 @@
 
 ``client``: the three calls of the API and their results. ``clock``: MoEngage's time. ``errors``: the exception for a
 status other than 200. ``transport``: sends requests. ``connection_pool``: keeps connections, and opens them in the
-background. ``connections``: opens one connection. ``frames``: the bytes that many requests share. ``base_url``: which URLs are safe. ``http1``: HTTP/1.1, and one
-request in flight. ``tracing``: spans for OpenTelemetry and Sentry. ``types``: the values. ``json_values``: JSON as
-values.
+background. ``connections``: opens one connection. ``frames``: the bytes that many requests share. ``base_url``: which
+URLs are safe. ``http1``: HTTP/1.1, and one request in flight. ``tracing``: spans for OpenTelemetry and Sentry.
+``types``: the values. ``json_values``: JSON as values.
 """

@@ -28,7 +28,7 @@ class Evidence:
 
         Attributes of authentication don't count here: see has_same_credentials().
         """
-        # Many sites with an IDENTIFY function have no session. Each read of a page runs these 12 bytecodes instead of 45.
+        # Without a session, each read of a page runs these 12 bytecodes instead of 45.
         if len(request.__dict__) == self._size and "session" not in request.__dict__:
             return True
         if self._entries != _get_entries(request):
