@@ -176,10 +176,11 @@ class Page(RequestVisitor):
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
-            self._learn(key, limit=planning.MAX_READ_KEYS)
-            self._runtime.log_once(("unplanned", key), _UNPLANNED, key)
+            if isinstance(key, str):  # and not a schema, which the context reads
+                self._learn(key, limit=planning.MAX_READ_KEYS)
+                self._runtime.log_once(("unplanned", key), _UNPLANNED, key)
         else:
-            if flight is None:
+            if flight is None and isinstance(key, str):
                 self.prefetch(*planning.get_planned_keys(request, self._view), *self._expected, key)
                 flight = self._find_flight(key)
             if flight is not None:
