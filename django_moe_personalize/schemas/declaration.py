@@ -116,7 +116,7 @@ RESERVED: Final = frozenset(name for name in dir(ExperienceSchema) if not name.s
 
 def get_schemas() -> list[type[ExperienceSchema]]:
     """Return all schemas that have a key, in the order of their declaration."""
-    return [schema for schema in _schemas if schema.key]
+    return [schema for schema in _schemas if schema.key and isinstance(schema.key, str)]
 
 
 def get_classes() -> list[type[ExperienceSchema]]:
@@ -126,7 +126,7 @@ def get_classes() -> list[type[ExperienceSchema]]:
 
 def find_schema(experience_key: object) -> type[ExperienceSchema] | None:
     """Return the schema of a key. If there are several, return the first."""
-    return next((schema for schema in _schemas if schema.key and schema.key == experience_key), None)
+    return next((schema for schema in get_schemas() if schema.key == experience_key), None)
 
 
 def is_schema(key: object) -> bool:
