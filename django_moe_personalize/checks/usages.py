@@ -127,11 +127,10 @@ def find_in_schemas() -> Iterator[Usage]:
 
 def find_schema_place(schema: type[ExperienceSchema], variable: str = "") -> tuple[str, int]:
     """Return the file and the line of a variable, or of the class if it has no such variable."""
-    for base in schema.__mro__:
-        file, line = find_definition(base)
-        if variable and variable in {**vars(base), **inspect.get_annotations(base)}:
-            return file, find_variable(file, base.__qualname__, variable) or line
-    return find_definition(schema)
+    bases = [base for base in schema.__mro__ if issubclass(base, ExperienceSchema) and base is not ExperienceSchema]
+    owner = next((base for base in bases if variable in {**vars(base), **inspect.get_annotations(base)}), schema)
+    file, line = find_definition(owner)
+    return file, find_variable(file, owner.__qualname__, variable) or line
 
 
 def find_definition(defined: Any) -> tuple[str, int]:

@@ -161,8 +161,9 @@ def _read(schema: type[ExperienceSchema]) -> tuple[dict[str, tuple[Kind, Any]], 
                 variables[name] = kind, default
             if mistake and base is schema:
                 mistakes.append(Mistake(*mistake, name))
+    known = RESERVED | inspect.get_annotations(schema).keys()
     for name, value in vars(schema).items():
-        if not name.startswith("_") and name not in RESERVED and isinstance(value, _PLAIN):
+        if not name.startswith("_") and name not in known and isinstance(value, _PLAIN):
             message = f"The variable {name} of {schema.__name__} has no annotation, so it isn't a variable."
             mistakes.append(Mistake("E021", message, f"Write {name}: {type(value).__name__} = {value!r}.", name))
     return variables, mistakes

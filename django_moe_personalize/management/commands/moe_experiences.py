@@ -48,7 +48,8 @@ class Command(BaseCommand):
             raise CommandError(f"The site and {_describe_workspace()} differ: {count}.")
         if options["check"] and not options["json"]:
             used = sum(bool(row.usages) for row in rows)
-            self.stdout.write(f"The site uses {used} experiences, and {_describe_workspace()} has them all.")
+            count = "1 experience" if used == 1 else f"{used} experiences"
+            self.stdout.write(f"The site uses {count}, and {_describe_workspace()} has them all.")
 
     def _print_problems(self, problems: Sequence[Problem]) -> None:
         for problem in problems:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -91,7 +92,10 @@ class Command(BaseCommand):
 
 
 def _read_moment(text: str) -> datetime:
-    return datetime.fromisoformat(text)
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        raise ArgumentTypeError(f"{text!r} is not a moment. Write it as 2026-12-24T18:00.") from None
 
 
 def _describe(experience: Experience) -> str:
