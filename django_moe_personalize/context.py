@@ -43,7 +43,6 @@ class Personalization(Mapping[str, Experience]):
     def __getitem__(self, experience_key: str) -> Experience: ...
     def __getitem__(self, experience_key: Any) -> Any:
         experience = self._page.read(experience_key)
-        # The page has no answer for a schema. So a read by key costs nothing more, unless the experience is absent.
         if experience is None:
             experience = None if isinstance(experience_key, str) else _read_schema(self._page, experience_key)
             if experience is None:
@@ -63,9 +62,10 @@ class Personalization(Mapping[str, Experience]):
     def get(self, key: Any, /, default: Any = None) -> Any:
         """Return the experience, or ``default`` if this visitor has no experience of that key."""
         experience = self._page.read(key)
-        if experience is None and not isinstance(key, str):
-            experience = _read_schema(self._page, key)
-        return default if experience is None else experience
+        if experience is not None:
+            return experience
+        # The page has no answer for a schema. So a read by key costs nothing more, unless the experience is absent.
+        return default if isinstance(key, str) else _read_schema(self._page, key) or default
 
     @overload
     async def aget(self, key: type[S], /) -> S | None: ...
@@ -78,10 +78,12 @@ class Personalization(Mapping[str, Experience]):
     async def aget(self, key: Any, /, default: Any = None) -> Any:
         """See get()."""
         experience = await self._page.aread(key)
-        if experience is None and not isinstance(key, str):
-            await self._page.aread(getattr(key, "key", ""))
-            experience = _read_schema(self._page, key)
-        return default if experience is None else experience
+        if experience is not None:
+            return experience
+        if isinstance(key, str):
+            return default
+        await self._page.aread(getattr(key, "key", ""))
+        return _read_schema(self._page, key) or default
 
     def __contains__(self, experience_key: object) -> bool:
         if isinstance(experience_key, str):

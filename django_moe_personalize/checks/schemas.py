@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from django_moe_personalize.checks.usages import Usage, find_schema_place
 from django_moe_personalize.conf import Settings
 from django_moe_personalize.schemas import ExperienceSchema, get_classes
+
+NUMBERS: Final = {"annotation": "E021", "default": "E022"}
 
 
 def check_schemas(settings: Settings) -> Iterator[tuple[str, str, str]]:
@@ -25,7 +28,11 @@ def check_schemas(settings: Settings) -> Iterator[tuple[str, str, str]]:
             hint = 'Write key = "hero-banner", with the key in the dashboard, or remove the class.'
             yield "E020", f"The schema {name} has no key, and no other schema inherits from it ({place}).", hint
         for mistake in schema.find_mistakes():
-            yield mistake.number, f"{mistake.message[:-1]} ({_describe(schema, mistake.variable)}).", mistake.hint
+            yield (
+                NUMBERS[mistake.kind],
+                f"{mistake.message[:-1]} ({_describe(schema, mistake.variable)}).",
+                mistake.hint,
+            )
 
 
 def _describe(schema: type[ExperienceSchema], variable: str = "key") -> str:

@@ -20,9 +20,9 @@ _PLAIN: Final = (str, int, float, bool, list, dict, tuple)
 
 
 class Mistake(NamedTuple):
-    """A mistake in a schema: the number of the system check, the words, the fix, and the variable or ``""``."""
+    """A mistake in the ``annotation`` or the ``default`` of a variable, in words, with its fix."""
 
-    number: str
+    kind: str
     message: str
     hint: str
     variable: str
@@ -165,7 +165,7 @@ def _read(schema: type[ExperienceSchema]) -> tuple[dict[str, tuple[Kind, Any]], 
     for name, value in vars(schema).items():
         if not name.startswith("_") and name not in known and isinstance(value, _PLAIN):
             message = f"The variable {name} of {schema.__name__} has no annotation, so it isn't a variable."
-            mistakes.append(Mistake("E021", message, f"Write {name}: {type(value).__name__} = {value!r}.", name))
+            mistakes.append(Mistake("annotation", message, f"Write {name}: {type(value).__name__} = {value!r}.", name))
     return variables, mistakes
 
 
@@ -174,22 +174,22 @@ def _read_variable(schema: type[ExperienceSchema], name: str) -> tuple[Kind, Any
     label = f"The variable {name} of {schema.__name__}"
     if name in RESERVED:
         hint = f"Rename the variable in the dashboard, or remove the annotation and read experience[{name!r}]."
-        return ANYTHING, None, ("E021", f"{label} has the name of an attribute or method of an experience.", hint)
+        return ANYTHING, None, ("annotation", f"{label} has the name of an attribute or method of an experience.", hint)
     default = vars(schema)[name].default
     try:
         kind = read_kind(_evaluate(schema, name))
     except NameError as error:
         message = f"{label} has an annotation with an unknown name ({error.name})."
         hint = f"Import {error.name} at the start of the module, not under TYPE_CHECKING."
-        return ANYTHING, default, ("E021", message, hint)
+        return ANYTHING, default, ("annotation", message, hint)
     except Exception as error:
         # The annotation is Python code of the site, and may raise anything.
         reason = error if isinstance(error, TypeError) else type(error).__name__
-        return ANYTHING, default, ("E021", f"{label} has an unusable annotation ({reason}).", f"Use {ALLOWED}.")
+        return ANYTHING, default, ("annotation", f"{label} has an unusable annotation ({reason}).", f"Use {ALLOWED}.")
     if default is _REQUIRED or kind.accepts(default):
         return kind, default, None
     message = f"The default of {name} in {schema.__name__} is {describe(default)}, but must be {kind.words}."
-    return kind, default, ("E022", message, "Correct the default or the annotation.")
+    return kind, default, ("default", message, "Correct the default or the annotation.")
 
 
 def _evaluate(schema: type, name: str) -> Any:

@@ -55,9 +55,9 @@ def sandbox(request, tmp_path):
         with override_personalize(SANDBOX=str(tmp_path / "moe.json"), **settings):
             yield tmp_path
         return
-    with serving(Engine(load_workspace(tmp_path / "moe.json"))) as server:
-        with override_personalize(SANDBOX=False, BASE_URL=server.url, **settings):
-            yield tmp_path
+    engine = Engine(load_workspace(tmp_path / "moe.json"))
+    with serving(engine) as server, override_personalize(SANDBOX=False, BASE_URL=server.url, **settings):
+        yield tmp_path
 
 
 def run(*args):

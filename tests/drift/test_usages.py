@@ -137,7 +137,8 @@ def test_settings(tmp_path, monkeypatch):
     assert found == {**expected, "computed": 'MOE_PERSONALIZE["EXPERIENCES"]["*"]'}
 
 
-SITE = "from .drift_base import *\nfrom drift_base import *\nMORE = {'*': ['in-site']}\nfrom os import path\nfrom nowhere import *"
+STARS = "from .drift_base import *\nfrom drift_base import *\n"
+SITE = STARS + "MORE = {'*': ['in-site']}\nfrom os import path\nfrom nowhere import *"
 
 
 def test_schemas_and_finders_of_other_libraries(monkeypatch, shop):  # noqa: F811
