@@ -47,7 +47,7 @@ def test_right_experience(shop, caplog):
     assert shop.Hero.parse(None) is None
     assert repr(shop.Hero.Title) == "<Variable Title>"
     with pytest.raises(AttributeError):
-        hero.Titel  # noqa: B018
+        hero.Headline  # noqa: B018
 
 
 @pytest.mark.parametrize(

@@ -99,7 +99,7 @@ def typed(request: PersonalizedRequest) -> HttpResponse:
     assert_type(hero.Rank, int | None)
     assert_type(request.personalization.get(HeroBanner), HeroBanner | None)
     assert_type(request.personalization.get(HeroBanner, "none"), HeroBanner | str)
-    print(hero.Titel)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    print(hero.Headline)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     return HttpResponse(hero.Title)
 
 
