@@ -93,12 +93,16 @@ class BaseDelivery:
             take = protect_transactions()(self.take) if self.uses_database else self.take
             take(events)
         except Exception as error:
-            advice = f"Until it works, events are dropped. {DOCTOR_FIX}"
-            self._breakdown.fail(describe(error), advice, logging.ERROR, count=len(events))
-            self.count_dropped(len(events), "error")
+            self.report_breakdown(error, len(events))
         else:
             if self._breakdown.is_on:
                 self._breakdown.end()
+
+    def report_breakdown(self, error: Exception, count: int) -> None:
+        """Log that this delivery can't take events, and count the events as dropped."""
+        advice = f"Until it works, events are dropped. {DOCTOR_FIX}"
+        self._breakdown.fail(describe(error), advice, logging.ERROR, count=count)
+        self.count_dropped(count, "error")
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""

@@ -1,15 +1,16 @@
 """Send events from a background thread of each process. This delivery needs no other service.
 
-A page appends its events to a queue in memory. The first event of a process starts its daemon thread, which sends
-batches. Failed events stay in memory, within limits, and the thread sends them again with the same UUIDs. A process
-that ends normally, as servers do on SIGTERM, first sends its remaining events. A killed process loses its events.
+A page only appends its events to a list in memory, and wakes no thread: the daemon thread of the process looks for new
+events by itself, builds their JSON, and sends batches. The first event of a process starts this thread. Failed events
+stay in memory, within limits, and the thread sends them again with the same UUIDs. A process that ends normally, as
+servers do on SIGTERM, first sends its remaining events. A killed process loses its events.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
 
@@ -29,14 +30,18 @@ NO_THREADS = "uWSGI runs this process without threads, so events are sent only w
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 
+MAX_RECORDED = 1000
+"""Pages whose events may wait for the thread. The next page checks the limits of the memory itself."""
+
+
 class ThreadDelivery(BaseDelivery):
     """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
-    The thread sends a batch ``interval`` seconds after its first event, or as soon as the queue has ``batch_size``
-    events. A batch has at most ``batch_size`` customers. A call takes at most ``timeout`` seconds. An event has
-    ``max_attempts`` attempts. After a failure the thread waits for a random time of up to ``backoff`` seconds, then
-    twice as long each time, up to ``max_backoff``, and at least for MoEngage's Retry-After. After wrong credentials it
-    waits for ``pause`` seconds, then twice as long each time, up to an hour.
+    The thread sends a batch every ``interval`` seconds, or as soon as ``batch_size`` pages have recorded events. A
+    batch has at most ``batch_size`` customers. A call takes at most ``timeout`` seconds. An event has ``max_attempts``
+    attempts. After a failure the thread waits for a random time of up to ``backoff`` seconds, then twice as long each
+    time, up to ``max_backoff``, and at least for MoEngage's Retry-After. After wrong credentials it waits for ``pause``
+    seconds, then twice as long each time, up to an hour.
     """
 
     def __init__(
@@ -76,9 +81,15 @@ class ThreadDelivery(BaseDelivery):
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._changed = threading.Condition(threading.RLock())
+        # The events of pages, until the thread or a method of this object moves them to the queue.
+        self._recorded: deque[Sequence[Event]] = deque()
+        # Whether the next page must call _wake(), and the number of pages from which on a page must call it.
+        self._is_resting, self._wake_at = True, self._batch_size
         self._queue: deque[Event] = deque()
         self._in_flight: list[Event] = []
         self._bytes = 0
+        # Events beyond a limit that aren't counted yet.
+        self._lost = 0
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = 0
         self._settled = 0
@@ -100,19 +111,55 @@ class ThreadDelivery(BaseDelivery):
         self._start_empty()
         self.runtime = None
 
-    def take(self, events: Sequence[Event]) -> None:
-        """Append the events to the queue. Drop the events beyond a limit as ``overflow``."""
-        # event.size serializes the event. This happens outside the lock, and an error stops before the first append.
-        sized = [(event, event.size) for event in events]
+    def record(self, events: Sequence[Event]) -> None:
+        """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
+        # deque.append() is atomic. A lock and a notification would cost each page 200 bytecodes and thread switches.
+        self._recorded.append(events)
+        if self._is_resting or len(self._recorded) >= self._wake_at:
+            self._wake()
+
+    def _wake(self) -> None:
+        """Start or wake the thread. At the exit, send the events in the caller's thread."""
+        last: list[Event] = []
         with self._changed:
-            until = self._exit
-            taken = self._append(sized) if until is None else 0
-            if self._thread is None:
-                self._start()
-        if until is not None:
-            self._send_last(events, until)
-        elif taken < len(events):
-            lost = len(events) - taken
+            if self._exit is not None:
+                last = [event for events in self._empty_recorded() for event in events]
+            elif self._is_resting or len(self._recorded) >= MAX_RECORDED:
+                if not self._queue:
+                    self._due = monotonic() + self._interval
+                self._admit()
+                if self._thread is None:
+                    self._start()
+                self._is_resting = self._thread is None
+            self._wake_at = MAX_RECORDED
+            self._changed.notify_all()
+        if last and self._exit is not None:
+            self._count("accepted", len(last))
+            self._send_last(last, self._exit)
+        self._report_overflow()
+
+    def _empty_recorded(self) -> Iterator[Sequence[Event]]:
+        while self._recorded:
+            yield self._recorded.popleft()
+
+    def _admit(self) -> None:
+        """Move the recorded events into the queue, except those beyond a limit. Needs the lock."""
+        for events in self._empty_recorded():
+            number = 0
+            try:
+                number = len(events)
+                self._count("accepted", number)
+                # This builds the JSON of the events.
+                self._lost += number - self._append([(event, event.size) for event in events])
+            except Exception as error:
+                self.report_breakdown(error, number)
+        self._wake_at = self._batch_size
+
+    def _report_overflow(self) -> None:
+        """Count the events beyond a limit as dropped. Without the lock, because a receiver of the signal may block."""
+        with self._changed:
+            lost, self._lost = self._lost, 0
+        if lost:
             advice = "Until half of them have left, further events may be dropped. Raise max_events or max_bytes."
             self._overflow.fail(f"{self._max_events} events or {self._max_bytes} bytes wait", advice, count=lost)
             self.count_dropped(lost, "overflow")
@@ -133,8 +180,7 @@ class ThreadDelivery(BaseDelivery):
 
     def _append(self, sized: list[tuple[Event, int]]) -> int:
         queue = self._queue
-        before = len(queue)
-        room = self._max_events - before - len(self._in_flight)
+        room = self._max_events - len(queue) - len(self._in_flight)
         taken = 0
         for event, size in sized[: max(0, room)]:
             if self._bytes + size > self._max_bytes:
@@ -143,10 +189,6 @@ class ThreadDelivery(BaseDelivery):
             self._bytes += size
             taken += 1
         self._queued += taken
-        if before == 0:
-            self._due = monotonic() + self._interval
-        if before == 0 or before < self._batch_size <= len(queue):
-            self._changed.notify_all()
         return taken
 
     async def arecord(self, events: Sequence[Event]) -> None:
@@ -168,9 +210,17 @@ class ThreadDelivery(BaseDelivery):
                 self._flushing -= 1
         return self.counts()
 
+    def counts(self) -> DeliveryCounts:
+        """Return the counters of this process."""
+        with self._changed:
+            self._admit()
+        self._report_overflow()
+        return super().counts()
+
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
         with self._changed:
+            self._admit()
             if self._in_flight:
                 self._erased.add(customer_id)
             gone = [event for event in self._queue if event.customer_id == customer_id]
@@ -191,7 +241,7 @@ class ThreadDelivery(BaseDelivery):
         """
         with self._changed:
             if self._exit is None:
-                self._exit = Deadline(self._exit_timeout)
+                self._exit, self._is_resting = Deadline(self._exit_timeout), True
                 if not self._is_paused:
                     self._not_before = 0.0
         try:
@@ -215,6 +265,7 @@ class ThreadDelivery(BaseDelivery):
 
     def _wait(self, deadline: Deadline) -> None:
         """Wait until the events that are pending now are delivered or dropped. Return early if no event can leave."""
+        self._admit()
         if self._thread is None:
             self._start()
         target = self._queued
@@ -239,6 +290,7 @@ class ThreadDelivery(BaseDelivery):
 
     def _send_batches(self) -> None:
         while batch := self._next_batch():
+            self._report_overflow()
             self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
             # Django closes dead connections only in the threads of requests. If the site's cache is its database,
             # a dead connection would hide all withdrawals of consent from this thread.
@@ -251,11 +303,20 @@ class ThreadDelivery(BaseDelivery):
     def _next_batch(self) -> list[Event]:
         """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""
         with self._changed:
-            while not self._queue or (wait := self._seconds_until_due()) > 0:
+            while True:
+                self._admit()
                 left = None if self._exit is None else self._exit.remaining()
                 if left is not None and not (self._queue and left):
                     return []
-                waits = [seconds for seconds in (left, wait if self._queue else None) if seconds is not None]
+                wait = self._seconds_until_due()
+                if self._queue and wait <= 0:
+                    break
+                if wait <= 0:
+                    # No page recorded an event for a whole interval. From now on, the next page wakes this thread.
+                    self._is_resting = True
+                    if self._recorded:
+                        continue
+                waits = [seconds for seconds in (left, wait if wait > 0 else None) if seconds is not None]
                 self._changed.wait(min(waits, default=None))
             number = count_fitting(self._queue, max_customers=self._batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
@@ -264,7 +325,7 @@ class ThreadDelivery(BaseDelivery):
 
     def _seconds_until_due(self) -> float:
         now = monotonic()
-        at_once = self._flushing or self._exit is not None or len(self._queue) >= self._batch_size
+        at_once = self._queue and (self._flushing or self._exit or len(self._queue) >= self._batch_size)
         return max(now if at_once else self._due, self._not_before) - now
 
     def _finish(self, outcome: Outcome) -> None:

@@ -1,37 +1,23 @@
-"""Collect the impressions and clicks of one page, build their events, and pass the events to the delivery.
-
-An event gets its UUID and its time when the impression or the click happens (contract §4).
-"""
+"""Collect the impressions and clicks of one page, and pass their events to the delivery."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any
 
 from django.http import HttpRequest, StreamingHttpResponse
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
 from django_moe_personalize.runtime import Runtime, log_once
+from django_moe_personalize.tracking.events import Impressions, build_event, build_offering_impressions
 from django_moe_personalize.tracking.persons import is_counted
-from django_moe_personalize.tracking.tokens import (
-    MAX_LINK_LENGTH,
-    MAX_MARK_LENGTH,
-    OFFERINGS,
-    Token,
-    derive_uuid,
-    draw_stamp,
-)
+from django_moe_personalize.tracking.tokens import MAX_LINK_LENGTH, MAX_MARK_LENGTH, Token, derive_uuid, draw_stamp
 from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor import MINTED
-
-MAX_OFFERING_IDS: Final = 1000
-"""Characters of the list of shown offerings in an impression. The ids of more offerings are left out."""
-
 
 _NO_MARK = (
     "The context of the experience %r is too long for a token, so the browser reports neither its impressions nor its "
@@ -40,10 +26,6 @@ _NO_MARK = (
 _FEWER_ELEMENTS = (
     "The experience %r has %d data-moe-click elements, and a token has room for %d. Clicks on the other elements "
     "aren't counted, but impressions are. Shorten the names of the elements, or give several elements the same name."
-)
-_FEWER_OFFERINGS = (
-    "The experience %r shows %d offerings, and an impression has room for the ids of %d. The impressions count, but "
-    "don't name the other offerings. Show fewer offerings, or give them shorter ids."
 )
 _NO_LINK = (
     "A link of the experience %r has a context and a destination that are too long for a token. The link works, but "
@@ -56,59 +38,6 @@ def note_new_id(request: HttpRequest) -> None:
     anonymous_id = request.__dict__.get(MINTED)
     if anonymous_id is not None and is_counted(request):
         get_watchdog().add_new_id(anonymous_id)
-
-
-def build_event(
-    action: Action,
-    experience: Experience,
-    customer_id: str | None,
-    *,
-    element: str = "",
-    offering: Offering | None = None,
-) -> Event | None:
-    """Return the event of an impression or a click that happens now, or ``None`` if MoEngage can't count it.
-
-    MoEngage needs a customer id and the experience context. ``element`` is the clicked element (``b_id``). An
-    impression has the ids of the offerings of its experience. A click has the context of the clicked offering
-    (contract §5).
-    """
-    if not customer_id or not experience.experience_context:
-        return None
-    context, more = experience.experience_context, dict[str, Any]()
-    if action is Action.SHOWN and experience.offerings and not get_settings().offering_events:
-        more |= {OFFERINGS: ids} if (ids := _list_ids(experience)) else {}
-    if offering is not None:
-        element = element or offering.offering_id
-        if get_settings().offering_events:
-            action, context = Action.OFFERING_CLICKED, {}
-        more |= _to_strings(offering.context)
-    if element:
-        more["b_id"] = element
-    return Event(action, customer_id, {**context, **more} if more else context, int(time.time()))
-
-
-def _list_ids(experience: Experience) -> str:
-    """Return the ids of the offerings, with commas between them. A comma in an id becomes ``%2C``."""
-    key, offerings = experience.experience_key, experience.offerings
-    ids = [offering.offering_id.replace("%", "%25").replace(",", "%2C") for offering in offerings]
-    text = ",".join(filter(None, ids))
-    if len(text) > MAX_OFFERING_IDS:
-        text = text[: MAX_OFFERING_IDS + 1].rpartition(",")[0]
-        log_once(("offerings", key), _FEWER_OFFERINGS, key, len(offerings), text.count(",") + bool(text))
-    return text
-
-
-def build_offering_impressions(offerings: Iterable[Offering], customer_id: str | None) -> list[Event]:
-    """Return the impressions of the offerings, or an empty list if OFFERING_EVENTS is off."""
-    if not customer_id or not get_settings().offering_events:
-        return []
-    now = int(time.time())
-    return [Event(Action.OFFERING_SHOWN, customer_id, _to_strings(shown.context), now) for shown in offerings]
-
-
-def _to_strings(context: Mapping[str, Any]) -> dict[str, str]:
-    """Return the context of an offering as attributes of an event. Values other than strings become JSON."""
-    return {name: value if isinstance(value, str) else encode(value) for name, value in context.items()}
 
 
 class PageTracker:
@@ -137,8 +66,9 @@ class PageTracker:
         self.is_early = is_early
         self._answers = answers
         self._impressions: dict[str, Event | None] = {}
+        # By key: experiences whose impressions the browser may report, and those whose impressions this page reports.
         self._rendered: dict[str, Experience] = {}
-        self._shown: dict[str, list[Event]] = {}
+        self._shown: dict[str, Experience] = {}
         self._clicks: list[Event] = []
 
     def get_impression(self, experience: Experience) -> Event | None:
@@ -161,12 +91,7 @@ class PageTracker:
 
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience`` once in this page view."""
-        key = experience.experience_key
-        if key in self._shown:
-            return
-        self._rendered[key] = experience
-        if (event := self.get_impression(experience)) is not None:
-            self._shown[key] = [event, *build_offering_impressions(experience.offerings, self._customer_id)]
+        self._shown.setdefault(experience.experience_key, experience)
 
     def click(self, experience: Experience, *, element: str = "", offering: Offering | None = None) -> None:
         """Count this request as a click."""
@@ -192,8 +117,7 @@ class PageTracker:
 
     def sign_shown(self) -> list[str]:
         """Return the tokens of the impressions so far, for the script to report once a person opens the page."""
-        stamp = self.get_stamp() if self._shown else ""
-        events = [event for group in self._shown.values() for event in group]
+        stamp, events = self.get_stamp() if self._shown else "", self.build_impressions()
         return [text for event in events if (text := Token.build(event).sign(stamp, MAX_MARK_LENGTH))]
 
     def sign_click(
@@ -223,14 +147,27 @@ class PageTracker:
             log_once(("link", experience.experience_key), _NO_LINK, experience.experience_key)
         return text
 
-    def take(self, *, shown: bool) -> list[Event]:
-        """Return the events to report, and clear the clicks. Impressions count only if the page was ``shown``."""
-        events, self._clicks = self._clicks, []
-        if shown:
-            if self._customer_id:
-                get_watchdog().add_rendered_page(self._rendered.values())
-            events += [event for group in self._shown.values() for event in group]
+    def build_impressions(self) -> list[Event]:
+        """Return the events of the shown experiences and of their offerings. Every call has the same impressions."""
+        events: list[Event] = []
+        for experience in self._shown.values():
+            if (event := self.get_impression(experience)) is not None:
+                events += [event, *build_offering_impressions(experience.offerings, self._customer_id)]
         return events
+
+    def take(self, *, shown: bool) -> Sequence[Event]:
+        """Return the events to report, and clear the clicks. Impressions count only if the page was ``shown``."""
+        clicks, self._clicks = self._clicks, []
+        if not shown or not self._customer_id:
+            return clicks
+        if self._rendered:
+            get_watchdog().add_rendered_page(self._rendered)
+        if not self._shown:
+            return clicks
+        if clicks or self._impressions or self._answers is not None or get_settings().offering_events:
+            get_watchdog().add_rendered_page(self._shown)
+            return [*clicks, *self.build_impressions()]
+        return Impressions(self._customer_id, self._shown, int(time.time()))
 
 
 def record(events: Sequence[Event], runtime: Runtime | None = None) -> None:

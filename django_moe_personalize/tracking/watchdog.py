@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -24,6 +25,7 @@ from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.runtime import Runtime, log_once, part
 from django_moe_personalize.signals import impressions_missing
+from django_moe_personalize.tracking.events import Impressions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 TOPIC: Final = "watchdog"
@@ -31,7 +33,8 @@ TOPIC: Final = "watchdog"
 
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
-"""The watchdog reports an experience without an impression only after so many pages and so many seconds."""
+"""The watchdog reports an experience without an impression only after so many pages and so many seconds. It checks
+the experiences once in this time."""
 
 NEWCOMERS_TOPIC: Final = "newcomers"
 """The topic of the notices about new anonymous ids."""
@@ -76,12 +79,11 @@ FIXES: Final = {
 
 @dataclass(slots=True)
 class _Rendered:
-    """An experience that pages of this process have shown, with the number of these pages."""
+    """An experience that pages of this process have shown."""
 
     key: str
     name: str
     since: float
-    pages: int = 0
     is_missing: bool = False
 
 
@@ -91,6 +93,10 @@ class Watchdog:
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rendered: dict[str, _Rendered] = {}
+        # The number of pages that showed the same experiences, and until when other processes know their impressions.
+        self._pages: dict[tuple[str, ...], int] = {}
+        self._known_until: dict[tuple[str, ...], float] = {}
+        self._check_rendered_at = self._clock() + RENDERED_SECONDS
         # The time until which other processes know about an impression, by the name of its experience. The time is 0.0
         # if another process recorded the impression.
         self._counted: dict[str, float] = {}
@@ -106,33 +112,61 @@ class Watchdog:
         # The pages without the Web SDK in the current hour, the end of the hour, and the time of the next notice.
         self._without_sdk, self._hour_ends_at, self._publish_sdk_at = 0, 0.0, 0.0
 
-    def add_rendered_page(self, experiences: Iterable[Experience]) -> None:
-        """Count a page that showed ``experiences``. Its visitor allows tracking and has an id."""
-        for experience in experiences:
-            key = experience.experience_key
-            rendered = self._rendered.get(key)
-            if rendered is None:
-                if len(self._rendered) >= MAX_EXPERIENCES:
-                    return
-                rendered = _Rendered(key, _read_name(experience.experience_context), self._clock())
-                self._rendered[key] = rendered
+    def add_rendered_page(self, experiences: Mapping[str, Experience]) -> None:
+        """Count a page that showed ``experiences``, by key. Its visitor allows tracking and has an id."""
+        now = self._clock()
+        try:
             # No lock: if two threads add at the same time, one page may not be counted. This is harmless.
-            rendered.pages += 1
-            if rendered.pages % RENDERED_PAGES == 0:
-                self._check_experience(rendered)
+            self._pages[tuple(experiences)] += 1
+        except KeyError:
+            self._add_keys(experiences, now)
+        if now >= self._check_rendered_at:
+            # If the background thread is busy, the next page tries again.
+            is_accepted = get_background().offer(self._check_rendered)
+            self._check_rendered_at = now + RENDERED_SECONDS if is_accepted else now
 
     def add_recorded_events(self, events: Sequence[Event]) -> None:
         """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
-        shown = [_read_name(event.attributes) for event in events if event.action is Action.SHOWN]
-        if names := [name for name in shown if self._counted.get(name, 0.0) <= now]:
-            shared = {build_key("counted", name): 1 for name in names}
-            # If the background thread is busy, the next impression tries again.
-            is_accepted = get_background().offer(set_many, shared, timeout=COUNTED_SECONDS)
-            self._counted.update(dict.fromkeys(names, now + COUNTED_SECONDS / 2 if is_accepted else now))
+        if isinstance(events, Impressions):
+            self.add_rendered_page(events.shown)
+            # Most pages show what an earlier page showed, and need no more than this look-up.
+            keys = tuple(events.shown)
+            if self._known_until.get(keys, 0.0) <= now:
+                self._known_until[keys] = self._report_counted(events, now)
+                if len(self._known_until) > MAX_EXPERIENCES:
+                    self._known_until.clear()
+        else:
+            self._report_counted(events, now)
         if now >= self._check_delivery_at:
             self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
             get_background().offer(self._check_delivery)
+
+    def _report_counted(self, events: Sequence[Event], now: float) -> float:
+        """Tell the other processes about the impressions in ``events``, and return until when they know."""
+        names = {_read_name(event.attributes) for event in events if event.action is Action.SHOWN}
+        if due := [name for name in names if self._counted.get(name, 0.0) <= now]:
+            shared = {build_key("counted", name): 1 for name in due}
+            # If the background thread is busy, the next impression tries again.
+            is_accepted = get_background().offer(set_many, shared, timeout=COUNTED_SECONDS)
+            self._counted.update(dict.fromkeys(due, now + COUNTED_SECONDS / 2 if is_accepted else now))
+        return min((self._counted[name] for name in names), default=now)
+
+    def _add_keys(self, experiences: Mapping[str, Experience], now: float) -> None:
+        for key, experience in experiences.items():
+            if key not in self._rendered and len(self._rendered) < MAX_EXPERIENCES:
+                self._rendered[key] = _Rendered(key, _read_name(experience.experience_context), now)
+        if len(self._pages) >= MAX_EXPERIENCES:
+            # Code may show the experiences in endless orders. So add up the pages of each experience.
+            self._pages = {(key,): pages for key, pages in self._count_pages().items() if key in self._rendered}
+        self._pages[tuple(experiences)] = 1
+
+    def _count_pages(self) -> Counter[str]:
+        """Return how many pages showed each experience."""
+        pages = Counter[str]()
+        for keys, count in list(self._pages.items()):
+            pages.update(dict.fromkeys(keys, count))
+        return pages
 
     def add_new_id(self, anonymous_id: str) -> None:
         """Note an anonymous id that a page gives to a browser. Its visitor isn't known to be a robot."""
@@ -155,13 +189,15 @@ class Watchdog:
             self._publish_sdk_at = now + WEB_SDK_SECONDS
             get_background().offer(put_up_notice, WEB_SDK_TOPIC, pages=self._without_sdk)
 
-    def _check_experience(self, rendered: _Rendered) -> None:
-        now = self._clock()
-        if rendered.is_missing:
-            if now >= self._published_until:
-                get_background().offer(self._publish_notice)
-        elif rendered.name not in self._counted and now - rendered.since >= RENDERED_SECONDS:
-            get_background().offer(self._report_missing, rendered, rendered.pages)
+    def _check_rendered(self) -> None:
+        """Find the experiences that many pages showed and that have no impression."""
+        now, pages = self._clock(), self._count_pages()
+        for rendered in list(self._rendered.values()):
+            is_due = pages[rendered.key] >= RENDERED_PAGES and now - rendered.since >= RENDERED_SECONDS
+            if is_due and not rendered.is_missing and rendered.name not in self._counted:
+                self._report_missing(rendered, pages[rendered.key])
+        if now >= self._published_until and any(rendered.is_missing for rendered in list(self._rendered.values())):
+            self._publish_notice()
 
     def _report_missing(self, rendered: _Rendered, pages: int) -> None:
         """Log that an experience has no impressions, unless another process has recorded an impression."""
@@ -204,15 +240,17 @@ class Watchdog:
                 "An outbox needs `manage.py moe_deliver --watch`, a queue needs its workers."
             )
             logger.error(message, count, seconds // 60)
-            for rendered in list(self._rendered.values()):
-                impressions_missing.send_robust(sender=Watchdog, experience_key=rendered.key, rendered=rendered.pages)
+            pages = self._count_pages()
+            for key in list(self._rendered):
+                impressions_missing.send_robust(sender=Watchdog, experience_key=key, rendered=pages[key])
         self._publish_notice()
 
     def _publish_notice(self) -> None:
         """Tell ``moe_doctor`` what is missing now. The notice expires, so call this again while events are missing."""
         self._published_until = self._clock() + NOTICE_SECONDS / 2
         missing = [shown for shown in list(self._rendered.values()) if shown.is_missing]
-        missed = {shown.key: shown.pages for shown in missing if shown.name not in self._counted}
+        pages = self._count_pages()
+        missed = {shown.key: pages[shown.key] for shown in missing if shown.name not in self._counted}
         put_up_notice(TOPIC, missed=missed, stalled=self._is_stalled)
 
 

@@ -189,6 +189,7 @@ def test_events_beyond_the_limit_are_dropped_and_counted(build, vendor, caplog, 
     counts = delivery.counts()
     assert (counts.pending, counts.dropped) == (4, {"overflow": 2})
     delivery.record(make_events(3))
+    assert delivery.counts().dropped == {"overflow": 5}
     vendor.hang.set()
     assert delivery.flush(SOON) == DeliveryCounts(accepted=9, delivered=4, dropped={"overflow": 5})
     delivery.record(make_events(5))
