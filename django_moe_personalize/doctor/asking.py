@@ -15,7 +15,7 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.doctor.vendor import explain_error
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Question, upstream
-from django_moe_personalize.moengage.client import FETCH_FIELDS
+from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, get_runtime

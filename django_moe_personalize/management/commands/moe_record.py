@@ -53,18 +53,7 @@ class Command(BaseCommand):
         if "" in customers or "" in options["key"]:
             raise CommandError("A key or a customer id is empty. Give it, or leave it out.")
 
-        def record() -> tuple[ExperiencesMetadata, Answers]:
-            metadata = get_client().fetch_metadata(deadline=Deadline(SECONDS))
-            known = {meta.experience_key for meta in metadata.experiences}
-            wanted = options["key"] or [usage.experience_key for usage in find_usages()]
-            keys = [key for key in dict.fromkeys(wanted) if key in known]
-            attributes = build_time() | given
-            visitors = [None, *customers]
-            chosen = tuple(meta for meta in metadata.experiences if meta.experience_key in keys)
-            answers = [ask(get_runtime(), keys, customer_id=each, attributes=attributes) for each in visitors]
-            return ExperiencesMetadata(metadata.source, chosen), [each.experiences for each in answers]
-
-        metadata, answers = explain_failures(record)
+        metadata, answers = explain_failures(lambda: _record(options["key"], customers, given))
         workspace = build_workspace(metadata, answers, customers)
         # A file that the sandbox can't read must not be written.
         parse_workspace(workspace, name=file.name)
@@ -79,6 +68,18 @@ class Command(BaseCommand):
         missing = [key for key in options["key"] if key not in {meta.experience_key for meta in metadata.experiences}]
         if missing:
             self.stderr.write(f"The workspace has no experience {', '.join(missing)}.")
+
+
+def _record(
+    keys: Sequence[str], customers: Sequence[str], attributes: Mapping[str, str]
+) -> tuple[ExperiencesMetadata, Answers]:
+    """Return the metadata of the experiences that exist, and the answers of all visitors. Raises APIError."""
+    metadata = get_client().fetch_metadata(deadline=Deadline(SECONDS))
+    wanted = keys or [usage.experience_key for usage in find_usages()]
+    chosen = tuple(meta for meta in metadata.experiences if meta.experience_key in wanted)
+    known, sent = [meta.experience_key for meta in chosen], build_time() | attributes
+    answers = [ask(get_runtime(), known, customer_id=each, attributes=sent) for each in (None, *customers)]
+    return ExperiencesMetadata(metadata.source, chosen), [each.experiences for each in answers]
 
 
 def build_workspace(metadata: ExperiencesMetadata, answers: Answers, customers: Sequence[str]) -> dict[str, Any]:
