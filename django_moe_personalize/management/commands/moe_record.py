@@ -77,7 +77,7 @@ def _record(
     metadata = get_client().fetch_metadata(deadline=Deadline(SECONDS))
     wanted = keys or [usage.experience_key for usage in find_usages()]
     chosen = tuple(meta for meta in metadata.experiences if meta.experience_key in wanted)
-    known, sent = [meta.experience_key for meta in chosen], build_time() | attributes
+    known, sent = [meta.experience_key for meta in chosen], {**build_time(), **attributes}
     answers = [ask(get_runtime(), known, customer_id=each, attributes=sent) for each in (None, *customers)]
     return ExperiencesMetadata(metadata.source, chosen), [each.experiences for each in answers]
 
