@@ -6,11 +6,12 @@ from typing import Any
 
 from django.apps import AppConfig
 from django.core.checks import CheckMessage, register
+from django.utils.module_loading import autodiscover_modules
 from django.utils.translation import gettext_lazy as _
 
 
 class MoePersonalizeConfig(AppConfig):
-    """The app. At start-up it only registers checks and signal receivers; everything else starts on the first use."""
+    """The app. At start-up it registers checks and signal receivers, and imports the site's schemas."""
 
     name = "django_moe_personalize"
     label = "moe_personalize"
@@ -19,6 +20,8 @@ class MoePersonalizeConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the signal receivers and register the system checks."""
+        # The schemas of the site are in the file experiences.py of its apps.
+        autodiscover_modules("experiences")
         # Django can't import models before ready(), and these imports may reach models.
         from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -14,7 +14,11 @@ from django_moe_personalize.moengage.types import Event, Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.visitor import MINTED, Consent, Identity, is_in_event_loop, may_be_new
 
+if TYPE_CHECKING:
+    from django_moe_personalize.schemas import ExperienceSchema
+
 T = TypeVar("T")
+S = TypeVar("S", bound="ExperienceSchema")
 
 
 class Personalization(Mapping[str, Experience]):
@@ -24,6 +28,8 @@ class Personalization(Mapping[str, Experience]):
     use ``await aget(key)``. The first read fetches all keys that the page is known to need, in one call. All
     reads of a page together wait at most DEADLINE seconds. Iteration, ``len()`` and ``items()`` cover the keys that
     the page has read or is known to need.
+
+    In place of a key, a read takes a schema (``personalization[HeroBanner]``) and returns the experience as this class.
     """
 
     __slots__ = ("_page",)
@@ -31,19 +37,29 @@ class Personalization(Mapping[str, Experience]):
     def __init__(self, request: HttpRequest) -> None:
         self._page = Page(request)
 
-    def __getitem__(self, experience_key: str) -> Experience:
+    @overload
+    def __getitem__(self, experience_key: type[S]) -> S: ...
+    @overload
+    def __getitem__(self, experience_key: str) -> Experience: ...
+    def __getitem__(self, experience_key: Any) -> Any:
         experience = self._page.read(experience_key)
         if experience is None:
-            raise KeyError(experience_key)
+            experience = None if isinstance(experience_key, str) else _read_schema(self._page, experience_key)
+            if experience is None:
+                raise KeyError(experience_key)
         return experience
 
+    @overload
+    def get(self, key: type[S], /) -> S | None: ...
+    @overload
+    def get(self, key: type[S], /, default: T) -> S | T: ...
     @overload
     def get(self, key: str, /) -> Experience | None: ...
     @overload
     def get(self, key: str, /, default: Experience) -> Experience: ...
     @overload
     def get(self, key: str, /, default: T) -> Experience | T: ...
-    def get(self, key: str, /, default: Any = None) -> Any:
+    def get(self, key: Any, /, default: Any = None) -> Any:
         """Return the experience, or ``default`` if this visitor has no experience of that key."""
         page = self._page
         # Most reads need no more than this look-up: the user is the same, and the visitor depends on nothing else.
@@ -51,19 +67,33 @@ class Personalization(Mapping[str, Experience]):
             experience = page._answers[key]
         else:
             experience = page.read(key)
-        return default if experience is None else experience
+        if experience is not None:
+            return experience
+        # The page has no answer for a schema. So a read by key costs nothing more, unless the experience is absent.
+        return default if isinstance(key, str) else _read_schema(page, key) or default
 
+    @overload
+    async def aget(self, key: type[S], /) -> S | None: ...
+    @overload
+    async def aget(self, key: type[S], /, default: T) -> S | T: ...
     @overload
     async def aget(self, key: str, /) -> Experience | None: ...
     @overload
     async def aget(self, key: str, /, default: T) -> Experience | T: ...
-    async def aget(self, key: str, /, default: Any = None) -> Any:
+    async def aget(self, key: Any, /, default: Any = None) -> Any:
         """See get()."""
         experience = await self._page.aread(key)
-        return default if experience is None else experience
+        if experience is not None:
+            return experience
+        if isinstance(key, str):
+            return default
+        await self._page.aread(getattr(key, "key", ""))
+        return _read_schema(self._page, key) or default
 
     def __contains__(self, experience_key: object) -> bool:
-        return isinstance(experience_key, str) and self._page.read(experience_key) is not None
+        if isinstance(experience_key, str):
+            return self._page.read(experience_key) is not None
+        return _read_schema(self._page, experience_key) is not None
 
     def __iter__(self) -> Iterator[str]:
         return iter([key for key in self._page.planned_keys if self._page.read(key) is not None])
@@ -137,6 +167,23 @@ class Personalization(Mapping[str, Experience]):
         """Report that this request is a click on ``element`` (``b_id``) or on ``offering`` of an experience."""
         if (experience := self._page.read(experience_key)) is not None:
             self._page.tracker.click(experience, element=element, offering=offering)
+
+
+def _read_schema(page: Page, schema: Any) -> Experience | None:
+    """Return the experience as an object of ``schema``, or ``None`` for anything but a schema."""
+    # A site without schemas doesn't import them.
+    from django_moe_personalize.schemas import is_schema
+
+    return read_typed(page, schema) if is_schema(schema) else None
+
+
+def read_typed(page: Page, schema: type[S]) -> S | None:
+    """Return the experience as an object of ``schema``, if the visitor has it and it fits."""
+    typed = schema.parse(page.read(schema.key))
+    if typed is not None:
+        # The tracker counts the page's own objects.
+        page._answers[schema.key] = typed
+    return typed
 
 
 def get_page(request: HttpRequest | None) -> Page | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest
@@ -13,12 +13,15 @@ from django_moe_personalize.context import get_page
 from django_moe_personalize.page import Page
 from django_moe_personalize.planning import declare_keys
 
+if TYPE_CHECKING:
+    from django_moe_personalize.schemas import ExperienceSchema
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Return a decorator for sync and async views that need ``experience_keys``.
+def personalize(*experience_keys: str | type[ExperienceSchema]) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Return a decorator for sync and async views that need ``experience_keys``. A schema stands for its key.
 
     The middleware reads the keys from the view and starts the call before the view runs. The middleware can't see the
     keys of a method, or of a view inside a decorator that doesn't copy attributes. Then this decorator starts the call.
@@ -31,7 +34,7 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
             @functools.wraps(view)
             async def awrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
                 if (page := _find_page(args, kwargs)) is not None:
-                    await page.aload(*experience_keys)
+                    await page.aload(*keys)
                 return await cast(Callable[P, Any], view)(*args, **kwargs)
 
             wrapper = cast(Callable[P, R], awrapper)
@@ -40,10 +43,10 @@ def personalize(*experience_keys: str) -> Callable[[Callable[P, R]], Callable[P,
             @functools.wraps(view)
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
                 if (page := _find_page(args, kwargs)) is not None:
-                    page.prefetch(*experience_keys)
+                    page.prefetch(*keys)
                 return view(*args, **kwargs)
 
-        declare_keys(wrapper, experience_keys)
+        keys = declare_keys(wrapper, experience_keys)
         return wrapper
 
     return decorator

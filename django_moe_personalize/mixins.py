@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django_moe_personalize.planning import declare_keys
+
+if TYPE_CHECKING:
+    from django_moe_personalize.schemas import ExperienceSchema
 
 
 class PersonalizeMixin:
     """Declare a class-based view's keys in ``experiences``. List this mixin before the view's base class."""
 
-    experiences: Sequence[str] = ()
+    experiences: Sequence[str | type[ExperienceSchema]] = ()
 
     # Any, because pyright refuses a type that differs from the type in the view's base class.
     @classmethod

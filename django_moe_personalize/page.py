@@ -171,11 +171,11 @@ class Page(RequestVisitor):
         in_event_loop = is_in_event_loop()
         if flight is not None and (flight.done() or (in_event_loop and flight.poll())):
             self._keep(flight.question.keys, flight.result(0.0))
-        elif in_event_loop:
+        elif in_event_loop and isinstance(key, str):
             self._learn(key, limit=planning.MAX_READ_KEYS)
             self.runtime.log_once(("unplanned", key), _UNPLANNED, key)
         else:
-            if flight is None:
+            if flight is None and isinstance(key, str):
                 self.prefetch(*planning.get_planned_keys(request, self.plan.view), *self._expected, key)
                 flight = self._find_flight(key)
             if flight is not None:

@@ -40,11 +40,13 @@ MAX_TEMPLATES: Final = 100
 """Parents and includes that are searched for one template. Templates may include each other endlessly."""
 
 
-def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> None:
-    """Add ``experience_keys`` to the keys that ``view`` declares.
+def declare_keys(view: Callable[..., Any], experience_keys: Sequence[Any]) -> tuple[str, ...]:
+    """Add ``experience_keys`` to the keys that ``view`` declares, and return them as strings.
 
-    Raises ValueError unless the keys are a list or tuple of strings that are not empty.
+    A schema stands for its key. Raises ValueError unless the keys are a list or tuple of strings that are not empty.
     """
+    if not isinstance(experience_keys, str):
+        experience_keys = [getattr(key, "key", key) for key in experience_keys]
     if isinstance(experience_keys, str) or not all(isinstance(key, str) and key for key in experience_keys):
         raise ValueError(
             f"experience keys are {experience_keys!r}, but must be non-empty strings: "
@@ -52,6 +54,7 @@ def declare_keys(view: Callable[..., Any], experience_keys: Sequence[str]) -> No
         )
     declared = (*getattr(view, KEYS_ATTRIBUTE, ()), *experience_keys)
     setattr(view, KEYS_ATTRIBUTE, tuple(dict.fromkeys(declared)))
+    return tuple(experience_keys)
 
 
 class RouteMemory:

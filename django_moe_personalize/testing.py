@@ -9,6 +9,7 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, Self
 
 from django.conf import settings as django_settings
@@ -19,7 +20,7 @@ from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import SETTING
 from django_moe_personalize.moengage.types import Action
 from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.workspace import parse_workspace
+from django_moe_personalize.sandbox.workspace import load_workspace, parse_workspace
 
 
 class override_personalize(override_settings):
@@ -39,6 +40,8 @@ class override_personalize(override_settings):
 class override_experiences(TestContextDecorator):
     """Give every visitor these experiences: ``{"hero-banner": {"Title": "Hello"}}``, payloads by key.
 
+    In place of payloads, the path of a workspace file, such as one of ``manage.py moe_record``, gives its experiences.
+
     Other keys have no experience. The package caches nothing and sends events immediately: ``impressions`` and
     ``clicks`` count the events by key. This is a context manager, and a decorator for test case classes and for sync
     and async test functions. With ``kwarg_name``, the decorated function gets the object as this argument; with
@@ -47,16 +50,19 @@ class override_experiences(TestContextDecorator):
 
     def __init__(
         self,
-        experiences: Mapping[str, Mapping[str, Any]],
+        experiences: Mapping[str, Mapping[str, Any]] | str | Path,
         *,
         attr_name: str | None = None,
         kwarg_name: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(attr_name=attr_name, kwarg_name=kwarg_name)
-        definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
-        workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
-        self._workspace = parse_workspace(workspace, name="override_experiences")
+        if isinstance(experiences, str | Path):
+            self._workspace = load_workspace(experiences)
+        else:
+            definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
+            workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
+            self._workspace = parse_workspace(workspace, name="override_experiences")
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,

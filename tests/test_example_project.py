@@ -23,6 +23,7 @@ from django.urls import Resolver404, clear_url_caches, resolve
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf.settings import FIELDS
 from django_moe_personalize.sandbox import Engine, load_workspace
+from django_moe_personalize.schemas import declaration
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Upstream, Visit
 from tests.sandbox.ways import serving
@@ -40,6 +41,7 @@ NOON = {"hour": "12", "day": "Tuesday"}
 def shop(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[None]:
     """Make the example the site under test, without the developer's environment and .env file."""
     monkeypatch.syspath_prepend(EXAMPLE)
+    monkeypatch.setattr(declaration, "_schemas", [])
     with mock.patch.dict(os.environ):
         monkeypatch.setattr("environ.Env.read_env", lambda *args, **kwargs: None)
         example = import_module("settings")

@@ -12,6 +12,7 @@ from django.views import View
 from django_moe_personalize import client
 from django_moe_personalize.conf import ConfigurationError, Settings
 from django_moe_personalize.planning import KEYS_ATTRIBUTE
+from django_moe_personalize.schemas import get_schemas
 
 LENGTHS: Final = range(5, 51)
 """How many characters a key has in MoEngage's dashboard (contract §2)."""
@@ -30,7 +31,7 @@ def iterate_urls(resolver: URLResolver, prefix: str = "") -> Iterator[tuple[str,
 
 
 def find_keys(settings: Settings) -> dict[str, str]:
-    """Return the keys in the settings and the views, each with the first place that names it."""
+    """Return the keys in the settings, the views and the schemas, each with the first place that names it."""
     found = {key: f'EXPERIENCES["{route}"]' for route, keys in settings.experiences.items() for key in keys}
     # If ROOT_URLCONF has a mistake, Django's own checks report it.
     with suppress(Exception):
@@ -40,6 +41,8 @@ def find_keys(settings: Settings) -> dict[str, str]:
             for declared in [view, *methods]:
                 for key in getattr(declared, KEYS_ATTRIBUTE, ()):
                     found.setdefault(key, f"the view {_name_view(declared)}")
+    for schema in get_schemas():
+        found.setdefault(schema.key, f"the schema {schema.__name__}")
     return found
 
 

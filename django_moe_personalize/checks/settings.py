@@ -21,6 +21,7 @@ from django.utils.module_loading import import_string
 from django_moe_personalize import client, rendering
 from django_moe_personalize.checks.experience_keys import check_keys, iterate_urls
 from django_moe_personalize.checks.pasted_text import check_pasted_text
+from django_moe_personalize.checks.schemas import check_schemas
 from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_of_components, get_engines
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
@@ -357,6 +358,7 @@ CHECKS: Final = (
     check_sandbox,
     check_urls,
     check_keys,
+    check_schemas,
     check_proxies,
     check_identity,
     check_template_leaks,

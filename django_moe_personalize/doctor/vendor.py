@@ -74,7 +74,7 @@ def examine_vendor(settings: Settings, keys: Mapping[str, str], seconds: float) 
     try:
         yield from _examine_calls(client, call, keys, settings)
     except Exception as error:
-        yield _explain(error, str(urlsplit(settings.base_url).hostname), proxies[-1], seconds)
+        yield explain_error(error, str(urlsplit(settings.base_url).hostname), proxies[-1], seconds)
     if abs(skews[-1]) > MAX_SKEW:
         ahead = "ahead of" if skews[-1] > 0 else "behind"
         what = f"This machine's clock is {abs(skews[-1]):.0f} s {ahead} MoEngage's, so the times of events are wrong."
@@ -158,7 +158,7 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
     return Finding("ok", what, id="vendor.speed")
 
 
-def _explain(error: Exception, host: str, proxy: str, seconds: float) -> Finding:
+def explain_error(error: Exception, host: str, proxy: str, seconds: float) -> Finding:
     """Explain why a call failed."""
     if refusal := _explain_proxy(error, proxy):
         return Finding("problem", *refusal, "vendor.proxy")

@@ -1,4 +1,4 @@
-"""The commands ``moe_doctor``, ``moe_deliver``, ``moe_erase`` and ``moe_sandbox``, and how signals stop them."""
+"""The commands of the package, and how signals stop them."""
 
 from __future__ import annotations
 

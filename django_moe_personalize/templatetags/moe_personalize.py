@@ -15,10 +15,12 @@ from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
 from django_moe_personalize import planning, rendering, tracking
-from django_moe_personalize.context import Personalization, get_page, give_id
+from django_moe_personalize.context import Personalization, get_page, give_id, read_typed
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
+from django_moe_personalize.rendering import render_experience
 from django_moe_personalize.runtime import log_once
+from django_moe_personalize.schemas import find_schema, get_schemas
 from django_moe_personalize.tracking.destinations import get_allowed_hosts, is_safe_url, quote_url
 
 register = template.Library()
@@ -80,6 +82,15 @@ def find_experience(context: Context, key: object) -> tuple[Page | None, Experie
     return page, page.read(key) if key in page._answers else page.find(key, context.template)
 
 
+def find_typed(context: Context, key: object) -> tuple[Page | None, Experience | None]:
+    """See find_experience(). If the key has a schema, return the experience with the defaults of the schema."""
+    page, experience = find_experience(context, key)
+    schema = find_schema(key)
+    if page is None or experience is None or schema is None:
+        return page, experience
+    return page, read_typed(page, schema)
+
+
 def undo_escape(value: object) -> str:
     """Return the text of a value. A safe string is HTML, for example because ``{% firstof … as %}`` has escaped it."""
     text = str(value)
@@ -100,6 +111,7 @@ class ExperienceNode(Node):
     """``{% experience %}``: render the body if the visitor has the experience. Otherwise render the fallback."""
 
     child_nodelists = ("body", "fallback")
+    find = staticmethod(find_experience)
 
     def __init__(
         self, key: FilterExpression, name: str, body: NodeList, fallback: NodeList, *, is_filtered: bool = False
@@ -116,7 +128,7 @@ class ExperienceNode(Node):
 
     def render(self, context: Context) -> SafeString:
         """Return the body, and record that the page shows the experience. Without one, return the fallback."""
-        page, experience = find_experience(context, self.experience_key or self.key.resolve(context))
+        page, experience = self.find(context, self.experience_key or self.key.resolve(context))
         if page is None or experience is None:
             return self.fallback.render(context)
         with context.push({self.name: experience}):
@@ -124,7 +136,13 @@ class ExperienceNode(Node):
         if self.is_filtered:
             page.tracker.add_rendered(experience)
             return body
-        return rendering.render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
+        return render_experience(page.tracker, experience, body, is_streamed=page.is_streamed)
+
+
+class TypedExperienceNode(ExperienceNode):
+    """``{% experience %}`` on a site with schemas, if the key has a schema or is a variable."""
+
+    find = staticmethod(find_typed)
 
 
 def parse_arguments(
@@ -191,7 +209,15 @@ def experience(parser: Parser, token: Token) -> ExperienceNode:
         parser.delete_first_token()
     # A filter around the tag would change the mark: it would cut the mark off, or show the mark as text.
     is_filtered = any(command == "filter" for command, _ in parser.command_stack)
-    return ExperienceNode(parser.compile_filter(key), name, body, fallback, is_filtered=is_filtered)
+    expression = parser.compile_filter(key)
+    # Chosen once for a compiled template, so that a page without schemas runs no line more.
+    node = TypedExperienceNode if _is_typed(expression) else ExperienceNode
+    return node(expression, name, body, fallback, is_filtered=is_filtered)
+
+
+def _is_typed(key: FilterExpression) -> bool:
+    literal = planning.get_literal(key)
+    return bool(get_schemas()) if literal is None else find_schema(literal) is not None
 
 
 @register.tag
@@ -202,6 +228,8 @@ def fallback(parser: Parser, token: Token) -> Node:
 
 class ExperienceValueNode(Node):
     """``{% experience_value %}``: render one variable of the payload, or the default."""
+
+    find = staticmethod(find_experience)
 
     def __init__(
         self, key: FilterExpression, variable: FilterExpression, default: FilterExpression | None, name: str
@@ -219,15 +247,15 @@ class ExperienceValueNode(Node):
 
     def find_value(self, context: Context) -> Any:
         """Return the value as it is in the payload, and record that the page shows the experience. Or the default."""
-        key: Any = self.experience_key or self.key.resolve(context)
         variable = self.variable_name or self.variable.resolve(context)
-        page, experience = find_experience(context, key)
+        page, experience = self.find(context, self.experience_key or self.key.resolve(context))
         if page is not None and experience is not None:
             value = experience.payload.get(variable)
             if value is not None:
                 (page._tracker or page.tracker).add_rendered(experience)
                 return value
             message = "The experience %r has no variable %r, so its default is shown. Check the name in the template."
+            key = experience.experience_key
             log_once(("variable", key, variable), message, key, variable)
         return "" if self.default is None else self.default.resolve(context)
 
@@ -249,7 +277,10 @@ def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
         *bits, _, name = bits
     key, variable, options = parse_arguments(parser, bits, VALUE_FORM, "default")
     node = NamedValueNode if name else ExperienceValueNode
-    return node(key, variable, options.get("default"), name)
+    value = node(key, variable, options.get("default"), name)
+    if _is_typed(key):
+        value.find = find_typed
+    return value
 
 
 class ClickURLNode(Node):

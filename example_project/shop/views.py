@@ -22,6 +22,7 @@ from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
 from shop.cart import Cart
 from shop.catalog import CATEGORIES, PRODUCTS, Product
+from shop.experiences import CartUpsell
 from shop.people import PEOPLE, get_user
 
 BESTSELLERS = (
@@ -91,15 +92,15 @@ def remove_from_cart(request: HttpRequest, slug: str) -> HttpResponse:
 
 
 @require_POST
-@personalize("cart-upsell")
+@personalize(CartUpsell)
 def take_offer(request: HttpRequest) -> HttpResponse:
     """Put the product of the upsell into the bag, at the price of the experience and not of the form."""
-    upsell = request.personalization.get("cart-upsell")
-    product = PRODUCTS.get(upsell.payload.get("Product", "")) if upsell else None
+    upsell = request.personalization.get(CartUpsell)
+    product = PRODUCTS.get(upsell.Product) if upsell else None
     if upsell is None or product is None:
         messages.info(request, "That offer has ended.")
         return redirect("shop:cart")
-    Cart(request).add(product, price=read_price(upsell.payload.get("Price"), product))
+    Cart(request).add(product, price=read_price(upsell.Price, product))
     messages.success(request, f"{product.name} is in your bag.")
     return redirect("shop:cart")
 

@@ -1,6 +1,6 @@
 """A site's views: mypy checks them, nothing runs them."""
 
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 from django.http import HttpRequest, HttpResponse
 from django.views.generic import TemplateView
@@ -8,6 +8,7 @@ from django.views.generic import TemplateView
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.mixins import PersonalizeMixin
+from django_moe_personalize.schemas import ExperienceSchema, Url
 from django_moe_personalize.types import Experience, Offering
 
 
@@ -70,3 +71,39 @@ async def aread(request: PersonalizedRequest) -> None:
     """Show an async view that reads experiences."""
     await request.personalization.aprefetch("hero-banner", "promo-strip")
     assert_type(await request.personalization.aget("hero-banner"), Experience | None)
+
+
+class HeroBanner(ExperienceSchema):
+    """Show a schema."""
+
+    key = "hero-banner"
+    Title: str
+    CtaUrl: Url = "/sale/"
+    Theme: Literal["noon", "night"] = "noon"
+    Rank: int | None = None
+
+
+class Link(ExperienceSchema):
+    """Show a base for schemas."""
+
+    CtaUrl: Url = 3  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+@personalize(HeroBanner, "promo-strip")
+def typed(request: PersonalizedRequest) -> HttpResponse:
+    """Show a view that reads an experience by its schema."""
+    hero = request.personalization[HeroBanner]
+    assert_type(hero, HeroBanner)
+    assert_type(hero.Title, str)
+    assert_type(hero.CtaUrl, str)
+    assert_type(hero.Rank, int | None)
+    assert_type(request.personalization.get(HeroBanner), HeroBanner | None)
+    assert_type(request.personalization.get(HeroBanner, "none"), HeroBanner | str)
+    print(hero.Headline)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    return HttpResponse(hero.Title)
+
+
+async def atyped(request: PersonalizedRequest, experience: Experience) -> None:
+    """Show an async read by a schema, and an experience of the API."""
+    assert_type(await request.personalization.aget(HeroBanner), HeroBanner | None)
+    assert_type(HeroBanner.parse(experience), HeroBanner | None)

@@ -1,0 +1,144 @@
+"""Find where a site uses experience keys: in templates, views, settings, schemas, and in other libraries.
+
+A module of ``contrib`` registers a finder of its own with register_finder(), for templates and content that only its
+library can read.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from django.conf import settings as django_settings
+from django.template import Engine, Node
+from django.urls import get_resolver
+from django.views import View
+
+from django_moe_personalize.checks.experience_keys import iterate_urls
+from django_moe_personalize.checks.python_code import find_constants, find_keys_in_code, find_variable, list_files
+from django_moe_personalize.checks.template_leaks import get_engines, read_sources
+from django_moe_personalize.conf import SETTING, get_settings
+from django_moe_personalize.planning import KEYS_ATTRIBUTE
+from django_moe_personalize.schemas import ExperienceSchema, get_schemas
+
+
+class Usage(NamedTuple):
+    """One place that uses an experience. ``kind`` is ``template``, ``code``, ``view``, ``settings`` or ``schema``.
+
+    A finder of another library has a kind of its own. ``line`` is 0 if it isn't known.
+    """
+
+    experience_key: str
+    kind: str
+    file: str
+    line: int
+
+    @property
+    def place(self) -> str:
+        """The file, relative to the current folder if it is inside, and the line."""
+        path = Path(self.file)
+        with suppress(ValueError):
+            path = path.relative_to(Path.cwd())
+        return f"{path}:{self.line}" if self.line else str(path)
+
+
+Finder = Callable[[], Iterable[Usage]]
+
+_finders: Final[list[Finder]] = []
+
+
+def register_finder(finder: Finder) -> Finder:
+    """Let find_usages() call ``finder`` too. Use this function as a decorator."""
+    if finder not in _finders:
+        _finders.append(finder)
+    return finder
+
+
+def find_usages() -> list[Usage]:
+    """Return all places that use an experience, ordered by key. Each line of a file is there once."""
+    found = [usage for finder in (*_OWN, *_finders) for usage in finder()]
+    first: dict[tuple[str, str, int], Usage] = {}
+    for usage in found:
+        first.setdefault((usage.experience_key, usage.file, usage.line), usage)
+    return sorted(first.values(), key=lambda usage: (usage.experience_key, usage.kind, usage.file, usage.line))
+
+
+def find_in_templates() -> Iterator[Usage]:
+    """Yield the literal keys in the templates of Django's template language."""
+    for engine in get_engines():
+        for name, source in read_sources(engine).items():
+            if "experience" in source:
+                yield from _find_in_template(engine, name)
+
+
+def _find_in_template(engine: Engine, name: str) -> Iterator[Usage]:
+    # A broken template shows nothing. Rendering the page raises the same exception.
+    with suppress(Exception):
+        template = engine.get_template(name)
+        nodes: list[Any] = template.nodelist.get_nodes_by_type(Node)
+        for node in nodes:
+            key = getattr(node, "experience_key", None)
+            if isinstance(key, str):
+                yield Usage(key, "template", str(template.origin.name), node.token.lineno)
+
+
+def find_in_code() -> Iterator[Usage]:
+    """Yield the keys in the Python code of the site's own apps and of its project."""
+    for path in list_files():
+        for key, line in find_keys_in_code(path):
+            yield Usage(key, "code", str(path), line)
+
+
+def find_in_views() -> Iterator[Usage]:
+    """Yield the keys that views declare, where the code doesn't have them as text."""
+    in_code = {(usage.experience_key, usage.file) for usage in find_in_code()}
+    # If ROOT_URLCONF has a mistake, Django's own checks report it.
+    with suppress(Exception):
+        for _, pattern in iterate_urls(get_resolver()):
+            view = getattr(pattern, "callback", None)
+            methods = [getattr(getattr(view, "view_class", None), name, None) for name in View.http_method_names]
+            for declared in [view, *methods]:
+                file, line = find_definition(getattr(declared, "view_class", declared))
+                for key in getattr(declared, KEYS_ATTRIBUTE, ()):
+                    if (key, file) not in in_code:
+                        yield Usage(key, "view", file, line)
+
+
+def find_in_settings() -> Iterator[Usage]:
+    """Yield the keys in EXPERIENCES. If no settings file has the key as text, the place is the name of the setting."""
+    keys = {key: route for route, keys in get_settings().experiences.items() for key in keys}
+    module = sys.modules.get(getattr(django_settings, "SETTINGS_MODULE", ""))
+    found = find_constants(module, keys) if keys and module is not None else []
+    for key, file, line in found:
+        yield Usage(key, "settings", file, line)
+    for key in keys.keys() - {key for key, _, _ in found}:
+        yield Usage(key, "settings", f'{SETTING}["EXPERIENCES"]["{keys[key]}"]', 0)
+
+
+def find_in_schemas() -> Iterator[Usage]:
+    """Yield the key of each schema."""
+    for schema in get_schemas():
+        yield Usage(schema.key, "schema", *find_schema_place(schema, "key"))
+
+
+def find_schema_place(schema: type[ExperienceSchema], variable: str = "") -> tuple[str, int]:
+    """Return the file and the line of a variable, or of the class if it has no such variable."""
+    bases = [base for base in schema.__mro__ if issubclass(base, ExperienceSchema) and base is not ExperienceSchema]
+    owner = next((base for base in bases if variable in {**vars(base), **inspect.get_annotations(base)}), schema)
+    file, line = find_definition(owner)
+    return file, find_variable(file, owner.__qualname__, variable) or line
+
+
+def find_definition(defined: Any) -> tuple[str, int]:
+    """Return the file and the line of a function or a class."""
+    with suppress(Exception):
+        defined = inspect.unwrap(defined)
+        return str(Path(inspect.getfile(defined)).resolve()), max(inspect.getsourcelines(defined)[1], 1)
+    return f"{getattr(defined, '__module__', '')}.{getattr(defined, '__qualname__', '')}", 0
+
+
+_OWN: Final[tuple[Finder, ...]] = (find_in_templates, find_in_code, find_in_views, find_in_settings, find_in_schemas)
