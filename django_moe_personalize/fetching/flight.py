@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
 
 from django.db import close_old_connections
 
@@ -56,30 +57,42 @@ MAX_FLIGHTS = 4096
 """How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
 
 
-class Flight(Future[Experiences]):
-    """A question on its way. The result of this future is the experiences by key.
+Key = tuple[str, tuple[str, ...]]
+"""The digest of the visitor, and the experience keys."""
+
+
+class Flight:
+    """A question on its way. ``found`` is the experiences by key, or ``None`` until the flight has ended.
 
     ``known`` holds the experiences that pages show if the answer doesn't arrive in time.
     """
 
-    def __init__(self, question: Question, known: Experiences, until: float) -> None:
-        super().__init__()
+    found: Experiences | None = None
+    followers: tuple[Future[Experiences], ...] = ()
+    is_followed = False
+    # The call, until its response is read. Only the thread or task that holds ``_turn`` uses the exchange.
+    _exchange: HTTPExchange | None = None
+    _answers: Answers = MappingProxyType({})
+    _missing: tuple[str, ...] = ()
+    _has_thread = False
+    _is_unread = True
+
+    def __init__(self, key: Key, question: Question, known: Experiences, until: float, flights: Flights) -> None:
+        self.key = key
         self.question = question
         self.known = known
         self.until = until
-        self.is_followed = False
-        # The call, until its response is read. Only the thread or task that holds ``_turn`` uses the exchange.
-        self._exchange: HTTPExchange | None = None
-        self._answers: Answers = {}
-        self._missing: tuple[str, ...] = ()
+        self._flights = flights
         self._turn = threading.Lock()
         self._deadline = question.deadline
-        self._has_thread = False
-        self._is_unread = True
 
-    def cancel(self) -> bool:
-        """Return False: when a page's task is cancelled, the other pages still need this flight."""
-        return False
+    def done(self) -> bool:
+        """Return whether the flight has ended."""
+        return self.found is not None
+
+    def result(self, seconds: float | None = None) -> Experiences:
+        """Return the experiences. Raises TimeoutError if the flight doesn't end within ``seconds``."""
+        return self._flights.follow(self).result(seconds) if self.found is None else self.found
 
     # A page waits.
 
@@ -88,6 +101,8 @@ class Flight(Future[Experiences]):
         until = monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
+        if self.found is not None:
+            return self.found
         try:
             return self.result(max(0.0, until - monotonic()))
         except TimeoutError:
@@ -104,7 +119,7 @@ class Flight(Future[Experiences]):
             async with asyncio.timeout(seconds):
                 if self._exchange is not None:
                     await self._aread()
-                return self.result(0.0) if self.done() else await asyncio.wrap_future(self)
+                return await asyncio.wrap_future(self._flights.follow(self)) if self.found is None else self.found
         except TimeoutError:
             return self._abandon()
 
@@ -162,7 +177,7 @@ class Flight(Future[Experiences]):
 
     def _submit(self, work: Callable[..., None], *args: Response) -> None:
         if not offer_fetch(self.question.runtime, work, *args):
-            get_flights(self.question.runtime).finish(self, self.known)
+            self._flights.finish(self, self.known)
 
     def _run(self) -> None:
         """Resolve the question in a thread of the pool, then do the work that no page waits for."""
@@ -190,22 +205,25 @@ class Flight(Future[Experiences]):
         runtime = self.question.runtime
         try:
             # Fill the cache before the flight ends: a page that doesn't find the flight must find the answer.
-            get_cache(runtime).keep(self.question.visitor.digest, learned)
+            get_cache(runtime).keep(self.key[0], learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:
-            get_flights(runtime).finish(self, experiences)
+            self._flights.finish(self, experiences)
 
     # Reading. Only the thread or task that holds ``_turn`` reads.
 
     def _read(self, seconds: float) -> None:
         """Wait for the turn, then read. The wait and the read together take at most ``seconds``."""
-        until = monotonic() + seconds
-        if self._turn.acquire(timeout=seconds):
-            try:
-                self._advance(max(0.0, until - monotonic()))
-            finally:
-                self._turn.release()
+        if not self._turn.acquire(blocking=False):
+            until = monotonic() + seconds
+            if not self._turn.acquire(timeout=seconds):
+                return
+            seconds = max(0.0, until - monotonic())
+        try:
+            self._advance(seconds)
+        finally:
+            self._turn.release()
 
     async def _aread(self) -> None:
         """Read the response without blocking the event loop, unless another thread or task is reading it."""
@@ -270,13 +288,13 @@ class Flight(Future[Experiences]):
                     self._submit(self._open, response)
 
     def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        until = monotonic() + seconds
-        is_late, self._is_unread = self._is_unread and self._deadline.expired, False
+        left = self._deadline.remaining() or 0.0
+        is_late, self._is_unread = self._is_unread and not left, False
         try:
-            response = exchange.receive(min(seconds, self._deadline.remaining() or 0.0))
+            response = exchange.receive(min(seconds, left))
             if response is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
-                response = exchange.receive(max(0.0, min(until - monotonic(), EXTRA_SECONDS)))
+                response = exchange.receive(min(seconds, EXTRA_SECONDS))
             if response is None and self._deadline.expired:
                 exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
@@ -295,7 +313,11 @@ class Flight(Future[Experiences]):
         except Exception as error:
             self._fail(error)
             return
-        learned = {key: result.experiences.get(key) for key in self._missing}
+        found = result.experiences
+        if len(found) == len(self.question.keys):
+            self._land(found, found)
+            return
+        learned = {key: found.get(key) for key in self._missing}
         self._land(learned, pick({**self._answers, **learned}, self.question.keys))
         if None in learned.values():
             explain(runtime, learned)
@@ -322,7 +344,7 @@ class Flights:
         self._max_flights = max_flights
         self._lock = threading.Lock()
         # The oldest flight first.
-        self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
+        self._flights: dict[Key, Flight] = {}
 
     def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
         """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
@@ -333,7 +355,7 @@ class Flights:
             if flight is not None and now < flight.until:
                 flight.is_followed = True
                 return flight, False
-            flight = Flight(question, known, now + self._max_seconds)
+            flight = Flight(key, question, known, now + self._max_seconds, self)
             while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
                 del self._flights[oldest]
             if len(self._flights) < self._max_flights:
@@ -342,14 +364,25 @@ class Flights:
 
     def finish(self, flight: Flight, experiences: Experiences) -> None:
         """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
-        question = flight.question
-        flight.set_result(experiences)
         with self._lock:
             self.landed += 1
-            key = question.visitor.digest, question.keys
+            flight.found, followers, flight.followers = experiences, flight.followers, ()
             # If this flight took too long, another flight may have replaced it.
-            if self._flights.get(key) is flight:
-                del self._flights[key]
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+        for follower in followers:
+            if follower.set_running_or_notify_cancel():
+                follower.set_result(experiences)
+
+    def follow(self, flight: Flight) -> Future[Experiences]:
+        """Return a future for one page, which waits without reading. A page that cancels it cancels no other."""
+        future: Future[Experiences] = Future()
+        with self._lock:
+            if flight.found is None:
+                flight.followers = (*flight.followers, future)
+                return future
+        future.set_result(flight.found)
+        return future
 
 
 @part
@@ -369,7 +402,7 @@ def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tu
         if not known.due:
             return known.answers, None
         question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
-        flight, leads = flights.join(question, pick(known.answers, keys))
+        flight, leads = flights.join(question, pick(known.answers, keys) if known.answers else {})
         is_complete = known.answers.keys() >= {*known.due}
         if leads:
             if flights.landed != landed:
