@@ -77,7 +77,7 @@ def keep_fragments_out() -> Iterator[None]:
     """
     name = "template_fragments"
     before = getattr(caches._connections, name, None)  # type: ignore[attr-defined]
-    caches[name] = DummyCache("", {})  # type: ignore[assignment]
+    caches[name] = DummyCache("", {})
     try:
         yield
     finally:
@@ -88,7 +88,7 @@ def keep_fragments_out() -> Iterator[None]:
 
 def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) -> HttpResponseBase:
     """Make the response private, and add the bar to an HTML page."""
-    rendering.seal_response(response, page._settings)
+    rendering.seal_response(response, page.runtime.settings)
     response.headers["Cache-Control"] = "private, no-store"
     response.headers["X-Robots-Tag"] = "noindex"
     is_page = "text/html" in response.headers.get("Content-Type", "") and not response.has_header("Content-Encoding")
@@ -106,7 +106,7 @@ def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) 
 def render_bar(request: HttpRequest, page: PreviewPage) -> str:
     """Return the HTML of the bar, with the page's experiences next to those of the real visitor."""
     keys = page.experience_keys
-    real = fetch(page, build_visitor(request, View(issuer="")), keys) if page._settings.enabled else {}
+    real = fetch(page, build_visitor(request, View(issuer="")), keys) if page.runtime.settings.enabled else {}
     rows = [(key, page._answers.get(key), real.get(key)) for key in keys]
     nonce = getattr(request, "_csp_nonce", None) or getattr(request, "csp_nonce", None)
     context = {"view": request.moe_view_as, "rows": rows, "path": request.get_full_path(), "nonce": nonce}  # type: ignore[attr-defined]

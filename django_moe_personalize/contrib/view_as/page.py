@@ -97,10 +97,10 @@ def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experi
     found: dict[str, Experience | None] = dict.fromkeys(keys)
     if not visitor.consent.fetch:
         return found
-    identity, deadline = visitor.identity, Deadline(page._settings.deadline)
+    identity, deadline = visitor.identity, Deadline(page.runtime.settings.deadline)
     try:
         for start in range(0, len(keys), MAX_KEYS):
-            result = get_client(page._runtime).fetch_experiences(
+            result = get_client(page.runtime).fetch_experiences(
                 keys[start : start + MAX_KEYS],
                 customer_id=identity.customer_id,
                 user_identifiers=identity.user_identifiers,
@@ -109,7 +109,7 @@ def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experi
             )
             found.update(result.experiences)
     except APIError as error:
-        page._runtime.log_once(("view_as", type(error)), _FAILED, type(error).__name__)
+        page.runtime.log_once(("view_as", type(error)), _FAILED, type(error).__name__)
     return found
 
 
