@@ -33,10 +33,11 @@ class ViewForm(forms.Form):
     hour = forms.IntegerField(label="Hour (0 to 23)", required=False, min_value=0, max_value=23)
     campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
     address = forms.GenericIPAddressField(label="IP address", required=False)
-    attributes = forms.JSONField(label="Attributes (a JSON object)", required=False)
+    attributes = forms.JSONField(label="Attributes (a JSON object)", required=False, initial=dict)
     forced = forms.JSONField(
         label="Experiences (a JSON object)",
         required=False,
+        initial=dict,
         help_text='By key: a payload, null for "absent", or the id of a variation of the sandbox.',
     )
     file = forms.FileField(label="Experiences from a file", required=False)
