@@ -59,6 +59,8 @@ class OutboxEvent(models.Model):
         verbose_name = _("event in the outbox")
         verbose_name_plural = _("events in the outbox")
         indexes: ClassVar[list[models.Index]] = [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")]
+        # The package has no model for previews. A permission needs one.
+        permissions = (("preview", "Can view pages as another visitor"),)
 
     def __str__(self) -> str:
         return str(self.event_uuid)

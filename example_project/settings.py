@@ -24,6 +24,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "django_moe_personalize",
+    "django_moe_personalize.contrib.view_as",
     "shop",
     "workbench",
 ]
@@ -36,6 +37,7 @@ MIDDLEWARE = [
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django_moe_personalize.middleware.PersonalizeMiddleware",
+    "django_moe_personalize.contrib.view_as.middleware.ViewAsMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     # Only for the demonstration: the visitor chooses the device and the hour.

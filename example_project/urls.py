@@ -5,5 +5,6 @@ from django.urls import include, path
 urlpatterns = [
     path("", include("shop.urls")),
     path("", include("workbench.urls")),
+    path("view-as/", include("django_moe_personalize.contrib.view_as.urls")),
     path("moe/", include("django_moe_personalize.urls")),
 ]

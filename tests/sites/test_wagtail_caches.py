@@ -55,6 +55,35 @@ def test_plain_pages_ask_for_nothing(answers, learn, vain):
     assert answers["calls"][learn] == {"/": 1, "plain": vain, "/sale/": 1, "plain again": 0}
 
 
+@pytest.mark.parametrize("page", ["/", "/about/", "/fragment/", "/decorated/", "/plain-decorated/"])
+def test_no_cache_stores_a_preview(answers, page):
+    """A preview shows its experiences, and leaves no entry in the cache that the site and both libraries share."""
+    text, stored = answers["previews"][page]
+    assert stored == []
+    assert "Forced" in text or page in ("/about/", "/plain-decorated/")
+
+
+def find_stored():
+    """Return the text and the new cache entries of a preview of each page."""
+    from django.contrib.auth import get_user_model
+    from django.core.cache import caches
+    from django.test import Client, RequestFactory
+
+    from django_moe_personalize.contrib.view_as.view import COOKIE, View
+
+    staff = get_user_model().objects.create_superuser("staff", "staff@example.com", "staff")
+    client, forced = Client(headers={"User-Agent": "ada"}), {"Title": {"value": "Forced", "data_type": "string"}}
+    client.force_login(staff)
+    view = View(issuer=str(staff.pk), forced={"hero": forced})
+    client.cookies[COOKIE] = view.sign(RequestFactory().get("/", SERVER_NAME="testserver"))
+    found = {}
+    for page in ("/", "/about/", "/fragment/", "/decorated/", "/plain-decorated/"):
+        caches["default"].clear()
+        text = client.get(page).content.decode()
+        found[page] = text, sorted(key for key in caches["default"]._cache if "site_root_paths" not in key)
+    return found
+
+
 def get_page_type(request):
     """Return the type of the Wagtail page, as the documentation shows it."""
     from wagtail.models import Page
@@ -111,6 +140,7 @@ def main():
             "fragment.html": fragment,
         },
     )
+    from django.conf import settings
     from django.http import HttpResponse
     from django.shortcuts import render
     from django.test import override_settings
@@ -125,6 +155,7 @@ def main():
     urlpatterns.extend(
         [
             path("moe/", include("django_moe_personalize.urls")),
+            path("view-as/", include("django_moe_personalize.contrib.view_as.urls")),
             path("fragment/", lambda request: render(request, "fragment.html", {"part": "tags.html"}), name="fragment"),
             path("decorated/", cache_page(lambda request: render(request, "tags.html"))),
             path("plain-decorated/", cache_page(lambda request: HttpResponse(str(timezone.now())))),
@@ -134,6 +165,11 @@ def main():
     )
     names = ("fragment", "decorated", "plain-decorated", "identity")
     answers = answer({"page": "/", "plain-page": "/about/", **{name: f"/{name}/" for name in names}})
+    view_as = "django_moe_personalize.contrib.view_as.middleware.ViewAsMiddleware"
+    stack = list(settings.MIDDLEWARE)
+    stack.insert(stack.index(OURS) + 1, view_as)
+    with override_settings(MIDDLEWARE=stack):
+        answers["previews"] = find_stored()
     with override_settings(MIDDLEWARE=[*VISITOR_MIDDLEWARE, OURS]):
         print(json.dumps({**answers, "calls": count_calls()}))
 

@@ -1,0 +1,127 @@
+"""The form of a view."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from django import forms
+
+from django_moe_personalize.client import get_engine
+from django_moe_personalize.contrib.view_as.view import View
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.sandbox.payloads import read_payload
+from django_moe_personalize.sandbox.reading import Problems
+from django_moe_personalize.sandbox.workspace import WorkspaceError
+from django_moe_personalize.visitor.attributes import DAYS, MAX_VALUE_LENGTH, accept_custom, clean_text
+
+MAX_FILE: Final = 64 * 1024
+
+WHO: Final = [("self", "Myself"), ("anonymous", "A new anonymous visitor"), ("customer", "A customer")]
+
+FIELDS: Final = {"device": "USER_AGENT", "address": "USER_IP_ADDRESS", "day": "DAY_OF_THE_WEEK"}
+
+
+class ViewForm(forms.Form):
+    """Describe the visitor and the experiences. An empty field leaves the value of the real visitor."""
+
+    who = forms.ChoiceField(label="View as", choices=WHO, initial="self")
+    customer_id = forms.CharField(label="Customer id", required=False, max_length=256)
+    device = forms.CharField(label="User agent", required=False, max_length=512)
+    day = forms.ChoiceField(label="Day", required=False, choices=[("", "Today"), *((d, d) for d in DAYS)])
+    hour = forms.IntegerField(label="Hour (0 to 23)", required=False, min_value=0, max_value=23)
+    campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
+    address = forms.GenericIPAddressField(label="IP address", required=False)
+    attributes = forms.JSONField(label="Attributes (a JSON object)", required=False, initial=dict)
+    forced = forms.JSONField(
+        label="Experiences (a JSON object)",
+        required=False,
+        initial=dict,
+        help_text='By key: a payload, null for "absent", or the id of a variation of the sandbox.',
+    )
+    file = forms.FileField(label="Experiences from a file", required=False)
+
+    def clean_attributes(self) -> dict[str, str]:
+        """Return the attributes that the package would accept from ATTRIBUTES."""
+        found = self.cleaned_data["attributes"] or {}
+        if not isinstance(found, dict) or len(accepted := accept_custom("View as", found)) < len(found):
+            raise forms.ValidationError("Write a JSON object with names and texts that MoEngage accepts.")
+        return accepted
+
+    def clean_forced(self) -> dict[str, Any]:
+        """Return payloads by key."""
+        return _read_forced(self.cleaned_data["forced"])
+
+    def clean_file(self) -> dict[str, Any]:
+        """Return the payloads of the file. It may be a recorded answer of MoEngage."""
+        file = self.cleaned_data["file"]
+        if not file:
+            return {}
+        if file.size > MAX_FILE:
+            raise forms.ValidationError("The file is larger than 64 KiB. Keep only the experiences of this page.")
+        try:
+            return _read_forced(json.loads(file.read()))
+        except (ValueError, RecursionError):
+            raise forms.ValidationError("The file isn't JSON. Choose a file with a JSON object.") from None
+
+    def clean(self) -> dict[str, Any]:
+        """Require the id of a customer."""
+        data = super().clean() or self.cleaned_data
+        if data.get("who") == "customer" and not data.get("customer_id"):
+            self.add_error("customer_id", "Enter the id of the customer.")
+        return data
+
+    def build_view(self, issuer: str) -> View:
+        """Return the view of a valid form."""
+        data = self.cleaned_data
+        named = {name: clean_text(data[field], 512) for field, name in FIELDS.items() if data[field]}
+        if data["hour"] is not None:
+            named["TIME_OF_THE_DAY"] = f"{data['hour']:02d}"
+        if data["campaign"]:
+            named["utm_campaign"] = clean_text(data["campaign"], MAX_VALUE_LENGTH)
+        return View(
+            issuer=issuer,
+            customer_id=data["customer_id"] if data["who"] == "customer" else "",
+            anonymous=data["who"] == "anonymous",
+            attributes=named | data["attributes"],
+            forced=data["file"] | data["forced"],
+        )
+
+
+def _read_forced(data: object) -> dict[str, Any]:
+    """Return payloads in the form of MoEngage. Raises ValidationError."""
+    if isinstance(data, dict) and isinstance(data.get("experiences"), dict):
+        data = data["experiences"]
+    if data is None:
+        return {}
+    problems = Problems("experiences")
+    if not isinstance(data, dict):
+        raise forms.ValidationError("Write a JSON object with payloads by experience key.")
+    found = {key: _read_one(key, value, problems) for key, value in data.items()}
+    try:
+        problems.raise_any()
+    except WorkspaceError as error:
+        raise forms.ValidationError(str(error)) from None
+    return found
+
+
+def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] | None:
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return _find_variation(key, value, problems)
+    if isinstance(value, dict) and isinstance(value.get("payload"), dict) and "experience_context" in value:
+        value = value["payload"]
+    return read_payload(value, key, problems, {})
+
+
+def _find_variation(key: str, name: str, problems: Problems) -> Mapping[str, Any] | None:
+    engine = get_engine(get_runtime())
+    definition = engine.workspace.definitions.get(key) if engine else None
+    for content in definition.contents if definition else ():
+        for variation in content.variations:
+            if name in (variation.variation_id, variation.name):
+                return variation.payloads[""]
+    problems.add(key, f"the sandbox has no variation {name!r}. Write the id or the name of one of its variations.")
+    return None
