@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Iterator
 from typing import Any, Final, cast
 
+from django.utils.safestring import SafeString
 from jinja2 import Environment, Template, nodes, pass_context
 from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension
@@ -79,7 +80,7 @@ class PersonalizeExtension(Extension):
         return [node.set_lineno(line) for node in find]
 
     @pass_context
-    def find(self, context: Context, key: object) -> Experience | Awaitable[Experience | None] | None:
+    def find(self, context: Context, key: object) -> Any:
         """Return the experience. With ``enable_async`` the template may wait in an event loop."""
         return _find(context, tags.find_page(cast(Any, context)), key)
 
@@ -92,7 +93,7 @@ class PersonalizeExtension(Extension):
         if is_filtered:
             page.tracker.add_rendered(experience)
             return body
-        html = tags.SafeString(body)
+        html = SafeString(body)
         return rendering.render_experience(page.tracker, experience, html, is_streamed=page.is_streamed)
 
     def write(self, text: str) -> Literal:

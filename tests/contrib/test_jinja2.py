@@ -100,7 +100,8 @@ def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
     """The page counts once, is private, and its link counts a click."""
     source = (
         "{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}"
-        "{% import 'cards.jinja' as c with context %}{{ c.card() }}{% experience 'hero' as h %}<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
+        "{% import 'cards.jinja' as c with context %}{{ c.card() }}{% experience 'hero' as h %}"
+        "<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
         '<button data-moe-click="b"></button></a>{% endexperience %}{{ personalize_scripts() }}{% endblock %}'
     )
     response = visit_page(source, how)
