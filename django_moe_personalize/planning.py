@@ -32,6 +32,8 @@ _ROUTE_KEY: Final = "_moe_route_key"
 READER: Final = "read_experiences"
 """The method of a template of another engine. It yields pairs of a key and the name of another template, or None."""
 
+_ENDPOINTS: Final = frozenset({"django_moe_personalize.views", "django_moe_personalize.contrib.json"})
+
 MAX_ROUTES: Final = 1000
 MAX_PART_LENGTH: Final = 1024
 MAX_KEYS_A_ROUTE: Final = 100
