@@ -108,7 +108,7 @@ def measure(options: Options) -> Iterator[Figure]:
         rounds = options.pick(121, 41)
         yield measure_plain(upstream, "at-once", "<= 2", rounds=rounds, calls=20)
         with site.override_moe(**site.build_moe(upstream.url("delay-0.040"), **GENEROUS)):
-            yield measure_plain(upstream, "delay-0.040", "<= 1.02", rounds=options.pick(41, 15), calls=3)
+            yield measure_plain(upstream, "delay-0.040", "<= 1.01", rounds=options.pick(41, 15), calls=3)
         transport = {"OPTIONS": {"verify": upstream.bundle}}
         moe = site.build_moe(upstream.tls_url("close"), TRANSPORT=transport, **GENEROUS)
         with site.override_moe(**moe):

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
-from json.encoder import encode_basestring_ascii
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -15,6 +14,7 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
+from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame, write_text
 from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -29,12 +29,10 @@ from django_moe_personalize.moengage.json_values import (
     parse_json,
     parse_or,
     split_object,
-    write_json,
 )
 from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
-    MAX_KEYS,
     DataSource,
     Event,
     Experience,
@@ -49,15 +47,10 @@ from django_moe_personalize.moengage.types import (
 )
 from django_moe_personalize.resilience import Deadline, monotonic
 
-FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
-"""Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
-
 SYSTEM_FIELDS: Final = FETCH_FIELDS | {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
 """Fields of a fetch body that MoEngage defines. No custom attribute may have such a name."""
 
 _CREDENTIAL: Final = re.compile(r"[!-9;-~]+")
-
-_write_text: Final = encode_basestring_ascii
 
 _ACTIONS: Final = ',"actions":['
 """Separates the customer in an element from the actions. A JSON string can't contain these unescaped quotes."""
@@ -228,34 +221,9 @@ class PersonalizeClient:
             raise ValueError("keys must be a sequence of experience keys, not one string")
         customer = (customer_id,) if customer_id else ()
         identifiers, attributes = user_identifiers or {}, attributes or {}
-        frame = _build_frame(tuple(keys or ()), bool(customer), tuple(identifiers), tuple(attributes))
-        values = tuple(map(_write_text, chain(customer, identifiers.values(), attributes.values())))
+        frame = build_frame(tuple(keys or ()), bool(customer), tuple(identifiers), tuple(attributes))
+        values = tuple(map(write_text, chain(customer, identifiers.values(), attributes.values())))
         return Request("POST", "/experiences/fetch", "", self._post_headers, (frame % values).encode("ascii"))
-
-
-# Calls differ only in their values: to write all of the JSON for each call takes 130 bytecodes and 9 µs more.
-@lru_cache(maxsize=256)
-def _build_frame(
-    keys: tuple[str, ...], has_customer: bool, identifiers: tuple[str, ...], attributes: tuple[str, ...]
-) -> str:
-    """Return the JSON of a fetch, with ``%s`` in place of the customer's id and of the values of the named fields.
-
-    Raises ValueError for too many keys, and for an attribute with a name in FETCH_FIELDS.
-    """
-    unique = list(dict.fromkeys(keys))
-    if len(unique) > MAX_KEYS:
-        raise ValueError(f"{len(unique)} experience keys in one call; the most is {MAX_KEYS}")
-    if taken := FETCH_FIELDS.intersection(attributes):
-        raise ValueError(f"attributes may not be named {' or '.join(sorted(taken))}")
-    customer: dict[str, Any] = {"customer_id": ""} if has_customer else {}
-    if identifiers:
-        customer["user_identifiers"] = dict.fromkeys(identifiers, "")
-    body: dict[str, Any] = {"identifiers": customer} if customer else {}
-    if unique:
-        body["experience_key"] = unique
-    # In JSON, ``:""`` stands only for an empty value: the quotes inside a string are escaped.
-    text = write_json(body | dict.fromkeys(attributes, "")).replace("%", "%%")
-    return text.replace(':""', ":%s")
 
 
 def write_elements(events: Sequence[Event]) -> list[str]:

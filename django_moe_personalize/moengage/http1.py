@@ -335,7 +335,6 @@ def _read_fields(block: str) -> dict[str, str]:
     parts = _FIELD_PARTS.findall(block)
     if len(parts) > MAX_FIELDS:
         raise _refuse(f"it has more than {MAX_FIELDS} header fields")
-    # A loop takes 12 bytecodes for each field.
     fields = dict(zip(map(str.lower, map(_get_name, parts)), map(_get_value, parts), strict=True))
     if len(fields) < len(parts):
         # Join repeated fields (RFC 9110 §5.3). Two Content-Lengths become "2, 3": read_response() refuses that.
