@@ -87,9 +87,7 @@ class PersonalizeExtension(Extension):
     @pass_context
     def show(self, context: Context, experience: Experience, body: str, is_filtered: bool) -> str:
         """Record that the page shows the experience, and return its body with the marks."""
-        page = tags.find_page(cast(Any, context))
-        if page is None:
-            return body
+        page = cast(Page, tags.find_page(cast(Any, context)))
         if is_filtered:
             page.tracker.add_rendered(experience)
             return body
