@@ -17,7 +17,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.page import Page
-from django_moe_personalize.planning import find_template_keys, get_plan
+from django_moe_personalize.planning import READER, find_template_keys, get_plan
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 
@@ -107,8 +107,8 @@ class PersonalizeMiddleware:
         # If the template is missing or broken, Django raises the error when it renders the template.
         with suppress(TemplateDoesNotExist, TemplateSyntaxError):
             template = getattr(response.resolve_template(response.template_name), "template", None)
-            # Only Django's own templates have nodes to search for keys.
-            if isinstance(template, Template) and (keys := find_template_keys(template)):
+            # The templates of other engines can't be searched for keys.
+            if (isinstance(template, Template) or hasattr(template, READER)) and (keys := find_template_keys(template)):
                 page: Page = request.personalization._page  # type: ignore[attr-defined]
                 await page.aconfirm()
                 await page.aload(*keys)

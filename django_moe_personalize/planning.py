@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest
-from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
+from django.template import Node, Template
 from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
@@ -28,6 +28,11 @@ KEYS_ATTRIBUTE: Final = "moe_experience_keys"
 
 _ROUTE_KEY: Final = "_moe_route_key"
 """The attribute of a request with the answer of the site's function LEARN_ROUTES."""
+
+READER: Final = "read_experiences"
+"""The method of a template of another engine. It yields pairs of a key and the name of another template, or None."""
+
+_ENDPOINTS: Final = frozenset({"django_moe_personalize.views", "django_moe_personalize.contrib.json"})
 
 MAX_ROUTES: Final = 1000
 MAX_PART_LENGTH: Final = 1024
@@ -172,11 +177,11 @@ def _call_site(learn: bool | str, request: HttpRequest) -> str:
     return key
 
 
-_template_keys: Final = weakref.WeakKeyDictionary[Template, tuple[str, ...]]()
+_template_keys: Final = weakref.WeakKeyDictionary[Any, tuple[str, ...]]()
 """The keys of the templates that have been searched."""
 
 
-def find_template_keys(template: Template) -> tuple[str, ...]:
+def find_template_keys(template: Any) -> tuple[str, ...]:
     """Return the literal keys in all branches of a compiled template, its parents and its includes.
 
     The result is remembered as long as the template exists. The cached loader keeps a template as long as the process.
@@ -187,18 +192,25 @@ def find_template_keys(template: Template) -> tuple[str, ...]:
     return known
 
 
-def _iterate_template_keys(template: Template) -> Iterator[str]:
+def _iterate_template_keys(template: Any) -> Iterator[str]:
     queue, seen = [template], {template.name}
     for current in queue:
-        for node in current.nodelist.get_nodes_by_type(Node):
-            if isinstance(key := getattr(node, "experience_key", None), str):
+        read = getattr(current, READER, None)
+        for key, name in _read_nodes(current) if read is None else read():
+            if key is not None:
                 yield key
-            name = get_literal(getattr(node, _REFERENCES.get(type(node), ""), None))
             if name is not None and name not in seen and len(seen) < MAX_TEMPLATES:
                 seen.add(name)
                 # If the template is missing or broken, rendering the page raises the same exception.
-                with suppress(TemplateDoesNotExist, TemplateSyntaxError):
+                with suppress(Exception):
                     queue.append(current.engine.get_template(name))
+
+
+def _read_nodes(template: Template) -> Iterator[tuple[str | None, str | None]]:
+    for node in template.nodelist.get_nodes_by_type(Node):
+        key = getattr(node, "experience_key", None)
+        name = get_literal(getattr(node, _REFERENCES.get(type(node), ""), None))
+        yield key if isinstance(key, str) else None, name
 
 
 _REFERENCES: Final[Mapping[type[Node], str]] = {ExtendsNode: "parent_name", IncludeNode: "template"}

@@ -86,7 +86,7 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 def _count_click(request: HttpRequest, token: tracking.Token) -> None:
     if tracking.is_counted(request) and not token.expired:
         customer_id = _find_customer_id(request)
-        if customer_id and token.belongs_to(customer_id) and _is_within_limit("clicks", customer_id):
+        if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
             tracking.record([token.build_event(customer_id)])
 
 
@@ -156,7 +156,7 @@ def beacon(request: HttpRequest) -> HttpResponse:
         # The id is read once for all reports, because reading it may need a query.
         customer_id = _find_customer_id(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
-        if customer_id and events and _is_within_limit("beacons", customer_id):
+        if customer_id and events and is_within_limit("beacons", customer_id):
             tracking.record(events)
     return HttpResponse(status=204)
 
@@ -238,7 +238,7 @@ def _count_missing_sdk() -> None:
         get_watchdog().add_page_without_sdk()
 
 
-def _is_within_limit(kind: str, customer_id: str) -> bool:
+def is_within_limit(kind: str, customer_id: str) -> bool:
     """Count one report of this kind, and return whether the visitor has sent at most MAX_REPORTS_A_MINUTE.
 
     MoEngage ignores a repeated event, but the event still takes a place in the delivery. Processes that share a cache

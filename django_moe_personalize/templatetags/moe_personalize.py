@@ -254,10 +254,14 @@ class ExperienceValueNode(Node):
             if value is not None:
                 (page._tracker or page.tracker).add_rendered(experience)
                 return value
-            message = "The experience %r has no variable %r, so its default is shown. Check the name in the template."
-            key = experience.experience_key
-            log_once(("variable", key, variable), message, key, variable)
+            report_missing(experience.experience_key, variable)
         return "" if self.default is None else self.default.resolve(context)
+
+
+def report_missing(key: object, variable: object) -> None:
+    """Log once that an experience has no such variable."""
+    message = "The experience %r has no variable %r, so its default is shown. Check the name in the template."
+    log_once(("variable", key, variable), message, key, variable)
 
 
 class NamedValueNode(ExperienceValueNode):

@@ -1,0 +1,230 @@
+"""The extension for Jinja2: ``{% experience %}``, and globals and filters that mirror the tag library."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Iterator
+from typing import Any, Final, cast
+
+from django.utils.safestring import SafeString
+from jinja2 import Environment, Template, nodes, pass_context
+from jinja2.compiler import CodeGenerator
+from jinja2.ext import Extension
+from jinja2.meta import find_referenced_templates
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from markupsafe import Markup
+
+from django_moe_personalize import rendering
+from django_moe_personalize.context import get_page
+from django_moe_personalize.moengage.types import Experience, Offering
+from django_moe_personalize.page import Page
+from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.templatetags import moe_personalize as tags
+
+ROOT: Final = "_moe_template"
+"""The variable with the template that renders the page. An included template has it too."""
+
+_PLAN = "moe_plan"
+"""The constant in the Python code of a template: its keys, and the names of its parents and includes."""
+
+
+class Literal(str):
+    """A destination that the template's author has written."""
+
+    __slots__ = ()
+
+
+class PersonalizeExtension(Extension):
+    """Add the package's tag, globals and filters to an environment of Jinja2: ``extensions=[PersonalizeExtension]``.
+
+    The extension finds the keys when Jinja2 compiles a template, so bytecode caches and ``from_string()`` work too.
+    """
+
+    tags = {"experience"}  # noqa: RUF012 - Jinja2 declares it in this way.
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        values = (experience_value, click_url, personalize_scripts)
+        environment.globals.update({value.__name__: value for value in values})
+        environment.filters.update(experience_html=tags.experience_html, experience_url=experience_url)
+        generator, template = environment.code_generator_class, environment.template_class
+        environment.code_generator_class = type("Generator", (_Generator, generator), {})
+        environment.template_class = type("Template", (_Template, template), {})
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``."""
+        line = next(parser.stream).lineno
+        opened = parser._tag_stack
+        for tag in opened[:-1]:
+            if tags.is_cache(tag, parser.extensions.get(tag)):
+                message = (
+                    "{% experience %} is inside {% TAG %}, which would show one visitor's content to all visitors."
+                )
+                parser.fail(message.replace("TAG", tag) + " Move {% experience %} out of it.", line)
+        key, name = parser.parse_expression(), "experience"
+        if parser.stream.skip_if("name:as"):
+            name = parser.stream.expect("name").value
+        body, fallback = parser.parse_statements(("name:fallback", "name:endexperience")), list[nodes.Node]()
+        if next(parser.stream).value == "fallback":
+            fallback = parser.parse_statements(("name:endexperience",), drop_needle=True)
+        found, shown = parser.free_identifier(), parser.free_identifier()
+        arguments = [found, shown, nodes.Const("filter" in opened)]
+        target = nodes.Name(name, "param")
+        is_there = nodes.Not(nodes.Test(found, "none", [], [], None, None))
+        block = nodes.AssignBlock(shown, None, [nodes.With([target], [found], body)])
+        output = nodes.Output([self.call_method("show", arguments)])
+        find: list[nodes.Node] = [
+            nodes.Assign(found, self.call_method("find", [key])),
+            nodes.If(is_there, [block, output], [], [nodes.Scope(fallback)]),
+        ]
+        return [node.set_lineno(line) for node in find]
+
+    @pass_context
+    def find(self, context: Context, key: object) -> Any:
+        """Return the experience. With ``enable_async`` the template may wait in an event loop."""
+        return _find(context, tags.find_page(cast(Any, context)), key)
+
+    @pass_context
+    def show(self, context: Context, experience: Experience, body: str, is_filtered: bool) -> str:
+        """Record that the page shows the experience, and return its body with the marks."""
+        page = cast(Page, tags.find_page(cast(Any, context)))
+        if is_filtered:
+            page.tracker.add_rendered(experience)
+            return body
+        html = SafeString(body)
+        return rendering.render_experience(page.tracker, experience, html, is_streamed=page.is_streamed)
+
+    def write(self, text: str) -> Literal:
+        """Return a destination as a text that the template's author has written."""
+        return Literal(text)
+
+
+class _Generator(CodeGenerator):
+    """Write the plan of a template into its Python code, and mark the destinations that its author has written."""
+
+    def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
+        """Write the code of the template, and then its plan."""
+        keys = []
+        for call in node.find_all(nodes.Call):
+            name = getattr(call.node, "name", "")
+            is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name == "find"
+            if is_tag or name == "experience_value":
+                keys += [first.value for first in call.args[:1] if isinstance(first, nodes.Const)]
+            if name == "click_url":
+                call.args[1:2] = [_mark(argument) for argument in call.args[1:2]]
+        names = [name for name in find_referenced_templates(node) if name]
+        super().visit_Template(node, frame)
+        self.writeline(f"{_PLAN} = {[key for key in keys if isinstance(key, str)]!r}, {names!r}")
+
+
+def _mark(argument: nodes.Expr) -> nodes.Expr:
+    if not (isinstance(argument, nodes.Const) and isinstance(argument.value, str)):
+        return argument
+    write = nodes.ExtensionAttribute(PersonalizeExtension.identifier, "write")
+    return nodes.Call(write, [argument], [], None, None, lineno=argument.lineno)
+
+
+class _Template(Template):
+    """A compiled template that knows its keys and its parents."""
+
+    @property
+    def engine(self) -> Environment:
+        """The environment, which finds the other templates."""
+        return self.environment
+
+    def read_experiences(self) -> Iterator[tuple[str | None, str | None]]:
+        """Yield the keys, and the names of the templates that this template uses."""
+        keys, names = self.root_render_func.__globals__.get(_PLAN, ((), ()))
+        yield from ((key, None) for key in keys)
+        yield from ((None, name) for name in names)
+
+    def new_context(self, vars: dict[str, Any] | None = None, shared: bool = False, locals: Any = None) -> Context:
+        """Return the context. Only the template that renders the page has a context that isn't shared."""
+        return super().new_context(vars if shared else {ROOT: self, **(vars or {})}, shared, locals)
+
+    def render(self, *args: Any, **kwargs: Any) -> str:
+        """Render the template. With ``enable_async`` Jinja2 starts an event loop, so fetch the experiences before."""
+        if self.environment.is_async:
+            request = dict(*args, **kwargs).get("request")
+            if get_page(request) and (keys := find_template_keys(self)):
+                request.personalization.load(*keys)  # type: ignore[union-attr]
+        return super().render(*args, **kwargs)
+
+
+def _find(context: Context, page: Page | None, key: object) -> Any:
+    if page is None or not isinstance(key, str):
+        return None
+    template = context.get(ROOT)
+    return _afind(page, key, template) if context.environment.is_async else page.find(key, template)
+
+
+async def _afind(page: Page, key: str, template: Any) -> Experience | None:
+    if key not in page._answers and template is not None and (keys := find_template_keys(template)):
+        page._learn(*keys)
+        await page.aconfirm()
+        await page.aload(*keys)
+    return await page.aread(key)
+
+
+@pass_context
+def experience_value(context: Context, key: object, variable: str, default: object = "") -> Any:
+    """Return one variable of a payload as text, or the default."""
+    page = tags.find_page(cast(Any, context))
+    found = _find(context, page, key)
+    if isinstance(found, Awaitable):
+        return _await_value(context, page, found, key, variable, default)
+    return _show_value(context, page, found, key, variable, default)
+
+
+async def _await_value(context: Context, page: Any, found: Awaitable[Any], *arguments: Any) -> Any:
+    return _show_value(context, page, await found, *arguments)
+
+
+def _show_value(
+    context: Context, page: Page | None, experience: Experience | None, key: object, variable: str, default: object
+) -> Any:
+    value = None
+    if page is not None and experience is not None:
+        value = experience.payload.get(variable)
+        if value is None:
+            tags.report_missing(key, variable)
+        else:
+            page.tracker.add_rendered(experience)
+    value = default if value is None else value
+    if not context.eval_ctx.autoescape:
+        return rendering.render_value(value)
+    return value if hasattr(value, "__html__") else str(value)
+
+
+@pass_context
+def click_url(
+    context: Context, experience: object, destination: object, *, element: object = "", offering: object = None
+) -> str:
+    """Return the URL of a link that counts clicks, or the plain destination if the click can't be counted."""
+    page = tags.find_page(cast(Any, context))
+    if page is not None:
+        page.confirm()
+    return rendering.build_click_url(
+        tags.find_request(cast(Any, context)),
+        None if page is None else page.tracker,
+        experience if isinstance(experience, Experience) else None,
+        _get_text(destination),
+        written=destination if isinstance(destination, Literal) else "",
+        element=_get_text(element),
+        offering=offering if isinstance(offering, Offering) else None,
+    )
+
+
+@pass_context
+def personalize_scripts(context: Context) -> str:
+    """Return the script tag, which has the CSP nonce of this page."""
+    return tags.ScriptsNode().render(cast(Any, context))
+
+
+def experience_url(value: object) -> str:
+    """Return a URL from the dashboard if it is relative or leads to CONTENT_HOSTS. Otherwise return ``#``."""
+    return tags.experience_url(_get_text(value))
+
+
+def _get_text(value: object) -> str:
+    return value.unescape() if isinstance(value, Markup) else tags.undo_escape(value)

@@ -1,0 +1,151 @@
+"""Jinja2 templates, in Django's backend and in django-jinja: the same content, marks and counts as Django's tags."""
+
+from types import ModuleType
+
+import jinja2
+import pytest
+from django.http import HttpResponse
+from django.shortcuts import render as show
+from django.template import engines
+from django.template.response import TemplateResponse
+from django.urls import include, path
+
+from django_moe_personalize.contrib.jinja2 import PersonalizeExtension
+from django_moe_personalize.planning import find_template_keys
+from tests.rendering.conftest import shown  # noqa: F401 - a fixture
+
+EXTENSION = "django_moe_personalize.contrib.jinja2.PersonalizeExtension"
+END = "{% endexperience %}"
+TEMPLATES = {
+    "base.jinja": "{% experience 'hero' as h %}[{{ h.Title }}]{% endexperience %}{% block main %}{% endblock %}",
+    "piece.jinja": "{{ experience_value('offers', 'Title') }}",
+    "cards.jinja": "{% macro card() %}{% experience 'hero' as h %}<{{ h.Title }}>{% endexperience %}{% endmacro %}",
+}
+BACKENDS = {
+    "django": ("django.template.backends.jinja2.Jinja2", {}),
+    "django-async": ("django.template.backends.jinja2.Jinja2", {"enable_async": True}),
+    "django-jinja": ("django_jinja.jinja2.Jinja2", {"match_extension": ".jinja"}),
+}
+
+
+async def arender(request):
+    """Render a template with enable_async in the event loop."""
+    template = engines["j"].get_template("page.jinja").template
+    return HttpResponse(await template.render_async(request=request))
+
+
+VIEWS = {
+    "view": lambda request: show(request, "page.jinja"),
+    "response": lambda request: TemplateResponse(request, "page.jinja"),
+    "async": arender,
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def visit_page(request, shown, visit, settings):  # noqa: F811 - the fixture
+    """Return a function that visits a page with this template and returns its response."""
+
+    def visit_page(source, how="view", **more):
+        backend, options = BACKENDS[request.param]
+        if how == "async" and "async" not in request.param:
+            pytest.skip("this environment is sync")
+        loader = jinja2.DictLoader(TEMPLATES | {"page.jinja": source})
+        options = options | {"loader": loader, "extensions": [EXTENSION, "jinja2.ext.i18n"]} | more
+        settings.TEMPLATES = [{"BACKEND": backend, "NAME": "j", "OPTIONS": options}]
+        settings.ROOT_URLCONF = urls = ModuleType("urls_of_one_test")
+        urls.urlpatterns = [
+            path("page/", VIEWS[how], name="page"),
+            path("moe/", include("django_moe_personalize.urls")),
+        ]
+        return visit("/page/")
+
+    return visit_page
+
+
+@pytest.mark.parametrize("how", VIEWS)
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("{% experience 'hero' as h %}{{ h.Title }}{% fallback %}x{% endexperience %}", "Hello"),
+        ("{% experience 'hero' %}{{ experience.Title }}{% endexperience %}", "Hello"),
+        ("{% experience 'nope' %}x{% fallback %}default{% endexperience %}", "default"),
+        ("{% experience 7 %}x{% endexperience %}!", "!"),
+        ("{% set h = 1 %}{% experience 'hero' as h %}{% endexperience %}{{ h }}", "1"),
+        (
+            "{% for k in ['hero', 'nope'] %}{% experience k %}a{{ loop.index }}{% fallback %}b" + END + "{% endfor %}",
+            "a1b",
+        ),
+        ("{% experience 'hero' as h %}{{ h.Body }}{% endexperience %}", "&lt;b&gt;bold"),
+        ("{% experience 'hero' as h %}{{ h.Body|experience_html }}{% endexperience %}", "<b>bold</b>"),
+        ("{% experience 'hero' as h %}{{ h.Evil|experience_url }}{% endexperience %}", "#"),
+        ("{% set u %}/?a=1&amp;b=2{% endset %}{{ u|experience_url }}", "/?a=1&amp;b=2"),
+        ("{{ experience_value('hero', 'Zero', default='x') }}", "0"),
+        ("{{ experience_value('hero', 'Nope', default='<x>') }}", "&lt;x&gt;"),
+        ("{{ experience_value('nope', 'Title') }}!", "!"),
+        ("{% set t = experience_value('hero', 'Title') %}{{ t|upper }}", "HELLO"),
+        ("{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}{% endblock %}", "[Hello]For you"),
+        ("{% import 'cards.jinja' as cards with context %}{{ cards.card() }}", "<Hello>"),
+        ("{% filter upper %}{% experience 'hero' as h %}{{ h.Title }}{% endexperience %}{% endfilter %}", "HELLO"),
+        ("{{ click_url(none, 'https://other.example/?a=1&b=2') }}", "https://other.example/?a=1&amp;b=2"),
+        ("{{ click_url(none, 'https://other.example/' ~ '') }}", "#"),
+    ],
+)
+def test_page(visit_page, how, source, expected):
+    """The extension mirrors the tag library in sync and async templates and views."""
+    assert visit_page(source, how).content.decode().startswith(expected)
+
+
+@pytest.mark.parametrize("how", VIEWS)
+def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
+    """The page counts once, is private, and its link counts a click."""
+    source = (
+        "{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}"
+        "{% import 'cards.jinja' as c with context %}{{ c.card() }}{% experience 'hero' as h %}"
+        "<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
+        '<button data-moe-click="b"></button></a>{% endexperience %}{{ personalize_scripts() }}{% endblock %}'
+    )
+    response = visit_page(source, how)
+    text = response.content.decode()
+    assert shown.impressions == {"hero": 1, "offers": 1}
+    assert response["Cache-Control"] == "private, no-store"
+    assert 'href="/moe/click/' in text
+    assert "data-beacon" in text
+
+
+def test_keys_of_a_template():
+    """Keys are found in compiled templates, also from strings. Missing and broken templates are skipped."""
+    loader = jinja2.DictLoader(TEMPLATES | {"broken.jinja": "{% if %}"})
+    environment = jinja2.Environment(loader=loader, extensions=[PersonalizeExtension], autoescape=True)
+    names = "{% include ['nope.jinja', 'broken.jinja', 'piece.jinja'] %}{% import 'cards.jinja' as c %}{% include x %}"
+    template = environment.from_string(names + "{{ experience_value('strip', 'Text') }}{% experience key %}" + END)
+    assert find_template_keys(template) == ("strip", "offers", "hero")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("{% cache %}{% experience 'a' %}" + END + "{% endcache %}", "inside {% cache %}"),
+        ("{% experience 'a' %}{% fallback %}{% fallback %}" + END, "unknown tag 'fallback'"),
+        ("{% experience 'a' %}", "Unexpected end of template"),
+    ],
+)
+def test_mistakes(source, message):
+    """A mistake is an error when Jinja2 compiles the template."""
+
+    class Cache(jinja2.ext.Extension):
+        tags = {"cache"}
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endcache",), drop_needle=True)
+
+    environment = jinja2.Environment(extensions=[PersonalizeExtension, Cache], autoescape=True)
+    with pytest.raises(jinja2.TemplateSyntaxError, match=message):
+        environment.from_string(source)
+
+
+def test_without_a_request_or_autoescape(shown):  # noqa: F811 - the fixture
+    """Without a request the fallback is shown. Without autoescape the global escapes by itself."""
+    environment = jinja2.Environment(extensions=[PersonalizeExtension], autoescape=False)  # noqa: S701 - the case of this test
+    source = "{% experience 'hero' %}x{% fallback %}y{% endexperience %}{{ experience_value('hero', 'T', '<') }}"
+    assert environment.from_string(source + "{{ click_url(none, '/a/') }}").render() == "y&lt;/a/"
