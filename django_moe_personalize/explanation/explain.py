@@ -20,6 +20,7 @@ from django_moe_personalize.fetching.upstream import get_breaker, get_outage
 from django_moe_personalize.moengage.types import DataSource, Event, Experience, ExperienceStatus, FailureReason
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import Runtime, protect_transactions
+from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.visitor import MINTED, NO_VISITOR, Visitor, is_in_event_loop
 from django_moe_personalize.visitor.identity import QUERY_COOKIE, call
 
@@ -154,10 +155,11 @@ def _find_decision(runtime: Runtime, visitor: Visitor, key: str) -> tuple[str, s
         identity = visitor.identity
         identifiers = {"customer_id": identity.customer_id, "user_identifiers": dict(identity.user_identifiers)}
         body = {"identifiers": {name: value for name, value in identifiers.items() if value}}
-        # The sandbox refuses a wrong identifier, as MoEngage does.
-        with suppress(Exception):
+        try:
             (decision,) = engine.explain({**body, "experience_key": [key], **visitor.attributes})
-            return (decision.reason or reason).value, decision.sentence
+        except RefusedError:
+            return reason.value, "The sandbox refuses the question, as MoEngage would."
+        return (decision.reason or reason).value, decision.sentence
     store = get_metadata_store.find(runtime)
     if (statuses := store.statuses if store else None) is not None:
         if key not in statuses:

@@ -16,11 +16,13 @@ from django.urls import path
 
 from django_moe_personalize import context
 from django_moe_personalize.contrib.debug_toolbar import PersonalizePanel
+from django_moe_personalize.delivery.immediate import ImmediateDelivery
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.moengage.types import Action, ExperienceStatus
 from django_moe_personalize.page import Page
 from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.visitor import Consent
 from tests.conftest import settle
@@ -280,7 +282,14 @@ def test_not_asked():
 
 
 def test_sandbox_that_refuses(monkeypatch):
-    """If the sandbox can't explain its decision, the metadata gives the reason."""
-    monkeypatch.setattr(Engine, "explain", broken)
+    """If the sandbox can't explain its decision, the page is explained nevertheless."""
+
+    def refuse(*arguments):
+        raise RefusedError(400, "Bad Request", "wrong")
+
+    monkeypatch.setattr(Engine, "explain", refuse)
+    # The counters of an outbox are a query, so the page doesn't show them.
+    monkeypatch.setattr(ImmediateDelivery, "uses_database", True)
     with override_experiences({}):
-        assert explain()[0]["hero-banner"][0] == "absent"
+        keys, facts, _ = explain()
+    assert (keys["hero-banner"], facts["delivery"]) == (ABSENT, {"backend": "ImmediateDelivery"})
