@@ -53,14 +53,15 @@ class Figure:
     ``baseline`` and ``ours`` are in ``unit``. ``limit`` (``"<= 1.05"``) is the limit of ``ratio``, or of
     ``difference`` (in ``unit``) if that is given. A figure from alternating blocks has the median of the
     ratios of adjacent blocks, which may differ a little from ``ours / baseline``. ``profile`` repeats the
-    measured block for a profiler. A figure that could not be measured counts as not reached.
+    measured block for a profiler. A figure that could not be measured counts as not reached. A figure without
+    a limit is there for comparison.
     """
 
     what: str
     baseline: float
     ours: float
-    limit: str
     unit: str
+    limit: str = ""
     ratio: float | None = None
     difference: float | None = None
     notes: list[str] = field(default_factory=list)
@@ -79,6 +80,8 @@ class Figure:
     @property
     def margin(self) -> float:
         """How far the figure is inside its limit: 1 is the limit itself, more is better."""
+        if not self.limit:
+            return math.inf
         sign, limit = _read_limit(self.limit)
         if self.compared is None or math.isnan(self.compared):
             return 0.0
@@ -89,6 +92,8 @@ class Figure:
     @property
     def reached(self) -> bool:
         """Whether the figure is within its limit."""
+        if not self.limit:
+            return True
         sign, limit = _read_limit(self.limit)
         return self.compared is not None and bool(_COMPARISONS[sign](self.compared, limit))
 
@@ -181,7 +186,8 @@ def format_figure(figure: dict[str, Any]) -> list[str]:
         shown = f"{_shorten(figure['difference'])} {unit}"
     else:
         shown = "-" if figure["ratio"] is None else f"{figure['ratio']:.2f}"
-    return [*cells, shown, figure["limit"], "reached" if figure["reached"] else "NOT", figure["what"]]
+    verdict = ("reached" if figure["reached"] else "NOT") if figure["limit"] else "-"
+    return [*cells, shown, figure["limit"] or "-", verdict, figure["what"]]
 
 
 def format_row(cells: Iterable[str]) -> str:

@@ -41,7 +41,7 @@ def measure(options: Options) -> Iterator[Figure]:
             baseline=rounds.median("no-op") * 1e6,
             ours=rounds.median("ours") * 1e6,
             ratio=median(ratios),
-            limit="<= 1.05",
+            limit="<= 1.03",
             unit="µs",
             notes=[describe(ratios), *notes],
             context={"no middleware, µs": rounds.median("no middleware") * 1e6},

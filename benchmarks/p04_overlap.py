@@ -61,7 +61,7 @@ def build_figure(found: dict[str, list[Outcome]]) -> Figure:
         baseline=median(halves["alone"]),
         ours=median(halves["ours"]),
         ratio=median(ratios),
-        limit="<= 1.05",
+        limit="<= 1.03",
         unit="ms",
         notes=[describe(ratios), f"{missing} of {sum(o.count for o in found['ours'])} pages showed the default"],
         context={

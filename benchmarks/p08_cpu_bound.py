@@ -34,7 +34,7 @@ def measure(options: Options) -> Iterator[Figure]:
             "threads": (threads, "/cpu_threads/", PERSONAL, name_visitor),
         }
         rates = load(loads, *options.pick((3.0, 5), (1.5, 3)))
-        for name, limit in (("warm", ">= 0.95"), ("cold", ">= 0.7")):
+        for name, limit in (("warm", ">= 0.95"), ("cold", ">= 0.75")):
             figure = build_figure(name, limit, rates)
             figure.profile = profile(build_site(base_url=url), "/cpu_ours/", pages=1000, visitor=loads[name][3])
             yield figure

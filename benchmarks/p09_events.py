@@ -72,7 +72,7 @@ def measure_recording(upstream: Upstream, *, rounds: int) -> Iterator[Figure]:
     found = alternate({"ours": record, **peers}, rounds=rounds, calls=CALLS, after=settle)
     counts = delivery.counts()
     expect(counts.delivered == (rounds + 1) * CALLS, f"not all impressions were delivered: {counts}")
-    for peer, limit in (("Segment", "<= 0.3"), ("PostHog", "<= 0.1")):
+    for peer, limit in (("Segment", "<= 0.15"), ("PostHog", "<= 0.05")):
         ratios = found.ratio("ours", peer)
         yield Figure(
             what=f"time to record one impression / one event of {peer}",
@@ -113,7 +113,7 @@ def measure_batches(upstream: Upstream, *, rounds: int) -> Figure:
         baseline=1 / found.median("one"),
         ours=BATCH / found.median("batch"),
         ratio=median(ratios),
-        limit=">= 80",
+        limit=">= 90",
         unit="events/s",
         notes=[describe(ratios, 1), "each event of another customer"],
         profile=lambda: [deliver(many) for _ in range(200)],

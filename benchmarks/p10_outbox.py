@@ -84,10 +84,10 @@ def drain(upstream: Upstream, database: Mapping[str, Any], *, events: int) -> Fi
     expect(not delivery.counts().pending, "the outbox still has events")
     return Figure(
         what=f"events/s drained from PostgreSQL by {DELIVERERS} deliverers",
-        baseline=5000,
+        baseline=15_000,
         ours=events / seconds,
         difference=events / seconds,
-        limit=">= 5000",
+        limit=">= 15000",
         unit="events/s",
         notes=[f"{events} events in {seconds:.1f} s, each arrived once"],
     )

@@ -48,7 +48,7 @@ def measure_throughput(upstream: Upstream, seconds: float, blocks: int) -> Figur
         baseline=median(rates["plain"]),
         ours=median(rates["ours"]),
         ratio=median(ratios),
-        limit=">= 0.85",
+        limit=">= 0.8",
         unit="pages/s",
         profile=profile_async(site, "/async_ours/", pages=1600),
         notes=[describe(ratios), f"{CONNECTIONS} connections, MAX_CONCURRENT_FETCHES and DEADLINE raised"],

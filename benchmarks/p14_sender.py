@@ -44,7 +44,7 @@ def measure(options: Options) -> Iterator[Figure]:
             baseline=median(plain),
             ours=median(tracked),
             ratio=median(ratios),
-            limit=">= 0.95",
+            limit=">= 0.97",
             unit="pages/s",
             notes=[describe(ratios), "ThreadDelivery with its defaults, upstream at-once"],
         )

@@ -41,7 +41,7 @@ def measure(options: Options) -> Iterator[Figure]:
             baseline=median(rates["posts"]),
             ours=median(rates["ours"]),
             ratio=median(ratios),
-            limit=">= 12",
+            limit=">= 14",
             unit="pages/s",
             notes=[describe(ratios, 1), "both sides have a CA bundle of full size"],
             profile=profile(build_site(base_url=url, bundle=bundle), "/io_ours/", pages=100),

@@ -95,7 +95,7 @@ def time_rendering(request: HttpRequest, options: Options, how: str) -> Figure:
         baseline=rounds.median("variables") * 1e6,
         ours=rounds.median("tags") * 1e6,
         ratio=median(ratios),
-        limit="<= 0.85",
+        limit="<= 0.8",
         unit="µs",
         notes=[describe(ratios), "only the first rendering in a page makes an impression; P9 has its cost"],
         context={shown: rounds.median(name) * 1e6 for name, shown in names.items()},

@@ -45,7 +45,7 @@ def build_figure(rounds: Rounds, profile: Callable[[], object]) -> Figure:
         baseline=median(one) * 1e6,
         ours=median(many) * 1e6,
         ratio=median(ratios),
-        limit="<= 2",
+        limit="<= 1.3",
         unit="µs",
         notes=[describe(ratios), f"the plain page takes {rounds.median('plain') * 1e6:.1f} µs"],
         profile=profile,

@@ -111,20 +111,24 @@ def _get_title(answer: Any, key: str) -> str:
     return title
 
 
+def post(request: HttpRequest, keys: Sequence[str]) -> list[str]:
+    """Return the titles of the experiences after one call of requests.post."""
+    bench = settings.BENCH
+    answer = requests.post(
+        f"{bench['url']}/experiences/fetch",
+        json=_build_question(request, keys),
+        auth=("BENCH_DEBUG", "bench-key"),
+        headers={"MOE-APPKEY": "BENCH_DEBUG"},
+        timeout=1,
+        verify=bench["bundle"] or True,
+    )
+    return [_get_title(answer, key) for key in keys]
+
+
 def io_posts(request: HttpRequest) -> HttpResponse:
     """Call requests.post in the view for each experience, as the vendor's samples do."""
-    bench, titles = settings.BENCH, []
-    for key in KEYS:
-        answer = requests.post(
-            f"{bench['url']}/experiences/fetch",
-            json=_build_question(request, [key]),
-            auth=("BENCH_DEBUG", "bench-key"),
-            headers={"MOE-APPKEY": "BENCH_DEBUG"},
-            timeout=1,
-            verify=bench["bundle"] or True,
-        )
-        titles.append(_get_title(answer, key))
-    time.sleep(bench["view"])
+    titles = [title for key in KEYS for title in post(request, [key])]
+    time.sleep(settings.BENCH["view"])
     return _respond(titles)
 
 

@@ -1,9 +1,9 @@
-"""The peers of P2: pages that evaluate flags with LaunchDarkly, GrowthBook or waffle, all in this process."""
+"""The peers of P2: pages that evaluate flags in this process, and pages that call MoEngage with ``requests``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,7 +66,25 @@ def waffle(request: HttpRequest) -> HttpResponse:
     return pages._respond([f"Title of {key}" if flag_is_active(request, key) else pages.DEFAULT for key in KEYS])
 
 
-urlpatterns = [*pages.urlpatterns, *(path(f"{peer.__name__}/", peer) for peer in (launchdarkly, growthbook, waffle))]
+def three_posts(request: HttpRequest) -> HttpResponse:
+    """Call requests.post for each experience."""
+    return pages._respond([title for key in KEYS for title in pages.post(request, [key])])
+
+
+def one_post(request: HttpRequest) -> HttpResponse:
+    """Call requests.post once for all experiences."""
+    return pages._respond(pages.post(request, KEYS))
+
+
+def switch(request: HttpRequest) -> HttpResponse:
+    """Return the page of the contender. All contenders share one route, so finding it takes all the same time."""
+    return shown[0](request)
+
+
+shown: list[Callable[[HttpRequest], HttpResponse]] = [pages.plain]
+"""The view of the contender that runs now."""
+
+urlpatterns = [path("page/", switch)]
 
 
 @contextmanager

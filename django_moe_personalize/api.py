@@ -21,7 +21,7 @@ from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
-from django_moe_personalize.moengage.client import FETCH_FIELDS
+from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
     DataSource,

@@ -45,7 +45,12 @@ class Personalization(Mapping[str, Experience]):
     def get(self, key: str, /, default: T) -> Experience | T: ...
     def get(self, key: str, /, default: Any = None) -> Any:
         """Return the experience, or ``default`` if this visitor has no experience of that key."""
-        experience = self._page.read(key)
+        page = self._page
+        # Most reads need no more than this look-up: the user is the same, and the visitor depends on nothing else.
+        if page.known.get("user") is page.user and page._evidence is None and key in page._answers:
+            experience = page._answers[key]
+        else:
+            experience = page.read(key)
         return default if experience is None else experience
 
     @overload
@@ -132,8 +137,8 @@ class Personalization(Mapping[str, Experience]):
 
     def track_impression(self, experience_key: str) -> None:
         """Report that the page shows an experience. Several calls on one page count once."""
-        if (experience := self._page.read(experience_key)) is not None:
-            self._page.tracker.show(experience)
+        if (experience := self.get(experience_key)) is not None:
+            (self._page._tracker or self._page.tracker).show(experience)
 
     def track_click(self, experience_key: str, *, element: str = "", offering: Offering | None = None) -> None:
         """Report that this request is a click on ``element`` (``b_id``) or on ``offering`` of an experience."""
@@ -153,7 +158,7 @@ def give_id(page: Page) -> None:
     In an event loop this happens after the view, because gathering the visitor may block.
     """
     request = page._request()
-    if request is None or page._is_closed or not page._settings.enabled or not may_be_new(request):
+    if request is None or page._is_closed or not page.runtime.settings.enabled or not may_be_new(request):
         return
     if page._visitor is None and is_in_event_loop():
         # Under WSGI, seal() does this. A check in seal() would cost every page of the site 3 bytecodes.

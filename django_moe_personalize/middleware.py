@@ -17,7 +17,7 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.page import Page
-from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.planning import find_template_keys, get_plan
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase | Awaitable[HttpResponseBase]]
 
@@ -58,7 +58,7 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            tracking.record(events, page._runtime)
+            tracking.record(events, page.runtime)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
@@ -76,23 +76,29 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            await tracking.arecord(events, page._runtime)
+            await tracking.arecord(events, page.runtime)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """Start to fetch the experiences that the page is known to need. The view runs at the same time."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
-        if keys := page.plan(request, view):
-            # Under WSGI, sync code in an async view can't wait later, so wait here.
-            (page.load if iscoroutinefunction(view) else page.prefetch)(*keys)
+        plan = page.plan = get_plan(request, view, page.runtime)
+        if plan.keys and (keys := plan.get_early_keys(request)):
+            if plan.is_async:
+                # Under WSGI, sync code in an async view can't wait later, so wait here.
+                page.load(*keys)
+            else:
+                page.start(keys)
 
     async def aprocess_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:
         """See process_view(). For an async view, wait for the fetch, because tags in an event loop can't wait."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
         # A function of the site may block: it may read the page from the database.
         is_quick = isinstance(get_settings().learn_routes, bool)
-        if keys := page.plan(request, view) if is_quick else await sync_to_async(page.plan)(request, view):
-            await (page.aload if iscoroutinefunction(view) else page.aprefetch)(*keys)
+        arguments = request, view, page.runtime
+        plan = page.plan = get_plan(*arguments) if is_quick else await sync_to_async(get_plan)(*arguments)
+        if plan.keys and (keys := plan.get_early_keys(request)):
+            await (page.aload if plan.is_async else page.aprefetch)(*keys)
 
     async def aprocess_template_response(
         self, request: HttpRequest, response: SimpleTemplateResponse

@@ -7,8 +7,8 @@ itself. Until a key is planned or read, a page doesn't gather the visitor and do
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Final
 from weakref import ref
 
 from django.http import HttpRequest, StreamingHttpResponse
@@ -19,7 +19,7 @@ from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
 from django_moe_personalize.moengage.types import DataSource, Event, Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.tracking import ALWAYS, PageTracker
+from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
@@ -44,28 +44,19 @@ class Page(RequestVisitor):
     _clicks: Sequence[Event] = ()
     _expected: tuple[str, ...] = ()
     _is_dropped = False
-    _samples = ALWAYS
+    _flights: Sequence[Flight] = ()
     _stamp = ""
     _tracker: PageTracker | None = None
-    _view: Callable[..., Any] | None = None
     _waiting = 0
+    plan: planning.Plan = planning.NO_PLAN
 
     def __init__(self, request: HttpRequest) -> None:
         # With a strong reference, only the garbage collector could free the request.
         self._request = ref(request)
-        self._runtime = get_runtime()
-        self._settings = self._runtime.settings
+        self.runtime = get_runtime()
         self._answers: dict[str, Experience | None] = {}
-        self._flights: list[Flight] = []
 
     # Planning
-
-    def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
-        """Return the keys to ask for before ``view`` runs."""
-        self._view = view
-        # Django has found the route before it calls process_view().
-        self._samples = self._runtime.samples.get(request.resolver_match.view_name, ALWAYS)  # type: ignore[union-attr]
-        return planning.get_early_keys(request, view, self._runtime)
 
     def find(self, experience_key: str, template: Template | None) -> Experience | None:
         """Return the experience for a tag of ``template``. The first tag fetches all keys of the template."""
@@ -84,10 +75,18 @@ class Page(RequestVisitor):
     def planned_keys(self) -> tuple[str, ...]:
         """All keys that this page needs, as far as the package knows."""
         request = self._request()
-        planned = () if request is None else planning.get_planned_keys(request, self._view)
+        planned = () if request is None else planning.get_planned_keys(request, self.plan.view)
         return tuple(dict.fromkeys([*planned, *self._expected, *self.experience_keys]))
 
     # Starting
+
+    def start(self, keys: tuple[str, ...]) -> None:
+        """Start one fetch of the keys in the plan, before the view runs. See prefetch()."""
+        if self._answers or self._flights or self._visitor is not None:
+            # Another middleware has used the page.
+            self.prefetch(*keys)
+        elif (visitor := self._find_visitor()) is not None:
+            self._start(visitor, keys)
 
     def prefetch(self, *experience_keys: str) -> None:
         """Start one fetch of the keys that this page hasn't asked for, and return immediately."""
@@ -138,27 +137,24 @@ class Page(RequestVisitor):
         request = self._request()
         if request is None or self._is_closed:
             return None
-        # Most pages run only these comparisons, and not confirm(): 22 bytecodes a read.
         if (
-            request.__dict__.get("user") is not self._user
+            request.__dict__.get("user") is not self.user
             or request.__dict__.get("auser") is not self._auser
             or (self._evidence is not None and not self._evidence.holds(request))
         ) and not self.confirm():
             self.mark_read(request)
             return None
         if not self.is_read:
-            if not self._settings.enabled:
+            if not self.runtime.settings.enabled:
                 return None
             self.mark_read(request)
-        try:
-            return self._answers[key]
-        except KeyError:
-            return self._answer(request, key)
+        return self._answers[key] if key in self._answers else self._answer(request, key)
 
     def mark_read(self, request: HttpRequest) -> None:
         """Make the page private: only this visitor may get the response."""
         if not self.is_read:
-            self.is_read = True
+            self.is_read = self._is_used = True
+            self.known = request.__dict__
             rendering.keep_out_of_caches(request)
 
     async def aread(self, key: str) -> Experience | None:
@@ -166,7 +162,7 @@ class Page(RequestVisitor):
         await self.aconfirm()
         request = self._request()
         if request is not None and key not in self._answers:
-            await self.aprefetch(*planning.get_planned_keys(request, self._view), key)
+            await self.aprefetch(*planning.get_planned_keys(request, self.plan.view), key)
             await self.aload(key)
         return self.read(key)
 
@@ -177,10 +173,10 @@ class Page(RequestVisitor):
             self._keep(flight.question.keys, flight.result(0.0))
         elif in_event_loop:
             self._learn(key, limit=planning.MAX_READ_KEYS)
-            self._runtime.log_once(("unplanned", key), _UNPLANNED, key)
+            self.runtime.log_once(("unplanned", key), _UNPLANNED, key)
         else:
             if flight is None:
-                self.prefetch(*planning.get_planned_keys(request, self._view), *self._expected, key)
+                self.prefetch(*planning.get_planned_keys(request, self.plan.view), *self._expected, key)
                 flight = self._find_flight(key)
             if flight is not None:
                 self._join(flight)
@@ -236,11 +232,11 @@ class Page(RequestVisitor):
         """
         self.release()
         if not self.is_read and (request := self._request()) and "HTTP_AUTHORIZATION" in request.META:
-            planning.get_route_memory(self._runtime).late_routes.add(planning.get_route(request))
+            planning.get_route_memory(self.runtime).late_routes.add(planning.get_route(request))
         self._expected = tuple(dict.fromkeys([*self._expected, *self.experience_keys]))
         if self._tracker is not None and not self._has_new_id:
             self._clicks = [*self._clicks, *self._tracker.take(shown=False)]
-        self._flights, self._answers, self._tracker = [], {}, None
+        self._flights, self._answers, self._tracker = (), {}, None
         self._has_new_id, self._is_dropped = False, True
 
     def _finish_visitor(self, request: HttpRequest, response: HttpResponseBase) -> None:
@@ -260,30 +256,31 @@ class Page(RequestVisitor):
 
         Later reads return the default, because the server may have sent the headers already.
         """
-        if next(self._samples):
+        if next(self.plan.samples):
             self._look_for_leak(response)
-        if self._visitor is None and not self.is_read and self._gathered is None:
+        if not self._is_used:
             # Most pages of a site don't use personalization.
             self._is_closed = True
             return ()
         self.release()
         request = self._request()
         if request is None or not (self.is_read or self._finish_unread(request, response)):
-            self._is_closed = True
+            self._is_closed, self.known = True, RequestVisitor.known
             return ()
-        is_same = request.__dict__.get("user") is self._user and request.__dict__.get("auser") is self._auser
+        is_same = request.__dict__.get("user") is self.user and request.__dict__.get("auser") is self._auser
         if not is_same or (self._evidence is not None and not self._evidence.holds(request)):
             self._finish_visitor(request, response)
-        rendering.seal_response(response, self._settings)
-        waited = self._settings.deadline - self._get_budget()
-        rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
+        rendering.seal_response(response, self.runtime.settings)
+        if self.runtime.is_debug or not _LOADED_USERS.isdisjoint(request.__dict__):
+            waited = self.runtime.settings.deadline - self._get_budget()
+            rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             self.is_streamed = True
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self._runtime)
+            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self.runtime)
             return ()
         return self._end(request, response)
 
@@ -291,7 +288,7 @@ class Page(RequestVisitor):
         # In strict mode the search raises an exception, and the page has no other response.
         self.release()
         request = self._request()
-        if request is not None and tracking.find_leak(self._runtime, request, response, lambda: self._stamp):
+        if request is not None and tracking.find_leak(self.runtime, request, response, lambda: self._stamp):
             self.mark_read(request)
 
     def release(self) -> None:
@@ -307,7 +304,7 @@ class Page(RequestVisitor):
         has_asked = bool(self._flights or self._answers or self._expected)
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
             # The page needed none of the keys that it fetched early.
-            planning.get_route_memory(self._runtime).unlearn(request)
+            planning.get_route_memory(self.runtime).unlearn(request)
         return has_stored_parameters(request) or (has_asked and response.streaming)
 
     def _describe(self) -> str:
@@ -317,14 +314,15 @@ class Page(RequestVisitor):
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
         # An outer middleware may replace the response. A read there couldn't make the new response private.
-        self._is_closed = True
-        # A streamed response may have started fetches after the first release().
-        self.release()
+        self._is_closed, self.known = True, RequestVisitor.known
+        if self.is_streamed:
+            # The content may have started fetches.
+            self.release()
         tracker, self._tracker = self._tracker, None
         if not (tracker or self._clicks) or response.status_code >= 400 or not tracking.is_counted(request):
             return ()
         # With "returning" the browser must show first that it keeps cookies.
-        if tracker is None or (MINTED in request.__dict__ and self._settings.anonymous_events == "returning"):
+        if tracker is None or (MINTED in request.__dict__ and self.runtime.settings.anonymous_events == "returning"):
             return self._clicks
         events = tracker.take(shown=response.status_code == 200 and request.method == "GET")
         return [*self._clicks, *events] if self._clicks else events
@@ -335,14 +333,13 @@ class Page(RequestVisitor):
         if self._is_dropped:
             # Ask for this visitor also what the page has asked for the visitor before, in the same call.
             keys = (*keys, *self._expected)
-        if not keys or self._is_closed or self._request() is None or not self._settings.enabled:
+        if not keys or self._is_closed or self._request() is None or not self.runtime.settings.enabled:
             return ()
         asked = self.experience_keys if self._flights or self._answers else ()
         return tuple([key for key in dict.fromkeys(keys) if key and isinstance(key, str) and key not in asked])
 
     def _find_flight(self, key: str) -> Flight | None:
-        found = [flight for flight in self._flights if key in flight.question.keys]
-        return found[0] if found else None
+        return next((flight for flight in self._flights if key in flight.question.keys), None)
 
     def _find_flights(self, keys: Sequence[str]) -> list[Flight]:
         return [f for f in self._flights if not keys or not set(keys).isdisjoint(f.question.keys)]
@@ -351,11 +348,11 @@ class Page(RequestVisitor):
         if visitor is NO_VISITOR:
             self._answers.update(dict.fromkeys(keys))
             return
-        answers, flight = start_fetch(self._runtime, visitor, keys)
+        answers, flight = start_fetch(self.runtime, visitor, keys)
         if flight is None:
             self._keep(keys, answers)
         else:
-            self._flights.append(flight)
+            self._flights = [*self._flights, flight]
 
     def _join(self, flight: Flight) -> None:
         self._charge(+1)
@@ -371,18 +368,19 @@ class Page(RequestVisitor):
             self._keep(flight.question.keys, found)
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
-        brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
-        if brought:
+        answers = self._answers
+        brought = [key for key in keys if answers.setdefault(key, found.get(key)) is not None]
+        if brought and keys is not self.plan.keys:
             # The next page of this route fetches these keys early.
             self._learn(*brought, limit=planning.MAX_READ_KEYS)
 
     def _learn(self, *keys: str, limit: int = planning.MAX_KEYS_A_ROUTE) -> None:
         if (request := self._request()) is not None:
-            planning.get_route_memory(self._runtime).learn(request, *keys, limit=limit)
+            planning.get_route_memory(self.runtime).learn(request, *keys, limit=limit)
 
     def _get_budget(self) -> float:
         """Return how many seconds this page may still wait."""
-        return self._settings.deadline if self._budget is None else self._budget
+        return self.runtime.settings.deadline if self._budget is None else self._budget
 
     def _charge(self, change: int) -> None:
         """Start or end one wait. If several tasks of a page wait at the same time, charge the time once."""
@@ -392,6 +390,9 @@ class Page(RequestVisitor):
         self._charged_until = now
         self._waiting += change
 
+
+_LOADED_USERS: Final = frozenset({"_cached_user", "_acached_user"})
+"""Attributes of a request whose user Django has loaded."""
 
 _UNPLANNED = (
     "Experience %r was read in async code before its response arrived, so the page shows its default. "

@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
+from asgiref.sync import iscoroutinefunction
 from django.http import HttpRequest
 from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.base import FilterExpression
 from django.template.loader_tags import ExtendsNode, IncludeNode
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
+from django_moe_personalize.runtime import ALWAYS, Runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor.identity import HookError, call
 
 KEYS_ATTRIBUTE: Final = "moe_experience_keys"
@@ -61,14 +62,31 @@ class RouteMemory:
     start, by ``get_key(request)`` instead of the path. A page for which this is "" learns nothing.
     """
 
-    def __init__(self, get_key: Callable[[HttpRequest], str] | None = None) -> None:
+    def __init__(
+        self, get_key: Callable[[HttpRequest], str] | None = None, plans: dict[tuple[str, Any], Plan] | None = None
+    ) -> None:
         self._get_key = get_key
+        self._plans = {} if plans is None else plans
+        self.changes = 0
+        """How often the memory has changed. Each change makes the plans invalid."""
         self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
         """The keys of each route. ``None`` stands for a split route."""
         self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
         self.late_routes: set[str | None] = set()
         """Routes that read a token in the view. Before the view, the fetch would be for the wrong visitor."""
         self._lock = threading.Lock()
+
+    def keep_plan(self, name: tuple[str, Any], plan: Plan, changes: int) -> None:
+        """Keep a plan for the next pages, unless the memory has changed since it had ``changes``."""
+        with self._lock:
+            if changes == self.changes:
+                if len(self._plans) >= MAX_ROUTES:
+                    self._plans.clear()
+                self._plans[name] = plan
+
+    def _note_change(self) -> None:
+        self.changes += 1
+        self._plans.clear()
 
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
         """Return the keys that earlier pages like ``request`` have needed."""
@@ -96,6 +114,7 @@ class RouteMemory:
             elif key := self._find_key(request):
                 self._parts[route, key] = keys
                 _drop_oldest(self._parts)
+            self._note_change()
 
     def unlearn(self, request: HttpRequest) -> None:
         """Forget the keys of pages like ``request``, because this page needed none of them. Maybe split the route."""
@@ -106,6 +125,7 @@ class RouteMemory:
                     self._parts.pop((route, self._find_key(request)), None)
                 else:
                     self.routes[route] = None
+                self._note_change()
 
     def _find_key(self, request: HttpRequest) -> str:
         if self._get_key is None:
@@ -133,7 +153,7 @@ class _AllSplit(dict[Any, Any]):
 def get_route_memory(runtime: Runtime) -> RouteMemory:
     """Return the keys that the routes of this process have needed so far."""
     learn = runtime.settings.learn_routes
-    return RouteMemory(None if learn is True else functools.partial(_call_site, learn))
+    return RouteMemory(None if learn is True else functools.partial(_call_site, learn), runtime.plans)
 
 
 def _call_site(learn: bool | str, request: HttpRequest) -> str:
@@ -201,33 +221,61 @@ def get_planned_keys(
     route = None if match is None else match.view_name
     declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
     memory = get_route_memory(runtime)
-    # A page of a route that isn't split has no more to do than this look-up.
     seen = memory.routes.get(route, ())
     if seen is None:
         seen = memory.get_part(request, route)
     experiences = get_settings().experiences
-    if not experiences and not (declared and seen):
-        # A page without experiences may take 120 bytecodes in all. Merging the keys would take 55 more.
-        return declared or seen
     configured = [key for name in _iterate_route_names(route) for key in experiences.get(name, ())]
     return tuple(dict.fromkeys([*declared, *configured, *seen]))
 
 
-def get_early_keys(request: HttpRequest, view: Callable[..., Any], runtime: Runtime | None = None) -> tuple[str, ...]:
-    """Return the keys to ask for before ``view`` runs.
+class Plan:
+    """What is known about the pages of a route and its view before the view runs.
 
-    A POST gets only the keys of the view, because it often just redirects. The package's own endpoints get no keys.
+    ``keys`` are the keys to ask for. A look at one of ``samples`` tells whether the leak detector searches the page.
     """
-    keys = get_planned_keys(request, view, runtime)
-    if not keys:
-        return keys
-    if getattr(view, "__module__", "") == "django_moe_personalize.views":
-        return ()
-    if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory(runtime).late_routes:
-        return ()
-    if request.method not in ("GET", "HEAD"):
-        return tuple(getattr(view, KEYS_ATTRIBUTE, ()))
-    return keys
+
+    __slots__ = ("is_async", "keys", "samples", "view")
+
+    def __init__(self, view: Callable[..., Any] | None, keys: tuple[str, ...], samples: Iterator[bool]) -> None:
+        self.view = view
+        self.keys = keys
+        self.samples = samples
+        self.is_async = view is not None and iscoroutinefunction(view)
+
+    def get_early_keys(self, request: HttpRequest) -> tuple[str, ...]:
+        """Return the keys to ask for before the view runs. A POST gets the view's keys only: it often redirects."""
+        if request.method not in ("GET", "HEAD"):
+            return tuple(getattr(self.view, KEYS_ATTRIBUTE, ()))
+        if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory().late_routes:
+            return ()
+        return self.keys
+
+
+NO_PLAN: Final = Plan(None, (), ALWAYS)
+"""The plan of a page without a view."""
+
+
+def get_plan(request: HttpRequest, view: Callable[..., Any], runtime: Runtime) -> Plan:
+    """Return the plan of a page. Django has found its route."""
+    try:
+        return runtime.plans[request.resolver_match.view_name, view]  # type: ignore[union-attr, no-any-return]
+    except (KeyError, TypeError):
+        # A view may be an object without a hash.
+        return _build_plan(request, view, runtime)
+
+
+def _build_plan(request: HttpRequest, view: Callable[..., Any], runtime: Runtime) -> Plan:
+    """Return a new plan, and keep it for the next pages unless it depends on the address."""
+    memory, route = get_route_memory(runtime), get_route(request) or ""
+    changes = memory.changes
+    # The package's own endpoints show no experiences.
+    is_own = getattr(view, "__module__", "") == "django_moe_personalize.views"
+    keys = () if is_own else get_planned_keys(request, view, runtime)
+    plan = Plan(view, keys, runtime.samples.get(route, ALWAYS))
+    if isinstance(view, Hashable) and memory.routes.get(route, ()) is not None:
+        memory.keep_plan((route, view), plan, changes)
+    return plan
 
 
 def _iterate_route_names(route: str | None) -> Iterator[str]:

@@ -280,17 +280,18 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
     """
-    names = " ".join(response.headers).lower()
-    # Few views set such a header, and the search in all names saves 40 bytecodes.
+    # The mapping below Django's headers, by lower-case names. The public way would take 200 bytecodes and 4 µs more.
+    headers = response.headers._store
+    names = " ".join(headers)
+    # Few views set such a header.
     if "control" in names or "expires" in names:
-        for name in [name for name in response.headers if _OUTRANKING.fullmatch(name)]:
-            del response.headers[name]
-    response.headers["Cache-Control"] = settings.cache_control
-    if "Vary" in response.headers:
+        for name in [name for name in headers if _OUTRANKING.fullmatch(name)]:
+            del headers[name]
+    headers["cache-control"] = ("Cache-Control", settings.cache_control)
+    if "vary" in headers:
         patch_vary_headers(response, ("Cookie",))
     else:
-        # This saves the 90 bytecodes and 1.5 µs of patch_vary_headers(). Few views set a Vary header.
-        response.headers["Vary"] = "Cookie"
+        headers["vary"] = ("Vary", "Cookie")
     if not response.streaming:
         marks.remove_misplaced(response)
 

@@ -191,7 +191,14 @@ class CircuitBreaker:
 
     def success(self, ticket: int = 0) -> None:
         """Report a response. If failures opened the breaker, only a report with the probe's ticket closes it."""
-        self._report(ticket)
+        if ticket or self.state != "closed":
+            self._report(ticket)
+            return
+        # Most reports. Without these lines, a report takes 35 bytecodes more.
+        with self._lock:
+            self._succeeded = now = self._clock()
+            self._in_a_row = 0
+            self._calls.add(now, is_failure=False)
 
     def failure(self, ticket: int = 0, *, age: float = 0.0) -> None:
         """Report that no usable response arrived. See success().

@@ -17,8 +17,10 @@ from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
+from itertools import repeat
 from typing import Any, Final, Generic, TypeVar
 
+from django.conf import settings as django_settings
 from django.core.signals import setting_changed
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -32,10 +34,15 @@ T = TypeVar("T")
 DEFAULT: Final = "default"
 """The name of the workspace that the settings describe."""
 
+ALWAYS: Final[Iterator[bool]] = repeat(True)
+"""The leak detector looks at each page: in strict mode, of a route that had a leak, and if the page has no route."""
+
 MAX_LOGGED: Final = 1024
 """How many keys log_once() remembers. After one more key, log_once() forgets all keys and logs each message again."""
 
-_SETTINGS_READ: Final = frozenset({SETTING, "CACHES", "DEBUG", "SECRET_KEY", "STORAGES", "TEMPLATES"})
+_SETTINGS_READ: Final = frozenset(
+    {SETTING, "CACHES", "DEBUG", "SECRET_KEY", "SECURE_PROXY_SSL_HEADER", "STORAGES", "TEMPLATES"}
+)
 """A change of one of these settings drops all runtimes, because parts are built from these settings."""
 
 
@@ -50,9 +57,11 @@ class Runtime:
         # Reentrant, because the function that builds a part may need another part.
         self._lock = threading.RLock()
         self._logged: dict[Hashable, object] = {}
-        # For each route an endless iterator: True for a page at which the leak detector looks. A part would take 15
-        # more bytecodes on each page.
+        # For each route an endless iterator: True for a page at which the leak detector looks.
         self.samples: dict[str, Iterator[bool]] = {}
+        # What pages of a route and a view need. A part would take 15 more bytecodes on each page.
+        self.plans: dict[tuple[str, Any], Any] = {}
+        self.is_debug = bool(django_settings.DEBUG)
         # Read now, because later the settings may be those of the next runtime. Wrong settings raise an error later.
         with suppress(ConfigurationError):
             self.settings = get_settings()

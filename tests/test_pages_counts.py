@@ -6,9 +6,11 @@ import threading
 
 import pytest
 from django.contrib.auth.models import User
+from django.test import Client
 
 from django_moe_personalize.testing import override_personalize
-from tests.pages import text, title
+from django_moe_personalize.visitor import remembered
+from tests.pages import BROWSER, text, title
 
 pytestmark = pytest.mark.urls("tests.site")
 
@@ -23,6 +25,19 @@ def test_personalized_page_is_private(visit, upstream, path):
     response = visit(path)
     assert response.headers["Cache-Control"] == "private, no-store"
     assert "Cookie" in response.headers["Vary"]
+
+
+@pytest.mark.parametrize("path", ["/tags/", "/read/", "/hidden/"])
+def test_page_of_a_remembered_visitor(upstream, settings, path):
+    """Without users, the process finds a visitor by raw headers. Each page is private, shows and counts the same."""
+    settings.MIDDLEWARE = ["django_moe_personalize.middleware.PersonalizeMiddleware"]
+    client = Client()
+    for _ in range(4):
+        response = client.get(path, headers={"User-Agent": BROWSER})
+        assert response.headers["Cache-Control"] == "private, no-store"
+        assert b"Welcome" not in response.content
+    assert len(remembered.get_remembered()) == 2
+    assert len({str(body["identifiers"]) for body in upstream.fetches}) == 1
 
 
 @pytest.mark.django_db

@@ -19,10 +19,11 @@ from django_moe_personalize.planning import (
     MAX_TEMPLATES,
     RouteMemory,
     find_template_keys,
-    get_early_keys,
+    get_plan,
     get_planned_keys,
     get_route_memory,
 )
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.views import beacon
 from tests.conftest import build_request
@@ -70,8 +71,8 @@ def test_keys_before_the_view(method, keys):
     request = routed()
     request.method = method
     with override_personalize(EXPERIENCES={"*": ["configured"]}):
-        assert get_early_keys(request, personalize("declared")(view)) == keys
-        assert get_early_keys(routed("beacon", ["shop-moe"]), beacon) == ()
+        assert get_plan(request, personalize("declared")(view), get_runtime()).get_early_keys(request) == keys
+        assert get_plan(routed("beacon", ["shop-moe"]), beacon, get_runtime()).keys == ()
 
 
 def test_sources_add_up_without_repetition():

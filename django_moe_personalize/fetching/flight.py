@@ -13,6 +13,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
@@ -43,43 +45,49 @@ from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, R
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
 from django_moe_personalize.resilience import Deadline, monotonic
-from django_moe_personalize.runtime import Runtime, part
-from django_moe_personalize.visitor import Visitor
+
+if TYPE_CHECKING:
+    from django_moe_personalize.fetching.flights import Flights
 
 EXTRA_SECONDS = 0.1
 """Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
 
-MAX_SECONDS = 30.0
-"""How long pages join a flight. After this time pages start another flight, because the leader may never finish."""
-
-MAX_FLIGHTS = 4096
-"""How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
+Key = tuple[str, tuple[str, ...]]
+"""The digest of the visitor, and the experience keys."""
 
 
-class Flight(Future[Experiences]):
-    """A question on its way. The result of this future is the experiences by key.
+class Flight:
+    """A question on its way. ``found`` is the experiences by key, or ``None`` until the flight has ended.
 
     ``known`` holds the experiences that pages show if the answer doesn't arrive in time.
     """
 
-    def __init__(self, question: Question, known: Experiences, until: float) -> None:
-        super().__init__()
+    found: Experiences | None = None
+    followers: tuple[Future[Experiences], ...] = ()
+    is_followed = False
+    # The call, until its response is read. Only the thread or task that holds ``_turn`` uses the exchange.
+    _exchange: HTTPExchange | None = None
+    _answers: Answers = MappingProxyType({})
+    _missing: tuple[str, ...] = ()
+    _has_thread = False
+    _is_unread = True
+
+    def __init__(self, key: Key, question: Question, known: Experiences, until: float, flights: Flights) -> None:
+        self.key = key
         self.question = question
         self.known = known
         self.until = until
-        self.is_followed = False
-        # The call, until its response is read. Only the thread or task that holds ``_turn`` uses the exchange.
-        self._exchange: HTTPExchange | None = None
-        self._answers: Answers = {}
-        self._missing: tuple[str, ...] = ()
+        self._flights = flights
         self._turn = threading.Lock()
         self._deadline = question.deadline
-        self._has_thread = False
-        self._is_unread = True
 
-    def cancel(self) -> bool:
-        """Return False: when a page's task is cancelled, the other pages still need this flight."""
-        return False
+    def done(self) -> bool:
+        """Return whether the flight has ended."""
+        return self.found is not None
+
+    def result(self, seconds: float | None = None) -> Experiences:
+        """Return the experiences. Raises TimeoutError if the flight doesn't end within ``seconds``."""
+        return self._flights.follow(self).result(seconds) if self.found is None else self.found
 
     # A page waits.
 
@@ -88,6 +96,8 @@ class Flight(Future[Experiences]):
         until = monotonic() + seconds
         if self._exchange is not None:
             self._read(seconds)
+        if self.found is not None:
+            return self.found
         try:
             return self.result(max(0.0, until - monotonic()))
         except TimeoutError:
@@ -104,7 +114,7 @@ class Flight(Future[Experiences]):
             async with asyncio.timeout(seconds):
                 if self._exchange is not None:
                     await self._aread()
-                return self.result(0.0) if self.done() else await asyncio.wrap_future(self)
+                return await asyncio.wrap_future(self._flights.follow(self)) if self.found is None else self.found
         except TimeoutError:
             return self._abandon()
 
@@ -162,7 +172,7 @@ class Flight(Future[Experiences]):
 
     def _submit(self, work: Callable[..., None], *args: Response) -> None:
         if not offer_fetch(self.question.runtime, work, *args):
-            get_flights(self.question.runtime).finish(self, self.known)
+            self._flights.finish(self, self.known)
 
     def _run(self) -> None:
         """Resolve the question in a thread of the pool, then do the work that no page waits for."""
@@ -190,22 +200,25 @@ class Flight(Future[Experiences]):
         runtime = self.question.runtime
         try:
             # Fill the cache before the flight ends: a page that doesn't find the flight must find the answer.
-            get_cache(runtime).keep(self.question.visitor.digest, learned)
+            get_cache(runtime).keep(self.key[0], learned)
         except Exception as error:
             log_bug(runtime, error)
         finally:
-            get_flights(runtime).finish(self, experiences)
+            self._flights.finish(self, experiences)
 
     # Reading. Only the thread or task that holds ``_turn`` reads.
 
     def _read(self, seconds: float) -> None:
         """Wait for the turn, then read. The wait and the read together take at most ``seconds``."""
-        until = monotonic() + seconds
-        if self._turn.acquire(timeout=seconds):
-            try:
-                self._advance(max(0.0, until - monotonic()))
-            finally:
-                self._turn.release()
+        if not self._turn.acquire(blocking=False):
+            until = monotonic() + seconds
+            if not self._turn.acquire(timeout=seconds):
+                return
+            seconds = max(0.0, until - monotonic())
+        try:
+            self._advance(seconds)
+        finally:
+            self._turn.release()
 
     async def _aread(self) -> None:
         """Read the response without blocking the event loop, unless another thread or task is reading it."""
@@ -270,13 +283,13 @@ class Flight(Future[Experiences]):
                     self._submit(self._open, response)
 
     def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        until = monotonic() + seconds
-        is_late, self._is_unread = self._is_unread and self._deadline.expired, False
+        left = self._deadline.remaining() or 0.0
+        is_late, self._is_unread = self._is_unread and not left, False
         try:
-            response = exchange.receive(min(seconds, self._deadline.remaining() or 0.0))
+            response = exchange.receive(min(seconds, left))
             if response is None and is_late and exchange.has_begun:
                 self._deadline = Deadline(EXTRA_SECONDS)
-                response = exchange.receive(max(0.0, min(until - monotonic(), EXTRA_SECONDS)))
+                response = exchange.receive(min(seconds, EXTRA_SECONDS))
             if response is None and self._deadline.expired:
                 exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
@@ -295,7 +308,11 @@ class Flight(Future[Experiences]):
         except Exception as error:
             self._fail(error)
             return
-        learned = {key: result.experiences.get(key) for key in self._missing}
+        found = result.experiences
+        if len(found) == len(self.question.keys):
+            self._land(found, found)
+            return
+        learned = {key: found.get(key) for key in self._missing}
         self._land(learned, pick({**self._answers, **learned}, self.question.keys))
         if None in learned.values():
             explain(runtime, learned)
@@ -310,79 +327,6 @@ class Flight(Future[Experiences]):
         # The page's own thread runs the signal's receivers only if no thread of the pool is free.
         if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found)
-
-
-class Flights:
-    """The flights of this process, by visitor and keys. Thread-safe."""
-
-    def __init__(self, *, max_seconds: float = MAX_SECONDS, max_flights: int = MAX_FLIGHTS) -> None:
-        self.landed = 0
-        """How many flights have ended. If the number changes while a page reads the cache, the page reads again."""
-        self._max_seconds = max_seconds
-        self._max_flights = max_flights
-        self._lock = threading.Lock()
-        # The oldest flight first.
-        self._flights: dict[tuple[str, tuple[str, ...]], Flight] = {}
-
-    def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
-        """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
-        key = question.visitor.digest, question.keys
-        with self._lock:
-            now = monotonic()
-            flight = self._flights.get(key)
-            if flight is not None and now < flight.until:
-                flight.is_followed = True
-                return flight, False
-            flight = Flight(question, known, now + self._max_seconds)
-            while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
-                del self._flights[oldest]
-            if len(self._flights) < self._max_flights:
-                self._flights[key] = flight
-        return flight, True
-
-    def finish(self, flight: Flight, experiences: Experiences) -> None:
-        """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
-        question = flight.question
-        flight.set_result(experiences)
-        with self._lock:
-            self.landed += 1
-            key = question.visitor.digest, question.keys
-            # If this flight took too long, another flight may have replaced it.
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-
-
-@part
-def get_flights(runtime: Runtime) -> Flights:
-    """Return the flights of this process."""
-    return Flights()
-
-
-def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:
-    """Return the answers in memory and, unless they cover all keys, the flight that fetches the answers.
-
-    A background thread refreshes stale answers, and the page doesn't wait. Never raises.
-    """
-    try:
-        flights, cache = get_flights(runtime), get_cache(runtime)
-        landed, known = flights.landed, cache.peek(visitor.digest, keys)
-        if not known.due:
-            return known.answers, None
-        question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
-        flight, leads = flights.join(question, pick(known.answers, keys))
-        is_complete = known.answers.keys() >= {*known.due}
-        if leads:
-            if flights.landed != landed:
-                # A flight has ended since peek(), maybe with the answer.
-                known = cache.peek(visitor.digest, keys)
-            if known.due:
-                flight.take_off(known, is_waited_for=not is_complete)
-            else:
-                flights.finish(flight, pick(known.answers, keys))
-        return known.answers, None if is_complete else flight
-    except Exception as error:
-        log_bug(runtime, error)
-        return {}, None
 
 
 async def _wait_readable(fileno: int) -> None:

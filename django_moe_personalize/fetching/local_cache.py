@@ -148,6 +148,22 @@ class LocalCache:
             self._shrink()
         return record
 
+    def share(self, visitor: str, at: int, bundle: Bundle) -> bool:
+        """Store a bundle for a visitor with no other answers. Return False, without storing, in any other case."""
+        with self._lock:
+            segment = self._returning if visitor in self._returning else self._new
+            old = segment.get(visitor)
+            if self._bundles.get(bundle.bodies) is not bundle or not (old is None or old[1:] == (bundle,)):
+                return False
+            segment[visitor] = at, bundle
+            if old is not None:
+                segment.move_to_end(visitor)
+                return True
+            bundle.holders += 1
+            self._bytes += _VISITOR_BYTES + _MOMENT_BYTES
+            self._shrink()
+        return True
+
     def _promote(self, visitor: str) -> None:
         # If the lock is taken, a later read promotes the visitor.
         if not self._lock.acquire(blocking=False):

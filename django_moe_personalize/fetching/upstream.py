@@ -226,15 +226,15 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, 
     ``age``: how many seconds ago the call's deadline passed.
     """
     breaker = get_breaker(runtime)
-    if isinstance(error, StillConnecting) and error.is_early and not ticket:
-        # The breaker isn't told, because the connection may be open soon.
-        _log_failure(runtime, error)
-        return
     if error is None or is_refusal(error):
         breaker.success(ticket)
         # While the breaker is open, a call that began before the outage may still succeed.
         if breaker.state == "closed":
             get_outage(runtime).end()
+        return
+    if isinstance(error, StillConnecting) and error.is_early and not ticket:
+        # The breaker isn't told, because the connection may be open soon.
+        _log_failure(runtime, error)
         return
     if isinstance(error, RateLimitedError):
         breaker.close_gate(error.retry_after or GATE_SECONDS, ticket)
@@ -252,6 +252,8 @@ def is_refusal(error: Exception) -> bool:
 
 def log_unreadable(runtime: Runtime, result: ExperiencesResult) -> None:
     """Log, once for each key, why the package can't read an experience."""
+    if not result.failures:
+        return
     message = "Experience %r can't be read: %s. Pages show its default. Correct its content in MoEngage's dashboard."
     for failure in [failure for failure in result.failures if isinstance(failure, UnreadableExperience)]:
         (key,) = failure.experience_keys

@@ -6,6 +6,7 @@ import base64
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
+from itertools import chain
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -13,6 +14,7 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
+from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame, write_text
 from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -27,12 +29,10 @@ from django_moe_personalize.moengage.json_values import (
     parse_json,
     parse_or,
     split_object,
-    write_json,
 )
 from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
-    MAX_KEYS,
     DataSource,
     Event,
     Experience,
@@ -46,9 +46,6 @@ from django_moe_personalize.moengage.types import (
     find_offerings,
 )
 from django_moe_personalize.resilience import Deadline, monotonic
-
-FETCH_FIELDS: Final = frozenset({"identifiers", "experience_key"})
-"""Fields of a fetch body that contain the visitor and the keys. No attribute may have such a name (contract §2)."""
 
 SYSTEM_FIELDS: Final = FETCH_FIELDS | {"DAY_OF_THE_WEEK", "TIME_OF_THE_DAY", "USER_IP_ADDRESS", "USER_AGENT"}
 """Fields of a fetch body that MoEngage defines. No custom attribute may have such a name."""
@@ -222,20 +219,11 @@ class PersonalizeClient:
         """Return the request of a fetch. Its body has attributes, identifiers and keys on one level (contract §2)."""
         if isinstance(keys, str):
             raise ValueError("keys must be a sequence of experience keys, not one string")
-        unique = list(dict.fromkeys(keys or ()))
-        if len(unique) > MAX_KEYS:
-            raise ValueError(f"{len(unique)} experience keys in one call; the most is {MAX_KEYS}")
-        attributes = attributes or {}
-        if taken := FETCH_FIELDS & attributes.keys():
-            raise ValueError(f"attributes may not be named {' or '.join(sorted(taken))}")
-        identifiers: dict[str, Any] = {"customer_id": customer_id} if customer_id else {}
-        if user_identifiers:
-            identifiers["user_identifiers"] = dict(user_identifiers)
-        body: dict[str, Any] = {"identifiers": identifiers} if identifiers else {}
-        if unique:
-            body["experience_key"] = unique
-        text = write_json(body | dict(attributes))
-        return Request("POST", "/experiences/fetch", headers=self._post_headers, body=text.encode("ascii"))
+        customer = (customer_id,) if customer_id else ()
+        identifiers, attributes = user_identifiers or {}, attributes or {}
+        frame = build_frame(tuple(keys or ()), bool(customer), tuple(identifiers), tuple(attributes))
+        values = tuple(map(write_text, chain(customer, identifiers.values(), attributes.values())))
+        return Request("POST", "/experiences/fetch", "", self._post_headers, (frame % values).encode("ascii"))
 
 
 def write_elements(events: Sequence[Event]) -> list[str]:

@@ -9,15 +9,12 @@ from __future__ import annotations
 import copy
 import math
 import os
-import ssl
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from typing import Any, Final, cast
-
-from urllib3.util.connection import is_connection_dropped
+from typing import Final, cast
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.moengage.connections import Address, Connector, TimedHTTPConnection
@@ -102,7 +99,7 @@ class ConnectionPool:
                 connection = idle.pop()
             except IndexError:
                 return None
-            if not is_connection_dropped(connection) or _is_only_new(connection):
+            if connection.is_connected:
                 return connection
             connection.close()
 
@@ -321,18 +318,3 @@ class ConnectionPool:
                 if connection.address == address:
                     self.idle.remove(connection)
                     connection.close()
-
-
-def _is_only_new(connection: TimedHTTPConnection) -> bool:
-    """Whether the only bytes that have arrived are session tickets: TLS 1.3 sends them unasked after the handshake."""
-    sock: Any = connection.sock
-    if connection.is_used or not sock:
-        return False
-    sock.settimeout(0.0)
-    try:
-        sock.recv(1)
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return True
-    except OSError:
-        pass
-    return False

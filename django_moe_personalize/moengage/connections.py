@@ -22,7 +22,7 @@ from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
-from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_request
+from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_head
 from django_moe_personalize.resilience import monotonic
 
 Address = tuple[int, tuple[Any, ...]]
@@ -193,6 +193,19 @@ class TimedHTTPConnection(HTTPConnection):
 
     _until = 0.0
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
+        self.sock.settimeout(0.0)
+        try:
+            # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
     def _left(self) -> float:
         # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
         return max(0.001, self._until - monotonic())
@@ -220,7 +233,8 @@ class TimedHTTPConnection(HTTPConnection):
         fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
         peer = f"the proxy {self.host}:{self.port}"
         exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)
-        exchange.send(memoryview(write_request("CONNECT", authority, {"Host": authority, **fields})), self._left())
+        head = write_head("", {"Host": authority, **fields}, "CONNECT", authority)
+        exchange.send(memoryview(head + b"\r\n"), self._left())
         response = exchange.receive(self._left())
         if response is None:
             raise ProxyTimeout(f"{peer} did not answer in time")

@@ -12,6 +12,7 @@ import socket
 import ssl
 import zlib
 from collections.abc import Callable, Generator, Mapping
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeVar
 
@@ -35,7 +36,7 @@ MAX_CHUNKS = 1024
 
 _FIELD = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]++:[^\r\n\0]*+\r?\n"
 _HEAD = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9]{2})(?: [^\r\n\0]*+)?\r?\n((?:" + _FIELD + rb")*+)\r?\n")
-_FIELD_PARTS = re.compile(r"([^:]++):([^\r\n]*+)\r?\n")
+_FIELD_PARTS = re.compile(r"([^:]++):[ \t]*+((?:[^ \t\r\n]++|[ \t]++(?=[^ \t\r\n]))*+)[ \t]*+\r?\n")
 _BLANK_LINE = re.compile(rb"\n\r?\n")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*+(?:;[^\r\n\0]*+)?\r\n")
@@ -43,10 +44,11 @@ _MAX_CHUNK_SIZE = 256
 _TRAILERS = re.compile(rb"(?:" + _FIELD + rb")*+\r?\n")
 
 T = TypeVar("T")
-_Steps = Generator[None, bool, T]
+_Steps = Generator[None, bool | None, T]
 
 _CHUNK: Final = 64 * 1024
 _NOT_YET: Final = (BlockingIOError, TimeoutError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+_get_name, _get_value = itemgetter(0), itemgetter(1)
 _NO_HEADERS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -118,7 +120,6 @@ class HTTPExchange:
         self._peer = peer
         self._received = bytearray()
         self._steps = read_response(self._received, has_body=has_body)
-        next(self._steps)
 
     @property
     def has_begun(self) -> bool:
@@ -174,23 +175,25 @@ class HTTPExchange:
         if self._end is None:
             # The next bytes on the connection may belong to another visitor's response.
             raise RuntimeError("this exchange has ended")
-        outcome = self._receive(monotonic() + seconds)
+        outcome = self._receive(seconds)
         # Raised here and not in _receive(): error reports print the local variables of that frame with the response.
         if isinstance(outcome, APIError):
             raise outcome
         return outcome
 
-    def _receive(self, until: float) -> Response | APIError | None:
-        outcome = None
+    def _receive(self, seconds: float) -> Response | APIError | None:
+        until = monotonic() + seconds
         try:
-            while outcome is None:
-                self._sock.settimeout(max(0.0, until - monotonic()))
+            while True:
+                self._sock.settimeout(seconds)
                 before = len(self._received)
                 # At the end of the connection, urllib3's TLS inside TLS returns the number 0 instead of bytes.
                 self._received += self._sock.recv(_CHUNK) or b""
                 if not self._received:
                     raise ConnectionResetError("closed without a response")
-                outcome = self._steps.send(len(self._received) == before)
+                if outcome := self._steps.send(True if len(self._received) == before else None):
+                    break
+                seconds = max(0.0, until - monotonic())
             response, is_reusable = outcome
             self.release(is_reusable=is_reusable, outcome=response.status)
             if encoding := response.headers.get("content-encoding"):
@@ -237,32 +240,38 @@ def describe_failure(
     return failure
 
 
-def write_request(method: str, target: str, fields: Mapping[str, str], body: bytes = b"") -> bytes:
-    """Return a request as bytes. Raises ValueError if the target or a header field contains a line break."""
-    lines = [f"{method} {target} HTTP/1.1", *map(": ".join, fields.items()), "", ""]
+def write_head(prefix: str, fields: Mapping[str, str], method: str, path: str, *more: tuple[str, str]) -> bytes:
+    """Return the lines of a request's head as bytes, without the empty line. The target is ``prefix`` and ``path``.
+
+    Raises ValueError if the target or a header field contains a line break.
+    """
+    lines = [f"{method} {prefix}{path} HTTP/1.1", *map(": ".join, (*fields.items(), *more)), ""]
     head = "\r\n".join(lines)
-    if head.count("\r") + head.count("\n") == 2 * (len(fields) + 2):
-        return head.encode("latin-1") + body
+    if head.count("\r") + head.count("\n") == 2 * (len(lines) - 1):
+        return head.encode("latin-1")
     # Error reports print local variables.
-    del target, fields, body, lines, head
+    del prefix, fields, path, more, lines, head
     raise ValueError("a request must not have a line break in its path, query or header fields")
 
 
-def read_response(received: bytearray, *, has_body: bool = True) -> Generator[tuple[Response, bool] | None, bool, None]:
+def read_response(
+    received: bytearray, *, has_body: bool = True
+) -> Generator[tuple[Response, bool] | None, bool | None, None]:
     """Read the final response from ``received``, to which the caller appends the bytes that arrive.
 
-    Start the generator with ``next()``. Then call ``send(False)`` when bytes have arrived, and ``send(True)`` when
-    the server has closed the connection. The generator yields ``None`` until the response is complete. Then the
-    generator yields the response, with its body still compressed, and whether the connection is reusable.
-    ``has_body`` is false for the response to CONNECT. Raises TransportError if the response is cut short or isn't
-    valid HTTP, and InvalidResponseError if the body is larger than MAX_BYTES.
+    Call ``send(None)`` when bytes have arrived, and ``send(True)`` when the server has closed the connection. The
+    generator yields ``None`` until the response is complete. Then the generator yields the response, with its body
+    still compressed, and whether the connection is reusable. ``has_body`` is false for the response to CONNECT.
+    Raises TransportError if the response is cut short or isn't valid HTTP, and InvalidResponseError if the body is
+    larger than MAX_BYTES.
     """
     status = end = 0
     while status < 200:
         # Interim responses with a status below 200 may come first (RFC 9110 §15.2).
-        is_old, status, fields, end = yield from _read_head(received, end)
+        head = _HEAD.match(received, end, MAX_HEAD) or (yield from _wait_for_head(received, end))
+        status, end = int(head[2]), head.end()
+    is_old, fields, start, body = head[1] == b"0", _read_fields(head[3].decode("latin-1")), end, b""
     is_reusable = not is_old and "close" not in fields.get("connection", "").lower()
-    start, body = end, b""
     if not has_body or status in (204, 304):
         pass
     elif "transfer-encoding" in fields:
@@ -310,27 +319,28 @@ def _wait() -> _Steps[None]:
         raise TransportError("the connection was closed in the middle of the response")
 
 
-def _read_head(received: bytearray, start: int) -> _Steps[tuple[bool, int, dict[str, str], int]]:
-    """Return whether the version is HTTP/1.0, the status, the header fields and the index after the head."""
+def _wait_for_head(received: bytearray, start: int) -> _Steps[re.Match[bytes]]:
     while len(received) < start + 7:
         yield from _wait()
     # Checked before the head is complete, because a server of another protocol may never send an empty line.
     if not received.startswith(b"HTTP/1.", start):
         raise _refuse("it does not begin with HTTP/1")
     end = yield from _find_blank_line(received, start, MAX_HEAD)
-    head = _HEAD.fullmatch(received, start, end)
-    if head is None:
+    if (head := _HEAD.fullmatch(received, start, end)) is None:
         raise _refuse("its status line or a header field is garbled")
-    minor, status, block = head.groups()
-    parts = _FIELD_PARTS.findall(block.decode("latin-1"))
+    return head
+
+
+def _read_fields(block: str) -> dict[str, str]:
+    parts = _FIELD_PARTS.findall(block)
     if len(parts) > MAX_FIELDS:
         raise _refuse(f"it has more than {MAX_FIELDS} header fields")
-    fields: dict[str, str] = {}
-    for name, value in parts:
-        name, value = name.lower(), value.strip(" \t")
+    fields = dict(zip(map(str.lower, map(_get_name, parts)), map(_get_value, parts), strict=True))
+    if len(fields) < len(parts):
         # Join repeated fields (RFC 9110 §5.3). Two Content-Lengths become "2, 3": read_response() refuses that.
-        fields[name] = f"{fields[name]}, {value}" if name in fields else value
-    return minor == b"0", int(status), fields, end
+        for repeated in fields:
+            fields[repeated] = ", ".join([value for name, value in parts if name.lower() == repeated])
+    return fields
 
 
 def _find_blank_line(received: bytearray, start: int, most: int) -> _Steps[int]:

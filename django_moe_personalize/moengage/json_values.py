@@ -253,6 +253,8 @@ class FrozenDict(dict[str, Any]):
 
     # The remembered JSON, see encode(). Underscored, so that templates can't read the attribute.
     _json = ""
+    # The remembered entry of experiences in a cache.
+    _bundle: Any = None
     __reduce__ = _thaw
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Final, cast
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from django_moe_personalize.moengage.connections import (
     choose_verify,
     get_tls_context,
 )
-from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_request
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Request, Response, write_head
 from django_moe_personalize.resilience import Deadline, monotonic
 
 _SEND_SECONDS: Final = 0.05
@@ -71,9 +71,11 @@ class RequestsTransport:
         self.proxy = connector.proxy
         """The name of the proxy in messages, without its password, or ``""``."""
         parts = urlsplit(self.base_url)
-        self._prefix = self.base_url if connector.is_forwarded else parts.path
-        self._fields = {"Accept-Encoding": "gzip", **connector.proxy_headers}
-        self._host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
+        prefix = self.base_url if connector.is_forwarded else parts.path
+        host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
+        fields = {"Host": host, "Accept-Encoding": "gzip", **connector.proxy_headers}
+        # All fetches have the same head but for its length.
+        self._write_head = lru_cache(maxsize=64)(partial(write_head, prefix, fields))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.base_url}>"
@@ -135,16 +137,10 @@ class RequestsTransport:
 
     def _write(self, request: Request) -> memoryview:
         """Return the request as bytes, in a memoryview, whose repr hides the content from error reports."""
-        query = f"?{request.query}" if request.query else ""
-        length = {"Content-Length": str(len(request.body))} if request.method != "GET" else {}
-        return memoryview(
-            write_request(
-                request.method,
-                f"{self._prefix}{request.path}{query}",
-                {"Host": self._host, **request.headers, **self._fields, **length},
-                request.body,
-            )
-        )
+        path = f"{request.path}?{request.query}" if request.query else request.path
+        head = self._write_head(request.method, path, *request.headers.items())
+        length = b"" if request.method == "GET" else b"Content-Length: %d\r\n" % len(request.body)
+        return memoryview(b"%b%b\r\n%b" % (head, length, request.body))
 
     def _lend(self, connection: TimedHTTPConnection, *, was_idle: bool) -> HTTPExchange:
         """Return an exchange on a connection. After the exchange, a reusable connection becomes idle."""

@@ -7,7 +7,7 @@ finds another page view's tokens in a response.
 """
 
 from django_moe_personalize.tracking.events import build_event, build_offering_impressions
-from django_moe_personalize.tracking.leaks import ALWAYS, find_leak
+from django_moe_personalize.tracking.leaks import find_leak
 from django_moe_personalize.tracking.page import PageTracker, arecord, note_new_id, record, record_when_streamed
 from django_moe_personalize.tracking.persons import (
     PREVIEW_MARKS,
@@ -20,7 +20,6 @@ from django_moe_personalize.tracking.persons import (
 from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
 
 __all__ = [
-    "ALWAYS",
     "PREVIEW_MARKS",
     "SPECULATIVE_HEADERS",
     "PageTracker",

@@ -101,3 +101,7 @@ class Impressions(Sequence[Event]):
 
     def __len__(self) -> int:
         return len(self._events)
+
+    def __bool__(self) -> bool:
+        # Without this method, a test for events would build them in the page.
+        return True

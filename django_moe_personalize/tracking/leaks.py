@@ -22,7 +22,7 @@ from django.http.response import HttpResponseBase
 from django.urls import Resolver404, resolve
 
 from django_moe_personalize.exceptions import LeakError
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import ALWAYS, Runtime, part
 from django_moe_personalize.tracking.tokens import STAMP
 from django_moe_personalize.visitor.identity import COOKIE_NAMES, QUERY_COOKIE
 
@@ -37,9 +37,6 @@ The number is a prime. So if visitors open two addresses of a route in turn, the
 """
 
 MAX_ROUTES: Final = 1000
-
-ALWAYS: Final[Iterator[bool]] = repeat(True)
-"""Look at each page: in strict mode, of a route that had a leak, and if the page has no route."""
 
 _PREFIX = STAMP.encode()
 _STAMPS = re.compile(rb"moe\.[0-9a-f]{12}")
@@ -93,7 +90,13 @@ def _remember_route(runtime: Runtime, route: str) -> None:
         if len(runtime.samples) >= MAX_ROUTES:
             runtime.samples.clear()
         # This is the first page.
-        runtime.samples[route] = chain(repeat(True, FIRST_PAGES - 1), cycle([*repeat(False, ONE_IN - 1), True]))
+        samples = chain(repeat(True, FIRST_PAGES - 1), cycle([*repeat(False, ONE_IN - 1), True]))
+        _set_samples(runtime, route, samples)
+
+
+def _set_samples(runtime: Runtime, route: str, samples: Iterator[bool]) -> None:
+    runtime.samples[route] = samples
+    runtime.plans.clear()
 
 
 def _drop_cookies(response: HttpResponseBase) -> bool:
@@ -127,7 +130,7 @@ def _search(request: HttpRequest, get_stamp: Callable[[], str], report: Callable
 def _report(runtime: Runtime, request: HttpRequest, status: int) -> bool:
     """Log an error once for each route, and raise LeakError in strict mode. Otherwise return ``True``."""
     route = _find_route(request)
-    runtime.samples[route] = ALWAYS
+    _set_samples(runtime, route, ALWAYS)
     runtime.log_once(("leak", route), _LEAK + _SEALED, route, level=logging.ERROR)
     # LeakError would hide the exception of an error page.
     if is_strict(runtime) and status < 500:

@@ -9,7 +9,7 @@ import weakref
 from array import array
 from collections.abc import Collection, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
@@ -20,24 +20,18 @@ from django.utils import timezone
 from django.utils.encoding import force_bytes
 from django.utils.functional import SimpleLazyObject
 
-from django_moe_personalize.conf import Settings, get_settings
-from django_moe_personalize.runtime import Runtime, part, protect_transactions
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.runtime import Runtime
 from django_moe_personalize.visitor.attributes import (
-    MAX_VALUE_LENGTH,
     acollect_attributes,
     collect_attributes,
-    encode_query,
-    parse_query,
 )
 from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.identity import (
-    COOKIE_CHANGES,
-    COOKIE_NAMES,
     DENIED,
     GRANTED,
     MINTED,
     QUERY_CHANGED,
-    QUERY_COOKIE,
     Consent,
     Identity,
     aget_consent,
@@ -45,53 +39,37 @@ from django_moe_personalize.visitor.identity import (
     get_consent,
     get_identity,
 )
-
-MAX_REMEMBERED: Final = 4096
-"""The number of anonymous visitors that a process remembers. When the memory is full, it is cleared."""
-
-MAX_INPUT_LENGTH: Final = 1024
-"""Characters in the request data of a remembered visitor. The limit bounds the memory of a process to some 10 MB."""
-
-QUARTER_OF_AN_HOUR: Final = 15 * 60
+from django_moe_personalize.visitor.remembered import get_remembered, recall
 
 
-@dataclass(slots=True, eq=False, repr=False)
+@dataclass(eq=False, repr=False)
 class Visitor:
     """A visitor's identity, in-session attributes and consent. The repr shows no personal data."""
 
     identity: Identity
     attributes: Mapping[str, str]
     consent: Consent = GRANTED
-    _digest: str = field(default="", init=False)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """The visitor's key in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
 
         An identified visitor and an anonymous visitor never share a digest, even if their ids are equal.
         """
-        if not self._digest:
-            identity, vary = self.identity, get_settings().vary_cache_on
-            kind = "anonymous" if identity.anonymous else "identified"
-            customer = "none" if identity.customer_id is None else "id:" + identity.customer_id
-            parts = [kind, customer, str(len(identity.user_identifiers))]
-            for pair in sorted(identity.user_identifiers.items()):
+        identity, vary = self.identity, get_settings().vary_cache_on
+        kind = "anonymous" if identity.anonymous else "identified"
+        customer = "none" if identity.customer_id is None else "id:" + identity.customer_id
+        parts = [kind, customer, str(len(identity.user_identifiers))]
+        for pair in sorted(identity.user_identifiers.items()):
+            parts += pair
+        for pair in sorted(self.attributes.items()):
+            if vary is None or pair[0] in vary:
                 parts += pair
-            for pair in sorted(self.attributes.items()):
-                if vary is None or pair[0] in vary:
-                    parts += pair
-            self._digest = build_digest(parts)
-        return self._digest
+        return build_digest(parts)
 
 
 NO_VISITOR: Final = Visitor(Identity(), {}, DENIED)
 """The visitor of a page that must not fetch: the visitor denies ``fetch``, or the identity can't be read."""
-
-
-@part
-def _get_remembered(runtime: Runtime) -> dict[tuple[Any, ...], Visitor]:
-    """Return the anonymous visitors that this process remembers, by the request data that they depend on."""
-    return {}
 
 
 def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = None) -> Visitor:
@@ -101,54 +79,16 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
     """
     if guess is not None:
         return _gather(request, now, guess)
-    remembered, inputs = _get_remembered(), _list_inputs(request, now)
-    visitor = None if inputs is None else remembered.get(inputs)
+    remembered = get_remembered()
+    names = remembered.list_names(request, now)
+    visitor = remembered.get(names[-1]) if names else None
     if visitor is None:
         visitor = _gather(request, now, None)
         # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
-        if inputs is not None and MINTED not in request.__dict__:
-            if len(remembered) >= MAX_REMEMBERED:
-                remembered.clear()
-            remembered[inputs] = visitor
+        if MINTED in request.__dict__:
+            return visitor
+    remembered.keep(visitor, *names)
     return visitor
-
-
-def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
-    """Return all request data that an anonymous visitor depends on, or ``None`` if the visitor can't be remembered.
-
-    A page of a remembered visitor runs 60 functions instead of 75, because nothing is verified, cleaned or hashed
-    again. A visitor that depends on a user or a function of the site is never remembered.
-    """
-    settings, known, meta = get_settings(), request.__dict__, request.META
-    if settings.identify or settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(known):
-        return None
-    raw, is_secure = meta.get("QUERY_STRING", ""), request.is_secure()
-    texts = (
-        request.COOKIES.get(QUERY_COOKIE, ""),
-        request.COOKIES.get(COOKIE_NAMES[is_secure], ""),
-        meta.get("HTTP_USER_AGENT", ""),
-        meta.get("REMOTE_ADDR") or "",
-        meta.get("HTTP_X_FORWARDED_FOR", ""),
-        meta.get("HTTP_FORWARDED", ""),
-        meta.get("HTTP_SEC_GPC", ""),
-    )
-    is_long = len(raw) > MAX_VALUE_LENGTH or len("".join(texts)) > MAX_INPUT_LENGTH
-    if is_long or not meta.get("HTTP_COOKIE", "").isascii():
-        return None
-    query, user = parse_query(raw, settings.query_parameters) if raw else (), known.get("user")
-    if query and encode_query(query) != texts[0]:
-        # _gather() tells the response to store these parameters.
-        return None
-    try:
-        if user is not None:
-            with protect_transactions():
-                if user.is_authenticated:
-                    return None
-    except Exception:
-        # The user can't be read. _gather() logs the error.
-        return None
-    # In every time zone, the hour changes at :00, :15, :30 or :45 of UTC.
-    return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
 
 
 def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visitor:
@@ -240,18 +180,21 @@ class RequestVisitor:
     _is_doubted = False
     # The users aren't local variables, because error reports show these.
     _seen: tuple[object, object] = (_UNSEEN, _UNSEEN)
-    _user: object = _UNSEEN
+    _is_used = False
+    user: object = _UNSEEN
+    """The request's user when the visitor was gathered."""
+    known: Mapping[str, Any] = {"user": object()}
+    """The request's attributes, from the first read until the response is sealed. Otherwise no user matches."""
     _visitor: Visitor | None = None
 
     _request: weakref.ref[HttpRequest]
-    _runtime: Runtime
-    _settings: Settings
+    runtime: Runtime
 
     def doubt(self) -> None:
         """Gather the visitor again at the next read, and compare. Call this when a user logs in or out."""
         request = self._request()
         self._has_new_id = self._has_new_id or (request is not None and MINTED in request.__dict__)
-        self._is_doubted, self._user = self._visitor is not None, _UNSEEN
+        self._is_doubted, self.user = self._visitor is not None, _UNSEEN
         if _gathering.get() is not self:
             # If another task is gathering the visitor, its result is outdated already.
             self._gathered = None
@@ -266,7 +209,7 @@ class RequestVisitor:
         if not self._is_doubted or self._find_visitor() is not None:
             return True
         if is_in_event_loop() and self._gathered is None:
-            self._runtime.log_once("changed", _CHANGED)
+            self.runtime.log_once("changed", _CHANGED)
         return False
 
     async def aconfirm(self, *, is_read: bool = True, again: bool = False) -> None:
@@ -284,7 +227,7 @@ class RequestVisitor:
         if self._visitor is None or self._is_doubted or self._is_closed or request is None:
             return False
         if evidence is None:
-            return request.__dict__.get("user") is not self._user or request.__dict__.get("auser") is not self._auser
+            return request.__dict__.get("user") is not self.user or request.__dict__.get("auser") is not self._auser
         if not evidence.has_same_credentials(request):
             return True
         return may_wait and (again or not evidence.holds(request))
@@ -294,7 +237,12 @@ class RequestVisitor:
         if self._visitor is not None and not self._is_doubted:
             return self._visitor
         request = self._request()
-        if request is None or not self._settings.enabled or self._gathered is not None or _gathering.get() is self:
+        if request is None or not self.runtime.settings.enabled or self._gathered is not None:
+            return None
+        if self._visitor is None and self.now is None and (visitor := recall(request, self.runtime)) is not None:
+            self._visitor, self._is_used, self.user, self._auser = visitor, True, None, request.__dict__.get("auser")
+            return visitor
+        if _gathering.get() is self:
             return None
         self._seen = request.__dict__.get("user"), request.__dict__.get("auser")
         if not is_in_event_loop():
@@ -304,7 +252,7 @@ class RequestVisitor:
             finally:
                 _gathering.reset(token)
         elif self._visitor is None:
-            self._runtime.log_once("gather", _UNGATHERED)
+            self.runtime.log_once("gather", _UNGATHERED)
             return None
         elif is_still(self._visitor, request):
             visitor = self._visitor
@@ -325,7 +273,7 @@ class RequestVisitor:
                 await self._gathered.wait()
                 continue
             gathered, token = asyncio.Event(), _gathering.set(self)
-            self._gathered = gathered
+            self._gathered, self._is_used = gathered, True
             self._seen = request.__dict__.get("user"), request.__dict__.get("auser")
             try:
                 visitor = await agather_visitor(request, self.now or timezone.now(), self._visitor)
@@ -343,7 +291,7 @@ class RequestVisitor:
         if self._visitor is not None and not self._is_doubted:
             # Another thread of the view was faster.
             return
-        before, self._visitor, self._is_doubted = self._visitor, visitor, False
+        before, self._visitor, self._is_doubted, self._is_used = self._visitor, visitor, False, True
         if before is not None and visitor is not before:
             if request.__dict__.get(MINTED) != visitor.identity.customer_id:
                 # The visitor before was anonymous and new. A known customer gets no cookie.
@@ -352,10 +300,10 @@ class RequestVisitor:
                 # Without consent the parameters of this request aren't stored either.
                 delattr(request, QUERY_CHANGED)
             self._drop()
-        if self._settings.identify or self._settings.consent:
+        if self.runtime.settings.identify or self.runtime.settings.consent:
             self._evidence = Evidence(request)
         if self._evidence is None or self._is_confirmed:
-            self._user, self._auser = self._seen
+            self.user, self._auser = self._seen
 
     def _drop(self) -> None:
         """Drop all that belongs to the visitor before."""

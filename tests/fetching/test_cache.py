@@ -8,6 +8,7 @@ import pytest
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.fetching import cache
 from django_moe_personalize.fetching.cache import ExperienceCache, Known, get_cache
+from django_moe_personalize.moengage.json_values import FrozenDict
 from django_moe_personalize.moengage.types import DataSource, Experience
 from django_moe_personalize.testing import override_personalize
 from tests.fetching.virtual_cache import (  # noqa: F401 - a fixture among them
@@ -127,6 +128,20 @@ def test_unchanged_response_is_not_hashed_again(start, monkeypatch):
     for number in range(3):
         process.keep(str(number), {"hero": HERO, "nope": None})
         process.keep(str(number), process.peek("eve", []).answers)
+
+
+def test_equal_response_is_stored_in_one_step(start, virtual, monkeypatch):
+    """Visitors with the same response share its bundle, but never an answer that only one of the visitors got."""
+    process, response = start(), FrozenDict(hero=HERO)
+    process.keep("ann", {"promo": PROMO})
+    process.keep("ann", response)
+    virtual.now += 1
+    process.keep("ben", response)
+    answers, due = process.peek("ben", ["hero", "promo"])
+    assert (answers.keys(), due) == ({"hero"}, ("promo",))
+    monkeypatch.setattr(process, "_keep", None)
+    process.keep("eve", response)
+    assert process.peek("eve", ["hero"]) == (process.peek("ben", []).answers, ())
 
 
 def test_without_a_lifetime_nothing_is_kept(start, virtual):

@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.fetching import local_cache
 from django_moe_personalize.fetching.cache import ExperienceCache
 from django_moe_personalize.fetching.local_cache import MAX_ANSWERS, Body, LocalCache, unfold
 from tests.fetching.shapes import SHAPES
@@ -53,6 +54,22 @@ def test_visitors_share_bodies_and_free_them():
     assert read(cache, "ann") == {}
     assert count(cache)[:2] == (2, 1)
     assert cache.find_body(second.reference) is cache.find_body_of("key-2", second.origin) is None
+
+
+def test_bundle_is_shared_only_as_it_is():
+    """A visitor with other answers, and a bundle that has left the memory, need store(). The bytes add up."""
+    cache = LocalCache(max_visitors=2)
+    (_, bundle), before = put(cache, "ann", body(1)), cache._bytes
+    assert cache.share("ben", 5, bundle)
+    assert cache._bytes - before == local_cache._weigh_record(cache.find("ben", 5)) > 0
+    assert cache.share("ben", 7, bundle)
+    assert (cache.find("ben", 7), cache.find("ann", 7)[0], bundle.holders) == ((7, bundle), 0, 2)
+    put(cache, "ann", body(2), at=8)
+    assert not cache.share("ann", 9, bundle)
+    for visitor in ("eve", "joe"):
+        put(cache, visitor, body(3))
+    assert not cache.share("ann", 9, bundle)
+    assert cache.find("ann", 9) == ()
 
 
 def test_record_is_one_flat_tuple():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError, ServerError
-from django_moe_personalize.moengage.client import FETCH_FIELDS, SYSTEM_FIELDS, PersonalizeClient, read_answer
+from django_moe_personalize.moengage.client import SYSTEM_FIELDS, PersonalizeClient, read_answer
+from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,

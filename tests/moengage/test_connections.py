@@ -178,7 +178,10 @@ def sessions_of(bundle: Path) -> dict[str, ssl.SSLSession]:
 
 
 def test_session_is_resumed(tls_ends, tmp_path, serve):
-    """A new connection resumes the session of an earlier connection. A refused certificate stores no session."""
+    """A new connection resumes the session of an earlier connection. A refused certificate stores no session.
+
+    A server that doesn't know the session must have a certificate that the client accepts.
+    """
     bundles = [tmp_path / "right.pem", tmp_path / "wrong.pem"]
     for bundle, authority in zip(bundles, [tls_ends.authority, trustme.CA()], strict=True):
         authority.cert_pem.write_to_path(bundle)
@@ -195,6 +198,10 @@ def test_session_is_resumed(tls_ends, tmp_path, serve):
     with pytest.raises(TransportError, match="certificate was refused"):
         send(server.url, verify=str(bundles[1]))
     assert sessions_of(bundles[1]) == {}
+    impostor = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(impostor)
+    with pytest.raises(TransportError, match="certificate was refused"):
+        send(serve(echo, tls=impostor).url, verify=str(bundles[0]))
 
 
 @pytest.mark.parametrize("option", [{"verify": "/nowhere/ca.pem"}, {"cert": "/nowhere.pem"}, {"cert": [__file__] * 3}])

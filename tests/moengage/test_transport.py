@@ -96,7 +96,7 @@ def test_request_arrives_as_it_was_given(build_wire):
 )
 def test_host_has_a_port_that_is_not_the_schemes(base_url, host):
     """The Host header leaves out the default port of the scheme, and has brackets around an IPv6 address."""
-    assert RequestsTransport(base_url)._host == host
+    assert f"\r\nHost: {host}\r\n".encode() in RequestsTransport(base_url)._write_head("GET", "/")
 
 
 def test_ipv6():
