@@ -42,22 +42,22 @@ _SENTENCES = {
 
 def explain_page(page: Page) -> dict[str, Any]:
     """Return the facts of the page so far. A page that knows its visitor becomes private."""
-    request, visitor, settings = page._request(), page._visitor, page._settings
+    request, visitor, settings = page._request(), page._visitor, page.runtime.settings
     if request is not None and visitor is not None and not page._is_closed:
         page.mark_read(request)
-    breaker = get_breaker(page._runtime)
+    breaker = get_breaker(page.runtime)
     return {
         "enabled": settings.enabled,
-        "upstream": "sandbox" if get_engine.find(page._runtime) is not None else "MoEngage",
+        "upstream": "sandbox" if get_engine.find(page.runtime) is not None else "MoEngage",
         "visitor": _explain_visitor(request, visitor),
         "attributes": _explain_attributes(request, visitor, settings.query_parameters, settings.attributes),
         "experiences": [_explain_experience(page, key) for key in page.planned_keys],
         "waited": settings.deadline - page._get_budget(),
         "deadline": settings.deadline,
         "counted": _explain_events(page),
-        "breaker": {"state": breaker.state, "reason": breaker.reason, "fetches_fail": get_outage(page._runtime).is_on},
+        "breaker": {"state": breaker.state, "reason": breaker.reason, "fetches_fail": get_outage(page.runtime).is_on},
         "cache": {"alias": settings.cache, "ttl": settings.cache_ttl, "stale_ttl": settings.cache_stale_ttl},
-        "delivery": _explain_delivery(page._runtime),
+        "delivery": _explain_delivery(page.runtime),
         "timeline": [list(step) for step in page.timeline] if isinstance(page, RecordedPage) else [],
     }
 
@@ -120,8 +120,8 @@ def _explain_experience(page: Page, key: str) -> dict[str, Any]:
 
 def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
     """Return the state of a key without an experience, the reason as a word, and a sentence."""
-    visitor, runtime = page._visitor, page._runtime
-    if not page._settings.enabled:
+    visitor, runtime = page._visitor, page.runtime
+    if not page.runtime.settings.enabled:
         return "absent", "ENABLED", "The setting ENABLED is off."
     if visitor is NO_VISITOR:
         return "absent", "CONSENT", "The visitor doesn't allow a fetch, or the identity of the visitor can't be read."
@@ -134,7 +134,7 @@ def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
     if key not in cached and not (store and store.find_unavailable((key,))):
         if breaker.state != "closed":
             return "absent", "BREAKER", f"The circuit breaker is {breaker.state}: {breaker.reason}."
-        settings = page._settings
+        settings = page.runtime.settings
         # The call's deadline began before the page's wait, so a page that waited in vain has some time left.
         is_late = page._get_budget() <= settings.deadline / 20
         if is_late or not all(flight.done() for flight in flights):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
@@ -29,11 +28,10 @@ class RecordedPage(Page):
         """Add a line to the timeline."""
         self.timeline.append((time.monotonic() - self._began, text))
 
-    def plan(self, request: HttpRequest, view: Callable[..., Any]) -> tuple[str, ...]:
-        """See Page.plan()."""
-        keys = super().plan(request, view)
-        self.note(f"Django calls the view. Known keys: {', '.join(keys) or 'none'}.")
-        return keys
+    def start(self, keys: tuple[str, ...]) -> None:
+        """See Page.start()."""
+        self.note(f"Known before the view: {', '.join(keys)}.")
+        super().start(keys)
 
     def _start(self, visitor: Visitor, keys: tuple[str, ...]) -> None:
         flights = len(self._flights)

@@ -81,7 +81,6 @@ def test_panel_explains_a_page(toolbar, visit, headers):
     for text in (
         "hero-banner came 1 From MoEngage.",
         "promo-strip absent The workspace has no experience with this key. INVALID_EXPERIENCE_KEY",
-        "Django calls the view. Known keys: none.",
         "Asks for hero-banner, promo-strip:",
         "The wait is over, after",
         "The response is ready: status 200, 1 events.",
@@ -249,6 +248,7 @@ def test_timeline_of_the_cache_and_of_consent(toolbar):
     client = Client()
     client.get("/page/")
     panel = read_panel(Client(), client.get("/page/"))
+    assert "Known before the view: hero-banner" in panel
     assert "answered at once from the memory of this process" in panel
     assert "From the cache." in panel
     with override_personalize(CONSENT=f"{__name__}.deny"):
