@@ -158,6 +158,13 @@ class Personalization(Mapping[str, Experience]):
         """The in-session attributes that the page sends to MoEngage."""
         return self._page.visitor.attributes
 
+    def explain(self) -> dict[str, Any]:
+        """Return why this page has its experiences, as a dict of JSON values. It has this visitor's personal data."""
+        # Most processes never explain a page.
+        from django_moe_personalize.explanation import explain_page
+
+        return explain_page(self._page)
+
     def track_impression(self, experience_key: str) -> None:
         """Report that the page shows an experience. Several calls on one page count once."""
         if (experience := self.get(experience_key)) is not None:

@@ -7,20 +7,32 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self
+from unittest import TestCase, mock
+from urllib.parse import urlsplit
 
 from django.conf import settings as django_settings
 from django.test import override_settings
 from django.test.utils import TestContextDecorator
 
+from django_moe_personalize import client
 from django_moe_personalize.client import get_engine
-from django_moe_personalize.conf import SETTING
+from django_moe_personalize.conf import SETTING, Settings
+from django_moe_personalize.exceptions import TransportError
+from django_moe_personalize.moengage.client import Transport
+from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import Action
+from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.workspace import load_workspace, parse_workspace
+from django_moe_personalize.sandbox.ledger import LedgerEntry
+from django_moe_personalize.sandbox.workspace import Definition, Workspace, load_workspace, parse_workspace
 
 
 class override_personalize(override_settings):
@@ -57,12 +69,9 @@ class override_experiences(TestContextDecorator):
         **settings: Any,
     ) -> None:
         super().__init__(attr_name=attr_name, kwarg_name=kwarg_name)
-        if isinstance(experiences, str | Path):
-            self._workspace = load_workspace(experiences)
-        else:
-            definitions = [{"key": key, "payload": dict(payload)} for key, payload in experiences.items()]
-            workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
-            self._workspace = parse_workspace(workspace, name="override_experiences")
+        # A mistake in a payload is an error of the line that has the payload.
+        is_file = isinstance(experiences, str | Path)
+        self._workspace = load_workspace(experiences) if is_file else _build_workspace(experiences)
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,
@@ -96,16 +105,198 @@ class override_experiences(TestContextDecorator):
         """Restore the settings and the client."""
         self._stack.close()
 
+    def give(self, experience_key: str, payload: Mapping[str, Any], *, variation: str = "") -> None:
+        """Give every visitor this experience from the next page on. ``variation`` is the name of its variation."""
+        self._change({**self.engine.workspace.definitions, **_build_workspace({experience_key: payload}, variation).definitions})
+
+    def remove(self, experience_key: str) -> None:
+        """Let no visitor have this experience from the next page on."""
+        definitions = self.engine.workspace.definitions
+        self._change({key: definition for key, definition in definitions.items() if key != experience_key})
+
+    def _change(self, definitions: Mapping[str, Definition]) -> None:
+        self.engine.replace(replace(self._workspace, definitions=definitions))
+
+    @property
+    def events(self) -> Events:
+        """The events so far, with assertions."""
+        return Events(self.engine)
+
     @property
     def impressions(self) -> dict[str, int]:
         """How often each experience was shown, by key."""
-        return self._count(Action.SHOWN)
+        return self.events.impressions
 
     @property
     def clicks(self) -> dict[str, int]:
         """How often each experience was clicked, by key."""
-        return self._count(Action.CLICKED)
+        return self.events.clicks
 
-    def _count(self, action: Action) -> dict[str, int]:
-        entries = self.engine.ledger.entries()
-        return dict(Counter(entry.experience_key for entry in entries if entry.action == action.value))
+
+def _build_workspace(experiences: Mapping[str, Mapping[str, Any]], variation: str = "") -> Workspace:
+    """Return the workspace whose visitors all get the experiences: payloads by key, in a variation of this name."""
+    name = {"name": variation} if variation else {}
+    definitions = [
+        {"key": key, "variations": [{"payload": dict(payload), **name}]} for key, payload in experiences.items()
+    ]
+    workspace = {"workspace_id": "TESTS_DEBUG", "api_key": "tests", "experiences": definitions}
+    return parse_workspace(workspace, name="override_experiences")
+
+
+class Events:
+    """The impressions and clicks that the sandbox of a test got. A failed assertion says what happened instead."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    @property
+    def impressions(self) -> dict[str, int]:
+        """How often each experience was shown, by key."""
+        return dict(Counter(entry.experience_key for entry in self._find(Action.SHOWN)))
+
+    @property
+    def clicks(self) -> dict[str, int]:
+        """How often each experience was clicked, by key."""
+        return dict(Counter(entry.experience_key for entry in self._find(Action.CLICKED)))
+
+    def clear(self) -> None:
+        """Forget the events so far."""
+        self._engine.ledger.clear()
+
+    def assert_shown(self, experience_key: str, *, variation: str | None = None, times: int | None = None) -> None:
+        """Assert that pages showed the experience: with this variation, and so often, if given."""
+        self._check(Action.SHOWN, experience_key, "variation", variation, times)
+
+    def assert_clicked(self, experience_key: str, *, element: str | None = None, times: int | None = None) -> None:
+        """Assert that visitors clicked the experience: on this element, and so often, if given."""
+        self._check(Action.CLICKED, experience_key, "element", element, times)
+
+    def assert_not_shown(self, *experience_keys: str) -> None:
+        """Assert that no page showed one of the experiences, or any experience if you name none."""
+        self._check_none(self.impressions, experience_keys, "shown")
+
+    def assert_not_clicked(self, *experience_keys: str) -> None:
+        """Assert that no visitor clicked one of the experiences, or any experience if you name none."""
+        self._check_none(self.clicks, experience_keys, "clicked")
+
+    def _check_none(self, counts: Mapping[str, int], keys: tuple[str, ...], verb: str) -> None:
+        if wrong := {key: count for key, count in counts.items() if not keys or key in keys}:
+            raise AssertionError(f"No experience should have been {verb}, but these were: {_list(wrong)}.")
+
+    def _check(self, action: Action, key: str, name: str, value: str | None, times: int | None) -> None:
+        verb = "shown" if action is Action.SHOWN else "clicked"
+        found = Counter(self._read(entry, name) for entry in self._find(action) if entry.experience_key == key)
+        if not found:
+            raise AssertionError(f"{key!r} was not {verb}. {self._explain(action, key, verb)}")
+        if value is not None and not found[value]:
+            raise AssertionError(f"{key!r} was {verb}, but not with the {name} {value!r}, but with: {_list(found)}.")
+        count = found.total() if value is None else found[value]
+        if times is not None and count != times:
+            raise AssertionError(f"{key!r} was {verb} {count} times, not {times} times.")
+
+    def _explain(self, action: Action, key: str, verb: str) -> str:
+        others = _list(Counter(entry.experience_key for entry in self._find(action)))
+        others = f"These were {verb}: {others}." if others else f"No experience was {verb}."
+        known = list(self._engine.workspace.definitions)
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            return f"{others} The test gives no visitor this experience: it gives {known}.{hint}"
+        return f"{others} {_HINTS[action]}"
+
+    def _find(self, action: Action) -> list[LedgerEntry]:
+        return [entry for entry in self._engine.ledger.entries() if entry.action == action.value]
+
+    def _read(self, entry: LedgerEntry, name: str) -> str:
+        """Return the name of the variation in an event, its id if it has no name, or the clicked element."""
+        if name == "element":
+            return entry.element
+        number = str(entry.attributes.get("moe_variation_id", ""))
+        definition = self._engine.workspace.definitions.get(entry.experience_key)
+        contents = definition.contents if definition else ()
+        names = {each.variation_id: each.name for content in contents for each in content.variations}
+        return names.get(number) or number
+
+
+_HINTS = {
+    Action.SHOWN: (
+        "An impression counts if a GET request renders {% experience %} into a page with status 200. Reading an "
+        'experience in a view counts nothing. With IMPRESSIONS = "visible" the browser counts, not the page.'
+    ),
+    Action.CLICKED: (
+        "A click counts if the test opens the link of {% click_url %}, or if a view calls track_click(). "
+        "Include django_moe_personalize.urls in your URLs."
+    ),
+}
+
+
+def _list(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name!r} ({count}×)" for name, count in counts.items())
+
+
+class _NoNetwork:
+    """A transport for tests: it makes no call, and notes that the package tried to call ``base_url``."""
+
+    def __init__(self, base_url: str, attempts: list[str]) -> None:
+        self._base_url = base_url
+        self._attempts = attempts
+
+    def send(self, request: Request, *, deadline: Deadline) -> Response:
+        """See Transport.send()."""
+        self._attempts.append(self._base_url)
+        raise TransportError("a test may not use the network")
+
+    def close(self) -> None:
+        """See Transport.close()."""
+
+
+@contextmanager
+def isolate(*, network: bool = False) -> Iterator[None]:
+    """Run a test that finds nothing of other tests: no cached answer, no open breaker, no learned route.
+
+    The package calls only hosts on this machine. If it tries to call another host, the page shows its fallbacks, and
+    this context raises AssertionError at the end. ``network=True`` allows all calls.
+    """
+    attempts: list[str] = []
+
+    def build(settings: Settings) -> Transport:
+        base_url = client.read_base_url(settings)
+        if network or is_loopback(urlsplit(base_url).hostname or ""):
+            return build_transport(settings)
+        return _NoNetwork(base_url, attempts)
+
+    build_transport = client.build_transport
+    reset_runtimes()
+    with mock.patch.object(client, "build_transport", build):
+        try:
+            yield
+        finally:
+            reset_runtimes()
+    if attempts:
+        raise AssertionError(
+            f"The package tried to call {attempts[0]} in this test. Remove SANDBOX from the settings of your tests, or "
+            "mark the test with @pytest.mark.moe_network."
+        )
+
+
+class PersonalizeTestMixin(TestCase):
+    """For Django's test cases: the same tools as the fixtures of pytest. Put this class before Django's class.
+
+    ``self.moe_experiences`` and ``self.moe_events`` work as the fixtures do.
+    """
+
+    experiences: Mapping[str, Mapping[str, Any]] = {}
+    """The experiences that every visitor gets, payloads by key."""
+
+    moe_settings: Mapping[str, Any] = {}
+    """Changes to ``MOE_PERSONALIZE``."""
+
+    moe_experiences: override_experiences
+    moe_events: Events
+
+    def setUp(self) -> None:
+        """Give the visitors their experiences."""
+        self.enterContext(isolate())
+        self.moe_experiences = self.enterContext(override_experiences(self.experiences, **self.moe_settings))
+        self.moe_events = self.moe_experiences.events
+        super().setUp()

@@ -67,3 +67,107 @@ def test_project_without_credentials(tmp_path, command, lines, expected):
     done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert (done.returncode, *(text for text in expected[1:] if text in output)) == expected, output
+
+
+SUITE = """
+import threading
+
+import pytest
+from django.test import TestCase
+
+from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.testing import PersonalizeTestMixin
+
+pytestmark = pytest.mark.moe_experiences({"hero-banner": {"Title": "Module"}}, DEADLINE=7)
+
+def use_once():
+    seen = get_runtime().__dict__.setdefault("seen", [])
+    seen.append(1)
+    assert seen == [1]
+
+@pytest.mark.parametrize("number", range(3))
+def test_marker_of_module(client, number):
+    use_once()
+    assert client.get("/").text == "Module"
+
+@pytest.mark.moe_experiences({"hero-banner": {"Title": "Function"}})
+def test_marker_of_function(client, moe_experiences, moe_events):
+    use_once()
+    assert client.get("/").text == "Function"
+    assert get_runtime().settings.deadline == 7
+    moe_experiences.give("hero-banner", {"Title": "Later"}, variation="B")
+    assert client.get("/show/").text == "Later"
+    moe_events.assert_shown("hero-banner", variation="B")
+
+class HomeTests(PersonalizeTestMixin, TestCase):
+    experiences = {"hero-banner": {"Title": "Class"}}
+    moe_settings = {"DEADLINE": 8}
+
+    def test_experience(self):
+        use_once()
+        self.assertEqual(self.client.get("/").text, "Class")
+        self.assertEqual(get_runtime().settings.deadline, 8)
+        self.moe_events.assert_not_shown()
+
+    test_again = test_experience
+"""
+NETWORK = """
+from django_moe_personalize.testing import override_personalize
+
+@override_personalize(
+    SANDBOX=False, WORKSPACE_ID="SHOP", API_KEY="0b4c7e5d", DATA_CENTER="03", BASE_URL="https://moengage.example/v1"
+)
+def test_network(client):
+    assert client.get("/show/").text == "default"
+"""
+
+
+@pytest.fixture
+def run_suite(tmp_path):
+    """Return a function that runs a site's tests with the plugin, and returns the exit status and the output."""
+    call_command("startproject", "mysite", tmp_path)
+    show = """
+def show(request):
+    hero = request.personalization.get("hero-banner")
+    if hero:
+        request.personalization.track_impression("hero-banner")
+    return HttpResponse(hero["Title"] if hero else "default")
+
+urlpatterns += [path("show/", show)]
+"""
+
+    def run(tests, *options):
+        for name, text in {"settings": SETTINGS, "urls": URLS + show}.items():
+            with (tmp_path / "mysite" / f"{name}.py").open("a") as file:
+                file.write(text)
+        (tmp_path / "mysite" / "tests.py").write_text(tests)
+        # Named here, because the environment of these tests may not have installed the entry point.
+        plugin = ["-p", "no:moe_personalize", "-p", "django_moe_personalize.contrib.pytest"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+        command = [sys.executable, *PYTEST, "--strict-markers", *plugin, *options]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "options", [["-p", "randomly", "-n", "2"], ["-p", "no:randomly"]], ids=["xdist", "one process"]
+)
+def test_plugin(run_suite, options):
+    """Markers, fixtures and the mixin work under xdist and in random order. No test finds anything of another test."""
+    status, output = run_suite(SUITE, *options)
+    assert (status, "6 passed" in output) == (0, True), output
+
+
+def test_network_is_closed(run_suite):
+    """A test whose page tries to call a host outside shows the fallback and fails, with the fix."""
+    status, output = run_suite(NETWORK)
+    texts = ("1 passed, 1 error", "The package tried to call https://moengage.example/v1 in this test. Remove SANDBOX")
+    assert (status, *(text for text in texts if text in output)) == (1, *texts), output
+
+
+def test_plugin_outside_django(run_suite):
+    """The plugin leaves tests alone whose settings don't install the package."""
+    status, output = run_suite("def test(): pass", "--ds=django.conf.global_settings")
+    assert (status, "1 passed" in output) == (0, True), output

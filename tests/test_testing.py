@@ -10,7 +10,7 @@ from django.conf import settings
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, SimpleTestCase
 
-from django_moe_personalize.client import get_engine
+from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.thread import ThreadDelivery
@@ -18,7 +18,7 @@ from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.shared import build_key
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.testing import override_experiences, override_personalize
+from django_moe_personalize.testing import PersonalizeTestMixin, isolate, override_experiences, override_personalize
 from tests.conftest import settle
 from tests.delivery.events import make_events
 from tests.processes import in_child, use_shared_cache  # noqa: F401 - a fixture among them
@@ -205,3 +205,89 @@ def test_loop_of_overrides_shows_no_fallback(pytestconfig):
     count = 2000 if pytestconfig.getoption("--long", default=False) else 16
     assert in_child(lambda: count_fallbacks(0, count) == 0)
     assert count_fallbacks(1, count + 1) == 0
+
+
+def test_assertions_explain_themselves():
+    """A failed assertion says what was shown and clicked instead, and how to fix the test."""
+    with override_experiences(
+        {"hero-banner": {"Title": "One", "CtaLabel": "Go"}, "promo-strip": {"Text": "Two"}}
+    ) as given:
+        events = given.events
+        given.give("hero-banner", {"Title": "One"}, variation="B")
+        events.assert_not_shown()
+        events.assert_not_clicked("hero-banner")
+        check_refused(
+            "'hero-banner' was not shown. No experience was shown. An impression", events.assert_shown, "hero-banner"
+        )
+        Client().get("/tags/")
+        Client().post("/method/")
+        events.assert_shown("hero-banner", variation="B", times=1)
+        events.assert_shown("promo-strip", variation="1")
+        events.assert_clicked("hero-banner", times=1)
+        for text, check, *arguments in [
+            (
+                "not with the variation 'A', but with: 'B' (1×)",
+                lambda: events.assert_shown("hero-banner", variation="A"),
+            ),
+            ("not with the element 'x', but with: ", lambda: events.assert_clicked("hero-banner", element="x")),
+            ("was shown 1 times, not 2 times", lambda: events.assert_shown("hero-banner", times=2)),
+            ("These were clicked: 'hero-banner' (1×). A click counts", events.assert_clicked, "promo-strip"),
+            ("Did you mean 'hero-banner'?", events.assert_shown, "hero-baner"),
+            ("it gives ['hero-banner', 'promo-strip'].", events.assert_shown, "zzz"),
+            ("but these were: 'promo-strip' (1×)", events.assert_not_shown, "promo-strip"),
+            ("but these were: 'hero-banner' (1×)", events.assert_not_clicked),
+        ]:
+            check_refused(text, check, *arguments)
+        events.clear()
+        given.remove("hero-banner")
+        assert b"Welcome" in Client().get("/tags/").content
+        assert (events.impressions, events.clicks) == ({"promo-strip": 1}, {})
+
+
+def check_refused(text, check, *arguments):
+    with pytest.raises(AssertionError) as caught:
+        check(*arguments)
+    assert text in str(caught.value)
+
+
+REAL = {"SANDBOX": False, "WORKSPACE_ID": "SHOP", "API_KEY": "0b4c7e5d", "DEADLINE": 2}
+
+
+@pytest.mark.parametrize(
+    ("network", "base_url", "is_closed"),
+    [
+        (False, "https://moengage.example/v1", True),
+        (False, "http://127.0.0.1:1/v1", False),
+        (True, "https://moengage.example/v1", False),
+    ],
+)
+def test_isolated_test_calls_only_this_machine(network, base_url, is_closed):
+    """Without permission, no call leaves the machine: the transport of another host refuses all calls."""
+    runtime = get_runtime()
+    with isolate(network=network), override_personalize(**REAL, BASE_URL=base_url):
+        transport = get_client()._transport
+        assert (type(transport).__name__ == "_NoNetwork") == is_closed
+        assert get_runtime() is not runtime
+
+
+def test_isolated_test_that_calls_fails():
+    """The page shows its fallback, and the test fails with the fix."""
+    with (
+        pytest.raises(AssertionError, match=r"tried to call https://moengage.example/v1 .* Remove SANDBOX"),
+        isolate(),
+        override_personalize(**REAL, BASE_URL="https://moengage.example/v1"),
+    ):
+        assert Client().get("/read/").content == b"default"
+
+
+def test_mixin():
+    """A test case of Django has the experiences and the events as attributes."""
+
+    class Case(PersonalizeTestMixin, SimpleTestCase):
+        experiences = {"hero-banner": {"Title": "mixin"}}
+
+        def test(self):
+            assert self.client.get("/tags/").status_code == 200
+            self.moe_events.assert_shown("hero-banner")
+
+    assert run(Case) == 1

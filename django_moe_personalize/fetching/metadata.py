@@ -58,6 +58,11 @@ class MetadataStore:
         self._until = time.monotonic() + ttl
         return metadata
 
+    @property
+    def statuses(self) -> Mapping[str, ExperienceStatus] | None:
+        """The statuses by key, or ``None`` if this process doesn't know them or if they are too old. Does no I/O."""
+        return self._statuses if self._until >= time.monotonic() else None
+
     def find_unavailable(self, experience_keys: Iterable[str]) -> frozenset[str]:
         """Return the keys that no visitor can get, as far as this process knows. Does no I/O.
 

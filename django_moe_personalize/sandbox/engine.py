@@ -46,14 +46,15 @@ class Engine:
         self._file = source if isinstance(source, WorkspaceFile) else None
         self.ledger = Ledger()
         self.clock = clock
-        self._use(source if isinstance(source, Workspace) else source.workspace)
+        self.replace(source if isinstance(source, Workspace) else source.workspace)
         self._endpoints: Mapping[str, tuple[str, Callable[[Request], Response]]] = {
             "/experiences/fetch": ("POST", self._fetch),
             "/experiences/metadata": ("GET", self._metadata),
             "/experiences/events": ("POST", self._events),
         }
 
-    def _use(self, workspace: Workspace) -> None:
+    def replace(self, workspace: Workspace) -> None:
+        """Answer from another workspace from the next request on. The ledger stays."""
         self.workspace = workspace
         self.profiles = Profiles(workspace)
         self._campaigns = {campaign_id(workspace, key): key for key in workspace.definitions}
@@ -64,7 +65,7 @@ class Engine:
         if self._file is None:
             return 0.0
         if (workspace := self._file.refresh()) is not self.workspace:
-            self._use(workspace)
+            self.replace(workspace)
         return self._file.changed_at
 
     def handle(self, request: Request) -> Response:

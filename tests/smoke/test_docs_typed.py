@@ -159,7 +159,7 @@ def test_howto(site, page):
     type_page(site, page)
     seen = visit(site, page)
     if page.stem == "testing":
-        run(site, "-m", "pytest", "-q")
+        run(site, "-m", "pytest", "-q", "-n", "2")
     if page.stem == "languages":
         assert seen["german"]
     if page.stem == "deployment":
