@@ -153,7 +153,9 @@ class ThreadDelivery(BaseDelivery):
                 self._lost += number - self._append([(event, event.size) for event in events])
             except Exception as error:
                 self.report_breakdown(error, number)
-        self._wake_at = self._batch_size
+        room = self._batch_size - len(self._queue)
+        # A full queue waits for a retry: there is nothing to wake the thread for.
+        self._wake_at = room if room > 0 else MAX_RECORDED
 
     def _report_overflow(self) -> None:
         """Count the events beyond a limit as dropped. Without the lock, because a receiver of the signal may block."""

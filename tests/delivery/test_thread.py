@@ -84,9 +84,8 @@ def test_thread_rests_after_an_interval_without_events(build, vendor, monkeypatc
 def test_a_full_batch_leaves_at_once(build, vendor):
     """A full batch doesn't wait for the interval. Further events do."""
     delivery = build(batch_size=10)
-    events = make_events(13)
-    delivery.record(events[:9])
-    delivery.record(events[9:])
+    for event in make_events(13):
+        delivery.record([event])
     assert vendor.wait_for(lambda vendor: vendor.taken.total() == 10)
     assert delivery.flush(0.0).accepted == 13
     assert delivery.flush(SOON) == DeliveryCounts(accepted=13, delivered=13)
