@@ -70,8 +70,9 @@ class override_experiences(TestContextDecorator):
     ) -> None:
         super().__init__(attr_name=attr_name, kwarg_name=kwarg_name)
         # A mistake in a payload is an error of the line that has the payload.
-        is_file = isinstance(experiences, str | Path)
-        self._workspace = load_workspace(experiences) if is_file else _build_workspace(experiences)
+        self._workspace = (
+            load_workspace(experiences) if isinstance(experiences, str | Path) else _build_workspace(experiences)
+        )
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,
@@ -107,7 +108,8 @@ class override_experiences(TestContextDecorator):
 
     def give(self, experience_key: str, payload: Mapping[str, Any], *, variation: str = "") -> None:
         """Give every visitor this experience from the next page on. ``variation`` is the name of its variation."""
-        self._change({**self.engine.workspace.definitions, **_build_workspace({experience_key: payload}, variation).definitions})
+        given = _build_workspace({experience_key: payload}, variation)
+        self._change({**self.engine.workspace.definitions, **given.definitions})
 
     def remove(self, experience_key: str) -> None:
         """Let no visitor have this experience from the next page on."""
