@@ -280,4 +280,5 @@ def test_attributes_of_a_visitor_without_id(ask, upstream, settings, visit, is_a
         upstream.requests.clear()
         visit("/page/", headers={"Sec-GPC": "1"})
         settle()
-        assert [body["plan"] for body in upstream.fetches] == ["none", "bob"]
+        # The call for the first visitor can be under way when the page makes the call for the second visitor.
+        assert sorted(body["plan"] for body in upstream.fetches) == ["bob", "none"]

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -125,9 +125,11 @@ class Watchdog:
             if self._known_until.get(keys, 0.0) <= now:
                 if len(self._known_until) >= MAX_EXPERIENCES:
                     self._known_until.clear()
-                self._known_until[keys] = self._report_counted(events, now)
+                contexts = [experience.experience_context for experience in events.shown.values()]
+                # The events aren't read here, because the delivery's thread builds them.
+                self._known_until[keys] = self._report_counted(filter(None, contexts), now)
         else:
-            self._report_counted(events, now)
+            self._report_counted((event.attributes for event in events if event.action is Action.SHOWN), now)
         if now >= self._check_delivery_at:
             self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
             get_background().offer(self._check_delivery)
@@ -143,9 +145,9 @@ class Watchdog:
             is_accepted = get_background().offer(self._check_rendered)
             self._check_rendered_at = now + RENDERED_SECONDS if is_accepted else now
 
-    def _report_counted(self, events: Sequence[Event], now: float) -> float:
-        """Tell the other processes about the impressions in ``events``, and return until when they know."""
-        names = {_read_name(event.attributes) for event in events if event.action is Action.SHOWN}
+    def _report_counted(self, contexts: Iterable[Mapping[str, Any]], now: float) -> float:
+        """Tell the other processes about impressions with these contexts, and return until when they know."""
+        names = {*map(_read_name, contexts)}
         if due := [name for name in names if self._counted.get(name, 0.0) <= now]:
             shared = {build_key("counted", name): 1 for name in due}
             # If the background thread is busy, the next impression tries again.

@@ -34,7 +34,7 @@ class Remembered(dict[tuple[Any, ...], "Visitor"]):
         self._headers = (*_HEADERS, *([secure[0]] if secure else []))
 
     def list_headers(self, request: HttpRequest) -> tuple[Any, ...]:
-        """Return the raw data of a request whose cookies nobody has read yet."""
+        """Return the raw data of a request whose cookies no code has read yet."""
         return (*map(request.META.get, self._headers), int(time.time()) // QUARTER_OF_AN_HOUR)
 
     def list_names(self, request: HttpRequest, now: datetime) -> list[tuple[Any, ...]]:
