@@ -17,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin
 
 from django.conf import settings as django_settings
+from django.core.signing import BadSignature, Signer
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
@@ -24,6 +25,7 @@ from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, 
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
 from django.utils.safestring import SafeString
+from django.utils.translation import get_language
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
@@ -53,8 +55,10 @@ NOWHERE: Final = "#"
 """The URL that replaces an unsafe destination."""
 
 SCRIPT: Final = "moe_personalize/personalize.js"
+ISLANDS_SCRIPT: Final = "moe_personalize/islands.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
+_ISLANDS: Final = "django_moe_personalize.islands"
 _MAX_REMEMBERED_TEXT: Final = 2048
 
 
@@ -236,10 +240,7 @@ def render_scripts(request: HttpRequest | None, shown: Iterable[str] = ()) -> Sa
     beacon = _reverse("beacon") if get_settings().enabled else None
     if beacon is None:
         return SafeString("")
-    source, problem = find_script()
-    if problem:
-        message = "The static file %s has no URL (%s), so pages may not count clicks and views. %s"
-        log_once("script", message, SCRIPT, problem, SCRIPT_HINT)
+    source = _find_source(SCRIPT)
     if not source:
         return SafeString("")
     nonce = SafeString("")
@@ -254,19 +255,59 @@ def render_scripts(request: HttpRequest | None, shown: Iterable[str] = ()) -> Sa
     return format_html('<script src="{}" data-beacon="{}"{}{} defer></script>', source, beacon, waiting, nonce)
 
 
-def find_script() -> tuple[str, str]:
-    """Return the URL of the script, and the problem if Django's static files have no URL for it.
+def find_script(name: str = SCRIPT) -> tuple[str, str]:
+    """Return the URL of a script, and the problem if Django's static files have no URL for it.
 
     With a problem, the URL is the one without a hash, or ``""`` if the site has no STATIC_URL.
     """
     try:
-        url = static(SCRIPT)
+        url = static(name)
     except Exception as error:
         # A manifest may lack the file, and the storage of another library may raise anything.
         base = django_settings.STATIC_URL
-        return urljoin(base, SCRIPT) if base else "", type(error).__name__
+        return urljoin(base, name) if base else "", type(error).__name__
     # Without STATIC_URL, Django returns a path that browsers would look for below the page.
-    return ("", "STATIC_URL is not set") if url == SCRIPT else (url, "")
+    return ("", "STATIC_URL is not set") if url == name else (url, "")
+
+
+def _find_source(name: str) -> str:
+    """Return the URL of a script, or "". Log a problem once."""
+    source, problem = find_script(name)
+    if problem:
+        message = "The static file %s has no URL (%s), so it may not load in pages. %s"
+        log_once(("script", name), message, name, problem, SCRIPT_HINT)
+    return source
+
+
+def sign_island(experience_key: str, template_name: str) -> str:
+    """Return the token of an island. It names no visitor and doesn't expire, because caches keep the page."""
+    return Signer(salt=_ISLANDS).sign_object([experience_key, template_name, get_language() or ""])
+
+
+def read_island(token: str) -> tuple[str, str, str] | None:
+    """Return the key, the template and the language of an island, or ``None`` if the site didn't sign the token."""
+    try:
+        key, template_name, language = Signer(salt=_ISLANDS).unsign_object(token)
+    except BadSignature:
+        return None
+    return key, template_name, language
+
+
+def render_island(experience_key: str, template_name: str, fallback: SafeString, css_class: str) -> SafeString:
+    """Return the island around ``fallback``, and the script that fills the island. Or ``<esi:include>`` for a proxy."""
+    settings, token = get_settings(), sign_island(experience_key, template_name)
+    url = _reverse("islands") if settings.enabled else None
+    if url is None:
+        return fallback
+    begin = format_html('<div class="{}" data-moe-island="{}">', css_class, token)
+    if settings.islands == "esi":
+        include = format_html('<esi:include src="{}"/>', _reverse("island", token))
+        return format_html("{}{}<esi:remove>{}</esi:remove></div>", begin, include, fallback)
+    if not (source := _find_source(ISLANDS_SCRIPT)):
+        return fallback
+    names = " ".join(settings.query_parameters)
+    script = format_html('<script src="{}" data-url="{}" data-names="{}" defer></script>', source, url, names)
+    return format_html("{}{}</div>{}", begin, fallback, script)
 
 
 # Response headers.

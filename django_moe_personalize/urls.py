@@ -1,4 +1,4 @@
-"""The click redirect and the beacon: add ``path("moe/", include("django_moe_personalize.urls"))`` to your URLs."""
+"""The endpoints for browsers: add ``path("moe/", include("django_moe_personalize.urls"))`` to your URLs."""
 
 from __future__ import annotations
 
@@ -11,4 +11,6 @@ app_name = "moe_personalize"
 urlpatterns = [
     path("click/<str:token>/", views.click, name="click"),
     path("beacon/", views.beacon, name="beacon"),
+    path("islands/", views.islands, name="islands"),
+    path("islands/<str:token>/", views.island, name="island"),
 ]

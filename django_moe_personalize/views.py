@@ -1,20 +1,25 @@
-"""The two endpoints that count reports of the browser: the click redirect and the beacon."""
+"""The endpoints for browsers: the click redirect and the beacon count, and the islands show experiences."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from django.contrib.auth.decorators import login_not_required
 from django.core.exceptions import BadRequest, SuspiciousOperation
 from django.core.signing import BadSignature
-from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, QueryDict
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect, JsonResponse, QueryDict
 from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from django.http.request import UnreadablePostError
+from django.template import TemplateDoesNotExist
+from django.template.loader import get_template
+from django.utils import translation
 from django.utils.cache import patch_vary_headers
 from django.utils.encoding import iri_to_uri
 from django.utils.html import format_html
@@ -24,11 +29,12 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST, require_safe
 
-from django_moe_personalize import tracking
+from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, log_once, part
 from django_moe_personalize.tracking import destinations
 from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor.identity import get_consent, get_identity
@@ -41,6 +47,11 @@ MAX_BEACON_PARTS: Final = 20
 
 MAX_REPORTS_A_MINUTE: Final = 120
 """The most beacons of one visitor that count, and the most clicks on links. The script sends one beacon a second."""
+
+MAX_ISLANDS: Final = 25
+"""Islands that one request may ask for. The script asks for more in several requests."""
+
+MAX_PATH_LENGTH: Final = 2048
 
 MISSING_SDK: Final = ["missing", "web_sdk"]
 """The report of a page that waited for MoEngage's Web SDK in vain. It has no token, because it names no visitor."""
@@ -264,3 +275,71 @@ def _count_alone(minute: int, *report: str) -> int:
 def _get_reports(runtime: Runtime) -> dict[int, Counter[tuple[str, ...]]]:
     """Return the number of reports in this process by kind and visitor, for the current minute."""
     return {}
+
+
+# Islands
+
+
+@login_not_required
+@never_cache
+@require_safe
+def islands(request: HttpRequest) -> JsonResponse:
+    """Return the HTML of each island in ``?island=<token>&…``, or ``null`` where the page keeps its fallback.
+
+    ``page`` is the path of the page around the islands. Relative links of the islands start there.
+    """
+    path = request.GET.get("page", "")
+    if path.startswith("/") and len(path) <= MAX_PATH_LENGTH and destinations.is_safe_url(path):
+        request.path = path
+    tokens = list(dict.fromkeys(request.GET.getlist("island")))[:MAX_ISLANDS]
+    found = [_find_island(token) for token in tokens]
+    _load_islands(request, [island for island in found if island])
+    drawn = [island and island.render(request, has_fallback=True) for island in found]
+    return JsonResponse({"islands": dict(zip(tokens, drawn, strict=True))})
+
+
+@login_not_required
+@never_cache
+@require_safe
+def island(request: HttpRequest, token: str) -> HttpResponse:
+    """Return the HTML of one island for ``<esi:include>``. A bad token gets an empty response."""
+    found = _find_island(token)
+    _load_islands(request, [found] if found else [])
+    return HttpResponse(found.render(request) if found else "")
+
+
+class _Island(NamedTuple):
+    """An island that a page has asked for."""
+
+    experience_key: str
+    template: Any
+    language: str
+
+    def render(self, request: HttpRequest, *, has_fallback: bool = False) -> str | None:
+        """Return the HTML. If the page has a fallback, return ``None`` for a visitor without the experience."""
+        page = get_page(request)
+        if has_fallback and (page is None or page.read(self.experience_key) is None):
+            return None
+        with translation.override(self.language or None):
+            html: str = self.template.render({"experience_key": self.experience_key}, request)
+        return html
+
+
+def _find_island(token: str) -> _Island | None:
+    if (signed := rendering.read_island(token)) is None:
+        return None
+    key, name, language = signed
+    try:
+        return _Island(key, get_template(name), language)
+    except TemplateDoesNotExist:
+        # A cache may still have a page of a version of the site that had the template.
+        log_once(("island", name), "The template %r of an island doesn't exist, so pages show the fallback.", name)
+        return None
+
+
+def _load_islands(request: HttpRequest, asked: Sequence[_Island]) -> None:
+    """Fetch what all islands of a page need in one call, and give a new visitor an id."""
+    if (page := get_page(request)) is not None and asked:
+        needed = [[each.experience_key, *planning.find_template_keys(each.template.template)] for each in asked]
+        page.load(*dict.fromkeys(itertools.chain.from_iterable(needed)))
+        give_id(page)

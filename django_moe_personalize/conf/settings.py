@@ -94,6 +94,7 @@ class Settings:
     vary_cache_on: tuple[str, ...] | None = setting(None, readers.read_list, each=readers.read_name)
     metadata_ttl: float = setting(300.0, readers.read_seconds, minimum=1)
     impressions: str = setting("render", readers.read_choice, choices=("render", "visible", "web_sdk", "manual"))
+    islands: str = setting("script", readers.read_choice, choices=("script", "esi"))
     delivery: Backend = setting(Backend(DELIVERY), readers.read_backend, default=DELIVERY, secret=True)
     cache_control: str = setting("private, no-store", readers.read_header)
     transport: Backend = setting(Backend(TRANSPORT), readers.read_backend, default=TRANSPORT, secret=True)

@@ -27,7 +27,11 @@ register = template.Library()
 
 EXPERIENCE_FORM = '{% experience "key" as name %}…{% fallback %}…{% endexperience %}'
 VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
+ISLAND_FORM = '{% experience_island "key" [template="…"] [class="…"] %}…fallback…{% endexperience_island %}'
 CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
+
+ISLAND_TEMPLATES = "moe_personalize/islands"
+HAS_ISLANDS = "_moe_has_islands"
 
 _CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
 _PARTS = ("func", "__self__", "__class__")
@@ -273,6 +277,38 @@ class NamedValueNode(ExperienceValueNode):
         return ""
 
 
+class IslandNode(Node):
+    """``{% experience_island %}``: render the fallback, and let the browser or a proxy ask for the experience."""
+
+    child_nodelists = ("fallback",)
+
+    def __init__(self, key: FilterExpression, options: dict[str, FilterExpression], fallback: NodeList) -> None:
+        self.key = key
+        self.template, self.css_class = options.get("template"), options.get("class")
+        self.fallback = fallback
+
+    def render(self, context: Context) -> SafeString:
+        """Return the island. It has nothing of the visitor, so caches may keep the page."""
+        if (request := find_request(context)) is not None:
+            request.__dict__[HAS_ISLANDS] = True
+        key = str(self.key.resolve(context))
+        template = self.template.resolve(context) if self.template else f"{ISLAND_TEMPLATES}/{key}.html"
+        css_class = self.css_class.resolve(context) if self.css_class else ""
+        return rendering.render_island(key, str(template), self.fallback.render(context), str(css_class))
+
+
+@register.tag
+def experience_island(parser: Parser, token: Token) -> IslandNode:
+    """Parse ``{% experience_island KEY [template=…] [class=…] %}…{% endexperience_island %}``."""
+    _, *bits = token.split_contents()
+    options = token_kwargs(rest := bits[1:], parser)
+    if not bits or rest or not options.keys() <= {"template", "class"}:
+        raise TemplateSyntaxError(f"Wrong arguments of {{% experience_island %}}. Write {ISLAND_FORM}")
+    fallback = parser.parse(("endexperience_island",))
+    parser.delete_first_token()
+    return IslandNode(parser.compile_filter(bits[0]), options, fallback)
+
+
 @register.tag
 def experience_value(parser: Parser, token: Token) -> ExperienceValueNode:
     """Parse ``{% experience_value KEY VARIABLE [default=…] [as NAME] %}``."""
@@ -334,7 +370,9 @@ class ScriptsNode(Node):
         """
         request, shown = find_request(context), list[str]()
         if request is not None and (page := get_page(request)) is not None:
-            give_id(page)
+            # On a page with islands, the request for the islands gives the id, so that caches may keep the page.
+            if page.is_read or HAS_ISLANDS not in request.__dict__:
+                give_id(page)
             if tracking.is_speculative(request):
                 shown = page.tracker.sign_shown()
         return rendering.render_scripts(request, shown)
