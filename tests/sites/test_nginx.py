@@ -46,11 +46,13 @@ def run_nginx(folder, site, options):
     port, log, user = find_free_port(), folder / "nginx.log", "user root;" if os.geteuid() == 0 else ""
     configuration = CONFIGURATION.format(folder=folder, port=port, site=site, user=user, options=options)
     (folder / "nginx.conf").write_text(configuration)
+    # Building an opener takes 35 ms: it reads the certificates of the machine.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def visit(path, **headers):
         names = {name.replace("_", "-"): value for name, value in headers.items()}
         request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers=names)
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as response:
+        with opener.open(request, timeout=60) as response:
             return response.read().decode(), response.headers
 
     command = [PROGRAM, "-p", folder, "-c", folder / "nginx.conf"]
