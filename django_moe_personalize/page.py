@@ -17,7 +17,7 @@ from django.template import Template
 
 from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
-from django_moe_personalize.moengage.types import DataSource, Event, Experience
+from django_moe_personalize.moengage.types import Event, Experience
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
@@ -270,8 +270,7 @@ class Page(RequestVisitor):
             self._finish_visitor(request, response)
         rendering.seal_response(response, self.runtime.settings)
         if self.runtime.is_debug or not _LOADED_USERS.isdisjoint(request.__dict__):
-            waited = self.runtime.settings.deadline - self._get_budget()
-            rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
+            rendering.add_server_timing(request, response)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
@@ -304,11 +303,6 @@ class Page(RequestVisitor):
             # The page needed none of the keys that it fetched early.
             planning.get_route_memory(self.runtime).unlearn(request)
         return has_stored_parameters(request) or (has_asked and response.streaming)
-
-    def _describe(self) -> str:
-        came = [experience for experience in self._answers.values() if experience is not None]
-        cached = sum(experience.source is DataSource.CACHE for experience in came)
-        return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
         # An outer middleware may replace the response. A read there couldn't make the new response private.

@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import FrameType
@@ -337,10 +337,8 @@ def keep_out_of_caches(request: HttpRequest) -> None:
                 placeholder.cache_placeholder = False
 
 
-def add_server_timing(
-    request: HttpRequest, response: HttpResponseBase, *, describe: Callable[[], str], waited: float
-) -> None:
-    """Add a header that says which experiences the page asked for, and how many seconds it waited.
+def add_server_timing(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Add the facts of ``explain()`` as a short header.
 
     Only staff get the header, or with DEBUG all visitors. Browsers show the header in their network panel:
     https://www.w3.org/TR/server-timing/
@@ -352,7 +350,9 @@ def add_server_timing(
     # The field may be deferred, or a property of the site. A query of the property fails in an event loop.
     with suppress(Exception):
         is_shown = is_shown or getattr(user, "is_staff", False)
-    if is_shown:
-        entry = f'moe;desc="{describe()}";dur={waited * 1000:.1f}'
-        existing = response.headers.get("Server-Timing")
-        response.headers["Server-Timing"] = f"{existing}, {entry}" if existing else entry
+    # A mistake in a description must not cost the page its cookie and its events.
+    with suppress(Exception):
+        if is_shown:
+            entries = request.personalization._describe()  # type: ignore[attr-defined]
+            existing = response.headers.get("Server-Timing")
+            response.headers["Server-Timing"] = f"{existing}, {entries}" if existing else entries

@@ -182,7 +182,9 @@ def test_server_timing_for_developers(visit, upstream, settings):
     settings.DEBUG = True
     visit("/tags/")
     timing = visit("/tags/").headers["Server-Timing"]
-    assert re.fullmatch(r'moe;desc="2 asked, 2 came, 2 from the cache";dur=\d+\.\d', timing)
+    assert re.match(
+        r'moe;desc="2 asked, 2 came, 2 from the cache";dur=\d+\.\d, moe-key1;desc="hero-banner: cache', timing
+    )
     assert visit("/cdn/?timing=db").headers["Server-Timing"].startswith("db;dur=1, moe;desc=")
     assert "Server-Timing" not in visit("/plain/").headers
 

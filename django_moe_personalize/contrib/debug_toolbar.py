@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from debug_toolbar.panels import Panel
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from django_moe_personalize import context
 from django_moe_personalize.context import get_page
-from django_moe_personalize.explanation import RecordedPage, explain_page
+from django_moe_personalize.context.explain import explain_page
+from django_moe_personalize.context.recording import RecordedPage
 from django_moe_personalize.visitor import NO_VISITOR
 
 HIDDEN = "(hidden)"
@@ -54,19 +53,6 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
         facts["timeline"] = [(f"{seconds * 1000:.1f}", text) for seconds, text in facts["timeline"]]
         facts["waited_ms"], facts["deadline_ms"] = f"{facts['waited'] * 1000:.1f}", f"{facts['deadline'] * 1000:.0f}"
         self.record_stats(facts)
-
-    def generate_server_timing(self, request: HttpRequest, response: HttpResponseBase) -> None:
-        """Add the same facts to the header Server-Timing."""
-        stats: dict[str, Any] = self.get_stats()
-        if "experiences" not in stats:
-            return
-        self.record_server_timing("waited", f"Waited for experiences, {self.nav_subtitle}", stats["waited_ms"])
-        self.record_server_timing("breaker", f"Breaker {stats['breaker']['state']}", 0)
-        self.record_server_timing("counted", f"{len(stats['counted'])} events counted", 0)
-        for number, each in enumerate(stats["experiences"], 1):
-            outcome = each["source"] or each["reason"] or each["state"]
-            title = f"{each['key']}: {outcome}".encode("ascii", "replace").decode().replace('"', "'").replace("\\", "/")
-            self.record_server_timing(f"key{number}", title, 0)
 
 
 def _is_staff(request: HttpRequest) -> bool:

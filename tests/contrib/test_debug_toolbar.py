@@ -92,8 +92,11 @@ def test_panel_explains_a_page(toolbar, visit, headers):
     ):
         assert text in panel
     timing = response.headers["Server-Timing"]
-    assert 'PersonalizePanel_key1;dur=0;desc="hero-banner: network"' in timing
-    assert "1 of 2 came" in timing
+    assert 'moe;desc="2 asked, 1 came, 0 from the cache";dur=' in timing
+    assert 'moe-key1;desc="hero-banner: network, variation 1", moe-key2;desc="promo-strip: absent, ' in timing
+    assert 'moe-counted;desc="1 counted", moe-breaker;desc="closed"' in timing
+    assert "utm_source" in timing
+    assert "mail" not in timing
     snapshot = Client().get("/__debug__/history_sidebar/", {"request_id": response.headers["djdt-request-id"]})
     assert "1 of 2 came" in json.loads(snapshot.content)["PersonalizePanel"]["button"]
 

@@ -161,9 +161,15 @@ class Personalization(Mapping[str, Experience]):
     def explain(self) -> dict[str, Any]:
         """Return why this page has its experiences, as a dict of JSON values. It has this visitor's personal data."""
         # Most processes never explain a page.
-        from django_moe_personalize.explanation import explain_page
+        from django_moe_personalize.context.explain import explain_page
 
         return explain_page(self._page)
+
+    def _describe(self) -> str:
+        """Return the facts of explain() for the header Server-Timing. Pages call this for developers and staff only."""
+        from django_moe_personalize.context.explain import describe_page
+
+        return describe_page(self._page)
 
     def track_impression(self, experience_key: str) -> None:
         """Report that the page shows an experience. Several calls on one page count once."""
