@@ -141,7 +141,8 @@ def _explain_experience(page: Page, key: str) -> dict[str, Any]:
     else:
         found["source"] = experience.source.value
         found["variation"] = str(experience.experience_context.get("moe_variation_id", ""))
-        found["sentence"] = "From the cache." if experience.source is DataSource.CACHE else "From MoEngage."
+        upstream = "the sandbox" if get_engine.find(page.runtime) is not None else "MoEngage"
+        found["sentence"] = f"From {'the cache' if experience.source is DataSource.CACHE else upstream}."
     return found
 
 

@@ -10,7 +10,6 @@ from django_moe_personalize import context
 from django_moe_personalize.context import get_page
 from django_moe_personalize.context.explain import explain_page
 from django_moe_personalize.context.recording import RecordedPage
-from django_moe_personalize.visitor import NO_VISITOR
 
 HIDDEN = "(hidden)"
 
@@ -22,6 +21,7 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
     """The experiences of a page. List this class in ``DEBUG_TOOLBAR_PANELS``."""
 
     title = nav_title = "Experiences"
+    nav_icon = "moe_personalize/experiences.svg"
     template = "moe_personalize/debug_toolbar.html"
     is_async = True
 
@@ -46,13 +46,19 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
         visitor = facts["visitor"]
         visitor["customer_id"] = None
         visitor["user_identifiers"] = dict.fromkeys(visitor["user_identifiers"], HIDDEN)
-        is_own = page._visitor in (None, NO_VISITOR) or visitor["kind"] != "customer" or _is_staff(request)
+        is_own = _is_staff(request) or (visitor["kind"] != "customer" and _is_on_this_machine(request))
         for attribute in facts["attributes"]:
             if attribute["name"] in PERSONAL or not (is_own or attribute["origin"].startswith("the clock")):
                 attribute["value"] = HIDDEN
         facts["timeline"] = [(f"{seconds * 1000:.1f}", text) for seconds, text in facts["timeline"]]
         facts["waited_ms"], facts["deadline_ms"] = f"{facts['waited'] * 1000:.1f}", f"{facts['deadline'] * 1000:.0f}"
         self.record_stats(facts)
+
+
+def _is_on_this_machine(request: HttpRequest) -> bool:
+    """Return whether the browser runs on this machine. Behind a proxy, every request seems to come from here."""
+    is_proxied = "HTTP_FORWARDED" in request.META or "HTTP_X_FORWARDED_FOR" in request.META
+    return not is_proxied and request.META.get("REMOTE_ADDR") in ("127.0.0.1", "::1")
 
 
 def _is_staff(request: HttpRequest) -> bool:
