@@ -42,7 +42,8 @@ def shop(monkeypatch: pytest.MonkeyPatch, db: None) -> Iterator[None]:
     """Make the example the site under test, without the developer's environment and .env file."""
     monkeypatch.syspath_prepend(EXAMPLE)
     monkeypatch.setattr(declaration, "_schemas", [])
-    with mock.patch.dict(os.environ):
+    # tests/browser/test_debug_toolbar.py shows the toolbar.
+    with mock.patch.dict(os.environ), mock.patch("importlib.util.find_spec", return_value=None):
         monkeypatch.setattr("environ.Env.read_env", lambda *args, **kwargs: None)
         example = import_module("settings")
     options = {name: getattr(example, name) for name in TAKEN_OVER}

@@ -1,4 +1,4 @@
-"""The panel of django-debug-toolbar in the example shop: its history has a script's request, and axe-core finds nothing."""
+"""The panel of django-debug-toolbar in the example shop, with the request of a script. axe-core finds nothing."""
 
 import os
 from pathlib import Path

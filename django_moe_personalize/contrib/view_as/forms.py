@@ -46,9 +46,12 @@ class ViewForm(forms.Form):
     hour = forms.IntegerField(label=_("Hour (0 to 23)"), required=False, min_value=0, max_value=23)
     campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
     address = forms.GenericIPAddressField(label=_("IP address"), required=False)
-    attributes = forms.JSONField(label=_("Attributes (a JSON object)"), widget=_build_area(), required=False, initial=dict)
+    attributes = forms.JSONField(
+        label=_("Attributes (a JSON object)"), widget=_build_area(), required=False, initial=dict
+    )
     forced = forms.JSONField(
-        label=_("Experiences (a JSON object)"), widget=_build_area(),
+        label=_("Experiences (a JSON object)"),
+        widget=_build_area(),
         required=False,
         initial=dict,
         help_text=_("For each key: a payload, null for no experience, or the id of a variation of the sandbox."),
