@@ -10,8 +10,10 @@ from django.template import engines
 from django.template.response import TemplateResponse
 from django.urls import include, path
 
+from django_moe_personalize.checks.usages import find_usages
 from django_moe_personalize.contrib.jinja2 import PersonalizeExtension
 from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.schemas import ExperienceSchema, declaration
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
 EXTENSION = "django_moe_personalize.contrib.jinja2.PersonalizeExtension"
@@ -41,20 +43,21 @@ VIEWS = {
 }
 
 
-@pytest.fixture(params=BACKENDS)
+WAYS = [(backend, how) for backend in BACKENDS for how in VIEWS if how != "async" or "async" in backend]
+
+
+@pytest.fixture(params=WAYS, ids=" ".join)
 def visit_page(request, shown, visit, settings):  # noqa: F811 - the fixture
     """Return a function that visits a page with this template and returns its response."""
 
-    def visit_page(source, how="view", **more):
-        backend, options = BACKENDS[request.param]
-        if how == "async" and "async" not in request.param:
-            pytest.skip("this environment is sync")
+    def visit_page(source, **more):
+        backend, options = BACKENDS[request.param[0]]
         loader = jinja2.DictLoader(TEMPLATES | {"page.jinja": source})
         options = options | {"loader": loader, "extensions": [EXTENSION, "jinja2.ext.i18n"]} | more
         settings.TEMPLATES = [{"BACKEND": backend, "NAME": "j", "OPTIONS": options}]
         settings.ROOT_URLCONF = urls = ModuleType("urls_of_one_test")
         urls.urlpatterns = [
-            path("page/", VIEWS[how], name="page"),
+            path("page/", VIEWS[request.param[1]], name="page"),
             path("moe/", include("django_moe_personalize.urls")),
         ]
         return visit("/page/")
@@ -62,7 +65,6 @@ def visit_page(request, shown, visit, settings):  # noqa: F811 - the fixture
     return visit_page
 
 
-@pytest.mark.parametrize("how", VIEWS)
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
@@ -90,13 +92,12 @@ def visit_page(request, shown, visit, settings):  # noqa: F811 - the fixture
         ("{{ click_url(none, 'https://other.example/' ~ '') }}", "#"),
     ],
 )
-def test_page(visit_page, how, source, expected):
+def test_page(visit_page, source, expected):
     """The extension mirrors the tag library in sync and async templates and views."""
-    assert visit_page(source, how).content.decode().startswith(expected)
+    assert visit_page(source).content.decode().startswith(expected)
 
 
-@pytest.mark.parametrize("how", VIEWS)
-def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
+def test_counts_once(visit_page, shown):  # noqa: F811 - the fixture
     """The page counts once, is private, and its link counts a click."""
     source = (
         "{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}"
@@ -104,12 +105,45 @@ def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
         "<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
         '<button data-moe-click="b"></button></a>{% endexperience %}{{ personalize_scripts() }}{% endblock %}'
     )
-    response = visit_page(source, how)
+    response = visit_page(source)
     text = response.content.decode()
     assert shown.impressions == {"hero": 1, "offers": 1}
     assert response["Cache-Control"] == "private, no-store"
     assert 'href="/moe/click/' in text
     assert "data-beacon" in text
+
+
+def test_schema(visit_page, monkeypatch):
+    """If a key has a schema, the template shows the defaults of the schema for wrong variables."""
+    monkeypatch.setattr(declaration, "_schemas", [])
+
+    class Hero(ExperienceSchema):
+        key = "hero"
+        Title: int = 7
+        Missing: str = "default"
+
+    source = "{% experience 'hero' as h %}{{ h.Title }} {{ h.Missing }}{% endexperience %}"
+    source += "{{ experience_value('hero', 'Missing') }}{{ experience_value('nope', 'Title') }}"
+    assert visit_page(source).content.decode() == "7 defaultdefault"
+
+
+def test_usages(tmp_path, settings, monkeypatch):
+    """The literal keys of all readable templates are usages, with file and line."""
+    monkeypatch.chdir(tmp_path)
+    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{% endexperience %}"
+    (tmp_path / "page.html").write_text(
+        tag + "\n{% if x %}{{ experience_value(key, 'T') }}{% endif %}{% experience 7 %}" + END
+    )
+    (tmp_path / "broken.html").write_text("{% experience 'broken' %}")
+    (tmp_path / "plain.html").write_text("{% experience_of_others %}")
+    (tmp_path / "picture.png").write_bytes(b"\xffexperience")
+    django = {"BACKEND": "django.template.backends.django.DjangoTemplates"}
+    jinja = {"BACKEND": BACKENDS["django"][0], "DIRS": [tmp_path], "NAME": "j"}
+    listing = {"extensions": [EXTENSION], "loader": jinja2.FunctionLoader(lambda name: None)}
+    found = [{**jinja, "OPTIONS": {"extensions": [EXTENSION]}}, {**jinja, "NAME": "k"}]
+    settings.TEMPLATES = [django, *found, {**jinja, "DIRS": [], "NAME": "l", "OPTIONS": listing}]
+    usages = [(usage.experience_key, usage.place) for usage in find_usages() if usage.kind == "template"]
+    assert usages == [("in-tag", "page.html:2"), ("value", "page.html:2")]
 
 
 def test_keys_of_a_template():
