@@ -28,8 +28,6 @@ MAX_LENGTH: Final = 255
 MAX_CHOICES: Final = 1000
 """Experiences that the field offers. An editor can type the key of any other experience."""
 
-HELP_TEXT: Final = _("Choose an experience, or type its key.")
-
 _STATUSES: Final = {ExperienceStatus.PAUSED: _("paused"), ExperienceStatus.SCHEDULED: _("scheduled")}
 _NAME = re.compile(r"[\w-]+")
 
@@ -62,7 +60,7 @@ def read_early(**kwargs: Any) -> None:
         get_metadata_store().list_known()
 
 
-def connect() -> None:
+def prepare_forms() -> None:
     """Prepare the forms of editors. Each app of a CMS calls this function when it is ready."""
     request_started.connect(read_early, dispatch_uid=__name__)
 

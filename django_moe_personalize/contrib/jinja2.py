@@ -243,7 +243,7 @@ def _get_text(value: object) -> str:
 
 
 @register_finder
-def find_usages() -> Iterator[Usage]:
+def find_in_jinja2() -> Iterator[Usage]:
     """Yield the literal keys in the templates of all engines that have the extension."""
     for backend in engines.all():
         environment: Any = getattr(backend, "env", None)

@@ -72,7 +72,7 @@ def test_first_request_reads_the_experiences(metadata, enabled):
     """The first request of a process reads them in the background. A package that is switched off reads nothing."""
     metadata.release.set()
     with override_personalize(ENABLED=enabled):
-        editing.connect()
+        editing.prepare_forms()
         for _ in range(2):
             request_started.send(sender=None)
         if enabled:

@@ -20,9 +20,9 @@ class CMSConfig(AppConfig):
         """Prepare the editors' forms, register the checks, and let the drift commands read the pages."""
         from django_moe_personalize.contrib import editing
 
-        editing.connect()
+        editing.prepare_forms()
         register(check_plugins, "moe_personalize")
-        register_finder(find_usages)
+        register_finder(find_in_cms)
 
 
 def check_plugins(**kwargs: Any) -> list[CheckMessage]:
@@ -33,8 +33,8 @@ def check_plugins(**kwargs: Any) -> list[CheckMessage]:
     return list(content.check_plugins())
 
 
-def find_usages() -> Iterable[Usage]:
+def find_in_cms() -> Iterable[Usage]:
     """Return the keys in the plugins of all pages."""
     from django_moe_personalize.contrib.cms import content
 
-    return content.find_usages()
+    return content.find_in_cms()

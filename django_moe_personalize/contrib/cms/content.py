@@ -40,7 +40,7 @@ def _shows_experience(plugin: Any) -> bool:
     return False
 
 
-def find_usages() -> Iterator[Usage]:
+def find_in_cms() -> Iterator[Usage]:
     """Yield the keys of the plugins, with the page of each plugin. The clipboard doesn't count."""
     # A database that doesn't exist yet, for example in CI, has no content.
     with suppress(DatabaseError):

@@ -17,13 +17,13 @@ class WagtailConfig(AppConfig):
         """Prepare the editors' forms, and let the drift commands read the pages."""
         from django_moe_personalize.contrib import editing
 
-        editing.connect()
-        register_finder(find_usages)
+        editing.prepare_forms()
+        register_finder(find_in_wagtail)
 
 
-def find_usages() -> Iterable[Usage]:
+def find_in_wagtail() -> Iterable[Usage]:
     """Return the keys in the blocks and in the pages."""
     # Only the commands need this module.
     from django_moe_personalize.contrib.wagtail import content
 
-    return content.find_usages()
+    return content.find_in_wagtail()

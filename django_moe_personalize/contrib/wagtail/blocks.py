@@ -12,7 +12,7 @@ from django.template.loader_tags import ExtendsNode, IncludeNode
 from django.utils.translation import gettext_lazy as _
 from wagtail.blocks import CharBlock, RichTextBlock, StreamBlock, StructBlock
 
-from django_moe_personalize.contrib.editing import HELP_TEXT, MAX_LENGTH, ExperienceKeyInput, list_templates
+from django_moe_personalize.contrib.editing import MAX_LENGTH, ExperienceKeyInput, list_templates
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.templatetags.moe_personalize import ExperienceNode, ExperienceValueNode, find_request
 
@@ -25,7 +25,9 @@ class ExperienceKeyBlock(CharBlock):  # type: ignore[misc]
     """A text block that offers the experiences of the workspace."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**{"help_text": HELP_TEXT, "max_length": MAX_LENGTH, **kwargs})
+        super().__init__(
+            **{"help_text": _("Choose an experience, or type its key."), "max_length": MAX_LENGTH, **kwargs}
+        )
         self.field.widget = ExperienceKeyInput({"maxlength": MAX_LENGTH})
 
     def deconstruct(self) -> Any:

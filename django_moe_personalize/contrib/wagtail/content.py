@@ -60,7 +60,7 @@ def find_stored_keys(stored: models.Model) -> list[str]:
     return [key for field in fields for key in find_keys(field.stream_block, field.value_from_object(stored).raw_data)]
 
 
-def find_usages() -> Iterator[Usage]:
+def find_in_wagtail() -> Iterator[Usage]:
     """Yield the keys in the definitions of the blocks, and in the live pages and other objects."""
     for model in apps.get_models():
         own = [field for field in list_fields(model) if field.model is model]

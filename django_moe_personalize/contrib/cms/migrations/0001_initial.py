@@ -26,7 +26,9 @@ class Migration(migrations.Migration):
                 (
                     "experience_key",
                     models.CharField(
-                        help_text="Choose an experience, or type its key.", max_length=255, verbose_name="Experience"
+                        help_text="Choose an experience, or type its key. Visitors without it see the plugins inside.",
+                        max_length=255,
+                        verbose_name="Experience",
                     ),
                 ),
             ],
