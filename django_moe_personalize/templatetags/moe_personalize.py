@@ -85,10 +85,13 @@ def find_experience(context: Context, key: object) -> tuple[Page | None, Experie
 def find_typed(context: Context, key: object) -> tuple[Page | None, Experience | None]:
     """See find_experience(). If the key has a schema, return the experience with the defaults of the schema."""
     page, experience = find_experience(context, key)
-    schema = find_schema(key)
-    if page is None or experience is None or schema is None:
-        return page, experience
-    return page, read_typed(page, schema)
+    return page, experience if page is None else give_type(page, key, experience)
+
+
+def give_type(page: Page, key: object, experience: Experience | None) -> Experience | None:
+    """Return an experience that the page has read, with the defaults of the schema if its key has a schema."""
+    schema = None if experience is None else find_schema(key)
+    return experience if schema is None else read_typed(page, schema)
 
 
 def undo_escape(value: object) -> str:

@@ -10,8 +10,10 @@ from django.template import engines
 from django.template.response import TemplateResponse
 from django.urls import include, path
 
+from django_moe_personalize.checks.usages import find_usages
 from django_moe_personalize.contrib.jinja2 import PersonalizeExtension
 from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.schemas import ExperienceSchema, declaration
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
 EXTENSION = "django_moe_personalize.contrib.jinja2.PersonalizeExtension"
@@ -106,6 +108,39 @@ def test_counts_once(visit_pages, shown):  # noqa: F811 - the fixture
     assert response["Cache-Control"] == "private, no-store"
     assert 'href="/moe/click/' in text
     assert "data-beacon" in text
+
+
+def test_schema(visit_pages, monkeypatch):
+    """If a key has a schema, the template shows the defaults of the schema for wrong variables."""
+    monkeypatch.setattr(declaration, "_schemas", [])
+
+    class Hero(ExperienceSchema):
+        key = "hero"
+        Title: int = 7
+        Missing: str = "default"
+
+    source = "{% experience 'hero' as h %}{{ h.Title }} {{ h.Missing }}{% endexperience %}"
+    source += "{{ experience_value('hero', 'Missing') }}{{ experience_value('nope', 'Title') }}"
+    assert visit_pages(source)[0].content.decode() == "7 defaultdefault"
+
+
+def test_usages(tmp_path, settings, monkeypatch):
+    """The literal keys of all readable templates are usages, with file and line."""
+    monkeypatch.chdir(tmp_path)
+    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{% endexperience %}"
+    (tmp_path / "page.html").write_text(
+        tag + "\n{% if x %}{{ experience_value(key, 'T') }}{% endif %}{% experience 7 %}" + END
+    )
+    (tmp_path / "broken.html").write_text("{% experience 'broken' %}")
+    (tmp_path / "plain.html").write_text("{% experience_of_others %}")
+    (tmp_path / "picture.png").write_bytes(b"\xffexperience")
+    django = {"BACKEND": "django.template.backends.django.DjangoTemplates"}
+    jinja = {"BACKEND": BACKENDS["django"][0], "DIRS": [tmp_path], "NAME": "j"}
+    listing = {"extensions": [EXTENSION], "loader": jinja2.FunctionLoader(lambda name: None)}
+    found = [{**jinja, "OPTIONS": {"extensions": [EXTENSION]}}, {**jinja, "NAME": "k"}]
+    settings.TEMPLATES = [django, *found, {**jinja, "DIRS": [], "NAME": "l", "OPTIONS": listing}]
+    usages = [(usage.experience_key, usage.place) for usage in find_usages() if usage.kind == "template"]
+    assert usages == [("in-tag", "page.html:2"), ("value", "page.html:2")]
 
 
 def test_keys_of_a_template():

@@ -4,7 +4,7 @@ from tests.sites.settings import MIDDLEWARE, OURS, WAGTAIL, serve
 
 application, asgi = serve(
     __name__,
-    **WAGTAIL,
+    **{**WAGTAIL, "apps": [*WAGTAIL["apps"], "django_moe_personalize.contrib.wagtail"]},
     middleware=[
         "wagtailcache.cache.UpdateCacheMiddleware",
         *MIDDLEWARE,

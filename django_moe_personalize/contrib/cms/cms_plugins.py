@@ -1,0 +1,61 @@
+"""The plugin of django CMS in which an editor chooses an experience. The plugins inside are its fallback."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from cms.plugin_base import CMSPluginBase
+from cms.plugin_pool import plugin_pool
+from django.http import HttpRequest
+from django.utils.translation import gettext_lazy as _
+
+from django_moe_personalize.contrib.cms.models import ExperiencePluginModel
+from django_moe_personalize.contrib.editing import ExperienceKeyInput, list_templates, start_fetch
+from django_moe_personalize.templatetags.moe_personalize import find_request
+
+
+@plugin_pool.register_plugin
+class ExperiencePlugin(CMSPluginBase):  # type: ignore[misc]
+    """An experience, and the plugins that visitors without this experience see.
+
+    A subclass may have a ``render_template`` of its own, in which the tag is
+    ``{% experience instance.experience_key as experience %}``.
+    """
+
+    name = _("Experience")
+    model = ExperiencePluginModel
+    render_template = "moe_personalize/experience_plugin.html"
+    allow_children = True
+    # django CMS then stores neither the placeholder nor the page.
+    cache = False
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        """Return the form, which offers the experiences of the workspace."""
+        kwargs["widgets"] = {
+            "experience_key": ExperienceKeyInput({"class": "vTextField"}),
+            **(kwargs.get("widgets") or {}),
+        }
+        return super().get_form(request, obj, change, **kwargs)
+
+    def render(self, context: Any, instance: Any, placeholder: Any) -> Any:
+        """Return the context of the template. The first plugin of a page fetches the experiences of all plugins."""
+        context = super().render(context, instance, placeholder)
+        request = find_request(context)
+        if request is not None:
+            page = getattr(request, "current_page", None)
+            start_fetch(request, [*_find_keys(request), instance.experience_key], page.get_template() if page else ())
+        context["experience_templates"] = list_templates(instance.experience_key)
+        return context
+
+
+def _find_keys(request: HttpRequest) -> Iterator[str]:
+    """Yield the keys of the plugins that django CMS has loaded for this page. This needs no query."""
+    # If one of these names changes, each plugin fetches its own experience.
+    with suppress(AttributeError):
+        for placeholders in request.toolbar.content_renderer._placeholders_by_page_cache.values():  # type: ignore[attr-defined]
+            for placeholder in placeholders.values():
+                for plugin in getattr(placeholder, "_all_plugins_cache", ()):
+                    if isinstance(plugin, ExperiencePluginModel):
+                        yield plugin.experience_key

@@ -1,0 +1,25 @@
+"""Wagtail imports this module. Its hook fetches the experiences of a page's blocks before the page renders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.http import HttpRequest
+from wagtail import hooks
+
+from django_moe_personalize.contrib.editing import start_fetch
+from django_moe_personalize.contrib.wagtail.content import find_stored_keys
+
+
+# The last hook, so that a page that the visitor may not see asks for nothing.
+@hooks.register("on_serve_page", order=1000)  # type: ignore[untyped-decorator]
+def fetch_early(serve_page: Callable[..., Any]) -> Callable[..., Any]:
+    """Start one call for the keys of all blocks and of the page's template."""
+
+    def serve(page: Any, request: HttpRequest, args: Any, kwargs: Any) -> Any:
+        if request.method in ("GET", "HEAD") and (keys := find_stored_keys(page)):
+            start_fetch(request, keys, page.get_template(request, *args, **kwargs))
+        return serve_page(page, request, args, kwargs)
+
+    return serve
