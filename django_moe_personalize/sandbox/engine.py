@@ -86,7 +86,8 @@ class Engine:
     def explain(self, body: Mapping[str, Any], *, now: float | None = None) -> list[Decision]:
         """Return the decision on each key in the body of a fetch, at Unix time ``now`` (default: by the clock).
 
-        Raises RefusedError if a fetch would be refused. After the first 25 keys, each key gets the reason MAX_LIMIT_BREACHED.
+        Raises RefusedError if a fetch would be refused. After the first 25 keys, each key gets the reason
+        MAX_LIMIT_BREACHED.
         """
         self.refresh()
         query = read_fetch(body)
