@@ -41,7 +41,8 @@ return {covered: Boolean(covered), small: small.length, wrapped: wrapped.length,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth};
 """
 REACHABLE = """
-const all = document.querySelectorAll("a[href], button, select, summary, input:not([type=hidden]), [tabindex='0']");
+const fields = "select, textarea, input:not([type=hidden])";
+const all = document.querySelectorAll(`a[href], button, summary, ${fields}, [tabindex='0']`);
 window.reachable = [...all].filter((each) => each.checkVisibility());
 return window.reachable.length"""
 FOCUSED = """
