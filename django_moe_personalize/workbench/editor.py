@@ -16,7 +16,7 @@ from typing import Final
 from django_moe_personalize.sandbox.reading import WorkspaceError, member
 from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile, read_workspace
 
-_KEY: Final = re.compile(r'("api_key"\s*:\s*)("(?:[^"\\\n]|\\.)*"?|[^\s,}\]]+)')
+_KEY: Final = re.compile(r'("api_key"\s*:\s*)("(?:[^"\\\n]|\\.)*"?|[^\n]+)')
 """The API key, also in a text that isn't valid JSON. A variable with this name looks alike, and is hidden too."""
 
 _HIDDEN: Final = re.compile(r'"\(hidden (\d+)\)"')
@@ -119,13 +119,15 @@ def find_problems(text: str, name: str) -> tuple[Problem, ...]:
 
 def _build_problem(problem: str, name: str, lines: dict[str, int]) -> Problem:
     text = problem.removeprefix(f"{name}: ")
+    if text.startswith(("must be an object", "api_key: ")):
+        # The message quotes a wrong value, which may be the API key or have it.
+        text = text.partition(", not ")[0]
     if match := _LINE.match(text):
         return Problem(text, int(match[1]))
     places = [place for place in lines if place and text.startswith(f"{place}: ")]
     if places:
         return Problem(text, lines[max(places, key=len)])
-    # Without a place, the message may quote the whole file.
-    return Problem(text.partition(", not ")[0])
+    return Problem(text)
 
 
 def _find_lines(text: str) -> dict[str, int]:

@@ -41,7 +41,7 @@ PRESETS: Final[Mapping[str, Preset]] = {
 class FaultForm(forms.Form):
     """All faults of the sandbox, with the names that ``PUT /_sandbox/faults`` takes."""
 
-    default_renderer = DjangoTemplates
+    default_renderer = DjangoTemplates()
     latency = forms.FloatField(help_text="Seconds before an answer.")
     drip = forms.FloatField(help_text="Seconds that the body takes to arrive.")
     error_rate = forms.FloatField(help_text="The share of calls, 0 to 1, that get error_status and aren't handled.")

@@ -55,7 +55,7 @@ class PairsField(forms.CharField):
 class VisitorForm(forms.Form):
     """Describe a visitor. An empty field is an attribute that the site doesn't send."""
 
-    default_renderer = DjangoTemplates
+    default_renderer = DjangoTemplates()
     customer_id = forms.CharField(
         required=False, label="Customer id", widget=forms.TextInput(attrs={"list": "wb-customers"})
     )

@@ -74,6 +74,7 @@ def test_mistake_has_its_place_and_line_and_is_not_saved(bench):
             '{"workspace_id": "a", "api_key": "b", "experiences": [\n{"key": "k", "payload": {}},\n{"key": "j"}]}',
             [(3, 'experiences[1]: "payload" is missing')],
         ),
+        ('{"workspace_id": "a", "api_key": ["secret"]}', [(1, "api_key: must be a string that is not empty")]),
         ('{"api_key": NaN}', [(0, "not valid JSON: NaN")]),
     ],
 )
