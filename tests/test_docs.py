@@ -22,6 +22,7 @@ from django_moe_personalize.sandbox.audiences import DEVICES
 from django_moe_personalize.sandbox.control import _as_json
 from django_moe_personalize.sandbox.decisions import Decision
 from django_moe_personalize.sandbox.ledger import LedgerEntry
+from django_moe_personalize.workbench.faults import PRESETS, describe_faults
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
 PACKAGE = ROOT / "django_moe_personalize"
@@ -268,6 +269,15 @@ def test_sandbox_is_that_of_the_code(heading, columns, expected):
         section = section.partition("\n### ")[0]
     rows = read_rows(section, *columns)
     assert sorted(word for row in rows for word in read_words(row[0])) == sorted(expected)
+
+
+def test_buttons_of_the_workbench_are_those_of_the_code():
+    """The how-to page has each button of the switch, with its faults."""
+    rows = read_rows(read("howto/workbench.md"), "button", "faults")
+    listed = {
+        read_words(label)[0]: ", ".join(map(" ".join, re.findall(r"`(\w+)` (\d+)", text))) for label, text in rows
+    }
+    assert listed == {preset.label: describe_faults(preset.faults) for preset in PRESETS.values()}
 
 
 def test_devices_are_those_of_the_code():

@@ -38,8 +38,11 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
         assert out.ready.wait(10)
         port = int(re.search(r"answers at http://\S+:(\d+)/v1", out.getvalue())[1])
         line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        line.request("GET", "/v1" + METADATA, headers=credentials())
-        statuses.append(line.getresponse().status)
+        for path in ("/v1" + METADATA, "/"):
+            line.request("GET", path, headers=credentials())
+            answer = line.getresponse()
+            statuses.append(answer.status)
+            answer.read()
         line.close()
         os.kill(os.getpid(), end)
 
@@ -47,6 +50,7 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
     visitor.start()
     call_command("moe_sandbox", *args, stdout=out, stderr=err, **options)
     visitor.join()
+    assert statuses[1] == 200, "the workbench has no faults"
     return out.getvalue(), err.getvalue(), statuses[0]
 
 
@@ -64,6 +68,7 @@ def test_it_serves_until_a_signal(end: int) -> None:
         assert f'"{name}": "{value}",' in out
         assert f"MOE_PERSONALIZE_{name}={value}\n" in out
     assert "hero-banner" in out
+    assert f"The workbench is at {base_url.removesuffix('v1')}\n" in out
     assert signal.getsignal(signal.SIGTERM) is before
 
 

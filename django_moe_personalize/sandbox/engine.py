@@ -83,10 +83,11 @@ class Engine:
             challenge = {"www-authenticate": 'Basic realm="MoEngage"'} if refused.status == 401 else None
             return refused.build_response(challenge)
 
-    def explain(self, body: Mapping[str, Any]) -> list[Decision]:
-        """Return the decision on each key in the body of a fetch. Raises RefusedError if a fetch would be refused.
+    def explain(self, body: Mapping[str, Any], *, now: float | None = None) -> list[Decision]:
+        """Return the decision on each key in the body of a fetch, at Unix time ``now`` (default: by the clock).
 
-        After the first 25 keys, each key gets the reason MAX_LIMIT_BREACHED.
+        Raises RefusedError if a fetch would be refused. After the first 25 keys, each key gets the reason
+        MAX_LIMIT_BREACHED.
         """
         self.refresh()
         query = read_fetch(body)
@@ -95,18 +96,17 @@ class Engine:
             Decision(key, f"A fetch answers only its first {MAX_KEYS} keys.", breached)
             for key in _unique(query.keys or ())[MAX_KEYS:]
         ]
-        return self._decide(query) + late
+        return self._decide(query, self.clock() if now is None else now) + late
 
-    def _decide(self, query: FetchQuery) -> list[Decision]:
+    def _decide(self, query: FetchQuery, now: float) -> list[Decision]:
         customer_id = self.profiles.resolve(query.customer_id, query.identifiers)
         subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
         keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
         everyone_only = query.keys is None and not subject.is_customer
-        now = self.clock()
         return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
 
     def _fetch(self, request: Request) -> Response:
-        decisions = self._decide(read_fetch(read_body(request.body)))
+        decisions = self._decide(read_fetch(read_body(request.body)), self.clock())
         return build_json_response(
             {"experiences": {each.experience_key: each.entry for each in decisions if each.served}}
         )

@@ -9,6 +9,7 @@ import socket
 import socketserver
 import sys
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -36,10 +37,15 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server for one engine, with a daemon thread for each connection."""
+    """A server for one engine, with a daemon thread for each connection.
+
+    ``pages``, if set, answers all paths other than those of the API and the control paths. It gets only requests from
+    this machine.
+    """
 
     daemon_threads = True
     request_queue_size = 128
+    pages: Callable[[Request], Response] | None = None
 
     def __init__(self, engine: Engine, host: str, port: int, *, faults: Faults | None = None) -> None:
         self.engine = engine
@@ -71,12 +77,13 @@ class SandboxServer(ThreadingHTTPServer):
             path = request.path.removeprefix(BASE_PATH)
             below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
-        if not request.path.startswith(f"{CONTROL_PATH}/"):
+        handle = self.control.handle if request.path.startswith(f"{CONTROL_PATH}/") else self.pages
+        if handle is None:
             return Answer(build_not_found())
         if not is_control_allowed(client_host, host_header):
-            description = "Control paths are only for this machine. Use localhost or 127.0.0.1 in the URL."
+            description = "This path is only for this machine. Use localhost or 127.0.0.1 in the URL."
             return Answer(RefusedError(403, "Forbidden", description).build_response())
-        return Answer(self.control.handle(request))
+        return Answer(handle(request))
 
 
 def build_server(

@@ -20,7 +20,7 @@ from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceE
 from django_moe_personalize.sandbox.rule_reader import read_rule
 
 __all__ = ["Content", "Definition", "State", "Variation", "Workspace", "WorkspaceError"]
-__all__ += ["WorkspaceFile", "load_workspace", "parse_workspace"]
+__all__ += ["WorkspaceFile", "load_workspace", "parse_workspace", "read_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
 """The file for sites that name no other workspace file. It describes an example shop."""
@@ -88,6 +88,8 @@ class Workspace:
     api_key: str = field(repr=False)
     definitions: Mapping[str, Definition]
     customers: Mapping[str, Mapping[str, Scalar]] = field(repr=False)
+    rules: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The rules of the named audiences, as the file has them."""
     global_control_group: float = 0.0
     locales: tuple[str, ...] = ()
     identity_resolution: tuple[str, ...] = ("u_em", "u_mb")
@@ -110,29 +112,37 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
     """
     file = SHIPPED if path is None else Path(path)
     try:
-        data = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        text = file.read_bytes()
     except OSError as error:
         raise WorkspaceError([f"{file}: cannot be read: {error.strerror}. Check the path."]) from error
+    return read_workspace(text, name=file.name)
+
+
+def read_workspace(text: str | bytes, *, name: str) -> Workspace:
+    """Return the workspace in the text of a file. Raises WorkspaceError as load_workspace() does."""
+    try:
+        data = json.loads(text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise WorkspaceError([f"{file.name}: {place}: not valid JSON: {error.msg}"]) from error
+        raise WorkspaceError([f"{name}: {place}: not valid JSON: {error.msg}"]) from error
     except (ValueError, RecursionError) as error:
-        raise WorkspaceError([f"{file.name}: not valid JSON: {error}"]) from error
-    return parse_workspace(data, name=file.name)
+        raise WorkspaceError([f"{name}: not valid JSON: {error}"]) from error
+    return parse_workspace(data, name=name)
 
 
 class WorkspaceFile:
     """A workspace file that may change while the sandbox runs. Threads may share the object.
 
     The constructor raises WorkspaceError for a file with a mistake. Later mistakes are logged: then ``workspace`` stays
-    the last workspace without mistakes. ``changed_at`` is the Unix time of the last change.
+    the last workspace without mistakes, and ``problems`` has the mistakes. ``changed_at`` is the Unix time of the last
+    change.
     """
 
     def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
         self.path = SHIPPED if path is None else Path(path)
         self._clock = clock
         self._stamp = self._read_stamp()
-        self._is_broken = False
+        self.problems: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self.workspace = load_workspace(self.path)
         self.changed_at = self._stamp[0] / 1e9
@@ -158,15 +168,15 @@ class WorkspaceFile:
         try:
             fresh = load_workspace(self.path)
         except WorkspaceError as error:
-            self._is_broken = True
+            self.problems = error.problems
             logger.error("The sandbox can't use the new workspace file, so it keeps the old workspace: %s", error)
             return
         # Clients were built with the credentials of the start.
         old = self.workspace
         self.workspace = dataclasses.replace(fresh, workspace_id=old.workspace_id, api_key=old.api_key)
         self.changed_at = self._clock()
-        if self._is_broken:
-            self._is_broken = False
+        if self.problems:
+            self.problems = ()
             logger.warning("The workspace file %s has no mistakes now, so the sandbox uses it.", self.path.name)
 
 
@@ -181,6 +191,7 @@ def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
         api_key=root.text("api_key"),
         definitions=_read_definitions(root, shared),
         customers=_read_customers(root),
+        rules={name: value for name, _, value in root.members("audiences")},
         global_control_group=root.percent("global_control_group"),
         locales=locales,
         identity_resolution=root.texts("identity_resolution", ("u_em", "u_mb")),

@@ -41,7 +41,8 @@ return {covered: Boolean(covered), small: small.length, wrapped: wrapped.length,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth};
 """
 REACHABLE = """
-const all = document.querySelectorAll("a[href], button, select, summary, input:not([type=hidden]), [tabindex='0']");
+const fields = "select, textarea, input:not([type=hidden])";
+const all = document.querySelectorAll(`a[href], button, summary, ${fields}, [tabindex='0']`);
 window.reachable = [...all].filter((each) => each.checkVisibility());
 return window.reachable.length"""
 FOCUSED = """
@@ -214,10 +215,10 @@ def test_the_ledger_asks_before_it_deletes(driver, demo):
     """Without a yes, the events stay."""
     visit(driver, demo, "ledger")
     # The page refreshes itself until the events of the first visit arrive.
-    wait_for(driver, "document.querySelector('.events') !== null")
+    wait_for(driver, "document.querySelector('.wb-events') !== null")
     driver.run("window.confirm = (question) => { window.asked = question; return false }")
     driver.click("#clear button")
-    assert driver.run("return [window.asked, document.querySelectorAll('.events').length]") == [
+    assert driver.run("return [window.asked, document.querySelectorAll('.wb-events').length]") == [
         "Delete all events in the ledger?",
         1,
     ]

@@ -12,8 +12,9 @@ from django_moe_personalize.management import stop_on_signals
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
-from django_moe_personalize.sandbox.server import SandboxServer, build_server
+from django_moe_personalize.sandbox.server import BASE_PATH, SandboxServer, build_server
 from django_moe_personalize.sandbox.workspace import Workspace, WorkspaceError, WorkspaceFile
+from django_moe_personalize.workbench import Workbench
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8899
@@ -40,6 +41,7 @@ class Command(BaseCommand):
             file = WorkspaceFile(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
             server = build_server(Engine(file), host, port, faults=faults)
+            server.pages = Workbench(server.engine, server.injector, file).handle
         except WorkspaceError as error:
             raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
@@ -67,7 +69,8 @@ class Command(BaseCommand):
         self.stdout.write("    }\n\nor in the environment:\n")
         for name, value in settings.items():
             self.stdout.write(f"    MOE_PERSONALIZE_{name}={value}")
-        self.stdout.write(f"\n{len(workspace.definitions)} experiences: {', '.join(workspace.definitions)}")
+        self.stdout.write(f"\nThe workbench is at {server.url.removesuffix(BASE_PATH)}/")
+        self.stdout.write(f"{len(workspace.definitions)} experiences: {', '.join(workspace.definitions)}")
         if not is_loopback(host):
             self.stderr.write("Everyone who can reach this machine can use the sandbox.")
         self.stdout.write("Press Ctrl-C to stop it.")
