@@ -124,10 +124,8 @@ def _build_problem(problem: str, name: str, lines: dict[str, int]) -> Problem:
         text = text.partition(", not ")[0]
     if match := _LINE.match(text):
         return Problem(text, int(match[1]))
-    places = [place for place in lines if place and text.startswith(f"{place}: ")]
-    if places:
-        return Problem(text, lines[max(places, key=len)])
-    return Problem(text)
+    place = next((place for place in lines if place and text.startswith(f"{place}: ")), "")
+    return Problem(text, lines[place] if place else 0)
 
 
 def _find_lines(text: str) -> dict[str, int]:

@@ -7,9 +7,7 @@ import stat
 
 import pytest
 
-from django_moe_personalize.sandbox import Engine, WorkspaceFile
-from django_moe_personalize.sandbox.faults import FaultInjector
-from django_moe_personalize.sandbox.workspace import SHIPPED
+from django_moe_personalize.sandbox import WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from django_moe_personalize.workbench.editor import Draft, Editor, find_problems
 from tests.sandbox.ways import API_KEY
@@ -144,22 +142,26 @@ def test_file_that_is_gone(bench):
 
 
 def test_folder_that_nobody_may_write(bench, monkeypatch):
-    """The text stays in the form, and the message has the cause."""
+    """The text stays in the form, the message has the cause, and no other file stays in the folder."""
 
-    def refuse(**options):
+    def refuse(*args):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("tempfile.mkstemp", refuse)
+    monkeypatch.setattr("pathlib.Path.replace", refuse)
     page = read_words(save(bench, open_text(bench), "Welcome", "Come"))
     assert "moe.json: cannot be written: Permission denied. Check the permissions." in page
     assert "Come back" in page
+    assert [path.name for path in bench.path.parent.iterdir()] == ["moe.json"]
 
 
 def test_file_that_another_program_changes(bench, caplog):
-    """The pages use it from the next request on."""
+    """The pages use it from the next request on, and don't name the mistakes of an earlier version."""
     caplog.set_level(logging.CRITICAL)
+    bench.save("{")
+    assert "1 mistake" in bench.get()
     bench.save({**WORKSPACE, "experiences": [{"key": "fresh", "payload": {}}]})
     assert "1 experience, " in bench.get()
+    assert "mistake" not in bench.get()
 
 
 def test_link_leads_to_its_file(bench, tmp_path):
@@ -172,14 +174,14 @@ def test_link_leads_to_its_file(bench, tmp_path):
     assert "Come back" in bench.path.read_text()
 
 
-def test_workspace_of_the_package_is_read_only(bench):
+def test_workspace_of_the_package_is_read_only(bench, monkeypatch):
     """The page says how to start with a copy, and a form changes nothing."""
-    file = WorkspaceFile()
-    before = SHIPPED.read_bytes()
-
-    bench.workbench = Workbench(Engine(file), FaultInjector(), file)
-    page = read_words(bench.post("/workspace/", {"text": "{}", "stamp": "", "anyway": "1"}))
+    assert Editor(WorkspaceFile()).is_read_only
+    form, before = open_text(bench), bench.path.read_bytes()
+    monkeypatch.setattr("django_moe_personalize.workbench.editor.SHIPPED", bench.path)
+    bench.workbench = Workbench(bench.engine, bench.injector, bench.file)
+    page = read_words(save(bench, form, "Welcome", "Come"))
     assert "you can't edit it here" in page
     assert "python manage.py moe_sandbox --workspace workspace.json" in page
     assert "Check and save" not in page
-    assert SHIPPED.read_bytes() == before
+    assert bench.path.read_bytes() == before

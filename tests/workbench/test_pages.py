@@ -124,7 +124,7 @@ def test_first_page_lists_experiences_and_audiences(bench):
         ({"identifiers": "u_em = ada@example.com"}, ["hero-banner Gold Variation 1"]),
         (
             {"user_agent": PHONE},
-            ["the device is Mobile → matched; variation", "Left · 75 %", "3 · 25 %", "this visitor"],
+            ["the device is Mobile → matched; variation", "Left · 75 %", "3 · 25 %", "% this visitor"],
         ),
         ({"as_of": "2026-12-24T18:30"}, ["new-sale All users Variation 1", '"Thursday", "TIME_OF_THE_DAY": "18"']),
         (
