@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from django import forms
+from django.contrib import messages
 from django.core.signals import request_started
 from django.http import HttpRequest
 from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
@@ -51,6 +52,15 @@ class ExperienceKeyInput(forms.TextInput):
         options = format_html_join("", '<option value="{}">{}</option>', texts)
         field = super().render(name, value, attrs, renderer)
         return format_html('{}<datalist id="{}">{}</datalist>', field, place, options)
+
+
+def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> None:
+    """Tell an editor which keys the workspace doesn't have, as far as this process knows. The editor may keep them."""
+    known = {each.experience_key for each in get_metadata_store().list_known()} if get_settings().enabled else None
+    for key in dict.fromkeys(experience_keys) if known else ():
+        if key not in known:
+            message = _("MoEngage has no experience “%(key)s”, so visitors see the fallback. Check the key.")
+            messages.warning(request, message % {"key": key}, fail_silently=True)
 
 
 def read_early(**kwargs: Any) -> None:

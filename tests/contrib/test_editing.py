@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from django.contrib.messages.storage.fallback import FallbackStorage
 from django.dispatch import Signal
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist
@@ -65,6 +66,21 @@ def test_field_says_which_experiences_visitors_get():
     text = ExperienceKeyInput().render("key", "", {"id": "id"})
     assert '<option value="hero-banner">Hero &lt;1&gt;</option><option value="spring-sale">Spring (paused)<' in text
     assert "Winter (scheduled)" in text
+
+
+def test_warning(rf):
+    """Once the experiences are known, the editor learns which keys don't exist. Before that there is no warning."""
+    request = rf.get("/")
+    request.session = {}
+    request._messages = FallbackStorage(request)
+    store = get_metadata_store()
+    store._until = float("inf")
+    for known in ([], [ExperienceMeta("hero-banner", "Hero", ExperienceStatus("active"))]):
+        store._experiences = known
+        editing.warn_of_unknown(request, ["hero-banner", "<typo>", "<typo>"])
+    with override_personalize(ENABLED=False):
+        editing.warn_of_unknown(request, ["another"])
+    assert [message.message[:39] for message in request._messages] == ["MoEngage has no experience “<typo>”, so"]
 
 
 @pytest.mark.parametrize("enabled", [True, False])

@@ -44,12 +44,13 @@ def test_preview(answers, mode):
 def test_form(answers):
     """The form offers the experiences of the workspace."""
     assert answers["form"] == ["hero-banner", "promo-strip"]
+    assert "MoEngage has no experience “never-seen”" in answers["warned"]
 
 
 def test_usages(answers):
     """A plugin has the id, the title and the URL of its page."""
     places = {key: place for key, place in answers["usages"] if "html" not in place}
-    assert places == dict.fromkeys(("gone-banner", "hero-banner"), 'page 1 "club" /club/')
+    assert places == dict.fromkeys(("gone-banner", "hero-banner", "never-seen"), 'page 1 "club" /club/')
 
 
 def test_checks(answers):
@@ -130,6 +131,7 @@ def main():
         found["stored"].append(is_stored(placeholders["plain"], 0))
         found["modes"] = dict(open_modes(look, staff, placeholders["club"]))
         found["form"] = open_form(staff, placeholders["club"])
+        found["warned"] = save(staff, placeholders["club"], "never-seen")
         found["usages"] = list_usages()
     found["before"] = list_checks()
     plugin_pool.register_plugin(Hero)
@@ -164,7 +166,6 @@ def is_stored(placeholder, url):
 
 def open_modes(look, staff, placeholder):
     from cms.toolbar.utils import get_object_edit_url, get_object_preview_url, get_object_structure_url
-    from django.urls import reverse
 
     for mode, get_url in zip(
         ("edit", "preview", "structure"),
@@ -172,18 +173,24 @@ def open_modes(look, staff, placeholder):
         strict=True,
     ):
         yield mode, look(staff.get, get_url(placeholder.source, "en"))
-    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[1]
-    url = reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
-    yield "save", look(staff.post, url, {"experience_key": "hero-banner"})
+    yield "save", look(staff.post, find_form(placeholder, 1), {"experience_key": "hero-banner"})
+
+
+def find_form(placeholder, number):
+    from django.urls import reverse
+
+    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[number]
+    return reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
 
 
 def open_form(staff, placeholder):
-    from django.urls import reverse
-
-    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[0]
-    url = reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
-    text = unescape(staff.get(url).content.decode())
+    text = unescape(staff.get(find_form(placeholder, 0)).content.decode())
     return re.findall(r'<option value="([a-z-]+)"', text.partition("<datalist")[2].partition("</datalist")[0])
+
+
+def save(staff, placeholder, key):
+    text = staff.post(find_form(placeholder, 2), {"experience_key": key}).content.decode()
+    return json.loads(re.search(r'id="data-bridge"[^>]*>(.*?)</script>', text, re.DOTALL)[1])["messages"][0]["message"]
 
 
 def list_usages():

@@ -6,9 +6,11 @@ import re
 import threading
 import time
 from html import unescape
+from io import StringIO
 from unittest import mock
 
 import pytest
+from django.core.management import CommandError, call_command
 
 from tests.sites.cached_sites import configure
 from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
@@ -53,6 +55,7 @@ def test_form(answers):
     assert forms["failing"]["options"] == ["hero-banner", "promo-strip"]
     assert [forms[name]["fields"] for name in ("unknown", "known", "failing")] == [1, 1, 1]
     assert forms["saved"] == "never-seen"
+    assert forms["warned"] == ["MoEngage has no experience “never-seen”, so visitors see the fallback. Check the key."]
 
 
 def test_usages(answers):
@@ -63,6 +66,7 @@ def test_usages(answers):
         (key, home) for key in (GONE, "hero-banner", "promo-strip")
     }
     assert ("promo-strip", "tests/sites/blocks_site/models.py:25") in places
+    assert answers["drift"].startswith(f"{home}: The workspace has no experience 'gone-banner', or it has ended.")
 
 
 def test_checks(answers):
@@ -151,7 +155,7 @@ def main():
         found["forms"] = open_forms(seen, editor, home)
         with mock.patch.object(logging.getLogger("django_moe_personalize"), "handle") as log:
             found["bare"] = {**look(visitor, "/bare/"), "log": log.call_args[0][0].getMessage()}
-        found["usages"] = list_usages()
+        found["usages"], found["drift"] = list_usages(), run_drift()
     print(json.dumps({**found, **run_the_checks(), "migration": write_migration()}))
 
 
@@ -216,6 +220,7 @@ def open_forms(seen, editor, home):
     seen.engine.handle = handle
     saved = editor.post(url, build_form("never-seen"))
     assert saved.status_code == 302
+    forms["warned"] = re.findall(r"MoEngage has no[^<]+key\.", editor.get(saved.url).content.decode())
     home.refresh_from_db()
     forms["saved"] = home.get_latest_revision_as_object().body[0].value["experience_key"]
     return forms
@@ -225,6 +230,13 @@ def list_usages():
     from django_moe_personalize.checks.usages import find_usages
 
     return [(usage.experience_key, usage.place) for usage in find_usages()]
+
+
+def run_drift():
+    output = StringIO()
+    with pytest.raises(CommandError, match="1 problem"):
+        call_command("moe_experiences", "--check", stdout=output, stderr=output)
+    return output.getvalue()
 
 
 def run_the_checks():

@@ -26,7 +26,13 @@ class ExperienceKeyBlock(CharBlock):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            **{"help_text": _("Choose an experience, or type its key."), "max_length": MAX_LENGTH, **kwargs}
+            **{
+                "help_text": _("Choose an experience, or type its key."),
+                "max_length": MAX_LENGTH,
+                # A key is no text of the page.
+                "search_index": False,
+                **kwargs,
+            }
         )
         self.field.widget = ExperienceKeyInput({"maxlength": MAX_LENGTH})
 
