@@ -84,7 +84,9 @@ def list_templates(experience_key: str) -> list[str]:
 
 def start_fetch(request: HttpRequest, experience_keys: Sequence[str], template_name: Any) -> None:
     """Fetch the keys of a page's content and of its template in one call. The page renders at the same time."""
-    page, wanted = get_page(request), [key for key in experience_keys if key]
+    page = get_page(request)
+    asked = () if page is None else page.experience_keys
+    wanted = [key for key in experience_keys if key and key not in asked]
     if page is None or not wanted:
         return
     keys: tuple[str, ...] = ()

@@ -10,6 +10,7 @@ from io import StringIO
 from unittest import mock
 
 import pytest
+from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 
 from tests.sites.cached_sites import configure
@@ -30,6 +31,7 @@ def test_page(answers):
     assert answers["again"]["shown"] == {"hero-banner": 2, "promo-strip": 2}
     assert page["asked"] == [["hero-banner", GONE, "promo-strip"]]
     assert page["asked"] == answers["again"]["asked"]
+    assert page["text"] == answers["async"]
 
 
 def test_no_query_of_our_own(answers):
@@ -43,7 +45,7 @@ def test_preview(answers, preview):
     """The previews of a page and of a block show the experience, and count nothing."""
     shown = answers["previews"][preview]
     assert "For &lt;you&gt;" in shown["text"]
-    assert shown["shown"] == answers["again"]["shown"]
+    assert shown["shown"] == answers["before"] == {"hero-banner": 3, "promo-strip": 3}
     assert "/moe/" not in shown["text"]
 
 
@@ -124,7 +126,7 @@ def main():
     from django.contrib.auth import get_user_model
     from django.db import connection
     from django.shortcuts import render
-    from django.test import Client
+    from django.test import AsyncClient, Client
     from django.test.utils import CaptureQueriesContext
     from django.urls import include, path
 
@@ -151,6 +153,8 @@ def main():
         with CaptureQueriesContext(connection) as queries:
             found["stored"] = find_stored_keys(home)
         found["queries"] = len(queries)
+        found["async"] = async_to_sync(AsyncClient(headers=visitor.headers).get)("/").content.decode()
+        found["before"] = seen.impressions
         found["previews"] = dict(open_previews(look, editor, home))
         found["forms"] = open_forms(seen, editor, home)
         with mock.patch.object(logging.getLogger("django_moe_personalize"), "handle") as log:

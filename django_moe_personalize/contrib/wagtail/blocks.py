@@ -6,7 +6,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
-from django.template import Node, Template, TemplateDoesNotExist
+from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.template.loader_tags import ExtendsNode, IncludeNode
 from django.utils.translation import gettext_lazy as _
@@ -102,6 +102,9 @@ def _may_show_experience(template_name: str) -> bool:
         template: Any = getattr(get_template(template_name), "template", None)
     except TemplateDoesNotExist:
         return False
+    except TemplateSyntaxError:
+        # Rendering the block raises the same exception.
+        return True
     nodes = template.nodelist.get_nodes_by_type(Node) if isinstance(template, Template) else None
     return nodes is None or any(
         isinstance(node, ExperienceNode | ExperienceValueNode | IncludeNode | ExtendsNode) for node in nodes
