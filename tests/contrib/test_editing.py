@@ -100,7 +100,7 @@ def test_first_request_reads_the_experiences(metadata, monkeypatch, enabled):
         assert signal.receivers == []
 
 
-def test_templates():
+def test_key_leads_to_no_other_template():
     """The template may have the key in its name. A key can't lead to other templates."""
     shared = ["moe_personalize/experience.html", "moe_personalize/default_experience.html"]
     assert list_templates("hero-banner") == ["moe_personalize/experiences/hero-banner.html", *shared]

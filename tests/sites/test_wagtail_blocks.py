@@ -40,7 +40,7 @@ def test_no_query_of_our_own(answers):
     assert answers["stored"] == ["hero-banner", GONE, "hero-banner", "promo-strip"]
 
 
-@pytest.mark.parametrize("preview", ["draft", "panel", "block"])
+@pytest.mark.parametrize("preview", ["draft", "panel", "HTMLBlock", "OwnBlock"])
 def test_preview(answers, preview):
     """The previews of a page and of a block show the experience, and count nothing."""
     shown = answers["previews"][preview]
@@ -98,6 +98,7 @@ TEMPLATES = {
     "{% endexperience %}",
     "moe_personalize/experiences/hero-banner.html": "<h1>{{ experience.Title }}</h1>",
     "block_preview.html": "{% load wagtailcore_tags %}{% include_block bound_block %}",
+    "own.html": "{% load moe_personalize %}{% experience_value 'hero-banner' 'Title' %}",
     "plain.html": "{{ self.fallback }}",
     "row.html": "{% load wagtailcore_tags %}{% for cell in self.cells %}{% include_block cell %}{% endfor %}",
     "bare.html": "{{ page.body }}",
@@ -185,8 +186,9 @@ def open_previews(look, editor, home):
     preview = reverse("wagtailadmin_pages:preview_on_edit", args=[home.pk])
     assert editor.post(preview, build_form("hero-banner")).json()["is_valid"]
     yield "panel", look(editor, preview)
-    [block] = [key for key, block in Block.definition_registry.items() if type(block).__name__ == "HTMLBlock"][:1]
-    yield "block", look(editor, f"{reverse('wagtailadmin_block_preview')}?id={block}")
+    blocks = {type(block).__name__: key for key, block in Block.definition_registry.items()}
+    for name in ("HTMLBlock", "OwnBlock"):
+        yield name, look(editor, f"{reverse('wagtailadmin_block_preview')}?id={blocks[name]}")
 
 
 def build_form(key):
