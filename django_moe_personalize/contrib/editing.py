@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
 from django import forms
+from django.contrib import messages
 from django.core.signals import request_started
 from django.http import HttpRequest
 from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
@@ -53,6 +54,15 @@ class ExperienceKeyInput(forms.TextInput):
         return format_html('{}<datalist id="{}">{}</datalist>', field, place, options)
 
 
+def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> None:
+    """Tell an editor which keys the workspace doesn't have, as far as this process knows. The editor may keep them."""
+    known = {each.experience_key for each in get_metadata_store().list_known()} if get_settings().enabled else None
+    for key in dict.fromkeys(experience_keys) if known else ():
+        if key not in known:
+            message = _("MoEngage has no experience “%(key)s”, so visitors see the fallback. Check the key.")
+            messages.warning(request, message % {"key": key}, fail_silently=True)
+
+
 def read_early(**kwargs: Any) -> None:
     """Read the experiences in the background at the first request of this process, so that the first form has them."""
     request_started.disconnect(dispatch_uid=__name__)
@@ -74,7 +84,9 @@ def list_templates(experience_key: str) -> list[str]:
 
 def start_fetch(request: HttpRequest, experience_keys: Sequence[str], template_name: Any) -> None:
     """Fetch the keys of a page's content and of its template in one call. The page renders at the same time."""
-    page, wanted = get_page(request), [key for key in experience_keys if key]
+    page = get_page(request)
+    asked = () if page is None else page.experience_keys
+    wanted = [key for key in experience_keys if key and key not in asked]
     if page is None or not wanted:
         return
     keys: tuple[str, ...] = ()

@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from django.contrib.messages.storage.fallback import FallbackStorage
 from django.dispatch import Signal
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist
@@ -67,6 +68,21 @@ def test_field_says_which_experiences_visitors_get():
     assert "Winter (scheduled)" in text
 
 
+def test_warning(rf):
+    """Once the experiences are known, the editor learns which keys don't exist. Before that there is no warning."""
+    request = rf.get("/")
+    request.session = {}
+    request._messages = FallbackStorage(request)
+    store = get_metadata_store()
+    store._until = float("inf")
+    for known in ([], [ExperienceMeta("hero-banner", "Hero", ExperienceStatus("active"))]):
+        store._experiences = known
+        editing.warn_of_unknown(request, ["hero-banner", "<typo>", "<typo>"])
+    with override_personalize(ENABLED=False):
+        editing.warn_of_unknown(request, ["another"])
+    assert [message.message[:39] for message in request._messages] == ["MoEngage has no experience “<typo>”, so"]
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_first_request_reads_the_experiences(metadata, monkeypatch, enabled):
     """The first request of a process reads them in the background. A package that is switched off reads nothing."""
@@ -84,7 +100,7 @@ def test_first_request_reads_the_experiences(metadata, monkeypatch, enabled):
         assert signal.receivers == []
 
 
-def test_templates():
+def test_key_leads_to_no_other_template():
     """The template may have the key in its name. A key can't lead to other templates."""
     shared = ["moe_personalize/experience.html", "moe_personalize/default_experience.html"]
     assert list_templates("hero-banner") == ["moe_personalize/experiences/hero-banner.html", *shared]

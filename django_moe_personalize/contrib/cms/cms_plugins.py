@@ -12,7 +12,7 @@ from django.http import HttpRequest
 from django.utils.translation import gettext_lazy as _
 
 from django_moe_personalize.contrib.cms.models import ExperiencePluginModel
-from django_moe_personalize.contrib.editing import ExperienceKeyInput, list_templates, start_fetch
+from django_moe_personalize.contrib.editing import ExperienceKeyInput, list_templates, start_fetch, warn_of_unknown
 from django_moe_personalize.templatetags.moe_personalize import find_request
 
 
@@ -38,6 +38,11 @@ class ExperiencePlugin(CMSPluginBase):  # type: ignore[misc]
             **(kwargs.get("widgets") or {}),
         }
         return super().get_form(request, obj, change, **kwargs)
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Save the plugin, and warn the editor if the key is unknown."""
+        super().save_model(request, obj, form, change)
+        warn_of_unknown(request, [obj.experience_key])
 
     def render(self, context: Any, instance: Any, placeholder: Any) -> Any:
         """Return the context of the template. The first plugin of a page fetches the experiences of all plugins."""

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from cms.plugin_pool import plugin_pool
-from django.core.checks import CheckMessage, Error
+from django.core.checks import CheckMessage, Warning
 from django.db import DatabaseError
 from django.template import Node, Template
 from django.template.loader import get_template
@@ -19,14 +19,14 @@ from django_moe_personalize.templatetags.moe_personalize import ExperienceNode, 
 
 
 def check_plugins() -> Iterator[CheckMessage]:
-    """Yield E031 for a plugin that shows experiences and that django CMS may store."""
+    """Yield W031 for a plugin that shows experiences and that django CMS may store."""
     for plugin in plugin_pool.plugins.values() if plugin_pool.discover_plugins() is None else ():
         if plugin.cache and (issubclass(plugin.model, ExperiencePluginModel) or _shows_experience(plugin)):
-            yield Error(
+            yield Warning(
                 f"django CMS may store the plugin {plugin.__name__}, which shows one visitor's content.",
                 f"Write `cache = False` into {plugin.__module__}.{plugin.__name__}.",
                 plugin,
-                "moe_personalize.E031",
+                "moe_personalize.W031",
             )
 
 
@@ -46,7 +46,8 @@ def find_in_cms() -> Iterator[Usage]:
     with suppress(DatabaseError):
         for plugin in ExperiencePluginModel.objects.exclude(experience_key="").select_related("placeholder"):
             source = plugin.placeholder and plugin.placeholder.source
-            if source is not None:
+            # With djangocms-versioning, the default manager has only what is published.
+            if source is not None and type(source)._default_manager.filter(pk=source.pk).exists():
                 place = f'{source._meta.verbose_name} {source.pk} "{source}"'
                 if (page := getattr(source, "page", None)) is not None:
                     place = f'page {page.pk} "{source.title}" {page.get_absolute_url(plugin.language)}'

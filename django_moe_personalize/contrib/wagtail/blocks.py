@@ -6,7 +6,7 @@ from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
-from django.template import Node, Template, TemplateDoesNotExist
+from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.template.loader_tags import ExtendsNode, IncludeNode
 from django.utils.translation import gettext_lazy as _
@@ -26,7 +26,13 @@ class ExperienceKeyBlock(CharBlock):  # type: ignore[misc]
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(
-            **{"help_text": _("Choose an experience, or type its key."), "max_length": MAX_LENGTH, **kwargs}
+            **{
+                "help_text": _("Choose an experience, or type its key."),
+                "max_length": MAX_LENGTH,
+                # A key is no text of the page.
+                "search_index": False,
+                **kwargs,
+            }
         )
         self.field.widget = ExperienceKeyInput({"maxlength": MAX_LENGTH})
 
@@ -96,6 +102,9 @@ def _may_show_experience(template_name: str) -> bool:
         template: Any = getattr(get_template(template_name), "template", None)
     except TemplateDoesNotExist:
         return False
+    except TemplateSyntaxError:
+        # Rendering the block raises the same exception.
+        return True
     nodes = template.nodelist.get_nodes_by_type(Node) if isinstance(template, Template) else None
     return nodes is None or any(
         isinstance(node, ExperienceNode | ExperienceValueNode | IncludeNode | ExtendsNode) for node in nodes

@@ -1,4 +1,4 @@
-"""Wagtail imports this module. Its hook fetches the experiences of a page's blocks before the page renders."""
+"""Wagtail imports these hooks: fetch a page's experiences before it renders, and warn editors of unknown keys."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from django.http import HttpRequest
 from wagtail import hooks
 
-from django_moe_personalize.contrib.editing import start_fetch
+from django_moe_personalize.contrib.editing import start_fetch, warn_of_unknown
 from django_moe_personalize.contrib.wagtail.content import find_stored_keys
 
 
@@ -23,3 +23,10 @@ def fetch_early(serve_page: Callable[..., Any]) -> Callable[..., Any]:
         return serve_page(page, request, args, kwargs)
 
     return serve
+
+
+@hooks.register("after_create_page")  # type: ignore[untyped-decorator]
+@hooks.register("after_edit_page")  # type: ignore[untyped-decorator]
+def check_keys(request: HttpRequest, page: Any) -> None:
+    """Warn the editor of unknown keys in the page that was just saved."""
+    warn_of_unknown(request, find_stored_keys(page))

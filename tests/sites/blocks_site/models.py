@@ -33,6 +33,18 @@ class Row(StructBlock):
         template = "row.html"
 
 
+class OwnBlock(StructBlock):
+    """A block with a tag in its template, as the documentation shows it."""
+
+    class Meta:
+        template = "own.html"
+        preview_template = "block_preview.html"
+
+    def get_preview_context(self, value, parent_context=None):
+        parent_context["request"].is_preview = True
+        return super().get_preview_context(value, parent_context)
+
+
 class BlocksPage(Page):
-    body = StreamField([("experience", HTMLBlock()), ("promo", PromoBlock()), ("row", Row())])
+    body = StreamField([("experience", HTMLBlock()), ("promo", PromoBlock()), ("row", Row()), ("own", OwnBlock())])
     content_panels = [*Page.content_panels, FieldPanel("body")]
