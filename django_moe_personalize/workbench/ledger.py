@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,10 +21,10 @@ class Tally:
     impressions: int = 0
     clicks: int = 0
 
-    def count(self, action: str) -> None:
-        """Count one event."""
-        self.impressions += action == Action.SHOWN.value
-        self.clicks += action == Action.CLICKED.value
+    def count(self, action: str, number: int) -> None:
+        """Count events of one action."""
+        self.impressions += number * (action == Action.SHOWN.value)
+        self.clicks += number * (action == Action.CLICKED.value)
 
     @property
     def rate(self) -> float:
@@ -75,19 +76,23 @@ def build_ledger(entries: Sequence[LedgerEntry], names: Mapping[str, str] | None
     """Return the page for the entries of the ledger, oldest first. ``names`` has names of visitors by customer id."""
     total = Tally()
     charts: dict[str, Chart] = {}
-    for entry in entries:
-        chart = charts.setdefault(entry.experience_key, Chart(experience_key=entry.experience_key))
-        variation = entry.attributes.get("moe_variation_id", "")
-        audience = entry.attributes.get("audience_name", "")
+    # The ledger may be long, so count equal events first.
+    for (key, variation, audience, action), number in Counter(map(_describe, entries)).items():
+        chart = charts.setdefault(key, Chart(experience_key=key))
         bar = chart.bars.setdefault(variation, Bar(variation=variation, audience=audience))
         for tally in (total, chart, bar):
-            tally.count(entry.action)
+            tally.count(action, number)
     ordered = sorted(charts.values(), key=lambda chart: chart.experience_key)
     for chart in ordered:
         chart.bars = dict(sorted(chart.bars.items(), key=lambda item: (len(item[0]), item[0])))
     _measure([bar for chart in ordered for bar in chart.bars.values()])
     lines = tuple(_build_line(entry, names or {}) for entry in reversed(entries[-LATEST:]))
     return LedgerView(total, len({entry.customer_id for entry in entries}), ordered, lines)
+
+
+def _describe(entry: LedgerEntry) -> tuple[str, str, str, str]:
+    context = entry.attributes
+    return entry.experience_key, context.get("moe_variation_id", ""), context.get("audience_name", ""), entry.action
 
 
 def _measure(bars: Sequence[Bar]) -> None:
