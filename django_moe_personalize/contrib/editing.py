@@ -56,7 +56,7 @@ class ExperienceKeyInput(forms.TextInput):
 
 def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> None:
     """Tell an editor which keys the workspace doesn't have, as far as this process knows. The editor may keep them."""
-    known = {each.experience_key for each in get_metadata_store().list_known()} if get_settings().enabled else None
+    known = {each.experience_key for each in get_metadata_store().list_known()} if get_settings().enabled else set()
     for key in dict.fromkeys(experience_keys) if known else ():
         if key not in known:
             message = _("MoEngage has no experience “%(key)s”, so visitors see the fallback. Check the key.")

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,9 @@ def test_python_is_python(block):
     """A block compiles, and its imports from the package and from Django work."""
     for node in ast.walk(ast.parse(block.code)):
         if isinstance(node, ast.ImportFrom) and node.module.startswith("django"):
-            try:
+            # tests/sites has these libraries.
+            with suppress(ModuleNotFoundError) if "personalize.contrib" in node.module else nullcontext():
                 exec(ast.unparse(node), {})  # noqa: S102 - see execute()
-            except ModuleNotFoundError as error:
-                # tests/sites has these libraries.
-                assert error.name in ("cms", "wagtail")
 
 
 @pytest.mark.parametrize("block", [case for case in select("html+django") if "wagtailcore_tags" not in str(case)])
