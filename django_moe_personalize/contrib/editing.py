@@ -17,7 +17,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.context import get_page
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.types import ExperienceMeta, ExperienceStatus
@@ -70,7 +70,9 @@ def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> Non
 def read_early(**kwargs: Any) -> None:
     """Read the experiences in the background at the first request of this process, so that the first form has them."""
     request_started.disconnect(dispatch_uid=__name__)
-    list_experiences()
+    # The checks and the middleware report a mistake in the settings.
+    with suppress(ConfigurationError):
+        list_experiences()
 
 
 def prepare_forms() -> None:
