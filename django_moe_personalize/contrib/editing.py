@@ -17,10 +17,10 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext_lazy as _
 
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.context import get_page
 from django_moe_personalize.fetching.metadata import get_metadata_store
-from django_moe_personalize.moengage.types import ExperienceStatus
+from django_moe_personalize.moengage.types import ExperienceMeta, ExperienceStatus
 from django_moe_personalize.planning import READER, find_template_keys
 
 MAX_LENGTH: Final = 255
@@ -33,6 +33,11 @@ _STATUSES: Final = {ExperienceStatus.PAUSED: _("paused"), ExperienceStatus.SCHED
 _NAME = re.compile(r"[\w-]+")
 
 
+def list_experiences() -> Sequence[ExperienceMeta]:
+    """Return the experiences that this process knows. This starts a read in the background if they are old."""
+    return get_metadata_store().list_known() if get_settings().enabled else ()
+
+
 class ExperienceKeyInput(forms.TextInput):
     """A text field that offers the experiences of the workspace, as far as this process knows them.
 
@@ -43,8 +48,7 @@ class ExperienceKeyInput(forms.TextInput):
         """Return the field and the list of experiences. Browsers show the list without a script."""
         place = f"{(attrs or {}).get('id') or name}-experiences"
         attrs = {**(attrs or {}), "list": place, "autocomplete": "off", "spellcheck": "false"}
-        known = get_metadata_store().list_known()[:MAX_CHOICES] if get_settings().enabled else ()
-        named = [(each, _STATUSES.get(each.status)) for each in known]
+        named = [(each, _STATUSES.get(each.status)) for each in list_experiences()[:MAX_CHOICES]]
         texts = (
             (e.experience_key, f"{e.experience_name} ({status})" if status else e.experience_name)
             for e, status in named
@@ -56,7 +60,7 @@ class ExperienceKeyInput(forms.TextInput):
 
 def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> None:
     """Tell an editor which keys the workspace doesn't have, as far as this process knows. The editor may keep them."""
-    known = {each.experience_key for each in get_metadata_store().list_known()} if get_settings().enabled else set()
+    known = {each.experience_key for each in list_experiences()}
     for key in dict.fromkeys(experience_keys) if known else ():
         if key not in known:
             message = _("MoEngage has no experience “%(key)s”, so visitors see the fallback. Check the key.")
@@ -66,8 +70,9 @@ def warn_of_unknown(request: HttpRequest, experience_keys: Iterable[str]) -> Non
 def read_early(**kwargs: Any) -> None:
     """Read the experiences in the background at the first request of this process, so that the first form has them."""
     request_started.disconnect(dispatch_uid=__name__)
-    if get_settings().enabled:
-        get_metadata_store().list_known()
+    # The checks and the middleware report a mistake in the settings.
+    with suppress(ConfigurationError):
+        list_experiences()
 
 
 def prepare_forms() -> None:

@@ -83,6 +83,12 @@ def test_warning(rf):
     assert [message.message[:39] for message in request._messages] == ["MoEngage has no experience “<typo>”, so"]
 
 
+def test_first_request_with_wrong_settings(settings):
+    """A mistake in the settings is no failure of the first request."""
+    settings.MOE_PERSONALIZE = {"DEADLINE": "soon"}
+    editing.read_early()
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_first_request_reads_the_experiences(metadata, monkeypatch, enabled):
     """The first request of a process reads them in the background. A package that is switched off reads nothing."""

@@ -13,6 +13,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.core.management import CommandError, call_command
 
+from tests.documents import DOCS, read_blocks
 from tests.sites.cached_sites import configure
 from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
 
@@ -83,6 +84,11 @@ def test_migrations(answers):
     """A migration of the site has no reference to this package."""
     assert "django_moe_personalize" not in answers["migration"]
     assert "wagtail.blocks.CharBlock" in answers["migration"]
+
+
+def test_documentation(answers):
+    """The blocks of code in the documentation run, and their templates compile."""
+    assert answers["documented"] == ["templates", "shop/blocks.py", "templates", "shop/blocks.py"]
 
 
 def test_without_a_request(answers):
@@ -161,6 +167,7 @@ def main():
         with mock.patch.object(logging.getLogger("django_moe_personalize"), "handle") as log:
             found["bare"] = {**look(visitor, "/bare/"), "log": log.call_args[0][0].getMessage()}
         found["usages"], found["drift"] = list_usages(), run_drift()
+    found["documented"] = list(run_the_documentation())
     print(json.dumps({**found, **run_the_checks(), "migration": write_migration()}))
 
 
@@ -243,6 +250,18 @@ def run_drift():
     with pytest.raises(CommandError, match="1 problem"):
         call_command("moe_experiences", "--check", stdout=output, stderr=output)
     return output.getvalue()
+
+
+def run_the_documentation():
+    from django.template import engines
+
+    for block in read_blocks(DOCS / "howto/wagtail.md"):
+        if block.file == "shop/blocks.py":
+            exec(block.code, {"__name__": "shop.blocks"})  # noqa: S102 - the repository's own documents
+            yield block.file
+        elif block.language == "html+django":
+            engines["django"].from_string(block.code)
+            yield "templates"
 
 
 def run_the_checks():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -49,18 +48,19 @@ class ExperiencePlugin(CMSPluginBase):  # type: ignore[misc]
         context = super().render(context, instance, placeholder)
         request = find_request(context)
         if request is not None:
-            page = getattr(request, "current_page", None)
-            start_fetch(request, [*_find_keys(request), instance.experience_key], page.get_template() if page else ())
+            keys, template = _look_around(request)
+            start_fetch(request, [*keys, instance.experience_key], template)
         context["experience_templates"] = list_templates(instance.experience_key)
         return context
 
 
-def _find_keys(request: HttpRequest) -> Iterator[str]:
-    """Yield the keys of the plugins that django CMS has loaded for this page. This needs no query."""
+def _look_around(request: HttpRequest) -> tuple[list[str], Any]:
+    """Return the keys of the plugins that django CMS has loaded for this page, and the page's template. Do no query."""
     # If one of these names changes, each plugin fetches its own experience.
     with suppress(AttributeError):
-        for placeholders in request.toolbar.content_renderer._placeholders_by_page_cache.values():  # type: ignore[attr-defined]
-            for placeholder in placeholders.values():
-                for plugin in getattr(placeholder, "_all_plugins_cache", ()):
-                    if isinstance(plugin, ExperiencePluginModel):
-                        yield plugin.experience_key
+        pages = request.toolbar.content_renderer._placeholders_by_page_cache.values()  # type: ignore[attr-defined]
+        loaded = [placeholder for placeholders in pages for placeholder in placeholders.values()]
+        plugins = [plugin for placeholder in loaded for plugin in getattr(placeholder, "_all_plugins_cache", ())]
+        keys = [plugin.experience_key for plugin in plugins if isinstance(plugin, ExperiencePluginModel)]
+        return keys, loaded[0].page.get_template() if loaded else ()
+    return [], ()

@@ -29,7 +29,7 @@ class ExperienceKeyBlock(CharBlock):  # type: ignore[misc]
             **{
                 "help_text": _("Choose an experience, or type its key."),
                 "max_length": MAX_LENGTH,
-                # A key is no text of the page.
+                # The site search should not find a page by its keys.
                 "search_index": False,
                 **kwargs,
             }
