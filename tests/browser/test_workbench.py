@@ -1,16 +1,16 @@
 """The pages of ``manage.py moe_sandbox``: axe-core finds nothing, and the keyboard is enough."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from django_moe_personalize.sandbox import Engine, Faults, WorkspaceFile, build_server
-from django_moe_personalize.sandbox.workspace import SHIPPED
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from tests.browser.test_demo import FOCUSED, REACHABLE, leave, wait_for
-from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, element, post
+from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, element, post, serving
 
 PICTURES = os.environ.get("WORKBENCH_PICTURES")
 VISITOR = "/visitor/?customer_id=2&as_of=2026-11-28T19:00&user_agent=Mobile&attributes=cart_value%3D160"
@@ -46,14 +46,10 @@ def server(tmp_path):
     path = tmp_path / "workspace.json"
     path.write_bytes(SHIPPED.read_bytes())
     file = WorkspaceFile(path)
-    with build_server(Engine(file)) as running:
+    with serving(Engine(file)) as running:
         running.pages = Workbench(running.engine, running.injector, file).handle
         running.path, running.root = path, running.url.removesuffix("/v1")
-        threading.Thread(target=running.serve_forever, args=(0.05,)).start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
+        yield running
 
 
 def test_page_has_no_fault(driver, server, run_axe):

@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Faults
+from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import MAX_READ
 from django_moe_personalize.workbench.faults import PRESETS
 from tests.sandbox.ways import API_KEY, CONTEXT, EVENTS, PHONE, HttpWay, action, batch, element, post, serving
