@@ -28,6 +28,7 @@ DRAWN = "return new Promise((done) => requestAnimationFrame(() => requestAnimati
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 REFRESH = "document.dispatchEvent(new Event('visibilitychange'))"
+ASKED = "return performance.getEntriesByType('resource').length"
 CHANGE = "const text = document.getElementById('wb-text'); text.value = text.value.replace(...arguments)"
 CHOSEN = """const text = document.getElementById("wb-text");
 return text.value.slice(text.selectionStart, text.selectionEnd)"""
@@ -92,12 +93,19 @@ def test_keyboard_reaches_everything(driver, server):
 
 
 def test_pages_are_live(driver, server):
-    """An event, a change of the file and a fault show on the open page, and an open detail stays open."""
+    """An event, a change of the file and a fault show on the open page, unless it is paused. Open details stay open."""
     driver.get(server.root + "/ledger/")
     report(server)
     server.injector.faults = Faults(drip=1)
     wait_for(driver, "document.querySelector('.wb-charts')?.textContent.includes('hero-banner')")
     assert "drip 1" in driver.run("return document.getElementById('wb-status').textContent")
+    driver.click(".wb-pause")
+    report(server, "promo-strip")
+    asked = driver.run(ASKED)
+    driver.run(REFRESH)
+    assert driver.run(ASKED) == asked
+    driver.press("Enter", ".wb-pause")
+    wait_for(driver, "document.querySelector('.wb-charts').textContent.includes('promo-strip')")
     driver.get(server.root + "/")
     driver.run("document.querySelector('details').open = true")
     server.path.write_text(server.path.read_text().replace('"Spring sale"', '"Summer sale"'))
