@@ -18,7 +18,7 @@ from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults
-from django_moe_personalize.sandbox.responses import RefusedError, build_not_found
+from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.sandbox.validation import MAX_BODY
 
 BASE_PATH = "/v1"
@@ -78,12 +78,11 @@ class SandboxServer(ThreadingHTTPServer):
             below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
         handle = self.control.handle if request.path.startswith(f"{CONTROL_PATH}/") else self.pages
-        if handle is None:
-            return Answer(build_not_found())
-        if not is_control_allowed(client_host, host_header):
+        if handle is not None and not is_control_allowed(client_host, host_header):
             description = "This path is only for this machine. Use localhost or 127.0.0.1 in the URL."
             return Answer(RefusedError(403, "Forbidden", description).build_response())
-        return Answer(handle(request))
+        # Without pages, the control paths answer each other path with a 404.
+        return Answer((handle or self.control.handle)(request))
 
 
 def build_server(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from django_moe_personalize.sandbox.reading import WorkspaceError, member
+from django_moe_personalize.sandbox.reading import WorkspaceError, shown
 from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile, read_workspace
 
 _KEY: Final = re.compile(r'("api_key"\s*:\s*)("(?:[^"\\\n]|\\.)*"?|[^\n]+)')
@@ -144,11 +144,20 @@ def _find_lines(text: str) -> dict[str, int]:
             stack[-1] = (place, part.strip('"'))
         else:
             line, seen = line + text.count("\n", seen, match.start()), match.start()
-            inner = f"{place}[{current}]" if isinstance(current, int) else member(place, current) if stack else ""
+            inner = _join(place, current)
             lines[inner] = line
             if part in "{[":
                 stack.append((inner, 0 if part == "[" else None))
     return lines
+
+
+def _join(place: str, member: str | int) -> str:
+    """Return the place of a member of the object or array at ``place``, as the messages name it."""
+    if isinstance(member, int):
+        return f"{place}[{member}]"
+    if member and not re.fullmatch(r"[\w$-]+", member):
+        return f"{place}[{shown(member)}]"
+    return f"{place}.{member}" if place else member
 
 
 def _hide_keys(text: str) -> str:

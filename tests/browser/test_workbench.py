@@ -1,16 +1,16 @@
 """The pages of ``manage.py moe_sandbox``: axe-core finds nothing, and the keyboard is enough."""
 
 import os
-import threading
 from pathlib import Path
 
 import pytest
 
-from django_moe_personalize.sandbox import Engine, Faults, WorkspaceFile, build_server
-from django_moe_personalize.sandbox.workspace import SHIPPED
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from tests.browser.test_demo import FOCUSED, REACHABLE, leave, wait_for
-from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, element, post
+from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, element, post, serving
 
 PICTURES = os.environ.get("WORKBENCH_PICTURES")
 VISITOR = "/visitor/?customer_id=2&as_of=2026-11-28T19:00&user_agent=Mobile&attributes=cart_value%3D160"
@@ -28,6 +28,7 @@ DRAWN = "return new Promise((done) => requestAnimationFrame(() => requestAnimati
 OVERFLOW = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 REFRESH = "document.dispatchEvent(new Event('visibilitychange'))"
+ASKED = "return performance.getEntriesByType('resource').length"
 CHANGE = "const text = document.getElementById('wb-text'); text.value = text.value.replace(...arguments)"
 CHOSEN = """const text = document.getElementById("wb-text");
 return text.value.slice(text.selectionStart, text.selectionEnd)"""
@@ -46,14 +47,10 @@ def server(tmp_path):
     path = tmp_path / "workspace.json"
     path.write_bytes(SHIPPED.read_bytes())
     file = WorkspaceFile(path)
-    with build_server(Engine(file)) as running:
+    with serving(Engine(file)) as running:
         running.pages = Workbench(running.engine, running.injector, file).handle
         running.path, running.root = path, running.url.removesuffix("/v1")
-        threading.Thread(target=running.serve_forever, args=(0.05,)).start()
-        try:
-            yield running
-        finally:
-            running.shutdown()
+        yield running
 
 
 def test_page_has_no_fault(driver, server, run_axe):
@@ -96,12 +93,19 @@ def test_keyboard_reaches_everything(driver, server):
 
 
 def test_pages_are_live(driver, server):
-    """An event, a change of the file and a fault show on the open page, and an open detail stays open."""
+    """An event, a change of the file and a fault show on the open page, unless it is paused. Open details stay open."""
     driver.get(server.root + "/ledger/")
     report(server)
     server.injector.faults = Faults(drip=1)
     wait_for(driver, "document.querySelector('.wb-charts')?.textContent.includes('hero-banner')")
     assert "drip 1" in driver.run("return document.getElementById('wb-status').textContent")
+    driver.click(".wb-pause")
+    report(server, "promo-strip")
+    asked = driver.run(ASKED)
+    driver.run(REFRESH)
+    assert driver.run(ASKED) == asked
+    driver.press("Enter", ".wb-pause")
+    wait_for(driver, "document.querySelector('.wb-charts').textContent.includes('promo-strip')")
     driver.get(server.root + "/")
     driver.run("document.querySelector('details').open = true")
     server.path.write_text(server.path.read_text().replace('"Spring sale"', '"Summer sale"'))

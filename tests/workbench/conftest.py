@@ -12,8 +12,9 @@ from urllib.parse import urlencode
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request, Response
-from django_moe_personalize.sandbox import Engine, WorkspaceFile
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import FaultInjector
+from django_moe_personalize.sandbox.workspace import WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from tests.sandbox.ways import API_KEY, NOW, WORKSPACE_ID
 

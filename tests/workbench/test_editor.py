@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from django_moe_personalize.sandbox import WorkspaceFile
+from django_moe_personalize.sandbox.workspace import WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from django_moe_personalize.workbench.editor import Draft, Editor, find_problems
 from tests.sandbox.ways import API_KEY

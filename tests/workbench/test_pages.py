@@ -6,7 +6,7 @@ import uuid
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Faults
+from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import MAX_READ
 from django_moe_personalize.workbench.faults import PRESETS
 from tests.sandbox.ways import API_KEY, CONTEXT, EVENTS, PHONE, HttpWay, action, batch, element, post, serving
@@ -190,6 +190,20 @@ def test_ledger_has_rates_by_variation(bench):
         assert text in page
     assert bench.post("/ledger/").headers["location"] == "/ledger/"
     assert "No events yet" in bench.get("/ledger/")
+
+
+def test_settings_of_the_site_change_no_page(bench, settings):
+    """The language, the time zone, the numbers and the templates of the site don't matter."""
+    clicked = action(action="MOE_PERSONALIZATION_MESSAGE_CLICKED", attributes={**CONTEXT, "b_id": "cta"})
+    report(bench, clicked)
+    for _ in range(5):
+        report(bench, *(action() for _ in range(250)))
+    pages = {path: bench.get(path) for path in PAGES}
+    assert "Impressions 1250" in pages["/ledger/"]
+    settings.LANGUAGE_CODE, settings.TIME_ZONE, settings.USE_TZ = "de", "Asia/Tokyo", False
+    settings.USE_THOUSAND_SEPARATOR, settings.TEMPLATES, settings.ROOT_URLCONF = True, [], "nowhere"
+    assert {path: bench.get(path) for path in PAGES} == pages
+    assert "Enter a valid IPv4" in bench.get("/visitor/", address="x")
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -6,6 +6,7 @@ const PERIOD = 2000;
 const parts = document.querySelectorAll("[data-live]");
 let timer = 0;
 let last = "";
+let isPaused = false;
 
 function morph(old, fresh) {
   if (old.nodeName !== fresh.nodeName || old.childNodes.length !== fresh.childNodes.length) {
@@ -34,7 +35,7 @@ function show(html) {
 
 async function refresh() {
   clearTimeout(timer);
-  if (document.hidden) return;
+  if (document.hidden || isPaused) return;
   try {
     const response = await fetch(location.href);
     const html = response.ok ? await response.text() : last;
@@ -49,7 +50,14 @@ if (parts.length) {
   document.addEventListener("visibilitychange", refresh);
   timer = setTimeout(refresh, PERIOD);
 }
-for (const note of document.querySelectorAll(".wb-live-note")) note.hidden = false;
+for (const note of document.querySelectorAll(".wb-live-note")) {
+  note.hidden = false;
+  note.querySelector("button").addEventListener("click", (event) => {
+    isPaused = !isPaused;
+    event.target.setAttribute("aria-pressed", isPaused);
+    refresh();
+  });
+}
 
 document.addEventListener("submit", (event) => {
   const question = event.target.dataset.confirm;
