@@ -8,6 +8,7 @@ urlpatterns = [
     path("", include("workbench.urls")),
     path("view-as/", include("django_moe_personalize.contrib.view_as.urls")),
     path("moe/", include("django_moe_personalize.urls")),
+    path("moe/", include("django_moe_personalize.contrib.json")),
 ]
 
 if "debug_toolbar" in settings.INSTALLED_APPS:
