@@ -24,6 +24,7 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
     nav_icon = "moe_personalize/experiences.svg"
     template = "moe_personalize/debug_toolbar.html"
     is_async = True
+    _timing: str | None = None
 
     @classmethod
     def ready(cls) -> None:
@@ -53,6 +54,14 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
         facts["timeline"] = [(f"{seconds * 1000:.1f}", text) for seconds, text in facts["timeline"]]
         facts["waited_ms"], facts["deadline_ms"] = f"{facts['waited'] * 1000:.1f}", f"{facts['deadline'] * 1000:.0f}"
         self.record_stats(facts)
+
+    def generate_server_timing(self, request: HttpRequest, response: HttpResponseBase) -> None:
+        """Keep the header Server-Timing of the page, which the toolbar would overwrite."""
+        self._timing = response.headers.get("Server-Timing")
+
+    def get_headers(self, request: HttpRequest) -> dict[str, str]:
+        """Return the header of the page. The toolbar adds the entries of other panels."""
+        return {"Server-Timing": self._timing} if self._timing else {}
 
 
 def _is_on_this_machine(request: HttpRequest) -> bool:

@@ -28,6 +28,7 @@ from django_moe_personalize.visitor import Consent
 from tests.conftest import settle
 from tests.site import TAGS, show
 
+OTHERS = ("history.HistoryPanel", "cache.CachePanel")
 PANEL = "django_moe_personalize.contrib.debug_toolbar.PersonalizePanel"
 
 
@@ -43,7 +44,7 @@ def toolbar(monkeypatch):
     monkeypatch.setattr(context, "Page", Page)
     changes = {
         "DEBUG": True,
-        "DEBUG_TOOLBAR_PANELS": ["debug_toolbar.panels.history.HistoryPanel", PANEL],
+        "DEBUG_TOOLBAR_PANELS": [*(f"debug_toolbar.panels.{name}" for name in OTHERS), PANEL],
         "DEBUG_TOOLBAR_CONFIG": {"SHOW_TOOLBAR_CALLBACK": lambda request: True, "IS_RUNNING_TESTS": False},
         "INSTALLED_APPS": [*settings.INSTALLED_APPS, "debug_toolbar"],
         "MIDDLEWARE": ["debug_toolbar.middleware.DebugToolbarMiddleware", *settings.MIDDLEWARE],
@@ -92,6 +93,7 @@ def test_panel_explains_a_page(toolbar, visit, headers):
     ):
         assert text in panel
     timing = response.headers["Server-Timing"]
+    assert "CachePanel_total_time" in timing
     assert 'moe;desc="2 asked, 1 came, 0 from the cache";dur=' in timing
     assert 'moe-key1;desc="hero-banner: network, variation 1", moe-key2;desc="promo-strip: absent, ' in timing
     assert 'moe-counted;desc="1 counted", moe-breaker;desc="closed"' in timing
@@ -133,7 +135,7 @@ def test_panel_outside_the_middleware(toolbar):
     )
     response = Client().get("/page/")
     assert "didn't pass PersonalizeMiddleware" in read_panel(Client(), response)
-    assert "Server-Timing" not in response.headers
+    assert "moe;" not in response.headers["Server-Timing"]
 
 
 def test_panel_of_a_stream(toolbar):
