@@ -50,6 +50,7 @@ def test_preview(answers, preview):
     assert "For &lt;you&gt;" in shown["text"]
     assert shown["shown"] == answers["before"] == {"hero-banner": 3, "promo-strip": 4}
     assert "/moe/" not in shown["text"]
+    assert preview != "draft" or shown["asked"] == [["hero-banner", GONE, "promo-strip"]]
 
 
 def test_form(answers):
