@@ -135,6 +135,15 @@ class RouteMemory:
                     self.routes[route] = None
                 self._note_change()
 
+    def split(self, request: HttpRequest) -> None:
+        """Keep the keys of the request's route by path from now on, because its pages have different keys."""
+        route = get_route(request)
+        if route is not None and self.routes.get(route, ()) is not None:
+            with self._lock:
+                self.routes[route] = None
+                _drop_oldest(self.routes)
+                self._note_change()
+
     def _find_key(self, request: HttpRequest) -> str:
         if self._get_key is None:
             return request.path[:MAX_PART_LENGTH]

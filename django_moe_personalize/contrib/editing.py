@@ -21,7 +21,7 @@ from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.context import get_page
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.types import ExperienceMeta, ExperienceStatus
-from django_moe_personalize.planning import READER, find_template_keys
+from django_moe_personalize.planning import READER, find_template_keys, get_route_memory
 
 MAX_LENGTH: Final = 255
 """Characters of an experience key in the CMS. MoEngage's dashboard makes keys of at most 50 (contract §2)."""
@@ -102,5 +102,6 @@ def start_fetch(request: HttpRequest, experience_keys: Sequence[str], template_n
         if isinstance(template, Template) or hasattr(template, READER):
             keys = find_template_keys(template)
     # The next page like this one starts the call before its view, also for the keys that this visitor doesn't get.
+    get_route_memory(page.runtime).split(request)
     page._learn(*wanted, *keys)
     page.prefetch(*wanted, *keys)

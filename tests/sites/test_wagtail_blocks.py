@@ -33,6 +33,8 @@ def test_page(answers):
     assert page["asked"] == [["hero-banner", GONE, "promo-strip"]]
     assert page["asked"] == answers["again"]["asked"]
     assert page["text"] == answers["async"]
+    # Another page of the route asks for its own keys only.
+    assert answers["other"] == [["promo-strip"]]
 
 
 def test_no_query_of_our_own(answers):
@@ -46,8 +48,9 @@ def test_preview(answers, preview):
     """The previews of a page and of a block show the experience, and count nothing."""
     shown = answers["previews"][preview]
     assert "For &lt;you&gt;" in shown["text"]
-    assert shown["shown"] == answers["before"] == {"hero-banner": 3, "promo-strip": 3}
+    assert shown["shown"] == answers["before"] == {"hero-banner": 3, "promo-strip": 4}
     assert "/moe/" not in shown["text"]
+    assert preview != "draft" or shown["asked"] == [["hero-banner", GONE, "promo-strip"]]
 
 
 def test_form(answers):
@@ -142,6 +145,7 @@ def main():
     from tests.sites.blocks_site.models import BlocksPage
 
     home = create_wagtail_site(BlocksPage(title="Home", slug="home", body=build_body()))
+    home.add_child(instance=BlocksPage(title="Other", slug="other"))
     home.add_child(instance=BlocksPage(title="draft", slug="draft", body=build_body(), live=False))
     urlpatterns.extend(
         [
@@ -157,6 +161,7 @@ def main():
     with override_experiences({"hero-banner": HERO, "promo-strip": {"Title": "For you too"}}) as seen:
         look = build_look(seen)
         found = {"page": look(visitor, "/"), "again": look(visitor, "/")}
+        found["other"] = look(visitor, "/other/")["asked"]
         with CaptureQueriesContext(connection) as queries:
             found["stored"] = find_stored_keys(home)
         found["queries"] = len(queries)

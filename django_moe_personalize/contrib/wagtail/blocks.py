@@ -6,13 +6,14 @@ from typing import Any
 
 from django.apps import apps
 from django.core.checks import CheckMessage, Error, Warning
+from django.db.models import Model
 from django.template import Node, Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.loader import get_template
 from django.template.loader_tags import ExtendsNode, IncludeNode
 from django.utils.translation import gettext_lazy as _
 from wagtail.blocks import CharBlock, RichTextBlock, StreamBlock, StructBlock
 
-from django_moe_personalize.contrib.editing import MAX_LENGTH, ExperienceKeyInput, list_templates
+from django_moe_personalize.contrib.editing import MAX_LENGTH, ExperienceKeyInput, list_templates, start_fetch
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.templatetags.moe_personalize import ExperienceNode, ExperienceValueNode, find_request
 
@@ -75,6 +76,11 @@ class ExperienceBlock(StructBlock):  # type: ignore[misc]
         elif request.resolver_match is not None and request.resolver_match.view_name == BLOCK_PREVIEW:
             # Wagtail marks the previews of pages in this way, but not those of blocks.
             request.is_preview = True  # type: ignore[attr-defined]
+        elif getattr(request, "is_preview", False) and isinstance(page := context.get("page"), Model):
+            # The hook for pages doesn't run in a preview. One call for each block could take longer than DEADLINE.
+            from django_moe_personalize.contrib.wagtail.content import find_stored_keys
+
+            start_fetch(request, find_stored_keys(page), ())
         context["experience_templates"] = list_templates(value.get("experience_key") or "")
         return context
 
