@@ -7,7 +7,7 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 NOTE = "//"
 """The name of a member with a note for people. The sandbox ignores this member."""
@@ -58,6 +58,11 @@ def nearest(name: str, names: Iterable[str]) -> str:
     if close:
         return f', did you mean "{close[0]}"?'
     return f" (valid: {', '.join(valid) or 'none'})"
+
+
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse ``NaN`` and ``Infinity``, which Python's JSON reader accepts. Raises ValueError."""
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def is_number(value: object) -> bool:

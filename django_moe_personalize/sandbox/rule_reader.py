@@ -14,32 +14,33 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from django_moe_personalize.sandbox.audiences import (
     DAYS,
     DEVICES,
     EXISTS,
     EXISTS_NOT,
+    IN_NETWORK,
     LIST_OPERATORS,
     OPERATORS,
-    AllRule,
-    AnyRule,
-    AttributeRule,
-    DeviceRule,
-    HourRule,
-    NetworkRule,
-    NotRule,
     Rule,
     Scalar,
     as_number,
+    compare,
     list_hours,
+    match_all,
+    match_any,
+    match_device,
+    match_opposite,
 )
 from django_moe_personalize.sandbox.reading import Problems, member, nearest, read_object, shown
 
+T = TypeVar("T")
+
 COMPARISONS = (*OPERATORS, *LIST_OPERATORS, "exists")
 _RANGES = ("gt", "gte", "lt", "lte")
-_NOTHING = AllRule(())
+_NOTHING = match_all(())
 
 
 def read_rule(data: object, place: str, problems: Problems) -> Rule:
@@ -49,7 +50,7 @@ def read_rule(data: object, place: str, problems: Problems) -> Rule:
     if not members and len(problems.found) == before:
         problems.add(place, "must have at least one condition")
     rules = tuple(_read_condition(name, value, member(place, name), problems) for name, value in members.items())
-    return rules[0] if len(rules) == 1 else AllRule(rules)
+    return match_all(rules)
 
 
 def _read_condition(name: str, value: object, place: str, problems: Problems) -> Rule:
@@ -58,9 +59,7 @@ def _read_condition(name: str, value: object, place: str, problems: Problems) ->
     if name.lower() in _CONDITIONS:
         problems.add(place, f'did you mean "{name.lower()}"? For an attribute with this name write "session.{name}"')
         return _NOTHING
-    source, dot, attribute = name.partition(".")
-    if not dot:
-        return _read_attribute("session", name, value, place, problems)
+    source, attribute = name.split(".", 1) if "." in name else ("session", name)
     if source not in ("session", "customer"):
         problems.add(place, f"unknown word {shown(source)} before the dot{nearest(source, ('session', 'customer'))}")
     elif not attribute:
@@ -72,9 +71,9 @@ def _read_condition(name: str, value: object, place: str, problems: Problems) ->
 
 def _read_attribute(source: str, name: str, value: object, place: str, problems: Problems) -> Rule:
     if isinstance(value, list):
-        return AttributeRule(source, name, LIST_OPERATORS["in"], _read_scalars(value, place, problems))
+        return compare(source, name, LIST_OPERATORS["in"], _read_array("values", _read_scalar, value, place, problems))
     if not isinstance(value, Mapping):
-        return AttributeRule(source, name, OPERATORS["is"], _read_scalar(value, place, problems))
+        return compare(source, name, OPERATORS["is"], _read_scalar(value, place, problems))
     comparisons = read_object(value, place, problems)
     if not comparisons:
         problems.add(place, f"must have at least one comparison (valid: {', '.join(COMPARISONS)})")
@@ -82,16 +81,17 @@ def _read_attribute(source: str, name: str, value: object, place: str, problems:
         _read_comparison(source, name, operator, operand, member(place, operator), problems)
         for operator, operand in comparisons.items()
     )
-    return rules[0] if len(rules) == 1 else AllRule(rules)
+    return match_all(rules)
 
 
 def _read_comparison(source: str, name: str, operator: str, operand: object, place: str, problems: Problems) -> Rule:
     if operator in LIST_OPERATORS:
-        return AttributeRule(source, name, LIST_OPERATORS[operator], _read_scalars(operand, place, problems))
+        values = _read_array("values", _read_scalar, operand, place, problems)
+        return compare(source, name, LIST_OPERATORS[operator], values)
     if operator == "exists":
         if not isinstance(operand, bool):
             problems.add(place, f"must be true or false, not {shown(operand)}")
-        return AttributeRule(source, name, EXISTS if operand is True else EXISTS_NOT)
+        return compare(source, name, EXISTS if operand is True else EXISTS_NOT)
     if operator not in OPERATORS:
         problems.add(place, f"unknown comparison{nearest(operator, COMPARISONS)}")
         return _NOTHING
@@ -99,14 +99,16 @@ def _read_comparison(source: str, name: str, operator: str, operand: object, pla
     number = as_number(wanted)
     if operator in _RANGES and number != number:
         problems.add(place, f"must be a number, not {shown(operand)}")
-    return AttributeRule(source, name, OPERATORS[operator], wanted)
+    return compare(source, name, OPERATORS[operator], wanted)
 
 
-def _read_scalars(value: object, place: str, problems: Problems) -> tuple[Scalar, ...]:
+def _read_array(
+    what: str, read: Callable[[object, str, Problems], T], value: object, place: str, problems: Problems
+) -> tuple[T, ...]:
     if not isinstance(value, list) or not value:
-        problems.add(place, f"must be an array of values, not {shown(value)}")
+        problems.add(place, f"must be an array of {what}, not {shown(value)}")
         return ()
-    return tuple(_read_scalar(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
+    return tuple(read(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
 
 
 def _read_scalar(value: object, place: str, problems: Problems) -> Scalar:
@@ -116,35 +118,7 @@ def _read_scalar(value: object, place: str, problems: Problems) -> Scalar:
     return ""
 
 
-def _read_all(value: object, place: str, problems: Problems) -> Rule:
-    return AllRule(_read_rules(value, place, problems))
-
-
-def _read_any(value: object, place: str, problems: Problems) -> Rule:
-    return AnyRule(_read_rules(value, place, problems))
-
-
-def _read_rules(value: object, place: str, problems: Problems) -> tuple[Rule, ...]:
-    if not isinstance(value, list) or not value:
-        problems.add(place, f"must be an array of rules, not {shown(value)}")
-        return ()
-    return tuple(read_rule(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
-
-
-def _read_not(value: object, place: str, problems: Problems) -> Rule:
-    return NotRule(read_rule(value, place, problems))
-
-
-def _read_day(value: object, place: str, problems: Problems) -> Rule:
-    days = _read_words(value, DAYS, place, problems)
-    return AttributeRule("session", "DAY_OF_THE_WEEK", LIST_OPERATORS["in"], days)
-
-
-def _read_device(value: object, place: str, problems: Problems) -> Rule:
-    return DeviceRule(_read_words(value, DEVICES, place, problems))
-
-
-def _read_words(value: object, valid: tuple[str, ...], place: str, problems: Problems) -> tuple[str, ...]:
+def _read_words(valid: tuple[str, ...], value: object, place: str, problems: Problems) -> tuple[str, ...]:
     words = value if isinstance(value, list) and value else [value]
     for word in words:
         if word not in valid:
@@ -153,14 +127,14 @@ def _read_words(value: object, valid: tuple[str, ...], place: str, problems: Pro
 
 
 def _read_hour(value: object, place: str, problems: Problems) -> Rule:
+    hours: Any = value if isinstance(value, list) and value else [value]
     if isinstance(value, Mapping):
         span = read_object(value, place, problems)
-        if set(span) == {"from", "until"} and all(map(_is_hour, span.values())):
-            return HourRule(list_hours(span["from"], span["until"]))
-    else:
-        hours: list[Any] = value if isinstance(value, list) and value else [value]
-        if all(map(_is_hour, hours)):
-            return HourRule(frozenset(hours))
+        is_span = set(span) == {"from", "until"} and all(map(_is_hour, span.values()))
+        hours = list_hours(span["from"], span["until"]) if is_span else [value]
+    if all(map(_is_hour, hours)):
+        words = tuple(f"{hour:02}" for hour in sorted(hours))
+        return compare("session", "TIME_OF_THE_DAY", LIST_OPERATORS["in"], words)
     valid = 'an hour (0 to 23), an array of hours, or {"from": 22, "until": 5}'
     problems.add(place, f"must be {valid}, not {shown(value)}")
     return _NOTHING
@@ -171,22 +145,22 @@ def _is_hour(value: object) -> bool:
 
 
 def _read_ip(value: object, place: str, problems: Problems) -> Rule:
-    networks = []
-    for text in value if isinstance(value, list) and value else [value]:
+    networks = value if isinstance(value, list) and value else [value]
+    for network in networks:
         try:
-            networks.append(ipaddress.ip_network(text if isinstance(text, str) else ""))
+            ipaddress.ip_network(network if isinstance(network, str) else "")
         except ValueError:
             valid = 'a network such as "203.0.113.0/24" (all bits after the mask are 0)'
-            problems.add(place, f"must be {valid}, not {shown(text)}")
-    return NetworkRule(tuple(networks))
+            problems.add(place, f"must be {valid}, not {shown(network)}")
+    return compare("session", "USER_IP_ADDRESS", IN_NETWORK, tuple(map(str, networks)))
 
 
 _CONDITIONS: Mapping[str, Callable[[object, str, Problems], Rule]] = {
-    "and": _read_all,
-    "or": _read_any,
-    "not": _read_not,
-    "day": _read_day,
+    "and": lambda *data: match_all(_read_array("rules", read_rule, *data)),
+    "or": lambda *data: match_any(_read_array("rules", read_rule, *data)),
+    "not": lambda *data: match_opposite(read_rule(*data)),
+    "day": lambda *data: compare("session", "DAY_OF_THE_WEEK", LIST_OPERATORS["in"], _read_words(DAYS, *data)),
     "hour": _read_hour,
-    "device": _read_device,
+    "device": lambda *data: match_device(_read_words(DEVICES, *data)),
     "ip": _read_ip,
 }

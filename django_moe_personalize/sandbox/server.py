@@ -17,7 +17,7 @@ from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults
-from django_moe_personalize.sandbox.responses import RefusedError, build_not_found
+from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.sandbox.validation import MAX_BODY
 
 BASE_PATH = "/v1"
@@ -71,11 +71,9 @@ class SandboxServer(ThreadingHTTPServer):
             path = request.path.removeprefix(BASE_PATH)
             below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
-        if not request.path.startswith(f"{CONTROL_PATH}/"):
-            return Answer(build_not_found())
-        if not is_control_allowed(client_host, host_header):
+        if request.path.startswith(f"{CONTROL_PATH}/") and not is_control_allowed(client_host, host_header):
             description = "Control paths are only for this machine. Use localhost or 127.0.0.1 in the URL."
-            return Answer(RefusedError(403, "Forbidden", description).build_response())
+            return Answer(RefusedError(403, "Forbidden", description).response)
         return Answer(self.control.handle(request))
 
 
@@ -122,7 +120,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a request that the server can't read with an error in MoEngage's format. Close the connection."""
         self.close_connection = True
         title = HTTPStatus(code).phrase
-        self._write(Answer(RefusedError(code, title, message or f"{title}.").build_response()))
+        self._write(Answer(RefusedError(code, title, message or f"{title}.").response))
         self._linger()
 
     def _serve(self) -> None:

@@ -12,15 +12,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from django_moe_personalize.sandbox.audiences import EVERYONE, Audience, Scalar
 from django_moe_personalize.sandbox.payloads import Payload, read_offerings, read_payload
-from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceError, nearest, read_object, shown
+from django_moe_personalize.sandbox.reading import Problems, Section, nearest, read_object, refuse_constant, shown
+from django_moe_personalize.sandbox.reading import WorkspaceError as WorkspaceError
 from django_moe_personalize.sandbox.rule_reader import read_rule
-
-__all__ = ["Content", "Definition", "State", "Variation", "Workspace", "WorkspaceError"]
-__all__ += ["WorkspaceFile", "load_workspace", "parse_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
 """The file for sites that name no other workspace file. It describes an example shop."""
@@ -110,7 +108,7 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
     """
     file = SHIPPED if path is None else Path(path)
     try:
-        data = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        data = json.loads(file.read_bytes(), parse_constant=refuse_constant)
     except OSError as error:
         raise WorkspaceError([f"{file}: cannot be read: {error.strerror}. Check the path."]) from error
     except json.JSONDecodeError as error:
@@ -205,10 +203,6 @@ _WORKSPACE_FIELDS = (
 _CONTENT_FIELDS = ("audience", "variations", "payload", "locales")
 _EXPERIENCE_FIELDS = ("key", "name", "status", "control_group", "start", "end", "content", *_CONTENT_FIELDS)
 _VARIATION_FIELDS = ("name", "weight", "payload", "locales")
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
 
 
 def _read_audiences(root: Section) -> dict[str, Audience]:

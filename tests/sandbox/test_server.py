@@ -9,8 +9,9 @@ import time
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, build_server
-from django_moe_personalize.sandbox.server import MAX_READ
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import MAX_READ, SandboxServer, build_server
 from tests.processes import together
 from tests.sandbox import ways
 from tests.sandbox.schema import ERROR, assert_valid

@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from django_moe_personalize.moengage.http1 import Request, Response
-from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, Workspace, build_server, parse_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import SandboxServer, build_server
+from django_moe_personalize.sandbox.workspace import Workspace, parse_workspace
 from tests.sandbox import schema
 
 Way = Callable[[Request], Response]
