@@ -255,7 +255,7 @@ def _count_alone(minute: int, *report: str) -> int:
     if counts is None or len(counts) >= MAX_VISITORS_A_MINUTE:
         minutes.clear()
         counts = minutes[minute] = Counter()
-    # There is no lock. Threads may count one report too few.
+    # Without a lock, threads may count one report too few.
     counts[report] += 1
     return counts[report]
 
