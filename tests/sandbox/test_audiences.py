@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.sandbox.audiences import Finding, Visitor, find_device, list_hours, match_all
-from django_moe_personalize.sandbox.reading import Problems
+from django_moe_personalize.sandbox.reading import Problems, Value
 from django_moe_personalize.sandbox.rule_reader import read_rule
 
 CUSTOMER = {"loyalty": "gold", "points": 2480, "vip": True, "score": "12.5"}
@@ -28,7 +28,7 @@ SESSION = {
 def check(rule: Any, visitor: Visitor | None = None) -> Finding:
     """Read a rule and check it."""
     problems = Problems("test")
-    read = read_rule(rule, "", problems)
+    read = read_rule(Value(rule, "", problems))
     problems.raise_any()
     return read(Visitor(CUSTOMER, SESSION) if visitor is None else visitor)
 
