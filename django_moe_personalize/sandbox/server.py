@@ -36,12 +36,16 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server for one engine, with a daemon thread for each connection."""
+    """A server for one engine, bound to the address ``host`` and to ``port`` (0 for any free port).
+
+    Call ``serve_forever()`` to run the server. Each connection has a daemon thread. Raises OSError if the address can't
+    be bound.
+    """
 
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, engine: Engine, host: str, port: int, *, faults: Faults | None = None) -> None:
+    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None) -> None:
         self.engine = engine
         self.injector = FaultInjector(faults)
         self.control = Control(engine, self.injector)
@@ -75,16 +79,6 @@ class SandboxServer(ThreadingHTTPServer):
             description = "Control paths are only for this machine. Use localhost or 127.0.0.1 in the URL."
             return Answer(RefusedError(403, "Forbidden", description).response)
         return Answer(self.control.handle(request))
-
-
-def build_server(
-    engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None
-) -> SandboxServer:
-    """Return a server bound to the address ``host`` and to ``port`` (0 for any free port).
-
-    Call ``serve_forever()`` to run the server. Raises OSError if the address can't be bound.
-    """
-    return SandboxServer(engine, host, port, faults=faults)
 
 
 class _Handler(BaseHTTPRequestHandler):
