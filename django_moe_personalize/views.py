@@ -43,7 +43,7 @@ MAX_REPORTS_A_MINUTE: Final = 120
 """The most beacons of one visitor that count, and the most clicks on links. The script sends one beacon a second."""
 
 MISSING_SDK: Final = ["missing", "web_sdk"]
-"""The report of a page that waited for MoEngage's Web SDK in vain. It has no token, because it names no visitor."""
+"""The report of a page for which MoEngage's Web SDK never came. It has no token, because it names no visitor."""
 
 MAX_VISITORS_A_MINUTE: Final = 10_000
 """Visitors whose reports a process counts if the processes share no cache. One more visitor resets the counters."""

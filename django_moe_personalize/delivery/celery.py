@@ -1,7 +1,7 @@
 """Hand events over to the site's Celery: each page publishes one message, and a worker sends its events.
 
 With RabbitMQ, a killed worker loses no message: the page waits until RabbitMQ confirms the message, and the task uses
-``acks_late``. With Redis, a worker that is killed before Celery notes the message as unacknowledged loses it.
+``acks_late``. With Redis, a worker takes a message and then marks it as unacknowledged. A kill in between loses it.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def _is_uvicorns(handler: Any) -> bool:
 
 
 def _delay(number: int, handler: Any) -> None:
-    """Delay a signal until Python ends. uvicorn already runs, and will restore the default handler, which kills."""
+    """Delay a signal until Python ends. uvicorn will restore the default handler, which ends the process."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
 
 from django_moe_personalize.sandbox.audiences import Scalar
@@ -67,13 +68,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@dataclass(frozen=True, slots=True)
 class Value:
     """One value of the file, with its place. Its methods read the value, and add each mistake to ``problems``."""
 
-    def __init__(self, data: Any, place: str, problems: Problems) -> None:
-        self.data = data
-        self.place = place
-        self.problems = problems
+    data: Any
+    place: str
+    problems: Problems
 
     def add(self, message: str) -> None:
         """Add a mistake at this place."""
