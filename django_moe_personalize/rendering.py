@@ -55,7 +55,7 @@ NOWHERE: Final = "#"
 SCRIPT: Final = "moe_personalize/personalize.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
-_MAX_REMEMBERED_TEXT: Final = 2048
+MAX_REMEMBERED_TEXT: Final = 2048
 
 
 def render_experience(
@@ -68,7 +68,7 @@ def render_experience(
     because a library may show only a part of the page, without the tokens of the script's tag. A streamed page has no
     marks that are comments, because seal_response() can't remove them.
     """
-    tracker.add_rendered(experience)
+    tracker.rendered.setdefault(experience.experience_key, experience)
     mode = get_settings().impressions
     elements = marks.find_clickable(body)
     is_watched = mode == "visible" or (tracker.is_early and mode == "render")
@@ -87,7 +87,7 @@ def render_value(value: Any) -> str:
     browser doesn't report it.
     """
     # The cache of _escape() takes a SafeString for the equal plain str, so only a plain str may go in.
-    if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
+    if value.__class__ is str and len(value) <= MAX_REMEMBERED_TEXT:
         return _escape(value)
     return conditional_escape(value)
 
