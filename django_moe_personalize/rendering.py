@@ -298,13 +298,13 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
 
 @functools.cache
 def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
-    """Return a subclass whose requests keep ``_cache_update_cache`` false.
+    """Return a subclass whose requests keep ``_cache_update_cache`` false, and that wagtail-cache skips.
 
     Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
     decorator may have read an experience before that.
     """
     never = property(lambda request: False, lambda request, value: None)
-    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never, "_wagtailcache_skip": True})
 
 
 def _find_rendered_placeholders() -> Iterator[Any]:
@@ -327,7 +327,6 @@ def keep_out_of_caches(request: HttpRequest) -> None:
     """
     request_class: Any = request.__class__
     request.__class__ = _build_private_class(request_class)
-    request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
         with suppress(Exception):
