@@ -49,7 +49,7 @@ class Personalization(Mapping[str, Experience]):
         # Most reads need no more than this look-up: the user is the same, and so is all else that tells the visitor.
         if (
             page.known.get("user") is page.user
-            and ((evidence := page._evidence) is None or len(page.known) == evidence.size)
+            and (page._evidence is None or len(page.known) == page._evidence.size)
             and key in page._answers
         ):
             experience = page._answers[key]

@@ -218,8 +218,8 @@ class ExperienceValueNode(Node):
         # Most tags show a short text of an experience that the page has already. They need 90 bytecodes instead of 180.
         try:
             page = context.request.personalization._page  # type: ignore[attr-defined]
-            known, evidence = page.known, page._evidence
-            if known.get("user") is page.user and (evidence is None or len(known) == evidence.size):
+            known = page.known
+            if known.get("user") is page.user and (page._evidence is None or len(known) == page._evidence.size):
                 experience = page._answers[self.experience_key]
                 value = experience.payload[self.variable_name]
                 if value.__class__ is str and len(value) <= rendering.MAX_REMEMBERED_TEXT:

@@ -84,7 +84,7 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
     for path in get_settings().attributes:
         try:
             with protect_transactions():
-                attributes = attributes | accept_custom(path, call(path, request, Mapping))
+                attributes = {**attributes, **accept_custom(path, call(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
     return apply_limits(attributes)
@@ -95,7 +95,7 @@ async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: C
     attributes = _collect_own(request, now, consent)
     for path in get_settings().attributes:
         try:
-            attributes = attributes | accept_custom(path, await acall(path, request, Mapping))
+            attributes = {**attributes, **accept_custom(path, await acall(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
     return apply_limits(attributes)
@@ -105,12 +105,12 @@ _INPUTS: Final = ("QUERY_STRING", "REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORW
 
 
 @part
-def get_collected(runtime: Runtime) -> dict[tuple[Any, ...], MappingProxyType[str, str]]:
+def get_collected(runtime: Runtime) -> dict[tuple[Any, ...], Mapping[str, str]]:
     """Return the attributes that this process remembers, by the request data that they depend on."""
     return {}
 
 
-def _collect_own(request: HttpRequest, now: datetime, consent: Consent) -> MappingProxyType[str, str]:
+def _collect_own(request: HttpRequest, now: datetime, consent: Consent) -> Mapping[str, str]:
     """Return the attributes that depend on no function of the site.
 
     Most pages have the data of an earlier page, and run 90 bytecodes here instead of 330.

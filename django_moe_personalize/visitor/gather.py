@@ -94,7 +94,8 @@ def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visit
     # Most sites have no CONSENT function, and most browsers don't send Sec-GPC.
     is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
     consent = GRANTED if is_default else get_consent(request)
-    identity = get_identity(request, consent, guess and guess.identity) if consent.fetch else None
+    known = None if guess is None else guess.identity
+    identity = get_identity(request, consent, known) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
     if guess is not None and _is_same(guess, identity, consent):
