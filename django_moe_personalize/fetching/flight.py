@@ -41,6 +41,7 @@ from django_moe_personalize.fetching.upstream import (
     start_call,
     tell_breaker,
 )
+from django_moe_personalize.moengage.client import get_answers
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
@@ -110,11 +111,14 @@ class Flight:
         if self._exchange is not None:
             # The flight's deadline limits MoEngage, even if this page could wait longer.
             seconds = min(seconds, self._deadline.remaining() or 0.0)
+        until = monotonic() + seconds
+        if self._exchange is not None:
+            await self._aread(until)
+        if self.found is not None:
+            return self.found
         try:
-            async with asyncio.timeout(seconds):
-                if self._exchange is not None:
-                    await self._aread()
-                return await asyncio.wrap_future(self._flights.follow(self)) if self.found is None else self.found
+            async with asyncio.timeout(max(0.0, until - monotonic())):
+                return await asyncio.wrap_future(self._flights.follow(self))
         except TimeoutError:
             return self._abandon()
 
@@ -220,13 +224,13 @@ class Flight:
         finally:
             self._turn.release()
 
-    async def _aread(self) -> None:
+    async def _aread(self, until: float) -> None:
         """Read the response without blocking the event loop, unless another thread or task is reading it."""
         if not self._turn.acquire(blocking=False):
             return
         try:
-            while (exchange := self._exchange) is not None:
-                await _wait_readable(exchange.fileno())
+            while (exchange := self._exchange) is not None and (left := until - monotonic()) > 0.0:
+                await _wait_readable(exchange.fileno(), left)
                 self._advance(0.0)
         except Exception:
             # Some event loops can't watch every socket. Windows' proactor loop can't watch any.
@@ -308,13 +312,10 @@ class Flight:
         except Exception as error:
             self._fail(error)
             return
-        found = result.experiences
-        if len(found) == len(self.question.keys):
-            self._land(found, found)
-            return
-        learned = {key: found.get(key) for key in self._missing}
-        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-        if None in learned.values():
+        learned = get_answers(result)
+        known = self._answers
+        self._land(learned, pick({**known, **learned}, self.question.keys) if known else result.experiences)
+        if len(result.experiences) < len(learned):
             explain(runtime, learned)
 
     def _fail(self, error: Exception | None = None) -> None:
@@ -329,12 +330,21 @@ class Flight:
             follow_up(self.question, found)
 
 
-async def _wait_readable(fileno: int) -> None:
-    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fileno, arrived.set)
+async def _wait_readable(fileno: int, seconds: float) -> None:
+    # asyncio.timeout() and an Event would take 230 bytecodes more.
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    loop.add_reader(fileno, _wake, woken)
+    timer = loop.call_later(seconds, _wake, woken)
     try:
-        await arrived.wait()
+        await woken
     finally:
+        timer.cancel()
         # The event loop may have been closed before this task ended.
         if not loop.is_closed():
             loop.remove_reader(fileno)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import Final, cast
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
-from django_moe_personalize.moengage.connections import Address, Connector, TimedHTTPConnection
+from django_moe_personalize.moengage.connections import Address, Connection, Connector
 from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy, WorkerPool, monotonic
 
@@ -71,7 +71,7 @@ class ConnectionPool:
 
     def _start(self) -> None:
         self._pid = os.getpid()
-        self.idle: deque[TimedHTTPConnection] = deque()
+        self.idle: deque[Connection] = deque()
         """The idle connections, the most recently used last."""
         self._changed = threading.Condition()
         self._attempts: list[Attempt] = []
@@ -82,11 +82,8 @@ class ConnectionPool:
         self._suspects: dict[Address, float] = {}
         self._threads = WorkerPool(MAX_THREADS, name="moe-personalize-connect")
 
-    def take(self) -> TimedHTTPConnection | None:
-        """Return the most recently used idle connection, or ``None``. Drops connections that the server has closed.
-
-        urllib3's own queue takes 200 bytecodes more for each call, and logs a warning when the queue is full.
-        """
+    def take(self) -> Connection | None:
+        """Return the most recently used idle connection, or ``None``. Drops connections that the server has closed."""
         # After a fork: two processes on one connection would read each other's responses. This code uses no lock,
         # because a lock that a thread holds during the fork stays locked in the child. Two threads at this point at
         # the same time lose one connection at most.
@@ -103,7 +100,7 @@ class ConnectionPool:
                 return connection
             connection.close()
 
-    def wait(self, seconds: float, *, is_new: bool = False) -> TimedHTTPConnection:
+    def wait(self, seconds: float, *, is_new: bool = False) -> Connection:
         """Return a connection as soon as one is idle or newly open. ``is_new``: one that carried no request yet.
 
         Raises StillConnecting after ``seconds``, and an APIError if no connection can be opened.
@@ -127,8 +124,8 @@ class ConnectionPool:
 
     def give_back(
         self,
-        connection: TimedHTTPConnection,
-        idle: deque[TimedHTTPConnection],
+        connection: Connection,
+        idle: deque[Connection],
         is_reusable: bool,
         late: HTTPExchange | None = None,
     ) -> None:
@@ -164,7 +161,7 @@ class ConnectionPool:
 
     # A caller waits. Each of these methods needs the lock.
 
-    def _take_new(self) -> TimedHTTPConnection | None:
+    def _take_new(self) -> Connection | None:
         """Return a connection that no request has used."""
         for connection in [*self.idle]:
             # Another thread may have taken the connection.
@@ -209,7 +206,7 @@ class ConnectionPool:
         message = f"{self._connector.peer} did not answer in time: the connection isn't open yet"
         return StillConnecting(message, attempt, is_early=is_early)
 
-    def _connect_here(self, until: float) -> TimedHTTPConnection:
+    def _connect_here(self, until: float) -> Connection:
         """Connect in the caller's thread. At its exit, Python starts no thread for the last events."""
         attempt = Attempt(self._connect_timeout)
         self._run(attempt, self.idle, until)
@@ -218,7 +215,7 @@ class ConnectionPool:
 
     # A thread connects.
 
-    def _run(self, attempt: Attempt, idle: deque[TimedHTTPConnection], until: float = math.inf) -> None:
+    def _run(self, attempt: Attempt, idle: deque[Connection], until: float = math.inf) -> None:
         """Open a connection before ``until`` and make it idle."""
         error: BaseException | None = None
         try:
@@ -230,7 +227,7 @@ class ConnectionPool:
         with self._changed:
             self._end(attempt, error)
 
-    def _race(self, attempt: Attempt, addresses: list[Address], idle: deque[TimedHTTPConnection]) -> None:
+    def _race(self, attempt: Attempt, addresses: list[Address], idle: deque[Connection]) -> None:
         """Try one address after the other, and return after the first connection. Raises the error of the last address.
 
         An address that needs more than STAGGER to connect, with TLS, doesn't hold up the next address.
@@ -254,7 +251,7 @@ class ConnectionPool:
             if not addresses and not running:
                 return done.pop().result()
 
-    def _submit(self, attempt: Attempt, address: Address, idle: deque[TimedHTTPConnection]) -> Future[None]:
+    def _submit(self, attempt: Attempt, address: Address, idle: deque[Connection]) -> Future[None]:
         try:
             return self._threads.submit(self._open, attempt, address, idle)
         except PoolBusy:
@@ -266,7 +263,7 @@ class ConnectionPool:
                 ended.set_exception(error)
             return ended
 
-    def _open(self, attempt: Attempt, address: Address, idle: deque[TimedHTTPConnection]) -> None:
+    def _open(self, attempt: Attempt, address: Address, idle: deque[Connection]) -> None:
         """Connect to one address and make the connection idle, unless another address was faster."""
         try:
             connection = self._connector.connect(address, attempt.until - monotonic())
