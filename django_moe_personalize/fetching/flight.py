@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -52,6 +53,9 @@ if TYPE_CHECKING:
 
 EXTRA_SECONDS = 0.1
 """Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
+
+HEAVY_SECONDS = 0.025
+"""The most seconds that a thread takes to read a response with MAX_VALUES."""
 
 Key = tuple[str, tuple[str, ...]]
 """The digest of the visitor, and the experience keys."""
@@ -174,7 +178,7 @@ class Flight:
             # A page that joined before the request was sent waits without reading. So a thread reads.
             self._start_thread()
 
-    def _submit(self, work: Callable[..., None], *args: Response) -> None:
+    def _submit(self, work: Callable[..., None], *args: object) -> None:
         if not offer_fetch(self.question.runtime, work, *args):
             self._flights.finish(self, self.known)
 
@@ -261,33 +265,9 @@ class Flight:
 
     def _advance(self, seconds: float) -> None:
         """Read for at most ``seconds``. End the flight if the response is complete or the call has failed."""
-        exchange = self._exchange
+        exchange, left = self._exchange, self._deadline.remaining() or 0.0
         if exchange is None:
             return
-        try:
-            response = self._receive(exchange, seconds)
-        except NotTakenError:
-            # The server had closed the idle connection. If there is time, ask again on a new connection.
-            self._exchange = None
-            if self.question.deadline.expired:
-                self._fail()
-            else:
-                self._submit(self._run)
-        except Exception as error:
-            if not isinstance(error, APIError):
-                exchange.release()
-            self._fail(error)
-        else:
-            if response is not None:
-                self._exchange = None
-                if is_light(response.body):
-                    self._open(response)
-                else:
-                    # To read a response with MAX_VALUES takes up to 25 ms.
-                    self._submit(self._open, response)
-
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        left = self._deadline.remaining() or 0.0
         is_late, self._is_unread = self._is_unread and not left, False
         try:
             response = exchange.receive(min(seconds, left))
@@ -298,15 +278,34 @@ class Flight:
                 exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
-            raise
+            # The server had closed the idle connection. If there is time, ask again on a new connection.
+            self._exchange = None
+            if self.question.deadline.expired:
+                self._fail()
+            else:
+                self._submit(self._run)
         except Exception as error:
             tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
-            raise
-        return response
+            exchange.release()
+            self._fail(error)
+        else:
+            if response is not None:
+                self._finish(response)
 
-    def _open(self, response: Response) -> None:
+    def _finish(self, response: Response) -> None:
+        """Build the experiences in a complete response, in this thread if that is quick."""
+        self._exchange = None
+        if is_light(response.body):
+            self._open(response)
+        else:
+            self._submit(self._open, response, True)
+
+    def _open(self, response: Response, is_heavy: bool = False) -> None:
         """Read the experiences in a complete response, and end the flight."""
         runtime = self.question.runtime
+        if is_heavy and (self._deadline.remaining() or 0.0) < HEAVY_SECONDS:
+            # All pages will leave without the answer. Until they have left, they need Python's lock themselves.
+            time.sleep(HEAVY_SECONDS)
         try:
             result = read_call(runtime, response, self._missing)
         except Exception as error:
