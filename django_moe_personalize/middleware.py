@@ -89,7 +89,7 @@ class PersonalizeMiddleware:
         """Start to fetch the experiences that the page is known to need. The view runs at the same time."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
         plan = page.plan = get_plan(request, view, page.runtime)
-        if plan.keys and (keys := plan.get_early_keys(request)):
+        if plan.keys and (keys := plan.get_early_keys(request, page.runtime)):
             if plan.is_async:
                 # Under WSGI, sync code in an async view can't wait later, so wait here.
                 page.load(*keys)
@@ -103,7 +103,7 @@ class PersonalizeMiddleware:
         is_quick = isinstance(get_settings().learn_routes, bool)
         arguments = request, view, page.runtime
         plan = page.plan = get_plan(*arguments) if is_quick else await sync_to_async(get_plan)(*arguments)
-        if plan.keys and (keys := plan.get_early_keys(request)):
+        if plan.keys and (keys := plan.get_early_keys(request, page.runtime)):
             await (page.aload if plan.is_async else page.aprefetch)(*keys)
 
     async def aprocess_template_response(

@@ -195,13 +195,13 @@ def _find_unknown_names(given: Mapping[Any, Any]) -> Iterator[Problem]:
     for key in given:
         if key not in FIELDS:
             hint = suggest(key, FIELDS, f"Use one of {', '.join(FIELDS)}.")
-            yield Problem("unknown", str(key), f"{SETTING} has the key {key!r}, but there is no such setting.", hint)
+            yield Problem("unknown", str(key), f"{SETTING} has the unknown key {key!r}.", hint)
     for variable in os.environ:
         # Docker takes a byte order mark, and "export" in a line of an env file, as a part of the name.
         name = re.sub(rf"^\ufeff?(export\s+)?{SETTING}_", "", variable)
         if name != variable and (name not in FIELDS or not variable.startswith(SETTING)):
             hint = suggest(name, FIELDS, "Remove it, or give it another prefix.")
-            message = f"The environment has the variable {variable}, but there is no setting {name!r}."
+            message = f"The environment variable {variable} names the unknown setting {name!r}."
             yield Problem("environment", name, message, hint)
 
 

@@ -279,21 +279,23 @@ class Event:
 
         Raises TypeError or ValueError for a value that JSON can't express.
         """
-        if not self._element:
-            attributes = getattr(self.attributes, "_json", "") or encode(self.attributes)
-            # The f-string takes 65 bytecodes and 0.5 µs. write_json() takes 115 and 4.5 µs.
-            self._element = (
-                f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
-                f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{int.__repr__(self.event_time)},'
-                f'"platform":{_write_text(self.platform)},"attributes":{attributes}}}]}}'
-            )
+        return self._element or self._write()
+
+    def _write(self) -> str:
+        attributes = getattr(self.attributes, "_json", "") or encode(self.attributes)
+        # The f-string takes 65 bytecodes and 0.5 µs. write_json() takes 115 and 4.5 µs.
+        self._element = (
+            f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
+            f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{int.__repr__(self.event_time)},'
+            f'"platform":{_write_text(self.platform)},"attributes":{attributes}}}]}}'
+        )
         return self._element
 
     @property
     def size(self) -> int:
         """About how many bytes the event takes in memory and in a request."""
         try:
-            return len(self.element)
+            return len(self._element or self._write())
         except (TypeError, ValueError):
             # JSON can't express this event. The event takes memory until a delivery tries to send it.
             return 100 + len(self.customer_id) + len(repr(self.attributes))
