@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -180,7 +181,9 @@ class PersonalizeClient:
         if not events:
             return ""
         now = self.clock.now()
-        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
+        if max(map(attrgetter("event_time"), events)) > now:
+            events = [event if event.event_time <= now else event.move(now) for event in events]
+        elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
@@ -296,7 +299,15 @@ def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
         except InvalidResponseError as error:
             problem = str(error).partition(": ")[2]
             found.append(UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, (key,), problem))
-    return ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result = ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result.experiences._answers = FrozenDict(dict.fromkeys(keys or ()) | experiences)  # type: ignore[attr-defined]
+    return result
+
+
+def get_answers(result: ExperiencesResult) -> Mapping[str, Experience | None]:
+    """Return the experiences of a fetch, and ``None`` for each other key. Equal responses share this mapping."""
+    answers: Mapping[str, Experience | None] = getattr(result.experiences, "_answers", {})
+    return answers
 
 
 def _open_fetch(body: bytes, budget: Budget) -> tuple[dict[str, Any], Callable[[Any], Any]]:
