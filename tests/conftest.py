@@ -82,8 +82,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     Otherwise the context keeps the variables of all earlier tests, and asgiref copies them at each step between a
     thread and a loop: the thousandth test takes several times as long as the first.
     """
-    pyfuncitem.obj = partial(copy_context().run, pyfuncitem.obj)
-    return (yield)
+    test = pyfuncitem.obj
+    pyfuncitem.obj = partial(copy_context().run, test)
+    try:
+        return (yield)
+    finally:
+        # The report of a failure shows the lines of the test.
+        pyfuncitem.obj = test
 
 
 def settle() -> None:
@@ -111,8 +116,10 @@ def fresh_process() -> Iterator[None]:
     """Start each test with an empty process and an empty site's cache."""
     caches["default"].clear()
     yield
-    settle()
-    reset_runtimes()
+    try:
+        settle()
+    finally:
+        reset_runtimes()
 
 
 class Upstream:
