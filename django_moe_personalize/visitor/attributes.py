@@ -87,7 +87,7 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
                 attributes = {**attributes, **accept_custom(path, call(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
-    return apply_limits(attributes)
+    return apply_limits(attributes) if get_settings().attributes else attributes
 
 
 async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> Mapping[str, str]:
@@ -98,10 +98,18 @@ async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: C
             attributes = {**attributes, **accept_custom(path, await acall(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
-    return apply_limits(attributes)
+    return apply_limits(attributes) if get_settings().attributes else attributes
 
 
-_INPUTS: Final = ("QUERY_STRING", "REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED")
+_INPUTS: Final = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED")
+
+
+def list_inputs(request: HttpRequest, now: datetime, settings: Settings) -> tuple[Any, ...]:
+    """Return all request data that the package's own attributes depend on."""
+    raw = request.META.get("QUERY_STRING", "")
+    query = parse_query(raw, settings.query_parameters) if 0 < len(raw) <= MAX_VALUE_LENGTH else raw
+    cookie, quarter = request.COOKIES.get(QUERY_COOKIE), int(now.timestamp()) // QUARTER_OF_AN_HOUR
+    return query, *map(request.META.get, _INPUTS), cookie, quarter
 
 
 @part
@@ -115,13 +123,11 @@ def _collect_own(request: HttpRequest, now: datetime, consent: Consent) -> Mappi
 
     Most pages have the data of an earlier page, and run 90 bytecodes here instead of 330.
     """
-    inputs = map(request.META.get, _INPUTS)
-    name = (*inputs, request.COOKIES.get(QUERY_COOKIE), consent.identify, int(now.timestamp()) // QUARTER_OF_AN_HOUR)
-    collected = get_collected()
+    settings, collected = get_settings(), get_collected()
+    name = (consent.identify, *list_inputs(request, now, settings))
     if (known := collected.get(name)) is None or QUERY_CHANGED in request.__dict__:
-        settings = get_settings()
         built = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
-        known = MappingProxyType(built)
+        known = MappingProxyType(built if settings.attributes else apply_limits(built))
         if QUERY_CHANGED not in request.__dict__ and len(str(name)) <= MAX_INPUT_LENGTH:
             if len(collected) >= MAX_COLLECTED:
                 collected.clear()
