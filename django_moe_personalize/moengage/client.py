@@ -299,7 +299,15 @@ def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
         except InvalidResponseError as error:
             problem = str(error).partition(": ")[2]
             found.append(UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, (key,), problem))
-    return ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result = ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result.experiences._answers = FrozenDict(dict.fromkeys(keys or ()) | experiences)  # type: ignore[attr-defined]
+    return result
+
+
+def get_answers(result: ExperiencesResult) -> Mapping[str, Experience | None]:
+    """Return the experiences of a fetch, and ``None`` for each other key. Equal responses share this mapping."""
+    answers: Mapping[str, Experience | None] = getattr(result.experiences, "_answers", {})
+    return answers
 
 
 def _open_fetch(body: bytes, budget: Budget) -> tuple[dict[str, Any], Callable[[Any], Any]]:

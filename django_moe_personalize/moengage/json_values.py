@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from django_moe_personalize.exceptions import InvalidResponseError
@@ -253,7 +254,8 @@ class FrozenDict(dict[str, Any]):
 
     # The remembered JSON, see encode(). Underscored, so that templates can't read the attribute.
     _json = ""
-    # The remembered entry of experiences in a cache.
+    # For the experiences of a fetch: see get_answers(). For these answers: the remembered entry in a cache.
+    _answers: Mapping[str, Any] = MappingProxyType({})
     _bundle: Any = None
     __reduce__ = _thaw
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
