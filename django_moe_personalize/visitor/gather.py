@@ -21,10 +21,7 @@ from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import Runtime
-from django_moe_personalize.visitor.attributes import (
-    acollect_attributes,
-    collect_attributes,
-)
+from django_moe_personalize.visitor.attributes import acollect_attributes, collect_attributes
 from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
