@@ -19,8 +19,8 @@ class MoePersonalizeConfig(AppConfig):
 
     def ready(self) -> None:
         """Connect the signal receivers and register the system checks."""
-        # Django can't import models before ready(), and these imports may reach models.
-        from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
+        # It may import models, which Django can't do before ready().
+        from django_moe_personalize import receivers  # noqa: F401 - it connects its receivers
 
         register(check_site, "moe_personalize")
         register(check_deployment, "moe_personalize", deploy=True)

@@ -367,7 +367,7 @@ class Page(RequestVisitor):
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
         if keys is self.plan.keys and not self._answers:
-            self._answers = {key: found.get(key) for key in keys}
+            self._answers = dict(zip(keys, map(found.get, keys), strict=True))
             return
         brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
         if brought:

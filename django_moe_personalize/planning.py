@@ -243,11 +243,11 @@ class Plan:
         self.samples = samples
         self.is_async = view is not None and iscoroutinefunction(view)
 
-    def get_early_keys(self, request: HttpRequest) -> tuple[str, ...]:
+    def get_early_keys(self, request: HttpRequest, runtime: Runtime | None = None) -> tuple[str, ...]:
         """Return the keys to ask for before the view runs. A POST gets the view's keys only: it often redirects."""
         if request.method not in ("GET", "HEAD"):
             return tuple(getattr(self.view, KEYS_ATTRIBUTE, ()))
-        if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory().late_routes:
+        if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory(runtime).late_routes:
             return ()
         return self.keys
 

@@ -242,11 +242,9 @@ def read_time_zone(value: object) -> datetime.tzinfo:
 
 def read_sandbox(value: object) -> bool | str:
     """Read True, False or the path of a workspace file."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+    if not isinstance(value, bool | str | os.PathLike) or value == "":
         raise InvalidValue(value, "True, False or the path of a workspace file")
-    return os.fsdecode(value)
+    return value if isinstance(value, bool) else os.fsdecode(value)
 
 
 def read_routes(value: object) -> Mapping[str, tuple[str, ...]]:

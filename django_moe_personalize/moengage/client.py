@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -180,7 +181,9 @@ class PersonalizeClient:
         if not events:
             return ""
         now = self.clock.now()
-        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
+        if max(map(attrgetter("event_time"), events)) > now:
+            events = [event if event.event_time <= now else event.move(now) for event in events]
+        elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")

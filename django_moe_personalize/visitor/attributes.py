@@ -14,6 +14,7 @@ from datetime import datetime
 from decimal import Decimal
 from functools import lru_cache
 from itertools import islice
+from types import MappingProxyType
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode
 
@@ -22,7 +23,7 @@ from django.http.response import HttpResponseBase
 
 from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.conf.readers import RESERVED_NAMES, UNIX, Proxy
-from django_moe_personalize.runtime import log_once, protect_transactions
+from django_moe_personalize.runtime import Runtime, log_once, part, protect_transactions
 from django_moe_personalize.visitor.identity import (
     QUERY_CHANGED,
     QUERY_COOKIE,
@@ -48,6 +49,15 @@ MAX_QUERY_LENGTH: Final = 4 * 1024
 MAX_REMEMBERED_LENGTH: Final = 1024
 """Characters that are stored in a cookie. All cookies of a site share the space for headers of some 8 KiB."""
 
+MAX_COLLECTED: Final = 1024
+"""How many requests' attributes a process remembers. A full memory is cleared."""
+
+MAX_INPUT_LENGTH: Final = 1024
+"""Characters in the request data of remembered attributes or visitors. The limit bounds the memory of a process."""
+
+QUARTER_OF_AN_HOUR: Final = 15 * 60
+"""In every time zone, the hour changes at :00, :15, :30 or :45 of UTC."""
+
 DAYS: Final = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}")
@@ -65,32 +75,58 @@ _NODE = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5
 _FORWARDED_PAIR = re.compile(r"""(?P<name>[^\s"\\=]+)=(?:"(?P<quoted>[^"\\]*)"|(?P<token>[^\s"\\]+))|""")
 
 
-def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
+def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> Mapping[str, str]:
     """Return the in-session attributes to send, cleaned and within the limits. Never raises.
 
     ``now`` is an aware datetime. Without consent to identify, the IP address is truncated and no cookie is used.
     """
-    settings = get_settings()
-    attributes = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
-    for path in settings.attributes:
+    attributes = _collect_own(request, now, consent)
+    for path in get_settings().attributes:
         try:
             with protect_transactions():
-                attributes.update(accept_custom(path, call(path, request, Mapping)))
+                attributes = {**attributes, **accept_custom(path, call(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
     return apply_limits(attributes)
 
 
-async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> dict[str, str]:
+async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> Mapping[str, str]:
     """See collect_attributes()."""
-    settings = get_settings()
-    attributes = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
-    for path in settings.attributes:
+    attributes = _collect_own(request, now, consent)
+    for path in get_settings().attributes:
         try:
-            attributes.update(accept_custom(path, await acall(path, request, Mapping)))
+            attributes = {**attributes, **accept_custom(path, await acall(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
     return apply_limits(attributes)
+
+
+_INPUTS: Final = ("QUERY_STRING", "REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED")
+
+
+@part
+def get_collected(runtime: Runtime) -> dict[tuple[Any, ...], Mapping[str, str]]:
+    """Return the attributes that this process remembers, by the request data that they depend on."""
+    return {}
+
+
+def _collect_own(request: HttpRequest, now: datetime, consent: Consent) -> Mapping[str, str]:
+    """Return the attributes that depend on no function of the site.
+
+    Most pages have the data of an earlier page, and run 90 bytecodes here instead of 330.
+    """
+    inputs = map(request.META.get, _INPUTS)
+    name = (*inputs, request.COOKIES.get(QUERY_COOKIE), consent.identify, int(now.timestamp()) // QUARTER_OF_AN_HOUR)
+    collected = get_collected()
+    if (known := collected.get(name)) is None or QUERY_CHANGED in request.__dict__:
+        settings = get_settings()
+        built = build_builtins(request, now, consent, settings) | _remember(request, consent, settings)
+        known = MappingProxyType(built)
+        if QUERY_CHANGED not in request.__dict__ and len(str(name)) <= MAX_INPUT_LENGTH:
+            if len(collected) >= MAX_COLLECTED:
+                collected.clear()
+            collected[name] = known
+    return known
 
 
 # Built-in attributes.
@@ -352,7 +388,7 @@ def clean_text(text: str, limit: int) -> str:
     return _UNSAFE.sub("", text[: 8 * limit]).strip()[:limit].rstrip()
 
 
-def apply_limits(attributes: dict[str, str]) -> dict[str, str]:
+def apply_limits(attributes: Mapping[str, str]) -> Mapping[str, str]:
     """Return the attributes, cut before the first attribute that exceeds MAX_CUSTOM_ATTRIBUTES or MAX_BYTES."""
     # This check is enough for nearly all requests, with 35 bytecodes instead of 150. A character has 4 bytes at most.
     length = sum(map(len, attributes)) + sum(map(len, attributes.values()))

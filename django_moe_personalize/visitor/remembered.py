@@ -11,7 +11,13 @@ from django.http import HttpRequest
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
-from django_moe_personalize.visitor.attributes import MAX_VALUE_LENGTH, encode_query, parse_query
+from django_moe_personalize.visitor.attributes import (
+    MAX_INPUT_LENGTH,
+    MAX_VALUE_LENGTH,
+    QUARTER_OF_AN_HOUR,
+    encode_query,
+    parse_query,
+)
 from django_moe_personalize.visitor.identity import COOKIE_CHANGES, COOKIE_NAMES, QUERY_COOKIE
 
 if TYPE_CHECKING:
@@ -19,11 +25,6 @@ if TYPE_CHECKING:
 
 MAX_REMEMBERED: Final = 8192
 """The number of entries for anonymous visitors in a process. A full memory is cleared. A visitor has two entries."""
-
-MAX_INPUT_LENGTH: Final = 1024
-"""Characters in the request data of a remembered visitor. The limit bounds the memory of a process to some 10 MB."""
-
-QUARTER_OF_AN_HOUR: Final = 15 * 60
 
 
 class Remembered(dict[tuple[Any, ...], "Visitor"]):
@@ -120,5 +121,4 @@ def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
     except Exception:
         # The user can't be read. _gather() logs the error.
         return None
-    # In every time zone, the hour changes at :00, :15, :30 or :45 of UTC.
     return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
