@@ -24,9 +24,9 @@ from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
     NO_VISITOR,
+    QUERY_CHANGED,
     RequestVisitor,
     Visitor,
-    has_stored_parameters,
     is_in_event_loop,
     set_anonymous_cookie,
     set_query_cookie,
@@ -302,7 +302,7 @@ class Page(RequestVisitor):
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
             # The page needed none of the keys that it fetched early.
             planning.get_route_memory(self.runtime).unlearn(request)
-        return has_stored_parameters(request) or (has_asked and response.streaming)
+        return QUERY_CHANGED in request.__dict__ or (has_asked and response.streaming)
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
         # An outer middleware may replace the response. A read there couldn't make the new response private.
@@ -361,7 +361,7 @@ class Page(RequestVisitor):
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
         if keys is self.plan.keys and not self._answers:
-            self._answers = {key: found.get(key) for key in keys}
+            self._answers = dict(zip(keys, map(found.get, keys), strict=True))
             return
         brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
         if brought:

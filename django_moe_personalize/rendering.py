@@ -29,12 +29,7 @@ from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
-from django_moe_personalize.tracking.destinations import (
-    find_target,
-    get_allowed_hosts,
-    is_safe_url,
-    quote_url,
-)
+from django_moe_personalize.tracking.destinations import find_target, get_allowed_hosts, is_safe_url, quote_url
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -55,7 +50,7 @@ NOWHERE: Final = "#"
 SCRIPT: Final = "moe_personalize/personalize.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
-_MAX_REMEMBERED_TEXT: Final = 2048
+MAX_REMEMBERED_TEXT: Final = 2048
 
 
 def render_experience(
@@ -68,7 +63,7 @@ def render_experience(
     because a library may show only a part of the page, without the tokens of the script's tag. A streamed page has no
     marks that are comments, because seal_response() can't remove them.
     """
-    tracker.add_rendered(experience)
+    tracker.rendered.setdefault(experience.experience_key, experience)
     mode = get_settings().impressions
     elements = marks.find_clickable(body)
     is_watched = mode == "visible" or (tracker.is_early and mode == "render")
@@ -87,7 +82,7 @@ def render_value(value: Any) -> str:
     browser doesn't report it.
     """
     # The cache of _escape() takes a SafeString for the equal plain str, so only a plain str may go in.
-    if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
+    if value.__class__ is str and len(value) <= MAX_REMEMBERED_TEXT:
         return _escape(value)
     return conditional_escape(value)
 
@@ -298,13 +293,13 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
 
 @functools.cache
 def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
-    """Return a subclass whose requests keep ``_cache_update_cache`` false.
+    """Return a subclass whose requests keep ``_cache_update_cache`` false, and that wagtail-cache skips.
 
     Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
     decorator may have read an experience before that.
     """
     never = property(lambda request: False, lambda request, value: None)
-    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never, "_wagtailcache_skip": True})
 
 
 def _find_rendered_placeholders() -> Iterator[Any]:
@@ -327,7 +322,6 @@ def keep_out_of_caches(request: HttpRequest) -> None:
     """
     request_class: Any = request.__class__
     request.__class__ = _build_private_class(request_class)
-    request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
         with suppress(Exception):

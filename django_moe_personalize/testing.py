@@ -191,7 +191,8 @@ class Events:
         if not found:
             raise AssertionError(f"{key!r} was not {verb}. {self._explain(action, key, verb)}")
         if value is not None and not found[value]:
-            raise AssertionError(f"{key!r} was not {verb} with the {name} {value!r}. It was {verb} with: {_list(found)}.")
+            instead = f"It was {verb} with: {_list(found)}."
+            raise AssertionError(f"{key!r} was not {verb} with the {name} {value!r}. {instead}")
         count = found.total() if value is None else found[value]
         if times is not None and count != times:
             raise AssertionError(f"{key!r} was {verb} {count} times, not {times} times.")

@@ -22,7 +22,8 @@ from django.urls import Resolver404, clear_url_caches, resolve
 
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf.settings import FIELDS
-from django_moe_personalize.sandbox import Engine, load_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.schemas import declaration
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import Upstream, Visit

@@ -128,10 +128,14 @@ def test_address_may_be_short(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere:80"], '"nowhere:80" is not an address. Write ADDR:PORT'),
-        (["127.0.0.1:http"], "is not an address"),
-        (["127.0.0.1:70000"], "70000 is not a port. Choose one from 0 to 65535."),
-        (["127.0.0.1:-1"], "-1 is not a port"),
+        (["nowhere:80"], "\"nowhere:80\" is not an address ('nowhere' does not appear to be an IPv4 or IPv6 address)."),
+        (["127.0.0.1:http"], "is not an address (Port could not be cast"),
+        (
+            ["127.0.0.1:70000"],
+            "is not an address (Port out of range 0-65535). Write ADDR:PORT",
+        ),
+        (["127.0.0.1:-1"], "is not an address (Port"),
+        (["::1"], "is not an address (Port"),
         (["203.0.113.1:0"], "The sandbox can't listen on 203.0.113.1:0: "),
         (["0", "--workspace", "/nonexistent.json"], "/nonexistent.json: cannot be read"),
         (["0", "--latency-ms", "-1"], "latency must be a number of seconds"),

@@ -62,8 +62,12 @@ class Personalization(Mapping[str, Experience]):
     def get(self, key: Any, /, default: Any = None) -> Any:
         """Return the experience, or ``default`` if this visitor has no experience of that key."""
         page = self._page
-        # Most reads need no more than this look-up: the user is the same, and the visitor depends on nothing else.
-        if page.known.get("user") is page.user and page._evidence is None and key in page._answers:
+        # Most reads need no more than this look-up: the user is the same, and so is all else that tells the visitor.
+        if (
+            page.known.get("user") is page.user
+            and (page._evidence is None or len(page.known) == page._evidence.size)
+            and key in page._answers
+        ):
             experience = page._answers[key]
         else:
             experience = page.read(key)

@@ -92,7 +92,7 @@ class PersonalizeExtension(Extension):
         """Record that the page shows the experience, and return its body with the marks."""
         page = cast(Page, tags.find_page(cast(Any, context)))
         if is_filtered:
-            page.tracker.add_rendered(experience)
+            page.tracker.rendered.setdefault(experience.experience_key, experience)
             return body
         html = SafeString(body)
         return rendering.render_experience(page.tracker, experience, html, is_streamed=page.is_streamed)
@@ -201,7 +201,7 @@ def _show_value(
         if value is None:
             tags.report_missing(key, variable)
         else:
-            page.tracker.add_rendered(experience)
+            page.tracker.rendered.setdefault(experience.experience_key, experience)
     value = default if value is None else value
     if not context.eval_ctx.autoescape:
         return rendering.render_value(value)

@@ -9,10 +9,12 @@ servers do on SIGTERM, first sends its remaining events. A killed process loses 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from importlib import import_module
+from itertools import accumulate
 
 from django.db import close_old_connections
 
@@ -28,7 +30,6 @@ from django_moe_personalize.runtime import is_ending
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
-
 
 MAX_RECORDED = 1000
 """Pages whose events may wait for the thread. The next page checks the limits of the memory itself."""
@@ -147,10 +148,10 @@ class ThreadDelivery(BaseDelivery):
         for events in self._empty_recorded():
             number = 0
             try:
-                number = len(events)
+                built = [*events]
+                number = len(built)
                 self._count("accepted", number)
-                # This builds the JSON of the events.
-                self._lost += number - self._append([(event, event.size) for event in events])
+                self._lost += number - self._append(built)
             except Exception as error:
                 self.report_breakdown(error, number)
         room = self._batch_size - len(self._queue)
@@ -180,18 +181,17 @@ class ThreadDelivery(BaseDelivery):
             logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
         self.count_dropped(count, "exit")
 
-    def _append(self, sized: list[tuple[Event, int]]) -> int:
-        queue = self._queue
-        room = self._max_events - len(queue) - len(self._in_flight)
-        taken = 0
-        for event, size in sized[: max(0, room)]:
-            if self._bytes + size > self._max_bytes:
-                break
-            queue.append(event)
-            self._bytes += size
-            taken += 1
-        self._queued += taken
-        return taken
+    def _append(self, events: list[Event]) -> int:
+        """Add the events for which there is room, and return their number."""
+        events = events[: max(0, self._max_events - len(self._queue) - len(self._in_flight))]
+        # This builds the JSON of the events.
+        totals = [*accumulate([event.size for event in events], initial=0)]
+        taken = bisect_right(totals, self._max_bytes - self._bytes) - 1
+        if taken > 0:
+            self._queue.extend(events[:taken])
+            self._bytes += totals[taken]
+            self._queued += taken
+        return max(0, taken)
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(), which doesn't block."""
@@ -352,11 +352,12 @@ class ThreadDelivery(BaseDelivery):
         """Put the ``kept`` events with attempts left back into the queue, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
         again = [event for event in kept if attempts[event.event_uuid] < self._max_attempts]
-        for event in batch:
-            self._attempts.pop(event.event_uuid, None)
+        if self._attempts:
+            for event in batch:
+                self._attempts.pop(event.event_uuid, None)
         self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
-        self._bytes += sum(event.size for event in again) - sum(event.size for event in batch)
+        self._bytes += sum([event.size for event in again]) - sum([event.size for event in batch])
         if len(self._queue) * 2 <= self._max_events and self._bytes * 2 <= self._max_bytes:
             self._overflow.end()
         return len(again)

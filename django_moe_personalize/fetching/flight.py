@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
@@ -41,6 +42,7 @@ from django_moe_personalize.fetching.upstream import (
     start_call,
     tell_breaker,
 )
+from django_moe_personalize.moengage.client import get_answers
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
 from django_moe_personalize.moengage.json_values import is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
@@ -51,6 +53,9 @@ if TYPE_CHECKING:
 
 EXTRA_SECONDS = 0.1
 """Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
+
+HEAVY_SECONDS = 0.025
+"""The most seconds that a thread takes to read a response with MAX_VALUES."""
 
 Key = tuple[str, tuple[str, ...]]
 """The digest of the visitor, and the experience keys."""
@@ -110,11 +115,14 @@ class Flight:
         if self._exchange is not None:
             # The flight's deadline limits MoEngage, even if this page could wait longer.
             seconds = min(seconds, self._deadline.remaining() or 0.0)
+        until = monotonic() + seconds
+        if self._exchange is not None and seconds > 0.0:
+            await self._aread(until)
+        if self.found is not None:
+            return self.found
         try:
-            async with asyncio.timeout(seconds):
-                if self._exchange is not None:
-                    await self._aread()
-                return await asyncio.wrap_future(self._flights.follow(self)) if self.found is None else self.found
+            async with asyncio.timeout(max(0.0, until - monotonic())):
+                return await asyncio.wrap_future(self._flights.follow(self))
         except TimeoutError:
             return self._abandon()
 
@@ -170,7 +178,7 @@ class Flight:
             # A page that joined before the request was sent waits without reading. So a thread reads.
             self._start_thread()
 
-    def _submit(self, work: Callable[..., None], *args: Response) -> None:
+    def _submit(self, work: Callable[..., None], *args: object) -> None:
         if not offer_fetch(self.question.runtime, work, *args):
             self._flights.finish(self, self.known)
 
@@ -220,13 +228,13 @@ class Flight:
         finally:
             self._turn.release()
 
-    async def _aread(self) -> None:
+    async def _aread(self, until: float) -> None:
         """Read the response without blocking the event loop, unless another thread or task is reading it."""
         if not self._turn.acquire(blocking=False):
             return
         try:
-            while (exchange := self._exchange) is not None:
-                await _wait_readable(exchange.fileno())
+            while (exchange := self._exchange) is not None and (left := until - monotonic()) > 0.0:
+                await _wait_readable(exchange.fileno(), left)
                 self._advance(0.0)
         except Exception:
             # Some event loops can't watch every socket. Windows' proactor loop can't watch any.
@@ -257,33 +265,9 @@ class Flight:
 
     def _advance(self, seconds: float) -> None:
         """Read for at most ``seconds``. End the flight if the response is complete or the call has failed."""
-        exchange = self._exchange
+        exchange, left = self._exchange, self._deadline.remaining() or 0.0
         if exchange is None:
             return
-        try:
-            response = self._receive(exchange, seconds)
-        except NotTakenError:
-            # The server had closed the idle connection. If there is time, ask again on a new connection.
-            self._exchange = None
-            if self.question.deadline.expired:
-                self._fail()
-            else:
-                self._submit(self._run)
-        except Exception as error:
-            if not isinstance(error, APIError):
-                exchange.release()
-            self._fail(error)
-        else:
-            if response is not None:
-                self._exchange = None
-                if is_light(response.body):
-                    self._open(response)
-                else:
-                    # To read a response with MAX_VALUES takes up to 25 ms.
-                    self._submit(self._open, response)
-
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        left = self._deadline.remaining() or 0.0
         is_late, self._is_unread = self._is_unread and not left, False
         try:
             response = exchange.receive(min(seconds, left))
@@ -294,27 +278,43 @@ class Flight:
                 exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
-            raise
+            # The server had closed the idle connection. If there is time, ask again on a new connection.
+            self._exchange = None
+            if self.question.deadline.expired:
+                self._fail()
+            else:
+                self._submit(self._run)
         except Exception as error:
             tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
-            raise
-        return response
+            exchange.release()
+            self._fail(error)
+        else:
+            if response is not None:
+                self._finish(response)
 
-    def _open(self, response: Response) -> None:
+    def _finish(self, response: Response) -> None:
+        """Build the experiences in a complete response, in this thread if that is quick."""
+        self._exchange = None
+        if is_light(response.body):
+            self._open(response)
+        else:
+            self._submit(self._open, response, True)
+
+    def _open(self, response: Response, is_heavy: bool = False) -> None:
         """Read the experiences in a complete response, and end the flight."""
         runtime = self.question.runtime
+        if is_heavy and (self._deadline.remaining() or 0.0) < HEAVY_SECONDS:
+            # All pages will leave without the answer. Until they have left, they need Python's lock themselves.
+            time.sleep(HEAVY_SECONDS)
         try:
             result = read_call(runtime, response, self._missing)
         except Exception as error:
             self._fail(error)
             return
-        found = result.experiences
-        if len(found) == len(self.question.keys):
-            self._land(found, found)
-            return
-        learned = {key: found.get(key) for key in self._missing}
-        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-        if None in learned.values():
+        learned = get_answers(result)
+        known = self._answers
+        self._land(learned, pick({**known, **learned}, self.question.keys) if known else result.experiences)
+        if len(result.experiences) < len(learned):
             explain(runtime, learned)
 
     def _fail(self, error: Exception | None = None) -> None:
@@ -329,12 +329,21 @@ class Flight:
             follow_up(self.question, found)
 
 
-async def _wait_readable(fileno: int) -> None:
-    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fileno, arrived.set)
+async def _wait_readable(fileno: int, seconds: float) -> None:
+    # asyncio.timeout() and an Event would take 230 bytecodes more.
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    loop.add_reader(fileno, _wake, woken)
+    timer = loop.call_later(seconds, _wake, woken)
     try:
-        await arrived.wait()
+        await woken
     finally:
+        timer.cancel()
         # The event loop may have been closed before this task ended.
         if not loop.is_closed():
             loop.remove_reader(fileno)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

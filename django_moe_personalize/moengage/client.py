@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -14,7 +15,7 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame, write_text
+from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame
 from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -29,6 +30,7 @@ from django_moe_personalize.moengage.json_values import (
     parse_json,
     parse_or,
     split_object,
+    write_text,
 )
 from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
@@ -180,7 +182,9 @@ class PersonalizeClient:
         if not events:
             return ""
         now = self.clock.now()
-        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
+        if max(map(attrgetter("event_time"), events)) > now:
+            events = [event if event.event_time <= now else event.move(now) for event in events]
+        elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
@@ -228,6 +232,9 @@ class PersonalizeClient:
 
 def write_elements(events: Sequence[Event]) -> list[str]:
     """Return the events as JSON: one text for each customer, ordered by the customer's first event (contract §4)."""
+    if len({event.customer_id for event in events}) == len(events):
+        # An event takes 15 bytecodes instead of 33.
+        return [event.element for event in events]
     elements: dict[str, list[str]] = {}
     for event in events:
         if event.customer_id in elements:
@@ -237,11 +244,11 @@ def write_elements(events: Sequence[Event]) -> list[str]:
     return [",".join(parts) + "]}" for parts in elements.values()]
 
 
-def _read(response: Response, read: Callable[[bytes], T]) -> T:
-    """Return ``read(body)`` for a response with status 200. Raises the error for any other status."""
+def _read(response: Response, read: Callable[..., T], *more: object) -> T:
+    """Return ``read(body, *more)`` for a response with status 200. Raises the error for any other status."""
     try:
         if response.status == 200:
-            return read(response.body)
+            return read(response.body, *more)
         failure: APIError = build_error(response)
     except APIError as error:
         # Error reports print an error's causes and the tracebacks' local variables. Here both have a visitor's content.
@@ -255,7 +262,7 @@ def read_answer(response: Response, keys: Sequence[str] | None) -> ExperiencesRe
 
     Raises the error for a status other than 200, and InvalidResponseError for an invalid body.
     """
-    return _read(response, partial(read_fetch, keys=None if keys is None else tuple(keys)))
+    return _read(response, read_fetch, None if keys is None else tuple(keys))
 
 
 def _read_acceptance(body: bytes) -> str:
@@ -296,7 +303,15 @@ def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
         except InvalidResponseError as error:
             problem = str(error).partition(": ")[2]
             found.append(UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, (key,), problem))
-    return ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result = ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result.experiences._answers = FrozenDict(dict.fromkeys(keys or ()) | experiences)  # type: ignore[attr-defined]
+    return result
+
+
+def get_answers(result: ExperiencesResult) -> Mapping[str, Experience | None]:
+    """Return the experiences of a fetch, and ``None`` for each other key. Equal responses share this mapping."""
+    answers: Mapping[str, Experience | None] = getattr(result.experiences, "_answers", {})
+    return answers
 
 
 def _open_fetch(body: bytes, budget: Budget) -> tuple[dict[str, Any], Callable[[Any], Any]]:

@@ -154,9 +154,9 @@ class HTTPExchange:
         until = monotonic() + seconds
         failure = None
         try:
-            while data:
+            # Nearly always the socket takes the whole request at once.
+            while data := data[self._sock.send(data) :]:
                 self._sock.settimeout(max(0.0, until - monotonic()))
-                data = data[self._sock.send(data) :]
         except BrokenPipeError:
             # The server may have responded before it read the complete request, for example with status 413.
             pass
@@ -282,9 +282,9 @@ def read_response(
     elif "content-length" in fields:
         if not _LENGTH.fullmatch(length := fields["content-length"]):
             raise _refuse("its length is ambiguous")
-        if int(length) > MAX_BYTES:
+        if (size := int(length)) > MAX_BYTES:
             raise _refuse_size()
-        end += int(length)
+        end += size
         while len(received) < end:
             yield from _wait()
         body = bytes(received[start:end])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping, Sequence
 from functools import lru_cache, partial
-from typing import Final, cast
+from typing import Final
 from urllib.parse import urlsplit
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.connection_pool import ConnectionPool
 from django_moe_personalize.moengage.connections import (
+    Connection,
     Connector,
-    TimedHTTPConnection,
     choose_cert,
     choose_proxy,
     choose_verify,
@@ -73,7 +72,11 @@ class RequestsTransport:
         parts = urlsplit(self.base_url)
         prefix = self.base_url if connector.is_forwarded else parts.path
         host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
-        fields = {"Host": host, "Accept-Encoding": "gzip", **connector.proxy_headers}
+        fields = {
+            "Host": host,
+            "Accept-Encoding": "gzip",
+            **(connector.proxy_headers if connector.is_forwarded else {}),
+        }
         # All fetches have the same head but for its length.
         self._write_head = lru_cache(maxsize=64)(partial(write_head, prefix, fields))
 
@@ -126,7 +129,7 @@ class RequestsTransport:
             raise DeadlineExceeded("no time was left to ask MoEngage")
         return monotonic() + (self._timeout if left is None else min(left, self._timeout))
 
-    def _exchange(self, data: memoryview, until: float, connection: TimedHTTPConnection, *, was_idle: bool) -> Response:
+    def _exchange(self, data: memoryview, until: float, connection: Connection, *, was_idle: bool) -> Response:
         exchange = self._lend(connection, was_idle=was_idle)
         exchange.send(data, until - monotonic())
         response = exchange.receive(until - monotonic())
@@ -142,9 +145,8 @@ class RequestsTransport:
         length = b"" if request.method == "GET" else b"Content-Length: %d\r\n" % len(request.body)
         return memoryview(b"%b%b\r\n%b" % (head, length, request.body))
 
-    def _lend(self, connection: TimedHTTPConnection, *, was_idle: bool) -> HTTPExchange:
+    def _lend(self, connection: Connection, *, was_idle: bool) -> HTTPExchange:
         """Return an exchange on a connection. After the exchange, a reusable connection becomes idle."""
         connection.is_used = True
-        sock = cast(socket.socket, connection.sock)
         end = partial(self._pool.give_back, connection, self._pool.idle)
-        return HTTPExchange(sock, end, was_idle=was_idle)
+        return HTTPExchange(connection.sock, end, was_idle=was_idle)

@@ -37,17 +37,18 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server for one engine, with a daemon thread for each connection.
+    """A server for one engine, bound to the address ``host`` and to ``port`` (0 for any free port).
 
-    ``pages``, if set, answers all paths other than those of the API and the control paths. It gets only requests from
-    this machine.
+    Call ``serve_forever()`` to run the server. Each connection has a daemon thread. Raises OSError if the address can't
+    be bound. ``pages``, if set, answers all paths other than those of the API and the control paths. It gets only
+    requests from this machine.
     """
 
     daemon_threads = True
     request_queue_size = 128
     pages: Callable[[Request], Response] | None = None
 
-    def __init__(self, engine: Engine, host: str, port: int, *, faults: Faults | None = None) -> None:
+    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None) -> None:
         self.engine = engine
         self.injector = FaultInjector(faults)
         self.control = Control(engine, self.injector)
@@ -80,19 +81,9 @@ class SandboxServer(ThreadingHTTPServer):
         handle = self.control.handle if request.path.startswith(f"{CONTROL_PATH}/") else self.pages
         if handle is not None and not is_control_allowed(client_host, host_header):
             description = "This path is only for this machine. Use localhost or 127.0.0.1 in the URL."
-            return Answer(RefusedError(403, "Forbidden", description).build_response())
+            return Answer(RefusedError(403, "Forbidden", description).response)
         # Without pages, the control paths answer each other path with a 404.
         return Answer((handle or self.control.handle)(request))
-
-
-def build_server(
-    engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None
-) -> SandboxServer:
-    """Return a server bound to the address ``host`` and to ``port`` (0 for any free port).
-
-    Call ``serve_forever()`` to run the server. Raises OSError if the address can't be bound.
-    """
-    return SandboxServer(engine, host, port, faults=faults)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -128,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a request that the server can't read with an error in MoEngage's format. Close the connection."""
         self.close_connection = True
         title = HTTPStatus(code).phrase
-        self._write(Answer(RefusedError(code, title, message or f"{title}.").build_response()))
+        self._write(Answer(RefusedError(code, title, message or f"{title}.").response))
         self._linger()
 
     def _serve(self) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, overload
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.moengage.json_values import encode
-from django_moe_personalize.moengage.types import Action, Event, Experience, Offering
+from django_moe_personalize.moengage.types import Action, Event, Experience, Offering, draw_uuid
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking.tokens import OFFERINGS
 
@@ -30,6 +29,7 @@ def build_event(
     element: str = "",
     offering: Offering | None = None,
     at: int | None = None,
+    event_uuid: str = "",
 ) -> Event | None:
     """Return the event of an impression or a click at the Unix time ``at``, or ``None`` if MoEngage can't count it.
 
@@ -39,7 +39,8 @@ def build_event(
     """
     if not customer_id or not experience.experience_context:
         return None
-    context, more = experience.experience_context, dict[str, Any]()
+    context: Mapping[str, Any] = experience.experience_context
+    more: dict[str, Any] = {}
     if action is Action.SHOWN and experience.offerings and not get_settings().offering_events:
         more |= {OFFERINGS: ids} if (ids := _list_ids(experience)) else {}
     if offering is not None:
@@ -50,7 +51,7 @@ def build_event(
     if element:
         more["b_id"] = element
     event_time = int(time.time()) if at is None else at
-    return Event(action, customer_id, {**context, **more} if more else context, event_time)
+    return Event(action, customer_id, {**context, **more} if more else context, event_time, event_uuid or draw_uuid())
 
 
 def _list_ids(experience: Experience) -> str:
@@ -80,17 +81,27 @@ def _to_strings(context: Mapping[str, Any]) -> dict[str, str]:
 class Impressions(Sequence[Event]):
     """The impressions of one page view. Their events are built on the first use, which may be in another thread."""
 
+    _built: list[Event] | None = None
+
     def __init__(self, customer_id: str, shown: Mapping[str, Experience], event_time: int) -> None:
         self.shown = shown
         self._customer_id = customer_id
         self._event_time = event_time
 
-    @cached_property
+    @property
     def _events(self) -> list[Event]:
-        built = (
-            build_event(Action.SHOWN, each, self._customer_id, at=self._event_time) for each in self.shown.values()
-        )
-        return [event for event in built if event is not None]
+        if self._built is None:
+            # To draw a UUID for each event would take 40 bytecodes more. The other 106 bits are random for each page.
+            customer_id, at, stem = self._customer_id, self._event_time, draw_uuid()[:-4]
+            self._built = [
+                event
+                for place, each in enumerate(self.shown.values())
+                if (event := build_event(Action.SHOWN, each, customer_id, at=at, event_uuid=f"{stem}{place:04x}"))
+            ]
+        return self._built
+
+    def __iter__(self) -> Iterator[Event]:
+        return iter(self._events)
 
     @overload
     def __getitem__(self, place: int) -> Event: ...

@@ -48,10 +48,11 @@ class PageTracker:
     An experience has one impression per page view, even if the page shows the experience several times.
 
     With ``answers`` (by key) only these experiences count. With ``is_early`` the visitor hasn't opened the page yet,
-    so only the browser can report.
+    so only the browser can report. Templates add the experiences that they show to ``rendered``. Only in the mode
+    "render" this counts the impressions.
     """
 
-    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_rendered", "_shown", "get_stamp", "is_early")
+    __slots__ = ("_answers", "_clicks", "_customer_id", "_impressions", "_shown", "get_stamp", "is_early", "rendered")
 
     def __init__(
         self,
@@ -65,9 +66,9 @@ class PageTracker:
         self.is_early = is_early
         self._answers = answers
         self._impressions: dict[str, Event | None] = {}
-        # By key: experiences whose impressions the browser may report, and those whose impressions this page reports.
-        self._rendered: dict[str, Experience] = {}
+        # The experiences whose impressions this page reports, by key.
         self._shown: dict[str, Experience] = {}
+        self.rendered: dict[str, Experience] = self._shown if get_settings().impressions == "render" else {}
         self._clicks: list[Event] = []
 
     def get_impression(self, experience: Experience) -> Event | None:
@@ -78,15 +79,6 @@ class PageTracker:
         if key not in self._impressions:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]
-
-    def add_rendered(self, experience: Experience) -> None:
-        """Record that a template shows ``experience``. Only in the mode "render" this counts the impression."""
-        mode = get_settings().impressions
-        if mode == "render":
-            self.show(experience)
-        elif mode == "visible":
-            # The watchdog compares these experiences with the impressions that the browser reports.
-            self._rendered[experience.experience_key] = experience
 
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience`` once in this page view."""
@@ -159,8 +151,9 @@ class PageTracker:
         clicks, self._clicks = self._clicks, []
         if not shown or not self._customer_id:
             return clicks
-        if self._rendered:
-            get_watchdog().add_rendered_page(self._rendered)
+        if self.rendered and get_settings().impressions == "visible":
+            # The watchdog compares these experiences with the impressions that the browser reports.
+            get_watchdog().add_rendered_page(self.rendered)
         if not self._shown:
             return clicks
         if clicks or self._impressions or self._answers is not None or get_settings().offering_events:

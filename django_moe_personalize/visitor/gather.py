@@ -11,7 +11,6 @@ from collections.abc import Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Final
 
 from django.conf import settings as django_settings
@@ -22,12 +21,10 @@ from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import Runtime
-from django_moe_personalize.visitor.attributes import (
-    acollect_attributes,
-    collect_attributes,
-)
+from django_moe_personalize.visitor.attributes import acollect_attributes, collect_attributes
 from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.identity import (
+    COOKIE_CHANGES,
     DENIED,
     GRANTED,
     MINTED,
@@ -77,7 +74,7 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
 
     If the identity and the consent are still those of ``guess``, return ``guess``.
     """
-    if guess is not None:
+    if guess is not None or get_settings().identify:
         return _gather(request, now, guess)
     remembered = get_remembered()
     names = remembered.list_names(request, now)
@@ -85,7 +82,7 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
     if visitor is None:
         visitor = _gather(request, now, None)
         # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
-        if MINTED in request.__dict__:
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             return visitor
     remembered.keep(visitor, *names)
     return visitor
@@ -95,12 +92,13 @@ def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visit
     # Most sites have no CONSENT function, and most browsers don't send Sec-GPC.
     is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
     consent = GRANTED if is_default else get_consent(request)
-    identity = get_identity(request, consent) if consent.fetch else None
+    known = None if guess is None else guess.identity
+    identity = get_identity(request, consent, known) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
     if guess is not None and _is_same(guess, identity, consent):
         return guess
-    visitor = Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, collect_attributes(request, now=now, consent=consent), consent)
     return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
 
 
@@ -112,7 +110,7 @@ async def agather_visitor(request: HttpRequest, now: datetime, guess: Visitor | 
         return NO_VISITOR
     if guess is not None and _is_same(guess, identity, consent):
         return guess
-    visitor = Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, await acollect_attributes(request, now=now, consent=consent), consent)
     return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
 
 

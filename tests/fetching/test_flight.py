@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -158,6 +159,18 @@ def test_thread_reads_a_large_response(vendor, submitted, heard, caplog, fill_po
     assert vendor.has_idle_connection()
     line = "find no free thread" if is_full else "'other' can't be read: the response has more than 3000 values. Pages"
     assert caplog.text.count(line) == 1
+
+
+def test_large_response_that_is_too_late_waits_for_the_pages(vendor, monkeypatch):
+    """If the deadline is near, the thread builds the values after the pages have left, and the next page finds them."""
+    vendor.behave = lambda exchange: exchange.reply(hostile.build("just small enough", "hero-banner"))
+    pauses = []
+    monkeypatch.setattr(flight, "HEAVY_SECONDS", LONG)
+    monkeypatch.setattr(flight, "time", SimpleNamespace(sleep=pauses.append))
+    Asked(VISITOR, KEYS).join(LONG)
+    settle()
+    assert pauses == [LONG]
+    assert "hero-banner" in Asked(VISITOR, KEYS).found
 
 
 def test_open_breaker_sends_nothing(vendor):

@@ -191,6 +191,21 @@ def test_few_suspects(monkeypatch):
     assert [*pool._suspects] == ["10.0.0.2"]
 
 
+def test_quick_server_is_reconnected_in_the_callers_thread():
+    """The caller connects to the last address without a lookup. After an error, a thread looks the host up again."""
+    connector = Connector()
+    pool = build_pool(connector)
+    first = pool.wait(LONG)
+    connector.addresses = ("10.0.0.2",)
+    assert [pool.wait(LONG).address, pool.wait(LONG).address] == [first.address] * 2
+    connector.errors = [TransportError("moved")]
+    assert pool.wait(LONG).address == "10.0.0.2"
+    assert [*pool._suspects] == ["10.0.0.1"]
+    pool._fastest = *pool._fastest[:2], LONG / 2
+    connector.addresses = ("10.0.0.3",)
+    assert pool.wait(LONG).address == "10.0.0.3"
+
+
 @pytest.mark.parametrize("end", [Exchange.close, Exchange.reset, lambda exchange: exchange.send(b"HTTP/1.1 408 X")])
 def test_new_connection_that_the_server_ended(end):
     """A connection that never carried a request may have unread TLS tickets, but nothing else."""

@@ -15,8 +15,7 @@ from django_moe_personalize.client import get_engine
 from django_moe_personalize.contrib.view_as.view import View
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.sandbox.payloads import read_payload
-from django_moe_personalize.sandbox.reading import Problems
-from django_moe_personalize.sandbox.workspace import WorkspaceError
+from django_moe_personalize.sandbox.reading import Problems, Value, WorkspaceError
 from django_moe_personalize.visitor.attributes import DAYS, MAX_VALUE_LENGTH, accept_custom, clean_text
 
 MAX_FILE: Final = 64 * 1024
@@ -131,7 +130,7 @@ def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] 
         return _find_variation(key, value, problems)
     if isinstance(value, dict) and isinstance(value.get("payload"), dict) and "experience_context" in value:
         value = value["payload"]
-    return read_payload(value, key, problems, {})
+    return read_payload(Value(value, key, problems), {})
 
 
 def _find_variation(key: str, name: str, problems: Problems) -> Mapping[str, Any] | None:
