@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from django_moe_personalize.fetching import flights as flights_module
-from django_moe_personalize.fetching.flights import Flights, Question
+from django_moe_personalize.fetching.flight import Flights, Question
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from tests.fetching.warm_vendor import build_visitor
