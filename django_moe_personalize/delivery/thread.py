@@ -145,15 +145,20 @@ class ThreadDelivery(BaseDelivery):
 
     def _admit(self) -> None:
         """Move the recorded events into the queue, except those beyond a limit. Needs the lock."""
+        built: list[Event] = []
+        sizes: list[int] = []
         for events in self._empty_recorded():
             number = 0
             try:
-                built = [*events]
-                number = len(built)
-                self._count("accepted", number)
-                self._lost += number - self._append(built)
+                number = len(events)
+                # This builds the JSON of the events.
+                sizes += [event.size for event in events]
+                built += events
             except Exception as error:
+                self._count("accepted", number)
                 self.report_breakdown(error, number)
+        self._count("accepted", len(built))
+        self._lost += len(built) - self._append(built, sizes)
         room = self._batch_size - len(self._queue)
         # A full queue waits for a retry: there is nothing to wake the thread for.
         self._wake_at = room if room > 0 else MAX_RECORDED
@@ -181,17 +186,14 @@ class ThreadDelivery(BaseDelivery):
             logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
         self.count_dropped(count, "exit")
 
-    def _append(self, events: list[Event]) -> int:
+    def _append(self, events: list[Event], sizes: list[int]) -> int:
         """Add the events for which there is room, and return their number."""
-        events = events[: max(0, self._max_events - len(self._queue) - len(self._in_flight))]
-        # This builds the JSON of the events.
-        totals = [*accumulate([event.size for event in events], initial=0)]
-        taken = bisect_right(totals, self._max_bytes - self._bytes) - 1
-        if taken > 0:
-            self._queue.extend(events[:taken])
-            self._bytes += totals[taken]
-            self._queued += taken
-        return max(0, taken)
+        room = max(0, self._max_events - len(self._queue) - len(self._in_flight))
+        taken = bisect_right([*accumulate(sizes[:room])], self._max_bytes - self._bytes)
+        self._queue.extend(events[:taken])
+        self._bytes += sum(sizes[:taken])
+        self._queued += taken
+        return taken
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(), which doesn't block."""
