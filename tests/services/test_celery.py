@@ -24,7 +24,7 @@ SLACK = 5.0
 
 QUIET_SECONDS = 8.0
 MAX_HELD = 20
-"""Pages that may wait for a broker that hangs: two in a row, later one now and then as the probe, and some on a busy machine."""
+"""Pages that may wait for a broker that hangs: two in a row, probes now and then, and some on a busy machine."""
 
 # Redis: unacknowledged messages of a killed worker come back soon. By default this takes an hour.
 RECOVER_SOON = {
