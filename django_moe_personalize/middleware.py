@@ -14,7 +14,7 @@ from django.template.response import SimpleTemplateResponse
 
 from django_moe_personalize import tracking
 from django_moe_personalize.client import get_client, is_embedded
-from django_moe_personalize.conf import ConfigurationError, get_settings
+from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.page import Page
@@ -41,7 +41,7 @@ class PersonalizeMiddleware:
         tracking.is_robot("-")
         if settings.enabled and not is_embedded(settings):
             # If the client can't be built, the pages log the reason and show their fallbacks.
-            with suppress(ConfigurationError):
+            with suppress(Exception):
                 get_client()
         self.get_response: Callable[[HttpRequest], Any] = get_response
         self.is_async = iscoroutinefunction(get_response)

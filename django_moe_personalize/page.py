@@ -24,9 +24,9 @@ from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
     NO_VISITOR,
+    QUERY_CHANGED,
     RequestVisitor,
     Visitor,
-    has_stored_parameters,
     is_in_event_loop,
     set_anonymous_cookie,
     set_query_cookie,
@@ -303,7 +303,7 @@ class Page(RequestVisitor):
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
             # The page needed none of the keys that it fetched early.
             planning.get_route_memory(self.runtime).unlearn(request)
-        return has_stored_parameters(request) or (has_asked and response.streaming)
+        return QUERY_CHANGED in request.__dict__ or (has_asked and response.streaming)
 
     def _describe(self) -> str:
         came = [experience for experience in self._answers.values() if experience is not None]

@@ -91,11 +91,9 @@ class RouteMemory:
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
         """Return the keys that earlier pages like ``request`` have needed."""
         keys = self.routes.get(route, ())
-        return self.get_part(request, route) if keys is None else keys
-
-    def get_part(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
-        """Return the keys of a page of a split route."""
-        return () if route is None else self._parts.get((route, self._find_key(request)), ())
+        if keys is None:
+            keys = () if route is None else self._parts.get((route, self._find_key(request)), ())
+        return keys
 
     def learn(self, request: HttpRequest, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
         """Remember that pages like ``request`` need ``experience_keys``, unless ``limit`` keys are known already.
@@ -133,8 +131,7 @@ class RouteMemory:
         if not hasattr(request, _ROUTE_KEY):
             # Call the site's function once, before the view. In the view, its database error would break a transaction.
             setattr(request, _ROUTE_KEY, self._get_key(request)[:MAX_PART_LENGTH])
-        key: str = getattr(request, _ROUTE_KEY)
-        return key
+        return str(getattr(request, _ROUTE_KEY))
 
 
 def _drop_oldest(memory: dict[Any, Any]) -> None:
@@ -217,16 +214,10 @@ def get_planned_keys(
     request: HttpRequest, view: Callable[..., Any] | None = None, runtime: Runtime | None = None
 ) -> tuple[str, ...]:
     """Return the keys that ``request`` needs according to the view, to EXPERIENCES and to earlier pages."""
-    match = request.resolver_match
-    route = None if match is None else match.view_name
-    declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    memory = get_route_memory(runtime)
-    seen = memory.routes.get(route, ())
-    if seen is None:
-        seen = memory.get_part(request, route)
-    experiences = get_settings().experiences
+    route, experiences = get_route(request), get_settings().experiences
     configured = [key for name in _iterate_route_names(route) for key in experiences.get(name, ())]
-    return tuple(dict.fromkeys([*declared, *configured, *seen]))
+    seen = get_route_memory(runtime).get(request, route)
+    return tuple(dict.fromkeys([*getattr(view, KEYS_ATTRIBUTE, ()), *configured, *seen]))
 
 
 class Plan:

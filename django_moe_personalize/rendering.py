@@ -29,12 +29,7 @@ from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
-from django_moe_personalize.tracking.destinations import (
-    find_target,
-    get_allowed_hosts,
-    is_safe_url,
-    quote_url,
-)
+from django_moe_personalize.tracking.destinations import find_target, get_allowed_hosts, is_safe_url, quote_url
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}

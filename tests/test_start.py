@@ -3,7 +3,8 @@
 import subprocess
 import sys
 
-from django_moe_personalize.sandbox import Engine, load_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.sandbox.ways import serving
 
 SITE = """

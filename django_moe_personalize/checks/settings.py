@@ -145,11 +145,9 @@ def check_middleware(settings: Settings) -> Iterator[Message]:
             yield "E008", message, f'Move "{MIDDLEWARE}" below it. Above it, the visitor isn\'t known yet.'
     for path in django_settings.MIDDLEWARE[: places[0] if places else 0]:
         if not RENDERING_MIDDLEWARE.isdisjoint(_list_bases(path)):
-            name = path.rpartition(".")[2]
-            message = (
-                f"{name} comes before PersonalizeMiddleware in MIDDLEWARE, so its pages always show the fallbacks."
-            )
-            yield "W019", message, f'Move "{MIDDLEWARE}" above it, directly below AuthenticationMiddleware.'
+            message = f"{path.rpartition('.')[2]} comes before PersonalizeMiddleware in MIDDLEWARE, so its pages"
+            hint = f'Move "{MIDDLEWARE}" above it, directly below AuthenticationMiddleware.'
+            yield "W019", f"{message} always show the fallbacks.", hint
 
 
 def _import(path: str) -> Any:

@@ -103,13 +103,9 @@ def read_string(
     return value.strip()
 
 
-# Not in quotation marks, as from an env file: browsers and proxies ignore a Cache-Control in quotation marks.
-read_header = partial(
-    read_string,
-    pattern="[!#-&(-~][ -~]*",
-    expected="the value of an HTTP header, on one line and without quotation marks around it",
-)
-"""Read the value of an HTTP header: printable ASCII, not empty."""
+_HEADER = "the value of an HTTP header, on one line and without quotation marks around it"
+# Browsers and proxies ignore a Cache-Control in quotation marks, as from an env file.
+read_header = partial(read_string, pattern="[!#-&(-~][ -~]*", expected=_HEADER)
 
 
 def read_credential(value: object, *, colon: bool) -> str:

@@ -64,7 +64,10 @@ def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS)
     """Return how many events, counted from the first, fit into one call (contract §4). The first event always fits."""
     # Without a loop, an event takes 20 bytecodes instead of 40.
     first = [*islice(events, _MAX_EVENTS)]
-    number = bisect_right([*accumulate([event.size for event in first])], MAX_BODY_BYTES)
+    sizes = [event.size for event in first]
+    if len(first) <= max_customers and sum(sizes) <= MAX_BODY_BYTES:
+        return len(first)
+    number = bisect_right([*accumulate(sizes)], MAX_BODY_BYTES)
     customers = [*dict.fromkeys([event.customer_id for event in first[:number]])]
     if len(customers) > max_customers:
         number = next(place for place, event in enumerate(first) if event.customer_id == customers[max_customers])

@@ -31,7 +31,6 @@ from django_moe_personalize.runtime import is_ending
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
-
 MAX_RECORDED = 1000
 """Pages whose events may wait for the thread. The next page checks the limits of the memory itself."""
 

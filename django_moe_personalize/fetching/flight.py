@@ -116,7 +116,7 @@ class Flight:
             # The flight's deadline limits MoEngage, even if this page could wait longer.
             seconds = min(seconds, self._deadline.remaining() or 0.0)
         until = monotonic() + seconds
-        if self._exchange is not None:
+        if self._exchange is not None and seconds > 0.0:
             await self._aread(until)
         if self.found is not None:
             return self.found

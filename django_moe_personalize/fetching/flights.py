@@ -89,7 +89,7 @@ def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tu
             return known.answers, None
         question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
         flight, leads = flights.join(question, pick(known.answers, keys) if known.answers else {})
-        is_complete = known.answers.keys() >= {*known.due}
+        is_complete = bool(known.answers) and known.answers.keys() >= {*known.due}
         if leads:
             if flights.landed != landed:
                 # A flight has ended since peek(), maybe with the answer.

@@ -15,7 +15,7 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame, write_text
+from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame
 from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -30,6 +30,7 @@ from django_moe_personalize.moengage.json_values import (
     parse_json,
     parse_or,
     split_object,
+    write_text,
 )
 from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
@@ -231,6 +232,9 @@ class PersonalizeClient:
 
 def write_elements(events: Sequence[Event]) -> list[str]:
     """Return the events as JSON: one text for each customer, ordered by the customer's first event (contract §4)."""
+    if len({event.customer_id for event in events}) == len(events):
+        # An event takes 15 bytecodes instead of 33.
+        return [event.element for event in events]
     elements: dict[str, list[str]] = {}
     for event in events:
         if event.customer_id in elements:
@@ -240,11 +244,11 @@ def write_elements(events: Sequence[Event]) -> list[str]:
     return [",".join(parts) + "]}" for parts in elements.values()]
 
 
-def _read(response: Response, read: Callable[[bytes], T]) -> T:
-    """Return ``read(body)`` for a response with status 200. Raises the error for any other status."""
+def _read(response: Response, read: Callable[..., T], *more: object) -> T:
+    """Return ``read(body, *more)`` for a response with status 200. Raises the error for any other status."""
     try:
         if response.status == 200:
-            return read(response.body)
+            return read(response.body, *more)
         failure: APIError = build_error(response)
     except APIError as error:
         # Error reports print an error's causes and the tracebacks' local variables. Here both have a visitor's content.
@@ -258,7 +262,7 @@ def read_answer(response: Response, keys: Sequence[str] | None) -> ExperiencesRe
 
     Raises the error for a status other than 200, and InvalidResponseError for an invalid body.
     """
-    return _read(response, partial(read_fetch, keys=None if keys is None else tuple(keys)))
+    return _read(response, read_fetch, None if keys is None else tuple(keys))
 
 
 def _read_acceptance(body: bytes) -> str:

@@ -176,11 +176,13 @@ class ConnectionPool:
         if address is None or self._attempts or monotonic() > until or 4 * took > seconds:
             return None
         start = monotonic()
-        with suppress(APIError):
+        try:
             connection = self._connector.connect(address, seconds / 2)
-            self._fastest = address, until, monotonic() - start
-            return connection
-        return None
+        except APIError:
+            self._suspect(address)
+            return None
+        self._fastest = address, until, monotonic() - start
+        return connection
 
     # A caller waits. Each of these methods needs the lock.
 

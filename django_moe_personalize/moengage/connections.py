@@ -10,9 +10,9 @@ import os
 import socket
 import ssl
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any, ClassVar
 from urllib.parse import urlsplit
 
@@ -176,13 +176,10 @@ class Connector:
         except (OSError, ValueError) as error:
             failure = self._explain(error)
         else:
-            # The number of each address within its family.
-            counts: Counter[int] = Counter()
-            numbers: dict[Address, int] = {}
+            families: dict[int, dict[Address, None]] = {}
             for family, *_, address in rows:
-                numbers.setdefault((family, address), counts[family])
-                counts[family] += 1
-            return sorted(numbers, key=numbers.__getitem__)
+                families.setdefault(family, {})[family, address] = None
+            return [address for turn in zip_longest(*families.values()) for address in turn if address]
         raise failure
 
     def connect(self, address: Address, seconds: float) -> Connection:

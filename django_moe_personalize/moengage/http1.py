@@ -282,9 +282,9 @@ def read_response(
     elif "content-length" in fields:
         if not _LENGTH.fullmatch(length := fields["content-length"]):
             raise _refuse("its length is ambiguous")
-        if int(length) > MAX_BYTES:
+        if (size := int(length)) > MAX_BYTES:
             raise _refuse_size()
-        end += int(length)
+        end += size
         while len(received) < end:
             yield from _wait()
         body = bytes(received[start:end])

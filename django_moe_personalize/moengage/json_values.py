@@ -302,6 +302,10 @@ write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_o
 """Return a value as compact ASCII JSON. Raises TypeError or ValueError for a value that JSON can't express."""
 
 
+write_text = json.encoder.encode_basestring_ascii
+"""Return a string as ASCII JSON."""
+
+
 def encode(value: Any) -> str:
     """Return ``write_json(value)``. A FrozenDict remembers its JSON."""
     if value.__class__ is not FrozenDict:

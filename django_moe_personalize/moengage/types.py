@@ -18,6 +18,7 @@ from django_moe_personalize.moengage.json_values import (
     freeze,
     parse_or,
     thaw,
+    write_text,
 )
 
 MAX_KEYS = 25
@@ -252,9 +253,6 @@ def draw_uuid() -> str:
     return f"{text[:8]}-{text[8:12]}-4{text[13:16]}-{'89ab'[data[8] >> 6]}{text[17:20]}-{text[20:]}"
 
 
-_write_text = json.encoder.encode_basestring_ascii
-
-
 # Not frozen: a frozen dataclass takes 28 bytecodes and 0.9 µs more for each event, and a page makes several events.
 @dataclass(slots=True, unsafe_hash=True)
 class Event:
@@ -285,9 +283,9 @@ class Event:
         attributes = getattr(self.attributes, "_json", "") or encode(self.attributes)
         # The f-string takes 65 bytecodes and 0.5 µs. write_json() takes 115 and 4.5 µs.
         self._element = (
-            f'{{"customer_id":{_write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
-            f'"moe_event_uuid":{_write_text(self.event_uuid)},"event_time":{int.__repr__(self.event_time)},'
-            f'"platform":{_write_text(self.platform)},"attributes":{attributes}}}]}}'
+            f'{{"customer_id":{write_text(self.customer_id)},"actions":[{{"action":"{self.action._value_}",'
+            f'"moe_event_uuid":{write_text(self.event_uuid)},"event_time":{int.__repr__(self.event_time)},'
+            f'"platform":{write_text(self.platform)},"attributes":{attributes}}}]}}'
         )
         return self._element
 

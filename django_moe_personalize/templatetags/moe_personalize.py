@@ -226,7 +226,7 @@ class ExperienceValueNode(Node):
                     (page._tracker or page.tracker).rendered.setdefault(self.experience_key, experience)
                     return rendering._escape(value)
         except (AttributeError, KeyError):
-            # There is no page, no experience or no variable yet.
+            # The page, the experience or the variable doesn't exist yet.
             pass
         return rendering.render_value(self.find_value(context))
 

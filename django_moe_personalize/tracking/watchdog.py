@@ -29,27 +29,21 @@ from django_moe_personalize.tracking.events import Impressions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 TOPIC: Final = "watchdog"
-"""The topic of the notices for ``moe_doctor`` about missing impressions."""
+NEWCOMERS_TOPIC: Final = "newcomers"
+WEB_SDK_TOPIC: Final = "web-sdk"
+"""The topics of the notices for ``moe_doctor``: missing impressions, new anonymous ids, pages without the Web SDK."""
 
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
 """The watchdog reports an experience without an impression only after so many pages and so many seconds. It checks
 the experiences once in this time."""
 
-NEWCOMERS_TOPIC: Final = "newcomers"
-"""The topic of the notices about new anonymous ids."""
-
 NEWCOMERS_SECONDS: Final = 900.0
-"""The time between two notices of a process about new anonymous ids."""
-
-WEB_SDK_TOPIC: Final = "web-sdk"
-"""The topic of the notices about pages that waited for MoEngage's Web SDK in vain."""
+WEB_SDK_SECONDS: Final = 60.0
+"""The time between two notices of a process about new anonymous ids, and about pages without the Web SDK."""
 
 WEB_SDK_PAGES: Final = 10
-"""From this number on, these pages are an error in the log. Single pages may be those of an ad blocker."""
-
-WEB_SDK_SECONDS: Final = 60.0
-"""The time between two notices of a process about these pages."""
+"""From this number on, pages without the Web SDK are an error in the log. An ad blocker may cause single ones."""
 
 WEB_SDK_FIX: Final = (
     "Check that the template has MoEngage's loader, that IMPRESSIONS is right, and that the Content-Security-Policy "

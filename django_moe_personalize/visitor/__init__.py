@@ -7,7 +7,7 @@ purposes and the customer id or anonymous id, and calls the site's functions ``C
 site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
 """
 
-from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
+from django_moe_personalize.visitor.attributes import set_query_cookie
 from django_moe_personalize.visitor.gather import (
     NO_VISITOR,
     RequestVisitor,
@@ -20,6 +20,7 @@ from django_moe_personalize.visitor.gather import (
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     MINTED,
+    QUERY_CHANGED,
     Consent,
     Identity,
     build_default_consent,
@@ -32,6 +33,7 @@ __all__ = [
     "COOKIE_CHANGES",
     "MINTED",
     "NO_VISITOR",
+    "QUERY_CHANGED",
     "Consent",
     "Identity",
     "RequestVisitor",
@@ -41,7 +43,6 @@ __all__ = [
     "build_digest",
     "delete_anonymous_cookie",
     "gather_visitor",
-    "has_stored_parameters",
     "is_in_event_loop",
     "may_be_new",
     "set_anonymous_cookie",

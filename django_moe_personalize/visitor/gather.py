@@ -21,12 +21,10 @@ from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.runtime import Runtime
-from django_moe_personalize.visitor.attributes import (
-    acollect_attributes,
-    collect_attributes,
-)
+from django_moe_personalize.visitor.attributes import acollect_attributes, collect_attributes
 from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.identity import (
+    COOKIE_CHANGES,
     DENIED,
     GRANTED,
     MINTED,
@@ -84,7 +82,7 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
     if visitor is None:
         visitor = _gather(request, now, None)
         # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
-        if MINTED in request.__dict__:
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             return visitor
     remembered.keep(visitor, *names)
     return visitor

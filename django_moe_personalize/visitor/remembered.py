@@ -15,10 +15,9 @@ from django_moe_personalize.visitor.attributes import (
     MAX_INPUT_LENGTH,
     MAX_VALUE_LENGTH,
     QUARTER_OF_AN_HOUR,
-    encode_query,
-    parse_query,
+    list_inputs,
 )
-from django_moe_personalize.visitor.identity import COOKIE_CHANGES, COOKIE_NAMES, QUERY_COOKIE
+from django_moe_personalize.visitor.identity import COOKIE_CHANGES, COOKIE_NAMES
 
 if TYPE_CHECKING:
     from django_moe_personalize.visitor.gather import Visitor
@@ -41,22 +40,28 @@ class Remembered(dict[tuple[Any, ...], "Visitor"]):
     def list_names(self, request: HttpRequest, now: datetime) -> list[tuple[Any, ...]]:
         """Return the names under which to remember a visitor: the raw data, and then all that the visitor depends on.
 
-        Return an empty list for a visitor that can't be remembered.
+        Return an empty list for a visitor that can't be remembered: it depends on a user or a function of the site, or
+        on a cookie that only the header shows.
         """
-        may_be_changed = not _READ.isdisjoint(request.__dict__)
-        inputs = _list_inputs(request, now)
-        if inputs is None:
+        settings, may_be_changed = get_settings(), not _READ.isdisjoint(request.__dict__)
+        if settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(request.__dict__):
             return []
+        is_long = len(request.META.get("QUERY_STRING", "")) > MAX_VALUE_LENGTH
+        if is_long or not request.META.get("HTTP_COOKIE", "").isascii() or _may_be_known(request):
+            return []
+        is_secure = request.is_secure()
+        cookie, gpc = request.COOKIES.get(COOKIE_NAMES[is_secure]), request.META.get("HTTP_SEC_GPC")
+        inputs = (is_secure, cookie, gpc, *list_inputs(request, now, settings))
         headers = (None,) if may_be_changed else self.list_headers(request)
         # Under ASGI the raw data lacks the scheme. The page may have another time than the present.
         is_complete = headers[0] is not None and headers[-1] == inputs[-1]
-        return [headers, inputs] if is_complete and len(str(headers)) <= 2 * MAX_INPUT_LENGTH else [inputs]
+        return [headers, inputs] if is_complete else [inputs]
 
     def keep(self, visitor: Visitor, *names: tuple[Any, ...]) -> None:
-        """Remember a visitor. If the memory is full, forget all others."""
+        """Remember a visitor, unless its request has very long data. If the memory is full, forget all others."""
         if len(self) >= MAX_REMEMBERED:
             self.clear()
-        self.update(dict.fromkeys(names, visitor))
+        self.update((name, visitor) for name in names if len(str(name)) <= MAX_INPUT_LENGTH)
 
 
 _HEADERS: Final = (
@@ -87,38 +92,12 @@ _READ: Final = frozenset({"user", "COOKIES", *COOKIE_CHANGES})
 """If a request has one of these attributes, its raw data doesn't tell the visitor: code may have changed them."""
 
 
-def _list_inputs(request: HttpRequest, now: datetime) -> tuple[Any, ...] | None:
-    """Return all request data that an anonymous visitor depends on, or ``None`` if the visitor can't be remembered.
-
-    A page of a remembered visitor runs 60 functions instead of 75, because nothing is verified, cleaned or hashed
-    again. A visitor that depends on a user or a function of the site is never remembered.
-    """
-    settings, known, meta = get_settings(), request.__dict__, request.META
-    if settings.identify or settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(known):
-        return None
-    raw, is_secure = meta.get("QUERY_STRING", ""), request.is_secure()
-    texts = (
-        request.COOKIES.get(QUERY_COOKIE, ""),
-        request.COOKIES.get(COOKIE_NAMES[is_secure], ""),
-        meta.get("HTTP_USER_AGENT", ""),
-        meta.get("REMOTE_ADDR") or "",
-        meta.get("HTTP_X_FORWARDED_FOR", ""),
-        meta.get("HTTP_FORWARDED", ""),
-        meta.get("HTTP_SEC_GPC", ""),
-    )
-    is_long = len(raw) > MAX_VALUE_LENGTH or len("".join(texts)) > MAX_INPUT_LENGTH
-    if is_long or not meta.get("HTTP_COOKIE", "").isascii():
-        return None
-    query, user = parse_query(raw, settings.query_parameters) if raw else (), known.get("user")
-    if query and encode_query(query) != texts[0]:
-        # _gather() tells the response to store these parameters.
-        return None
+def _may_be_known(request: HttpRequest) -> bool:
+    """Return whether the request has a user. A user that can't be read counts: gathering the visitor logs the error."""
     try:
-        if user is not None:
+        if (user := request.__dict__.get("user")) is not None:
             with protect_transactions():
-                if user.is_authenticated:
-                    return None
+                return bool(user.is_authenticated)
     except Exception:
-        # The user can't be read. _gather() logs the error.
-        return None
-    return is_secure, query, *texts, int(now.timestamp()) // QUARTER_OF_AN_HOUR
+        return True
+    return False

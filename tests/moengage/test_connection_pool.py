@@ -200,6 +200,7 @@ def test_quick_server_is_reconnected_in_the_callers_thread():
     assert [pool.wait(LONG).address, pool.wait(LONG).address] == [first.address] * 2
     connector.errors = [TransportError("moved")]
     assert pool.wait(LONG).address == "10.0.0.2"
+    assert [*pool._suspects] == ["10.0.0.1"]
     pool._fastest = *pool._fastest[:2], LONG / 2
     connector.addresses = ("10.0.0.3",)
     assert pool.wait(LONG).address == "10.0.0.3"

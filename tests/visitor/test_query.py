@@ -34,7 +34,7 @@ def keep_parameters(attributes):
 
 def read(raw, names=UTM):
     """Return the parameters in a raw query string."""
-    return read_query({"QUERY_STRING": raw}, names)
+    return dict(read_query(raw, tuple(names)))
 
 
 @pytest.mark.parametrize(
