@@ -85,6 +85,7 @@ def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
         report = json.loads(web.communicate(timeout=seconds + 30)[0])
         # The last kill may have left it broken.
         worker.restart()
+        worker.wait_until_ready()
         ended = time.monotonic()
         wait_for_rest(own_sandbox, 2 * pages)
         waited = time.monotonic() - ended
