@@ -229,7 +229,7 @@ def test_route_is_split_on_demand():
         memory.split(request)
     memory.learn(routed(path="/a/"), "a")
     assert [memory.get(routed(path=path), "home") for path in ("/a/", "/b/")] == [("a",), ()]
-    assert memory.routes == {"home": None}
+    assert memory._routes == {"home": None}
     assert memory.changes == 3
 
 
