@@ -100,7 +100,9 @@ class ConnectionPool:
         self._start()
 
     def __del__(self) -> None:
-        self.close()
+        # At the end of a process, the names that close() uses may be gone.
+        while self.idle:
+            self.idle.popleft().close()
 
     def _start(self) -> None:
         self._pid = os.getpid()

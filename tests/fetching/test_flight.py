@@ -212,7 +212,7 @@ def test_page_that_joins_before_the_request_is_sent(vendor, threads, monkeypatch
         waiting.set()
         return follower.join(LONG) if way == "thread" else asyncio.run(follower.ajoin(LONG))
 
-    monkeypatch.setattr(flight, "start_call", start_late)
+    monkeypatch.setattr(upstream, "start_call", start_late)
     leader = Asked(VISITOR, KEYS)
     assert answers[0].result().keys() == {"hero-banner"}
     assert leader.done
