@@ -35,9 +35,9 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
     out, err, statuses = Output(), io.StringIO(), []
 
     def visit() -> None:
-        assert out.ready.wait(10)
+        assert out.ready.wait(60)
         port = int(re.search(r"answers at http://\S+:(\d+)/v1", out.getvalue())[1])
-        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         line.request("GET", "/v1" + METADATA, headers=credentials())
         statuses.append(line.getresponse().status)
         line.close()

@@ -24,7 +24,7 @@ SLACK = 5.0
 
 QUIET_SECONDS = 8.0
 MAX_HELD = 20
-"""Pages that may wait for a broker that hangs: two in a row, later one now and then as the probe, and some on a busy machine."""
+"""Pages that may wait for a broker that hangs: two in a row, probes now and then, and some on a busy machine."""
 
 # Redis: unacknowledged messages of a killed worker come back soon. By default this takes an hour.
 RECOVER_SOON = {
@@ -85,6 +85,7 @@ def test_killed_workers_lose_what_the_broker_has_forgotten_and_no_more(
         report = json.loads(web.communicate(timeout=seconds + 30)[0])
         # The last kill may have left it broken.
         worker.restart()
+        worker.wait_until_ready()
         ended = time.monotonic()
         wait_for_rest(own_sandbox, 2 * pages)
         waited = time.monotonic() - ended
