@@ -69,8 +69,8 @@ class RouteMemory:
         self._plans = {} if plans is None else plans
         self.changes = 0
         """How often the memory has changed. Each change makes the plans invalid."""
-        self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
-        """The keys of each route. ``None`` stands for a split route."""
+        # The keys of each route. ``None`` stands for a split route.
+        self._routes: dict[str | None, tuple[str, ...] | None] = {}
         self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
         self.late_routes: set[str | None] = set()
         """Routes that read a token in the view. Before the view, the fetch would be for the wrong visitor."""
@@ -90,10 +90,13 @@ class RouteMemory:
 
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
         """Return the keys that earlier pages like ``request`` have needed."""
-        keys = self.routes.get(route, ())
-        if keys is None:
-            keys = () if route is None else self._parts.get((route, self._find_key(request)), ())
-        return keys
+        if not self.is_split(route):
+            return self._routes.get(route) or ()
+        return () if route is None else self._parts.get((route, self._find_key(request)), ())
+
+    def is_split(self, route: str | None) -> bool:
+        """Return whether the pages of ``route`` need different keys."""
+        return self._routes.get(route, () if self._get_key is None else None) is None
 
     def learn(self, request: HttpRequest, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
         """Remember that pages like ``request`` need ``experience_keys``, unless ``limit`` keys are known already.
@@ -106,9 +109,9 @@ class RouteMemory:
             return
         with self._lock:
             keys = tuple(dict.fromkeys([*self.get(request, route), *experience_keys]))[:MAX_KEYS_A_ROUTE]
-            if self.routes.get(route, ()) is not None:
-                self.routes[route] = keys
-                _drop_oldest(self.routes)
+            if not self.is_split(route):
+                self._routes[route] = keys
+                _drop_oldest(self._routes)
             elif key := self._find_key(request):
                 self._parts[route, key] = keys
                 _drop_oldest(self._parts)
@@ -119,10 +122,10 @@ class RouteMemory:
         route = get_route(request)
         if route is not None and self.get(request, route):
             with self._lock:
-                if self.routes.get(route) is None:
+                if self._routes.get(route) is None:
                     self._parts.pop((route, self._find_key(request)), None)
                 else:
-                    self.routes[route] = None
+                    self._routes[route] = None
                 self._note_change()
 
     def _find_key(self, request: HttpRequest) -> str:
@@ -137,13 +140,6 @@ class RouteMemory:
 def _drop_oldest(memory: dict[Any, Any]) -> None:
     if len(memory) > MAX_ROUTES:
         del memory[next(iter(memory))]
-
-
-class _AllSplit(dict[Any, Any]):
-    """The routes of a memory in which each route is split."""
-
-    def get(self, *args: object) -> None:
-        """Return ``None`` for each route."""
 
 
 @part
@@ -264,7 +260,7 @@ def _build_plan(request: HttpRequest, view: Callable[..., Any], runtime: Runtime
     is_own = getattr(view, "__module__", "") == "django_moe_personalize.views"
     keys = () if is_own else get_planned_keys(request, view, runtime)
     plan = Plan(view, keys, runtime.samples.get(route, ALWAYS))
-    if isinstance(view, Hashable) and memory.routes.get(route, ()) is not None:
+    if isinstance(view, Hashable) and not memory.is_split(route):
         memory.keep_plan((route, view), plan, changes)
     return plan
 

@@ -270,7 +270,7 @@ _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control
 """Headers that nginx, Akamai or other CDNs obey instead of Cache-Control, with all targeted fields (RFC 9213)."""
 
 
-def seal_response(response: HttpResponseBase, settings: Settings) -> None:
+def seal_response(response: HttpResponseBase, settings: Settings, *, has_marks: bool) -> None:
     """Set the headers of a page that read an experience, so that no proxy or CDN stores the page. Check its marks.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
@@ -287,7 +287,7 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
         patch_vary_headers(response, ("Cookie",))
     else:
         headers["vary"] = ("Vary", "Cookie")
-    if not response.streaming:
+    if has_marks and not response.streaming:
         marks.remove_misplaced(response)
 
 

@@ -9,7 +9,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.visitor import remembered
+from django_moe_personalize.visitor import gather
 from tests.pages import BROWSER, text, title
 
 pytestmark = pytest.mark.urls("tests.site")
@@ -36,7 +36,7 @@ def test_page_of_a_remembered_visitor(upstream, settings, path):
         response = client.get(path, headers={"User-Agent": BROWSER})
         assert response.headers["Cache-Control"] == "private, no-store"
         assert b"Welcome" not in response.content
-    assert len(remembered.get_remembered()) == 2
+    assert len(gather.get_remembered()) == 2
     assert len({str(body["identifiers"]) for body in upstream.fetches}) == 1
 
 

@@ -105,7 +105,8 @@ class ExperienceCache:
         """
         if not has_room():
             self.keep(visitor, answers)
-        if not answers or not self._lifetime or not has_room():
+            return
+        if not answers or not self._lifetime:
             return
         now, bodies, record = self._keep(visitor, answers)
         # Write the bodies first, because other processes may read the visitor's text immediately.

@@ -12,6 +12,7 @@ from difflib import get_close_matches
 
 from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.fetching.cache import Known
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import (
@@ -67,6 +68,13 @@ class MetadataStore:
             return frozenset()
         active = ExperienceStatus.ACTIVE
         return frozenset([key for key in experience_keys if self._statuses.get(key) is not active])
+
+    def leave_out_unavailable(self, known: Known) -> Known:
+        """Return the known answers, and the due keys without those that no visitor can get."""
+        if not (unavailable := self.find_unavailable(known.due)):
+            return known
+        answers = {**known.answers, **dict.fromkeys(unavailable)}
+        return Known(answers, tuple(key for key in known.due if key not in unavailable))
 
     def explain(self, experience_keys: Iterable[str]) -> None:
         """Log in the background, once for each key, why no visitor can get the experience. Never raises."""

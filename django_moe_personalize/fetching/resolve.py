@@ -9,9 +9,10 @@ from contextlib import suppress
 from functools import partial
 
 from django_moe_personalize import signals
+from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.fetching import shared, upstream
-from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
+from django_moe_personalize.fetching.cache import Answers, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.client import get_answers
@@ -48,20 +49,23 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
     known = get_cache(runtime).read(question.visitor.digest, question.keys)
     if publish is not None:
         publish(pick(known.answers, question.keys))
-    answers, missing = leave_out_unavailable(runtime, known)
+    store = get_metadata_store.find(runtime)
+    answers, missing = known if store is None else store.leave_out_unavailable(known)
     if missing and (elsewhere := _wait_for_another_process(question, missing)):
         answers, missing = {**answers, **elsewhere}, ()
     return conclude(question, answers, _call_in_batches(question, missing))
 
 
-def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Answers, tuple[str, ...]]:
-    """Return the known answers, and the due keys without those that no visitor can get."""
-    store = get_metadata_store.find(runtime)
-    unavailable = frozenset[str]() if store is None else store.find_unavailable(known.due)
-    if not unavailable:
-        return known.answers, known.due
-    answers = {**known.answers, **dict.fromkeys(unavailable)}
-    return answers, tuple(key for key in known.due if key not in unavailable)
+def resolve_or_log(question: Question, publish: Callable[[Experiences], None]) -> Answer:
+    """See resolve(). Never raises: after an unexpected error, log the error and return an empty answer."""
+    try:
+        return resolve(question, publish=publish)
+    except ConfigurationError as error:
+        message = "MoEngage can't be asked, so pages show their defaults: %s"
+        question.runtime.log_once(("configuration", str(error)), message, error)
+    except Exception as error:
+        log_bug(question.runtime, error)
+    return Answer()
 
 
 def conclude(question: Question, known: Answers, outcomes: Iterable[ExperiencesResult | APIError]) -> Answer:

@@ -16,7 +16,7 @@ from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
 from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame
-from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
+from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response, is_light
 from django_moe_personalize.moengage.json_values import (
     Budget,
     FrozenDict,
@@ -25,14 +25,12 @@ from django_moe_personalize.moengage.json_values import (
     as_text,
     decode,
     freeze,
-    is_light,
     is_number,
     parse_json,
     parse_or,
     split_object,
     write_text,
 )
-from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     DataSource,
@@ -104,7 +102,6 @@ class PersonalizeClient:
         """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
-        self._base_url: str = getattr(transport, "base_url", "")
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -154,10 +151,7 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
-        exchange = self._start(request)
-        if exchange is not None:
-            exchange.end_span = start_span(request, self._base_url)
-        return exchange
+        return self._start(request)
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
@@ -194,13 +188,7 @@ class PersonalizeClient:
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
         sent_at = monotonic()
-        end_span = start_span(request, self._base_url) or repr
-        try:
-            response = self._transport.send(request, deadline=deadline)
-        except Exception as error:
-            end_span(type(error).__name__)
-            raise
-        end_span(response.status)
+        response = self._transport.send(request, deadline=deadline)
         self.clock.learn(response.headers, sent_at)
         return response
 

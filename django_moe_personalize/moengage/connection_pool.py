@@ -9,6 +9,8 @@ from __future__ import annotations
 import copy
 import math
 import os
+import socket
+import ssl
 import threading
 from collections import deque
 from concurrent.futures import FIRST_COMPLETED, Future
@@ -17,7 +19,7 @@ from contextlib import suppress
 from typing import Final, cast
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, StillConnecting
-from django_moe_personalize.moengage.connections import Address, Connection, Connector
+from django_moe_personalize.moengage.connections import Address, Connector
 from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy, WorkerPool, monotonic
 
@@ -58,6 +60,34 @@ class Attempt(Future[None]):
         """Let the attempt take ``seconds`` from now on."""
         self.until = monotonic() + seconds
         self.overdue = self.until + GRACE
+
+
+class Connection:
+    """An open connection to one address. ``is_used``: it has carried a request."""
+
+    __slots__ = ("address", "is_used", "sock")
+
+    def __init__(self, sock: socket.socket, address: Address) -> None:
+        self.sock = sock
+        self.address = address
+        self.is_used = False
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
+        self.sock.settimeout(0.0)
+        try:
+            # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
+            self.sock.recv(1)
+        except (BlockingIOError, ssl.SSLWantReadError):
+            return True
+        except OSError:
+            pass
+        return False
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.sock.close()
 
 
 class ConnectionPool:
@@ -179,7 +209,7 @@ class ConnectionPool:
             return None
         start = monotonic()
         try:
-            connection = self._connector.connect(address, seconds / 2)
+            connection = Connection(self._connector.connect(address, seconds / 2), address)
         except APIError:
             self._suspect(address)
             return None
@@ -294,7 +324,7 @@ class ConnectionPool:
         """Connect to one address and make the connection idle, unless another address was faster."""
         start = monotonic()
         try:
-            connection = self._connector.connect(address, attempt.until - start)
+            connection = Connection(self._connector.connect(address, attempt.until - start), address)
         except BaseException:
             self._suspect(address)
             raise

@@ -111,34 +111,6 @@ def get_tls_context(verify: bool | str, *cert: str) -> ssl.SSLContext:
     return context
 
 
-class Connection:
-    """An open connection to one address. ``is_used``: it has carried a request."""
-
-    __slots__ = ("address", "is_used", "sock")
-
-    def __init__(self, sock: socket.socket, address: Address) -> None:
-        self.sock = sock
-        self.address = address
-        self.is_used = False
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
-        self.sock.settimeout(0.0)
-        try:
-            # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
-            self.sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
-        except OSError:
-            pass
-        return False
-
-    def close(self) -> None:
-        """Close the socket."""
-        self.sock.close()
-
-
 class Connector:
     """Opens connections to one base URL, directly or through a proxy. Works after a fork, because it keeps no socket.
 
@@ -182,8 +154,8 @@ class Connector:
             return [address for turn in zip_longest(*families.values()) for address in turn if address]
         raise failure
 
-    def connect(self, address: Address, seconds: float) -> Connection:
-        """Return a new connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
+    def connect(self, address: Address, seconds: float) -> socket.socket:
+        """Return the socket of a new connection. ``seconds`` limits all steps together. Raises TransportError."""
         until, is_at_proxy = monotonic() + seconds, False
         sock: Any = socket.socket(address[0], socket.SOCK_STREAM)
         try:
@@ -197,7 +169,7 @@ class Connector:
                 if self.proxy:
                     self._tunnel(sock, until)
                 sock = _start_tls(sock, self._context, self._target[0], until)
-            return Connection(sock, address)
+            return sock  # type: ignore[no-any-return]
         except BaseException as error:
             sock.close()
             failure = self._explain(error, is_at_proxy)

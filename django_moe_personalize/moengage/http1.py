@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.moengage.json_values import MAX_LIGHT_VALUES
 from django_moe_personalize.resilience import monotonic
 
 MAX_BYTES = 256 * 1024
@@ -88,6 +89,11 @@ class Response:
         return f"Response(status={self.status!r})"
 
 
+def is_light(body: bytes) -> bool:
+    """Return whether a page's own thread or event loop may build the values of a body."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") <= MAX_LIGHT_VALUES
+
+
 class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
 
@@ -116,7 +122,7 @@ class HTTPExchange:
         self._end: Callable[..., object] | None = end
         self._was_idle = was_idle
         self.end_span: Callable[[int | str], None] | None = None
-        """See ``tracing.End``."""
+        """See ``transport.End``."""
         self._peer = peer
         self._received = bytearray()
         self._steps = read_response(self._received, has_body=has_body)
@@ -131,10 +137,7 @@ class HTTPExchange:
         return self._sock.fileno()
 
     def release(self, *, is_reusable: bool = False, outcome: int | str = "released") -> None:
-        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended.
-
-        ``outcome`` is the status of the response, or the name of the error.
-        """
+        """Close the connection, or make it idle again, once. ``outcome`` is a status, or the name of an error."""
         end, self._end = self._end, None
         if end is not None:
             if self.end_span is not None:

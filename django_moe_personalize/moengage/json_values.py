@@ -87,11 +87,6 @@ class Budget:
         return count
 
 
-def is_light(body: bytes) -> bool:
-    """Return whether a page's own thread or event loop may build the values of a body."""
-    return body.count(b",") + body.count(b"[") + body.count(b"{") <= MAX_LIGHT_VALUES
-
-
 def parse_json(text: bytes | str, budget: Budget | None = None) -> Any:
     """Return the value of a JSON text. Take the values from ``budget``, by default from a new one.
 

@@ -25,7 +25,6 @@ from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.runtime import Runtime, log_once, part
 from django_moe_personalize.signals import impressions_missing
-from django_moe_personalize.tracking.events import Impressions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 TOPIC: Final = "watchdog"
@@ -119,10 +118,12 @@ class Watchdog:
     def add_recorded_events(self, events: Sequence[Event]) -> None:
         """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
-        if isinstance(events, Impressions):
-            pages = self._add_page(events.shown, now)
+        # Impressions have this attribute.
+        shown: Mapping[str, Experience] | None = getattr(events, "shown", None)
+        if shown is not None:
+            pages = self._add_page(shown, now)
             if pages.known_until <= now:
-                contexts = [experience.experience_context for experience in events.shown.values()]
+                contexts = [experience.experience_context for experience in shown.values()]
                 # The events aren't read here, because the delivery's thread builds them.
                 pages.known_until = self._report_counted(filter(None, contexts), now)
         else:

@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 from benchmarks import hostile
 from django_moe_personalize import client, runtime
 from django_moe_personalize.fetching import flight, upstream
-from django_moe_personalize.fetching.flights import get_flights
+from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.runtime import reset_runtimes
@@ -212,7 +212,7 @@ def test_page_that_joins_before_the_request_is_sent(vendor, threads, monkeypatch
         waiting.set()
         return follower.join(LONG) if way == "thread" else asyncio.run(follower.ajoin(LONG))
 
-    monkeypatch.setattr(flight, "start_call", start_late)
+    monkeypatch.setattr(upstream, "start_call", start_late)
     leader = Asked(VISITOR, KEYS)
     assert answers[0].result().keys() == {"hero-banner"}
     assert leader.done

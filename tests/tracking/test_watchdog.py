@@ -14,7 +14,7 @@ from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.tracking.events import Impressions
+from django_moe_personalize.tracking.page import Impressions
 from django_moe_personalize.tracking.watchdog import (
     NEWCOMERS_TOPIC,
     TOPIC,

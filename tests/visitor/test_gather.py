@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, build_digest, remembered, set_anonymous_cookie
+from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, build_digest, gather, set_anonymous_cookie
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
 from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
@@ -125,14 +125,14 @@ def test_visitor_of_a_function_is_not_remembered(find, configure, name, path, an
 
 def test_memory_is_bounded(find, monkeypatch):
     """One visitor too many makes the process forget all of them."""
-    monkeypatch.setattr(remembered, "MAX_REMEMBERED", 2)
+    monkeypatch.setattr(gather, "MAX_REMEMBERED", 2)
     first = find("/?utm_source=1")
     find("/?utm_source=2")
     assert find("/?utm_source=1") is first
     for number in (3, 4):
         find(f"/?utm_source={number}")
     assert find("/?utm_source=1") is not first
-    assert len(remembered.get_remembered()) <= 3
+    assert len(gather.get_remembered()) <= 3
 
 
 @pytest.mark.parametrize(
