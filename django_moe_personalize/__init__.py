@@ -6,7 +6,8 @@ request     ``middleware.py``   attach ``request.personalization``, start early,
 attributes  ``visitor/``        who asks, with which in-session attributes, and what the visitor allows
 fetch       ``planning.py``     which experience keys the page needs
             ``fetching/``       memory, the site's cache, one call, one deadline; never raises
-context     ``context.py``      the mapping experience key → ``Experience``, over the private ``page.py``
+context     ``page.py``         the private side of one request
+            ``context/``        the mapping experience key → ``Experience`` of the request
 render      ``rendering.py``    payload → safe HTML, links, marks, headers
 track       ``tracking/``       impressions and clicks → events
             ``delivery/``       events → MoEngage: thread, outbox, Celery, Django tasks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
 from django.contrib import admin, messages
@@ -18,17 +18,17 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
-from django_moe_personalize.delivery.base import find_delivery
-from django_moe_personalize.delivery.database import DatabaseDelivery
-from django_moe_personalize.delivery.outbox import Outbox
 from django_moe_personalize.models import OutboxEvent
-from django_moe_personalize.moengage.types import Action
+
+if TYPE_CHECKING:
+    from django_moe_personalize.delivery.database import DatabaseDelivery
+    from django_moe_personalize.delivery.outbox import Outbox
 
 ACTIONS = {
-    Action.SHOWN.value: pgettext_lazy("outbox", "shown"),
-    Action.CLICKED.value: pgettext_lazy("outbox", "clicked"),
-    Action.OFFERING_SHOWN.value: pgettext_lazy("outbox", "offering shown"),
-    Action.OFFERING_CLICKED.value: pgettext_lazy("outbox", "offering clicked"),
+    "MOE_PERSONALIZATION_MESSAGE_SHOWN": pgettext_lazy("outbox", "shown"),
+    "MOE_PERSONALIZATION_MESSAGE_CLICKED": pgettext_lazy("outbox", "clicked"),
+    "MOE_OFFERING_SHOWN": pgettext_lazy("outbox", "offering shown"),
+    "MOE_OFFERING_CLICKED": pgettext_lazy("outbox", "offering clicked"),
 }
 
 DROPPED = {
@@ -63,7 +63,7 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = find_delivery(DatabaseDelivery)
+        delivery = _find_delivery()
         return rows if delivery is None else rows.using(delivery.outbox.alias)
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
@@ -117,15 +117,23 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description=_("Send parked events again"), permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the selected parked events due again. One entry in the admin's history names their number."""
-        delivery = find_delivery(DatabaseDelivery)
+        delivery = _find_delivery()
         count = 0 if delivery is None else _replay(request, queryset, delivery.outbox)
         self.message_user(request, _describe_replay(count), messages.SUCCESS if count else messages.WARNING)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
-        delivery = find_delivery(DatabaseDelivery)
+        delivery = _find_delivery()
         counters = [] if delivery is None else _describe_counters(delivery)
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
+
+
+def _find_delivery() -> DatabaseDelivery | None:
+    # Every command of a site with an admin imports this module at its start, so it doesn't import the delivery.
+    from django_moe_personalize.delivery.base import find_delivery
+    from django_moe_personalize.delivery.database import DatabaseDelivery
+
+    return find_delivery(DatabaseDelivery)
 
 
 def _replay(request: HttpRequest, queryset: QuerySet[OutboxEvent], outbox: Outbox) -> int:

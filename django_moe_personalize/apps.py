@@ -22,8 +22,8 @@ class MoePersonalizeConfig(AppConfig):
         """Connect the signal receivers and register the system checks."""
         # The schemas of the site are in the file experiences.py of its apps.
         autodiscover_modules("experiences")
-        # Django can't import models before ready(), and these imports may reach models.
-        from django_moe_personalize import receivers, runtime  # noqa: F401 - they connect their receivers
+        # It may import models, which Django can't do before ready().
+        from django_moe_personalize import receivers  # noqa: F401 - it connects its receivers
 
         register(check_site, "moe_personalize")
         register(check_deployment, "moe_personalize", deploy=True)

@@ -103,5 +103,5 @@ def build_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = l
 get_client = part(build_client)
 """Return the client of the workspace. Raises ConfigurationError for incomplete or wrong settings.
 
-The first call takes some 13 ms, to load the CA bundle or the sandbox's workspace file.
+The first call takes some 60 ms, to import requests and to load the CA bundle. A server makes it at its start.
 """

@@ -13,6 +13,7 @@ from django.template import Template, TemplateDoesNotExist, TemplateSyntaxError
 from django.template.response import SimpleTemplateResponse
 
 from django_moe_personalize import tracking
+from django_moe_personalize.client import get_client, is_embedded
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import Personalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
@@ -33,10 +34,15 @@ class PersonalizeMiddleware:
     async_capable = True
 
     def __init__(self, get_response: GetResponse) -> None:
-        get_settings()
+        settings = get_settings()
         get_delivery()
-        # The first call takes 6 ms, which no page should wait.
+        # The first calls take up to 90 ms, to import requests, and to load the CA bundle and the list of robots. A
+        # server builds its middleware before it serves pages, so no page waits.
         tracking.is_robot("-")
+        if settings.enabled and not is_embedded(settings):
+            # If the client can't be built, the pages log the reason and show their fallbacks.
+            with suppress(Exception):
+                get_client()
         self.get_response: Callable[[HttpRequest], Any] = get_response
         self.is_async = iscoroutinefunction(get_response)
         if self.is_async:
@@ -83,7 +89,7 @@ class PersonalizeMiddleware:
         """Start to fetch the experiences that the page is known to need. The view runs at the same time."""
         page: Page = request.personalization._page  # type: ignore[attr-defined]
         plan = page.plan = get_plan(request, view, page.runtime)
-        if plan.keys and (keys := plan.get_early_keys(request)):
+        if plan.keys and (keys := plan.get_early_keys(request, page.runtime)):
             if plan.is_async:
                 # Under WSGI, sync code in an async view can't wait later, so wait here.
                 page.load(*keys)
@@ -97,7 +103,7 @@ class PersonalizeMiddleware:
         is_quick = isinstance(get_settings().learn_routes, bool)
         arguments = request, view, page.runtime
         plan = page.plan = get_plan(*arguments) if is_quick else await sync_to_async(get_plan)(*arguments)
-        if plan.keys and (keys := plan.get_early_keys(request)):
+        if plan.keys and (keys := plan.get_early_keys(request, page.runtime)):
             await (page.aload if plan.is_async else page.aprefetch)(*keys)
 
     async def aprocess_template_response(

@@ -6,14 +6,15 @@ import json
 import uuid
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models
 from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_moe_personalize.moengage.types import Event
+if TYPE_CHECKING:
+    from django_moe_personalize.moengage.types import Event
 
 # Short words have the context "outbox". Django merges the catalogs of all apps, and without a context our "state" would
 # also be the translation of another app's "state".

@@ -17,16 +17,16 @@ from django.template import Template
 
 from django_moe_personalize import planning, rendering, tracking
 from django_moe_personalize.fetching import Flight, start_fetch
-from django_moe_personalize.moengage.types import DataSource, Event, Experience
+from django_moe_personalize.moengage.types import Event, Experience
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.tracking import PageTracker
 from django_moe_personalize.visitor import (
     COOKIE_CHANGES,
     MINTED,
     NO_VISITOR,
+    QUERY_CHANGED,
     RequestVisitor,
     Visitor,
-    has_stored_parameters,
     is_in_event_loop,
     set_anonymous_cookie,
     set_query_cookie,
@@ -268,10 +268,9 @@ class Page(RequestVisitor):
         is_same = request.__dict__.get("user") is self.user and request.__dict__.get("auser") is self._auser
         if not is_same or (self._evidence is not None and not self._evidence.holds(request)):
             self._finish_visitor(request, response)
-        rendering.seal_response(response, self.runtime.settings)
+        rendering.seal_response(response, self.runtime.settings, has_marks=self._stamp != "")
         if self.runtime.is_debug or not _LOADED_USERS.isdisjoint(request.__dict__):
-            waited = self.runtime.settings.deadline - self._get_budget()
-            rendering.add_server_timing(request, response, describe=self._describe, waited=waited)
+            rendering.add_server_timing(request, response)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):
             set_anonymous_cookie(request, response)
             tracking.note_new_id(request)
@@ -303,12 +302,7 @@ class Page(RequestVisitor):
         if has_asked and not response.streaming and request.method == "GET" and response.status_code < 500:
             # The page needed none of the keys that it fetched early.
             planning.get_route_memory(self.runtime).unlearn(request)
-        return has_stored_parameters(request) or (has_asked and response.streaming)
-
-    def _describe(self) -> str:
-        came = [experience for experience in self._answers.values() if experience is not None]
-        cached = sum(experience.source is DataSource.CACHE for experience in came)
-        return f"{len(self.experience_keys)} asked, {len(came)} came, {cached} from the cache"
+        return QUERY_CHANGED in request.__dict__ or (has_asked and response.streaming)
 
     def _end(self, request: HttpRequest, response: HttpResponseBase) -> Sequence[Event]:
         # An outer middleware may replace the response. A read there couldn't make the new response private.
@@ -367,7 +361,7 @@ class Page(RequestVisitor):
 
     def _keep(self, keys: tuple[str, ...], found: Mapping[str, Experience | None]) -> None:
         if keys is self.plan.keys and not self._answers:
-            self._answers = {key: found.get(key) for key in keys}
+            self._answers = dict(zip(keys, map(found.get, keys), strict=True))
             return
         brought = [key for key in keys if self._answers.setdefault(key, found.get(key)) is not None]
         if brought:

@@ -77,8 +77,8 @@ class RouteMemory:
         self._plans = {} if plans is None else plans
         self.changes = 0
         """How often the memory has changed. Each change makes the plans invalid."""
-        self.routes: dict[str | None, tuple[str, ...] | None] = {} if get_key is None else _AllSplit()
-        """The keys of each route. ``None`` stands for a split route."""
+        # The keys of each route. ``None`` stands for a split route.
+        self._routes: dict[str | None, tuple[str, ...] | None] = {}
         self._parts: dict[tuple[str, str], tuple[str, ...]] = {}
         self.late_routes: set[str | None] = set()
         """Routes that read a token in the view. Before the view, the fetch would be for the wrong visitor."""
@@ -98,12 +98,13 @@ class RouteMemory:
 
     def get(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
         """Return the keys that earlier pages like ``request`` have needed."""
-        keys = self.routes.get(route, ())
-        return self.get_part(request, route) if keys is None else keys
-
-    def get_part(self, request: HttpRequest, route: str | None) -> tuple[str, ...]:
-        """Return the keys of a page of a split route."""
+        if not self.is_split(route):
+            return self._routes.get(route) or ()
         return () if route is None else self._parts.get((route, self._find_key(request)), ())
+
+    def is_split(self, route: str | None) -> bool:
+        """Return whether the pages of ``route`` need different keys."""
+        return self._routes.get(route, () if self._get_key is None else None) is None
 
     def learn(self, request: HttpRequest, *experience_keys: str, limit: int = MAX_KEYS_A_ROUTE) -> None:
         """Remember that pages like ``request`` need ``experience_keys``, unless ``limit`` keys are known already.
@@ -116,9 +117,9 @@ class RouteMemory:
             return
         with self._lock:
             keys = tuple(dict.fromkeys([*self.get(request, route), *experience_keys]))[:MAX_KEYS_A_ROUTE]
-            if self.routes.get(route, ()) is not None:
-                self.routes[route] = keys
-                _drop_oldest(self.routes)
+            if not self.is_split(route):
+                self._routes[route] = keys
+                _drop_oldest(self._routes)
             elif key := self._find_key(request):
                 self._parts[route, key] = keys
                 _drop_oldest(self._parts)
@@ -129,10 +130,19 @@ class RouteMemory:
         route = get_route(request)
         if route is not None and self.get(request, route):
             with self._lock:
-                if self.routes.get(route) is None:
+                if self._routes.get(route) is None:
                     self._parts.pop((route, self._find_key(request)), None)
                 else:
-                    self.routes[route] = None
+                    self._routes[route] = None
+                self._note_change()
+
+    def split(self, request: HttpRequest) -> None:
+        """Keep the keys of the request's route by path from now on, because its pages have different keys."""
+        route = get_route(request)
+        if route is not None and self._routes.get(route, ()) is not None:
+            with self._lock:
+                self._routes[route] = None
+                _drop_oldest(self._routes)
                 self._note_change()
 
     def _find_key(self, request: HttpRequest) -> str:
@@ -141,20 +151,12 @@ class RouteMemory:
         if not hasattr(request, _ROUTE_KEY):
             # Call the site's function once, before the view. In the view, its database error would break a transaction.
             setattr(request, _ROUTE_KEY, self._get_key(request)[:MAX_PART_LENGTH])
-        key: str = getattr(request, _ROUTE_KEY)
-        return key
+        return str(getattr(request, _ROUTE_KEY))
 
 
 def _drop_oldest(memory: dict[Any, Any]) -> None:
     if len(memory) > MAX_ROUTES:
         del memory[next(iter(memory))]
-
-
-class _AllSplit(dict[Any, Any]):
-    """The routes of a memory in which each route is split."""
-
-    def get(self, *args: object) -> None:
-        """Return ``None`` for each route."""
 
 
 @part
@@ -232,16 +234,10 @@ def get_planned_keys(
     request: HttpRequest, view: Callable[..., Any] | None = None, runtime: Runtime | None = None
 ) -> tuple[str, ...]:
     """Return the keys that ``request`` needs according to the view, to EXPERIENCES and to earlier pages."""
-    match = request.resolver_match
-    route = None if match is None else match.view_name
-    declared: tuple[str, ...] = getattr(view, KEYS_ATTRIBUTE, ())
-    memory = get_route_memory(runtime)
-    seen = memory.routes.get(route, ())
-    if seen is None:
-        seen = memory.get_part(request, route)
-    experiences = get_settings().experiences
+    route, experiences = get_route(request), get_settings().experiences
     configured = [key for name in _iterate_route_names(route) for key in experiences.get(name, ())]
-    return tuple(dict.fromkeys([*declared, *configured, *seen]))
+    seen = get_route_memory(runtime).get(request, route)
+    return tuple(dict.fromkeys([*getattr(view, KEYS_ATTRIBUTE, ()), *configured, *seen]))
 
 
 class Plan:
@@ -258,11 +254,11 @@ class Plan:
         self.samples = samples
         self.is_async = view is not None and iscoroutinefunction(view)
 
-    def get_early_keys(self, request: HttpRequest) -> tuple[str, ...]:
+    def get_early_keys(self, request: HttpRequest, runtime: Runtime | None = None) -> tuple[str, ...]:
         """Return the keys to ask for before the view runs. A POST gets the view's keys only: it often redirects."""
         if request.method not in ("GET", "HEAD"):
             return tuple(getattr(self.view, KEYS_ATTRIBUTE, ()))
-        if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory().late_routes:
+        if "HTTP_AUTHORIZATION" in request.META and get_route(request) in get_route_memory(runtime).late_routes:
             return ()
         return self.keys
 
@@ -288,7 +284,7 @@ def _build_plan(request: HttpRequest, view: Callable[..., Any], runtime: Runtime
     is_own = getattr(view, "__module__", "") == "django_moe_personalize.views"
     keys = () if is_own else get_planned_keys(request, view, runtime)
     plan = Plan(view, keys, runtime.samples.get(route, ALWAYS))
-    if isinstance(view, Hashable) and memory.routes.get(route, ()) is not None:
+    if isinstance(view, Hashable) and not memory.is_split(route):
         memory.keep_plan((route, view), plan, changes)
     return plan
 

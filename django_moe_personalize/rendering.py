@@ -9,7 +9,7 @@ import functools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import FrameType
@@ -31,12 +31,7 @@ from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
-from django_moe_personalize.tracking.destinations import (
-    find_target,
-    get_allowed_hosts,
-    is_safe_url,
-    quote_url,
-)
+from django_moe_personalize.tracking.destinations import find_target, get_allowed_hosts, is_safe_url, quote_url
 
 HTML_TAGS: Final = frozenset(
     {"a", "abbr", "b", "blockquote", "br", "code", "del", "em", "h2", "h3", "h4", "h5", "h6", "hr", "i", "img", "ins"}
@@ -59,7 +54,7 @@ ISLANDS_SCRIPT: Final = "moe_personalize/islands.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
 _ISLANDS: Final = "django_moe_personalize.islands"
-_MAX_REMEMBERED_TEXT: Final = 2048
+MAX_REMEMBERED_TEXT: Final = 2048
 
 
 def render_experience(
@@ -72,7 +67,7 @@ def render_experience(
     because a library may show only a part of the page, without the tokens of the script's tag. A streamed page has no
     marks that are comments, because seal_response() can't remove them.
     """
-    tracker.add_rendered(experience)
+    tracker.rendered.setdefault(experience.experience_key, experience)
     mode = get_settings().impressions
     elements = marks.find_clickable(body)
     is_watched = mode == "visible" or (tracker.is_early and mode == "render")
@@ -91,7 +86,7 @@ def render_value(value: Any) -> str:
     browser doesn't report it.
     """
     # The cache of _escape() takes a SafeString for the equal plain str, so only a plain str may go in.
-    if value.__class__ is str and len(value) <= _MAX_REMEMBERED_TEXT:
+    if value.__class__ is str and len(value) <= MAX_REMEMBERED_TEXT:
         return _escape(value)
     return conditional_escape(value)
 
@@ -316,7 +311,7 @@ _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control
 """Headers that nginx, Akamai or other CDNs obey instead of Cache-Control, with all targeted fields (RFC 9213)."""
 
 
-def seal_response(response: HttpResponseBase, settings: Settings) -> None:
+def seal_response(response: HttpResponseBase, settings: Settings, *, has_marks: bool) -> None:
     """Set the headers of a page that read an experience, so that no proxy or CDN stores the page. Check its marks.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
@@ -333,19 +328,19 @@ def seal_response(response: HttpResponseBase, settings: Settings) -> None:
         patch_vary_headers(response, ("Cookie",))
     else:
         headers["vary"] = ("Vary", "Cookie")
-    if not response.streaming:
+    if has_marks and not response.streaming:
         marks.remove_misplaced(response)
 
 
 @functools.cache
 def _build_private_class(request_class: type[HttpRequest]) -> type[HttpRequest]:
-    """Return a subclass whose requests keep ``_cache_update_cache`` false.
+    """Return a subclass whose requests keep ``_cache_update_cache`` false, and that wagtail-cache skips.
 
     Django's ``cache_page`` and FetchFromCacheMiddleware set this attribute to True when they start. A middleware or
     decorator may have read an experience before that.
     """
     never = property(lambda request: False, lambda request, value: None)
-    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never})
+    return type(request_class.__name__, (request_class,), {"_cache_update_cache": never, "_wagtailcache_skip": True})
 
 
 def _find_rendered_placeholders() -> Iterator[Any]:
@@ -368,7 +363,6 @@ def keep_out_of_caches(request: HttpRequest) -> None:
     """
     request_class: Any = request.__class__
     request.__class__ = _build_private_class(request_class)
-    request._wagtailcache_skip = True  # type: ignore[attr-defined]
     if (toolbar := request.__dict__.get("toolbar")) is not None:
         # django CMS has no public way. If one of these names changes, the leak detector finds the stored content.
         with suppress(Exception):
@@ -378,10 +372,8 @@ def keep_out_of_caches(request: HttpRequest) -> None:
                 placeholder.cache_placeholder = False
 
 
-def add_server_timing(
-    request: HttpRequest, response: HttpResponseBase, *, describe: Callable[[], str], waited: float
-) -> None:
-    """Add a header that says which experiences the page asked for, and how many seconds it waited.
+def add_server_timing(request: HttpRequest, response: HttpResponseBase) -> None:
+    """Add the facts of ``explain()`` as a short header.
 
     Only staff get the header, or with DEBUG all visitors. Browsers show the header in their network panel:
     https://www.w3.org/TR/server-timing/
@@ -393,7 +385,9 @@ def add_server_timing(
     # The field may be deferred, or a property of the site. A query of the property fails in an event loop.
     with suppress(Exception):
         is_shown = is_shown or getattr(user, "is_staff", False)
-    if is_shown:
-        entry = f'moe;desc="{describe()}";dur={waited * 1000:.1f}'
-        existing = response.headers.get("Server-Timing")
-        response.headers["Server-Timing"] = f"{existing}, {entry}" if existing else entry
+    # A mistake in a description must not cost the page its cookie and its events.
+    with suppress(Exception):
+        if is_shown:
+            entries = request.personalization._describe()  # type: ignore[attr-defined]
+            existing = response.headers.get("Server-Timing")
+            response.headers["Server-Timing"] = f"{existing}, {entries}" if existing else entries

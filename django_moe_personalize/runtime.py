@@ -21,12 +21,10 @@ from itertools import repeat
 from typing import Any, Final, Generic, TypeVar
 
 from django.conf import settings as django_settings
-from django.core.signals import setting_changed
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
-from django.dispatch import receiver
 
-from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
+from django_moe_personalize.conf import ConfigurationError, Settings, get_settings
 from django_moe_personalize.log import logger
 
 T = TypeVar("T")
@@ -39,11 +37,6 @@ ALWAYS: Final[Iterator[bool]] = repeat(True)
 
 MAX_LOGGED: Final = 1024
 """How many keys log_once() remembers. After one more key, log_once() forgets all keys and logs each message again."""
-
-_SETTINGS_READ: Final = frozenset(
-    {SETTING, "CACHES", "DEBUG", "SECRET_KEY", "SECURE_PROXY_SSL_HEADER", "STORAGES", "TEMPLATES"}
-)
-"""A change of one of these settings drops all runtimes, because parts are built from these settings."""
 
 
 class Runtime:
@@ -289,13 +282,6 @@ def reset_runtimes() -> None:
         dropped, _process.runtimes = _process.runtimes, {}
     for runtime in dropped.values():
         runtime.close()
-
-
-@receiver(setting_changed, dispatch_uid=__name__)
-def _on_setting_changed(*, setting: str, **kwargs: object) -> None:
-    if setting in _SETTINGS_READ:
-        get_settings.cache_clear()
-        reset_runtimes()
 
 
 def _start_in_child() -> None:

@@ -183,7 +183,7 @@ class Events:
 
     def _check_none(self, counts: Mapping[str, int], keys: tuple[str, ...], verb: str) -> None:
         if wrong := {key: count for key, count in counts.items() if not keys or key in keys}:
-            raise AssertionError(f"No experience should have been {verb}, but these were: {_list(wrong)}.")
+            raise AssertionError(f"Experiences were {verb} that should not be: {_list(wrong)}.")
 
     def _check(self, action: Action, key: str, name: str, value: str | None, times: int | None) -> None:
         verb = "shown" if action is Action.SHOWN else "clicked"
@@ -191,7 +191,8 @@ class Events:
         if not found:
             raise AssertionError(f"{key!r} was not {verb}. {self._explain(action, key, verb)}")
         if value is not None and not found[value]:
-            raise AssertionError(f"{key!r} was {verb}, but not with the {name} {value!r}, but with: {_list(found)}.")
+            instead = f"It was {verb} with: {_list(found)}."
+            raise AssertionError(f"{key!r} was not {verb} with the {name} {value!r}. {instead}")
         count = found.total() if value is None else found[value]
         if times is not None and count != times:
             raise AssertionError(f"{key!r} was {verb} {count} times, not {times} times.")
@@ -203,7 +204,7 @@ class Events:
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            return f"{others} The test gives no visitor this experience: it gives {known}.{hint}"
+            return f"{others} The test doesn't give this experience. It gives: {known}.{hint}"
         return f"{others} {_HINTS[action]}"
 
     def _find(self, action: Action) -> list[LedgerEntry]:

@@ -54,7 +54,7 @@ MAX_ISLANDS: Final = 25
 MAX_PATH_LENGTH: Final = 2048
 
 MISSING_SDK: Final = ["missing", "web_sdk"]
-"""The report of a page that waited for MoEngage's Web SDK in vain. It has no token, because it names no visitor."""
+"""The report of a page for which MoEngage's Web SDK never came. It has no token, because it names no visitor."""
 
 MAX_VISITORS_A_MINUTE: Final = 10_000
 """Visitors whose reports a process counts if the processes share no cache. One more visitor resets the counters."""
@@ -62,13 +62,9 @@ MAX_VISITORS_A_MINUTE: Final = 10_000
 LIBRARY_HEADERS: Final = ("HX-Request", "X-Up-Version", "X-Turbo-Request-Id", "X-PJAX", "X-Requested-With")
 """The headers by which htmx, Unpoly, Turbo, pjax and other libraries say that they ask in place of the browser."""
 
-_LIBRARIES = tuple(f"HTTP_{name.upper().replace('-', '_')}" for name in LIBRARY_HEADERS)
-
 _OPENED = "opened"
 """The query parameter of a link that the browser itself opens, even if a service worker changes its headers."""
 
-_URL_ENCODED = "application/x-www-form-urlencoded"
-_MULTIPART = "multipart/form-data"
 _UNREADABLE = (ValueError, RecursionError, BadRequest, SuspiciousOperation, MultiPartParserError, UnreadablePostError)
 
 
@@ -109,20 +105,19 @@ def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | Non
     - Turbo, Unpoly and other libraries can't follow it either, and get a page that leads the browser back to this link.
     - Any other script gets the same page, because the script may ask without a click.
     """
-    meta = request.META
     if tracking.is_speculative(request):
         response = _build_step(request, destination, status=503)
         # Django would log an error, and send it to the admins.
         response._has_been_logged = True  # type: ignore[attr-defined]
         return response
-    mode = meta.get("HTTP_SEC_FETCH_MODE", "")
+    mode = request.headers.get("Sec-Fetch-Mode", "")
     # The browsers inside of Android's apps send X-Requested-With too.
     if mode == "navigate" or _OPENED in request.GET:
         return None
-    if any(name in meta for name in _LIBRARIES):
+    if any(name in request.headers for name in LIBRARY_HEADERS):
         if destinations.is_same_origin(request, destination):
             return None
-        if "HTTP_HX_REQUEST" in meta:
+        if "HX-Request" in request.headers:
             return HttpResponse(headers={"HX-Redirect": iri_to_uri(destination)})
         return _build_step(request, destination)
     return _build_step(request, destination) if mode else None
@@ -155,9 +150,8 @@ def beacon(request: HttpRequest) -> HttpResponse:
     """Count the reports of a page: ``{"events": [[kind, token, element], …]}``. The response is always a 204.
 
     ``kind`` is ``"impression"`` or ``"click"``. Only a click has an element. In the mode "web_sdk" the only report is
-    MISSING_SDK. The body is JSON with any content type, or
-    a form with the list in its field ``events``. The beacon needs no CSRF token, because each report has a signed token
-    of the visitor.
+    MISSING_SDK. The body is JSON with any content type, or a form with the list in its field ``events``. The beacon
+    needs no CSRF token, because each report has a signed token of the visitor.
     """
     if request.headers.get("Sec-Fetch-Site") != "cross-site" and tracking.is_counted(request):
         listed = _read_reports(request)
@@ -190,9 +184,9 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
     ``request.POST`` isn't used, because it decodes with any encoding of Python that the client names. Some of these
     encodings aren't for text, and some are slow.
     """
-    if request.content_type == _URL_ENCODED:
+    if request.content_type == "application/x-www-form-urlencoded":
         return json.loads(QueryDict(body, encoding="utf-8").get("events", ""))
-    if request.content_type == _MULTIPART:
+    if request.content_type == "multipart/form-data":
         if body.count(b"\n--") > MAX_BEACON_PARTS:
             return None
         # If a middleware of the site has read the form already, the body is consumed.
@@ -266,7 +260,7 @@ def _count_alone(minute: int, *report: str) -> int:
     if counts is None or len(counts) >= MAX_VISITORS_A_MINUTE:
         minutes.clear()
         counts = minutes[minute] = Counter()
-    # There is no lock. Threads may count one report too few.
+    # Without a lock, threads may count one report too few.
     counts[report] += 1
     return counts[report]
 

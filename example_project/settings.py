@@ -3,6 +3,7 @@
 Without a ``.env`` file the shop uses SQLite and the embedded sandbox. ``.env.example`` lists the variables.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from environ import Env
@@ -59,6 +60,16 @@ TEMPLATES = [
         },
     }
 ]
+
+# The panel of the package in django-debug-toolbar: `pip install django-debug-toolbar` is enough to see it.
+if DEBUG and find_spec("debug_toolbar"):
+    from debug_toolbar.settings import PANELS_DEFAULTS
+
+    INSTALLED_APPS.append("debug_toolbar")
+    MIDDLEWARE.insert(0, "debug_toolbar.middleware.DebugToolbarMiddleware")
+    INTERNAL_IPS = ["127.0.0.1", "::1"]
+    DEBUG_TOOLBAR_PANELS = ["django_moe_personalize.contrib.debug_toolbar.PersonalizePanel", *PANELS_DEFAULTS]
+    DEBUG_TOOLBAR_CONFIG = {"SHOW_COLLAPSED": True}
 
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

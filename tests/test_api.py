@@ -158,7 +158,7 @@ def test_without_credentials(api):
 def test_disabled(api, upstream):
     """With ENABLED off the calls ask and report nothing."""
     hero = api.fetch_experience("hero-banner", customer_id="1")
-    upstream.requests.clear()
+    upstream.forget()
     with override_personalize(ENABLED=False):
         result = api.fetch_experiences(["hero-banner"], customer_id="1")
         assert result.failures == (ExperienceFailure(FailureReason.PERSONALIZATION_FAILED, ("hero-banner",)),)

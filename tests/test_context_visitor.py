@@ -1,6 +1,7 @@
 """The visitor of request.personalization: gathered once, when the page first needs it."""
 
 import asyncio
+import json
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -177,9 +178,9 @@ def test_answer_for_the_visitor_before_comes_late(upstream):
     echo, go_on, asked, loop = upstream.answer, threading.Event(), asyncio.Event(), None
 
     def answer(request):
-        if b'"10"' in request.body:
+        if json.loads(request.body)["identifiers"] == {"customer_id": "10"}:
             loop.call_soon_threadsafe(asked.set)
-            go_on.wait()
+            go_on.wait(LONG)
         return echo(request)
 
     async def view():

@@ -22,6 +22,7 @@ from django_moe_personalize.sandbox.audiences import DEVICES
 from django_moe_personalize.sandbox.control import _as_json
 from django_moe_personalize.sandbox.decisions import Decision
 from django_moe_personalize.sandbox.ledger import LedgerEntry
+from django_moe_personalize.workbench.faults import PRESETS, describe_faults
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
 PACKAGE = ROOT / "django_moe_personalize"
@@ -81,7 +82,7 @@ def test_checks_are_those_of_the_code():
     """The reference has each id of a check, once."""
     found = [
         number
-        for path in (PACKAGE / "checks").glob("*.py")
+        for path in [*(PACKAGE / "checks").glob("*.py"), *(PACKAGE / "contrib").rglob("*.py")]
         for text in collect_strings(path)
         for number in re.findall(r"\b[EW]\d{3}\b", text)
     ]
@@ -228,13 +229,13 @@ def test_api_is_that_of_the_code():
 
 def test_types_are_those_of_the_code():
     """The reference has each type with its fields, each enum with its members, and each error that types.py exports."""
-    exported = {name: getattr(types, name) for name in types.__all__}
+    exported = {name: value for name, value in vars(types).items() if not name.startswith("_")}
     python, errors = read("reference/python.md"), read("reference/errors.md")
     fields = {read_words(name)[0]: read_words(cell) for name, cell in read_rows(python, "type", "fields")}
     members = {read_words(name)[0]: read_words(cell) for name, cell in read_rows(python, "enum", "members")}
     rows = read_rows(errors, "error", "below", "code", "retryable", "when")
     described = {"Identity", "Consent", "ConfigurationError"} | {read_words(row[0])[0] for row in rows}
-    assert sorted(types.__all__) == sorted({*fields, *members, *described})
+    assert sorted(exported) == sorted({*fields, *members, *described})
     for name, listed in fields.items():
         assert listed == [field.name for field in dataclasses.fields(exported[name]) if field.init]
     for name, listed in members.items():
@@ -268,6 +269,15 @@ def test_sandbox_is_that_of_the_code(heading, columns, expected):
         section = section.partition("\n### ")[0]
     rows = read_rows(section, *columns)
     assert sorted(word for row in rows for word in read_words(row[0])) == sorted(expected)
+
+
+def test_buttons_of_the_workbench_are_those_of_the_code():
+    """The how-to page has each button of the switch, with its faults."""
+    rows = read_rows(read("howto/workbench.md"), "button", "faults")
+    listed = {
+        read_words(label)[0]: ", ".join(map(" ".join, re.findall(r"`(\w+)` (\d+)", text))) for label, text in rows
+    }
+    assert listed == {preset.label: describe_faults(preset.faults) for preset in PRESETS.values()}
 
 
 def test_devices_are_those_of_the_code():

@@ -24,7 +24,7 @@ STORY = {
     "request": ["middleware.py"],
     "attributes": ["visitor/"],
     "fetch": ["planning.py", "fetching/"],
-    "context": ["context.py", "page.py"],
+    "context": ["page.py", "context/"],
     "render": ["rendering.py"],
     "track": ["tracking/", "delivery/"],
 }

@@ -248,7 +248,7 @@ def test_wrong_guess_about_a_token(ask, upstream, visit):
     ask(build_view(replace))
     calls = []
     for headers in ({}, {"authorization": "Token x"}, {"authorization": "Token x"}, {}):
-        upstream.requests.clear()
+        upstream.forget()
         assert title(visit("/page/", headers=headers)) == "20"
         settle()
         calls.append(len(upstream.asked))
@@ -277,7 +277,7 @@ def test_attributes_of_a_visitor_without_id(ask, upstream, settings, visit, is_a
 
     ask(aview if is_async else view)
     for _ in range(2):
-        upstream.requests.clear()
+        upstream.forget()
         visit("/page/", headers={"Sec-GPC": "1"})
         settle()
         # The call for the first visitor can be under way when the page makes the call for the second visitor.

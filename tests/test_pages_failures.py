@@ -224,8 +224,9 @@ def test_wrong_settings(caplog, name, value):
 
 
 def test_site_without_credentials(rf, caplog):
-    """Its pages show their defaults, and the log names the missing credentials."""
+    """The server starts, the pages show their defaults, and the log names the missing credentials."""
     with override_personalize(SANDBOX=False):
+        PersonalizeMiddleware(lambda request: HttpResponse())
         request = rf.get("/")
         assert Personalization(request).get("hero-banner") is None
         settle()

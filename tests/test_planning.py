@@ -221,6 +221,18 @@ def test_route_is_split_after_a_page_without_its_keys():
         assert read() == [(), ()]
 
 
+def test_route_is_split_on_demand():
+    """After split(), each path of a route has its own keys, and the keys of the route are forgotten."""
+    memory = RouteMemory()
+    memory.learn(routed(), "route")
+    for request in (routed(path="/a/"), routed(path="/b/"), RequestFactory().get("/")):
+        memory.split(request)
+    memory.learn(routed(path="/a/"), "a")
+    assert [memory.get(routed(path=path), "home") for path in ("/a/", "/b/")] == [("a",), ()]
+    assert memory._routes == {"home": None}
+    assert memory.changes == 3
+
+
 def test_page_without_a_route_learns_nothing():
     """A request that no route has handled has no keys, and teaches none."""
     memory, request = RouteMemory(lambda request: "part"), RequestFactory().get("/")

@@ -35,11 +35,14 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
     out, err, statuses = Output(), io.StringIO(), []
 
     def visit() -> None:
-        assert out.ready.wait(10)
+        assert out.ready.wait(60)
         port = int(re.search(r"answers at http://\S+:(\d+)/v1", out.getvalue())[1])
-        line = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-        line.request("GET", "/v1" + METADATA, headers=credentials())
-        statuses.append(line.getresponse().status)
+        line = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        for path in ("/v1" + METADATA, "/"):
+            line.request("GET", path, headers=credentials())
+            answer = line.getresponse()
+            statuses.append(answer.status)
+            answer.read()
         line.close()
         os.kill(os.getpid(), end)
 
@@ -47,6 +50,7 @@ def run(*args: str, end: int = signal.SIGTERM, **options: Any) -> tuple[str, str
     visitor.start()
     call_command("moe_sandbox", *args, stdout=out, stderr=err, **options)
     visitor.join()
+    assert statuses[1] == 200, "the workbench has no faults"
     return out.getvalue(), err.getvalue(), statuses[0]
 
 
@@ -64,6 +68,7 @@ def test_it_serves_until_a_signal(end: int) -> None:
         assert f'"{name}": "{value}",' in out
         assert f"MOE_PERSONALIZE_{name}={value}\n" in out
     assert "hero-banner" in out
+    assert f"The workbench is at {base_url.removesuffix('v1')}\n" in out
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -123,10 +128,14 @@ def test_address_may_be_short(text: str, address: tuple[str, int]) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["nowhere:80"], '"nowhere:80" is not an address. Write ADDR:PORT'),
-        (["127.0.0.1:http"], "is not an address"),
-        (["127.0.0.1:70000"], "70000 is not a port. Choose one from 0 to 65535."),
-        (["127.0.0.1:-1"], "-1 is not a port"),
+        (["nowhere:80"], "\"nowhere:80\" is not an address ('nowhere' does not appear to be an IPv4 or IPv6 address)."),
+        (["127.0.0.1:http"], "is not an address (Port could not be cast"),
+        (
+            ["127.0.0.1:70000"],
+            "is not an address (Port out of range 0-65535). Write ADDR:PORT",
+        ),
+        (["127.0.0.1:-1"], "is not an address (Port"),
+        (["::1"], "is not an address (Port"),
         (["203.0.113.1:0"], "The sandbox can't listen on 203.0.113.1:0: "),
         (["0", "--workspace", "/nonexistent.json"], "/nonexistent.json: cannot be read"),
         (["0", "--latency-ms", "-1"], "latency must be a number of seconds"),

@@ -41,10 +41,34 @@ class HomeTests(SimpleTestCase):
         assert self.client.get("/").text == "Hello"
 """
 TEST = ["manage.py", "test"]
-PYTEST = ["-m", "pytest", "-q", "--ds=mysite.settings", "--rootdir=.", "-p", "no:cacheprovider", "mysite/tests.py"]
+# The plugin is named, because the environment of these tests may not have installed the entry point.
+PLUGIN = ["-p", "no:moe_personalize", "-p", "django_moe_personalize.contrib.pytest", "--strict-markers"]
+PYTEST = ["-m", "pytest", "-q", "--rootdir=.", "-p", "no:cacheprovider", *PLUGIN, "mysite/tests.py"]
 NO_DEBUG = "DEBUG = False\nALLOWED_HOSTS = ['shop.example']"
 # The sandbox doesn't have this id, and MoEngage would not answer.
 CREDENTIALS = 'MOE_PERSONALIZE |= {"WORKSPACE_ID": "SHOP", "API_KEY": "0b4c7e5d", "DATA_CENTER": "03"}'
+
+
+SHOW = """
+def show(request):
+    hero = request.personalization.get("hero-banner")
+    if hero:
+        request.personalization.track_impression("hero-banner")
+    return HttpResponse(hero["Title"] if hero else "default")
+
+urlpatterns += [path("show/", show)]
+"""
+
+
+def run(folder, command, **files):
+    """Run a command in a new project with these lines. Return the exit status and the output."""
+    call_command("startproject", "mysite", folder)
+    for name, text in {"settings": SETTINGS, "urls": URLS, "tests": TESTS, **files}.items():
+        with (folder / "mysite" / f"{name}.py").open("a") as file:
+            file.write(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "mysite.settings"}
+    done = subprocess.run([sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
@@ -59,19 +83,11 @@ CREDENTIALS = 'MOE_PERSONALIZE |= {"WORKSPACE_ID": "SHOP", "API_KEY": "0b4c7e5d"
 )
 def test_project_without_credentials(tmp_path, command, lines, expected):
     """Tests run on the sandbox, and their settings need no credentials. On a server the same settings are an error."""
-    call_command("startproject", "mysite", tmp_path)
-    for name, text in {"settings": "\n".join([SETTINGS, *lines]), "urls": URLS, "tests": TESTS}.items():
-        with (tmp_path / "mysite" / f"{name}.py").open("a") as file:
-            file.write(text)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "mysite.settings"}
-    done = subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    output = done.stdout + done.stderr
-    assert (done.returncode, *(text for text in expected[1:] if text in output)) == expected, output
+    status, output = run(tmp_path, command, settings="\n".join([SETTINGS, *lines]))
+    assert (status, *(text for text in expected[1:] if text in output)) == expected, output
 
 
 SUITE = """
-import threading
-
 import pytest
 from django.test import TestCase
 
@@ -122,52 +138,18 @@ def test_network(client):
 """
 
 
-@pytest.fixture
-def run_suite(tmp_path):
-    """Return a function that runs a site's tests with the plugin, and returns the exit status and the output."""
-    call_command("startproject", "mysite", tmp_path)
-    show = """
-def show(request):
-    hero = request.personalization.get("hero-banner")
-    if hero:
-        request.personalization.track_impression("hero-banner")
-    return HttpResponse(hero["Title"] if hero else "default")
+def test_plugin(tmp_path):
+    """Markers, fixtures and the mixin work under xdist and in random order. No test finds anything of another test.
 
-urlpatterns += [path("show/", show)]
-"""
-
-    def run(tests, *options):
-        for name, text in {"settings": SETTINGS, "urls": URLS + show}.items():
-            with (tmp_path / "mysite" / f"{name}.py").open("a") as file:
-                file.write(text)
-        (tmp_path / "mysite" / "tests.py").write_text(tests)
-        # Named here, because the environment of these tests may not have installed the entry point.
-        plugin = ["-p", "no:moe_personalize", "-p", "django_moe_personalize.contrib.pytest"]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "DJANGO_SETTINGS_MODULE": "mysite.settings"}
-        command = [sys.executable, *PYTEST, "--strict-markers", *plugin, *options]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        return done.returncode, done.stdout + done.stderr
-
-    return run
-
-
-@pytest.mark.parametrize(
-    "options", [["-p", "randomly", "-n", "2"], ["-p", "no:randomly"]], ids=["xdist", "one process"]
-)
-def test_plugin(run_suite, options):
-    """Markers, fixtures and the mixin work under xdist and in random order. No test finds anything of another test."""
-    status, output = run_suite(SUITE, *options)
-    assert (status, "6 passed" in output) == (0, True), output
-
-
-def test_network_is_closed(run_suite):
-    """A test whose page tries to call a host outside shows the fallback and fails, with the fix."""
-    status, output = run_suite(NETWORK)
-    texts = ("1 passed, 1 error", "The package tried to call https://moengage.example/v1 in this test. Remove SANDBOX")
+    A test whose page tries to call a host outside shows the fallback and fails, with the fix.
+    """
+    command = [*PYTEST, "mysite/test_network.py", "-p", "randomly", "-n", "2"]
+    status, output = run(tmp_path, command, urls=URLS + SHOW, tests=SUITE, test_network=NETWORK)
+    texts = ("7 passed, 1 error", "The package tried to call https://moengage.example/v1 in this test. Remove SANDBOX")
     assert (status, *(text for text in texts if text in output)) == (1, *texts), output
 
 
-def test_plugin_outside_django(run_suite):
+def test_plugin_outside_django(tmp_path):
     """The plugin leaves tests alone whose settings don't install the package."""
-    status, output = run_suite("def test(): pass", "--ds=django.conf.global_settings")
+    status, output = run(tmp_path, [*PYTEST, "--ds=django.conf.global_settings"], tests="def test(): pass")
     assert (status, "1 passed" in output) == (0, True), output

@@ -226,16 +226,16 @@ def test_assertions_explain_themselves():
         events.assert_clicked("hero-banner", times=1)
         for text, check, *arguments in [
             (
-                "not with the variation 'A', but with: 'B' (1×)",
+                "was not shown with the variation 'A'. It was shown with: 'B' (1×)",
                 lambda: events.assert_shown("hero-banner", variation="A"),
             ),
-            ("not with the element 'x', but with: ", lambda: events.assert_clicked("hero-banner", element="x")),
+            ("was not clicked with the element 'x'. It was", lambda: events.assert_clicked("hero-banner", element="x")),
             ("was shown 1 times, not 2 times", lambda: events.assert_shown("hero-banner", times=2)),
             ("These were clicked: 'hero-banner' (1×). A click counts", events.assert_clicked, "promo-strip"),
             ("Did you mean 'hero-banner'?", events.assert_shown, "hero-baner"),
-            ("it gives ['hero-banner', 'promo-strip'].", events.assert_shown, "zzz"),
-            ("but these were: 'promo-strip' (1×)", events.assert_not_shown, "promo-strip"),
-            ("but these were: 'hero-banner' (1×)", events.assert_not_clicked),
+            ("It gives: ['hero-banner', 'promo-strip'].", events.assert_shown, "zzz"),
+            ("were shown that should not be: 'promo-strip' (1×)", events.assert_not_shown, "promo-strip"),
+            ("were clicked that should not be: 'hero-banner' (1×)", events.assert_not_clicked),
         ]:
             check_refused(text, check, *arguments)
         events.clear()

@@ -62,8 +62,5 @@ def check_keys(settings: Settings) -> Iterator[tuple[str, str, str]]:
     for key, place in found.items():
         if len(key) not in LENGTHS:
             message = f"The experience key {key!r} in {place} has {len(key)} characters, but MoEngage takes 5 to 50."
-            yield (
-                "W016",
-                message,
-                "Compare the key with the dashboard. If the dashboard has this key, silence this warning.",
-            )
+            hint = "Compare the key with the dashboard. If the dashboard has this key, silence this warning."
+            yield "W016", message, hint

@@ -23,10 +23,6 @@ _CONTEXT = frozenset({"context", "ctx", "request"})
 _RENDERS = re.compile(r"render(?!ed)|get_template|select_template|personaliz|experience|^Template$|TemplateResponse")
 
 
-class _UnknownError(Exception):
-    """The code renders a template, or its source doesn't say what it does."""
-
-
 @functools.lru_cache(maxsize=1024)
 def may_render(function: Any, owner: type | None = None, nodelists: frozenset[str] = frozenset()) -> bool:
     """Return whether ``function`` may render a template, or may read an experience. Never raises.
@@ -65,10 +61,10 @@ def _find_called(function: Any, owner: type | None, nodelists: frozenset[str]) -
             elif (found := _resolve(part.func, names)) is not None:
                 yield found
             elif getattr(part.func, "attr", "") != "resolve" and _CONTEXT.intersection(_find_arguments(part)):
-                raise _UnknownError
+                raise LookupError("code that can't be found")
         name = part.name if isinstance(part, ast.alias) else getattr(part, "attr", None) or getattr(part, "id", "")
         if id(part) not in followed and _RENDERS.search(str(name)):
-            raise _UnknownError
+            raise LookupError("code that renders a template")
 
 
 def _resolve(target: ast.expr, names: dict[str, Any]) -> Any:

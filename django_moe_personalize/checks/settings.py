@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Final
+from contextlib import suppress
+from typing import Any, Final
 
 from django.apps import apps
 from django.conf import settings as django_settings
@@ -145,33 +146,26 @@ def check_middleware(settings: Settings) -> Iterator[Message]:
             yield "E008", message, f'Move "{MIDDLEWARE}" below it. Above it, the visitor isn\'t known yet.'
     for path in django_settings.MIDDLEWARE[: places[0] if places else 0]:
         if not RENDERING_MIDDLEWARE.isdisjoint(_list_bases(path)):
-            name = path.rpartition(".")[2]
-            message = (
-                f"{name} comes before PersonalizeMiddleware in MIDDLEWARE, so its pages always show the fallbacks."
-            )
-            yield "W019", message, f'Move "{MIDDLEWARE}" above it, directly below AuthenticationMiddleware.'
+            message = f"{path.rpartition('.')[2]} comes before PersonalizeMiddleware in MIDDLEWARE, so its pages"
+            hint = f'Move "{MIDDLEWARE}" above it, directly below AuthenticationMiddleware.'
+            yield "W019", f"{message} always show the fallbacks.", hint
+
+
+def _import(path: str) -> Any:
+    """Return the object at ``path``, or ``None``. Django itself reports a wrong path when it needs the object."""
+    with suppress(Exception):
+        return import_string(path)
+    return None
 
 
 def _list_bases(path: str) -> list[str]:
     """Return the dotted paths of the class at ``path`` and of its base classes. For a function, return its path."""
-    try:
-        return [f"{base.__module__}.{base.__qualname__}" for base in import_string(path).__mro__]
-    except Exception:
-        # Django reports a wrong path when it needs the class.
-        return [path]
+    bases = getattr(_import(path), "__mro__", ())
+    return [f"{base.__module__}.{base.__qualname__}" for base in bases] or [path]
 
 
 def _find_middleware(wanted: str) -> list[int]:
-    return [place for place, path in enumerate(django_settings.MIDDLEWARE) if _is_class_at(path, wanted)]
-
-
-def _is_class_at(path: str, wanted: str) -> bool:
-    """Return whether ``path`` names the class ``wanted`` or a subclass of it."""
-    try:
-        return issubclass(import_string(path), import_string(wanted))
-    except Exception:
-        # The path names a function, or nothing. Django reports a wrong path when it needs the class.
-        return False
+    return [place for place, path in enumerate(django_settings.MIDDLEWARE) if wanted in _list_bases(path)]
 
 
 def check_cache(settings: Settings) -> Iterator[Message]:
@@ -189,28 +183,20 @@ def check_cache(settings: Settings) -> Iterator[Message]:
 
 def _check_cache_backend(settings: Settings, path: str) -> Iterator[Message]:
     hint = "Use a cache that all processes share, such as Redis or Memcached."
-    if _is_class_at(path, DUMMY_CACHE):
+    if DUMMY_CACHE in (bases := _list_bases(path)):
         yield "W005", f"The cache {settings.cache!r} stores nothing, so every page calls MoEngage.", hint
     elif django_settings.DEBUG or client.is_embedded(settings):
         return
-    elif _is_class_at(path, LOCAL_CACHE):
+    elif LOCAL_CACHE in bases:
         message = f"The cache {settings.cache!r} belongs to one process, so each process calls MoEngage separately."
         yield "W004", message, f"{hint} If the site runs in a single process, silence this warning."
-    elif _culls(path) and not shared.is_own_alias(settings.cache):
+    elif shared.culls(_import(path)) and not shared.is_own_alias(settings.cache):
         message = (
             f"The cache {settings.cache!r} deletes the site's entries beyond MAX_ENTRIES, so the package stores no "
             "visitor's answers in it, and each process calls MoEngage separately."
         )
         own = f'Or set {SETTING}["CACHE"] to an alias that nothing else uses'
         yield "W004", message, f"{hint} {own}, with its own LOCATION and a large MAX_ENTRIES."
-
-
-def _culls(path: str) -> bool:
-    try:
-        return shared.culls(import_string(path))
-    except Exception:
-        # Django reports a wrong path when it needs the cache.
-        return False
 
 
 def check_sandbox(settings: Settings) -> Iterator[Message]:

@@ -138,10 +138,6 @@ def read_sources(engine: Engine) -> dict[str, str]:
     return sources
 
 
-class _GapError(Exception):
-    """The check can't follow a node."""
-
-
 class _Search:
     """Walk pages from their outermost parent, in the order of rendering. Follow all branches of conditions."""
 
@@ -165,7 +161,6 @@ class _Search:
         return self._templates.setdefault(name, None)
 
     def _walk_template(self, template: Template | None, scope: _Scope) -> Iterator[Leak]:
-        """Yield the leaks of ``template``."""
         state = (id(template), id(scope.cache), scope.names, tuple(sorted(scope.literals.items())))
         if template is None or state in self._seen:
             return
@@ -241,11 +236,11 @@ class _Search:
             yield from self._walk(block.nodelist, scope._replace(overridden=tuple(blocks[number:])))
 
     def _find_templates(self, node: Any, scope: _Scope) -> list[Template | None]:
-        """Return the templates that an include, an inclusion tag or a partial renders. Raises _GapError."""
+        """Return the templates that an include, an inclusion tag or a partial renders. Raises LookupError for a gap."""
         if isinstance(node, IncludeNode | ExtendsNode):
             name = _find_literal(node.template if isinstance(node, IncludeNode) else node.parent_name, scope)
             if name is None:
-                raise _GapError
+                raise LookupError
             return [self._load(name)] if isinstance(node, IncludeNode) else []
         if isinstance(node, InclusionNode):
             names = node.filename if isinstance(node.filename, list | tuple) else [node.filename]
@@ -258,7 +253,7 @@ class _Search:
         if isinstance(template, str):
             return self._load(template)
         if not isinstance(template, Template):
-            raise _GapError
+            raise LookupError
         return template
 
 
@@ -332,7 +327,6 @@ def _find_nodelists(node: Any) -> list[NodeList]:
 
 
 def _find_nodes(nodes: Any, kind: type[Node]) -> list[Any]:
-    """Return the nodes of this kind in ``nodes`` and below."""
     return [found for node in nodes for found in _iterate(node) if isinstance(found, kind)]
 
 

@@ -1,17 +1,13 @@
-"""Find where a site uses experience keys: in templates, views, settings, schemas, and in other libraries.
-
-A module of ``contrib`` registers a finder of its own with register_finder(), for templates and content that only its
-library can read.
-"""
+"""Find where a site uses experience keys: in templates, views, settings, schemas, and in other libraries."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.template import Engine, Node
@@ -19,48 +15,20 @@ from django.urls import get_resolver
 from django.views import View
 
 from django_moe_personalize.checks.experience_keys import iterate_urls
+from django_moe_personalize.checks.finders import Finder, Usage, register_finder, registered
 from django_moe_personalize.checks.python_code import find_constants, find_keys_in_code, find_variable, list_files
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
 from django_moe_personalize.conf import SETTING, get_settings
 from django_moe_personalize.planning import KEYS_ATTRIBUTE
 from django_moe_personalize.schemas import ExperienceSchema, get_schemas
 
-
-class Usage(NamedTuple):
-    """One place that uses an experience. ``kind`` is ``template``, ``code``, ``view``, ``settings`` or ``schema``.
-
-    A finder of another library has a kind of its own. ``line`` is 0 if it isn't known.
-    """
-
-    experience_key: str
-    kind: str
-    file: str
-    line: int
-
-    @property
-    def place(self) -> str:
-        """The file, relative to the current folder if it is inside, and the line."""
-        path = Path(self.file)
-        with suppress(ValueError):
-            path = path.relative_to(Path.cwd())
-        return f"{path}:{self.line}" if self.line else str(path)
-
-
-Finder = Callable[[], Iterable[Usage]]
-
-_finders: Final[list[Finder]] = []
-
-
-def register_finder(finder: Finder) -> Finder:
-    """Let find_usages() call ``finder`` too. Use this function as a decorator."""
-    if finder not in _finders:
-        _finders.append(finder)
-    return finder
+__all__ = ["Usage", "find_usages", "register_finder"]
 
 
 def find_usages() -> list[Usage]:
     """Return all places that use an experience, ordered by key. Each line of a file is there once."""
-    found = [usage for finder in (*_OWN, *_finders) for usage in finder()]
+    # find_in_templates() loads the template engines, and the module of an engine may register a finder.
+    found = [usage for finders in (_OWN, registered) for finder in finders for usage in finder()]
     first: dict[tuple[str, str, int], Usage] = {}
     for usage in found:
         first.setdefault((usage.experience_key, usage.file, usage.line), usage)

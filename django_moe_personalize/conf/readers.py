@@ -103,13 +103,9 @@ def read_string(
     return value.strip()
 
 
-# Not in quotation marks, as from an env file: browsers and proxies ignore a Cache-Control in quotation marks.
-read_header = partial(
-    read_string,
-    pattern="[!#-&(-~][ -~]*",
-    expected="the value of an HTTP header, on one line and without quotation marks around it",
-)
-"""Read the value of an HTTP header: printable ASCII, not empty."""
+_HEADER = "the value of an HTTP header, on one line and without quotation marks around it"
+# Browsers and proxies ignore a Cache-Control in quotation marks, as from an env file.
+read_header = partial(read_string, pattern="[!#-&(-~][ -~]*", expected=_HEADER)
 
 
 def read_credential(value: object, *, colon: bool) -> str:
@@ -242,11 +238,9 @@ def read_time_zone(value: object) -> datetime.tzinfo:
 
 def read_sandbox(value: object) -> bool | str:
     """Read True, False or the path of a workspace file."""
-    if isinstance(value, bool):
-        return value
-    if not isinstance(value, str | os.PathLike) or not os.fspath(value):
+    if not isinstance(value, bool | str | os.PathLike) or value == "":
         raise InvalidValue(value, "True, False or the path of a workspace file")
-    return os.fsdecode(value)
+    return value if isinstance(value, bool) else os.fsdecode(value)
 
 
 def read_routes(value: object) -> Mapping[str, tuple[str, ...]]:

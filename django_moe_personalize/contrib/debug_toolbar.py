@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from debug_toolbar.panels import Panel
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
 from django_moe_personalize import context
 from django_moe_personalize.context import get_page
-from django_moe_personalize.explanation import RecordedPage, explain_page
-from django_moe_personalize.visitor import NO_VISITOR
+from django_moe_personalize.context.explain import explain_page
+from django_moe_personalize.context.recording import RecordedPage
 
 HIDDEN = "(hidden)"
 
@@ -23,8 +21,10 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
     """The experiences of a page. List this class in ``DEBUG_TOOLBAR_PANELS``."""
 
     title = nav_title = "Experiences"
+    nav_icon = "moe_personalize/experiences.svg"
     template = "moe_personalize/debug_toolbar.html"
     is_async = True
+    _timing: str | None = None
 
     @classmethod
     def ready(cls) -> None:
@@ -47,7 +47,7 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
         visitor = facts["visitor"]
         visitor["customer_id"] = None
         visitor["user_identifiers"] = dict.fromkeys(visitor["user_identifiers"], HIDDEN)
-        is_own = page._visitor in (None, NO_VISITOR) or visitor["kind"] != "customer" or _is_staff(request)
+        is_own = _is_staff(request) or (visitor["kind"] != "customer" and _is_on_this_machine(request))
         for attribute in facts["attributes"]:
             if attribute["name"] in PERSONAL or not (is_own or attribute["origin"].startswith("the clock")):
                 attribute["value"] = HIDDEN
@@ -56,17 +56,18 @@ class PersonalizePanel(Panel):  # type: ignore[misc]
         self.record_stats(facts)
 
     def generate_server_timing(self, request: HttpRequest, response: HttpResponseBase) -> None:
-        """Add the same facts to the header Server-Timing."""
-        stats: dict[str, Any] = self.get_stats()
-        if "experiences" not in stats:
-            return
-        self.record_server_timing("waited", f"Waited for experiences, {self.nav_subtitle}", stats["waited_ms"])
-        self.record_server_timing("breaker", f"Breaker {stats['breaker']['state']}", 0)
-        self.record_server_timing("counted", f"{len(stats['counted'])} events counted", 0)
-        for number, each in enumerate(stats["experiences"], 1):
-            outcome = each["source"] or each["reason"] or each["state"]
-            title = f"{each['key']}: {outcome}".encode("ascii", "replace").decode().replace('"', "'").replace("\\", "/")
-            self.record_server_timing(f"key{number}", title, 0)
+        """Keep the header Server-Timing of the page, which the toolbar would overwrite."""
+        self._timing = response.headers.get("Server-Timing")
+
+    def get_headers(self, request: HttpRequest) -> dict[str, str]:
+        """Return the header of the page. The toolbar adds the entries of other panels."""
+        return {"Server-Timing": self._timing} if self._timing else {}
+
+
+def _is_on_this_machine(request: HttpRequest) -> bool:
+    """Return whether the browser runs on this machine. Behind a proxy, every request seems to come from here."""
+    is_proxied = "HTTP_FORWARDED" in request.META or "HTTP_X_FORWARDED_FOR" in request.META
+    return not is_proxied and request.META.get("REMOTE_ADDR") in ("127.0.0.1", "::1")
 
 
 def _is_staff(request: HttpRequest) -> bool:

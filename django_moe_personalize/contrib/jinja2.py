@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Iterator
+from contextlib import suppress
 from typing import Any, Final, cast
 
+from django.template import engines
 from django.utils.safestring import SafeString
-from jinja2 import Environment, Template, nodes, pass_context
+from jinja2 import Environment, Template, TemplateError, nodes, pass_context
 from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension
 from jinja2.meta import find_referenced_templates
@@ -15,6 +17,7 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 
 from django_moe_personalize import rendering
+from django_moe_personalize.checks.finders import Usage, register_finder
 from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
@@ -89,7 +92,7 @@ class PersonalizeExtension(Extension):
         """Record that the page shows the experience, and return its body with the marks."""
         page = cast(Page, tags.find_page(cast(Any, context)))
         if is_filtered:
-            page.tracker.add_rendered(experience)
+            page.tracker.rendered.setdefault(experience.experience_key, experience)
             return body
         html = SafeString(body)
         return rendering.render_experience(page.tracker, experience, html, is_streamed=page.is_streamed)
@@ -104,17 +107,24 @@ class _Generator(CodeGenerator):
 
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         """Write the code of the template, and then its plan."""
-        keys = []
+        keys = [key for key, _ in _find_keys(node)]
         for call in node.find_all(nodes.Call):
-            name = getattr(call.node, "name", "")
-            is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name == "find"
-            if is_tag or name == "experience_value":
-                keys += [first.value for first in call.args[:1] if isinstance(first, nodes.Const)]
-            if name == "click_url":
+            if getattr(call.node, "name", "") == "click_url":
                 call.args[1:2] = [_mark(argument) for argument in call.args[1:2]]
         names = [name for name in find_referenced_templates(node) if name]
         super().visit_Template(node, frame)
-        self.writeline(f"{_PLAN} = {[key for key in keys if isinstance(key, str)]!r}, {names!r}")
+        self.writeline(f"{_PLAN} = {keys!r}, {names!r}")
+
+
+def _find_keys(node: nodes.Template) -> Iterator[tuple[str, int]]:
+    """Yield the literal keys of a template, with their lines."""
+    for call in node.find_all(nodes.Call):
+        name = getattr(call.node, "name", "")
+        is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name == "find"
+        if is_tag or name == "experience_value":
+            for first in call.args[:1]:
+                if isinstance(first, nodes.Const) and isinstance(first.value, str):
+                    yield first.value, call.lineno
 
 
 def _mark(argument: nodes.Expr) -> nodes.Expr:
@@ -155,7 +165,9 @@ def _find(context: Context, page: Page | None, key: object) -> Any:
     if page is None or not isinstance(key, str):
         return None
     template = context.get(ROOT)
-    return _afind(page, key, template) if context.environment.is_async else page.find(key, template)
+    if context.environment.is_async:
+        return _afind(page, key, template)
+    return tags.give_type(page, key, page.find(key, template))
 
 
 async def _afind(page: Page, key: str, template: Any) -> Experience | None:
@@ -163,7 +175,7 @@ async def _afind(page: Page, key: str, template: Any) -> Experience | None:
         page._learn(*keys)
         await page.aconfirm()
         await page.aload(*keys)
-    return await page.aread(key)
+    return tags.give_type(page, key, await page.aread(key))
 
 
 @pass_context
@@ -189,7 +201,7 @@ def _show_value(
         if value is None:
             tags.report_missing(key, variable)
         else:
-            page.tracker.add_rendered(experience)
+            page.tracker.rendered.setdefault(experience.experience_key, experience)
     value = default if value is None else value
     if not context.eval_ctx.autoescape:
         return rendering.render_value(value)
@@ -228,3 +240,25 @@ def experience_url(value: object) -> str:
 
 def _get_text(value: object) -> str:
     return value.unescape() if isinstance(value, Markup) else tags.undo_escape(value)
+
+
+@register_finder
+def find_in_jinja2() -> Iterator[Usage]:
+    """Yield the literal keys in the templates of all engines that have the extension."""
+    for backend in engines.all():
+        environment: Any = getattr(backend, "env", None)
+        if any(isinstance(each, PersonalizeExtension) for each in getattr(environment, "extensions", {}).values()):
+            names = []
+            # A loader of functions can't list its templates.
+            with suppress(TypeError):
+                names = environment.list_templates()
+            for name in names:
+                # A broken template shows nothing, and a picture is no template.
+                with suppress(TemplateError, UnicodeError):
+                    yield from _find_in_template(environment, name)
+
+
+def _find_in_template(environment: Environment, name: str) -> Iterator[Usage]:
+    source, file, _ = cast(Any, environment.loader).get_source(environment, name)
+    for key, line in _find_keys(environment.parse(source, name, file)) if "experience" in source else ():
+        yield Usage(key, "template", file or name, line)

@@ -55,7 +55,7 @@ async def experiences(request: HttpRequest) -> JsonResponse:
     """
     keys = list(dict.fromkeys(request.GET.getlist("key")))
     if not 0 < len(keys) <= MAX_KEYS or not all(0 < len(key) <= MAX_KEY_LENGTH and key.isprintable() for key in keys):
-        message = f"Write 1 to {MAX_KEYS} parameters key, each with at most {MAX_KEY_LENGTH} characters."
+        message = f"Ask for 1 to {MAX_KEYS} keys with ?key=…, each with at most {MAX_KEY_LENGTH} characters."
         return JsonResponse({"error": message}, status=400)
     page = get_page(request)
     found: dict[str, Any] = dict.fromkeys(keys)

@@ -1,7 +1,7 @@
 """Hand events over to the site's Celery: each page publishes one message, and a worker sends its events.
 
 With RabbitMQ, a killed worker loses no message: the page waits until RabbitMQ confirms the message, and the task uses
-``acks_late``. With Redis, a worker that is killed before Celery notes the message as unacknowledged loses it.
+``acks_late``. With Redis, a worker takes a message and then marks it as unacknowledged. A kill in between loses it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from celery import current_app, shared_task
@@ -34,34 +35,19 @@ _DOCTOR_SECONDS = 1.0
 """How long find_obstacles() waits for the broker, and then for the workers."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CeleryDelivery(QueuedDelivery):
     """Publish one message for each page. The page waits for at most ``publish_timeout`` seconds.
 
     After two failures in a row, pages skip the broker for some seconds. For the other options see QueuedDelivery.
     """
 
-    def __init__(
-        self,
-        *,
-        fallback: Mapping[str, Any] | None = None,
-        publish_timeout: float = 0.5,
-        timeout: float = 10.0,
-        max_attempts: int = 50,
-        backoff: float = 1.0,
-        max_backoff: float = 600.0,
-        pause: float = 60.0,
-    ) -> None:
-        if publish_timeout <= 0:
-            raise ValueError(f"publish_timeout must be above 0, not {publish_timeout!r}")
-        super().__init__(
-            fallback=fallback,
-            timeout=timeout,
-            max_attempts=max_attempts,
-            backoff=backoff,
-            max_backoff=max_backoff,
-            pause=pause,
-        )
-        self._publish_timeout = publish_timeout
+    publish_timeout: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.publish_timeout <= 0:
+            raise ValueError(f"publish_timeout must be above 0, not {self.publish_timeout!r}")
+        super().__post_init__()
         self._breaker = CircuitBreaker(failure_threshold=2, open_seconds=2.0, max_open_seconds=30.0)
         # Connections outside Celery's pool: the pool's connections wait without limit for a broker that hangs.
         self._idle: deque[Any] = deque()
@@ -83,7 +69,7 @@ class CeleryDelivery(QueuedDelivery):
 
     def _publish(self, message: str, wait: float) -> None:
         """Publish on an idle connection. If the connection is dead, try another idle connection, or a new one."""
-        deadline = Deadline(self._publish_timeout)
+        deadline = Deadline(self.publish_timeout)
         while True:
             idle = self._take_idle()
             connection = self._connect() if idle is None else idle
@@ -96,8 +82,8 @@ class CeleryDelivery(QueuedDelivery):
                     connection=connection,
                     countdown=wait or None,
                     retry=False,
-                    timeout=self._publish_timeout,
-                    confirm_timeout=self._publish_timeout,
+                    timeout=self.publish_timeout,
+                    confirm_timeout=self.publish_timeout,
                 )
             except BaseException as error:
                 _disconnect(connection)
@@ -114,7 +100,7 @@ class CeleryDelivery(QueuedDelivery):
         return None
 
     def _connect(self) -> Any:
-        seconds = self._publish_timeout
+        seconds = self.publish_timeout
         options = {
             "socket_connect_timeout": seconds,  # Redis
             "socket_timeout": seconds,

@@ -13,6 +13,7 @@ import queue
 import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
 from django.db import DatabaseError, InterfaceError, connections
 
@@ -36,6 +37,7 @@ PURGE_SECONDS = 3600.0
 """The time after which a process again deletes old parked events."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DatabaseDelivery(BaseDelivery):
     """Keep events in the database ``using`` until a deliverer has sent them. By default the router chooses it.
 
@@ -49,36 +51,29 @@ class DatabaseDelivery(BaseDelivery):
     checks_withdrawal = False  # erase() finds every event in the table.
     uses_database = True
 
-    def __init__(
-        self,
-        *,
-        using: str | None = None,
-        batch_size: int = MAX_ELEMENTS,
-        lease: float = 60.0,
-        timeout: float = 10.0,
-        max_attempts: int | None = None,
-        backoff: float = 1.0,
-        max_backoff: float = 300.0,
-        pause: float = 60.0,
-        retention: float = 30 * 24 * 60 * 60.0,
-    ) -> None:
-        if not 1 <= batch_size <= MAX_ELEMENTS:
-            raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {batch_size!r}")
-        if max_attempts is not None and max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, or None for no limit, not {max_attempts!r}")
-        if lease < 1.0:
-            raise ValueError(f"lease must be at least 1 second, not {lease!r}")
-        if using is not None and using not in connections.settings:
-            raise ValueError(f"using must be one of {', '.join(connections.settings)}, not {using!r}")
+    using: str | None = None
+    batch_size: int = MAX_ELEMENTS
+    lease: float = 60.0
+    timeout: float = 10.0
+    max_attempts: int | None = None
+    backoff: float = 1.0
+    max_backoff: float = 300.0
+    pause: float = 60.0
+    retention: float = 30 * 24 * 60 * 60.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= MAX_ELEMENTS:
+            raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {self.batch_size!r}")
+        if self.max_attempts is not None and self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, or None for no limit, not {self.max_attempts!r}")
+        if self.lease < 1.0:
+            raise ValueError(f"lease must be at least 1 second, not {self.lease!r}")
+        if self.using is not None and self.using not in connections.settings:
+            raise ValueError(f"using must be one of {', '.join(connections.settings)}, not {self.using!r}")
         super().__init__()
-        self.outbox = Outbox(using)
-        self.backoff = Backoff(backoff, max_backoff)
-        self._retention = retention
-        self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
-        self._batch_size = batch_size
-        self._lease = lease
-        self._timeout = timeout
-        self._max_attempts = max_attempts
+        self.outbox = Outbox(self.using)
+        self.waits = Backoff(self.backoff, self.max_backoff)
+        self._pause = Backoff(self.pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._pauses = 0
         self._resume_at = 0.0
         self._purge_at = 0.0
@@ -130,8 +125,8 @@ class DatabaseDelivery(BaseDelivery):
 
         Raises the database's error. Then the leased events are due again when the lease has run out.
         """
-        until = Deadline(self._lease * SENDING_SHARE)
-        lease = self.outbox.lease(self._batch_size, self._lease)
+        until = Deadline(self.lease * SENDING_SHARE)
+        lease = self.outbox.lease(self.batch_size, self.lease)
         self._database_outage.end()
         if not lease.rows:
             self._purge()
@@ -145,7 +140,7 @@ class DatabaseDelivery(BaseDelivery):
                 rows[event.event_uuid] = row
             except (LookupError, TypeError, ValueError):
                 settlement.parked[row.pk] = State.REFUSED, "The row contains no event."
-        outcome = self.send(events, timeout=self._timeout, until=until)
+        outcome = self.send(events, timeout=self.timeout, until=until)
         self._decide(outcome, rows, settlement)
         for result, count in self.outbox.settle(lease, settlement).items():
             if result == DELIVERED:
@@ -169,14 +164,14 @@ class DatabaseDelivery(BaseDelivery):
         for row in (rows[event.event_uuid] for event in outcome.kept):
             if outcome.error is None or outcome.wrong_credentials:
                 settlement.released[row.pk] = 0.0
-            elif self._max_attempts is not None and row.attempts + 1 >= self._max_attempts:
+            elif self.max_attempts is not None and row.attempts + 1 >= self.max_attempts:
                 settlement.parked[row.pk] = State.ATTEMPTS, describe(outcome.error)
             else:
-                settlement.released[row.pk] = max(wait, self.backoff.delay(row.attempts))
+                settlement.released[row.pk] = max(wait, self.waits.delay(row.attempts))
 
     def _purge(self) -> None:
         if monotonic() >= self._purge_at:
-            self.outbox.purge(self._retention)
+            self.outbox.purge(self.retention)
             self._purge_at = monotonic() + PURGE_SECONDS
 
     def drop_connection(self, error: Exception) -> None:
@@ -227,7 +222,7 @@ class Deliverer:
                 return outcome
             if failures:
                 asked = min(outcome.retry_after, MAX_GATE_SECONDS)
-                self._wait(max(asked, self._delivery.backoff.delay(failures - 1)), deadline)
+                self._wait(max(asked, self._delivery.waits.delay(failures - 1)), deadline)
         return None
 
     def watch(self, interval: float) -> None:
@@ -239,7 +234,7 @@ class Deliverer:
                 self.drain(patience=math.inf)
             except DATABASE_ERRORS as error:
                 self._delivery.drop_connection(error)
-                wait += self._delivery.backoff.delay(failures)
+                wait += self._delivery.waits.delay(failures)
                 failures += 1
             else:
                 failures = 0

@@ -20,28 +20,21 @@ import sys
 import threading
 from collections.abc import Callable
 from types import FrameType
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
 from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, reset_runtimes, start_ending
 
+if TYPE_CHECKING:
+    from django_moe_personalize.delivery.thread import ThreadDelivery
 
-class Closable(Protocol):
-    """A delivery that holds events in memory."""
-
-    def close(self) -> None:
-        """Deliver or drop the events within a limited time. A second call waits for the first call."""
-
-    def start_in_child(self) -> None:
-        """Forget the events of the parent process."""
-
-
-_deliveries: WeakSet[Closable] = WeakSet()
+_deliveries: WeakSet[ThreadDelivery] = WeakSet()
+"""The deliveries that hold events in memory."""
 
 _hooks_are_set = False
 
 
-def close_at_exit(delivery: Closable) -> None:
+def close_at_exit(delivery: ThreadDelivery) -> None:
     """Close ``delivery`` before this process ends.
 
     Only a call in the main thread can set signal handlers. A server's main thread builds the middleware, which builds
@@ -129,7 +122,7 @@ def _is_uvicorns(handler: Any) -> bool:
 
 
 def _delay(number: int, handler: Any) -> None:
-    """Delay a signal until Python ends. uvicorn already runs, and will restore the default handler, which kills."""
+    """Delay a signal until Python ends. uvicorn will restore the default handler, which ends the process."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, {number})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -60,6 +60,7 @@ _sent_inline: ContextVar[list[bool] | None] = ContextVar("moe_personalize_sent_i
 """A list while take() hands a message over, else ``None``. If take() runs work() itself, work() appends to it."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class QueuedDelivery(BaseDelivery):
     """Hand the events of each page over to a queue. A subclass implements ``hand_over``. Its task calls ``work``.
 
@@ -72,30 +73,25 @@ class QueuedDelivery(BaseDelivery):
     long each time, up to ``max_backoff``. Wrong credentials don't count as an attempt.
     """
 
-    def __init__(
-        self,
-        *,
-        fallback: Mapping[str, Any] | None,
-        timeout: float,
-        max_attempts: int,
-        backoff: float,
-        max_backoff: float,
-        pause: float,
-    ) -> None:
-        if max_attempts < 1:
-            raise ValueError(f"max_attempts must be at least 1, not {max_attempts!r}")
+    fallback: Any = None
+    timeout: float = 10.0
+    max_attempts: int = 50
+    backoff: float = 1.0
+    max_backoff: float = 600.0
+    pause: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {self.max_attempts!r}")
         super().__init__()
-        self._timeout = timeout
-        self._max_attempts = max_attempts
-        self._backoff = Backoff(backoff, max_backoff)
-        self._max_wait = max_backoff
-        self._pause = Backoff(pause, max(pause, max_backoff), draw=lambda: 1.0)
+        self._backoff = Backoff(self.backoff, self.max_backoff)
+        self._pause = Backoff(self.pause, max(self.pause, self.max_backoff), draw=lambda: 1.0)
         self._refused = Outage("The queue doesn't accept events", "The queue accepts events again")
         self._given_up = Outage("Events fail too often", "Events are delivered again")
         self._unreadable = Outage("Messages can't be read", "Messages can be read again")
-        if fallback is not None:
+        if self.fallback is not None:
             try:
-                backend = readers.read_backend(fallback, default=DELIVERY)
+                backend = readers.read_backend(self.fallback, default=DELIVERY)
             except readers.InvalidValue as error:
                 raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
             # An error message puts this name into brackets: MOE_PERSONALIZE["DELIVERY"]["OPTIONS"]["fallback"].
@@ -140,7 +136,7 @@ class QueuedDelivery(BaseDelivery):
             self._count("accepted", len(message.events))
         else:
             sent_inline.append(True)
-        outcome = self.send(message.events, timeout=self._timeout)
+        outcome = self.send(message.events, timeout=self.timeout)
         self.count_outcome(outcome)
         if outcome.delivered:
             self._given_up.end()
@@ -153,14 +149,14 @@ class QueuedDelivery(BaseDelivery):
         """Hand the failed events over again, or drop them after the last attempt. Return the result of work()."""
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
-        if attempts >= self._max_attempts:
+        if attempts >= self.max_attempts:
             cause = describe(outcome.error) if outcome.error else ""
             self._given_up.fail(cause, f"They are dropped after {attempts} attempts.", logging.ERROR, count=len(kept))
             self.count_dropped(len(kept), "attempts")
             return True
         pauses = message.pauses + outcome.wrong_credentials
         wait = self._pause.delay(pauses - 1) if outcome.wrong_credentials else self._backoff.delay(attempts - 1)
-        wait = max(wait, min(outcome.retry_after, self._max_wait))
+        wait = max(wait, min(outcome.retry_after, self.max_backoff))
         if not self._try_to_hand_over(Message(kept, attempts, pauses).write(), wait=wait):
             return self.return_to_queue(kept)
         self._count("handed_over", len(kept))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import Final
 
 from django_moe_personalize.client import get_client
@@ -24,6 +26,9 @@ MARK_SECONDS: Final = 7 * 24 * 60 * 60
 
 MAX_SKEW: Final = 5
 """The seconds by which the clocks of the site's machines may differ."""
+
+_MAX_EVENTS: Final = 600
+"""More events than this never fit into one call: the smallest event takes 160 bytes."""
 
 _REFUSALS = frozenset({400, 413, 422})
 
@@ -57,15 +62,16 @@ class Outcome:
 
 def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
     """Return how many events, counted from the first, fit into one call (contract §4). The first event always fits."""
-    customers: set[str] = set()
-    total = number = 0
-    for event in events:
-        customers.add(event.customer_id)
-        total += event.size
-        if number and (len(customers) > max_customers or total > MAX_BODY_BYTES):
-            break
-        number += 1
-    return number
+    # Without a loop, an event takes 20 bytecodes instead of 40.
+    first = [*islice(events, _MAX_EVENTS)]
+    sizes = [event.size for event in first]
+    if len(first) <= max_customers and sum(sizes) <= MAX_BODY_BYTES:
+        return len(first)
+    number = bisect_right([*accumulate(sizes)], MAX_BODY_BYTES)
+    customers = [*dict.fromkeys([event.customer_id for event in first[:number]])]
+    if len(customers) > max_customers:
+        number = next(place for place, event in enumerate(first) if event.customer_id == customers[max_customers])
+    return number or len(first[:1])
 
 
 def send(
@@ -139,7 +145,7 @@ def split_withdrawn(events: Sequence[Event]) -> tuple[Sequence[Event], Sequence[
 
     If the cache fails, no event counts as withdrawn.
     """
-    names = {event.customer_id: build_key("withdrawn", event.customer_id) for event in events}
+    names = {customer: build_key("withdrawn", customer) for customer in {event.customer_id for event in events}}
     marks = get_many(names.values())
     if not marks:
         return events, ()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
 from importlib.util import find_spec
@@ -26,6 +27,7 @@ _task: Any = import_module(_FRAMEWORK).task
 _MAX_SLEEP_SECONDS = 10.0
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TasksDelivery(QueuedDelivery):
     """Enqueue one task for each page, in the caller's thread. ``backend`` is an alias in TASKS.
 
@@ -36,38 +38,22 @@ class TasksDelivery(QueuedDelivery):
     # Many backends keep their queue in the database.
     uses_database = True
 
-    def __init__(
-        self,
-        *,
-        backend: str = "default",
-        fallback: Mapping[str, Any] | None = None,
-        timeout: float = 10.0,
-        max_attempts: int = 50,
-        backoff: float = 1.0,
-        max_backoff: float = 600.0,
-        pause: float = 60.0,
-    ) -> None:
+    backend: str = "default"
+
+    def __post_init__(self) -> None:
         try:
-            deliver.using(backend=backend)
+            deliver.using(backend=self.backend)
         except ImproperlyConfigured as error:
-            raise ValueError(f"backend {backend!r} can't be used: {error}") from None
-        super().__init__(
-            fallback=fallback,
-            timeout=timeout,
-            max_attempts=max_attempts,
-            backoff=backoff,
-            max_backoff=max_backoff,
-            pause=pause,
-        )
-        self._alias = backend
+            raise ValueError(f"backend {self.backend!r} can't be used: {error}") from None
+        super().__post_init__()
 
     def find_obstacles(self) -> Iterator[Obstacle]:
         """See QueuedDelivery.find_obstacles(). Ask the backend, and look for the tables of its app."""
         # Celery's workers import this package before Django can import models.
         from django_moe_personalize.delivery.outbox import has_table
 
-        backend = deliver.using(backend=self._alias).get_backend()
-        place = f'TASKS["{self._alias}"]'
+        backend = deliver.using(backend=self.backend).get_backend()
+        place = f'TASKS["{self.backend}"]'
         if isinstance(backend, import_module(f"{_FRAMEWORK}.backends.dummy").DummyBackend):
             what = f"{place} is the DummyBackend, which runs no task, so no event is delivered."
             yield "problem", what, "Use a backend that has a worker.", "queue.dummy"
@@ -80,7 +66,7 @@ class TasksDelivery(QueuedDelivery):
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Enqueue a task. Raises the backend's errors."""
-        task = deliver.using(backend=self._alias)
+        task = deliver.using(backend=self.backend)
         if wait and task.get_backend().supports_defer:
             task = task.using(run_after=timezone.now() + timedelta(seconds=wait))
         elif wait:

@@ -9,10 +9,13 @@ servers do on SIGTERM, first sends its remaining events. A killed process loses 
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import dataclass
 from importlib import import_module
+from itertools import accumulate
 
 from django.db import close_old_connections
 
@@ -29,11 +32,11 @@ from django_moe_personalize.runtime import is_ending
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
-
 MAX_RECORDED = 1000
 """Pages whose events may wait for the thread. The next page checks the limits of the memory itself."""
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class ThreadDelivery(BaseDelivery):
     """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
@@ -44,35 +47,26 @@ class ThreadDelivery(BaseDelivery):
     seconds, then twice as long each time, up to an hour.
     """
 
-    def __init__(
-        self,
-        *,
-        max_events: int = 10_000,
-        max_bytes: int = 16 * 1024 * 1024,
-        batch_size: int = MAX_ELEMENTS,
-        interval: float = 1.0,
-        timeout: float = 10.0,
-        max_attempts: int = 20,
-        backoff: float = 0.5,
-        max_backoff: float = 60.0,
-        pause: float = 60.0,
-        exit_timeout: float = 2.0,
-    ) -> None:
-        if not 1 <= batch_size <= MAX_ELEMENTS:
-            raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {batch_size!r}")
-        for name, value in (("max_events", max_events), ("max_bytes", max_bytes), ("max_attempts", max_attempts)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value!r}")
+    max_events: int = 10_000
+    max_bytes: int = 16 * 1024 * 1024
+    batch_size: int = MAX_ELEMENTS
+    interval: float = 1.0
+    timeout: float = 10.0
+    max_attempts: int = 20
+    backoff: float = 0.5
+    max_backoff: float = 60.0
+    pause: float = 60.0
+    exit_timeout: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.batch_size <= MAX_ELEMENTS:
+            raise ValueError(f"batch_size must be from 1 to {MAX_ELEMENTS}, not {self.batch_size!r}")
+        for name in ("max_events", "max_bytes", "max_attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)!r}")
         super().__init__()
-        self._max_events = max_events
-        self._max_bytes = max_bytes
-        self._batch_size = batch_size
-        self._interval = interval
-        self._timeout = timeout
-        self._max_attempts = max_attempts
-        self._backoff = Backoff(backoff, max_backoff)
-        self._pause = Backoff(pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
-        self._exit_timeout = exit_timeout
+        self._backoff = Backoff(self.backoff, self.max_backoff)
+        self._pause = Backoff(self.pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._start_empty()
         exits.close_at_exit(self)
         if runs_without_threads():
@@ -84,7 +78,7 @@ class ThreadDelivery(BaseDelivery):
         # The events of pages, until the thread or a method of this object moves them to the queue.
         self._recorded: deque[Sequence[Event]] = deque()
         # Whether the next page must call _wake(), and the number of pages from which on a page must call it.
-        self._is_resting, self._wake_at = True, self._batch_size
+        self._is_resting, self._wake_at = True, self.batch_size
         self._queue: deque[Event] = deque()
         self._in_flight: list[Event] = []
         self._bytes = 0
@@ -102,7 +96,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = 0.0
         self._not_before = 0.0
         self._flushing = 0
-        self._exit = Deadline(self._exit_timeout) if is_ending() else None
+        self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
 
     def start_in_child(self) -> None:
@@ -126,7 +120,7 @@ class ThreadDelivery(BaseDelivery):
                 last = [event for events in self._empty_recorded() for event in events]
             elif self._is_resting or len(self._recorded) >= MAX_RECORDED:
                 if not self._queue:
-                    self._due = monotonic() + self._interval
+                    self._due = monotonic() + self.interval
                 self._admit()
                 if self._thread is None:
                     self._start()
@@ -144,16 +138,21 @@ class ThreadDelivery(BaseDelivery):
 
     def _admit(self) -> None:
         """Move the recorded events into the queue, except those beyond a limit. Needs the lock."""
+        built: list[Event] = []
+        sizes: list[int] = []
         for events in self._empty_recorded():
             number = 0
             try:
                 number = len(events)
-                self._count("accepted", number)
                 # This builds the JSON of the events.
-                self._lost += number - self._append([(event, event.size) for event in events])
+                sizes += [event.size for event in events]
+                built += events
             except Exception as error:
+                self._count("accepted", number)
                 self.report_breakdown(error, number)
-        room = self._batch_size - len(self._queue)
+        self._count("accepted", len(built))
+        self._lost += len(built) - self._append(built, sizes)
+        room = self.batch_size - len(self._queue)
         # A full queue waits for a retry: there is nothing to wake the thread for.
         self._wake_at = room if room > 0 else MAX_RECORDED
 
@@ -163,14 +162,14 @@ class ThreadDelivery(BaseDelivery):
             lost, self._lost = self._lost, 0
         if lost:
             advice = "Until half of them have left, further events may be dropped. Raise max_events or max_bytes."
-            self._overflow.fail(f"{self._max_events} events or {self._max_bytes} bytes wait", advice, count=lost)
+            self._overflow.fail(f"{self.max_events} events or {self.max_bytes} bytes wait", advice, count=lost)
             self.count_dropped(lost, "overflow")
 
     def _send_last(self, events: Sequence[Event], until: Deadline) -> None:
         """Send events that are recorded after close(), in the caller's thread. Python may start no thread any more."""
         outcome = Outcome(kept=list(events))
         if not until.expired and not self._is_paused:
-            outcome = self.send(events, timeout=self._timeout, until=until)
+            outcome = self.send(events, timeout=self.timeout, until=until)
         self.count_outcome(outcome)
         self._drop_at_exit(len(outcome.kept))
 
@@ -180,16 +179,12 @@ class ThreadDelivery(BaseDelivery):
             logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
         self.count_dropped(count, "exit")
 
-    def _append(self, sized: list[tuple[Event, int]]) -> int:
-        queue = self._queue
-        room = self._max_events - len(queue) - len(self._in_flight)
-        taken = 0
-        for event, size in sized[: max(0, room)]:
-            if self._bytes + size > self._max_bytes:
-                break
-            queue.append(event)
-            self._bytes += size
-            taken += 1
+    def _append(self, events: list[Event], sizes: list[int]) -> int:
+        """Add the events for which there is room, and return their number."""
+        room = max(0, self.max_events - len(self._queue) - len(self._in_flight))
+        taken = bisect_right([*accumulate(sizes[:room])], self.max_bytes - self._bytes)
+        self._queue.extend(events[:taken])
+        self._bytes += sum(sizes[:taken])
         self._queued += taken
         return taken
 
@@ -243,7 +238,7 @@ class ThreadDelivery(BaseDelivery):
         """
         with self._changed:
             if self._exit is None:
-                self._exit, self._is_resting = Deadline(self._exit_timeout), True
+                self._exit, self._is_resting = Deadline(self.exit_timeout), True
                 if not self._is_paused:
                     self._not_before = 0.0
         try:
@@ -293,7 +288,7 @@ class ThreadDelivery(BaseDelivery):
     def _send_batches(self) -> None:
         while batch := self._next_batch():
             self._report_overflow()
-            self._finish(self.send(batch, timeout=self._timeout, until=self._exit))
+            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
             # Django closes dead connections only in the threads of requests. If the site's cache is its database,
             # a dead connection would hide all withdrawals of consent from this thread.
             with suppress(Exception):
@@ -320,14 +315,14 @@ class ThreadDelivery(BaseDelivery):
                         continue
                 waits = [seconds for seconds in (left, wait if wait > 0 else None) if seconds is not None]
                 self._changed.wait(min(waits, default=None))
-            number = count_fitting(self._queue, max_customers=self._batch_size)
+            number = count_fitting(self._queue, max_customers=self.batch_size)
             self._in_flight = [self._queue.popleft() for _ in range(number)]
-            self._due = monotonic() + self._interval
+            self._due = monotonic() + self.interval
             return list(self._in_flight)
 
     def _seconds_until_due(self) -> float:
         now = monotonic()
-        at_once = self._queue and (self._flushing or self._exit or len(self._queue) >= self._batch_size)
+        at_once = self._queue and (self._flushing or self._exit or len(self._queue) >= self.batch_size)
         return max(now if at_once else self._due, self._not_before) - now
 
     def _finish(self, outcome: Outcome) -> None:
@@ -351,13 +346,14 @@ class ThreadDelivery(BaseDelivery):
     def _put_back(self, batch: list[Event], kept: list[Event]) -> int:
         """Put the ``kept`` events with attempts left back into the queue, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
-        again = [event for event in kept if attempts[event.event_uuid] < self._max_attempts]
-        for event in batch:
-            self._attempts.pop(event.event_uuid, None)
+        again = [event for event in kept if attempts[event.event_uuid] < self.max_attempts]
+        if self._attempts:
+            for event in batch:
+                self._attempts.pop(event.event_uuid, None)
         self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
-        self._bytes += sum(event.size for event in again) - sum(event.size for event in batch)
-        if len(self._queue) * 2 <= self._max_events and self._bytes * 2 <= self._max_bytes:
+        self._bytes += sum([event.size for event in again]) - sum([event.size for event in batch])
+        if len(self._queue) * 2 <= self.max_events and self._bytes * 2 <= self.max_bytes:
             self._overflow.end()
         return len(again)
 

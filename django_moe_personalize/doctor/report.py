@@ -71,7 +71,7 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
     except Exception as error:
         # Leave out the error's text, because it may contain a setting's value or a visitor's data.
         what = f"The doctor tried {part}, and got the error {type(error).__name__}."
-        yield Finding("problem", what, "Look into the log of the server behind it.", "doctor.error")
+        yield Finding("problem", what, "Read the log of the service that it uses.", "doctor.error")
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:

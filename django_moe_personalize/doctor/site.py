@@ -78,9 +78,8 @@ def examine_cache(settings: Settings) -> Iterator[Finding]:
             what = f"{place} works, but each process has its own: processes share neither answers nor notices."
             yield Finding("ok", what, id="cache.separate")
     elif found != value:
-        yield Finding(
-            "problem", f"{place} loses values immediately.", "Look into the log of its server.", "cache.loses"
-        )
+        fix = "Look into the log of its server."
+        yield Finding("problem", f"{place} loses values immediately.", fix, "cache.loses")
     elif not shared.has_room():
         what = f"{place} works, but it evicts the site's entries beyond MAX_ENTRIES, so it gets no visitors' answers."
         yield Finding("ok", what, id="cache.no_room")

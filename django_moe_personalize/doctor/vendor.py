@@ -160,8 +160,11 @@ def _examine_fetch(client: PersonalizeClient, call: Call, keys: Sequence[str], s
 
 def explain_error(error: Exception, host: str, proxy: str, seconds: float) -> Finding:
     """Explain why a call failed."""
-    if refusal := _explain_proxy(error, proxy):
-        return Finding("problem", *refusal, "vendor.proxy")
+    if isinstance(error, exceptions.ProxyError):
+        return Finding("problem", f"MoEngage can't be reached: {error}.", PROXY_FIX, "vendor.proxy")
+    if isinstance(error, exceptions.ResponseError) and error.status == 407:
+        what = f"MoEngage can't be reached: {proxy or 'a proxy'} answered 407 (wrong user or password)."
+        return Finding("problem", what, PROXY_FIX, "vendor.proxy")
     if answer := _explain_answer(error):
         return Finding("problem", *answer, f"vendor.http_{getattr(error, 'status', 200)}")
     end = f"{host} through {proxy}" if proxy else host
@@ -197,17 +200,6 @@ def _explain_answer(error: Exception) -> tuple[str, str] | None:
         case exceptions.InvalidResponseError():
             fix = "Correct BASE_URL, or the proxy in between: it may answer with a page of its own."
             return "MoEngage's API doesn't answer like this (the body is wrong).", fix
-        case _:
-            return None
-
-
-def _explain_proxy(error: Exception, proxy: str) -> tuple[str, str] | None:
-    """Explain why the proxy gave no connection to MoEngage, and the fix. Return ``None`` for other errors."""
-    match error:
-        case exceptions.ProxyError():
-            return f"MoEngage can't be reached: {error}.", PROXY_FIX
-        case exceptions.ResponseError(status=407):
-            return f"MoEngage can't be reached: {proxy or 'a proxy'} answered 407 (wrong user or password).", PROXY_FIX
     return None
 
 

@@ -5,9 +5,6 @@ In the order of a page: ``flight`` looks into memory, and lets pages share one q
 breaker. ``shared`` uses the site's own cache. ``metadata`` tells why a key has no experience.
 """
 
-from django_moe_personalize.fetching.flight import Flight
-from django_moe_personalize.fetching.flights import start_fetch
+from django_moe_personalize.fetching.flight import Flight, start_fetch
 from django_moe_personalize.fetching.resolve import Answer, Experiences, resolve
 from django_moe_personalize.fetching.upstream import Question
-
-__all__ = ["Answer", "Experiences", "Flight", "Question", "resolve", "start_fetch"]

@@ -95,23 +95,20 @@ class ExperienceCache:
             return
         # Visitors with equal responses have the same FrozenDict. To look up each of its answers takes 1,000 bytecodes.
         bundle = answers._bundle if isinstance(answers, FrozenDict) else None
-        if bundle is not None and self.memory.share(visitor, int(self._clock() * 1000), bundle):
-            return
-        now, bodies, record = self._keep(visitor, answers)
-        # Otherwise the entry also has answers that only this visitor got.
-        if isinstance(answers, FrozenDict) and record[:1] == (now,) and len(record[1].bodies) == len(bodies):
-            answers._bundle = record[1]
+        if bundle is None or not self.memory.share(visitor, int(self._clock() * 1000), bundle):
+            self._keep(visitor, answers)
 
     def write(self, visitor: str, answers: Answers) -> None:
         """Add answers to the visitor's entry in memory and in the site's cache.
 
         This takes one round trip to the site's cache, and for new bodies a second round trip.
         """
+        if not has_room():
+            self.keep(visitor, answers)
+            return
         if not answers or not self._lifetime:
             return
         now, bodies, record = self._keep(visitor, answers)
-        if not has_room():
-            return
         # Write the bodies first, because other processes may read the visitor's text immediately.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
@@ -129,15 +126,20 @@ class ExperienceCache:
                     due = [key for key in due if key not in bundle.answers]
         return Known(answers, tuple(due))
 
-    def _keep(self, visitor: str, answers: Answers) -> tuple[int, list[Body], Record]:
-        now, bodies = int(self._clock() * 1000), [self._get_body(*answer) for answer in answers.items()]
-        return now, bodies, self.memory.store(visitor, [(now, bodies)], self._get_usable(now), overwrite=True)
+    def _keep(self, visitor: str, answers: Answers) -> tuple[int, Sequence[Body], Record]:
+        now, bundle = int(self._clock() * 1000), answers._bundle if isinstance(answers, FrozenDict) else None
+        if bundle is not None and self.memory.has_bundle(bundle):
+            bodies: Sequence[Body] = bundle.bodies
+        else:
+            bodies = [self._get_body(*answer) for answer in answers.items()]
+        record = self.memory.store(visitor, [(now, bodies)], self._get_usable(now), overwrite=True)
+        # Otherwise the entry also has answers that only this visitor got.
+        if isinstance(answers, FrozenDict) and record[:1] == (now,) and len(record[1].bodies) == len(bodies):
+            answers._bundle = record[1]
+        return now, bodies, record
 
     def _get_body(self, key: str, experience: Experience | None) -> Body:
-        # The same response gives the same objects. So this takes 0.2 µs; to write and hash 2 KB of JSON takes 13 µs.
-        body = self.memory.find_body_of(key, experience)
-        if body is not None:
-            return body
+        # To write and hash 2 KB of JSON takes 13 µs.
         reference = _hash(_list_content(key, experience))
         return self.memory.find_body(reference) or _build_body(reference, key, experience)
 
@@ -216,12 +218,9 @@ def _hash(content: list[Any]) -> bytes:
 
 def _build_body(reference: bytes, key: str, experience: Experience | None) -> Body:
     if experience is None:
-        return Body(reference, key, None, None)
+        return Body(reference, key, None)
     payload, context = freeze(experience.payload), freeze(experience.experience_context)
-    cached = Experience(key, payload, context, DataSource.CACHE, experience.offerings)
-    # A frozen object never changes, so later lookups can use the object itself.
-    is_frozen = payload is experience.payload and context is experience.experience_context
-    return Body(reference, key, cached, experience if is_frozen else cached)
+    return Body(reference, key, Experience(key, payload, context, DataSource.CACHE, experience.offerings))
 
 
 def _parse_body(text: Any, reference: bytes) -> Body | None:

@@ -9,48 +9,48 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
-from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded
+from django_moe_personalize.fetching import upstream
 from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
+from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
     conclude,
     explain,
     follow_up,
-    leave_out_unavailable,
     log_bug,
-    resolve,
+    resolve_or_log,
 )
 from django_moe_personalize.fetching.shared import has_room
-from django_moe_personalize.fetching.upstream import (
-    Question,
-    get_pool,
-    log_late_page,
-    offer_fetch,
-    read_call,
-    start_call,
-    tell_breaker,
-)
-from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response
-from django_moe_personalize.moengage.json_values import is_light
+from django_moe_personalize.fetching.upstream import Question, get_pool
+from django_moe_personalize.moengage.client import get_answers
+from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response, is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
 from django_moe_personalize.resilience import Deadline, monotonic
-
-if TYPE_CHECKING:
-    from django_moe_personalize.fetching.flights import Flights
+from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.visitor import Visitor
 
 EXTRA_SECONDS = 0.1
 """Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
+
+HEAVY_SECONDS = 0.025
+"""The most seconds that a thread takes to read a response with MAX_VALUES."""
+
+MAX_SECONDS = 30.0
+"""How long pages join a flight. After this time pages start another flight, because the leader may never finish."""
+
+MAX_FLIGHTS = 4096
+"""How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
 
 Key = tuple[str, tuple[str, ...]]
 """The digest of the visitor, and the experience keys."""
@@ -110,11 +110,14 @@ class Flight:
         if self._exchange is not None:
             # The flight's deadline limits MoEngage, even if this page could wait longer.
             seconds = min(seconds, self._deadline.remaining() or 0.0)
+        until = monotonic() + seconds
+        if self._exchange is not None and seconds > 0.0:
+            await self._aread(until)
+        if self.found is not None:
+            return self.found
         try:
-            async with asyncio.timeout(seconds):
-                if self._exchange is not None:
-                    await self._aread()
-                return await asyncio.wrap_future(self._flights.follow(self)) if self.found is None else self.found
+            async with asyncio.timeout(max(0.0, until - monotonic())):
+                return await asyncio.wrap_future(self._flights.follow(self))
         except TimeoutError:
             return self._abandon()
 
@@ -144,7 +147,7 @@ class Flight:
         """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
-        log_late_page(self.question.runtime)
+        upstream.log_late_page(self.question.runtime)
         self.release()
         return self.known
 
@@ -155,37 +158,29 @@ class Flight:
         question, exchange = self.question, None
         # After an exception here, the thread of the pool meets the same error and logs it.
         with suppress(Exception):
-            # Threads refresh stale answers, because no page reads the response. Threads also read a shared cache,
-            # because each read takes a round trip.
+            # Threads refresh stale answers, which no page waits for, and read a shared cache: that takes a round trip.
             if is_waited_for and not has_room(question.runtime):
-                self._answers, self._missing = leave_out_unavailable(question.runtime, known)
+                store = get_metadata_store.find(question.runtime)
+                self._answers, self._missing = known if store is None else store.leave_out_unavailable(known)
                 if not self._missing:
                     self._land({}, pick(self._answers, question.keys))
                     return
                 if len(self._missing) <= MAX_KEYS:
-                    exchange = self._exchange = start_call(question, self._missing)
+                    exchange = self._exchange = upstream.start_call(question, self._missing)
         if exchange is None:
             self._submit(self._run)
         elif self.is_followed:
             # A page that joined before the request was sent waits without reading. So a thread reads.
             self._start_thread()
 
-    def _submit(self, work: Callable[..., None], *args: Response) -> None:
-        if not offer_fetch(self.question.runtime, work, *args):
+    def _submit(self, work: Callable[..., None], *args: object) -> None:
+        if not upstream.offer_fetch(self.question.runtime, work, *args):
             self._flights.finish(self, self.known)
 
     def _run(self) -> None:
         """Resolve the question in a thread of the pool, then do the work that no page waits for."""
-        found = Answer()
-        try:
-            found = resolve(self.question, publish=partial(setattr, self, "known"))
-        except ConfigurationError as error:
-            message = "MoEngage can't be asked, so pages show their defaults: %s"
-            self.question.runtime.log_once(("configuration", str(error)), message, error)
-        except Exception as error:
-            log_bug(self.question.runtime, error)
-        finally:
-            self._land(found.learned, found.experiences)
+        found = resolve_or_log(self.question, partial(setattr, self, "known"))
+        self._land(found.learned, found.experiences)
         self._follow_up(found)
 
     def _follow_up(self, found: Answer) -> None:
@@ -220,13 +215,13 @@ class Flight:
         finally:
             self._turn.release()
 
-    async def _aread(self) -> None:
+    async def _aread(self, until: float) -> None:
         """Read the response without blocking the event loop, unless another thread or task is reading it."""
         if not self._turn.acquire(blocking=False):
             return
         try:
-            while (exchange := self._exchange) is not None:
-                await _wait_readable(exchange.fileno())
+            while (exchange := self._exchange) is not None and (left := until - monotonic()) > 0.0:
+                await upstream.wait_readable(exchange.fileno(), left)
                 self._advance(0.0)
         except Exception:
             # Some event loops can't watch every socket. Windows' proactor loop can't watch any.
@@ -257,33 +252,9 @@ class Flight:
 
     def _advance(self, seconds: float) -> None:
         """Read for at most ``seconds``. End the flight if the response is complete or the call has failed."""
-        exchange = self._exchange
+        exchange, left = self._exchange, self._deadline.remaining() or 0.0
         if exchange is None:
             return
-        try:
-            response = self._receive(exchange, seconds)
-        except NotTakenError:
-            # The server had closed the idle connection. If there is time, ask again on a new connection.
-            self._exchange = None
-            if self.question.deadline.expired:
-                self._fail()
-            else:
-                self._submit(self._run)
-        except Exception as error:
-            if not isinstance(error, APIError):
-                exchange.release()
-            self._fail(error)
-        else:
-            if response is not None:
-                self._exchange = None
-                if is_light(response.body):
-                    self._open(response)
-                else:
-                    # To read a response with MAX_VALUES takes up to 25 ms.
-                    self._submit(self._open, response)
-
-    def _receive(self, exchange: HTTPExchange, seconds: float) -> Response | None:
-        left = self._deadline.remaining() or 0.0
         is_late, self._is_unread = self._is_unread and not left, False
         try:
             response = exchange.receive(min(seconds, left))
@@ -294,27 +265,43 @@ class Flight:
                 exchange.abandon()
                 raise DeadlineExceeded("MoEngage did not answer in time")
         except NotTakenError:
-            raise
+            # The server had closed the idle connection. If there is time, ask again on a new connection.
+            self._exchange = None
+            if self.question.deadline.expired:
+                self._fail()
+            else:
+                self._submit(self._run)
         except Exception as error:
-            tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
-            raise
-        return response
+            upstream.tell_breaker(self.question.runtime, error, age=self._deadline.overdue)
+            exchange.release()
+            self._fail(error)
+        else:
+            if response is not None:
+                self._finish(response)
 
-    def _open(self, response: Response) -> None:
+    def _finish(self, response: Response) -> None:
+        """Build the experiences in a complete response, in this thread if that is quick."""
+        self._exchange = None
+        if is_light(response.body):
+            self._open(response)
+        else:
+            self._submit(self._open, response, True)
+
+    def _open(self, response: Response, is_heavy: bool = False) -> None:
         """Read the experiences in a complete response, and end the flight."""
         runtime = self.question.runtime
+        if is_heavy and (self._deadline.remaining() or 0.0) < HEAVY_SECONDS:
+            # All pages will leave without the answer. Until they have left, they need Python's lock themselves.
+            time.sleep(HEAVY_SECONDS)
         try:
-            result = read_call(runtime, response, self._missing)
+            result = upstream.read_call(runtime, response, self._missing)
         except Exception as error:
             self._fail(error)
             return
-        found = result.experiences
-        if len(found) == len(self.question.keys):
-            self._land(found, found)
-            return
-        learned = {key: found.get(key) for key in self._missing}
-        self._land(learned, pick({**self._answers, **learned}, self.question.keys))
-        if None in learned.values():
+        learned = get_answers(result)
+        known = self._answers
+        self._land(learned, pick({**known, **learned}, self.question.keys) if known else result.experiences)
+        if len(result.experiences) < len(learned):
             explain(runtime, learned)
 
     def _fail(self, error: Exception | None = None) -> None:
@@ -329,12 +316,85 @@ class Flight:
             follow_up(self.question, found)
 
 
-async def _wait_readable(fileno: int) -> None:
-    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(fileno, arrived.set)
+class Flights:
+    """The flights of this process, by visitor and keys. Thread-safe."""
+
+    def __init__(self, *, max_seconds: float = MAX_SECONDS, max_flights: int = MAX_FLIGHTS) -> None:
+        self.landed = 0
+        """How many flights have ended. If the number changes while a page reads the cache, the page reads again."""
+        self._max_seconds = max_seconds
+        self._max_flights = max_flights
+        self._lock = threading.Lock()
+        # The oldest flight first.
+        self._flights: dict[Key, Flight] = {}
+
+    def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
+        """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
+        key = question.visitor.digest, question.keys
+        with self._lock:
+            now = monotonic()
+            flight = self._flights.get(key)
+            if flight is not None and now < flight.until:
+                flight.is_followed = True
+                return flight, False
+            flight = Flight(key, question, known, now + self._max_seconds, self)
+            while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
+                del self._flights[oldest]
+            if len(self._flights) < self._max_flights:
+                self._flights[key] = flight
+        return flight, True
+
+    def finish(self, flight: Flight, experiences: Experiences) -> None:
+        """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
+        with self._lock:
+            self.landed += 1
+            flight.found, followers, flight.followers = experiences, flight.followers, ()
+            # If this flight took too long, another flight may have replaced it.
+            if self._flights.get(flight.key) is flight:
+                del self._flights[flight.key]
+        for follower in followers:
+            if follower.set_running_or_notify_cancel():
+                follower.set_result(experiences)
+
+    def follow(self, flight: Flight) -> Future[Experiences]:
+        """Return a future for one page, which waits without reading. A page that cancels it cancels no other."""
+        future: Future[Experiences] = Future()
+        with self._lock:
+            if flight.found is None:
+                flight.followers = (*flight.followers, future)
+                return future
+        future.set_result(flight.found)
+        return future
+
+
+@part
+def get_flights(runtime: Runtime) -> Flights:
+    """Return the flights of this process."""
+    return Flights()
+
+
+def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:
+    """Return the answers in memory and, unless they cover all keys, the flight that fetches the answers.
+
+    A background thread refreshes stale answers, and the page doesn't wait. Never raises.
+    """
     try:
-        await arrived.wait()
-    finally:
-        # The event loop may have been closed before this task ended.
-        if not loop.is_closed():
-            loop.remove_reader(fileno)
+        flights, cache = get_flights(runtime), get_cache(runtime)
+        landed, known = flights.landed, cache.peek(visitor.digest, keys)
+        if not known.due:
+            return known.answers, None
+        question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
+        flight, leads = flights.join(question, pick(known.answers, keys) if known.answers else {})
+        is_complete = bool(known.answers) and known.answers.keys() >= {*known.due}
+        if leads:
+            if flights.landed != landed:
+                # A flight has ended since peek(), maybe with the answer.
+                known = cache.peek(visitor.digest, keys)
+            if known.due:
+                flight.take_off(known, is_waited_for=not is_complete)
+            else:
+                flights.finish(flight, pick(known.answers, keys))
+        return known.answers, None if is_complete else flight
+    except Exception as error:
+        log_bug(runtime, error)
+        return {}, None

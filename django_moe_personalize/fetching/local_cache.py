@@ -57,18 +57,16 @@ Moments = Iterable[tuple[int, Iterable["Body"]]]
 class Body:
     """One answer, which all visitors with this answer share. If MoEngage has no experience, ``experience`` is ``None``.
 
-    ``reference`` is a hash of the content. ``experience`` was made from the object ``origin``. ``written_at`` is the
-    time, in milliseconds, at which this process last wrote the body to the site's cache.
+    ``reference`` is a hash of the content. ``written_at`` is when this process last wrote the body to the site's cache,
+    in milliseconds.
     """
 
-    __slots__ = ("experience", "holders", "identity", "key", "origin", "reference", "size", "written_at")
+    __slots__ = ("experience", "holders", "key", "reference", "size", "written_at")
 
-    def __init__(self, reference: bytes, key: str, experience: Experience | None, origin: Experience | None) -> None:
+    def __init__(self, reference: bytes, key: str, experience: Experience | None) -> None:
         self.reference = reference
         self.key = key
         self.experience = experience
-        self.origin = origin
-        self.identity = key if origin is None else id(origin)
         self.size = _BODY_BYTES + _weigh(experience)
         self.holders = 0
         self.written_at: int | None = None
@@ -103,7 +101,6 @@ class LocalCache:
         self._returning: OrderedDict[str, Record] = OrderedDict()
         self._bundles: dict[tuple[Body, ...], Bundle] = {}
         self._bodies: dict[bytes, Body] = {}
-        self._by_origin: dict[int | str, Body] = {}
         self._bytes = 0
 
     def find(self, visitor: str, now: int) -> Record:
@@ -124,9 +121,9 @@ class LocalCache:
         """Return the body with this reference, or ``None`` if no visitor has such an answer."""
         return self._bodies.get(reference)
 
-    def find_body_of(self, key: str, origin: Experience | None) -> Body | None:
-        """Return the body that was made from this very object, or from ``None`` for an absent experience."""
-        return self._by_origin.get(key if origin is None else id(origin))
+    def has_bundle(self, bundle: Bundle) -> bool:
+        """Return whether a visitor in this memory has this bundle."""
+        return self._bundles.get(bundle.bodies) is bundle
 
     def store(self, visitor: str, moments: Moments, usable: range, *, overwrite: bool) -> Record:
         """Add answers to a visitor's record, drop the moments outside ``usable``, and return the new record.
@@ -156,7 +153,7 @@ class LocalCache:
         with self._lock:
             segment = self._returning if visitor in self._returning else self._new
             old = segment.get(visitor)
-            if self._bundles.get(bundle.bodies) is not bundle or not (old is None or old[1:] == (bundle,)):
+            if not self.has_bundle(bundle) or not (old is None or old[1:] == (bundle,)):
                 return False
             segment[visitor] = at, bundle
             if old is not None:
@@ -204,7 +201,6 @@ class LocalCache:
             for body in bodies:
                 if not body.holders:
                     self._bodies[body.reference] = body
-                    self._by_origin[body.identity] = body
                     self._bytes += body.size
                 body.holders += 1
         bundle.holders += 1
@@ -221,7 +217,6 @@ class LocalCache:
                     body.holders -= 1
                     if not body.holders:
                         del self._bodies[body.reference]
-                        del self._by_origin[body.identity]
                         self._bytes -= body.size
 
     def _shrink(self) -> None:

@@ -7,11 +7,12 @@ and logs the reason. From then on, pages don't ask for keys that no visitor can 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.fetching.cache import Known
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import (
@@ -40,6 +41,7 @@ class MetadataStore:
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
         self._statuses: Mapping[str, ExperienceStatus] = {}
+        self._experiences: Sequence[ExperienceMeta] = ()
         self._until = self._not_before = float("-inf")
 
     def get(self, *, deadline: Deadline) -> ExperiencesMetadata:
@@ -55,6 +57,7 @@ class MetadataStore:
                 rows = [(m.experience_key, m.experience_name, m.status.value) for m in metadata.experiences]
                 set_many({name: rows}, timeout=ttl)
         self._statuses = {meta.experience_key: meta.status for meta in metadata.experiences}
+        self._experiences = metadata.experiences
         self._until = time.monotonic() + ttl
         return metadata
 
@@ -62,6 +65,15 @@ class MetadataStore:
     def statuses(self) -> Mapping[str, ExperienceStatus] | None:
         """The statuses by key, or ``None`` if this process doesn't know them or if they are too old. Does no I/O."""
         return self._statuses if self._until >= time.monotonic() else None
+
+    def list_known(self) -> Sequence[ExperienceMeta]:
+        """Return the experiences that this process knows. If they are old, read them again in the background.
+
+        Does no I/O in the caller's thread. Before the first answer of MoEngage, the list is empty.
+        """
+        if self._until < time.monotonic():
+            self.explain(())
+        return self._experiences
 
     def find_unavailable(self, experience_keys: Iterable[str]) -> frozenset[str]:
         """Return the keys that no visitor can get, as far as this process knows. Does no I/O.
@@ -72,6 +84,13 @@ class MetadataStore:
             return frozenset()
         active = ExperienceStatus.ACTIVE
         return frozenset([key for key in experience_keys if self._statuses.get(key) is not active])
+
+    def leave_out_unavailable(self, known: Known) -> Known:
+        """Return the known answers, and the due keys without those that no visitor can get."""
+        if not (unavailable := self.find_unavailable(known.due)):
+            return known
+        answers = {**known.answers, **dict.fromkeys(unavailable)}
+        return Known(answers, tuple(key for key in known.due if key not in unavailable))
 
     def explain(self, experience_keys: Iterable[str]) -> None:
         """Log in the background, once for each key, why no visitor can get the experience. Never raises."""

@@ -9,19 +9,18 @@ from contextlib import suppress
 from functools import partial
 
 from django_moe_personalize import signals
+from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import APIError, CircuitOpenError, DeadlineExceeded, StillConnecting
 from django_moe_personalize.fetching import shared, upstream
-from django_moe_personalize.fetching.cache import Known, get_cache, pick
+from django_moe_personalize.fetching.cache import Answers, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import Question, get_pool
+from django_moe_personalize.moengage.client import get_answers
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
 from django_moe_personalize.resilience import Deadline, PoolBusy, monotonic
 from django_moe_personalize.runtime import Runtime, protect_transactions
 
 Experiences = Mapping[str, Experience]
-
-Outcome = tuple[tuple[str, ...], ExperiencesResult] | APIError
-"""How one call ended: the keys that were asked for and the result, or the error."""
 
 
 class Answer:
@@ -34,10 +33,10 @@ class Answer:
     __slots__ = ("errors", "experiences", "failures", "learned", "unanswered")
 
     def __init__(self) -> None:
-        self.experiences: dict[str, Experience] = {}
+        self.experiences: Experiences = {}
         self.failures: list[ExperienceFailure] = []
         self.errors: list[APIError] = []
-        self.learned: dict[str, Experience | None] = {}
+        self.learned: Answers = {}
         self.unanswered: tuple[str, ...] = ()
 
 
@@ -50,43 +49,43 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
     known = get_cache(runtime).read(question.visitor.digest, question.keys)
     if publish is not None:
         publish(pick(known.answers, question.keys))
-    answers, missing = leave_out_unavailable(runtime, known)
+    store = get_metadata_store.find(runtime)
+    answers, missing = known if store is None else store.leave_out_unavailable(known)
     if missing and (elsewhere := _wait_for_another_process(question, missing)):
         answers, missing = {**answers, **elsewhere}, ()
     return conclude(question, answers, _call_in_batches(question, missing))
 
 
-def leave_out_unavailable(runtime: Runtime, known: Known) -> tuple[Mapping[str, Experience | None], tuple[str, ...]]:
-    """Return the known answers, and the due keys without those that no visitor can get."""
-    store = get_metadata_store.find(runtime)
-    unavailable = frozenset[str]() if store is None else store.find_unavailable(known.due)
-    if not unavailable:
-        return known.answers, known.due
-    answers = {**known.answers, **dict.fromkeys(unavailable)}
-    return answers, tuple(key for key in known.due if key not in unavailable)
+def resolve_or_log(question: Question, publish: Callable[[Experiences], None]) -> Answer:
+    """See resolve(). Never raises: after an unexpected error, log the error and return an empty answer."""
+    try:
+        return resolve(question, publish=publish)
+    except ConfigurationError as error:
+        message = "MoEngage can't be asked, so pages show their defaults: %s"
+        question.runtime.log_once(("configuration", str(error)), message, error)
+    except Exception as error:
+        log_bug(question.runtime, error)
+    return Answer()
 
 
-def conclude(question: Question, known: Mapping[str, Experience | None], outcomes: Iterable[Outcome]) -> Answer:
-    """Combine the outcomes of the calls with the known answers."""
+def conclude(question: Question, known: Answers, outcomes: Iterable[ExperiencesResult | APIError]) -> Answer:
+    """Combine the results and errors of the calls with the known answers."""
     answer = Answer()
     for outcome in outcomes:
         if isinstance(outcome, APIError):
             answer.errors.append(outcome)
-            continue
-        keys, result = outcome
-        answer.learned.update((key, result.experiences.get(key)) for key in keys)
-        answer.failures.extend(result.failures)
-    for key in question.keys:
-        experience = answer.learned[key] if key in answer.learned else known.get(key)
-        if experience is not None:
-            answer.experiences[key] = experience
+        else:
+            learned = get_answers(outcome)
+            answer.learned = {**answer.learned, **learned} if answer.learned else learned
+            answer.failures.extend(outcome.failures)
+    answers = {**known, **answer.learned}
+    answer.experiences = pick(answers, question.keys)
     if answer.errors:
-        answered = known.keys() | answer.learned.keys()
-        answer.unanswered = tuple(key for key in question.keys if key not in answered)
+        answer.unanswered = tuple(key for key in question.keys if key not in answers)
     return answer
 
 
-def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> dict[str, Experience | None]:
+def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> Answers:
     """Return the answers of another process that asks the same question now, or nothing if this process must ask.
 
     Only the process that gets the claim asks MoEngage. Other processes search the shared cache for the answers,
@@ -108,8 +107,8 @@ def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> d
     return {}
 
 
-def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outcome]:
-    """Ask in batches of MAX_KEYS keys, and yield the outcome of each batch.
+def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[ExperiencesResult | APIError]:
+    """Ask in batches of MAX_KEYS keys, and yield the result or the error of each batch.
 
     Threads of the pool ask for all batches but the first. If the pool has no free thread, this thread asks.
     """
@@ -123,10 +122,7 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Outc
             pooled.append(None)
     for batch, future in zip(batches, [None, *pooled], strict=False):
         try:
-            if future is None:
-                yield batch, upstream.call(question, batch)
-            else:
-                yield batch, future.result(question.deadline.remaining())
+            yield upstream.call(question, batch) if future is None else future.result(question.deadline.remaining())
         except TimeoutError:
             yield DeadlineExceeded("no complete response before the deadline")
         except APIError as error:
@@ -152,7 +148,7 @@ def follow_up(question: Question, answer: Answer) -> None:
         _probe(question)
 
 
-def explain(runtime: Runtime, learned: Mapping[str, Experience | None]) -> None:
+def explain(runtime: Runtime, learned: Answers) -> None:
     """Log why keys have no experience. The background thread finds the reasons."""
     if absent := [key for key, experience in learned.items() if experience is None]:
         get_metadata_store(runtime).explain(absent)
@@ -168,7 +164,7 @@ def _probe(question: Question) -> None:
             result = upstream.call(probe, keys, ticket)
         except APIError:
             return
-        get_cache(runtime).write(question.visitor.digest, {key: result.experiences.get(key) for key in keys})
+        get_cache(runtime).write(question.visitor.digest, get_answers(result))
 
 
 def _probe_connection(question: Question, attempt: Future[None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import suppress
@@ -229,8 +230,8 @@ def tell_breaker(runtime: Runtime, error: Exception | None, ticket: int = 0, *, 
     if error is None or is_refusal(error):
         breaker.success(ticket)
         # While the breaker is open, a call that began before the outage may still succeed.
-        if breaker.state == "closed":
-            get_outage(runtime).end()
+        if breaker.state == "closed" and (outage := get_outage.find(runtime)) is not None:
+            outage.end()
         return
     if isinstance(error, StillConnecting) and error.is_early and not ticket:
         # The breaker isn't told, because the connection may be open soon.
@@ -258,3 +259,24 @@ def log_unreadable(runtime: Runtime, result: ExperiencesResult) -> None:
     for failure in [failure for failure in result.failures if isinstance(failure, UnreadableExperience)]:
         (key,) = failure.experience_keys
         runtime.log_once(("unreadable", key), message, key, failure.problem)
+
+
+async def wait_readable(fileno: int, seconds: float) -> None:
+    """Wait in the event loop until the socket has data, at most ``seconds``."""
+    # asyncio.timeout() and an Event would take 230 bytecodes more.
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+    loop.add_reader(fileno, _wake, woken)
+    timer = loop.call_later(seconds, _wake, woken)
+    try:
+        await woken
+    finally:
+        timer.cancel()
+        # The event loop may have been closed before this task ended.
+        if not loop.is_closed():
+            loop.remove_reader(fileno)
+
+
+def _wake(woken: asyncio.Future[None]) -> None:
+    if not woken.done():
+        woken.set_result(None)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, Protocol, TypeVar
 from urllib.parse import urlencode
 
@@ -14,8 +15,8 @@ from django_moe_personalize import __version__
 from django_moe_personalize.exceptions import APIError, InvalidResponseError
 from django_moe_personalize.moengage.clock import VendorClock
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame, write_text
-from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response
+from django_moe_personalize.moengage.frames import FETCH_FIELDS, build_frame
+from django_moe_personalize.moengage.http1 import MAX_BYTES, HTTPExchange, Request, Response, is_light
 from django_moe_personalize.moengage.json_values import (
     Budget,
     FrozenDict,
@@ -24,13 +25,12 @@ from django_moe_personalize.moengage.json_values import (
     as_text,
     decode,
     freeze,
-    is_light,
     is_number,
     parse_json,
     parse_or,
     split_object,
+    write_text,
 )
-from django_moe_personalize.moengage.tracing import start_span
 from django_moe_personalize.moengage.types import (
     MAX_ELEMENTS,
     DataSource,
@@ -102,7 +102,6 @@ class PersonalizeClient:
         """MoEngage's clock, by the last response. Events never get a time in MoEngage's future (contract §4)."""
         self._transport = transport
         self._start: Callable[[Request], HTTPExchange | None] = getattr(transport, "start", lambda request: None)
-        self._base_url: str = getattr(transport, "base_url", "")
         token = base64.b64encode(f"{workspace_id}:{api_key}".encode()).decode("ascii")
         self._headers = {
             "Authorization": f"Basic {token}",
@@ -152,10 +151,7 @@ class PersonalizeClient:
         request = self._build_fetch(keys, customer_id, user_identifiers, attributes)
         # See fetch_experiences().
         del customer_id, user_identifiers, attributes
-        exchange = self._start(request)
-        if exchange is not None:
-            exchange.end_span = start_span(request, self._base_url)
-        return exchange
+        return self._start(request)
 
     def fetch_metadata(self, statuses: Sequence[ExperienceStatus] = (), *, deadline: Deadline) -> ExperiencesMetadata:
         """Return the list of all experiences, or of the experiences with one of ``statuses`` (contract §3).
@@ -180,7 +176,9 @@ class PersonalizeClient:
         if not events:
             return ""
         now = self.clock.now()
-        elements = write_elements([event if event.event_time <= now else event.move(now) for event in events])
+        if max(map(attrgetter("event_time"), events)) > now:
+            events = [event if event.event_time <= now else event.move(now) for event in events]
+        elements = write_elements(events)
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
@@ -190,13 +188,7 @@ class PersonalizeClient:
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
         sent_at = monotonic()
-        end_span = start_span(request, self._base_url) or repr
-        try:
-            response = self._transport.send(request, deadline=deadline)
-        except Exception as error:
-            end_span(type(error).__name__)
-            raise
-        end_span(response.status)
+        response = self._transport.send(request, deadline=deadline)
         self.clock.learn(response.headers, sent_at)
         return response
 
@@ -228,6 +220,9 @@ class PersonalizeClient:
 
 def write_elements(events: Sequence[Event]) -> list[str]:
     """Return the events as JSON: one text for each customer, ordered by the customer's first event (contract §4)."""
+    if len({event.customer_id for event in events}) == len(events):
+        # An event takes 15 bytecodes instead of 33.
+        return [event.element for event in events]
     elements: dict[str, list[str]] = {}
     for event in events:
         if event.customer_id in elements:
@@ -237,11 +232,11 @@ def write_elements(events: Sequence[Event]) -> list[str]:
     return [",".join(parts) + "]}" for parts in elements.values()]
 
 
-def _read(response: Response, read: Callable[[bytes], T]) -> T:
-    """Return ``read(body)`` for a response with status 200. Raises the error for any other status."""
+def _read(response: Response, read: Callable[..., T], *more: object) -> T:
+    """Return ``read(body, *more)`` for a response with status 200. Raises the error for any other status."""
     try:
         if response.status == 200:
-            return read(response.body)
+            return read(response.body, *more)
         failure: APIError = build_error(response)
     except APIError as error:
         # Error reports print an error's causes and the tracebacks' local variables. Here both have a visitor's content.
@@ -255,7 +250,7 @@ def read_answer(response: Response, keys: Sequence[str] | None) -> ExperiencesRe
 
     Raises the error for a status other than 200, and InvalidResponseError for an invalid body.
     """
-    return _read(response, partial(read_fetch, keys=None if keys is None else tuple(keys)))
+    return _read(response, read_fetch, None if keys is None else tuple(keys))
 
 
 def _read_acceptance(body: bytes) -> str:
@@ -296,7 +291,15 @@ def _read_fetch(body: bytes, keys: tuple[str, ...] | None) -> ExperiencesResult:
         except InvalidResponseError as error:
             problem = str(error).partition(": ")[2]
             found.append(UnreadableExperience(FailureReason.PERSONALIZATION_FAILED, (key,), problem))
-    return ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result = ExperiencesResult(FrozenDict(experiences), tuple(found))
+    result.experiences._answers = FrozenDict(dict.fromkeys(keys or ()) | experiences)  # type: ignore[attr-defined]
+    return result
+
+
+def get_answers(result: ExperiencesResult) -> Mapping[str, Experience | None]:
+    """Return the experiences of a fetch, and ``None`` for each other key. Equal responses share this mapping."""
+    answers: Mapping[str, Experience | None] = getattr(result.experiences, "_answers", {})
+    return answers
 
 
 def _open_fetch(body: bytes, budget: Budget) -> tuple[dict[str, Any], Callable[[Any], Any]]:

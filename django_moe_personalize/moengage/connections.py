@@ -1,6 +1,6 @@
-"""Open connections to MoEngage with urllib3, configured by ``requests``.
+"""Open connections to MoEngage. ``requests`` chooses the proxy and the CA bundle.
 
-``requests`` only chooses the proxy and the CA bundle: docs/architecture.md says why the package uses no Session.
+docs/architecture.md says why the package uses no Session.
 """
 
 from __future__ import annotations
@@ -9,17 +9,18 @@ import functools
 import os
 import socket
 import ssl
-from collections import Counter
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import zip_longest
 from typing import Any, ClassVar
+from urllib.parse import urlsplit
 
 from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH, get_environ_proxies, select_proxy
-from urllib3 import PoolManager, ProxyManager
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
+from urllib3.exceptions import InsecureRequestWarning
 from urllib3.util import parse_url
+from urllib3.util.ssltransport import SSLTransport
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, ProxyError, ProxyTimeout, TransportError
 from django_moe_personalize.moengage.http1 import HTTPExchange, describe_failure, write_head
@@ -27,6 +28,8 @@ from django_moe_personalize.resilience import monotonic
 
 Address = tuple[int, tuple[Any, ...]]
 """The family of an address, and the address as ``socket`` takes it."""
+
+_PORTS = {"http": 80, "https": 443}
 
 
 def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env: bool) -> str:
@@ -38,7 +41,7 @@ def choose_proxy(base_url: str, proxies: Mapping[str, str] | None, *, trust_env:
         return ""
     with suppress(ValueError):
         parts = parse_url(proxy if "://" in proxy else f"http://{proxy}")
-        # TimedHTTPConnection doesn't support SOCKS: the call would bypass a SOCKS proxy.
+        # Connector doesn't support SOCKS: the call would bypass a SOCKS proxy.
         if parts.scheme in ("http", "https") and parts.host:
             return parts.url
     # A new error, because the error of parse_url() quotes the URL, which may contain a password.
@@ -93,6 +96,7 @@ def get_tls_context(verify: bool | str, *cert: str) -> ssl.SSLContext:
     path = DEFAULT_CA_BUNDLE_PATH if verify is True else verify or None
     is_folder = path is not None and os.path.isdir(path)
     context = ssl.create_default_context(cafile=None if is_folder else path, capath=path if is_folder else None)
+    context.set_alpn_protocols(["http/1.1"])
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -121,128 +125,94 @@ class Connector:
         context: ssl.SSLContext | None = None,
         proxy_context: ssl.SSLContext | None = None,
     ) -> None:
-        manager = PoolManager(ssl_context=context)
-        if proxy:
-            headers = HTTPAdapter().proxy_headers(proxy)
-            manager = ProxyManager(proxy, proxy_headers=headers, proxy_ssl_context=proxy_context, ssl_context=context)
-        pool: Any = manager.connection_from_url(base_url)
-        pool.ConnectionCls = TimedHTTPSConnection if pool.scheme == "https" else TimedHTTPConnection
-        self._pool = pool
-        self.proxy = f"the proxy {pool.proxy.host}:{pool.proxy.port}" if proxy else ""
+        url = urlsplit(base_url)
+        self._target = self._end = url.hostname or "", url.port or _PORTS[url.scheme]
+        self._context = context if url.scheme == "https" else None
+        self._proxy_context: ssl.SSLContext | None = None
+        self.proxy = ""
         """The name of the proxy in messages, or ``""``."""
+        self.proxy_headers: Mapping[str, str] = {}
+        if proxy:
+            end = parse_url(proxy)
+            self._end = str(end.host).strip("[]"), end.port or _PORTS[str(end.scheme)]
+            self._proxy_context = proxy_context if end.scheme == "https" else None
+            self.proxy = f"the proxy {end.host}:{self._end[1]}"
+            self.proxy_headers = HTTPAdapter().proxy_headers(proxy)
+        self.is_forwarded = bool(proxy) and url.scheme == "http"
         self.peer = f"MoEngage through {self.proxy}" if proxy else "MoEngage"
-        self.is_forwarded = bool(proxy) and base_url.startswith("http:")
-        self.proxy_headers: Mapping[str, str] = pool.proxy_headers if self.is_forwarded else {}
 
     def look_up(self) -> list[Address]:
         """Return the addresses of the host or the proxy, IPv6 and IPv4 in turn (RFC 8305 §4). Raises TransportError."""
-        end = self._pool.proxy or self._pool
         try:
-            rows = socket.getaddrinfo(end.host.strip("[]"), end.port, type=socket.SOCK_STREAM)
+            rows = socket.getaddrinfo(*self._end, type=socket.SOCK_STREAM)
         except (OSError, ValueError) as error:
             failure = self._explain(error)
         else:
-            # The number of each address within its family.
-            counts: Counter[int] = Counter()
-            numbers: dict[Address, int] = {}
+            families: dict[int, dict[Address, None]] = {}
             for family, *_, address in rows:
-                numbers.setdefault((family, address), counts[family])
-                counts[family] += 1
-            return sorted(numbers, key=numbers.__getitem__)
+                families.setdefault(family, {})[family, address] = None
+            return [address for turn in zip_longest(*families.values()) for address in turn if address]
         raise failure
 
-    def connect(self, address: Address, seconds: float) -> TimedHTTPConnection:
-        """Return a new connection to an address of the host. ``seconds`` limits all steps. Raises TransportError."""
-        # These are the first steps of urllib3's urlopen(). urllib3 has no public function for them.
-        pool = self._pool
-        connection: TimedHTTPConnection = pool._new_conn()
-        connection.address, connection.timeout = address, seconds
+    def connect(self, address: Address, seconds: float) -> socket.socket:
+        """Return the socket of a new connection. ``seconds`` limits all steps together. Raises TransportError."""
+        until, is_at_proxy = monotonic() + seconds, False
+        sock: Any = socket.socket(address[0], socket.SOCK_STREAM)
         try:
-            if pool.proxy and not self.is_forwarded:
-                pool._prepare_proxy(connection)
-            else:
-                connection.connect()
-            # Here urllib3 warns if ``verify`` is false.
-            pool._validate_conn(connection)
-            return connection
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(_left(until))
+            sock.connect(address[1])
+            if self._proxy_context is not None:
+                sock = _start_tls(sock, self._proxy_context, self._end[0], until)
+            is_at_proxy = True
+            if self._context is not None:
+                if self.proxy:
+                    self._tunnel(sock, until)
+                sock = _start_tls(sock, self._context, self._target[0], until)
+            return sock  # type: ignore[no-any-return]
         except BaseException as error:
-            try:
-                failure = self._explain(error, connection.has_connected_to_proxy)
-            finally:
-                connection.close()
+            sock.close()
+            failure = self._explain(error, is_at_proxy)
         raise failure
 
-    def _explain(self, error: BaseException, has_connected_to_proxy: bool = False) -> APIError:
+    def _tunnel(self, sock: socket.socket, until: float) -> None:
+        """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError if the proxy doesn't open a tunnel."""
+        host, port = self._target
+        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        exchange = HTTPExchange(sock, lambda is_reusable: None, peer=self.proxy, has_body=False)
+        head = write_head("", {"Host": authority, **self.proxy_headers}, "CONNECT", authority)
+        exchange.send(memoryview(head + b"\r\n"), _left(until))
+        response = exchange.receive(_left(until))
+        if response is None:
+            raise ProxyTimeout(f"{self.proxy} did not answer in time")
+        if not 200 <= response.status < 300:
+            reason = " (wrong user or password)" if response.status == 407 else ""
+            raise ProxyError(f"it answered {response.status}{reason}", status=response.status)
+
+    def _explain(self, error: BaseException, is_at_proxy: bool = False) -> APIError:
         """Return the APIError for ``error``. If the connection didn't cause ``error``, raise ``error`` unchanged."""
-        if not isinstance(error, APIError | OSError | ValueError | HTTPError):
+        if not isinstance(error, APIError | OSError | ValueError):
             raise error
         if isinstance(error, TransportError) and not isinstance(error, DeadlineExceeded):
             # Only _tunnel() raises a TransportError.
             return ProxyError(f"{self.proxy} opened no tunnel: {error}", status=getattr(error, "status", None))
-        if not self.proxy or (has_connected_to_proxy and not isinstance(error, DeadlineExceeded)):
+        if not self.proxy or (is_at_proxy and not isinstance(error, DeadlineExceeded)):
             return describe_failure(error, "MoEngage")
         return describe_failure(error, self.proxy, ProxyError, ProxyTimeout)
 
 
-class TimedHTTPConnection(HTTPConnection):
-    """A connection to one address. Its ``timeout`` limits all steps to connect together: TCP, the tunnel and TLS."""
-
-    address: Address
-    is_used = False
-    """Whether the connection has carried a request."""
-
-    _until = 0.0
-
-    @property
-    def is_connected(self) -> bool:
-        """Whether the server has neither closed the connection nor sent anything unasked, except session tickets."""
-        self.sock.settimeout(0.0)
-        try:
-            # TLS 1.3 sends tickets after the handshake, and recv() doesn't return them.
-            self.sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
-            return True
-        except OSError:
-            pass
-        return False
-
-    def _left(self) -> float:
-        # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
-        return max(0.001, self._until - monotonic())
-
-    def _new_conn(self) -> socket.socket:
-        self._until = monotonic() + (self.timeout or 0.0)
-        family, address = self.address
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            for option in self.default_socket_options:
-                sock.setsockopt(*option)
-            sock.settimeout(self._left())
-            sock.connect(address)
-        except BaseException:
-            sock.close()
-            raise
-        sock.settimeout(self._left())
-        return sock
-
-    def _tunnel(self) -> None:
-        """Ask the proxy for a tunnel (RFC 9110 §9.3.6). Raises TransportError if the proxy doesn't open a tunnel."""
-        # On Python 3.13, http.client strips the brackets of an IPv6 address.
-        host = str(self._tunnel_host).strip("[]")
-        authority = f"[{host}]:{self._tunnel_port}" if ":" in host else f"{host}:{self._tunnel_port}"
-        fields: Mapping[str, str] = self._tunnel_headers  # type: ignore[attr-defined]
-        peer = f"the proxy {self.host}:{self.port}"
-        exchange = HTTPExchange(self.sock, lambda is_reusable: None, peer=peer, has_body=False)
-        head = write_head("", {"Host": authority, **fields}, "CONNECT", authority)
-        exchange.send(memoryview(head + b"\r\n"), self._left())
-        response = exchange.receive(self._left())
-        if response is None:
-            raise ProxyTimeout(f"{peer} did not answer in time")
-        if not 200 <= response.status < 300:
-            reason = " (wrong user or password)" if response.status == 407 else ""
-            raise ProxyError(f"it answered {response.status}{reason}", status=response.status)
-        self.sock.settimeout(self._left())
+def _left(until: float) -> float:
+    # At least 1 ms, because a timeout of 0.0 makes a socket non-blocking.
+    return max(0.001, until - monotonic())
 
 
-class TimedHTTPSConnection(TimedHTTPConnection, HTTPSConnection):
-    """See TimedHTTPConnection."""
+def _start_tls(sock: Any, context: ssl.SSLContext, host: str, until: float) -> Any:
+    if context.verify_mode == ssl.CERT_NONE:
+        message = f"Unverified HTTPS request is being made to host '{host}'."
+        warnings.warn(message, InsecureRequestWarning, stacklevel=2)
+    sock.settimeout(_left(until))
+    # The certificate has the name without the dot that may end the name of a host.
+    if isinstance(sock, ssl.SSLSocket):
+        # TLS inside the TLS of the proxy.
+        return SSLTransport(sock, context, host.rstrip("."))
+    return context.wrap_socket(sock, server_hostname=host.rstrip("."))

@@ -17,13 +17,12 @@ from types import MappingProxyType
 from typing import Final, TypeVar
 
 from django_moe_personalize.exceptions import APIError, DeadlineExceeded, InvalidResponseError, TransportError
+from django_moe_personalize.moengage.json_values import MAX_LIGHT_VALUES
 from django_moe_personalize.resilience import monotonic
 
 MAX_BYTES = 256 * 1024
-"""The largest body that a response may have, before and after decompression.
-
-MoEngage limits the bodies that it accepts to 128 KB (contract §7). A full fetch of 25 experiences may have 10 KB each.
-"""
+"""The largest body of a response, before and after decompression. MoEngage limits the bodies that it accepts to 128 KB
+(contract §7). A full fetch of 25 experiences may have 10 KB each."""
 
 MAX_HEAD = 64 * 1024
 """The most bytes that all heads of a response may have together. The same limit applies to its trailers."""
@@ -88,6 +87,11 @@ class Response:
         return f"Response(status={self.status!r})"
 
 
+def is_light(body: bytes) -> bool:
+    """Return whether a page's own thread or event loop may build the values of a body."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{") <= MAX_LIGHT_VALUES
+
+
 class NotTakenError(TransportError):
     """The server closed an idle connection without a response. Sending the same request again is safe."""
 
@@ -95,10 +99,9 @@ class NotTakenError(TransportError):
 class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
-    When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. abandon() calls ``end(False, late)``: ``late`` is the rest of the exchange.
-    ``was_idle``: the socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is
-    false for the response to CONNECT. Not thread-safe.
+    The exchange calls ``end(is_reusable)`` once: when it no longer needs the socket, which may carry another request.
+    abandon() calls ``end(False, late)``: ``late`` is the rest of the exchange. ``was_idle``: the socket has carried a
+    request before. ``peer`` is the server in messages. The response to CONNECT has no body. Not thread-safe.
     """
 
     __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle", "end_span")
@@ -116,7 +119,7 @@ class HTTPExchange:
         self._end: Callable[..., object] | None = end
         self._was_idle = was_idle
         self.end_span: Callable[[int | str], None] | None = None
-        """See ``tracing.End``."""
+        """See ``transport.End``."""
         self._peer = peer
         self._received = bytearray()
         self._steps = read_response(self._received, has_body=has_body)
@@ -131,10 +134,7 @@ class HTTPExchange:
         return self._sock.fileno()
 
     def release(self, *, is_reusable: bool = False, outcome: int | str = "released") -> None:
-        """Close the connection, or make a reusable connection idle again. A no-op after the exchange has ended.
-
-        ``outcome`` is the status of the response, or the name of the error.
-        """
+        """Close the connection, or make it idle again, once. ``outcome`` is a status, or the name of an error."""
         end, self._end = self._end, None
         if end is not None:
             if self.end_span is not None:
@@ -154,9 +154,9 @@ class HTTPExchange:
         until = monotonic() + seconds
         failure = None
         try:
-            while data:
+            # Nearly always the socket takes the whole request at once.
+            while data := data[self._sock.send(data) :]:
                 self._sock.settimeout(max(0.0, until - monotonic()))
-                data = data[self._sock.send(data) :]
         except BrokenPipeError:
             # The server may have responded before it read the complete request, for example with status 413.
             pass
@@ -282,9 +282,9 @@ def read_response(
     elif "content-length" in fields:
         if not _LENGTH.fullmatch(length := fields["content-length"]):
             raise _refuse("its length is ambiguous")
-        if int(length) > MAX_BYTES:
+        if (size := int(length)) > MAX_BYTES:
             raise _refuse_size()
-        end += int(length)
+        end += size
         while len(received) < end:
             yield from _wait()
         body = bytes(received[start:end])

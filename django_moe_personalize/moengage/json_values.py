@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final
 
 from django_moe_personalize.exceptions import InvalidResponseError
@@ -84,11 +85,6 @@ class Budget:
                 if count > self.left:
                     break
         return count
-
-
-def is_light(body: bytes) -> bool:
-    """Return whether a page's own thread or event loop may build the values of a body."""
-    return body.count(b",") + body.count(b"[") + body.count(b"{") <= MAX_LIGHT_VALUES
 
 
 def parse_json(text: bytes | str, budget: Budget | None = None) -> Any:
@@ -253,7 +249,8 @@ class FrozenDict(dict[str, Any]):
 
     # The remembered JSON, see encode(). Underscored, so that templates can't read the attribute.
     _json = ""
-    # The remembered entry of experiences in a cache.
+    # For the experiences of a fetch: see get_answers(). For these answers: the remembered entry in a cache.
+    _answers: Mapping[str, Any] = MappingProxyType({})
     _bundle: Any = None
     __reduce__ = _thaw
     __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
@@ -298,6 +295,10 @@ def _open(value: object) -> dict[Any, Any]:
 # With these options, json.dumps() would build a new encoder for each call.
 write_json = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_open).encode
 """Return a value as compact ASCII JSON. Raises TypeError or ValueError for a value that JSON can't express."""
+
+
+write_text = json.encoder.encode_basestring_ascii
+"""Return a string as ASCII JSON."""
 
 
 def encode(value: Any) -> str:

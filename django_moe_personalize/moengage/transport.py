@@ -1,19 +1,27 @@
-"""RequestsTransport: sends requests to MoEngage over HTTP, on connections that stay open."""
+"""RequestsTransport: sends requests to MoEngage over HTTP, on connections that stay open.
+
+If the site uses OpenTelemetry or Sentry, each call has a span. This module imports neither of them. A span belongs to
+the current span of the caller, such as a page. Without a current span, as in a thread that sends the events of many
+visitors, a call gets no span: each call would be a trace of its own.
+
+Calls have no trace headers (``traceparent``, ``sentry-trace``, ``baggage``). MoEngage doesn't continue traces, and
+could use the id of a trace to connect calls that the package sends without the visitor's id.
+"""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache, partial
-from typing import Final, cast
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.base_url import validate_base_url
-from django_moe_personalize.moengage.connection_pool import ConnectionPool
+from django_moe_personalize.moengage.connection_pool import Connection, ConnectionPool
 from django_moe_personalize.moengage.connections import (
     Connector,
-    TimedHTTPConnection,
     choose_cert,
     choose_proxy,
     choose_verify,
@@ -35,10 +43,9 @@ class RequestsTransport:
     - ``pool_maxsize``: how many idle connections stay open
     - ``proxies``: as in ``requests``, such as ``{"https": "http://proxy:3128"}``, but without SOCKS
     - ``trust_env``: read the proxies and, if ``verify`` is ``True``, the CA bundle from the environment
-    - ``verify``: ``True`` for the CA bundle of ``requests``, the path of a CA file or folder, or ``False`` to accept
-      any certificate
-    - ``cert``: the client certificate for the server, as in ``requests``: the path of a PEM file, or the paths of a
-      certificate and its key. The key must have no password.
+    - ``verify``: ``True`` (the CA bundle of ``requests``), the path of a CA file or folder, or ``False`` (no check)
+    - ``cert``: the client certificate, as in ``requests``: the path of a PEM file, or the paths of a certificate and
+      its key. The key must have no password.
 
     A slow response or connection can't make a call longer than its deadline: threads in the background connect. The
     transport doesn't follow redirects, read ``.netrc`` or keep cookies: a visitor's cookie must not travel with another
@@ -73,7 +80,11 @@ class RequestsTransport:
         parts = urlsplit(self.base_url)
         prefix = self.base_url if connector.is_forwarded else parts.path
         host = parts.netloc.removesuffix(":443" if parts.scheme == "https" else ":80")
-        fields = {"Host": host, "Accept-Encoding": "gzip", **connector.proxy_headers}
+        fields = {
+            "Host": host,
+            "Accept-Encoding": "gzip",
+            **(connector.proxy_headers if connector.is_forwarded else {}),
+        }
         # All fetches have the same head but for its length.
         self._write_head = lru_cache(maxsize=64)(partial(write_head, prefix, fields))
 
@@ -87,8 +98,16 @@ class RequestsTransport:
         Raises DeadlineExceeded, StillConnecting if a new connection takes too long, TransportError if no complete
         response arrives, and InvalidResponseError for a body above MAX_BYTES or with a compression other than gzip.
         """
-        until = self._find_end(deadline)
-        data = self._write(request)
+        end_span = start_span(request, self.base_url) or repr
+        try:
+            response = self._send(self._write(request), self._find_end(deadline))
+        except Exception as error:
+            end_span(type(error).__name__)
+            raise
+        end_span(response.status)
+        return response
+
+    def _send(self, data: memoryview, until: float) -> Response:
         if (idle := self._pool.take()) is not None:
             try:
                 return self._exchange(data, until, idle, was_idle=True)
@@ -108,6 +127,7 @@ class RequestsTransport:
             exchange.send(data, _SEND_SECONDS)
         except TransportError:
             return None
+        exchange.end_span = start_span(request, self.base_url)
         return exchange
 
     def connect(self, *, deadline: Deadline) -> None:
@@ -126,7 +146,7 @@ class RequestsTransport:
             raise DeadlineExceeded("no time was left to ask MoEngage")
         return monotonic() + (self._timeout if left is None else min(left, self._timeout))
 
-    def _exchange(self, data: memoryview, until: float, connection: TimedHTTPConnection, *, was_idle: bool) -> Response:
+    def _exchange(self, data: memoryview, until: float, connection: Connection, *, was_idle: bool) -> Response:
         exchange = self._lend(connection, was_idle=was_idle)
         exchange.send(data, until - monotonic())
         response = exchange.receive(until - monotonic())
@@ -142,9 +162,64 @@ class RequestsTransport:
         length = b"" if request.method == "GET" else b"Content-Length: %d\r\n" % len(request.body)
         return memoryview(b"%b%b\r\n%b" % (head, length, request.body))
 
-    def _lend(self, connection: TimedHTTPConnection, *, was_idle: bool) -> HTTPExchange:
+    def _lend(self, connection: Connection, *, was_idle: bool) -> HTTPExchange:
         """Return an exchange on a connection. After the exchange, a reusable connection becomes idle."""
         connection.is_used = True
-        sock = cast(socket.socket, connection.sock)
         end = partial(self._pool.give_back, connection, self._pool.idle)
-        return HTTPExchange(sock, end, was_idle=was_idle)
+        return HTTPExchange(connection.sock, end, was_idle=was_idle)
+
+
+End = Callable[[int | str], None]
+"""End a span. Takes the status of the response, or the name of the error."""
+
+
+def start_span(request: Request, base_url: str) -> End | None:
+    """Start a span for a call that begins now. Return ``None`` if no tracing tool has a current span."""
+    modules = sys.modules
+    otel, sentry = modules.get("opentelemetry.trace"), modules.get("sentry_sdk")
+    if otel is None and sentry is None:
+        return None
+    ends: list[End] = []
+    # A tracing tool may fail, but the page must not.
+    with suppress(Exception):
+        if otel is not None and otel.get_current_span().is_recording():
+            ends.append(_start_otel(otel, request, base_url))
+    with suppress(Exception):
+        if sentry is not None and (parent := sentry.get_current_span()) is not None:
+            ends.append(_start_sentry(parent, request, base_url))
+
+    def end(outcome: int | str) -> None:
+        for one in ends:
+            with suppress(Exception):
+                one(outcome)
+
+    return end if ends else None
+
+
+def _start_otel(otel: Any, request: Request, base_url: str) -> End:
+    """Start a span with the attributes of OpenTelemetry's conventions for HTTP clients."""
+    attributes = {"http.request.method": request.method, "url.full": base_url + request.path}
+    tracer = otel.get_tracer("django_moe_personalize")
+    span = tracer.start_span(f"{request.method} {request.path}", kind=otel.SpanKind.CLIENT, attributes=attributes)
+
+    def end(outcome: int | str) -> None:
+        is_status = isinstance(outcome, int)
+        span.set_attribute("http.response.status_code" if is_status else "error.type", outcome)
+        if not is_status or int(outcome) >= 400:
+            span.set_status(otel.StatusCode.ERROR)
+        span.end()
+
+    return end
+
+
+def _start_sentry(parent: Any, request: Request, base_url: str) -> End:
+    span = parent.start_child(op="http.client", name=f"{request.method} {base_url}{request.path}")
+
+    def end(outcome: int | str) -> None:
+        if isinstance(outcome, int):
+            span.set_http_status(outcome)
+        else:
+            span.set_status("deadline_exceeded" if outcome == "DeadlineExceeded" else "unknown_error")
+        span.finish()
+
+    return end

@@ -7,12 +7,11 @@ import ipaddress
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 Scalar = str | int | float | bool
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 DEVICES = ("Mobile", "Desktop", "Tablet")
@@ -24,10 +23,20 @@ _MOBILE = re.compile(r"iphone|ipod|mobile|android|blackberry|opera mini|windows 
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """The visitor's data for the rules: stored attributes of the customer, and in-session attributes (contract §2)."""
+    """The visitor of a fetch: stored attributes of the customer, and in-session attributes (contract §2)."""
 
     customer: Mapping[str, Scalar] = field(default_factory=dict)
     session: Mapping[str, str] = field(default_factory=dict)
+    customer_id: str | None = field(default=None, repr=False)
+
+    @property
+    def identity(self) -> str:
+        """Visitors with the same identity always get the same variations. Without an id, the IP address and the user
+        agent are the identity."""
+        if self.customer_id is not None:
+            return f"customer:{self.customer_id}"
+        address = self.session.get("USER_IP_ADDRESS", "")
+        return f"session:{len(address)}:{address}:{self.session.get('USER_AGENT', '')}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +47,8 @@ class Finding:
     sentence: str
 
 
-class Rule(Protocol):
-    """A condition on a visitor."""
-
-    def check(self, visitor: Visitor) -> Finding:
-        """Return whether ``visitor`` matches the rule, and why."""
-        ...
+Rule = Callable[[Visitor], Finding]
+"""A condition: find out whether a visitor matches it, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,15 @@ def is_same(actual: Scalar, wanted: Scalar) -> bool:
     return as_text(actual) == as_text(wanted)
 
 
+def is_in_network(address: Scalar, networks: Iterable[str]) -> bool:
+    """Whether an IP address is in one of ``networks``. Other text is in no network."""
+    try:
+        found = ipaddress.ip_address(address if isinstance(address, str) else "")
+    except ValueError:
+        return False
+    return any(found in ipaddress.ip_network(network) for network in networks)
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A comparison of an attribute with a wanted value. ``absent`` is the result if the visitor lacks the attribute."""
@@ -116,118 +130,75 @@ LIST_OPERATORS: Mapping[str, Operator] = {
 
 EXISTS = Operator("exists", lambda actual, wanted: True)
 EXISTS_NOT = Operator("doesn't exist", lambda actual, wanted: False, absent=True)
+IN_NETWORK = Operator("is in", is_in_network)
 
 
-@dataclass(frozen=True, slots=True)
-class AttributeRule:
-    """Compare an attribute of the customer or of the session with a value. EXISTS and EXISTS_NOT need no value."""
+def compare(source: str, name: str, operator: Operator, wanted: Scalar | tuple[Scalar, ...] = ()) -> Rule:
+    """Return a rule on an attribute of the customer or of the session. EXISTS and EXISTS_NOT need no ``wanted`` value.
 
-    source: str
-    name: str
-    operator: Operator
-    wanted: Scalar | tuple[Scalar, ...] = ()
+    ``source`` is "customer" or "session".
+    """
+    label = f"the customer's {name}" if source == "customer" else name
+    values = wanted if isinstance(wanted, tuple) else (wanted,)
+    words = f"{label} {operator.words} {', '.join(map(as_text, values))}".rstrip()
 
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        is_customer = self.source == "customer"
-        actual = (visitor.customer if is_customer else visitor.session).get(self.name)
-        matched = self.operator.absent if actual is None else self.operator.test(actual, self.wanted)
-        label = f"the customer's {self.name}" if is_customer else self.name
-        wanted = self.wanted if isinstance(self.wanted, tuple) else (self.wanted,)
-        words = f"{label} {self.operator.words} {', '.join(map(as_text, wanted))}".rstrip()
+    def check(visitor: Visitor) -> Finding:
+        actual = (visitor.customer if source == "customer" else visitor.session).get(name)
+        matched = operator.absent if actual is None else operator.test(actual, wanted)
         return _build_finding(words, actual, matched=matched)
 
-
-@dataclass(frozen=True, slots=True)
-class HourRule:
-    """Match if TIME_OF_THE_DAY is one of ``hours`` (0 to 23). Without this attribute the rule doesn't match."""
-
-    hours: frozenset[int]
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        hour = visitor.session.get("TIME_OF_THE_DAY")
-        matched = hour is not None and int(hour) in self.hours
-        hours = ", ".join(f"{each:02}" for each in sorted(self.hours))
-        return _build_finding(f"the hour is one of {hours}", hour, matched=matched)
+    return check
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceRule:
-    """Match if USER_AGENT belongs to one of ``devices``."""
+def match_device(devices: Sequence[str]) -> Rule:
+    """Return a rule that matches if USER_AGENT belongs to one of ``devices``."""
 
-    devices: tuple[str, ...]
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
+    def check(visitor: Visitor) -> Finding:
         device = find_device(visitor.session.get("USER_AGENT", ""))
-        return _build_finding(f"the device is {' or '.join(self.devices)}", device, matched=device in self.devices)
+        return _build_finding(f"the device is {' or '.join(devices)}", device, matched=device in devices)
+
+    return check
 
 
-@dataclass(frozen=True, slots=True)
-class NetworkRule:
-    """Match if USER_IP_ADDRESS is in one of ``networks``. An invalid address doesn't match."""
+def match_all(rules: Sequence[Rule]) -> Rule:
+    """Return a rule that matches if all ``rules`` match, and if there are none."""
 
-    networks: tuple[Network, ...]
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        text = visitor.session.get("USER_IP_ADDRESS")
-        try:
-            address = ipaddress.ip_address(text or "")
-        except ValueError:
-            matched = False
-        else:
-            matched = any(address in network for network in self.networks)
-        return _build_finding(f"the address is in {' or '.join(map(str, self.networks))}", text, matched=matched)
-
-
-@dataclass(frozen=True, slots=True)
-class AllRule:
-    """Match if all ``rules`` match. Without rules, match too."""
-
-    rules: tuple[Rule, ...]
-
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        findings = [rule.check(visitor) for rule in self.rules]
+    def check(visitor: Visitor) -> Finding:
+        findings = [rule(visitor) for rule in rules]
         failed = [finding.sentence for finding in findings if not finding.matched]
         return Finding(not failed, " and ".join(failed or [finding.sentence for finding in findings]))
 
+    return check
 
-@dataclass(frozen=True, slots=True)
-class AnyRule:
-    """Match if at least one of ``rules`` matches."""
 
-    rules: tuple[Rule, ...]
+def match_any(rules: Sequence[Rule]) -> Rule:
+    """Return a rule that matches if at least one of ``rules`` matches."""
 
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        findings = [rule.check(visitor) for rule in self.rules]
+    def check(visitor: Visitor) -> Finding:
+        findings = [rule(visitor) for rule in rules]
         held = [finding.sentence for finding in findings if finding.matched]
         return Finding(bool(held), held[0] if held else " or ".join(finding.sentence for finding in findings))
 
+    return check
 
-@dataclass(frozen=True, slots=True)
-class NotRule:
-    """Match if ``rule`` does not match."""
 
-    rule: Rule
+def match_opposite(rule: Rule) -> Rule:
+    """Return a rule that matches if ``rule`` doesn't match."""
 
-    def check(self, visitor: Visitor) -> Finding:
-        """See Rule.check()."""
-        finding = self.rule.check(visitor)
+    def check(visitor: Visitor) -> Finding:
+        finding = rule(visitor)
         return Finding(not finding.matched, f"not ({finding.sentence})")
+
+    return check
 
 
 def find_device(user_agent: str) -> str | None:
     """Return the device (see DEVICES) that a User-Agent header belongs to, or ``None`` for an empty header."""
-    if not user_agent:
-        return None
-    for device, pattern in (("Tablet", _TABLET), ("Mobile", _MOBILE)):
-        if pattern.search(user_agent):
-            return device
-    return "Desktop"
+    if _TABLET.search(user_agent):
+        return "Tablet"
+    if _MOBILE.search(user_agent):
+        return "Mobile"
+    return "Desktop" if user_agent else None
 
 
 def list_hours(start: int, until: int) -> frozenset[int]:

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.decisions import Decision
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import FaultInjector, parse_faults
-from django_moe_personalize.sandbox.responses import (
-    RefusedError,
-    build_json_response,
-    build_not_allowed,
-    build_not_found,
-)
+from django_moe_personalize.sandbox.responses import Actions, build_invalid_field, build_json_response, route
 from django_moe_personalize.sandbox.validation import read_body
 
 CONTROL_PATH = "/_sandbox"
@@ -53,7 +47,7 @@ class Control:
     def __init__(self, engine: Engine, injector: FaultInjector) -> None:
         self._engine = engine
         self._injector = injector
-        self._actions: Mapping[str, Mapping[str, Callable[[Request], Response]]] = {
+        self._actions: Actions = {
             f"{CONTROL_PATH}/ledger": {"GET": self._read_ledger, "DELETE": self._clear_ledger},
             f"{CONTROL_PATH}/explain": {"POST": self._explain},
             f"{CONTROL_PATH}/faults": {"GET": self._read_faults, "PUT": self._set_faults},
@@ -61,16 +55,7 @@ class Control:
 
     def handle(self, request: Request) -> Response:
         """Return the response to a control request. Never raises."""
-        methods = self._actions.get(request.path)
-        if methods is None:
-            return build_not_found()
-        action = methods.get(request.method)
-        if action is None:
-            return build_not_allowed(", ".join(methods))
-        try:
-            return action(request)
-        except RefusedError as refused:
-            return refused.build_response()
+        return route(request, self._actions)
 
     def _read_ledger(self, request: Request) -> Response:
         counts = {key: dataclasses.asdict(each) for key, each in self._engine.ledger.counts().items()}
@@ -93,18 +78,10 @@ class Control:
         try:
             self._injector.faults = parse_faults(data)
         except ValueError as error:
-            raise RefusedError(400, "Invalid Field Value", f"{error}.", "INVALID_FIELD_VALUE") from error
+            raise build_invalid_field(str(error)) from error
         return self._read_faults(request)
 
 
 def _as_json(decision: Decision) -> dict[str, Any]:
-    return {
-        "experience_key": decision.experience_key,
-        "served": decision.served,
-        "reason": None if decision.reason is None else decision.reason.value,
-        "sentence": decision.sentence,
-        "audience": decision.audience,
-        "variation_id": decision.variation_id,
-        "checks": list(decision.checks),
-        "entry": decision.entry,
-    }
+    reason = None if decision.reason is None else decision.reason.value
+    return {**dataclasses.asdict(decision), "served": decision.served, "reason": reason}

@@ -34,25 +34,6 @@ class Decision:
         return self.entry is not None
 
 
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """The visitor of a fetch. Visitors with the same ``identity`` always get the same variations."""
-
-    visitor: Visitor
-    identity: str = field(repr=False)
-    is_customer: bool = True
-    """Whether the fetch named a customer."""
-
-
-def build_subject(customer_id: str | None, visitor: Visitor) -> Subject:
-    """Return the visitor of a fetch. Without a customer, the IP address and the user agent are the identity."""
-    if customer_id is not None:
-        return Subject(visitor, f"customer:{customer_id}")
-    session = visitor.session
-    parts = (session.get("USER_IP_ADDRESS", ""), session.get("USER_AGENT", ""))
-    return Subject(visitor, f"session:{len(parts[0])}:{parts[0]}:{parts[1]}", is_customer=False)
-
-
 def bucket(*parts: str) -> float:
     """Return a number from 0.0 to below 1.0. The same ``parts`` always give the same number. Numbers spread evenly."""
     # The length of each part makes ("ab", "c") and ("a", "bc") differ.
@@ -60,7 +41,7 @@ def bucket(*parts: str) -> float:
     return (int.from_bytes(hashlib.sha256(joined).digest()[:8], "big") >> 11) / 2.0**53
 
 
-def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, everyone_only: bool = False) -> Decision:
+def decide(workspace: Workspace, key: str, visitor: Visitor, *, now: float, everyone_only: bool = False) -> Decision:
     """Return the decision on one key at Unix time ``now``.
 
     ``everyone_only`` skips content whose audience has a rule. Fetches without keys and without a customer use it.
@@ -71,15 +52,18 @@ def decide(workspace: Workspace, key: str, subject: Subject, *, now: float, ever
     absent = _absent_for_all(definition, now)
     if absent is not None:
         return absent
-    share = bucket(workspace.workspace_id, "global control group", subject.identity)
+    share = bucket(workspace.workspace_id, "global control group", visitor.identity)
     if share * 100 < workspace.global_control_group:
         sentence = f"The visitor is in the global control group ({workspace.global_control_group:g} %)."
         return Decision(key, sentence, FailureReason.USER_IN_GLOBAL_CONTROL_GROUP)
-    content, checks = _find_content(definition, subject, everyone_only=everyone_only)
-    if content is None:
-        sentence = f"The visitor is in none of its audiences: {'; '.join(checks)}."
-        return Decision(key, sentence, FailureReason.USER_NOT_IN_SEGMENT, checks=checks)
-    return _decide_content(workspace, definition, content, subject, checks)
+    checks: list[str] = []
+    for content in definition.contents:
+        matched, sentence = _check(content.audience, visitor, everyone_only=everyone_only)
+        checks.append(sentence)
+        if matched:
+            return _decide_content(workspace, definition, content, visitor, tuple(checks))
+    sentence = f"The visitor is in none of its audiences: {'; '.join(checks)}."
+    return Decision(key, sentence, FailureReason.USER_NOT_IN_SEGMENT, checks=tuple(checks))
 
 
 def _absent_for_all(definition: Definition, now: float) -> Decision | None:
@@ -94,38 +78,26 @@ def _absent_for_all(definition: Definition, now: float) -> Decision | None:
     return Decision(definition.key, sentence, FailureReason.EXPERIENCE_NOT_ACTIVE)
 
 
-def _find_content(
-    definition: Definition, subject: Subject, *, everyone_only: bool
-) -> tuple[Content | None, tuple[str, ...]]:
-    checks: list[str] = []
-    for content in definition.contents:
-        matched, sentence = _check(content.audience, subject.visitor, everyone_only=everyone_only)
-        checks.append(sentence)
-        if matched:
-            return content, tuple(checks)
-    return None, tuple(checks)
-
-
 def _check(audience: Audience, visitor: Visitor, *, everyone_only: bool) -> tuple[bool, str]:
     if audience.rule is None:
         return True, f"audience “{audience.name}” → matched"
     if everyone_only:
         return False, f"audience “{audience.name}”: the fetch has neither keys nor a customer → skipped"
-    finding = audience.rule.check(visitor)
+    finding = audience.rule(visitor)
     outcome = "matched" if finding.matched else "not matched"
     return finding.matched, f"audience “{audience.name}”: {finding.sentence} → {outcome}"
 
 
 def _decide_content(
-    workspace: Workspace, definition: Definition, content: Content, subject: Subject, checks: tuple[str, ...]
+    workspace: Workspace, definition: Definition, content: Content, visitor: Visitor, checks: tuple[str, ...]
 ) -> Decision:
-    control = bucket(workspace.workspace_id, definition.key, "control group", subject.identity)
+    control = bucket(workspace.workspace_id, definition.key, "control group", visitor.identity)
     if control * 100 < definition.control_group:
         sentence = f"{checks[-1]}, but the visitor is in its control group ({definition.control_group:g} %)."
         reason = FailureReason.USER_IN_CAMPAIGN_CONTROL_GROUP
         return Decision(definition.key, sentence, reason, content.audience.name, checks=checks)
-    variation = _choose(workspace, definition, content, subject)
-    locale, locale_id = _choose_locale(workspace, variation, subject.visitor)
+    variation = _choose(workspace, definition, content, visitor)
+    locale, locale_id = _choose_locale(workspace, variation, visitor)
     named = f" “{variation.name}”" if variation.name else ""
     how = "by weight" if len(content.variations) > 1 else "(the only one)"
     words = f"; locale {locale}" if locale else ""
@@ -142,9 +114,9 @@ def _decide_content(
     )
 
 
-def _choose(workspace: Workspace, definition: Definition, content: Content, subject: Subject) -> Variation:
+def _choose(workspace: Workspace, definition: Definition, content: Content, visitor: Visitor) -> Variation:
     total = sum(variation.weight for variation in content.variations)
-    left = bucket(workspace.workspace_id, definition.key, "variation", subject.identity) * total
+    left = bucket(workspace.workspace_id, definition.key, "variation", visitor.identity) * total
     for variation in content.variations[:-1]:
         left -= variation.weight
         if left < 0:

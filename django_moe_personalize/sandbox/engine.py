@@ -13,15 +13,10 @@ from urllib.parse import parse_qs
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, FailureReason
 from django_moe_personalize.sandbox.audiences import Visitor
-from django_moe_personalize.sandbox.decisions import Decision, build_subject, campaign_id, decide
+from django_moe_personalize.sandbox.decisions import Decision, campaign_id, decide
 from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Ledger
 from django_moe_personalize.sandbox.profiles import Profiles
-from django_moe_personalize.sandbox.responses import (
-    RefusedError,
-    build_json_response,
-    build_not_allowed,
-    build_not_found,
-)
+from django_moe_personalize.sandbox.responses import Actions, build_json_response, route
 from django_moe_personalize.sandbox.validation import (
     FetchQuery,
     check_credentials,
@@ -47,10 +42,10 @@ class Engine:
         self.ledger = Ledger()
         self.clock = clock
         self.replace(source if isinstance(source, Workspace) else source.workspace)
-        self._endpoints: Mapping[str, tuple[str, Callable[[Request], Response]]] = {
-            "/experiences/fetch": ("POST", self._fetch),
-            "/experiences/metadata": ("GET", self._metadata),
-            "/experiences/events": ("POST", self._events),
+        self._endpoints: Actions = {
+            "/experiences/fetch": {"POST": self._fetch},
+            "/experiences/metadata": {"GET": self._metadata},
+            "/experiences/events": {"POST": self._events},
         }
 
     def replace(self, workspace: Workspace) -> None:
@@ -71,47 +66,39 @@ class Engine:
     def handle(self, request: Request) -> Response:
         """Return the response to a request. Never raises. ``validation`` has the order of the checks."""
         self.refresh()
-        if request.path not in self._endpoints:
-            return build_not_found()
-        method, endpoint = self._endpoints[request.path]
-        if request.method != method:
-            return build_not_allowed(method)
-        try:
-            check_credentials(request, self.workspace)
-            return endpoint(request)
-        except RefusedError as refused:
-            challenge = {"www-authenticate": 'Basic realm="MoEngage"'} if refused.status == 401 else None
-            return refused.build_response(challenge)
+        return route(request, self._endpoints)
 
-    def explain(self, body: Mapping[str, Any]) -> list[Decision]:
-        """Return the decision on each key in the body of a fetch. Raises RefusedError if a fetch would be refused.
+    def explain(self, body: Mapping[str, Any], *, now: float | None = None) -> list[Decision]:
+        """Return the decision on each key in the body of a fetch, at Unix time ``now`` (default: by the clock).
 
-        After the first 25 keys, each key gets the reason MAX_LIMIT_BREACHED.
+        Raises RefusedError if a fetch would be refused. After the first 25 keys, each key gets the reason
+        MAX_LIMIT_BREACHED.
         """
         self.refresh()
         query = read_fetch(body)
         breached = FailureReason.MAX_LIMIT_BREACHED
         late = [
             Decision(key, f"A fetch answers only its first {MAX_KEYS} keys.", breached)
-            for key in _unique(query.keys or ())[MAX_KEYS:]
+            for key in (query.keys or ())[MAX_KEYS:]
         ]
-        return self._decide(query) + late
+        return self._decide(query, self.clock() if now is None else now) + late
 
-    def _decide(self, query: FetchQuery) -> list[Decision]:
+    def _decide(self, query: FetchQuery, now: float) -> list[Decision]:
         customer_id = self.profiles.resolve(query.customer_id, query.identifiers)
-        subject = build_subject(customer_id, Visitor(self.profiles.attributes(customer_id), query.session))
-        keys = tuple(self.workspace.definitions) if query.keys is None else _unique(query.keys)[:MAX_KEYS]
-        everyone_only = query.keys is None and not subject.is_customer
-        now = self.clock()
-        return [decide(self.workspace, key, subject, now=now, everyone_only=everyone_only) for key in keys]
+        visitor = Visitor(self.profiles.attributes(customer_id), query.session, customer_id)
+        keys = tuple(self.workspace.definitions) if query.keys is None else query.keys[:MAX_KEYS]
+        everyone_only = query.keys is None and customer_id is None
+        return [decide(self.workspace, key, visitor, now=now, everyone_only=everyone_only) for key in keys]
 
     def _fetch(self, request: Request) -> Response:
-        decisions = self._decide(read_fetch(read_body(request.body)))
+        check_credentials(request, self.workspace)
+        decisions = self._decide(read_fetch(read_body(request.body)), self.clock())
         return build_json_response(
             {"experiences": {each.experience_key: each.entry for each in decisions if each.served}}
         )
 
     def _metadata(self, request: Request) -> Response:
+        check_credentials(request, self.workspace)
         asked = parse_qs(request.query).get("status")
         wanted = None if asked is None else ",".join(asked).split(",")
         now = self.clock()
@@ -124,6 +111,7 @@ class Engine:
         return build_json_response({"metadata": {"count": len(rows), "experiences": rows}})
 
     def _events(self, request: Request) -> Response:
+        check_credentials(request, self.workspace)
         data = read_body(request.body)
         now = self.clock()
         entries = list(read_events(data, now=now, offering_actions=self.workspace.offering_actions))
@@ -142,7 +130,3 @@ class Engine:
             name = self.workspace.definitions[name].name
         campaign = str(attributes.get("cid", "")).partition("_")[0]
         return self._campaigns.get(campaign) or self._names.get(name, UNKNOWN_EXPERIENCE)
-
-
-def _unique(keys: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(keys))

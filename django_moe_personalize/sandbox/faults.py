@@ -118,6 +118,5 @@ def _failure(faults: Faults) -> Response:
     if faults.retry_after is not None:
         headers["retry-after"] = str(faults.retry_after)
     title = _TITLES.get(faults.error_status, "Request Error")
-    return RefusedError(faults.error_status, title, "This is a fault that was set in the sandbox.").build_response(
-        headers
-    )
+    description = "This is a fault that was set in the sandbox."
+    return RefusedError(faults.error_status, title, description, headers=headers).response

@@ -53,11 +53,15 @@ class Ledger:
         self._counts: dict[str, Counts] = {}
         self._uuids: OrderedDict[str, None] = OrderedDict()
         self._max_uuids = max_uuids
+        self.revision = 0
+        """A number that grows with each change."""
 
     def record(self, entries: Iterable[LedgerEntry]) -> int:
         """Add the entries with new UUIDs and return their number."""
         with self._lock:
-            return sum(self._add(entry) for entry in entries)
+            added = sum(self._add(entry) for entry in entries)
+            self.revision += added
+            return added
 
     def _add(self, entry: LedgerEntry) -> bool:
         uuid = entry.event_uuid.lower()
@@ -85,6 +89,7 @@ class Ledger:
     def clear(self) -> None:
         """Remove all entries, counts and UUIDs."""
         with self._lock:
+            self.revision += 1
             self._entries.clear()
             self._counts.clear()
             self._uuids.clear()

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django_moe_personalize.sandbox.audiences import as_number
-from django_moe_personalize.sandbox.reading import Problems, Section, is_number, member, nearest, read_object, shown
+from django_moe_personalize.sandbox.reading import Section, Value, is_number, nearest, shown
 
 Payload = dict[str, dict[str, Any]]
 """Variable → ``{"value": …, "data_type": …}``."""
@@ -25,28 +25,25 @@ DATA_TYPES = {
 OFFERINGS = "$offerings"
 """The member of a variable that lists the ids of offerings."""
 
-_SHAPES = ("string", "array", "object")
+_DATA_TYPES_BY_CLASS = {bool: "boolean", str: "string", int: "number", float: "float"}
 
 
-def read_offerings(root: Section) -> dict[str, Mapping[str, Any]]:
+def read_offerings(value: Value) -> dict[str, Mapping[str, Any]]:
     """Return the workspace's offerings by id, as they appear in a response."""
     return {
-        name: _offering(name, read_object(value, place, root.problems))
-        for name, place, value in root.members("offerings")
+        name: _offering(name, {field: each.data for field, each in offering.members().items()})
+        for name, offering in value.members().items()
     }
 
 
-def read_payload(data: object, place: str, problems: Problems, offerings: Mapping[str, Mapping[str, Any]]) -> Payload:
+def read_payload(value: Value, offerings: Mapping[str, Mapping[str, Any]]) -> Payload:
     """Return the payload that an object describes.
 
     A variable is a scalar, an array or an object. The value determines its data type. To set another data type, write
     ``{"value": …, "data_type": …}``. For offerings, write ``{"$offerings": [id, …]}``. With ``"as": "string"`` the
     offerings are one JSON string.
     """
-    return {
-        name: _read_value(value, member(place, name), problems, offerings)
-        for name, value in read_object(data, place, problems).items()
-    }
+    return {name: _read_variable(each, offerings) for name, each in value.members().items()}
 
 
 def _offering(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,36 +55,26 @@ def _offering(name: str, content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _read_value(
-    value: object, place: str, problems: Problems, offerings: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
-    if isinstance(value, Mapping) and OFFERINGS in value:
-        return _read_offered(Section(value, place, problems, fields=(OFFERINGS, "as")), offerings)
-    if isinstance(value, Mapping) and "value" in value:
-        return _read_typed(Section(value, place, problems, fields=("value", "data_type")))
-    return {"value": value, "data_type": _inferred(value, place, problems)}
+def _read_variable(value: Value, offerings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    if isinstance(value.data, Mapping) and OFFERINGS in value.data:
+        return _read_offered(Section(value, (OFFERINGS, "as")), offerings)
+    if isinstance(value.data, Mapping) and "value" in value.data:
+        return _read_typed(Section(value, ("value", "data_type")))
+    return {"value": value.data, "data_type": _infer(value)}
 
 
-def _inferred(value: object, place: str, problems: Problems) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    if isinstance(value, str):
-        return "string"
-    if isinstance(value, int):
-        return "number"
-    if isinstance(value, float):
-        return "float"
-    if value is None:
-        problems.add(place, "must not be null. Remove the variable.")
-    return "json"
+def _infer(value: Value) -> str:
+    if value.data is None:
+        value.add("must not be null. Remove the variable.")
+    return _DATA_TYPES_BY_CLASS.get(type(value.data), "json")
 
 
 def _read_typed(section: Section) -> dict[str, Any]:
-    value = section.data["value"]
-    data_type = section.choice("data_type", DATA_TYPES, _inferred(value, section.at("value"), section.problems))
-    if not _fits(value, data_type):
-        section.wrong("value", f'must be {DATA_TYPES[data_type]} for the data_type "{data_type}"')
-    return {"value": value, "data_type": data_type}
+    value = section.members["value"]
+    data_type = section.get("data_type", _infer(value)).choice(DATA_TYPES)
+    if not _fits(value.data, data_type):
+        value.wrong(f'must be {DATA_TYPES[data_type]} for the data_type "{data_type}"')
+    return {"value": value.data, "data_type": data_type}
 
 
 def _fits(value: object, data_type: str) -> bool:
@@ -111,13 +98,10 @@ def _is_json(text: str) -> bool:
 
 
 def _read_offered(section: Section, offerings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    entries = []
-    for index, name in enumerate(section.texts(OFFERINGS)):
-        if name in offerings:
-            entries.append(offerings[name])
-        else:
-            place = f"{section.at(OFFERINGS)}[{index}]"
-            section.problems.add(place, f"unknown offering {shown(name)}{nearest(name, offerings)}")
-    shape = section.choice("as", _SHAPES, "array")
-    forms = {"string": json.dumps(entries, ensure_ascii=False), "array": entries, "object": {"offerings": entries}}
-    return {"value": forms[shape], "data_type": "json"}
+    listed = section.members[OFFERINGS]
+    for value in listed.entries() if listed.texts() else ():
+        if value.data not in offerings:
+            value.add(f"unknown offering {shown(value.data)}{nearest(value.data, offerings)}")
+    entries = [offerings[name] for name in listed.data if name in offerings]
+    forms = {"array": entries, "string": json.dumps(entries, ensure_ascii=False), "object": {"offerings": entries}}
+    return {"value": forms[section.get("as", "array").choice(forms)], "data_type": "json"}

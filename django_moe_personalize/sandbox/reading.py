@@ -1,4 +1,4 @@
-"""Read objects from the workspace file, which people edit by hand. Collect all mistakes with their places."""
+"""Read values from the workspace file, which people edit by hand. Collect all mistakes with their places."""
 
 from __future__ import annotations
 
@@ -6,8 +6,13 @@ import difflib
 import json
 import math
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from django_moe_personalize.sandbox.audiences import Scalar
+
+T = TypeVar("T")
 
 NOTE = "//"
 """The name of a member with a note for people. The sandbox ignores this member."""
@@ -38,13 +43,6 @@ class Problems:
             raise WorkspaceError(self.found)
 
 
-def member(place: str, name: str) -> str:
-    """Return the place of the member ``name`` of the object at ``place``."""
-    if not re.fullmatch(r"[\w$-]+", name):
-        return f"{place}[{shown(name)}]"
-    return f"{place}.{name}" if place else name
-
-
 def shown(value: object) -> str:
     """Return ``value`` as JSON for a message, at most 60 characters long."""
     text = json.dumps(value, ensure_ascii=False, default=str)
@@ -60,115 +58,115 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" (valid: {', '.join(valid) or 'none'})"
 
 
+def refuse_constant(constant: str) -> NoReturn:
+    """Refuse ``NaN`` and ``Infinity``, which Python's JSON reader accepts. Raises ValueError."""
+    raise ValueError(f"{constant} is not a JSON number")
+
+
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite number. A boolean isn't a number."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One value of the file, with its place. Its methods read the value, and add each mistake to ``problems``."""
+
+    data: Any
+    place: str
+    problems: Problems
+
+    def add(self, message: str) -> None:
+        """Add a mistake at this place."""
+        self.problems.add(self.place, message)
+
+    def wrong(self, message: str) -> None:
+        """Add a mistake in this value. ``message`` says how the value must be."""
+        self.add(f"{message}, not {shown(self.data)}")
+
+    def members(self, fields: Collection[str] | None = None) -> dict[str, Value]:
+        """Return the members of an object, without its notes. A member that isn't one of ``fields`` is a mistake."""
+        if not isinstance(self.data, Mapping):
+            self.wrong("must be an object")
+            return {}
+        found = {name: Value(data, self._find_place(name), self.problems) for name, data in self.data.items()}
+        found.pop(NOTE, None)
+        for name, value in found.items():
+            if fields is not None and name not in fields:
+                value.add(f"unknown field{nearest(name, fields)}")
+        return found
+
+    def _find_place(self, name: str) -> str:
+        if not re.fullmatch(r"[\w$-]+", name):
+            return f"{self.place}[{shown(name)}]"
+        return f"{self.place}.{name}" if self.place else name
+
+    def entries(self, what: str = "") -> list[Value]:
+        """Return the entries of an array. With ``what``, which names the entries, an empty array is a mistake."""
+        if not isinstance(self.data, list) or (what and not self.data):
+            self.wrong(f"must be an array{f' of {what}' if what else ''}")
+            return []
+        return [Value(data, f"{self.place}[{index}]", self.problems) for index, data in enumerate(self.data)]
+
+    def read(self, valid: str, test: Callable[[Any], bool], default: T) -> T:
+        """Return the value if it passes ``test``. Otherwise add a mistake with ``valid``, and return ``default``."""
+        if test(self.data):
+            return self.data  # type: ignore[no-any-return]
+        self.wrong(f"must be {valid}")
+        return default
+
+    def text(self) -> str:
+        """Return a string that isn't empty."""
+        return self.read("a string that is not empty", lambda data: isinstance(data, str) and data != "", "")
+
+    def texts(self) -> tuple[str, ...]:
+        """Return an array of strings."""
+        return tuple(self.read("an array of strings", _is_texts, []))
+
+    def flag(self) -> bool:
+        """Return a boolean."""
+        return self.read("true or false", lambda data: isinstance(data, bool), False)
+
+    def percent(self) -> float:
+        """Return a number from 0 to 100."""
+        return float(self.read("a number from 0 to 100", lambda data: is_number(data) and 0 <= data <= 100, 0.0))
+
+    def weight(self) -> float:
+        """Return a number above 0."""
+        return float(self.read("a number above 0", lambda data: is_number(data) and data > 0, 1.0))
+
+    def scalar(self) -> Scalar:
+        """Return a string, a number or a boolean."""
+        return self.read("a string, a number, true or false", lambda data: isinstance(data, (str, int, float)), "")
+
+    def choice(self, choices: Collection[str]) -> str:
+        """Return one of ``choices``."""
+        if isinstance(self.data, str) and self.data in choices:
+            return self.data
+        self.add(f"unknown value {shown(self.data)}{nearest(str(self.data), choices)}")
+        return next(iter(choices))
+
+
 class Section:
-    """One object of the file. Its methods read its members, and add each mistake to ``problems``.
+    """An object with a fixed set of members. A member that isn't in ``fields`` is a mistake."""
 
-    The constructor adds a mistake if ``data`` isn't an object, and for each member that isn't in ``fields``.
-    """
-
-    def __init__(self, data: object, place: str, problems: Problems, *, fields: Collection[str]) -> None:
-        self.place = place
-        self.problems = problems
-        self.data = read_object(data, place, problems)
-        for name in self.data:
-            if name not in fields:
-                problems.add(member(place, name), f"unknown field{nearest(name, fields)}")
+    def __init__(self, value: Value, fields: Collection[str]) -> None:
+        self.value = value
+        self.members = value.members(fields)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.data
+        return name in self.members
 
-    def at(self, name: str) -> str:
-        """Return the place of the member ``name``."""
-        return member(self.place, name)
+    def get(self, name: str, default: Any) -> Value:
+        """Return a member. If the member is absent, return a value with the data ``default`` in its place."""
+        return self.members.get(name) or Value(default, self.value._find_place(name), self.value.problems)
 
-    def wrong(self, name: str, message: str) -> None:
-        """Add a mistake in the value of ``name``. ``message`` says how the value must be."""
-        self.problems.add(self.at(name), f"{message}, not {shown(self.data[name])}")
-
-    def text(self, name: str, default: str | None = None) -> str:
-        """Return a string that isn't empty. Without ``default``, an absent member is a mistake."""
-        if name not in self.data:
-            if default is None:
-                self.require(name)
-            return default or ""
-        value = self.data[name]
-        if not isinstance(value, str) or not value:
-            self.wrong(name, "must be a string that is not empty")
-            return ""
-        return value
-
-    def require(self, name: str) -> None:
-        """Add a mistake if the member ``name`` is absent."""
-        if name not in self.data:
-            self.problems.add(self.place, f'"{name}" is missing')
-
-    def choice(self, name: str, choices: Collection[str], default: str) -> str:
-        """Return one of ``choices``, or ``default`` if the member is absent."""
-        value = self.data.get(name, default)
-        if not isinstance(value, str) or value not in choices:
-            self.problems.add(self.at(name), f"unknown value {shown(value)}{nearest(str(value), choices)}")
-            return default
-        return value
-
-    def flag(self, name: str) -> bool:
-        """Return a boolean, or ``False`` if the member is absent."""
-        value = self.data.get(name, False)
-        if not isinstance(value, bool):
-            self.wrong(name, "must be true or false")
-        return value is True
-
-    def percent(self, name: str) -> float:
-        """Return a number from 0 to 100, or 0 if the member is absent."""
-        value = self.data.get(name, 0)
-        if not is_number(value) or not 0 <= value <= 100:
-            self.wrong(name, "must be a number from 0 to 100")
-            return 0.0
-        return float(value)
-
-    def weight(self, name: str) -> float:
-        """Return a number above 0, or 1 if the member is absent."""
-        value = self.data.get(name, 1)
-        if not is_number(value) or value <= 0:
-            self.wrong(name, "must be a number above 0")
-            return 1.0
-        return float(value)
-
-    def texts(self, name: str, default: tuple[str, ...] = ()) -> tuple[str, ...]:
-        """Return an array of strings, or ``default`` if the member is absent."""
-        return read_texts(self.data[name], self.at(name), self.problems) if name in self.data else default
-
-    def members(self, name: str) -> Iterator[tuple[str, str, Any]]:
-        """Yield (name, place, value) for each member of the object ``name``."""
-        place = self.at(name)
-        for key, value in read_object(self.data.get(name, {}), place, self.problems).items():
-            yield key, member(place, key), value
-
-    def sections(self, name: str, fields: Collection[str]) -> list[Section]:
-        """Return a section for each entry of ``name``, an array of objects."""
-        value = self.data.get(name, [])
-        if not isinstance(value, list):
-            self.wrong(name, "must be an array")
-            return []
-        places = (f"{self.at(name)}[{index}]" for index in range(len(value)))
-        return [Section(entry, place, self.problems, fields=fields) for entry, place in zip(value, places, strict=True)]
+    def require(self, name: str, default: Any) -> Value:
+        """See get(). An absent member is a mistake."""
+        if name not in self.members:
+            self.value.add(f'"{name}" is missing')
+        return self.get(name, default)
 
 
-def read_object(data: object, place: str, problems: Problems) -> Mapping[str, Any]:
-    """Return an object without its notes. For other data, add a mistake and return an empty object."""
-    if not isinstance(data, Mapping):
-        problems.add(place, f"must be an object, not {shown(data)}")
-        return {}
-    return {name: value for name, value in data.items() if name != NOTE}
-
-
-def read_texts(data: object, place: str, problems: Problems) -> tuple[str, ...]:
-    """Return an array of strings. For other data, add a mistake and return an empty tuple."""
-    if not isinstance(data, list) or not all(isinstance(entry, str) for entry in data):
-        problems.add(place, f"must be an array of strings, not {shown(data)}")
-        return ()
-    return tuple(data)
+def _is_texts(data: object) -> bool:
+    return isinstance(data, list) and all(isinstance(entry, str) for entry in data)

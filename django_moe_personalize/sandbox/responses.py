@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import NoReturn
+from collections.abc import Callable, Mapping
 
-from django_moe_personalize.moengage.http1 import Response
+from django_moe_personalize.moengage.http1 import Request, Response
 
 JSON_HEADERS = {"content-type": "application/json; charset=utf-8"}
 
+Actions = Mapping[str, Mapping[str, Callable[[Request], Response]]]
+"""Functions by path and method. Each answers a request, or raises RefusedError."""
+
 
 class RefusedError(Exception):
-    """The sandbox refuses a request. The response has ``status``, and the non-empty other values as JSON."""
+    """The sandbox refuses a request. ``response`` has the status, the headers, and the other values as JSON."""
 
-    def __init__(self, status: int, title: str, description: str, code: str = "") -> None:
+    def __init__(
+        self, status: int, title: str, description: str, code: str = "", *, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(f"{status} {title}: {description}")
         self.status = status
-        self.title = title
         self.description = description
-        self.code = code
-
-    def build_response(self, headers: Mapping[str, str] | None = None) -> Response:
-        """Return the response, with extra ``headers``."""
-        envelope = {"title": self.title, "description": self.description}
-        if self.code:
-            envelope["code"] = self.code
-        return build_json_response(envelope, status=self.status, headers=headers)
+        envelope = {"title": title, "description": description, **({"code": code} if code else {})}
+        self.response = build_json_response(envelope, status=status, headers=headers)
 
 
 def build_json_response(data: object, *, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -36,22 +33,21 @@ def build_json_response(data: object, *, status: int = 200, headers: Mapping[str
     return Response(status, {**JSON_HEADERS, **(headers or {})}, body)
 
 
-def refuse_field(place: str, message: str) -> NoReturn:
-    """Refuse a request with a bad field (400). ``message`` must not quote the value, which may be personal."""
-    raise RefusedError(400, "Invalid Field Value", f"{place} {message}.", "INVALID_FIELD_VALUE")
+def build_invalid_field(message: str) -> RefusedError:
+    """Return the error for a bad field (400)."""
+    return RefusedError(400, "Invalid Field Value", f"{message}.", "INVALID_FIELD_VALUE")
 
 
-def build_malformed(description: str) -> RefusedError:
-    """Return the error for a body that isn't a JSON object (400)."""
-    return RefusedError(400, "Malformed JSON", description, "MALFORMED_JSON")
-
-
-def build_not_found() -> Response:
-    """Return the response for an unknown path (404)."""
-    return RefusedError(404, "Not Found", "The sandbox has nothing at this path.").build_response()
-
-
-def build_not_allowed(methods: str) -> Response:
-    """Return the response for a wrong method (405). The path accepts only ``methods``."""
-    refused = RefusedError(405, "Method Not Allowed", f"This path accepts only {methods}.")
-    return refused.build_response({"allow": methods})
+def route(request: Request, actions: Actions) -> Response:
+    """Return the response of the action at the request's path. Refuse an unknown path (404) or method (405)."""
+    try:
+        methods = actions.get(request.path)
+        if methods is None:
+            raise RefusedError(404, "Not Found", "The sandbox has nothing at this path.")
+        if request.method not in methods:
+            allowed = ", ".join(methods)
+            description = f"This path accepts only {allowed}."
+            raise RefusedError(405, "Method Not Allowed", description, headers={"allow": allowed})
+        return methods[request.method](request)
+    except RefusedError as refused:
+        return refused.response

@@ -13,6 +13,7 @@ to one of its entries. An object has comparisons. The words ``and``, ``or``, ``n
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,172 +22,130 @@ from django_moe_personalize.sandbox.audiences import (
     DEVICES,
     EXISTS,
     EXISTS_NOT,
+    IN_NETWORK,
     LIST_OPERATORS,
     OPERATORS,
-    AllRule,
-    AnyRule,
-    AttributeRule,
-    DeviceRule,
-    HourRule,
-    NetworkRule,
-    NotRule,
     Rule,
     Scalar,
     as_number,
+    compare,
     list_hours,
+    match_all,
+    match_any,
+    match_device,
+    match_opposite,
 )
-from django_moe_personalize.sandbox.reading import Problems, member, nearest, read_object, shown
+from django_moe_personalize.sandbox.reading import Value, nearest, shown
 
 COMPARISONS = (*OPERATORS, *LIST_OPERATORS, "exists")
 _RANGES = ("gt", "gte", "lt", "lte")
-_NOTHING = AllRule(())
+_NOTHING = match_all(())
 
 
-def read_rule(data: object, place: str, problems: Problems) -> Rule:
-    """Return the rule that an object describes. Add the mistakes in the object to ``problems``."""
-    before = len(problems.found)
-    members = read_object(data, place, problems)
-    if not members and len(problems.found) == before:
-        problems.add(place, "must have at least one condition")
-    rules = tuple(_read_condition(name, value, member(place, name), problems) for name, value in members.items())
-    return rules[0] if len(rules) == 1 else AllRule(rules)
+def read_rule(value: Value) -> Rule:
+    """Return the rule that an object describes. Add the mistakes in the object to its problems."""
+    members = value.members()
+    if not members and isinstance(value.data, Mapping):
+        value.add("must have at least one condition")
+    return match_all([_read_condition(name, each) for name, each in members.items()])
 
 
-def _read_condition(name: str, value: object, place: str, problems: Problems) -> Rule:
+def _read_condition(name: str, value: Value) -> Rule:
     if name in _CONDITIONS:
-        return _CONDITIONS[name](value, place, problems)
+        return _CONDITIONS[name](value)
     if name.lower() in _CONDITIONS:
-        problems.add(place, f'did you mean "{name.lower()}"? For an attribute with this name write "session.{name}"')
+        value.add(f'did you mean "{name.lower()}"? For an attribute with this name write "session.{name}"')
         return _NOTHING
-    source, dot, attribute = name.partition(".")
-    if not dot:
-        return _read_attribute("session", name, value, place, problems)
+    source, attribute = name.split(".", 1) if "." in name else ("session", name)
     if source not in ("session", "customer"):
-        problems.add(place, f"unknown word {shown(source)} before the dot{nearest(source, ('session', 'customer'))}")
+        value.add(f"unknown word {shown(source)} before the dot{nearest(source, ('session', 'customer'))}")
     elif not attribute:
-        problems.add(place, "must have the name of an attribute after the dot")
+        value.add("must have the name of an attribute after the dot")
     else:
-        return _read_attribute(source, attribute, value, place, problems)
+        return _read_attribute(source, attribute, value)
     return _NOTHING
 
 
-def _read_attribute(source: str, name: str, value: object, place: str, problems: Problems) -> Rule:
-    if isinstance(value, list):
-        return AttributeRule(source, name, LIST_OPERATORS["in"], _read_scalars(value, place, problems))
-    if not isinstance(value, Mapping):
-        return AttributeRule(source, name, OPERATORS["is"], _read_scalar(value, place, problems))
-    comparisons = read_object(value, place, problems)
-    if not comparisons:
-        problems.add(place, f"must have at least one comparison (valid: {', '.join(COMPARISONS)})")
-    rules = tuple(
-        _read_comparison(source, name, operator, operand, member(place, operator), problems)
-        for operator, operand in comparisons.items()
-    )
-    return rules[0] if len(rules) == 1 else AllRule(rules)
+def _read_attribute(source: str, name: str, value: Value) -> Rule:
+    if isinstance(value.data, list):
+        return compare(source, name, LIST_OPERATORS["in"], _read_scalars(value))
+    if not isinstance(value.data, Mapping):
+        return compare(source, name, OPERATORS["is"], value.scalar())
+    operands = value.members()
+    if not operands:
+        value.add(f"must have at least one comparison (valid: {', '.join(COMPARISONS)})")
+    return match_all([_read_comparison(source, name, operator, operand) for operator, operand in operands.items()])
 
 
-def _read_comparison(source: str, name: str, operator: str, operand: object, place: str, problems: Problems) -> Rule:
+def _read_comparison(source: str, name: str, operator: str, operand: Value) -> Rule:
     if operator in LIST_OPERATORS:
-        return AttributeRule(source, name, LIST_OPERATORS[operator], _read_scalars(operand, place, problems))
+        return compare(source, name, LIST_OPERATORS[operator], _read_scalars(operand))
     if operator == "exists":
-        if not isinstance(operand, bool):
-            problems.add(place, f"must be true or false, not {shown(operand)}")
-        return AttributeRule(source, name, EXISTS if operand is True else EXISTS_NOT)
+        return compare(source, name, EXISTS if operand.flag() else EXISTS_NOT)
     if operator not in OPERATORS:
-        problems.add(place, f"unknown comparison{nearest(operator, COMPARISONS)}")
+        operand.add(f"unknown comparison{nearest(operator, COMPARISONS)}")
         return _NOTHING
-    wanted = _read_scalar(operand, place, problems)
-    number = as_number(wanted)
-    if operator in _RANGES and number != number:
-        problems.add(place, f"must be a number, not {shown(operand)}")
-    return AttributeRule(source, name, OPERATORS[operator], wanted)
+    wanted = operand.scalar()
+    if operator in _RANGES and math.isnan(as_number(wanted)):
+        operand.wrong("must be a number")
+    return compare(source, name, OPERATORS[operator], wanted)
 
 
-def _read_scalars(value: object, place: str, problems: Problems) -> tuple[Scalar, ...]:
-    if not isinstance(value, list) or not value:
-        problems.add(place, f"must be an array of values, not {shown(value)}")
-        return ()
-    return tuple(_read_scalar(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
+def _read_scalars(value: Value) -> tuple[Scalar, ...]:
+    return tuple(entry.scalar() for entry in value.entries("values"))
 
 
-def _read_scalar(value: object, place: str, problems: Problems) -> Scalar:
-    if isinstance(value, (str, int, float)):
-        return value
-    problems.add(place, f"must be a string, a number, true or false, not {shown(value)}")
-    return ""
+def _read_rules(value: Value) -> list[Rule]:
+    return [read_rule(entry) for entry in value.entries("rules")]
 
 
-def _read_all(value: object, place: str, problems: Problems) -> Rule:
-    return AllRule(_read_rules(value, place, problems))
+def _list(value: Value) -> list[Any]:
+    """Return a non-empty array, or a single value as an array."""
+    return value.data if isinstance(value.data, list) and value.data else [value.data]
 
 
-def _read_any(value: object, place: str, problems: Problems) -> Rule:
-    return AnyRule(_read_rules(value, place, problems))
-
-
-def _read_rules(value: object, place: str, problems: Problems) -> tuple[Rule, ...]:
-    if not isinstance(value, list) or not value:
-        problems.add(place, f"must be an array of rules, not {shown(value)}")
-        return ()
-    return tuple(read_rule(entry, f"{place}[{index}]", problems) for index, entry in enumerate(value))
-
-
-def _read_not(value: object, place: str, problems: Problems) -> Rule:
-    return NotRule(read_rule(value, place, problems))
-
-
-def _read_day(value: object, place: str, problems: Problems) -> Rule:
-    days = _read_words(value, DAYS, place, problems)
-    return AttributeRule("session", "DAY_OF_THE_WEEK", LIST_OPERATORS["in"], days)
-
-
-def _read_device(value: object, place: str, problems: Problems) -> Rule:
-    return DeviceRule(_read_words(value, DEVICES, place, problems))
-
-
-def _read_words(value: object, valid: tuple[str, ...], place: str, problems: Problems) -> tuple[str, ...]:
-    words = value if isinstance(value, list) and value else [value]
+def _read_words(value: Value, valid: tuple[str, ...]) -> tuple[str, ...]:
+    words = _list(value)
     for word in words:
         if word not in valid:
-            problems.add(place, f"unknown value {shown(word)}{nearest(str(word), valid)}")
+            value.add(f"unknown value {shown(word)}{nearest(str(word), valid)}")
     return tuple(map(str, words))
 
 
-def _read_hour(value: object, place: str, problems: Problems) -> Rule:
-    if isinstance(value, Mapping):
-        span = read_object(value, place, problems)
+def _read_hour(value: Value) -> Rule:
+    hours = _list(value)
+    if isinstance(value.data, Mapping):
+        span = {name: each.data for name, each in value.members().items()}
         if set(span) == {"from", "until"} and all(map(_is_hour, span.values())):
-            return HourRule(list_hours(span["from"], span["until"]))
-    else:
-        hours: list[Any] = value if isinstance(value, list) and value else [value]
-        if all(map(_is_hour, hours)):
-            return HourRule(frozenset(hours))
-    valid = 'an hour (0 to 23), an array of hours, or {"from": 22, "until": 5}'
-    problems.add(place, f"must be {valid}, not {shown(value)}")
+            hours = [*list_hours(span["from"], span["until"])]
+    if all(map(_is_hour, hours)):
+        words = tuple(f"{hour:02}" for hour in sorted(hours))
+        return compare("session", "TIME_OF_THE_DAY", LIST_OPERATORS["in"], words)
+    value.wrong('must be an hour (0 to 23), an array of hours, or {"from": 22, "until": 5}')
     return _NOTHING
 
 
 def _is_hour(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 23
+    return type(value) is int and 0 <= value <= 23
 
 
-def _read_ip(value: object, place: str, problems: Problems) -> Rule:
-    networks = []
-    for text in value if isinstance(value, list) and value else [value]:
+def _read_ip(value: Value) -> Rule:
+    networks = _list(value)
+    for network in networks:
         try:
-            networks.append(ipaddress.ip_network(text if isinstance(text, str) else ""))
+            ipaddress.ip_network(network if isinstance(network, str) else "")
         except ValueError:
             valid = 'a network such as "203.0.113.0/24" (all bits after the mask are 0)'
-            problems.add(place, f"must be {valid}, not {shown(text)}")
-    return NetworkRule(tuple(networks))
+            value.add(f"must be {valid}, not {shown(network)}")
+    return compare("session", "USER_IP_ADDRESS", IN_NETWORK, tuple(map(str, networks)))
 
 
-_CONDITIONS: Mapping[str, Callable[[object, str, Problems], Rule]] = {
-    "and": _read_all,
-    "or": _read_any,
-    "not": _read_not,
-    "day": _read_day,
+_CONDITIONS: Mapping[str, Callable[[Value], Rule]] = {
+    "and": lambda value: match_all(_read_rules(value)),
+    "or": lambda value: match_any(_read_rules(value)),
+    "not": lambda value: match_opposite(read_rule(value)),
+    "day": lambda value: compare("session", "DAY_OF_THE_WEEK", LIST_OPERATORS["in"], _read_words(value, DAYS)),
     "hour": _read_hour,
-    "device": _read_device,
+    "device": lambda value: match_device(_read_words(value, DEVICES)),
     "ip": _read_ip,
 }

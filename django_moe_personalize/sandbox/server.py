@@ -9,6 +9,7 @@ import socket
 import socketserver
 import sys
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -17,7 +18,7 @@ from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.sandbox.control import CONTROL_PATH, Control, is_control_allowed
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults
-from django_moe_personalize.sandbox.responses import RefusedError, build_not_found
+from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.sandbox.validation import MAX_BODY
 
 BASE_PATH = "/v1"
@@ -36,12 +37,18 @@ logger = logging.getLogger("django_moe_personalize")
 
 
 class SandboxServer(ThreadingHTTPServer):
-    """A server for one engine, with a daemon thread for each connection."""
+    """A server for one engine, bound to the address ``host`` and to ``port`` (0 for any free port).
+
+    Call ``serve_forever()`` to run the server. Each connection has a daemon thread. Raises OSError if the address can't
+    be bound. ``pages``, if set, answers all paths other than those of the API and the control paths. It gets only
+    requests from this machine.
+    """
 
     daemon_threads = True
     request_queue_size = 128
+    pages: Callable[[Request], Response] | None = None
 
-    def __init__(self, engine: Engine, host: str, port: int, *, faults: Faults | None = None) -> None:
+    def __init__(self, engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None) -> None:
         self.engine = engine
         self.injector = FaultInjector(faults)
         self.control = Control(engine, self.injector)
@@ -71,22 +78,12 @@ class SandboxServer(ThreadingHTTPServer):
             path = request.path.removeprefix(BASE_PATH)
             below = Request(request.method, path, request.query, request.headers, request.body)
             return self.injector.answer(self.engine.handle, below)
-        if not request.path.startswith(f"{CONTROL_PATH}/"):
-            return Answer(build_not_found())
-        if not is_control_allowed(client_host, host_header):
-            description = "Control paths are only for this machine. Use localhost or 127.0.0.1 in the URL."
-            return Answer(RefusedError(403, "Forbidden", description).build_response())
-        return Answer(self.control.handle(request))
-
-
-def build_server(
-    engine: Engine, host: str = "127.0.0.1", port: int = 0, *, faults: Faults | None = None
-) -> SandboxServer:
-    """Return a server bound to the address ``host`` and to ``port`` (0 for any free port).
-
-    Call ``serve_forever()`` to run the server. Raises OSError if the address can't be bound.
-    """
-    return SandboxServer(engine, host, port, faults=faults)
+        handle = self.control.handle if request.path.startswith(f"{CONTROL_PATH}/") else self.pages
+        if handle is not None and not is_control_allowed(client_host, host_header):
+            description = "This path is only for this machine. Use localhost or 127.0.0.1 in the URL."
+            return Answer(RefusedError(403, "Forbidden", description).response)
+        # Without pages, the control paths answer each other path with a 404.
+        return Answer((handle or self.control.handle)(request))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -122,7 +119,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Answer a request that the server can't read with an error in MoEngage's format. Close the connection."""
         self.close_connection = True
         title = HTTPStatus(code).phrase
-        self._write(Answer(RefusedError(code, title, message or f"{title}.").build_response()))
+        self._write(Answer(RefusedError(code, title, message or f"{title}.").response))
         self._linger()
 
     def _serve(self) -> None:

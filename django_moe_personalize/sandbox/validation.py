@@ -15,14 +15,16 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeGuard
+from typing import Any
 
 from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Action
 from django_moe_personalize.sandbox.audiences import DAYS
 from django_moe_personalize.sandbox.ledger import LedgerEntry
-from django_moe_personalize.sandbox.responses import RefusedError, build_malformed, refuse_field
+from django_moe_personalize.sandbox.reading import refuse_constant
+from django_moe_personalize.sandbox.responses import RefusedError, build_invalid_field
 from django_moe_personalize.sandbox.workspace import Workspace
 
 MAX_BODY = 128 * 1024
@@ -61,7 +63,9 @@ def check_credentials(request: Request, workspace: Workspace) -> None:
     headers = {name.lower(): value for name, value in request.headers.items()}
     expected = f"{workspace.workspace_id}:{workspace.api_key}".encode()
     if not hmac.compare_digest(_basic(headers.get("authorization", "")), expected):
-        raise RefusedError(401, "Authentication required", "The workspace id or the API key is wrong.")
+        challenge = {"www-authenticate": 'Basic realm="MoEngage"'}
+        description = "The workspace id or the API key is wrong."
+        raise RefusedError(401, "Authentication required", description, headers=challenge)
     if headers.get("moe-appkey") != workspace.workspace_id:
         raise RefusedError(400, "Request Error", "The MOE-APPKEY header is missing or unknown.", "REQUEST_ERROR")
 
@@ -78,19 +82,12 @@ def read_body(body: bytes) -> dict[str, Any]:
     """Return the JSON object in a body. Refuse a body that is too large (413) or isn't a JSON object (400)."""
     if len(body) > MAX_BODY:
         raise RefusedError(413, "PayloadTooLarge", f"The body is larger than {MAX_BODY} bytes.")
-    if not body.strip():
-        raise build_malformed("The body is empty.")
-    try:
-        data = json.loads(body.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_read_float)
-    except (ValueError, RecursionError) as error:
-        raise build_malformed("The body is not valid JSON in UTF-8.") from error
+    data = None
+    with suppress(ValueError, RecursionError):
+        data = json.loads(body.decode("utf-8"), parse_constant=refuse_constant, parse_float=_read_float)
     if not isinstance(data, dict):
-        raise build_malformed("The body is not a JSON object.")
+        raise RefusedError(400, "Malformed JSON", "The body is not a JSON object in UTF-8.", "MALFORMED_JSON")
     return data
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _read_float(text: str) -> float:
@@ -101,40 +98,34 @@ def _read_float(text: str) -> float:
     return number
 
 
+def _require(is_valid: object, place: str, rule: str) -> None:
+    """Refuse a request with a bad field (400). ``rule`` must not quote the value, which may be personal."""
+    if not is_valid:
+        raise build_invalid_field(f"{place} {rule}")
+
+
 def read_fetch(data: Mapping[str, Any]) -> FetchQuery:
-    """Return the fetch that a body describes (contract §2). Raises RefusedError."""
+    """Return the fetch that a body describes (contract §2), with each key once. Raises RefusedError."""
     session = {name: value for name, value in data.items() if name not in ("identifiers", "experience_key")}
     for name, value in session.items():
-        if not isinstance(value, str):
-            refuse_field(name, "must be a string")
-    if session.get("DAY_OF_THE_WEEK", "Monday") not in DAYS:
-        refuse_field("DAY_OF_THE_WEEK", "must be one of Monday … Sunday")
-    if not _HOUR.fullmatch(session.get("TIME_OF_THE_DAY", "00")):
-        refuse_field("TIME_OF_THE_DAY", "must be one of 00 … 23")
+        _require(isinstance(value, str), name, "must be a string")
+    _require(session.get("DAY_OF_THE_WEEK", "Monday") in DAYS, "DAY_OF_THE_WEEK", "must be one of Monday … Sunday")
+    _require(_HOUR.fullmatch(session.get("TIME_OF_THE_DAY", "00")), "TIME_OF_THE_DAY", "must be one of 00 … 23")
     customer_id, identifiers = _read_identifiers(data.get("identifiers", {}))
-    return FetchQuery(customer_id, identifiers, _read_keys(data.get("experience_key", [])), session)
+    keys = data.get("experience_key", [])
+    is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
+    _require(is_list, "experience_key", "must be an array of strings")
+    return FetchQuery(customer_id, identifiers, tuple(dict.fromkeys(keys)) or None, session)
 
 
-def _read_identifiers(value: object) -> tuple[str | None, Mapping[str, str] | str]:
-    if not isinstance(value, dict):
-        refuse_field("identifiers", "must be an object")
-    customer_id = value.get("customer_id", "")
-    if not isinstance(customer_id, str):
-        refuse_field("identifiers.customer_id", "must be a string")
-    identifiers = value.get("user_identifiers", {})
-    if not isinstance(identifiers, str) and not _is_text_map(identifiers):
-        refuse_field("identifiers.user_identifiers", "must be an object of strings")
+def _read_identifiers(value: Any) -> tuple[str | None, Mapping[str, str] | str]:
+    _require(isinstance(value, dict), "identifiers", "must be an object")
+    customer_id, identifiers = value.get("customer_id", ""), value.get("user_identifiers", {})
+    _require(isinstance(customer_id, str), "identifiers.customer_id", "must be a string")
+    is_map = isinstance(identifiers, dict) and all(isinstance(entry, str) for entry in identifiers.values())
+    is_valid = is_map or isinstance(identifiers, str)
+    _require(is_valid, "identifiers.user_identifiers", "must be an object of strings")
     return customer_id or None, identifiers
-
-
-def _is_text_map(value: object) -> bool:
-    return isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values())
-
-
-def _read_keys(value: object) -> tuple[str, ...] | None:
-    if not isinstance(value, list) or not all(isinstance(key, str) for key in value):
-        refuse_field("experience_key", "must be an array of strings")
-    return tuple(value) or None
 
 
 def read_events(data: Mapping[str, Any], *, now: float, offering_actions: bool) -> Iterator[LedgerEntry]:
@@ -144,9 +135,9 @@ def read_events(data: Mapping[str, Any], *, now: float, offering_actions: bool) 
     before it records the first entry.
     """
     actions = ACTIONS + OFFERING_ACTIONS if offering_actions else ACTIONS
-    elements = data.get("elements")
-    if not isinstance(elements, list) or not 0 < len(elements) <= MAX_ELEMENTS:
-        refuse_field("elements", f"must be an array of 1 to {MAX_ELEMENTS} elements")
+    elements: Any = data.get("elements")
+    is_batch = isinstance(elements, list) and 0 < len(elements) <= MAX_ELEMENTS
+    _require(is_batch, "elements", f"must be an array of 1 to {MAX_ELEMENTS} elements")
     for index, element in enumerate(elements):
         yield from _read_element(element, f"elements[{index}]", actions, now)
 
@@ -157,54 +148,36 @@ def read_profiles(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
         yield element["customer_id"], element.get("user_attributes", {})
 
 
-def _read_element(element: object, place: str, actions: Collection[str], now: float) -> Iterator[LedgerEntry]:
-    if not isinstance(element, dict):
-        refuse_field(place, "must be an object")
-    customer_id = element.get("customer_id")
-    if not isinstance(customer_id, str) or not customer_id:
-        refuse_field(f"{place}.customer_id", "must be a string that is not empty")
-    if not isinstance(element.get("user_attributes", {}), dict):
-        refuse_field(f"{place}.user_attributes", "must be an object")
+def _read_element(element: Any, place: str, actions: Collection[str], now: float) -> Iterator[LedgerEntry]:
+    _require(isinstance(element, dict), place, "must be an object")
+    customer_id, entries = element.get("customer_id"), element.get("actions")
     offset = element.get("user_timezone_offset", 0)
-    if not _is_integer(offset) or abs(offset) > MAX_OFFSET:
-        refuse_field(f"{place}.user_timezone_offset", f"must be an integer from -{MAX_OFFSET} to {MAX_OFFSET}")
-    entries = element.get("actions")
-    if not isinstance(entries, list) or not entries:
-        refuse_field(f"{place}.actions", "must be an array that is not empty")
+    is_id = isinstance(customer_id, str) and customer_id
+    _require(is_id, f"{place}.customer_id", "must be a string that is not empty")
+    _require(isinstance(element.get("user_attributes", {}), dict), f"{place}.user_attributes", "must be an object")
+    is_offset = type(offset) is int and abs(offset) <= MAX_OFFSET
+    _require(is_offset, f"{place}.user_timezone_offset", f"must be an integer from -{MAX_OFFSET} to {MAX_OFFSET}")
+    _require(isinstance(entries, list) and entries, f"{place}.actions", "must be an array that is not empty")
     for index, entry in enumerate(entries):
         yield _read_action(entry, f"{place}.actions[{index}]", customer_id, actions, now)
 
 
-def _read_action(entry: object, place: str, customer_id: str, actions: Collection[str], now: float) -> LedgerEntry:
-    if not isinstance(entry, dict):
-        refuse_field(place, "must be an object")
+def _read_action(entry: Any, place: str, customer_id: str, actions: Collection[str], now: float) -> LedgerEntry:
+    _require(isinstance(entry, dict), place, "must be an object")
     action, event_uuid, event_time = entry.get("action"), entry.get("moe_event_uuid"), entry.get("event_time")
     platform = entry.get("platform")
-    if not isinstance(action, str) or action not in actions:
-        refuse_field(f"{place}.action", f"must be one of {', '.join(actions)}")
-    if not isinstance(event_uuid, str) or not _UUID4.fullmatch(event_uuid):
-        refuse_field(f"{place}.moe_event_uuid", "must be a UUID of version 4")
-    if not _is_integer(event_time) or event_time < 0:
-        refuse_field(f"{place}.event_time", "must be Unix time in whole seconds")
-    if event_time > now + CLOCK_SKEW:
-        refuse_field(f"{place}.event_time", "must not be in the future")
-    if not isinstance(platform, str) or platform not in PLATFORMS:
-        refuse_field(f"{place}.platform", f"must be one of {', '.join(PLATFORMS)}")
-    attributes = _read_attributes(entry.get("attributes"), f"{place}.attributes", action)
+    _require(isinstance(action, str) and action in actions, f"{place}.action", f"must be one of {', '.join(actions)}")
+    is_uuid = isinstance(event_uuid, str) and _UUID4.fullmatch(event_uuid)
+    _require(is_uuid, f"{place}.moe_event_uuid", "must be a UUID of version 4")
+    is_time = type(event_time) is int and event_time >= 0
+    _require(is_time, f"{place}.event_time", "must be Unix time in whole seconds")
+    _require(event_time <= now + CLOCK_SKEW, f"{place}.event_time", "must not be in the future")
+    is_platform = isinstance(platform, str) and platform in PLATFORMS
+    _require(is_platform, f"{place}.platform", f"must be one of {', '.join(PLATFORMS)}")
+    attributes = entry.get("attributes")
+    _require(isinstance(attributes, dict), f"{place}.attributes", "must be an object")
+    for name in [*(() if action in OFFERING_ACTIONS else CONTEXT_FIELDS), *attributes]:
+        _require(isinstance(attributes.get(name), str), f"{place}.attributes.{name}", "must be a string")
     element = attributes.get("b_id", entry.get("b_id", ""))
-    if not isinstance(element, str):
-        refuse_field(f"{place}.b_id", "must be a string")
+    _require(isinstance(element, str), f"{place}.b_id", "must be a string")
     return LedgerEntry(event_uuid.lower(), action, customer_id, event_time, now, platform, element, attributes)
-
-
-def _read_attributes(value: object, place: str, action: str) -> Mapping[str, Any]:
-    if not isinstance(value, dict):
-        refuse_field(place, "must be an object")
-    for name in [*(() if action in OFFERING_ACTIONS else CONTEXT_FIELDS), *value]:
-        if not isinstance(value.get(name), str):
-            refuse_field(f"{place}.{name}", "must be a string")
-    return value
-
-
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)

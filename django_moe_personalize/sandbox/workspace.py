@@ -8,19 +8,17 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from django_moe_personalize.sandbox.audiences import EVERYONE, Audience, Scalar
 from django_moe_personalize.sandbox.payloads import Payload, read_offerings, read_payload
-from django_moe_personalize.sandbox.reading import Problems, Section, WorkspaceError, nearest, read_object, shown
+from django_moe_personalize.sandbox.reading import Problems, Section, Value, nearest, refuse_constant, shown
+from django_moe_personalize.sandbox.reading import WorkspaceError as WorkspaceError
 from django_moe_personalize.sandbox.rule_reader import read_rule
-
-__all__ = ["Content", "Definition", "State", "Variation", "Workspace", "WorkspaceError"]
-__all__ += ["WorkspaceFile", "load_workspace", "parse_workspace"]
 
 SHIPPED = Path(__file__).with_name("workspace.json")
 """The file for sites that name no other workspace file. It describes an example shop."""
@@ -88,6 +86,8 @@ class Workspace:
     api_key: str = field(repr=False)
     definitions: Mapping[str, Definition]
     customers: Mapping[str, Mapping[str, Scalar]] = field(repr=False)
+    rules: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """The rules of the named audiences, as the file has them."""
     global_control_group: float = 0.0
     locales: tuple[str, ...] = ()
     identity_resolution: tuple[str, ...] = ("u_em", "u_mb")
@@ -110,29 +110,36 @@ def load_workspace(path: str | Path | None = None) -> Workspace:
     """
     file = SHIPPED if path is None else Path(path)
     try:
-        data = json.loads(file.read_bytes(), parse_constant=_refuse_constant)
+        text = file.read_bytes()
     except OSError as error:
         raise WorkspaceError([f"{file}: cannot be read: {error.strerror}. Check the path."]) from error
+    return read_workspace(text, name=file.name)
+
+
+def read_workspace(text: str | bytes, *, name: str) -> Workspace:
+    """Return the workspace in the text of a file. Raises WorkspaceError as load_workspace() does."""
+    try:
+        data = json.loads(text, parse_constant=refuse_constant)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno}, column {error.colno}"
-        raise WorkspaceError([f"{file.name}: {place}: not valid JSON: {error.msg}"]) from error
+        raise WorkspaceError([f"{name}: {place}: not valid JSON: {error.msg}"]) from error
     except (ValueError, RecursionError) as error:
-        raise WorkspaceError([f"{file.name}: not valid JSON: {error}"]) from error
-    return parse_workspace(data, name=file.name)
+        raise WorkspaceError([f"{name}: not valid JSON: {error}"]) from error
+    return parse_workspace(data, name=name)
 
 
 class WorkspaceFile:
     """A workspace file that may change while the sandbox runs. Threads may share the object.
 
     The constructor raises WorkspaceError for a file with a mistake. Later mistakes are logged: then ``workspace`` stays
-    the last workspace without mistakes. ``changed_at`` is the Unix time of the last change.
+    the last workspace without mistakes, and ``problems`` has the mistakes. ``changed_at`` is the Unix time of the last
+    change.
     """
 
-    def __init__(self, path: str | Path | None = None, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, path: str | Path | None = None) -> None:
         self.path = SHIPPED if path is None else Path(path)
-        self._clock = clock
         self._stamp = self._read_stamp()
-        self._is_broken = False
+        self.problems: tuple[str, ...] = ()
         self._lock = threading.Lock()
         self.workspace = load_workspace(self.path)
         self.changed_at = self._stamp[0] / 1e9
@@ -158,33 +165,35 @@ class WorkspaceFile:
         try:
             fresh = load_workspace(self.path)
         except WorkspaceError as error:
-            self._is_broken = True
+            self.problems = error.problems
             logger.error("The sandbox can't use the new workspace file, so it keeps the old workspace: %s", error)
             return
         # Clients were built with the credentials of the start.
         old = self.workspace
         self.workspace = dataclasses.replace(fresh, workspace_id=old.workspace_id, api_key=old.api_key)
-        self.changed_at = self._clock()
-        if self._is_broken:
-            self._is_broken = False
+        self.changed_at = time.time()
+        if self.problems:
+            self.problems = ()
             logger.warning("The workspace file %s has no mistakes now, so the sandbox uses it.", self.path.name)
 
 
 def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
     """Return the workspace that decoded JSON describes. Raises WorkspaceError. Its problems begin with ``name``."""
     problems = Problems(name)
-    root = Section(data, "", problems, fields=_WORKSPACE_FIELDS)
-    locales = tuple(locale.lower().replace("_", "-") for locale in root.texts("locales"))
-    shared = _Shared(_read_audiences(root), read_offerings(root), locales)
+    root = Section(Value(data, "", problems), _WORKSPACE_FIELDS)
+    locales = tuple(map(_normalize, root.get("locales", []).texts()))
+    audiences = {name: Audience(name, read_rule(value)) for name, value in root.get("audiences", {}).members().items()}
+    shared = _Shared(audiences, read_offerings(root.get("offerings", {})), locales)
     workspace = Workspace(
-        workspace_id=root.text("workspace_id"),
-        api_key=root.text("api_key"),
-        definitions=_read_definitions(root, shared),
-        customers=_read_customers(root),
-        global_control_group=root.percent("global_control_group"),
+        workspace_id=root.require("workspace_id", "missing").text(),
+        api_key=root.require("api_key", "missing").text(),
+        definitions=_read_definitions(root.get("experiences", []), shared),
+        customers=_read_customers(root.get("customers", {})),
+        rules={name: value.data for name, value in root.get("audiences", {}).members().items()},
+        global_control_group=root.get("global_control_group", 0).percent(),
         locales=locales,
-        identity_resolution=root.texts("identity_resolution", ("u_em", "u_mb")),
-        offering_actions=root.flag("offering_actions"),
+        identity_resolution=root.get("identity_resolution", ["u_em", "u_mb"]).texts(),
+        offering_actions=root.get("offering_actions", False).flag(),
     )
     problems.raise_any()
     return workspace
@@ -207,48 +216,42 @@ _EXPERIENCE_FIELDS = ("key", "name", "status", "control_group", "start", "end", 
 _VARIATION_FIELDS = ("name", "weight", "payload", "locales")
 
 
-def _refuse_constant(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON number")
+def _normalize(locale: str) -> str:
+    return locale.lower().replace("_", "-")
 
 
-def _read_audiences(root: Section) -> dict[str, Audience]:
+def _read_customers(value: Value) -> dict[str, dict[str, Scalar]]:
     return {
-        name: Audience(name, read_rule(value, place, root.problems)) for name, place, value in root.members("audiences")
+        customer_id: {name: attribute.scalar() for name, attribute in customer.members().items()}
+        for customer_id, customer in value.members().items()
     }
 
 
-def _read_customers(root: Section) -> dict[str, dict[str, Scalar]]:
-    customers: dict[str, dict[str, Scalar]] = {}
-    for customer_id, place, value in root.members("customers"):
-        section = Section(value, place, root.problems, fields=value if isinstance(value, Mapping) else ())
-        for name, attribute in section.data.items():
-            if not isinstance(attribute, (str, int, float)):
-                section.wrong(name, "must be a string, a number, true or false")
-        customers[customer_id] = dict(section.data)
-    return customers
+def _read_sections(value: Value, fields: Collection[str]) -> list[Section]:
+    return [Section(entry, fields) for entry in value.entries()]
 
 
-def _read_definitions(root: Section, shared: _Shared) -> dict[str, Definition]:
+def _read_definitions(value: Value, shared: _Shared) -> dict[str, Definition]:
     definitions: dict[str, Definition] = {}
-    for section in root.sections("experiences", _EXPERIENCE_FIELDS):
+    for section in _read_sections(value, _EXPERIENCE_FIELDS):
         definition = _read_definition(section, shared)
         if definition.key in definitions and definition.key:
-            section.problems.add(section.at("key"), f"an earlier experience has the key {shown(definition.key)} too")
+            section.members["key"].add(f"an earlier experience has the key {shown(definition.key)} too")
         definitions[definition.key] = definition
     return definitions
 
 
 def _read_definition(section: Section, shared: _Shared) -> Definition:
-    key = section.text("key")
+    key = section.require("key", section.value.place).text()
     start, end = _read_moment(section, "start"), _read_moment(section, "end")
     if start is not None and end is not None and end <= start:
-        section.wrong("end", 'must be later than "start"')
+        section.members["end"].wrong('must be later than "start"')
     return Definition(
         key=key,
-        name=section.text("name", key),
-        status=section.choice("status", STATUSES, "Active"),
+        name=section.get("name", key or "-").text(),
+        status=section.get("status", "Active").choice(STATUSES),
         contents=_read_contents(section, shared),
-        control_group=section.percent("control_group"),
+        control_group=section.get("control_group", 0).percent(),
         start=start,
         end=end,
     )
@@ -257,47 +260,45 @@ def _read_definition(section: Section, shared: _Shared) -> Definition:
 def _read_moment(section: Section, name: str) -> datetime | None:
     if name not in section:
         return None
-    text = section.data[name]
     try:
-        moment = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(section.members[name].data)
     except (TypeError, ValueError):
         moment = datetime.min
     if moment.tzinfo is None:
-        section.wrong(name, 'must be an ISO 8601 time with a zone such as "2026-12-01T18:00:00+01:00"')
+        section.members[name].wrong('must be an ISO 8601 time with a zone such as "2026-12-01T18:00:00+01:00"')
         return None
     return moment
 
 
 def _read_contents(section: Section, shared: _Shared) -> tuple[Content, ...]:
     """Return the entries of "content". Without "content", the experience's own members describe a single entry."""
-    sections = section.sections("content", _CONTENT_FIELDS)
-    own = [name for name in _CONTENT_FIELDS if name in section]
-    if "content" not in section:
-        sections = [section]
-    elif own:
-        section.problems.add(section.at(own[0]), 'cannot be next to "content". Move it into an entry of "content".')
-    elif not sections:
-        section.problems.add(section.at("content"), "must have at least one entry")
+    sections = [section]
+    if "content" in section:
+        sections = _read_sections(section.members["content"], _CONTENT_FIELDS)
+        own = [name for name in _CONTENT_FIELDS if name in section]
+        if own:
+            section.members[own[0]].add('cannot be next to "content". Move it into an entry of "content".')
+        elif not sections:
+            section.members["content"].add("must have at least one entry")
     contents: list[Content] = []
     for entry in sections:
         first = 1 + sum(len(content.variations) for content in contents)
-        contents.append(Content(_read_audience(entry, shared), _read_variations(entry, shared, first)))
+        audience = _read_audience(entry.get("audience", EVERYONE.name), shared)
+        contents.append(Content(audience, _read_variations(entry, shared, first)))
     return tuple(contents)
 
 
-def _read_audience(section: Section, shared: _Shared) -> Audience:
-    value = section.data.get("audience", EVERYONE.name)
-    if isinstance(value, Mapping):
-        name = f"Inline {shown(read_object(value, section.at('audience'), section.problems))}"
-        return Audience(name, read_rule(value, section.at("audience"), section.problems))
-    if isinstance(value, str):
-        if value in shared.audiences:
-            return shared.audiences[value]
-        if value != EVERYONE.name:
-            names = (*shared.audiences, EVERYONE.name)
-            section.problems.add(section.at("audience"), f"unknown audience {shown(value)}{nearest(value, names)}")
+def _read_audience(value: Value, shared: _Shared) -> Audience:
+    if isinstance(value.data, Mapping):
+        rule = {name: each.data for name, each in value.members().items()}
+        return Audience(f"Inline {shown(rule)}", read_rule(value))
+    audiences = {EVERYONE.name: EVERYONE, **shared.audiences}
+    if not isinstance(value.data, str):
+        value.wrong("must be the name of an audience or a rule")
+    elif value.data not in audiences:
+        value.add(f"unknown audience {shown(value.data)}{nearest(value.data, audiences)}")
     else:
-        section.wrong("audience", "must be the name of an audience or a rule")
+        return audiences[value.data]
     return EVERYONE
 
 
@@ -307,24 +308,27 @@ def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Var
         return (Variation(str(first), "", 1.0, _read_payloads(section, shared)),)
     for name in ("payload", "locales"):
         if name in section:
-            section.problems.add(section.at(name), 'cannot be next to "variations". Move it into a variation.')
-    if section.data["variations"] == []:
-        section.problems.add(section.at("variations"), "must have at least one entry")
-    variations = []
-    for index, entry in enumerate(section.sections("variations", _VARIATION_FIELDS)):
-        name = entry.text("name", "")
-        payloads = _read_payloads(entry, shared)
-        variations.append(Variation(str(first + index), name, entry.weight("weight"), payloads))
-    return tuple(variations)
+            section.members[name].add('cannot be next to "variations". Move it into a variation.')
+    entries = _read_sections(section.members["variations"], _VARIATION_FIELDS)
+    if not entries:
+        section.members["variations"].add("must have at least one entry")
+    return tuple(
+        Variation(
+            variation_id=str(first + index),
+            name=entry.members["name"].text() if "name" in entry else "",
+            weight=entry.get("weight", 1).weight(),
+            payloads=_read_payloads(entry, shared),
+        )
+        for index, entry in enumerate(entries)
+    )
 
 
 def _read_payloads(section: Section, shared: _Shared) -> dict[str, Payload]:
-    section.require("payload")
-    default = read_payload(section.data.get("payload", {}), section.at("payload"), section.problems, shared.offerings)
+    default = read_payload(section.require("payload", {}), shared.offerings)
     payloads = {"": default}
-    for locale, place, value in section.members("locales"):
-        code = locale.lower().replace("_", "-")
+    for locale, value in section.get("locales", {}).members().items():
+        code = _normalize(locale)
         if code not in shared.locales:
-            section.problems.add(place, f'not in the "locales" of the workspace{nearest(code, shared.locales)}')
-        payloads[code] = default | read_payload(value, place, section.problems, shared.offerings)
+            value.add(f'not in the "locales" of the workspace{nearest(code, shared.locales)}')
+        payloads[code] = default | read_payload(value, shared.offerings)
     return payloads

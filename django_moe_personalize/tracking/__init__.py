@@ -1,14 +1,21 @@
 """Tracking: turn impressions and clicks into events for the delivery, and into tokens for the browser.
 
-``page`` collects the impressions and clicks of one page, and ``events`` builds their events. ``persons`` decides which
-requests count: those of persons. ``tokens`` signs and reads the tokens with which the browser reports. ``marks`` puts
-them into the page's HTML. ``watchdog`` logs an error if pages show experiences but no impression is recorded. ``leaks``
-finds another page view's tokens in a response.
+``page`` collects the impressions and clicks of one page and builds their events. ``persons`` decides which requests
+count: those of persons. ``tokens`` signs and reads the tokens with which the browser reports. ``marks`` puts them into
+the page's HTML. ``watchdog`` logs an error if pages show experiences but no impression is recorded. ``leaks`` finds
+another page view's tokens in a response.
 """
 
-from django_moe_personalize.tracking.events import build_event, build_offering_impressions
 from django_moe_personalize.tracking.leaks import find_leak
-from django_moe_personalize.tracking.page import PageTracker, arecord, note_new_id, record, record_when_streamed
+from django_moe_personalize.tracking.page import (
+    PageTracker,
+    arecord,
+    build_event,
+    build_offering_impressions,
+    note_new_id,
+    record,
+    record_when_streamed,
+)
 from django_moe_personalize.tracking.persons import (
     PREVIEW_MARKS,
     SPECULATIVE_HEADERS,
@@ -18,23 +25,3 @@ from django_moe_personalize.tracking.persons import (
     is_speculative,
 )
 from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
-
-__all__ = [
-    "PREVIEW_MARKS",
-    "SPECULATIVE_HEADERS",
-    "PageTracker",
-    "Token",
-    "arecord",
-    "build_event",
-    "build_offering_impressions",
-    "draw_stamp",
-    "find_leak",
-    "is_counted",
-    "is_preview",
-    "is_robot",
-    "is_speculative",
-    "note_new_id",
-    "read_token",
-    "record",
-    "record_when_streamed",
-]

@@ -17,19 +17,8 @@ from django_moe_personalize.conf import get_settings
 from django_moe_personalize.conf.readers import normalize_host
 
 UNSAFE_SCHEMES: Final = frozenset(
-    [
-        "javascript",
-        "livescript",
-        "vbscript",
-        "mocha",
-        "data",
-        "file",
-        "filesystem",
-        "blob",
-        "about",
-        "view-source",
-        "jar",
-    ]
+    {"about", "blob", "data", "file", "filesystem", "jar", "javascript", "livescript", "mocha", "vbscript"}
+    | {"view-source"}
 )
 """Schemes that run code or read files. Not even the author of a template can link to them."""
 

@@ -106,18 +106,10 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [
-            str(event_uuid),
-            str(action),
-            dict(attributes),
-            str(binding),
-            str(destination),
-            str(host),
-            list(elements),
-        ]:
+        case [str(event_uuid), str(action), dict(context), str(binding), str(destination), str(host), list(elements)]:
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
-            return Token(event_uuid, action, attributes, binding, destination, host, elements)
+            return Token(event_uuid, action, context, binding, destination, host, elements)
     raise ValueError
 
 

@@ -25,31 +25,24 @@ from django_moe_personalize.log import logger
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.runtime import Runtime, log_once, part
 from django_moe_personalize.signals import impressions_missing
-from django_moe_personalize.tracking.events import Impressions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 TOPIC: Final = "watchdog"
-"""The topic of the notices for ``moe_doctor`` about missing impressions."""
+NEWCOMERS_TOPIC: Final = "newcomers"
+WEB_SDK_TOPIC: Final = "web-sdk"
+"""The topics of the notices for ``moe_doctor``: missing impressions, new anonymous ids, pages without the Web SDK."""
 
 RENDERED_PAGES: Final = 100
 RENDERED_SECONDS: Final = 60.0
 """The watchdog reports an experience without an impression only after so many pages and so many seconds. It checks
 the experiences once in this time."""
 
-NEWCOMERS_TOPIC: Final = "newcomers"
-"""The topic of the notices about new anonymous ids."""
-
 NEWCOMERS_SECONDS: Final = 900.0
-"""The time between two notices of a process about new anonymous ids."""
-
-WEB_SDK_TOPIC: Final = "web-sdk"
-"""The topic of the notices about pages that waited for MoEngage's Web SDK in vain."""
+WEB_SDK_SECONDS: Final = 60.0
+"""The time between two notices of a process about new anonymous ids, and about pages without the Web SDK."""
 
 WEB_SDK_PAGES: Final = 10
-"""From this number on, these pages are an error in the log. Single pages may be those of an ad blocker."""
-
-WEB_SDK_SECONDS: Final = 60.0
-"""The time between two notices of a process about these pages."""
+"""From this number on, pages without the Web SDK are an error in the log. An ad blocker may cause single ones."""
 
 WEB_SDK_FIX: Final = (
     "Check that the template has MoEngage's loader, that IMPRESSIONS is right, and that the Content-Security-Policy "
@@ -87,15 +80,21 @@ class _Rendered:
     is_missing: bool = False
 
 
+@dataclass(slots=True)
+class _Pages:
+    """The number of pages that showed the same experiences, and until when other processes know their impressions."""
+
+    count: int = 0
+    known_until: float = 0.0
+
+
 class Watchdog:
     """Compare the pages of one process that show an experience with the recorded impressions of the experience."""
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._rendered: dict[str, _Rendered] = {}
-        # The number of pages that showed the same experiences, and until when other processes know their impressions.
-        self._pages: dict[tuple[str, ...], int] = {}
-        self._known_until: dict[tuple[str, ...], float] = {}
+        self._pages: dict[tuple[str, ...], _Pages] = {}
         self._check_rendered_at = self._clock() + RENDERED_SECONDS
         # The time until which other processes know about an impression, by the name of its experience. The time is 0.0
         # if another process recorded the impression.
@@ -114,36 +113,38 @@ class Watchdog:
 
     def add_rendered_page(self, experiences: Mapping[str, Experience]) -> None:
         """Count a page that showed ``experiences``, by key. Its visitor allows tracking and has an id."""
-        self._add_page(experiences, tuple(experiences), self._clock())
+        self._add_page(experiences, self._clock())
 
     def add_recorded_events(self, events: Sequence[Event]) -> None:
         """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
-        if isinstance(events, Impressions):
-            self._add_page(events.shown, keys := tuple(events.shown), now)
-            # Most pages show the experiences of an earlier page, and need no more than this look-up.
-            if self._known_until.get(keys, 0.0) <= now:
-                if len(self._known_until) >= MAX_EXPERIENCES:
-                    self._known_until.clear()
-                contexts = [experience.experience_context for experience in events.shown.values()]
+        # Impressions have this attribute.
+        shown: Mapping[str, Experience] | None = getattr(events, "shown", None)
+        if shown is not None:
+            pages = self._add_page(shown, now)
+            if pages.known_until <= now:
+                contexts = [experience.experience_context for experience in shown.values()]
                 # The events aren't read here, because the delivery's thread builds them.
-                self._known_until[keys] = self._report_counted(filter(None, contexts), now)
+                pages.known_until = self._report_counted(filter(None, contexts), now)
         else:
             self._report_counted((event.attributes for event in events if event.action is Action.SHOWN), now)
         if now >= self._check_delivery_at:
             self._check_delivery_at = now + DELIVERY_CHECK_SECONDS
             get_background().offer(self._check_delivery)
 
-    def _add_page(self, experiences: Mapping[str, Experience], keys: tuple[str, ...], now: float) -> None:
+    def _add_page(self, experiences: Mapping[str, Experience], now: float) -> _Pages:
         try:
-            # No lock: if two threads add at the same time, one page may not be counted. This is harmless.
-            self._pages[keys] += 1
+            # Most pages show the experiences of an earlier page, and need no more than this look-up.
+            pages = self._pages[tuple(experiences)]
         except KeyError:
-            self._add_keys(experiences, now)
+            pages = self._add_keys(experiences, now)
+        # No lock: if two threads add at the same time, one page may not be counted. This is harmless.
+        pages.count += 1
         if now >= self._check_rendered_at:
             # If the background thread is busy, the next page tries again.
             is_accepted = get_background().offer(self._check_rendered)
             self._check_rendered_at = now + RENDERED_SECONDS if is_accepted else now
+        return pages
 
     def _report_counted(self, contexts: Iterable[Mapping[str, Any]], now: float) -> float:
         """Tell the other processes about impressions with these contexts, and return until when they know."""
@@ -155,20 +156,20 @@ class Watchdog:
             self._counted.update(dict.fromkeys(due, now + COUNTED_SECONDS / 2 if is_accepted else now))
         return min((self._counted[name] for name in names), default=now)
 
-    def _add_keys(self, experiences: Mapping[str, Experience], now: float) -> None:
+    def _add_keys(self, experiences: Mapping[str, Experience], now: float) -> _Pages:
         for key, experience in experiences.items():
             if key not in self._rendered and len(self._rendered) < MAX_EXPERIENCES:
                 self._rendered[key] = _Rendered(key, _read_name(experience.experience_context), now)
         if len(self._pages) >= MAX_EXPERIENCES:
             # Code may show the experiences in endless orders. So add up the pages of each experience.
-            self._pages = {(key,): pages for key, pages in self._count_pages().items() if key in self._rendered}
-        self._pages[tuple(experiences)] = 1
+            self._pages = {(key,): _Pages(count) for key, count in self._count_pages().items() if key in self._rendered}
+        return self._pages.setdefault(tuple(experiences), _Pages())
 
     def _count_pages(self) -> Counter[str]:
         """Return how many pages showed each experience."""
         pages = Counter[str]()
-        for keys, count in list(self._pages.items()):
-            pages.update(dict.fromkeys(keys, count))
+        for keys, shown in list(self._pages.items()):
+            pages.update(dict.fromkeys(keys, shown.count))
         return pages
 
     def add_new_id(self, anonymous_id: str) -> None:

@@ -1,25 +1,18 @@
 """Attributes: find out who the visitor is, what the visitor allows, and which in-session attributes to send.
 
 ``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``, and builds it again if ``evidence``
-shows that the request has changed. ``identity`` finds the allowed
-purposes and the customer id or anonymous id, and calls the site's functions ``CONSENT``, ``IDENTIFY`` and
-``ATTRIBUTES``. ``attributes`` collects the user agent, the address, the day, the hour, the query parameters and the
-site's own attributes. ``newcomers`` samples new anonymous ids for ``moe_doctor``.
+shows that the request has changed. ``identity`` finds the allowed purposes and the customer id or anonymous id, and
+calls the site's functions ``CONSENT``, ``IDENTIFY`` and ``ATTRIBUTES``. ``attributes`` collects the user agent, the
+address, the day, the hour, the query parameters and the site's own attributes. ``newcomers`` samples new ids.
 """
 
-from django_moe_personalize.visitor.attributes import has_stored_parameters, set_query_cookie
-from django_moe_personalize.visitor.gather import (
-    NO_VISITOR,
-    RequestVisitor,
-    Visitor,
-    agather_visitor,
-    build_digest,
-    gather_visitor,
-    is_in_event_loop,
-)
+from django_moe_personalize.visitor.attributes import set_query_cookie
+from django_moe_personalize.visitor.evidence import NO_VISITOR, Visitor, build_digest
+from django_moe_personalize.visitor.gather import RequestVisitor, agather_visitor, gather_visitor, is_in_event_loop
 from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     MINTED,
+    QUERY_CHANGED,
     Consent,
     Identity,
     build_default_consent,
@@ -32,6 +25,7 @@ __all__ = [
     "COOKIE_CHANGES",
     "MINTED",
     "NO_VISITOR",
+    "QUERY_CHANGED",
     "Consent",
     "Identity",
     "RequestVisitor",
@@ -41,7 +35,6 @@ __all__ = [
     "build_digest",
     "delete_anonymous_cookie",
     "gather_visitor",
-    "has_stored_parameters",
     "is_in_event_loop",
     "may_be_new",
     "set_anonymous_cookie",

@@ -1,34 +1,37 @@
-"""Gather a visitor's consent, identity and attributes. This runs only for a page that fetches or counts."""
+"""Gather a visitor's consent, identity and attributes, only for a page that fetches or counts.
+
+Anonymous visitors are remembered by the request data that they depend on, so most pages verify and clean nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import hashlib
+import time
 import weakref
-from array import array
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any, Final
 
 from django.conf import settings as django_settings
 from django.http import HttpRequest
 from django.utils import timezone
-from django.utils.encoding import force_bytes
 from django.utils.functional import SimpleLazyObject
 
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.runtime import Runtime
+from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.visitor.attributes import (
+    MAX_INPUT_LENGTH,
+    MAX_VALUE_LENGTH,
+    QUARTER_OF_AN_HOUR,
     acollect_attributes,
     collect_attributes,
+    list_inputs,
 )
-from django_moe_personalize.visitor.evidence import Evidence
+from django_moe_personalize.visitor.evidence import NO_VISITOR, Evidence, Visitor
 from django_moe_personalize.visitor.identity import (
-    DENIED,
+    COOKIE_CHANGES,
+    COOKIE_NAMES,
     GRANTED,
     MINTED,
     QUERY_CHANGED,
@@ -39,37 +42,6 @@ from django_moe_personalize.visitor.identity import (
     get_consent,
     get_identity,
 )
-from django_moe_personalize.visitor.remembered import get_remembered, recall
-
-
-@dataclass(eq=False, repr=False)
-class Visitor:
-    """A visitor's identity, in-session attributes and consent. The repr shows no personal data."""
-
-    identity: Identity
-    attributes: Mapping[str, str]
-    consent: Consent = GRANTED
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """The visitor's key in caches: a keyed hash of the identity and of the attributes in VARY_CACHE_ON.
-
-        An identified visitor and an anonymous visitor never share a digest, even if their ids are equal.
-        """
-        identity, vary = self.identity, get_settings().vary_cache_on
-        kind = "anonymous" if identity.anonymous else "identified"
-        customer = "none" if identity.customer_id is None else "id:" + identity.customer_id
-        parts = [kind, customer, str(len(identity.user_identifiers))]
-        for pair in sorted(identity.user_identifiers.items()):
-            parts += pair
-        for pair in sorted(self.attributes.items()):
-            if vary is None or pair[0] in vary:
-                parts += pair
-        return build_digest(parts)
-
-
-NO_VISITOR: Final = Visitor(Identity(), {}, DENIED)
-"""The visitor of a page that must not fetch: the visitor denies ``fetch``, or the identity can't be read."""
 
 
 def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = None) -> Visitor:
@@ -77,7 +49,7 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
 
     If the identity and the consent are still those of ``guess``, return ``guess``.
     """
-    if guess is not None:
+    if guess is not None or get_settings().identify:
         return _gather(request, now, guess)
     remembered = get_remembered()
     names = remembered.list_names(request, now)
@@ -85,7 +57,7 @@ def gather_visitor(request: HttpRequest, now: datetime, guess: Visitor | None = 
     if visitor is None:
         visitor = _gather(request, now, None)
         # A request without a valid cookie gets a new anonymous id. Requests with the same data must not share this id.
-        if MINTED in request.__dict__:
+        if not COOKIE_CHANGES.isdisjoint(request.__dict__):
             return visitor
     remembered.keep(visitor, *names)
     return visitor
@@ -95,12 +67,13 @@ def _gather(request: HttpRequest, now: datetime, guess: Visitor | None) -> Visit
     # Most sites have no CONSENT function, and most browsers don't send Sec-GPC.
     is_default = not get_settings().consent and "HTTP_SEC_GPC" not in request.META
     consent = GRANTED if is_default else get_consent(request)
-    identity = get_identity(request, consent) if consent.fetch else None
+    known = None if guess is None else guess.identity
+    identity = get_identity(request, consent, known) if consent.fetch else None
     if identity is None:
         return NO_VISITOR
     if guess is not None and _is_same(guess, identity, consent):
         return guess
-    visitor = Visitor(identity, MappingProxyType(collect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, collect_attributes(request, now=now, consent=consent), consent)
     return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
 
 
@@ -112,7 +85,7 @@ async def agather_visitor(request: HttpRequest, now: datetime, guess: Visitor | 
         return NO_VISITOR
     if guess is not None and _is_same(guess, identity, consent):
         return guess
-    visitor = Visitor(identity, MappingProxyType(await acollect_attributes(request, now=now, consent=consent)), consent)
+    visitor = Visitor(identity, await acollect_attributes(request, now=now, consent=consent), consent)
     return guess if guess is not None and _is_same(guess, identity, consent, visitor.attributes) else visitor
 
 
@@ -136,23 +109,85 @@ def is_still(visitor: Visitor, request: HttpRequest) -> bool:
     return _is_same(visitor, get_identity(request, visitor.consent), visitor.consent)
 
 
-def build_digest(parts: Collection[str]) -> str:
-    """Return the keyed hash of ``parts``: 32 hexadecimal characters.
+MAX_REMEMBERED: Final = 8192
+"""The number of entries for anonymous visitors in a process. A full memory is cleared. A visitor has two entries."""
 
-    The key comes from SECRET_KEY, so an attacker can't guess the parts from their hash.
 
-    The hash includes the length of each part, so that ``("ab", "c")`` and ``("a", "bc")`` have different digests.
+class Remembered(dict[tuple[Any, ...], Visitor]):
+    """The anonymous visitors that a process remembers, by the request data that they depend on."""
+
+    def __init__(self) -> None:
+        secure = django_settings.SECURE_PROXY_SSL_HEADER
+        self._headers = (*_HEADERS, *([secure[0]] if secure else []))
+
+    def list_headers(self, request: HttpRequest) -> tuple[Any, ...]:
+        """Return the raw data of a request whose cookies no code has read yet."""
+        return (*map(request.META.get, self._headers), int(time.time()) // QUARTER_OF_AN_HOUR)
+
+    def list_names(self, request: HttpRequest, now: datetime) -> list[tuple[Any, ...]]:
+        """Return the names under which to remember a visitor: the raw data, and then all that the visitor depends on.
+
+        Return an empty list for a visitor that can't be remembered: it depends on a user or a function of the site, or
+        on a cookie that only the header shows.
+        """
+        settings, may_be_changed = get_settings(), not _READ.isdisjoint(request.__dict__)
+        if settings.consent or settings.attributes or not COOKIE_CHANGES.isdisjoint(request.__dict__):
+            return []
+        is_long = len(request.META.get("QUERY_STRING", "")) > MAX_VALUE_LENGTH
+        if is_long or not request.META.get("HTTP_COOKIE", "").isascii() or _may_be_known(request):
+            return []
+        is_secure = request.is_secure()
+        cookie, gpc = request.COOKIES.get(COOKIE_NAMES[is_secure]), request.META.get("HTTP_SEC_GPC")
+        inputs = (is_secure, cookie, gpc, *list_inputs(request, now, settings))
+        headers = (None,) if may_be_changed else self.list_headers(request)
+        # Under ASGI the raw data lacks the scheme. The page may have another time than the present.
+        is_complete = headers[0] is not None and headers[-1] == inputs[-1]
+        return [headers, inputs] if is_complete else [inputs]
+
+    def keep(self, visitor: Visitor, *names: tuple[Any, ...]) -> None:
+        """Remember a visitor, unless its request has very long data. If the memory is full, forget all others."""
+        if len(self) >= MAX_REMEMBERED:
+            self.clear()
+        self.update((name, visitor) for name in names if len(str(name)) <= MAX_INPUT_LENGTH)
+
+
+_HEADERS: Final = (
+    *("wsgi.url_scheme", "QUERY_STRING", "REMOTE_ADDR", "HTTP_COOKIE", "HTTP_USER_AGENT"),
+    *("HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED", "HTTP_SEC_GPC"),
+)
+
+
+@part
+def get_remembered(runtime: Runtime) -> Remembered:
+    """Return the visitors that this process remembers."""
+    return Remembered()
+
+
+def recall(request: HttpRequest, runtime: Runtime) -> Visitor | None:
+    """Return the visitor of an earlier request with the same data, or ``None``. This calls no function of the site.
+
+    A page of a remembered visitor runs 40 bytecodes here instead of 400, because its cookies aren't even parsed.
     """
-    lengths = array("Q", [len(parts), *map(len, parts)])
-    data = lengths.tobytes() + "".join(parts).encode("utf-8", "surrogatepass")
-    # In FIPS mode Python refuses BLAKE2, MD5 and SHA-1. HMAC would take 2.3 µs more. It isn't needed: an attacker can
-    # append data to a hashed text only with the whole hash, and this function returns half of it.
-    return hashlib.sha256(_derive_key(django_settings.SECRET_KEY) + data).hexdigest()[:32]
+    if not _READ.isdisjoint(request.__dict__):
+        return None
+    remembered = get_remembered(runtime)
+    # Empty, for example, on a site with an IDENTIFY function.
+    return remembered.get(remembered.list_headers(request)) if remembered else None
 
 
-@functools.lru_cache(maxsize=4)
-def _derive_key(secret: str | bytes) -> bytes:
-    return hashlib.sha256(b"moe.cache.key" + force_bytes(secret)).digest()
+_READ: Final = frozenset({"user", "COOKIES", *COOKIE_CHANGES})
+"""If a request has one of these attributes, its raw data doesn't tell the visitor: code may have changed them."""
+
+
+def _may_be_known(request: HttpRequest) -> bool:
+    """Return whether the request has a user. A user that can't be read counts: gathering the visitor logs the error."""
+    try:
+        if (user := request.__dict__.get("user")) is not None:
+            with protect_transactions():
+                return bool(user.is_authenticated)
+    except Exception:
+        return True
+    return False
 
 
 _gathering: Final = ContextVar["RequestVisitor | None"]("moe_personalize_gathering", default=None)

@@ -128,11 +128,12 @@ def _deny(error: HookError) -> Consent:
     return DENIED
 
 
-def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
+def get_identity(request: HttpRequest, consent: Consent, known: Identity | None = None) -> Identity | None:
     """Return the identity of the visitor, or ``None`` if ``IDENTIFY``, the database or the session fails. Never raises.
 
     With ``None`` the page fetches and tracks nothing, because the package must not treat a known customer as an
-    anonymous visitor. Without consent to identify, the identity is empty and this function reads nothing.
+    anonymous visitor. Without consent to identify, the identity is empty and this function reads nothing. If the
+    identity is still ``known``, nothing is checked again.
     """
     if not consent.identify:
         return Identity()
@@ -140,7 +141,7 @@ def get_identity(request: HttpRequest, consent: Consent) -> Identity | None:
     try:
         with protect_transactions():
             found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
-            return _complete(request, found)
+            return known if known and known.customer_id and known == found else _complete(request, found)
     except Exception as error:
         _report_unknown(path, error)
         return None

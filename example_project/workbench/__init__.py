@@ -2,6 +2,6 @@
 
 - ``panel``: the panel on every page: attributes sent, experiences received, and why; ``templatetags`` has its tag
 - ``switches``: the visitor of the demonstration chooses device, day and hour
-- ``ledger``: the page with impressions and clicks; ``sandbox``: the questions to the sandbox
+- ``sandbox``: the questions to the sandbox, for the panel and the ledger, which use the package's own workbench
 - ``views``, ``urls``; ``management/commands/demo``: ``manage.py demo`` starts the shop
 """

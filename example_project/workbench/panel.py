@@ -10,6 +10,7 @@ from django.http import HttpRequest
 
 from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import DataSource, Experience
+from django_moe_personalize.workbench import Answer, build_answer
 from shop.people import PEOPLE
 from workbench import sandbox
 from workbench.switches import Switches, SwitchForm
@@ -24,7 +25,7 @@ class Finding:
 
     experience_key: str
     experience: Experience | None
-    why: Mapping[str, Any] | None
+    answer: Answer | None
 
     @property
     def variation(self) -> str:
@@ -46,7 +47,7 @@ class Finding:
     @property
     def is_late(self) -> bool:
         """Return whether the sandbox serves the experience, but the page didn't get it in time."""
-        return self.experience is None and self.why is not None and self.why["served"]
+        return self.experience is None and self.answer is not None and self.answer.decision.served
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,16 +72,17 @@ def build_panel(request: HttpRequest) -> Panel:
     """Return the panel of a page. Call it at the end of the page, when all keys are known."""
     personalization = request.personalization
     keys = get_page(request).experience_keys
-    reasons: dict[str, Mapping[str, Any]] = {}
+    answers: dict[str, Answer] = {}
     trouble = ""
     try:
-        reasons = sandbox.explain(build_body(request, keys)) if keys else {}
+        decisions = sandbox.explain(build_body(request, keys)) if keys else []
+        answers = {decision.experience_key: build_answer(decision) for decision in decisions}
     except sandbox.SandboxUnreachableError as error:
         trouble = str(error)
     return Panel(
         who=describe_visitor(request),
         attributes=personalization.attributes,
-        findings=tuple(Finding(key, personalization.get(key), reasons.get(key)) for key in keys),
+        findings=tuple(Finding(key, personalization.get(key), answers.get(key)) for key in keys),
         source=sandbox.describe(),
         form=build_form(request),
         is_open=request.COOKIES.get(OPEN_COOKIE) == "open",

@@ -6,7 +6,6 @@ MoEngage itself answers neither question.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +14,10 @@ import requests
 
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import get_settings
-from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox.control import CONTROL_PATH, Control
-from django_moe_personalize.sandbox.faults import FaultInjector
+from django_moe_personalize.moengage.types import FailureReason
+from django_moe_personalize.sandbox.control import CONTROL_PATH
+from django_moe_personalize.sandbox.decisions import Decision
+from django_moe_personalize.sandbox.ledger import LedgerEntry
 
 TIMEOUT = 2.0
 
@@ -34,20 +34,32 @@ def describe() -> str:
     return f"the sandbox at {origin}" if origin else "MoEngage"
 
 
-def explain(body: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Return the sandbox's decisions on the body of a fetch, by key; raises SandboxUnreachableError."""
-    return {each["experience_key"]: each for each in call_control("POST", "explain", body)["decisions"]}
+def explain(body: Mapping[str, Any]) -> Sequence[Decision]:
+    """Return the sandbox's decisions on the body of a fetch; raises SandboxUnreachableError."""
+    if (engine := get_engine()) is not None:
+        return engine.explain(body)
+    decisions = call_control("POST", "explain", body)["decisions"]
+    return [read_decision(**decision) for decision in decisions]
 
 
-def read_events() -> Sequence[Mapping[str, Any]]:
+def read_decision(*, served: bool, reason: str | None, checks: list[str], **fields: Any) -> Decision:
+    """Return a decision from the JSON of another process."""
+    return Decision(**fields, reason=None if reason is None else FailureReason(reason), checks=tuple(checks))
+
+
+def read_events() -> Sequence[LedgerEntry]:
     """Return the entries of the ledger, oldest first; raises SandboxUnreachableError."""
-    entries: list[dict[str, Any]] = call_control("GET", "ledger")["entries"]
-    return entries
+    if (engine := get_engine()) is not None:
+        return engine.ledger.entries()
+    return [LedgerEntry(**entry) for entry in call_control("GET", "ledger")["entries"]]
 
 
 def clear_events() -> None:
     """Clear the ledger; raises SandboxUnreachableError."""
-    call_control("DELETE", "ledger")
+    if (engine := get_engine()) is not None:
+        engine.ledger.clear()
+    else:
+        call_control("DELETE", "ledger")
 
 
 def find_control_origin() -> str:
@@ -57,19 +69,14 @@ def find_control_origin() -> str:
 
 
 def call_control(method: str, name: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Call a control path of the sandbox and return its JSON; raises SandboxUnreachableError."""
-    path, engine, origin = f"{CONTROL_PATH}/{name}", get_engine(), find_control_origin()
-    answer: dict[str, Any]
-    if engine is not None:
-        request = Request(method, path, body=json.dumps(body).encode())
-        answer = json.loads(Control(engine, FaultInjector()).handle(request).body)
-        return answer
+    """Call a control path of another process's sandbox and return its JSON; raises SandboxUnreachableError."""
+    origin = find_control_origin()
     if not origin:
         raise SandboxUnreachableError("The shop uses MoEngage, which doesn't answer this. Run it with a sandbox.")
     try:
-        response = requests.request(method, f"{origin}{path}", json=body, timeout=TIMEOUT)
+        response = requests.request(method, f"{origin}{CONTROL_PATH}/{name}", json=body, timeout=TIMEOUT)
         response.raise_for_status()
-        answer = response.json()
+        answer: dict[str, Any] = response.json()
     except requests.RequestException as error:
         raise SandboxUnreachableError(f"The sandbox at {origin} doesn't answer. Start it again.") from error
     return answer

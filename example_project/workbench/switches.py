@@ -13,22 +13,12 @@ from django.utils import timezone
 
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.visitor.attributes import DAYS
+from django_moe_personalize.workbench import USER_AGENTS
 from shop.people import PEOPLE
 
 COOKIE: Final = "workbench"
 SALT: Final = "workbench.switches"
 
-USER_AGENTS: Final = {
-    "Desktop": "Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0.0.0 Safari/537.36",
-    "Mobile": (
-        "Mozilla/5.0 (iPhone; CPU iPhone OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-        "Version/18.5 Mobile/15E148 Safari/604.1"
-    ),
-    "Tablet": (
-        "Mozilla/5.0 (iPad; CPU OS 18_5 like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko) "
-        "Version/18.5 Safari/604.1"
-    ),
-}
 MEDIUMS: Final = ("email", "cpc", "social")
 
 

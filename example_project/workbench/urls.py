@@ -8,6 +8,5 @@ app_name = "workbench"
 urlpatterns = [
     path("switches/", views.switch, name="switch"),
     path("ledger/", views.ledger, name="ledger"),
-    path("ledger/live/", views.ledger_live, name="ledger-live"),
     path("ledger/clear/", views.clear_ledger, name="ledger-clear"),
 ]

@@ -14,10 +14,10 @@ from django.views.decorators.http import require_GET, require_POST
 
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.visitor.identity import QUERY_COOKIE, delete_anonymous_cookie
+from django_moe_personalize.workbench import build_ledger
 from shop.people import PEOPLE, get_user
 from shop.views import get_next
 from workbench import sandbox
-from workbench.ledger import build_ledger
 from workbench.switches import Switches, SwitchForm, write_switches
 
 
@@ -71,13 +71,6 @@ def ledger(request: HttpRequest) -> HttpResponse:
     return render(request, "workbench/ledger.html", build_context())
 
 
-@require_GET
-@never_cache
-def ledger_live(request: HttpRequest) -> HttpResponse:
-    """Return the part of the page that the script refreshes."""
-    return render(request, "workbench/ledger_live.html", build_context())
-
-
 @require_POST
 def clear_ledger(request: HttpRequest) -> HttpResponse:
     """Clear the ledger and show it."""
@@ -91,7 +84,8 @@ def build_context() -> dict[str, Any]:
     """Return the context of the ledger's templates; ``view`` is ``None`` if there is no sandbox."""
     context: dict[str, Any] = {"view": None, "source": sandbox.describe(), "delivery": get_delivery().counts()}
     context["dropped"] = sum(context["delivery"].dropped.values())
+    names = {str(person.pk): person.name for person in PEOPLE}
     try:
-        return context | {"view": build_ledger(sandbox.read_events())}
+        return context | {"view": build_ledger(sandbox.read_events(), names)}
     except sandbox.SandboxUnreachableError as error:
         return context | {"trouble": str(error)}

@@ -114,7 +114,7 @@ class Visitor:
     def scroll(self, top: int) -> None:
         self.run("scrollTo({top: arguments[0], behavior: 'instant'})", top)
 
-    def wait_until(self, is_true: Callable[[], object], seconds: float = 6) -> None:
+    def wait_until(self, is_true: Callable[[], object], seconds: float = 30) -> None:
         """Wait until the condition is true, or fail. Between two pages the browser refuses to run a script."""
         until = time.monotonic() + seconds
         while True:

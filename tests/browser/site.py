@@ -30,7 +30,8 @@ def show(request: HttpRequest, name: str) -> HttpResponse:
     kind, source = pages[name]
     if isinstance(source, bytes):
         return HttpResponse(source, content_type=kind)
-    return HttpResponse(engines["django"].from_string(source).render({}, request), content_type=kind)
+    engine = engines["jinja2" if name.endswith(".jinja") else "django"]
+    return HttpResponse(engine.from_string(source).render({}, request), content_type=kind)
 
 
 urlpatterns = [path("moe/", include("django_moe_personalize.urls")), path("<path:name>", show)]

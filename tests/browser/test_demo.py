@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -41,7 +41,8 @@ return {covered: Boolean(covered), small: small.length, wrapped: wrapped.length,
   overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth};
 """
 REACHABLE = """
-const all = document.querySelectorAll("a[href], button, select, summary, input:not([type=hidden]), [tabindex='0']");
+const fields = "select, textarea, input:not([type=hidden])";
+const all = document.querySelectorAll(`a[href], button, summary, ${fields}, [tabindex='0']`);
 window.reachable = [...all].filter((each) => each.checkVisibility());
 return window.reachable.length"""
 FOCUSED = """
@@ -57,13 +58,12 @@ return {index: window.reachable.indexOf(element), fault: isCovered ? "covered" :
 """
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """Run ``manage.py demo`` without DEBUG, so that its own error page is a page too. Give its URL."""
+@contextmanager
+def run_demo(folder, **more):
+    """Run ``manage.py demo``. Give its URL."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("MOE_", "DJANGO_"))}
-    env |= {"DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('demo')}/db.sqlite3", "PYTHONUNBUFFERED": "1"}
-    env |= {"DEBUG": "false", "SECRET_KEY": "demo", "MOE_PERSONALIZE_SANDBOX": "true", "MOE_PERSONALIZE_DEADLINE": "10"}
-    env |= {"PYTHONPATH": str(ROOT)}
+    env |= {"DATABASE_URL": f"sqlite:///{folder}/db.sqlite3", "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
+    env |= {"SECRET_KEY": "demo", "MOE_PERSONALIZE_SANDBOX": "true", "MOE_PERSONALIZE_DEADLINE": "10", **more}
     command = [sys.executable, "example_project/manage.py", "demo", "127.0.0.1:0"]
     with subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True) as process:
         try:
@@ -71,6 +71,13 @@ def demo(tmp_path_factory):
         finally:
             process.terminate()
             process.communicate()
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """Run the demo without DEBUG, so that its own error page is a page too. Give its URL."""
+    with run_demo(tmp_path_factory.mktemp("demo"), DEBUG="false") as url:
+        yield url
 
 
 def leave(page, action):
@@ -208,10 +215,10 @@ def test_the_ledger_asks_before_it_deletes(driver, demo):
     """Without a yes, the events stay."""
     visit(driver, demo, "ledger")
     # The page refreshes itself until the events of the first visit arrive.
-    wait_for(driver, "document.querySelector('.events') !== null")
+    wait_for(driver, "document.querySelector('.wb-events') !== null")
     driver.run("window.confirm = (question) => { window.asked = question; return false }")
     driver.click("#clear button")
-    assert driver.run("return [window.asked, document.querySelectorAll('.events').length]") == [
+    assert driver.run("return [window.asked, document.querySelectorAll('.wb-events').length]") == [
         "Delete all events in the ledger?",
         1,
     ]

@@ -172,7 +172,7 @@ def test_unknown_setting(name, hint):
     """The error suggests the most similar name."""
     with override_settings(MOE_PERSONALIZE={name: 1}), pytest.raises(ConfigurationError) as caught:
         get_settings()
-    assert f"MOE_PERSONALIZE has the key {name!r}, but there is no such setting." in str(caught.value)
+    assert f"MOE_PERSONALIZE has the unknown key {name!r}." in str(caught.value)
     assert caught.value.hint.startswith(hint)
 
 
@@ -186,7 +186,7 @@ def test_unknown_variable(monkeypatch, name, hint):
         [problem] = find_problems()
         assert get_settings().deadline == 0.3
     assert (problem.kind, problem.name, problem.hint) == ("environment", name, hint)
-    assert f"MOE_PERSONALIZE_{name}, but there is no setting '{name}'." in problem.message
+    assert f"MOE_PERSONALIZE_{name} names the unknown setting '{name}'." in problem.message
     assert SECRET not in problem.message
 
 
@@ -199,7 +199,7 @@ def test_all_mistakes_at_once(monkeypatch):
         problems = find_problems()
     assert str(caught.value).splitlines() == [
         "MOE_PERSONALIZE has 4 mistakes:",
-        "- MOE_PERSONALIZE has the key 'CACH', but there is no such setting. Did you mean \"CACHE\"?",
+        "- MOE_PERSONALIZE has the unknown key 'CACH'. Did you mean \"CACHE\"?",
         '- MOE_PERSONALIZE["DEADLINE"] is 0; expected a number of seconds, above 0 and at most 30.',
         "- MOE_PERSONALIZE_METADATA_TTL is 'soon'; expected a number of seconds, at least 1.",
         "- CACHE_STALE_TTL of MOE_PERSONALIZE (59.5 s) is shorter than CACHE_TTL (60 s). "

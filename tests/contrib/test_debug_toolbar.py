@@ -28,6 +28,7 @@ from django_moe_personalize.visitor import Consent
 from tests.conftest import settle
 from tests.site import TAGS, show
 
+OTHERS = ("history.HistoryPanel", "cache.CachePanel")
 PANEL = "django_moe_personalize.contrib.debug_toolbar.PersonalizePanel"
 
 
@@ -43,7 +44,7 @@ def toolbar(monkeypatch):
     monkeypatch.setattr(context, "Page", Page)
     changes = {
         "DEBUG": True,
-        "DEBUG_TOOLBAR_PANELS": ["debug_toolbar.panels.history.HistoryPanel", PANEL],
+        "DEBUG_TOOLBAR_PANELS": [*(f"debug_toolbar.panels.{name}" for name in OTHERS), PANEL],
         "DEBUG_TOOLBAR_CONFIG": {"SHOW_TOOLBAR_CALLBACK": lambda request: True, "IS_RUNNING_TESTS": False},
         "INSTALLED_APPS": [*settings.INSTALLED_APPS, "debug_toolbar"],
         "MIDDLEWARE": ["debug_toolbar.middleware.DebugToolbarMiddleware", *settings.MIDDLEWARE],
@@ -79,9 +80,9 @@ def test_panel_explains_a_page(toolbar, visit, headers):
         response = visit("/page/?utm_source=mail", headers=headers)
         panel = read_panel(Client(), response)
     for text in (
-        "hero-banner came 1 From MoEngage.",
+        "hero-banner came 1 From the sandbox.",
         "promo-strip absent The workspace has no experience with this key. INVALID_EXPERIENCE_KEY",
-        "Asks for hero-banner, promo-strip:",
+        "hero-banner, promo-strip: asked; the call goes to MoEngage if",
         "The wait is over, after",
         "The response is ready: status 200, 1 events.",
         "utm_source mail the query string",
@@ -92,23 +93,37 @@ def test_panel_explains_a_page(toolbar, visit, headers):
     ):
         assert text in panel
     timing = response.headers["Server-Timing"]
-    assert 'PersonalizePanel_key1;dur=0;desc="hero-banner: network"' in timing
-    assert "1 of 2 came" in timing
+    assert "CachePanel_total_time" in timing
+    assert 'moe;desc="2 asked, 1 came, 0 from the cache";dur=' in timing
+    assert 'moe-key1;desc="hero-banner: network, variation 1", moe-key2;desc="promo-strip: absent, ' in timing
+    assert 'moe-counted;desc="1 counted", moe-breaker;desc="closed"' in timing
+    assert "utm_source" in timing
+    assert "mail" not in timing
     snapshot = Client().get("/__debug__/history_sidebar/", {"request_id": response.headers["djdt-request-id"]})
     assert "1 of 2 came" in json.loads(snapshot.content)["PersonalizePanel"]["button"]
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(("is_staff", "is_shown"), [(False, False), (True, True)])
-def test_panel_has_no_data_of_other_visitors(toolbar, is_staff, is_shown):
-    """The panel never stores ids, and of a customer who isn't staff it stores no values, only names."""
+@pytest.mark.parametrize(
+    ("is_staff", "more", "is_shown"),
+    [
+        (False, {}, False),
+        (True, {}, True),
+        (None, {}, False),
+        (None, {"REMOTE_ADDR": "127.0.0.1"}, True),
+        (None, {"REMOTE_ADDR": "127.0.0.1", "HTTP_X_FORWARDED_FOR": "8.8.4.4"}, False),
+    ],
+    ids=["customer", "staff", "far away", "this machine", "behind a proxy"],
+)
+def test_panel_has_no_data_of_other_visitors(toolbar, is_staff, more, is_shown):
+    """The panel never stores ids. Values it stores only of staff, and of a browser on this machine."""
     toolbar(lambda request: show(request, TAGS))
-    user = User.objects.create(pk=4711, username="ada", is_staff=is_staff)
     client = Client()
-    client.force_login(user)
-    response = client.get("/page/?utm_source=canary", REMOTE_ADDR="8.8.4.4", HTTP_USER_AGENT="Canary/1")
-    panel = read_panel(Client(), response)
-    assert "The visitor: customer." in panel
+    if is_staff is not None:
+        client.force_login(User.objects.create(pk=4711, username="ada", is_staff=is_staff))
+    headers = {"REMOTE_ADDR": "8.8.4.4", "HTTP_USER_AGENT": "Canary/1", **more}
+    panel = read_panel(Client(), client.get("/page/?utm_source=canary", **headers))
+    assert ("Kind: customer." in panel) == (is_staff is not None)
     assert not [text for text in ("4711", "ada", "8.8.4.4", "Canary/1") if text in panel]
     assert ("canary" in panel) == is_shown
 
@@ -120,7 +135,7 @@ def test_panel_outside_the_middleware(toolbar):
     )
     response = Client().get("/page/")
     assert "didn't pass PersonalizeMiddleware" in read_panel(Client(), response)
-    assert "Server-Timing" not in response.headers
+    assert "moe;" not in response.headers["Server-Timing"]
 
 
 def test_panel_of_a_stream(toolbar):

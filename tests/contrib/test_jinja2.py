@@ -10,8 +10,10 @@ from django.template import engines
 from django.template.response import TemplateResponse
 from django.urls import include, path
 
+from django_moe_personalize.checks.usages import find_usages
 from django_moe_personalize.contrib.jinja2 import PersonalizeExtension
 from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.schemas import ExperienceSchema, declaration
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
 EXTENSION = "django_moe_personalize.contrib.jinja2.PersonalizeExtension"
@@ -30,73 +32,69 @@ BACKENDS = {
 
 async def arender(request):
     """Render a template with enable_async in the event loop."""
-    template = engines["j"].get_template("page.jinja").template
+    template = engines["j"].get_template(request.path[1:-1]).template
     return HttpResponse(await template.render_async(request=request))
 
 
 VIEWS = {
-    "view": lambda request: show(request, "page.jinja"),
-    "response": lambda request: TemplateResponse(request, "page.jinja"),
+    "view": lambda request: show(request, request.path[1:-1]),
+    "response": lambda request: TemplateResponse(request, request.path[1:-1]),
     "async": arender,
 }
 
 
-@pytest.fixture(params=BACKENDS)
-def visit_page(request, shown, visit, settings):  # noqa: F811 - the fixture
-    """Return a function that visits a page with this template and returns its response."""
+@pytest.fixture(params=[(b, v) for b in BACKENDS for v in VIEWS if v != "async" or "async" in b], ids="-".join)
+def visit_pages(request, shown, visit, settings):  # noqa: F811 - the fixture
+    """Return a function that serves each template on a route of its own, and returns the responses."""
+    (backend, options), view = BACKENDS[request.param[0]], VIEWS[request.param[1]]
 
-    def visit_page(source, how="view", **more):
-        backend, options = BACKENDS[request.param]
-        if how == "async" and "async" not in request.param:
-            pytest.skip("this environment is sync")
-        loader = jinja2.DictLoader(TEMPLATES | {"page.jinja": source})
-        options = options | {"loader": loader, "extensions": [EXTENSION, "jinja2.ext.i18n"]} | more
-        settings.TEMPLATES = [{"BACKEND": backend, "NAME": "j", "OPTIONS": options}]
+    def visit_pages(*sources):
+        pages = {f"{number}.jinja": source for number, source in enumerate(sources)}
+        options["loader"] = jinja2.DictLoader(TEMPLATES | pages)
+        options["extensions"] = [EXTENSION, "jinja2.ext.i18n"]
+        settings.TEMPLATES = [{"BACKEND": backend, "NAME": "j", "OPTIONS": {**options}}]
         settings.ROOT_URLCONF = urls = ModuleType("urls_of_one_test")
-        urls.urlpatterns = [
-            path("page/", VIEWS[how], name="page"),
-            path("moe/", include("django_moe_personalize.urls")),
-        ]
-        return visit("/page/")
+        urls.urlpatterns = [path(f"{name}/", view, name=name) for name in pages]
+        urls.urlpatterns.append(path("moe/", include("django_moe_personalize.urls")))
+        return [visit(f"/{name}/") for name in pages]
 
-    return visit_page
+    return visit_pages
 
 
-@pytest.mark.parametrize("how", VIEWS)
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("{% experience 'hero' as h %}{{ h.Title }}{% fallback %}x{% endexperience %}", "Hello"),
-        ("{% experience 'hero' %}{{ experience.Title }}{% endexperience %}", "Hello"),
-        ("{% experience 'nope' %}x{% fallback %}default{% endexperience %}", "default"),
-        ("{% experience 7 %}x{% endexperience %}!", "!"),
-        ("{% set h = 1 %}{% experience 'hero' as h %}{% endexperience %}{{ h }}", "1"),
-        (
-            "{% for k in ['hero', 'nope'] %}{% experience k %}a{{ loop.index }}{% fallback %}b" + END + "{% endfor %}",
-            "a1b",
-        ),
-        ("{% experience 'hero' as h %}{{ h.Body }}{% endexperience %}", "&lt;b&gt;bold"),
-        ("{% experience 'hero' as h %}{{ h.Body|experience_html }}{% endexperience %}", "<b>bold</b>"),
-        ("{% experience 'hero' as h %}{{ h.Evil|experience_url }}{% endexperience %}", "#"),
-        ("{% set u %}/?a=1&amp;b=2{% endset %}{{ u|experience_url }}", "/?a=1&amp;b=2"),
-        ("{{ experience_value('hero', 'Zero', default='x') }}", "0"),
-        ("{{ experience_value('hero', 'Nope', default='<x>') }}", "&lt;x&gt;"),
-        ("{{ experience_value('nope', 'Title') }}!", "!"),
-        ("{% set t = experience_value('hero', 'Title') %}{{ t|upper }}", "HELLO"),
-        ("{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}{% endblock %}", "[Hello]For you"),
-        ("{% import 'cards.jinja' as cards with context %}{{ cards.card() }}", "<Hello>"),
-        ("{% filter upper %}{% experience 'hero' as h %}{{ h.Title }}{% endexperience %}{% endfilter %}", "HELLO"),
-        ("{{ click_url(none, 'https://other.example/?a=1&b=2') }}", "https://other.example/?a=1&amp;b=2"),
-        ("{{ click_url(none, 'https://other.example/' ~ '') }}", "#"),
-    ],
-)
-def test_page(visit_page, how, source, expected):
+PAGES = [
+    ("{% experience 'hero' as h %}{{ h.Title }}{% fallback %}x{% endexperience %}", "Hello"),
+    ("{% experience 'hero' %}{{ experience.Title }}{% endexperience %}", "Hello"),
+    ("{% experience 'nope' %}x{% fallback %}default{% endexperience %}", "default"),
+    ("{% experience 7 %}x{% endexperience %}!", "!"),
+    ("{% set h = 1 %}{% experience 'hero' as h %}{% endexperience %}{{ h }}", "1"),
+    (
+        "{% for k in ['hero', 'nope'] %}{% experience k %}a{{ loop.index }}{% fallback %}b" + END + "{% endfor %}",
+        "a1b",
+    ),
+    ("{% experience 'hero' as h %}{{ h.Body }}{% endexperience %}", "&lt;b&gt;bold"),
+    ("{% experience 'hero' as h %}{{ h.Body|experience_html }}{% endexperience %}", "<b>bold</b>"),
+    ("{% experience 'hero' as h %}{{ h.Evil|experience_url }}{% endexperience %}", "#"),
+    ("{% set u %}/?a=1&amp;b=2{% endset %}{{ u|experience_url }}", "/?a=1&amp;b=2"),
+    ("{{ experience_value('hero', 'Zero', default='x') }}", "0"),
+    ("{{ experience_value('hero', 'Nope', default='<x>') }}", "&lt;x&gt;"),
+    ("{{ experience_value('nope', 'Title') }}!", "!"),
+    ("{% set t = experience_value('hero', 'Title') %}{{ t|upper }}", "HELLO"),
+    ("{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}{% endblock %}", "[Hello]For you"),
+    ("{% import 'cards.jinja' as cards with context %}{{ cards.card() }}", "<Hello>"),
+    ("{% filter upper %}{% experience 'hero' as h %}{{ h.Title }}{% endexperience %}{% endfilter %}", "HELLO"),
+    ("{{ click_url(none, 'https://other.example/?a=1&b=2') }}", "https://other.example/?a=1&amp;b=2"),
+    ("{{ click_url(none, 'https://other.example/' ~ '') }}", "#"),
+]
+
+
+def test_pages(visit_pages):
     """The extension mirrors the tag library in sync and async templates and views."""
-    assert visit_page(source, how).content.decode().startswith(expected)
+    responses = visit_pages(*(source for source, _ in PAGES))
+    for (source, expected), response in zip(PAGES, responses, strict=True):
+        assert (source, response.content.decode()[: len(expected)]) == (source, expected)
 
 
-@pytest.mark.parametrize("how", VIEWS)
-def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
+def test_counts_once(visit_pages, shown):  # noqa: F811 - the fixture
     """The page counts once, is private, and its link counts a click."""
     source = (
         "{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}"
@@ -104,12 +102,45 @@ def test_counts_once(visit_page, shown, how):  # noqa: F811 - the fixture
         "<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
         '<button data-moe-click="b"></button></a>{% endexperience %}{{ personalize_scripts() }}{% endblock %}'
     )
-    response = visit_page(source, how)
+    (response,) = visit_pages(source)
     text = response.content.decode()
     assert shown.impressions == {"hero": 1, "offers": 1}
     assert response["Cache-Control"] == "private, no-store"
     assert 'href="/moe/click/' in text
     assert "data-beacon" in text
+
+
+def test_schema(visit_pages, monkeypatch):
+    """If a key has a schema, the template shows the defaults of the schema for wrong variables."""
+    monkeypatch.setattr(declaration, "_schemas", [])
+
+    class Hero(ExperienceSchema):
+        key = "hero"
+        Title: int = 7
+        Missing: str = "default"
+
+    source = "{% experience 'hero' as h %}{{ h.Title }} {{ h.Missing }}{% endexperience %}"
+    source += "{{ experience_value('hero', 'Missing') }}{{ experience_value('nope', 'Title') }}"
+    assert visit_pages(source)[0].content.decode() == "7 defaultdefault"
+
+
+def test_usages(tmp_path, settings, monkeypatch):
+    """The literal keys of all readable templates are usages, with file and line."""
+    monkeypatch.chdir(tmp_path)
+    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{% endexperience %}"
+    (tmp_path / "page.html").write_text(
+        tag + "\n{% if x %}{{ experience_value(key, 'T') }}{% endif %}{% experience 7 %}" + END
+    )
+    (tmp_path / "broken.html").write_text("{% experience 'broken' %}")
+    (tmp_path / "plain.html").write_text("{% experience_of_others %}")
+    (tmp_path / "picture.png").write_bytes(b"\xffexperience")
+    django = {"BACKEND": "django.template.backends.django.DjangoTemplates"}
+    jinja = {"BACKEND": BACKENDS["django"][0], "DIRS": [tmp_path], "NAME": "j"}
+    listing = {"extensions": [EXTENSION], "loader": jinja2.FunctionLoader(lambda name: None)}
+    found = [{**jinja, "OPTIONS": {"extensions": [EXTENSION]}}, {**jinja, "NAME": "k"}]
+    settings.TEMPLATES = [django, *found, {**jinja, "DIRS": [], "NAME": "l", "OPTIONS": listing}]
+    usages = [(usage.experience_key, usage.place) for usage in find_usages() if usage.kind == "template"]
+    assert usages == [("in-tag", "page.html:2"), ("value", "page.html:2")]
 
 
 def test_keys_of_a_template():

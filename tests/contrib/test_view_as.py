@@ -10,6 +10,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.http import HttpResponse, JsonResponse
 from django.test import Client, RequestFactory
 from django.urls import include, path
+from django.utils import translation
 from django.views.decorators.cache import cache_page
 
 from django_moe_personalize.contrib.view_as import view as view_module
@@ -248,12 +249,12 @@ def fail(request):
     ("fields", "problem"),
     [
         ({"who": "customer"}, "Enter the id"),
-        ({"attributes": "[1]"}, "names and texts"),
-        ({"attributes": '{"USER_AGENT": "x"}'}, "names and texts"),
-        ({"forced": "[1]"}, "payloads by experience key"),
+        ({"attributes": "[1]"}, "that MoEngage accepts"),
+        ({"attributes": '{"USER_AGENT": "x"}'}, "that MoEngage accepts"),
+        ({"forced": "[1]"}, "a payload for each experience key"),
         ({"forced": '{"hero-banner": "no such"}'}, "no variation"),
         ({"forced": '{"nothing": "1"}'}, "no variation"),
-        ({"file": b"{"}, "isn't JSON"),
+        ({"file": b"{"}, "has no JSON object"),
         ({"file": b" " * 70_000}, "64 KiB"),
         ({"forced": json.dumps({"x": {"T": "".join(map(str, range(4000)))}})}, "too long"),
     ],
@@ -283,3 +284,9 @@ def test_the_form_takes_recorded_answers_and_variations(site, upstream):
     assert title(response) == "Forced"
     assert variation.payloads[""]["Text"]["value"] in text(response)
     assert "as yourself" in text(response)
+    client.post("/as/", {"who": "self", "forced": json.dumps({"hero-banner": {"Picks": [{"dp_offering_id": "tent"}]}})})
+    with translation.override("de"):
+        bar = text(client.get("/page/"))
+    assert "<b>Picks</b>: tent<" in bar
+    assert '<section class="moe-view-as" lang="de"' in bar
+    assert "<td>dieselbe</td>" in bar

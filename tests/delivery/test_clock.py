@@ -12,7 +12,7 @@ from django_moe_personalize.moengage import clock
 from django_moe_personalize.moengage.clock import MAX_SKEW, VendorClock
 from django_moe_personalize.resilience import monotonic
 from django_moe_personalize.sandbox.engine import Engine
-from django_moe_personalize.sandbox.server import build_server
+from django_moe_personalize.sandbox.server import SandboxServer
 from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.delivery.events import backend, make_event
 from tests.delivery.vendor import SOON
@@ -46,7 +46,7 @@ class Site:
 @pytest.fixture
 def site(monkeypatch, settings):
     site = Site(monkeypatch)
-    server = build_server(site.engine)
+    server = SandboxServer(site.engine)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     workspace = site.engine.workspace

@@ -16,7 +16,7 @@ from django_moe_personalize.moengage.types import Action, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
-from django_moe_personalize.sandbox.server import build_server
+from django_moe_personalize.sandbox.server import SandboxServer
 from django_moe_personalize.sandbox.workspace import load_workspace
 from django_moe_personalize.signals import events_delivered
 from tests.delivery.conftest import connected
@@ -181,7 +181,7 @@ def test_a_flush_waits_for_the_next_batch_while_one_is_settled(build, vendor):
 def test_every_event_counts_once_in_a_failing_workspace(settings):
     """Errors, resets and broken responses lose no event and count none twice, by MoEngage's own counts."""
     engine = Engine(load_workspace())
-    with build_server(engine, faults=Faults()) as server:
+    with SandboxServer(engine, faults=Faults()) as server:
         serving = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         serving.start()
         credentials = {"WORKSPACE_ID": engine.workspace.workspace_id, "API_KEY": engine.workspace.api_key}

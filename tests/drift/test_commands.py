@@ -12,7 +12,7 @@ from django_moe_personalize.doctor import drift
 from django_moe_personalize.management.commands import moe_record
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.runtime import get_runtime
-from django_moe_personalize.sandbox import Engine
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.workspace import load_workspace, parse_workspace
 from django_moe_personalize.schemas import ExperienceSchema, declaration
 from django_moe_personalize.testing import override_experiences, override_personalize

@@ -8,7 +8,7 @@ from django.http import HttpResponse
 from django.test import override_settings
 from django.urls import path
 
-from django_moe_personalize.checks import python_code, usages
+from django_moe_personalize.checks import finders, python_code, usages
 from django_moe_personalize.checks.usages import Usage, find_usages, register_finder
 from django_moe_personalize.decorators import personalize
 from django_moe_personalize.testing import override_personalize
@@ -143,13 +143,14 @@ SITE = STARS + "MORE = {'*': ['in-site']}\nfrom os import path\nfrom nowhere imp
 
 def test_schemas_and_finders_of_other_libraries(monkeypatch, shop):  # noqa: F811
     """A schema is a usage at the line of its key. A registered finder adds usages, once for each line."""
-    monkeypatch.setattr(usages, "_finders", [])
-    theirs = [Usage("their-key", "wagtail", "/page/3", 0)] * 2
+    monkeypatch.setattr(finders, "registered", registered := [])
+    monkeypatch.setattr(usages, "registered", registered)
+    theirs = [Usage("their-key", "wagtail", "page 3 https://a.example/", 0)] * 2
     finder = register_finder(lambda: theirs)
-    assert register_finder(finder) is usages._finders[0]
-    assert len(usages._finders) == 1
+    assert register_finder(finder) is registered[0]
+    assert len(registered) == 1
     found = find_usages()
-    assert [usage.place for usage in found if usage.kind == "wagtail"] == ["/page/3"]
+    assert [usage.place for usage in found if usage.kind == "wagtail"] == ["page 3 https://a.example/"]
     [schema] = [usage for usage in found if usage.kind == "schema"]
     assert schema.place == "tests/schemas/shop.py:18"
     place, line = usages.find_schema_place(shop.Hero, "CtaUrl")

@@ -117,17 +117,21 @@ def test_content_is_told_apart(start):
 
 
 def test_unchanged_response_is_not_hashed_again(start, monkeypatch):
-    """The cache finds the body of a frozen experience by the object, and other bodies by their content."""
-    process, plain = start(), Experience("hero", {"Title": "a"})
-    process.keep("ann", {"hero": HERO, "nope": None})
+    """A cache remembers its own entry of a frozen response, also for visitors with other answers."""
+    process, plain, response = start(), Experience("hero", {"Title": "a"}), FrozenDict(hero=HERO, nope=None)
+    for one in (start(), process):
+        one.write("ann", response)
     process.keep("eve", {"hero": plain})
     plain.payload["Title"] = "b"
     process.keep("ben", {"hero": plain})
     assert [process.peek(visitor, []).answers["hero"]["Title"] for visitor in ("eve", "ben")] == ["a", "b"]
+    process.keep("bob", {"promo": PROMO})
     monkeypatch.setattr(cache, "_encode_sorted", None)
-    for number in range(3):
-        process.keep(str(number), {"hero": HERO, "nope": None})
-        process.keep(str(number), process.peek("eve", []).answers)
+    for visitor in ("bob", "ben", "cat"):
+        process.keep(visitor, response)
+        assert process.peek(visitor, ["hero", "nope"]).answers["hero"].payload == HERO.payload
+    with pytest.raises(TypeError):
+        process.keep("dan", FrozenDict(hero=HERO))
 
 
 def test_equal_response_is_stored_in_one_step(start, virtual, monkeypatch):

@@ -153,7 +153,6 @@ class CacheMachine(RuleBasedStateMachine):
             bundles = {bundle.bodies: bundle for record in records for bundle in record[1::2]}
             bodies = {body.reference: body for bundle in bundles.values() for body in bundle.bodies}
             assert (memory._bundles, memory._bodies) == (bundles, bodies)
-            assert {id(body) for body in memory._by_origin.values()} == {id(body) for body in bodies.values()}
             weight = sum(map(local_cache._weigh_record, records))
             assert memory._bytes == weight + sum(part.size for part in (*bundles.values(), *bodies.values()))
 

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -10,7 +11,7 @@ from asgiref.sync import async_to_sync
 from benchmarks import hostile
 from django_moe_personalize import client, runtime
 from django_moe_personalize.fetching import flight, upstream
-from django_moe_personalize.fetching.flights import get_flights
+from django_moe_personalize.fetching.flight import get_flights
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.runtime import reset_runtimes
@@ -160,6 +161,18 @@ def test_thread_reads_a_large_response(vendor, submitted, heard, caplog, fill_po
     assert caplog.text.count(line) == 1
 
 
+def test_large_response_that_is_too_late_waits_for_the_pages(vendor, monkeypatch):
+    """If the deadline is near, the thread builds the values after the pages have left, and the next page finds them."""
+    vendor.behave = lambda exchange: exchange.reply(hostile.build("just small enough", "hero-banner"))
+    pauses = []
+    monkeypatch.setattr(flight, "HEAVY_SECONDS", LONG)
+    monkeypatch.setattr(flight, "time", SimpleNamespace(sleep=pauses.append))
+    Asked(VISITOR, KEYS).join(LONG)
+    settle()
+    assert pauses == [LONG]
+    assert "hero-banner" in Asked(VISITOR, KEYS).found
+
+
 def test_open_breaker_sends_nothing(vendor):
     """While the breaker is open, pages show their defaults, and the connection stays."""
     for _ in range(5):
@@ -199,7 +212,7 @@ def test_page_that_joins_before_the_request_is_sent(vendor, threads, monkeypatch
         waiting.set()
         return follower.join(LONG) if way == "thread" else asyncio.run(follower.ajoin(LONG))
 
-    monkeypatch.setattr(flight, "start_call", start_late)
+    monkeypatch.setattr(upstream, "start_call", start_late)
     leader = Asked(VISITOR, KEYS)
     assert answers[0].result().keys() == {"hero-banner"}
     assert leader.done

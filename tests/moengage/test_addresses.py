@@ -113,7 +113,9 @@ def test_address_that_falls_silent(resolve, monkeypatch):
     with good, bad, closing(RequestsTransport(f"http://localhost:{port}")) as transport:
         started = [transport._pool.wait(LONG, is_new=True) for _ in range(4)]
         assert tried == ["127.0.0.2"] * 4
-        for connection in [transport._pool._connector.connect((socket.AF_INET, ("127.0.0.1", port)), LONG), *started]:
+        address = socket.AF_INET, ("127.0.0.1", port)
+        old = connection_pool.Connection(transport._pool._connector.connect(address, LONG), address)
+        for connection in [old, *started]:
             transport._pool.give_back(connection, transport._pool.idle, is_reusable=True)
         for _ in range(2):
             with pytest.raises(DeadlineExceeded):

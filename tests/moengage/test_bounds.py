@@ -9,7 +9,7 @@ from benchmarks import hostile
 from django_moe_personalize.exceptions import AuthenticationError, InvalidResponseError
 from django_moe_personalize.moengage.client import read_answer, read_experience, read_fetch, read_metadata
 from django_moe_personalize.moengage.errors import build_error
-from django_moe_personalize.moengage.http1 import MAX_BYTES, Response
+from django_moe_personalize.moengage.http1 import MAX_BYTES, Response, is_light
 from django_moe_personalize.moengage.json_values import (
     MAX_DEPTH,
     MAX_LIGHT_VALUES,
@@ -17,7 +17,6 @@ from django_moe_personalize.moengage.json_values import (
     MAX_VALUES,
     Budget,
     OversizeError,
-    is_light,
 )
 from django_moe_personalize.moengage.types import ExperienceFailure, FailureReason, UnreadableExperience
 

@@ -6,7 +6,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from types import SimpleNamespace
 
 import pytest
 
@@ -19,6 +18,25 @@ from tests.loopback import Exchange, Loopback
 from tests.wire import FETCH, LONG, Wire, echo, wait_until
 
 SOON = 0.05
+
+
+class Socket:
+    """A socket that stays open until the server or the pool ends it."""
+
+    def __init__(self, address):
+        self.address = address
+        self.is_open = True
+        self.has_ended = False
+
+    def settimeout(self, seconds):
+        """Do nothing."""
+
+    def recv(self, size):
+        if not self.has_ended:
+            raise BlockingIOError
+
+    def close(self):
+        self.is_open = False
 
 
 class Connector:
@@ -43,10 +61,8 @@ class Connector:
             self.go.wait(LONG)
         if self.errors and (error := self.errors.pop(0)):
             raise error
-        connection = SimpleNamespace(address=address, is_used=False, is_connected=True, sock=None, is_open=True)
-        connection.close = lambda: setattr(connection, "is_open", False)
-        self.opened.append(connection)
-        return connection
+        self.opened.append(Socket(address))
+        return self.opened[-1]
 
 
 def build_pool(connector, seconds=LONG):
@@ -85,7 +101,7 @@ def test_failed_attempt_is_no_reason_to_give_up():
         calls = [callers.submit(pool.wait, LONG) for _ in range(2)]
         wait_until(lambda: pool._waiting == 2)
         connector.go.set()
-        assert {id(call.result()) for call in calls} == {id(one) for one in connector.opened}
+        assert {id(call.result().sock) for call in calls} == {id(one) for one in connector.opened}
 
 
 def test_connection_that_ends_at_once_is_replaced():
@@ -94,12 +110,12 @@ def test_connection_that_ends_at_once_is_replaced():
     connect = connector.connect
 
     def connect_twice(*args):
-        connection = connect(*args)
-        connection.is_connected = len(connector.opened) > 1
-        return connection
+        sock = connect(*args)
+        sock.has_ended = len(connector.opened) == 1
+        return sock
 
     connector.connect = connect_twice
-    assert build_pool(connector).wait(LONG) is connector.opened[1]
+    assert build_pool(connector).wait(LONG).sock is connector.opened[1]
 
 
 @pytest.mark.parametrize("state", ["new", "old", "after-a-failure"])
@@ -125,7 +141,7 @@ def test_caller_whose_time_is_over(state, monkeypatch):
         assert twin.is_early == caught.value.is_early
     connector.go.set()
     assert caught.value.attempt.result(LONG) is None
-    assert pool.take() in connector.opened
+    assert pool.take().sock in connector.opened
 
 
 def test_lookup_that_hangs(monkeypatch):
@@ -138,7 +154,7 @@ def test_lookup_that_hangs(monkeypatch):
     assert not isinstance(caught.value, StillConnecting)
     connector.go.set()
     wait_until(lambda: pool.idle)
-    assert pool.wait(LONG) is connector.opened[0]
+    assert pool.wait(LONG).sock is connector.opened[0]
 
 
 @pytest.mark.parametrize("errors", [[TransportError("refused"), None], [None]])
@@ -159,7 +175,7 @@ def test_slower_address_is_closed(monkeypatch):
     connector = Connector("10.0.0.1", "10.0.0.2", held="10.0.0.1")
     pool = build_pool(connector)
     fast = pool.wait(LONG)
-    assert (fast.address, fast.is_open) == ("10.0.0.2", True)
+    assert (fast.address, fast.sock.is_open) == ("10.0.0.2", True)
     wait_until(lambda: not pool._attempts)
     connector.go.set()
     wait_until(lambda: len(connector.opened) == 2 and not connector.opened[1].is_open)
@@ -189,6 +205,21 @@ def test_few_suspects(monkeypatch):
     with pytest.raises(TransportError, match="b"):
         pool.wait(LONG)
     assert [*pool._suspects] == ["10.0.0.2"]
+
+
+def test_quick_server_is_reconnected_in_the_callers_thread():
+    """The caller connects to the last address without a lookup. After an error, a thread looks the host up again."""
+    connector = Connector()
+    pool = build_pool(connector)
+    first = pool.wait(LONG)
+    connector.addresses = ("10.0.0.2",)
+    assert [pool.wait(LONG).address, pool.wait(LONG).address] == [first.address] * 2
+    connector.errors = [TransportError("moved")]
+    assert pool.wait(LONG).address == "10.0.0.2"
+    assert [*pool._suspects] == ["10.0.0.1"]
+    pool._fastest = *pool._fastest[:2], LONG / 2
+    connector.addresses = ("10.0.0.3",)
+    assert pool.wait(LONG).address == "10.0.0.3"
 
 
 @pytest.mark.parametrize("end", [Exchange.close, Exchange.reset, lambda exchange: exchange.send(b"HTTP/1.1 408 X")])

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.moengage.tracing import start_span
+from django_moe_personalize.moengage.transport import start_span
 from tests.wire import receive
 
 REQUEST = Request("POST", "/experiences/fetch", headers={"Authorization": "secret"}, body=b"Wanda")

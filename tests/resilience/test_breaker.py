@@ -35,7 +35,7 @@ def breaker(build):
 
 def find_due(breaker):
     """Return in how many seconds the breaker allows a call or a probe."""
-    return max(0.0, breaker._find_due() - breaker._clock())
+    return max(0.0, breaker._find_due() - breaker.clock())
 
 
 def fail(breaker, times=1):

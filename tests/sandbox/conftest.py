@@ -7,7 +7,10 @@ import pytest
 
 from django_moe_personalize.moengage.transport import RequestsTransport
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.sandbox import Engine, SandboxServer, SandboxTransport, load_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.server import SandboxServer
+from django_moe_personalize.sandbox.transport import SandboxTransport
+from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.sandbox.ways import NOW, HttpWay, Way, build_engine, serving
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_moe_personalize.sandbox.audiences import AllRule, Finding, Visitor, find_device, list_hours
-from django_moe_personalize.sandbox.reading import Problems
+from django_moe_personalize.sandbox.audiences import Finding, Visitor, find_device, list_hours, match_all
+from django_moe_personalize.sandbox.reading import Problems, Value
 from django_moe_personalize.sandbox.rule_reader import read_rule
 
 CUSTOMER = {"loyalty": "gold", "points": 2480, "vip": True, "score": "12.5"}
@@ -28,9 +28,9 @@ SESSION = {
 def check(rule: Any, visitor: Visitor | None = None) -> Finding:
     """Read a rule and check it."""
     problems = Problems("test")
-    read = read_rule(rule, "", problems)
+    read = read_rule(Value(rule, "", problems))
     problems.raise_any()
-    return read.check(Visitor(CUSTOMER, SESSION) if visitor is None else visitor)
+    return read(Visitor(CUSTOMER, SESSION) if visitor is None else visitor)
 
 
 def build_rules(conditions: dict[str, list[Any]]) -> list[dict[str, Any]]:
@@ -110,10 +110,10 @@ def test_a_visitor_without_the_attribute_matches_no_rule(rule: Any, session: dic
         ({"utm_medium": {"not_in": ["email"]}}, "utm_medium is none of email (it is email)"),
         ({"nothing": {"exists": True}}, "nothing exists (it is absent)"),
         ({"utm_medium": {"exists": False}}, "utm_medium doesn't exist (it is email)"),
-        ({"hour": [9, 1]}, "the hour is one of 01, 09 (it is 23)"),
+        ({"hour": [9, 1]}, "TIME_OF_THE_DAY is one of 01, 09 (it is 23)"),
         ({"device": ["Desktop", "Tablet"]}, "the device is Desktop or Tablet (it is Mobile)"),
-        ({"ip": ["10.0.0.0/8", "::/0"]}, "the address is in 10.0.0.0/8 or ::/0 (it is 203.0.113.9)"),
-        ({"utm_medium": "email", "hour": 23}, "utm_medium is email and the hour is one of 23"),
+        ({"ip": ["10.0.0.0/8", "::/0"]}, "USER_IP_ADDRESS is in 10.0.0.0/8, ::/0 (it is 203.0.113.9)"),
+        ({"utm_medium": "email", "hour": 23}, "utm_medium is email and TIME_OF_THE_DAY is one of 23"),
         ({"utm_medium": "email", "word": "x"}, "word is x (it is many)"),
         ({"or": [{"word": "x"}, {"flag": True}]}, "flag is true"),
         ({"or": [{"word": "x"}, {"flag": False}]}, "word is x (it is many) or flag is false (it is true)"),
@@ -127,7 +127,7 @@ def test_the_sentence_says_why(rule: Any, sentence: str) -> None:
 
 def test_every_visitor_matches_a_rule_without_conditions() -> None:
     """A rule without conditions matches."""
-    assert AllRule(()).check(Visitor()) == Finding(True, "")
+    assert match_all(())(Visitor()) == Finding(True, "")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from django_moe_personalize.exceptions import AuthenticationError, ResponseError
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.types import Action, Event, ExperienceStatus
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.sandbox import Engine, load_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.sandbox import schema
 from tests.sandbox.ways import (
     API_KEY,

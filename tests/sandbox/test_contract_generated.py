@@ -7,8 +7,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Engine, SandboxServer, load_workspace
 from django_moe_personalize.sandbox.audiences import DAYS
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.server import SandboxServer
+from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.sandbox import schema
 from tests.sandbox.ways import (
     CONTEXT,

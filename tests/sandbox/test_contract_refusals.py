@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Engine
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.validation import MAX_BODY
 from tests.sandbox.ways import (
     API_KEY,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Engine
 from django_moe_personalize.sandbox.control import is_control_allowed
+from django_moe_personalize.sandbox.engine import Engine
 from tests.sandbox.ways import EVENTS, HttpWay, action, assert_refused, batch, element, fetch, get_metadata, post, read
 
 LEDGER, EXPLAIN, FAULTS = "/_sandbox/ledger", "/_sandbox/explain", "/_sandbox/faults"

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from django_moe_personalize.moengage.types import FailureReason
-from django_moe_personalize.sandbox import Engine, load_workspace
 from django_moe_personalize.sandbox.decisions import bucket
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.responses import RefusedError
+from django_moe_personalize.sandbox.workspace import load_workspace
 from tests.sandbox.ways import NOW, build_engine, fetch, get_metadata
 
 PLAIN = {"key": "plain", "payload": {"T": "x"}}

@@ -3,7 +3,7 @@
 import uuid
 from typing import Any
 
-from django_moe_personalize.sandbox import Engine
+from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Counts, Ledger, LedgerEntry
 from django_moe_personalize.sandbox.profiles import Profiles
 from django_moe_personalize.sandbox.responses import build_json_response

@@ -8,8 +8,8 @@ import pytest
 from django_moe_personalize.exceptions import DeadlineExceeded, TransportError
 from django_moe_personalize.moengage.http1 import Response
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.sandbox import Faults, SandboxTransport
-from django_moe_personalize.sandbox.faults import Answer, FaultInjector, parse_faults
+from django_moe_personalize.sandbox.faults import Answer, FaultInjector, Faults, parse_faults
+from django_moe_personalize.sandbox.transport import SandboxTransport
 from tests.sandbox.ways import EVENTS, assert_refused, batch, build_engine, element, get_metadata, post
 
 EVENT = post(EVENTS, batch(element()))

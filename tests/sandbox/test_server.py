@@ -9,8 +9,9 @@ import time
 import pytest
 
 from django_moe_personalize.moengage.http1 import Request
-from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, build_server
-from django_moe_personalize.sandbox.server import MAX_READ
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import MAX_READ, SandboxServer
 from tests.processes import together
 from tests.sandbox import ways
 from tests.sandbox.schema import ERROR, assert_valid
@@ -60,7 +61,7 @@ def assert_refused(received: bytes, status: int) -> None:
 @pytest.mark.parametrize(("host", "name"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
 def test_the_url_is_the_base_of_the_api(engine: Engine, host: str, name: str) -> None:
     """Port 0 binds a free port, which the URL names; an IPv6 address is in brackets."""
-    with build_server(engine, host) as server:
+    with SandboxServer(engine, host) as server:
         assert server.url == f"http://{name}:{server.server_port}/v1"
 
 

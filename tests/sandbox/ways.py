@@ -10,7 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 from django_moe_personalize.moengage.http1 import Request, Response
-from django_moe_personalize.sandbox import Engine, Faults, SandboxServer, Workspace, build_server, parse_workspace
+from django_moe_personalize.sandbox.engine import Engine
+from django_moe_personalize.sandbox.faults import Faults
+from django_moe_personalize.sandbox.server import SandboxServer
+from django_moe_personalize.sandbox.workspace import Workspace, parse_workspace
 from tests.sandbox import schema
 
 Way = Callable[[Request], Response]
@@ -112,7 +115,7 @@ def count(engine: Engine, key: str) -> tuple[int, int]:
 @contextlib.contextmanager
 def serving(engine: Engine, *, faults: Faults | None = None) -> Iterator[SandboxServer]:
     """Run a server on a free port of the loopback interface."""
-    with build_server(engine, faults=faults) as server:
+    with SandboxServer(engine, faults=faults) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:

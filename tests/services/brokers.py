@@ -121,6 +121,11 @@ class CeleryWorker:
         self.kill()
         self.start()
 
+    def wait_until_ready(self) -> None:
+        """Wait until it takes messages. On a busy machine it needs a long time to start."""
+        log = Path(self._options["stdout"].name)
+        wait_until(self.process, lambda: f"worker {self.process.pid} takes messages" in log.read_text(), log.read_text)
+
     def revive(self) -> bool:
         """Start it again if it has ended by itself, like a supervisor. Return whether it had ended.
 

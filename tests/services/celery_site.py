@@ -12,6 +12,7 @@ from typing import Any
 
 import django
 from celery import Celery
+from celery.signals import worker_ready
 from django.conf import settings
 
 from tests.delivery.events import CONTEXT
@@ -38,6 +39,11 @@ app.conf.beat_schedule = {
     },
 }
 app.autodiscover_tasks(["django_moe_personalize"])
+
+
+@worker_ready.connect
+def tell_that_it_works(**_kwargs: Any) -> None:
+    print(f"worker {os.getpid()} takes messages", flush=True)
 
 
 def record(pages: int, seconds: float) -> dict[str, Any]:

@@ -120,8 +120,10 @@ def _shorten(intervals: dict[str, Any]) -> None:
 
 
 def _hang_names(flag: Path) -> None:
-    """Let the system's name lookup hang while the file ``flag`` exists."""
-    look_up = socket.getaddrinfo
+    """Let the system's name lookup hang while the file ``flag`` exists, and let no page use an address found before."""
+    from django_moe_personalize.moengage.connection_pool import ConnectionPool
+
+    look_up, reconnect = socket.getaddrinfo, ConnectionPool._reconnect
 
     def hang(*args: Any, **kwargs: Any) -> Any:
         while flag.exists():
@@ -129,6 +131,7 @@ def _hang_names(flag: Path) -> None:
         return look_up(*args, **kwargs)
 
     socket.getaddrinfo = hang
+    ConnectionPool._reconnect = lambda pool, seconds: None if flag.exists() else reconnect(pool, seconds)
 
 
 def wsgi() -> Any:

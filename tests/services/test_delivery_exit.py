@@ -2,6 +2,7 @@
 
 import http.client
 import signal
+from contextlib import closing
 
 import pytest
 from celery import Celery
@@ -83,11 +84,10 @@ def test_a_server_delivers_everything_when_it_stops(name, vendor, tmp_path):
 
 
 def read(port, path):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)
-    connection.request("GET", path)
-    page = connection.getresponse().read().decode()
-    connection.close()
-    return page
+    # A server that starts on a busy machine may accept the connection and answer too late.
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=SOON)) as connection:
+        connection.request("GET", path)
+        return connection.getresponse().read().decode()
 
 
 def test_rq_delivers_the_events_of_each_job(vendor):

@@ -20,7 +20,7 @@ STATUSES = (200, 404, 201, 200)
 STARTS = {"gunicorn": start_gunicorn, "uvicorn": start_uvicorn}
 PATHS = {"gunicorn": ("/page/",), "uvicorn": ("/page/", "/apage/")}
 SETTLE_SECONDS = 8.0
-BUSY_SECONDS = 1.0
+BUSY_SECONDS = 5.0
 """Extra time on a busy machine."""
 
 PROBE_SECONDS = DEADLINE + BUSY_SECONDS

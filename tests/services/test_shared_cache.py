@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.services.echo import Echo
-from tests.services.load import Line, Page, companions, connect, name_visitor, poll, together, visit
+from tests.services.load import ANSWER_SECONDS, Line, Page, companions, connect, name_visitor, poll, together, visit
 from tests.services.serving import (
     Server,
     build_redis_cache,
@@ -79,7 +79,7 @@ def count_calls_for_a_round(upstream: Echo, lines: list[Line], visitor: str) -> 
     """Return the calls made for a visitor who reads one page in each process, the second when the first has stored."""
     first, *others = lines
     assert visitor in get(first, visitor).body
-    poll(first.read_state, lambda state: state["in_flight"] == 0, 10.0)
+    poll(first.read_state, lambda state: state["in_flight"] == 0, ANSWER_SECONDS)
     assert all(visitor in get(line, visitor).body for line in others)
     return upstream.count_fetches(visitor)
 
@@ -149,7 +149,7 @@ def test_redis_that_hangs_costs_no_page_more_than_its_deadline(folder, tell):
             finally:
                 site.redis.send_signal(signal.SIGCONT)
         for line in lines:
-            visitor, page = poll(partial(read_as_new, line, 0), lambda read: read[0] in read[1].body, 10.0)
+            visitor, page = poll(partial(read_as_new, line, 0), lambda read: read[0] in read[1].body, ANSWER_SECONDS)
             assert visitor in page.body
 
     late = max(page.seconds - SHORT_DEADLINE - ALLOWANCE - find_lateness(page) for page in pages)

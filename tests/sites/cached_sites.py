@@ -10,11 +10,13 @@ import django
 from django.conf import settings
 from django.core.cache import cache
 from django.core.management import call_command
-from django.test import Client
+from django.test import Client, RequestFactory
 
 from tests.sites.settings import build_settings
 
 VISITORS = ("ada", "bob")
+
+VIEW_AS = "django_moe_personalize.contrib.view_as.middleware.ViewAsMiddleware"
 
 TAGS = """{% load moe_personalize %}{% experience "hero" as hero %}
 <h1>{{ hero.Title }}</h1><a href="{% click_url hero '/sale/' %}">Go</a>{% fallback %}default{% endexperience %}"""
@@ -29,6 +31,7 @@ def configure(*, templates: dict[str, str], **more: Any) -> None:
     loaders = [("django.template.loaders.locmem.Loader", templates), "django.template.loaders.app_directories.Loader"]
     delivery = {"BACKEND": "django_moe_personalize.delivery.dummy.DummyDelivery"}
     moe = {"SANDBOX": str(workspace), "DEADLINE": 10, "DELIVERY": delivery}
+    more["apps"] = [*more["apps"], "django_moe_personalize.contrib.view_as"]
     told = {"ROOT_URLCONF": "__main__", "templates": {"loaders": loaders}, "MOE_PERSONALIZE": moe, **more}
     settings.configure(**build_settings(**told))
     django.setup()
@@ -55,3 +58,22 @@ def answer(pages: dict[str, str]) -> dict[str, Any]:
                 "again": client.get(path).content.decode(),
             }
     return answers
+
+
+def preview(*paths: str) -> dict[str, tuple[str, list[str]]]:
+    """Let staff open each page with a forced hero. Return its text and the keys of the new cache entries, by path."""
+    from django.contrib.auth import get_user_model
+
+    from django_moe_personalize.contrib.view_as.view import COOKIE, View
+
+    staff = get_user_model().objects.create_superuser("staff", "staff@example.com", "staff")
+    client, forced = Client(headers={"User-Agent": "ada"}), {"Title": {"value": "Forced", "data_type": "string"}}
+    client.force_login(staff)
+    view = View(issuer=str(staff.pk), forced={"hero": forced})
+    client.cookies[COOKIE] = view.sign(RequestFactory().get("/", SERVER_NAME="testserver"))
+    found = {}
+    for path in paths:
+        cache.clear()
+        text = client.get(path).content.decode()
+        found[path] = text, sorted(key for key in cache._cache if "site_root_paths" not in key)
+    return found

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,8 +80,7 @@ def _create_content(module: str, folder: Path, environment: dict[str, str]) -> N
 
 def open_port(port: int) -> bool:
     """Return True if the server on this port answers a request, with whatever status."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("HEAD", "/")
-    connection.getresponse()
-    connection.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+        connection.request("HEAD", "/")
+        connection.getresponse()
     return True

@@ -14,8 +14,8 @@ from tests.sites.browsing import (
 )
 
 REST = ["/en/", "/de/", "/en/cached/", "/en/account/", "/en/shell/", "/api/experiences/", "/fail/", "/en/missing/"]
-WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/about/", "/en/missing/"]
-CMS = ["/en/", "/en/sale/", "/en/about/", "/en/about/?footer=1", "/en/missing/"]
+WAGTAIL = ["/en/", "/de/", "/en/sale/", "/en/club/", "/en/about/", "/en/missing/"]
+CMS = ["/en/", "/en/sale/", "/en/club/", "/en/about/", "/en/about/?footer=1", "/en/missing/"]
 
 
 @pytest.mark.timeout(900)

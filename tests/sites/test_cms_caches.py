@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.sites.cached_sites import TAGS, VISITORS, answer, configure
+from tests.sites.cached_sites import TAGS, VIEW_AS, VISITORS, answer, configure, preview
 from tests.sites.settings import CMS, CMS_MIDDLEWARE, OURS, VISITOR_MIDDLEWARE
 
 
@@ -38,8 +38,18 @@ def test_stored_plugin_is_found(answers):
     assert "route pages-details-by-slug has a token, mark or cookie" in second["errors"][0]
 
 
+@pytest.mark.parametrize("page", ["template", "plugin", "template-and-plugin", "uncached-plugin", "plain"])
+def test_no_cache_stores_a_preview(answers, page):
+    """A preview shows its experiences, and leaves nothing in the caches of pages and placeholders."""
+    text, stored = answers["previews"][f"/{page}/"]
+    assert stored == []
+    assert ("<h1>Forced</h1>" in text) == (page != "plain")
+    assert "Nothing is counted or cached." in text
+
+
 def main():
     page = "{% load cms_tags sekizai_tags %}{% render_block 'css' %}{% placeholder 'content' %}{% render_block 'js' %}"
+    page += "</body>"
     configure(
         **CMS,
         middleware=[*VISITOR_MIDDLEWARE, *CMS_MIDDLEWARE, OURS],
@@ -55,9 +65,11 @@ def main():
     from cms.api import add_plugin, create_page
     from cms.plugin_base import CMSPluginBase
     from cms.plugin_pool import plugin_pool
+    from django.conf import settings
     from django.contrib.auth import get_user_model
     from django.core.cache import cache
     from django.template.loader import render_to_string
+    from django.test import override_settings
     from django.urls import include, path
 
     class Hero(CMSPluginBase):
@@ -93,8 +105,12 @@ def main():
         placeholder = created.get_placeholders("en").get(slot="content")
         for plugin in plugins:
             add_plugin(placeholder, plugin, "en")
-    urlpatterns.extend([path("moe/", include("django_moe_personalize.urls")), path("", include("cms.urls"))])
-    print(json.dumps(answer({name: f"/{name}/" for name in pages})))
+    view_as = path("view-as/", include("django_moe_personalize.contrib.view_as.urls"))
+    urlpatterns.extend([path("moe/", include("django_moe_personalize.urls")), view_as, path("", include("cms.urls"))])
+    answers = answer({name: f"/{name}/" for name in pages})
+    with override_settings(MIDDLEWARE=[*settings.MIDDLEWARE, VIEW_AS]):
+        answers["previews"] = preview(*(f"/{name}/" for name in pages))
+    print(json.dumps(answers))
 
 
 urlpatterns = []

@@ -13,8 +13,11 @@ from types import ModuleType
 import pytest
 from django.core.cache import cache
 from django.http import HttpResponse
+from django.test import RequestFactory
 from django.urls import include, path
 
+from django_moe_personalize.contrib.view_as.middleware import ViewAsMiddleware
+from django_moe_personalize.contrib.view_as.view import COOKIE, View
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking import leaks
 from django_moe_personalize.visitor import Identity
@@ -92,6 +95,11 @@ def plain(request):
     return tell(request, "plain")
 
 
+def previewed(request):
+    """Use the middleware in the view, because the live server keeps the middleware of its start."""
+    return ViewAsMiddleware(plain)(request)
+
+
 def identify(request):
     """Name the visitor by the user agent, without a cookie, which would keep nginx from storing the page."""
     return Identity(request.headers["User-Agent"])
@@ -101,13 +109,13 @@ def identify(request):
 def nginx(live_server, settings, tmp_path, upstream):
     """Give the function that opens a page as a visitor, and returns its text and whether nginx has stored it."""
     module = ModuleType("behind_nginx")
-    module.urlpatterns = [path(f"{view.__name__}/", view) for view in (read, identity, fragment, plain)]
+    module.urlpatterns = [path(f"{view.__name__}/", view) for view in (read, identity, fragment, plain, previewed)]
     module.urlpatterns.append(path("moe/", include("django_moe_personalize.urls")))
     settings.ROOT_URLCONF = module
     options = "proxy_set_header Host testserver; proxy_cache site; add_header X-Cache $upstream_cache_status;"
 
-    def open_page(visitor, path):
-        text, headers = visit(path, User_Agent=visitor)
+    def open_page(visitor, path, **more):
+        text, headers = visit(path, User_Agent=visitor, **more)
         return text, headers["X-Cache"]
 
     with (
@@ -133,6 +141,18 @@ def test_page_for_all_visitors(nginx):
     """nginx stores a page that reads nothing, as its headers say."""
     for name in ("nginx", "public"):
         assert [nginx(visitor, f"/plain/?headers={name}")[1] for visitor in ("ada", "bob")] == ["MISS", "HIT"]
+
+
+def test_page_of_a_preview(nginx, settings, django_user_model):
+    """nginx stores no preview, whatever headers the view sets. It stores the page of the next visitor."""
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django_moe_personalize.contrib.view_as"]
+    staff = django_user_model.objects.create_superuser("staff")
+    view = View(issuer=str(staff.pk), anonymous=True, is_shared=True).sign(RequestFactory().get("/"))
+    for name in HEADERS:
+        path = f"/previewed/?headers={name}"
+        preview, *others = [nginx("ada", path, Cookie=cookie)[1] for cookie in (f"{COOKIE}={view}", "", "")]
+        assert preview == "MISS"
+        assert others == ["MISS", "MISS" if name == "none" else "HIT"]
 
 
 # A unix socket

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from tests.sites.cached_sites import TAGS, VISITORS, answer, configure
+from tests.sites.cached_sites import TAGS, VIEW_AS, VISITORS, answer, configure, preview
 from tests.sites.settings import OURS, VISITOR_MIDDLEWARE, WAGTAIL, create_wagtail_site
 
 PLAIN = ["/about/", "/missing/", "/about/", "/missing-too/"]
@@ -61,27 +61,6 @@ def test_no_cache_stores_a_preview(answers, page):
     text, stored = answers["previews"][page]
     assert stored == []
     assert "Forced" in text or page in ("/about/", "/plain-decorated/")
-
-
-def find_stored():
-    """Return the text and the new cache entries of a preview of each page."""
-    from django.contrib.auth import get_user_model
-    from django.core.cache import caches
-    from django.test import Client, RequestFactory
-
-    from django_moe_personalize.contrib.view_as.view import COOKIE, View
-
-    staff = get_user_model().objects.create_superuser("staff", "staff@example.com", "staff")
-    client, forced = Client(headers={"User-Agent": "ada"}), {"Title": {"value": "Forced", "data_type": "string"}}
-    client.force_login(staff)
-    view = View(issuer=str(staff.pk), forced={"hero": forced})
-    client.cookies[COOKIE] = view.sign(RequestFactory().get("/", SERVER_NAME="testserver"))
-    found = {}
-    for page in ("/", "/about/", "/fragment/", "/decorated/", "/plain-decorated/"):
-        caches["default"].clear()
-        text = client.get(page).content.decode()
-        found[page] = text, sorted(key for key in caches["default"]._cache if "site_root_paths" not in key)
-    return found
 
 
 def get_page_type(request):
@@ -165,11 +144,10 @@ def main():
     )
     names = ("fragment", "decorated", "plain-decorated", "identity")
     answers = answer({"page": "/", "plain-page": "/about/", **{name: f"/{name}/" for name in names}})
-    view_as = "django_moe_personalize.contrib.view_as.middleware.ViewAsMiddleware"
     stack = list(settings.MIDDLEWARE)
-    stack.insert(stack.index(OURS) + 1, view_as)
+    stack.insert(stack.index(OURS) + 1, VIEW_AS)
     with override_settings(MIDDLEWARE=stack):
-        answers["previews"] = find_stored()
+        answers["previews"] = preview("/", "/about/", "/fragment/", "/decorated/", "/plain-decorated/")
     with override_settings(MIDDLEWARE=[*VISITOR_MIDDLEWARE, OURS]):
         print(json.dumps({**answers, "calls": count_calls()}))
 

@@ -8,7 +8,7 @@ from asgiref.sync import async_to_sync
 from django_moe_personalize import tracking
 from django_moe_personalize.moengage.types import Action, Experience, Offering
 from django_moe_personalize.tracking import PageTracker, build_event, read_token
-from django_moe_personalize.tracking.events import MAX_OFFERING_IDS
+from django_moe_personalize.tracking.page import MAX_OFFERING_IDS
 
 HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 

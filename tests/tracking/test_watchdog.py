@@ -14,9 +14,8 @@ from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import Action, Event, Experience
 from django_moe_personalize.signals import impressions_missing
 from django_moe_personalize.testing import override_personalize
-from django_moe_personalize.tracking.events import Impressions
+from django_moe_personalize.tracking.page import Impressions
 from django_moe_personalize.tracking.watchdog import (
-    MAX_EXPERIENCES,
     NEWCOMERS_TOPIC,
     TOPIC,
     WEB_SDK_TOPIC,
@@ -165,14 +164,15 @@ def test_impression_in_another_process(shared, visible, clock, caplog):
     assert counting._counted["The hero"] > until
 
 
-def test_memory_is_bounded(watchdog, clock):
-    """The watchdog remembers 1,000 experiences, and counts the pages with more as well."""
-    pages = 3 * MAX_EXPERIENCES
+def test_memory_is_bounded(watchdog, monkeypatch):
+    """The watchdog remembers the newest experiences, and counts the pages with more as well."""
+    monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 100)
+    pages = 300
     for number in range(pages):
-        key = f"key-{number % (2 * MAX_EXPERIENCES)}"
+        key = f"key-{number % 200}"
         watchdog.add_rendered_page({key: Experience(key, {}, {}), "hero": HERO})
-    assert len(watchdog._rendered) == MAX_EXPERIENCES
-    assert len(watchdog._pages) <= 2 * MAX_EXPERIENCES
+    assert len(watchdog._rendered) == 100
+    assert len(watchdog._pages) <= 200
     assert watchdog._count_pages()["hero"] == pages
 
 
@@ -181,7 +181,7 @@ def test_memory_of_reported_pages_is_bounded(watchdog, monkeypatch):
     monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 2)
     for key in ["hero", "promo", "hero", "offer"]:
         watchdog.add_recorded_events(Impressions("42", {key: replace(HERO, experience_key=key)}, 1))
-    assert len(watchdog._known_until) == 1
+    assert len(watchdog._pages) <= 3
 
 
 def test_busy_background_thread(visible, watchdog, clock, caplog):

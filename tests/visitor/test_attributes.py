@@ -238,3 +238,16 @@ def test_any_request_has_short_texts_as_attributes(agent, query, remote, answer)
     assert all(type(name) is str and type(value) is str and value for name, value in sent.items())
     assert all(len(value) <= 512 for value in sent.values())
     assert sent["DAY_OF_THE_WEEK"] == "Sunday"
+
+
+def test_attributes_of_equal_requests_are_remembered(monkeypatch):
+    """Requests with the same data share one mapping. Long data isn't remembered, and a full memory is cleared."""
+    monkeypatch.setattr(attributes, "MAX_COLLECTED", 2)
+
+    def collect(agent):
+        return attributes._collect_own(Twin("sync").build_request(meta={"HTTP_USER_AGENT": agent}), NOW, GRANTED)
+
+    assert collect("a") is collect("a")
+    assert collect("a" * 2000) is not collect("a" * 2000)
+    assert [collect(agent)["USER_AGENT"] for agent in "abc"] == ["a", "b", "c"]
+    assert len(attributes.get_collected()) == 1

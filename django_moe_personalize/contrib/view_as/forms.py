@@ -7,46 +7,63 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from django import forms
+from django.utils.dates import WEEKDAYS
+from django.utils.translation import gettext_lazy as _
+from django.utils.translation import pgettext_lazy
 
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.contrib.view_as.view import View
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.sandbox.payloads import read_payload
-from django_moe_personalize.sandbox.reading import Problems
-from django_moe_personalize.sandbox.workspace import WorkspaceError
+from django_moe_personalize.sandbox.reading import Problems, Value, WorkspaceError
 from django_moe_personalize.visitor.attributes import DAYS, MAX_VALUE_LENGTH, accept_custom, clean_text
 
 MAX_FILE: Final = 64 * 1024
 
-WHO: Final = [("self", "Myself"), ("anonymous", "A new anonymous visitor"), ("customer", "A customer")]
+WHO: Final = [
+    ("self", pgettext_lazy("view as", "Myself")),
+    ("anonymous", pgettext_lazy("view as", "A new anonymous visitor")),
+    ("customer", pgettext_lazy("view as", "A customer")),
+]
+
+DAY_CHOICES: Final = [("", pgettext_lazy("view as", "Today")), *zip(DAYS, WEEKDAYS.values(), strict=True)]
 
 FIELDS: Final = {"device": "USER_AGENT", "address": "USER_IP_ADDRESS", "day": "DAY_OF_THE_WEEK"}
+
+
+def _build_area() -> forms.Textarea:
+    return forms.Textarea(attrs={"rows": 3, "spellcheck": "false"})
 
 
 class ViewForm(forms.Form):
     """Describe the visitor and the experiences. An empty field leaves the value of the real visitor."""
 
-    who = forms.ChoiceField(label="View as", choices=WHO, initial="self")
-    customer_id = forms.CharField(label="Customer id", required=False, max_length=256)
-    device = forms.CharField(label="User agent", required=False, max_length=512)
-    day = forms.ChoiceField(label="Day", required=False, choices=[("", "Today"), *((d, d) for d in DAYS)])
-    hour = forms.IntegerField(label="Hour (0 to 23)", required=False, min_value=0, max_value=23)
+    who = forms.ChoiceField(label=_("View as"), choices=WHO, initial="self")
+    customer_id = forms.CharField(label=_("Customer id"), required=False, max_length=256)
+    device = forms.CharField(label=_("User agent"), required=False, max_length=512)
+    day = forms.ChoiceField(label=pgettext_lazy("view as", "Day"), required=False, choices=DAY_CHOICES)
+    hour = forms.IntegerField(label=_("Hour (0 to 23)"), required=False, min_value=0, max_value=23)
     campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
-    address = forms.GenericIPAddressField(label="IP address", required=False)
-    attributes = forms.JSONField(label="Attributes (a JSON object)", required=False, initial=dict)
+    address = forms.GenericIPAddressField(label=_("IP address"), required=False)
+    attributes = forms.JSONField(
+        label=_("Attributes (a JSON object)"), widget=_build_area(), required=False, initial=dict
+    )
     forced = forms.JSONField(
-        label="Experiences (a JSON object)",
+        label=_("Experiences (a JSON object)"),
+        widget=_build_area(),
         required=False,
         initial=dict,
-        help_text='By key: a payload, null for "absent", or the id of a variation of the sandbox.',
+        help_text=_("For each key: a payload, null for no experience, or the id of a variation of the sandbox."),
     )
-    file = forms.FileField(label="Experiences from a file", required=False)
+    file = forms.FileField(label=_("Experiences from a file"), required=False)
 
     def clean_attributes(self) -> dict[str, str]:
         """Return the attributes that the package would accept from ATTRIBUTES."""
         found = self.cleaned_data["attributes"] or {}
         if not isinstance(found, dict) or len(accepted := accept_custom("View as", found)) < len(found):
-            raise forms.ValidationError("Write a JSON object with names and texts that MoEngage accepts.")
+            raise forms.ValidationError(
+                _("Write a JSON object with attributes that MoEngage accepts. All values are texts.")
+            )
         return accepted
 
     def clean_forced(self) -> dict[str, Any]:
@@ -59,17 +76,17 @@ class ViewForm(forms.Form):
         if not file:
             return {}
         if file.size > MAX_FILE:
-            raise forms.ValidationError("The file is larger than 64 KiB. Keep only the experiences of this page.")
+            raise forms.ValidationError(_("The file is larger than 64 KiB. Keep only the experiences of this page."))
         try:
             return _read_forced(json.loads(file.read()))
         except (ValueError, RecursionError):
-            raise forms.ValidationError("The file isn't JSON. Choose a file with a JSON object.") from None
+            raise forms.ValidationError(_("The file has no JSON object. Choose another file.")) from None
 
     def clean(self) -> dict[str, Any]:
         """Require the id of a customer."""
         data = super().clean() or self.cleaned_data
         if data.get("who") == "customer" and not data.get("customer_id"):
-            self.add_error("customer_id", "Enter the id of the customer.")
+            self.add_error("customer_id", _("Enter the id of the customer."))
         return data
 
     def build_view(self, issuer: str) -> View:
@@ -97,7 +114,7 @@ def _read_forced(data: object) -> dict[str, Any]:
         return {}
     problems = Problems("experiences")
     if not isinstance(data, dict):
-        raise forms.ValidationError("Write a JSON object with payloads by experience key.")
+        raise forms.ValidationError(_("Write a JSON object that has a payload for each experience key."))
     found = {key: _read_one(key, value, problems) for key, value in data.items()}
     try:
         problems.raise_any()
@@ -113,7 +130,7 @@ def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] 
         return _find_variation(key, value, problems)
     if isinstance(value, dict) and isinstance(value.get("payload"), dict) and "experience_context" in value:
         value = value["payload"]
-    return read_payload(value, key, problems, {})
+    return read_payload(Value(value, key, problems), {})
 
 
 def _find_variation(key: str, name: str, problems: Problems) -> Mapping[str, Any] | None:

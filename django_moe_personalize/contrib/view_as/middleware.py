@@ -16,6 +16,7 @@ from django.template.loader import render_to_string
 from django_moe_personalize import rendering, views
 from django_moe_personalize.contrib.view_as.page import PreviewPage, build_visitor, fetch
 from django_moe_personalize.contrib.view_as.view import COOKIE, View, may_preview, read_view
+from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.runtime import log_once
 
 
@@ -88,7 +89,7 @@ def keep_fragments_out() -> Iterator[None]:
 
 def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) -> HttpResponseBase:
     """Make the response private, and add the bar to an HTML page."""
-    rendering.seal_response(response, page.runtime.settings)
+    rendering.seal_response(response, page.runtime.settings, has_marks=False)
     response.headers["Cache-Control"] = "private, no-store"
     response.headers["X-Robots-Tag"] = "noindex"
     is_page = "text/html" in response.headers.get("Content-Type", "") and not response.has_header("Content-Encoding")
@@ -107,9 +108,20 @@ def render_bar(request: HttpRequest, page: PreviewPage) -> str:
     """Return the HTML of the bar, with the page's experiences next to those of the real visitor."""
     keys = page.experience_keys
     real = fetch(page, build_visitor(request, View(issuer="")), keys) if page.runtime.settings.enabled else {}
-    rows = [(key, page._answers.get(key), real.get(key)) for key in keys]
+    rows = [(key, _list_values(page._answers.get(key)), _list_values(real.get(key))) for key in keys]
     nonce = getattr(request, "_csp_nonce", None) or getattr(request, "csp_nonce", None)
     context = {"view": request.moe_view_as, "rows": rows, "path": request.get_full_path(), "nonce": nonce}  # type: ignore[attr-defined]
     return render_to_string(
         "moe_personalize/view_as/bar.html", {**context, "may_change": may_preview(getattr(request, "user", None))}
     )
+
+
+def _list_values(experience: Experience | None) -> list[tuple[str, object]]:
+    """Return the variables with their values. Of a list of offerings, only the ids fit into the bar."""
+    found = [] if experience is None else experience.payload.items()
+    return [(name, ", ".join(_list_offerings(value)) or value) for name, value in found]
+
+
+def _list_offerings(value: object) -> list[str]:
+    entries = value if isinstance(value, list) else []
+    return [str(each["dp_offering_id"]) for each in entries if isinstance(each, dict) and "dp_offering_id" in each]

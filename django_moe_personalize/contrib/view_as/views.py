@@ -9,6 +9,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseRedirect
 from django.shortcuts import render
 from django.urls import reverse
 from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext_lazy as _
 from django.views.decorators.cache import never_cache
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
@@ -32,7 +33,9 @@ def control(request: HttpRequest) -> HttpResponse:
         is_link = "link" in request.POST
         text = (replace(view, is_shared=True) if is_link else view).sign(request)
         if len(text) > MAX_LENGTH:
-            form.add_error(None, "The experiences are too long for a cookie or a link. Shorten their payloads.")
+            form.add_error(
+                None, _("The view is too long for a cookie or a link. Shorten the payloads or the attributes.")
+            )
         elif is_link:
             link = request.build_absolute_uri(reverse("moe_personalize_view_as:open", args=[text]))
         else:

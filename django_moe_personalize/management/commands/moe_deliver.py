@@ -12,6 +12,7 @@ from django_moe_personalize.conf import SETTING, ConfigurationError, get_setting
 from django_moe_personalize.delivery.base import describe, find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
+from django_moe_personalize.log import CREDENTIALS_FIX
 from django_moe_personalize.management import stop_on_signals
 
 POLL_SECONDS = 1.0
@@ -90,6 +91,5 @@ def _find_delivery() -> DatabaseDelivery:
 
 def _explain(outcome: Outcome, error: Exception) -> str:
     if outcome.wrong_credentials:
-        hint = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
-        return f"The credentials don't work ({describe(error)}), so the events wait. {hint}"
+        return f"The credentials don't work ({describe(error)}), so the events wait. {CREDENTIALS_FIX}"
     return f"MoEngage fails ({describe(error)}). The remaining events wait for the next run."

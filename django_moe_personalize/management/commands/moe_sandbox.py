@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 from typing import Any
+from urllib.parse import urlsplit
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -12,8 +13,9 @@ from django_moe_personalize.management import stop_on_signals
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.faults import Faults
-from django_moe_personalize.sandbox.server import SandboxServer, build_server
+from django_moe_personalize.sandbox.server import BASE_PATH, SandboxServer
 from django_moe_personalize.sandbox.workspace import Workspace, WorkspaceError, WorkspaceFile
+from django_moe_personalize.workbench import Workbench
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 8899
@@ -39,7 +41,8 @@ class Command(BaseCommand):
         try:
             file = WorkspaceFile(options["workspace"])
             faults = Faults(latency=options["latency_ms"] / 1000, error_rate=options["error_rate"])
-            server = build_server(Engine(file), host, port, faults=faults)
+            server = SandboxServer(Engine(file), host, port, faults=faults)
+            server.pages = Workbench(server.engine, server.injector, file).handle
         except WorkspaceError as error:
             raise CommandError(f"The workspace file has mistakes. Fix them, and start again:\n{error}") from error
         except ValueError as error:
@@ -67,7 +70,8 @@ class Command(BaseCommand):
         self.stdout.write("    }\n\nor in the environment:\n")
         for name, value in settings.items():
             self.stdout.write(f"    MOE_PERSONALIZE_{name}={value}")
-        self.stdout.write(f"\n{len(workspace.definitions)} experiences: {', '.join(workspace.definitions)}")
+        self.stdout.write(f"\nThe workbench is at {server.url.removesuffix(BASE_PATH)}/")
+        self.stdout.write(f"{len(workspace.definitions)} experiences: {', '.join(workspace.definitions)}")
         if not is_loopback(host):
             self.stderr.write("Everyone who can reach this machine can use the sandbox.")
         self.stdout.write("Press Ctrl-C to stop it.")
@@ -76,15 +80,10 @@ class Command(BaseCommand):
 
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) from ``ADDR:PORT``, ``ADDR``, ``PORT`` or ``""``. Raises CommandError."""
-    host, colon, port = text.rpartition(":")
-    if not colon or (text.startswith("[") and text.endswith("]")):
-        host, port = (DEFAULT_HOST, text) if text.isdigit() else (text, "")
-    host = "127.0.0.1" if host == "localhost" else host.strip("[]") or DEFAULT_HOST
     try:
+        parts = urlsplit(f"//:{text}" if text.isdigit() else f"//{text}")
+        host = DEFAULT_HOST if parts.hostname in (None, "localhost") else parts.hostname
         ipaddress.ip_address(host)
-        number = int(port or DEFAULT_PORT)
+        return host, DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
-        raise CommandError(f'"{text}" is not an address. Write ADDR:PORT, such as 127.0.0.1:8899.') from error
-    if not 0 <= number <= 65535:
-        raise CommandError(f"{number} is not a port. Choose one from 0 to 65535.")
-    return host, number
+        raise CommandError(f'"{text}" is not an address ({error}). Write ADDR:PORT, such as 127.0.0.1:8899.') from error

@@ -4,7 +4,7 @@ from tests.sites.settings import CMS, CMS_MIDDLEWARE, MIDDLEWARE, OURS, serve
 
 application, asgi = serve(
     __name__,
-    **CMS,
+    **{**CMS, "apps": [*CMS["apps"], "django_moe_personalize.contrib.cms"]},
     middleware=[
         "cms.middleware.utils.ApphookReloadMiddleware",
         *MIDDLEWARE,

@@ -1,10 +1,12 @@
 """A Wagtail site with wagtail-cache, as their quickstarts say."""
 
+from django.contrib.staticfiles.handlers import StaticFilesHandler
+
 from tests.sites.settings import MIDDLEWARE, OURS, WAGTAIL, serve
 
-application, asgi = serve(
+wsgi, asgi = serve(
     __name__,
-    **WAGTAIL,
+    **{**WAGTAIL, "apps": [*WAGTAIL["apps"], "django_moe_personalize.contrib.wagtail"]},
     middleware=[
         "wagtailcache.cache.UpdateCacheMiddleware",
         *MIDDLEWARE,
@@ -14,3 +16,5 @@ application, asgi = serve(
     WAGTAIL_I18N_ENABLED=False,
     WAGTAILDOCS_EXTENSIONS=[],
 )
+# An editor's form needs Wagtail's scripts.
+application = StaticFilesHandler(wsgi)

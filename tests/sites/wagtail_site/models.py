@@ -7,6 +7,8 @@ from wagtail.fields import StreamField
 from wagtail.models import Page
 from wagtailcache.cache import WagtailCacheMixin
 
+from django_moe_personalize.contrib.wagtail import ExperienceBlock
+
 
 class BannerBlock(StructBlock):
     """A banner whose content is an experience. The editor writes the fallback."""
@@ -20,7 +22,7 @@ class BannerBlock(StructBlock):
 class HomePage(WagtailCacheMixin, Page):
     """A page with blocks."""
 
-    body = StreamField([("banner", BannerBlock()), ("text", CharBlock())])
+    body = StreamField([("banner", BannerBlock()), ("text", CharBlock()), ("experience", ExperienceBlock())])
     content_panels = [*Page.content_panels, FieldPanel("body")]
 
 

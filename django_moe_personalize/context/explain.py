@@ -5,6 +5,7 @@ If ATTRIBUTES names several functions, they are called again, because only they 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 from django.http import HttpRequest
 
 from django_moe_personalize.client import get_engine
+from django_moe_personalize.context.recording import RecordedPage
 from django_moe_personalize.delivery.base import get_delivery
-from django_moe_personalize.explanation.recording import RecordedPage
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.upstream import get_breaker, get_outage
@@ -23,6 +24,11 @@ from django_moe_personalize.runtime import Runtime, protect_transactions
 from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.visitor import MINTED, NO_VISITOR, Visitor, is_in_event_loop
 from django_moe_personalize.visitor.identity import QUERY_COOKIE, call
+
+MAX_DESCRIBED, MAX_DESCRIPTION = 10, 100
+"""Keys and characters in the header Server-Timing. nginx gives all headers of a response 4 KiB."""
+
+_UNQUOTABLE = re.compile(r"[^ !#-\[\]-~]")
 
 ORIGINS = {
     "USER_AGENT": "the header User-Agent",
@@ -60,6 +66,27 @@ def explain_page(page: Page) -> dict[str, Any]:
         "delivery": _explain_delivery(page.runtime),
         "timeline": [list(step) for step in page.timeline] if isinstance(page, RecordedPage) else [],
     }
+
+
+def describe_page(page: Page) -> str:
+    """Return the facts in short, as entries of the header Server-Timing. They have no personal data."""
+    found = [_explain_experience(page, key) for key in page.planned_keys]
+    came = [each for each in found if each["state"] == "came"]
+    cached = sum(each["source"] == DataSource.CACHE.value for each in came)
+    waited = (page.runtime.settings.deadline - page._get_budget()) * 1000
+    entries = [("moe", f"{len(page.experience_keys)} asked, {len(came)} came, {cached} from the cache")]
+    for number, each in enumerate(found[:MAX_DESCRIBED], 1):
+        outcome = [
+            each["source"] or each["state"],
+            each["reason"],
+            each["variation"] and f"variation {each['variation']}",
+        ]
+        entries.append((f"moe-key{number}", f"{each['key']}: {', '.join(filter(None, outcome))}"))
+    entries.append(("moe-sent", ", ".join((page._visitor or NO_VISITOR).attributes)))
+    entries.append(("moe-counted", f"{len(_explain_events(page))} counted"))
+    entries.append(("moe-breaker", get_breaker(page.runtime).state))
+    texts = [f'{name};desc="{_UNQUOTABLE.sub("?", text)[:MAX_DESCRIPTION]}"' for name, text in entries]
+    return f"{texts[0]};dur={waited:.1f}, {', '.join(texts[1:])}"
 
 
 def _explain_visitor(request: HttpRequest | None, visitor: Visitor | None) -> dict[str, Any]:
@@ -114,7 +141,8 @@ def _explain_experience(page: Page, key: str) -> dict[str, Any]:
     else:
         found["source"] = experience.source.value
         found["variation"] = str(experience.experience_context.get("moe_variation_id", ""))
-        found["sentence"] = "From the cache." if experience.source is DataSource.CACHE else "From MoEngage."
+        upstream = "the sandbox" if get_engine.find(page.runtime) is not None else "MoEngage"
+        found["sentence"] = f"From {'the cache' if experience.source is DataSource.CACHE else upstream}."
     return found
 
 

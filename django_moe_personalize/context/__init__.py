@@ -62,8 +62,12 @@ class Personalization(Mapping[str, Experience]):
     def get(self, key: Any, /, default: Any = None) -> Any:
         """Return the experience, or ``default`` if this visitor has no experience of that key."""
         page = self._page
-        # Most reads need no more than this look-up: the user is the same, and the visitor depends on nothing else.
-        if page.known.get("user") is page.user and page._evidence is None and key in page._answers:
+        # Most reads need no more than this look-up: the user is the same, and so is all else that tells the visitor.
+        if (
+            page.known.get("user") is page.user
+            and (page._evidence is None or len(page.known) == page._evidence.size)
+            and key in page._answers
+        ):
             experience = page._answers[key]
         else:
             experience = page.read(key)
@@ -161,9 +165,15 @@ class Personalization(Mapping[str, Experience]):
     def explain(self) -> dict[str, Any]:
         """Return why this page has its experiences, as a dict of JSON values. It has this visitor's personal data."""
         # Most processes never explain a page.
-        from django_moe_personalize.explanation import explain_page
+        from django_moe_personalize.context.explain import explain_page
 
         return explain_page(self._page)
+
+    def _describe(self) -> str:
+        """Return the facts of explain() for the header Server-Timing. Pages call this for developers and staff only."""
+        from django_moe_personalize.context.explain import describe_page
+
+        return describe_page(self._page)
 
     def track_impression(self, experience_key: str) -> None:
         """Report that the page shows an experience. Several calls on one page count once."""

@@ -37,12 +37,12 @@ class RecordedPage(Page):
         flights = len(self._flights)
         super()._start(visitor, keys)
         if visitor is NO_VISITOR:
-            how = "not asked, because the visitor's consent or identity doesn't allow it"
+            what = "not asked, because the visitor's consent or identity doesn't allow it"
         elif len(self._flights) == flights:
-            how = "answered at once from the memory of this process"
+            what = "answered at once from the memory of this process"
         else:
-            how = "MoEngage, if the site's cache has no answer"
-        self.note(f"Asks for {', '.join(keys)}: {how}.")
+            what = "asked; the call goes to MoEngage if the site's cache has no answer"
+        self.note(f"{', '.join(keys)}: {what}.")
 
     def _charge(self, change: int) -> None:
         super()._charge(change)
