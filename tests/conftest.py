@@ -55,13 +55,14 @@ hypothesis_settings.register_profile("matrix", max_examples=30, **patience)
 hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
-_pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
+_pools: list[weakref.ref[WorkerPool]] = []
 """The pools of this process, also those of dropped runtimes: their threads could write into the next test's cache."""
 
 
 def _build_pool(build: Callable[[Runtime], WorkerPool], runtime: Runtime) -> WorkerPool:
     pool = build(runtime)
-    _pools.add(pool)
+    # Unlike a WeakSet, a list can grow in another thread while settle() reads it.
+    _pools.append(weakref.ref(pool))
     return pool
 
 
@@ -94,10 +95,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def settle() -> None:
     """Wait until the background threads have done the work that pages left to them. A thread that hangs is an error."""
     until = time.monotonic() + SOON
-    while busy := [pool for pool in _pools if pool.in_flight]:
+    while busy := [pool for known in [*_pools] if (pool := known()) is not None and pool.in_flight]:
         if time.monotonic() > until:
             # The next test doesn't wait for them.
-            _pools.difference_update(busy)
+            _pools[:] = [known for known in _pools if known() not in busy]
             raise AssertionError(f"a call still hangs in {busy}")
         time.sleep(0.001)
 

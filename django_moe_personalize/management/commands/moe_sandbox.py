@@ -79,10 +79,8 @@ class Command(BaseCommand):
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) from ``ADDR:PORT``, ``ADDR``, ``PORT`` or ``""``. Raises CommandError."""
     try:
-        if re.search(r"[^\w.:\[\]-]", text):
-            raise ValueError("it has more than an address and a port")
-        if text.count(":") > 1 and "[" not in text:
-            raise ValueError("an IPv6 address needs brackets")
+        if re.search(r"[^\w.:\[\]-]", text) or (text.count(":") > 1 and "[" not in text):
+            raise ValueError("only a port may follow it, and an IPv6 address needs brackets")
         parts = urlsplit(f"//:{text}" if text.isdigit() else f"//{text}")
         host = DEFAULT_HOST if parts.hostname in (None, "localhost") else parts.hostname
         ipaddress.ip_address(host)
