@@ -13,5 +13,3 @@ from django_moe_personalize.conf.settings import (
     find_problems,
     get_settings,
 )
-
-__all__ = ["DELIVERY", "SETTING", "Backend", "ConfigurationError", "Settings", "find_problems", "get_settings"]

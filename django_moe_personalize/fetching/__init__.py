@@ -8,5 +8,3 @@ breaker. ``shared`` uses the site's own cache. ``metadata`` tells why a key has 
 from django_moe_personalize.fetching.flight import Flight, start_fetch
 from django_moe_personalize.fetching.resolve import Answer, Experiences, resolve
 from django_moe_personalize.fetching.upstream import Question
-
-__all__ = ["Answer", "Experiences", "Flight", "Question", "resolve", "start_fetch"]

@@ -158,8 +158,7 @@ class Flight:
         question, exchange = self.question, None
         # After an exception here, the thread of the pool meets the same error and logs it.
         with suppress(Exception):
-            # Threads refresh stale answers, because no page reads the response. Threads also read a shared cache,
-            # because each read takes a round trip.
+            # Threads refresh stale answers, which no page waits for, and read a shared cache: that takes a round trip.
             if is_waited_for and not has_room(question.runtime):
                 store = get_metadata_store.find(question.runtime)
                 self._answers, self._missing = known if store is None else store.leave_out_unavailable(known)

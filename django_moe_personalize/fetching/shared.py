@@ -3,8 +3,7 @@
 Some caches delete entries of any program when they have MAX_ENTRIES entries. In such a cache of the site, this package
 stores only a bounded number of entries: none for each visitor, see has_room().
 
-If the cache fails, the functions here log the failure and return as if the cache were empty. Only
-read_notices() raises the error, because ``moe_doctor`` reports it.
+If the cache fails, the functions log the failure, and return as for an empty cache. Only read_notices() raises it.
 """
 
 from __future__ import annotations

@@ -21,10 +21,8 @@ from django_moe_personalize.moengage.json_values import MAX_LIGHT_VALUES
 from django_moe_personalize.resilience import monotonic
 
 MAX_BYTES = 256 * 1024
-"""The largest body that a response may have, before and after decompression.
-
-MoEngage limits the bodies that it accepts to 128 KB (contract §7). A full fetch of 25 experiences may have 10 KB each.
-"""
+"""The largest body of a response, before and after decompression. MoEngage limits the bodies that it accepts to 128 KB
+(contract §7). A full fetch of 25 experiences may have 10 KB each."""
 
 MAX_HEAD = 64 * 1024
 """The most bytes that all heads of a response may have together. The same limit applies to its trailers."""
@@ -101,10 +99,9 @@ class NotTakenError(TransportError):
 class HTTPExchange:
     """One request on the socket ``sock``. The caller sends the request now and reads the response later.
 
-    When the exchange no longer needs the socket, it calls ``end(is_reusable)`` once. ``is_reusable`` says whether
-    the socket can carry another request. abandon() calls ``end(False, late)``: ``late`` is the rest of the exchange.
-    ``was_idle``: the socket has carried a request before. ``peer`` names the server in error messages. ``has_body`` is
-    false for the response to CONNECT. Not thread-safe.
+    The exchange calls ``end(is_reusable)`` once: when it no longer needs the socket, which may carry another request.
+    abandon() calls ``end(False, late)``: ``late`` is the rest of the exchange. ``was_idle``: the socket has carried a
+    request before. ``peer`` is the server in messages. The response to CONNECT has no body. Not thread-safe.
     """
 
     __slots__ = ("_end", "_peer", "_received", "_sock", "_steps", "_was_idle", "end_span")

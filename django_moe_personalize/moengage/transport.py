@@ -43,10 +43,9 @@ class RequestsTransport:
     - ``pool_maxsize``: how many idle connections stay open
     - ``proxies``: as in ``requests``, such as ``{"https": "http://proxy:3128"}``, but without SOCKS
     - ``trust_env``: read the proxies and, if ``verify`` is ``True``, the CA bundle from the environment
-    - ``verify``: ``True`` for the CA bundle of ``requests``, the path of a CA file or folder, or ``False`` to accept
-      any certificate
-    - ``cert``: the client certificate for the server, as in ``requests``: the path of a PEM file, or the paths of a
-      certificate and its key. The key must have no password.
+    - ``verify``: ``True`` (the CA bundle of ``requests``), the path of a CA file or folder, or ``False`` (no check)
+    - ``cert``: the client certificate, as in ``requests``: the path of a PEM file, or the paths of a certificate and
+      its key. The key must have no password.
 
     A slow response or connection can't make a call longer than its deadline: threads in the background connect. The
     transport doesn't follow redirects, read ``.netrc`` or keep cookies: a visitor's cookie must not travel with another

@@ -25,23 +25,3 @@ from django_moe_personalize.tracking.persons import (
     is_speculative,
 )
 from django_moe_personalize.tracking.tokens import Token, draw_stamp, read_token
-
-__all__ = [
-    "PREVIEW_MARKS",
-    "SPECULATIVE_HEADERS",
-    "PageTracker",
-    "Token",
-    "arecord",
-    "build_event",
-    "build_offering_impressions",
-    "draw_stamp",
-    "find_leak",
-    "is_counted",
-    "is_preview",
-    "is_robot",
-    "is_speculative",
-    "note_new_id",
-    "read_token",
-    "record",
-    "record_when_streamed",
-]

@@ -3,8 +3,7 @@
 ``gather`` builds the ``Visitor`` of a request from ``identity`` and ``attributes``, and builds it again if ``evidence``
 shows that the request has changed. ``identity`` finds the allowed purposes and the customer id or anonymous id, and
 calls the site's functions ``CONSENT``, ``IDENTIFY`` and ``ATTRIBUTES``. ``attributes`` collects the user agent, the
-address, the day, the hour, the query parameters and the site's own attributes. ``newcomers`` samples new anonymous ids
-for ``moe_doctor``.
+address, the day, the hour, the query parameters and the site's own attributes. ``newcomers`` samples new ids.
 """
 
 from django_moe_personalize.visitor.attributes import set_query_cookie

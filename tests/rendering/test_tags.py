@@ -56,6 +56,7 @@ ESCAPED = "&lt;b&gt;bold&lt;/b&gt;&lt;script&gt;alert(1)&lt;/script&gt;"
         ('{% experience_value "nope" "Title" default="x" %}', "x"),
         ('{% experience_value "nope" "Title" %}', ""),
         ('{% experience_value absent "Title" default="x" %}', "x"),
+        ('{% experience_value "hero" "Title" %}{% experience_value "hero" "Zero" %}', "Hello0"),
         ('{% experience_value "hero" "Title" as t %}{{ t }}', "Hello"),
         ('{% experience_value "hero" "Body" %}', ESCAPED),
         ('{% experience_value "nope" "Title" default=unsafe %}', "&lt;i&gt;"),

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_moe_personalize.visitor import NO_VISITOR, Identity, Visitor, build_digest, gather, set_anonymous_cookie
+from django_moe_personalize.visitor.evidence import Evidence
 from django_moe_personalize.visitor.gather import agather_visitor, gather_visitor
 from django_moe_personalize.visitor.identity import DENIED, GPC, GRANTED, forget_anonymous_id
 from tests.visitor.conftest import FUNCTIONS, Twin
@@ -188,3 +189,17 @@ def test_visitors_are_told_apart(one, his, other, hers):
     """Two visitors share a digest only if identity and attributes are the same."""
     same = (one, his) == (other, hers)
     assert (Visitor(one, his).digest == Visitor(other, hers).digest) == same
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_same"),
+    [({}, True), ({"_private": 1}, True), ({"tenant": 1}, False), ({"session": SimpleNamespace()}, False)],
+    ids=str,
+)
+def test_evidence_of_a_request(changes, is_same):
+    """A new attribute of the site may tell IDENTIFY another visitor, also after an attribute that can't."""
+    request = Twin("sync").build_request()
+    evidence = Evidence(request)
+    for name, value in {"_other": 1, **changes}.items():
+        setattr(request, name, value)
+        assert evidence.holds(request) is (is_same or name == "_other")
