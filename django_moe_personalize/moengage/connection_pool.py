@@ -199,7 +199,7 @@ class ConnectionPool:
                 idle.popleft().close()
 
     def _reconnect(self, seconds: float) -> Connection | None:
-        """Connect in the caller's thread if that took little time before. Returns ``None`` otherwise, and after an error.
+        """Connect in the caller's thread if that took little time before. Else, and after an error, return ``None``.
 
         A thread in the background would take 1,300 bytecodes and two hand-overs more.
         """

@@ -169,7 +169,7 @@ def test_memory_is_bounded(watchdog, monkeypatch):
     monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 100)
     pages = 300
     for number in range(pages):
-        key = f"key-{number % 200}"
+        key = f"key-{number}"
         watchdog.add_rendered_page({key: Experience(key, {}, {}), "hero": HERO})
     assert len(watchdog._rendered) == 100
     assert len(watchdog._pages) <= 200
