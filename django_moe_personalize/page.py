@@ -268,7 +268,7 @@ class Page(RequestVisitor):
         is_same = request.__dict__.get("user") is self.user and request.__dict__.get("auser") is self._auser
         if not is_same or (self._evidence is not None and not self._evidence.holds(request)):
             self._finish_visitor(request, response)
-        rendering.seal_response(response, self.runtime.settings, has_marks=self._stamp != "")
+        rendering.seal_response(response, self.runtime.settings)
         if self.runtime.is_debug or not _LOADED_USERS.isdisjoint(request.__dict__):
             rendering.add_server_timing(request, response)
         if not COOKIE_CHANGES.isdisjoint(request.__dict__) and not tracking.is_preview(request):

@@ -311,7 +311,7 @@ _OUTRANKING = re.compile("expires|x-accel-expires|surrogate-control|edge-control
 """Headers that nginx, Akamai or other CDNs obey instead of Cache-Control, with all targeted fields (RFC 9213)."""
 
 
-def seal_response(response: HttpResponseBase, settings: Settings, *, has_marks: bool) -> None:
+def seal_response(response: HttpResponseBase, settings: Settings) -> None:
     """Set the headers of a page that read an experience, so that no proxy or CDN stores the page. Check its marks.
 
     Replace the view's ``Cache-Control``, because its ``public`` or ``max-age`` is for a page that all visitors share.
@@ -328,7 +328,9 @@ def seal_response(response: HttpResponseBase, settings: Settings, *, has_marks: 
         patch_vary_headers(response, ("Cookie",))
     else:
         headers["vary"] = ("Vary", "Cookie")
-    if has_marks and not response.streaming:
+    # A middleware may have returned a TemplateResponse that Django hasn't rendered.
+    has_content = not response.streaming and getattr(response, "is_rendered", True)
+    if has_content and marks.TRACE in response.content:  # type: ignore[attr-defined]
         marks.remove_misplaced(response)
 
 

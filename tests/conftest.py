@@ -57,11 +57,13 @@ hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default")
 
 _pools: weakref.WeakSet[WorkerPool] = weakref.WeakSet()
 """The pools of this process, also those of dropped runtimes: their threads could write into the next test's cache."""
+_pools_lock = threading.Lock()
 
 
 def _build_pool(build: Callable[[Runtime], WorkerPool], runtime: Runtime) -> WorkerPool:
     pool = build(runtime)
-    _pools.add(pool)
+    with _pools_lock:
+        _pools.add(pool)
     return pool
 
 
@@ -91,10 +93,15 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         pyfuncitem.obj = test
 
 
+def _find_busy_pools() -> list[WorkerPool]:
+    with _pools_lock:
+        return [pool for pool in _pools if pool.in_flight]
+
+
 def settle() -> None:
     """Wait until the background threads have done the work that pages left to them. A thread that hangs is an error."""
     until = time.monotonic() + SOON
-    while busy := [pool for pool in _pools if pool.in_flight]:
+    while busy := _find_busy_pools():
         if time.monotonic() > until:
             # The next test doesn't wait for them.
             _pools.difference_update(busy)

@@ -9,13 +9,11 @@ servers do on SIGTERM, first sends its remaining events. A killed process loses 
 from __future__ import annotations
 
 import threading
-from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import accumulate
 
 from django.db import close_old_connections
 
@@ -31,6 +29,9 @@ from django_moe_personalize.runtime import is_ending
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
+
+MAX_BUILT = 100
+"""Events whose JSON is built before the limits of the memory are checked."""
 
 MAX_RECORDED = 1000
 """Pages whose events may wait for the thread. The next page checks the limits of the memory itself."""
@@ -140,18 +141,23 @@ class ThreadDelivery(BaseDelivery):
         """Move the recorded events into the queue, except those beyond a limit. Needs the lock."""
         built: list[Event] = []
         sizes: list[int] = []
-        for events in self._empty_recorded():
-            number = 0
-            try:
-                number = len(events)
-                # This builds the JSON of the events.
-                sizes += [event.size for event in events]
-                built += events
-            except Exception as error:
-                self._count("accepted", number)
-                self.report_breakdown(error, number)
-        self._count("accepted", len(built))
-        self._lost += len(built) - self._append(built, sizes)
+        try:
+            for events in self._empty_recorded():
+                number = 0
+                try:
+                    number = len(events)
+                    # This builds the JSON of the events.
+                    sizes += [event.size for event in events]
+                    built += events
+                except Exception as error:
+                    self._count("accepted", number)
+                    self.report_breakdown(error, number)
+                if len(built) >= MAX_BUILT:
+                    self._append(built, sizes)
+                    built, sizes = [], []
+        finally:
+            # Also after Ctrl-C in a thread of the site.
+            self._append(built, sizes)
         room = self.batch_size - len(self._queue)
         # A full queue waits for a retry: there is nothing to wake the thread for.
         self._wake_at = room if room > 0 else MAX_RECORDED
@@ -179,14 +185,21 @@ class ThreadDelivery(BaseDelivery):
             logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
         self.count_dropped(count, "exit")
 
-    def _append(self, events: list[Event], sizes: list[int]) -> int:
-        """Add the events for which there is room, and return their number."""
-        room = max(0, self.max_events - len(self._queue) - len(self._in_flight))
-        taken = bisect_right([*accumulate(sizes[:room])], self.max_bytes - self._bytes)
-        self._queue.extend(events[:taken])
-        self._bytes += sum(sizes[:taken])
-        self._queued += taken
-        return taken
+    def _append(self, events: list[Event], sizes: list[int]) -> None:
+        """Accept events, and add those for which there is room."""
+        self._count("accepted", len(events))
+        room, total, accepted = self.max_events - len(self._queue) - len(self._in_flight), sum(sizes), len(events)
+        if accepted > room or self._bytes + total > self.max_bytes:
+            total, fitting = 0, list[Event]()
+            for event, size in zip(events, sizes, strict=False):
+                if len(fitting) < room and self._bytes + total + size <= self.max_bytes:
+                    fitting.append(event)
+                    total += size
+            events = fitting
+        self._queue.extend(events)
+        self._bytes += total
+        self._queued += len(events)
+        self._lost += accepted - len(events)
 
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(), which doesn't block."""

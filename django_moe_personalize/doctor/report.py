@@ -71,7 +71,9 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
     except Exception as error:
         # Leave out the error's text, because it may contain a setting's value or a visitor's data.
         what = f"The doctor tried {part}, and got the error {type(error).__name__}."
-        yield Finding("problem", what, "Read the log of the service that it uses.", "doctor.error")
+        yield Finding(
+            "problem", what, "Read the log of the database, the cache or the queue that this step uses.", "doctor.error"
+        )
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:

@@ -199,17 +199,17 @@ class ConnectionPool:
                 idle.popleft().close()
 
     def _reconnect(self, seconds: float) -> Connection | None:
-        """Connect in the caller's thread, if the last time that took little of the time that this caller has.
+        """Connect in the caller's thread if that took little time before. Else, and after an error, return ``None``.
 
-        Returns ``None`` otherwise, and after an error. A thread in the background would take 1,300 bytecodes and two
-        hand-overs more.
+        A thread in the background would take 1,300 bytecodes and two hand-overs more.
         """
         (address, until, took), self._fastest = self._fastest, (None, 0.0, 0.0)
-        if address is None or self._attempts or monotonic() > until or 4 * took > seconds:
+        is_near = monotonic() <= until and 4 * took <= min(seconds, 2 * STAGGER)
+        if address is None or address in self._suspects or self._attempts or not is_near:
             return None
         start = monotonic()
         try:
-            connection = Connection(self._connector.connect(address, seconds / 2), address)
+            connection = Connection(self._connector.connect(address, min(seconds / 2, STAGGER)), address)
         except APIError:
             self._suspect(address)
             return None
@@ -328,7 +328,9 @@ class ConnectionPool:
         except BaseException:
             self._suspect(address)
             raise
-        self._fastest = address, monotonic() + ADDRESS_SECONDS, monotonic() - start
+        if not self._connector.proxy:
+            # Through a proxy, only a background thread may wait: the timeout of TLS inside of TLS is that of one read.
+            self._fastest = address, monotonic() + ADDRESS_SECONDS, monotonic() - start
         is_faster = not attempt.done() or attempt.exception() is not None
         self.give_back(connection, idle, is_reusable=is_faster)
 

@@ -154,9 +154,9 @@ class HTTPExchange:
         until = monotonic() + seconds
         failure = None
         try:
-            # Nearly always the socket takes the whole request at once.
-            while data := data[self._sock.send(data) :]:
+            while data:
                 self._sock.settimeout(max(0.0, until - monotonic()))
+                data = data[self._sock.send(data) :]
         except BrokenPipeError:
             # The server may have responded before it read the complete request, for example with status 413.
             pass

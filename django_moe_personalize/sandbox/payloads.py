@@ -99,9 +99,10 @@ def _is_json(text: str) -> bool:
 
 def _read_offered(section: Section, offerings: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     listed = section.members[OFFERINGS]
-    for value in listed.entries() if listed.texts() else ():
+    names = listed.texts()
+    for value in listed.entries() if names else ():
         if value.data not in offerings:
             value.add(f"unknown offering {shown(value.data)}{nearest(value.data, offerings)}")
-    entries = [offerings[name] for name in listed.data if name in offerings]
+    entries = [offerings[name] for name in names or () if name in offerings]
     forms = {"array": entries, "string": json.dumps(entries, ensure_ascii=False), "object": {"offerings": entries}}
     return {"value": forms[section.get("as", "array").choice(forms)], "data_type": "json"}

@@ -13,11 +13,13 @@ from html import unescape
 from typing import Final
 
 from django.http.response import HttpResponseBase
-from django.template.response import ContentNotRenderedError
 
 _ATTRIBUTE: Final = ' data-moe-experience="'
 _WATCH: Final = ' data-moe-watch=""'
 _END: Final = "<!--/moe-->"
+
+TRACE: Final = b"!--/moe--"
+"""A page with a mark has these bytes, even if other code has escaped the mark."""
 
 _FIRST_TAG = re.compile(r"(?:\s|<!--(?!moe).*?-->)*+<[a-z][^\s/>]*+", re.IGNORECASE | re.DOTALL)
 
@@ -97,13 +99,7 @@ def remove_misplaced(response: HttpResponseBase) -> None:
     may also have escaped the output. JSON and scripts keep their marks, because they may carry HTML. A response of any
     other type loses all marks.
     """
-    try:
-        content: bytes = response.content  # type: ignore[attr-defined]
-    except ContentNotRenderedError:
-        # A middleware has returned a TemplateResponse that Django hasn't rendered.
-        return
-    if b"!--/moe--" not in content:
-        return
+    content: bytes = response.content  # type: ignore[attr-defined]
     kind = response.headers.get("Content-Type", "")
     if "html" not in kind:
         clean = content if "json" in kind or "script" in kind else re.sub(_ANY_MARK, b"", content)

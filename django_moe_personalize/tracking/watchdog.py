@@ -118,8 +118,7 @@ class Watchdog:
     def add_recorded_events(self, events: Sequence[Event]) -> None:
         """Note the impressions among ``events``, which the delivery has accepted."""
         now = self._clock()
-        # Impressions have this attribute.
-        shown: Mapping[str, Experience] | None = getattr(events, "shown", None)
+        shown: Mapping[str, Experience] | None = getattr(events, "shown", None)  # of Impressions
         if shown is not None:
             pages = self._add_page(shown, now)
             if pages.known_until <= now:

@@ -21,22 +21,4 @@ from django_moe_personalize.visitor.identity import (
     set_anonymous_cookie,
 )
 
-__all__ = [
-    "COOKIE_CHANGES",
-    "MINTED",
-    "NO_VISITOR",
-    "QUERY_CHANGED",
-    "Consent",
-    "Identity",
-    "RequestVisitor",
-    "Visitor",
-    "agather_visitor",
-    "build_default_consent",
-    "build_digest",
-    "delete_anonymous_cookie",
-    "gather_visitor",
-    "is_in_event_loop",
-    "may_be_new",
-    "set_anonymous_cookie",
-    "set_query_cookie",
-]
+__all__ = ["Consent", "Identity", "build_default_consent", "delete_anonymous_cookie"]  # the public names

@@ -87,7 +87,7 @@ def collect_attributes(request: HttpRequest, *, now: datetime, consent: Consent)
                 attributes = {**attributes, **accept_custom(path, call(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
-    return apply_limits(attributes) if get_settings().attributes else attributes
+    return MappingProxyType(apply_limits(attributes)) if get_settings().attributes else attributes
 
 
 async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: Consent) -> Mapping[str, str]:
@@ -98,7 +98,7 @@ async def acollect_attributes(request: HttpRequest, *, now: datetime, consent: C
             attributes = {**attributes, **accept_custom(path, await acall(path, request, Mapping))}
         except Exception as error:
             _report_hook(path, error)
-    return apply_limits(attributes) if get_settings().attributes else attributes
+    return MappingProxyType(apply_limits(attributes)) if get_settings().attributes else attributes
 
 
 _INPUTS: Final = ("REMOTE_ADDR", "HTTP_USER_AGENT", "HTTP_X_FORWARDED_FOR", "HTTP_FORWARDED")

@@ -43,6 +43,7 @@ class Connector:
     """A host in a test. While ``go`` isn't set, the step ``held`` hangs. ``errors`` are raised in order, then none."""
 
     peer = "MoEngage"
+    proxy = ""
 
     def __init__(self, *addresses, held="", errors=()):
         self.addresses = addresses or ("10.0.0.1",)
@@ -220,6 +221,36 @@ def test_quick_server_is_reconnected_in_the_callers_thread():
     pool._fastest = *pool._fastest[:2], LONG / 2
     connector.addresses = ("10.0.0.3",)
     assert pool.wait(LONG).address == "10.0.0.3"
+
+
+@pytest.mark.parametrize("why", ["silent", "proxy", "far", "late"])
+def test_server_that_is_not_reconnected_in_the_callers_thread(why, monkeypatch):
+    """The usual attempts try other addresses too, and their callers wait no longer than their deadline."""
+    connector = Connector()
+    connector.proxy = "the proxy" if why == "proxy" else ""
+    pool = build_pool(connector)
+    pool.wait(LONG)
+    address, until, took = pool._fastest
+    if why == "silent":
+        pool._suspect(address)
+    elif why == "far":
+        pool._fastest = address, until, connection_pool.STAGGER
+    elif why == "late":
+        pool._fastest = address, 0.0, took
+    assert pool._reconnect(LONG) is None
+    assert len(connector.opened) == 1
+
+
+def test_reconnecting_takes_little_time(monkeypatch):
+    """However late the deadline is, another address is tried as soon as in the usual attempts."""
+    allowed = []
+    connector = Connector()
+    pool = build_pool(connector)
+    pool.wait(LONG)
+    connector.connect = lambda address, seconds: allowed.append(seconds) or Socket(address)
+    assert pool._reconnect(LONG) is not None
+    assert pool._reconnect(0.2) is not None
+    assert allowed == [connection_pool.STAGGER, 0.1]
 
 
 @pytest.mark.parametrize("end", [Exchange.close, Exchange.reset, lambda exchange: exchange.send(b"HTTP/1.1 408 X")])

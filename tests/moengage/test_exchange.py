@@ -1,6 +1,7 @@
 """A call in two steps: the exchange sends the request at once, and the caller reads the response later."""
 
 import gzip
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -341,3 +342,21 @@ def test_exchange_that_a_child_inherits_leaves_it_no_connection(build_wire):
     wire.transport._pool._pid -= 1  # As after a fork.
     receive(exchange)
     assert not has_idle(wire.transport)
+
+
+def test_request_that_is_larger_than_the_buffer():
+    """The pool leaves its sockets without a timeout. The rest of the request waits until the server reads on."""
+    ours, theirs = socket.socketpair()
+    size, received = 4_000_000, bytearray()
+
+    def read():
+        while len(received) < size:
+            received.extend(theirs.recv(65536))
+
+    with ours, theirs:
+        ours.settimeout(0.0)
+        reader = threading.Thread(target=read)
+        reader.start()
+        HTTPExchange(ours, lambda is_reusable: None).send(memoryview(b"x" * size), LONG)
+        reader.join(LONG)
+    assert len(received) == size

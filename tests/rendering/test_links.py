@@ -283,7 +283,7 @@ def test_no_marks_without_consent_to_track(render, mode):
 def test_vary_of_the_view_is_kept(given, vary):
     """Cookie is added to the Vary of the view."""
     response = HttpResponse(headers=given)
-    seal_response(response, get_settings(), has_marks=True)
+    seal_response(response, get_settings())
     assert response.headers["Vary"] == vary
 
 
@@ -294,7 +294,7 @@ def test_view_cannot_make_the_page_public():
     caching = dict.fromkeys([*names, *(f"{brand}-Cache-Control" for brand in brands)], "max-age=600")
     kept = {"Access-Control-Max-Age": "600", "Surrogate-Key": "home"}
     response = HttpResponse(headers={**caching, **kept})
-    seal_response(response, get_settings(), has_marks=True)
+    seal_response(response, get_settings())
     del response.headers["Content-Type"]
     assert dict(response.headers) == {"Cache-Control": "private, no-store", "Vary": "Cookie", **kept}
 

@@ -165,7 +165,10 @@ VARIABLES = [
         for value in values
     ),
     ({"$offerings": ["mug"]}, '$offerings[0]: unknown offering "mug", did you mean "mugs"?'),
-    ({"$offerings": "mug"}, '$offerings: must be an array of strings, not "mug"'),
+    *(
+        ({"$offerings": wrong}, f"$offerings: must be an array of strings, not {shown}")
+        for wrong, shown in [("mug", '"mug"'), (None, "null"), (5, "5"), ([{}], "[{}]")]
+    ),
     ({"$offerings": [], "as": "list"}, 'as: unknown value "list" (valid: array, object, string)'),
 ]
 """Variables of a payload with a mistake, and the message after the place of the variable."""

@@ -110,8 +110,8 @@ def _forget_all() -> None:
     for name, module in list(sys.modules.items()):
         if name.startswith(OURS):
             for attribute, value in vars(module).items():
-                # A get_…() function remembers no requests.
-                if hasattr(value, "cache_clear") and not attribute.startswith("get_"):
+                # These functions remember no requests. To compile the patterns of robots takes most of LIMIT.
+                if hasattr(value, "cache_clear") and not attribute.startswith(("get_", "_compile_")):
                     value.cache_clear()
 
 

@@ -5,6 +5,8 @@ from django.http import HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import escape
 
+from django_moe_personalize.conf import get_settings
+from django_moe_personalize.rendering import seal_response
 from django_moe_personalize.tracking.marks import add_mark, find_clickable, remove_misplaced
 
 TEXT = "<!--moe-watch moe.0123456789ab:a--b--->x<!--/moe-->"
@@ -85,5 +87,5 @@ def test_other_types_of_responses(kind, text):
 def test_response_that_is_not_rendered():
     """A middleware of the site may return such a response, for a middleware above that renders it."""
     response = TemplateResponse(None, "page.html")
-    remove_misplaced(response)
+    seal_response(response, get_settings())
     assert not response.is_rendered

@@ -169,7 +169,7 @@ def test_memory_is_bounded(watchdog, monkeypatch):
     monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 100)
     pages = 300
     for number in range(pages):
-        key = f"key-{number % 200}"
+        key = f"key-{number}"
         watchdog.add_rendered_page({key: Experience(key, {}, {}), "hero": HERO})
     assert len(watchdog._rendered) == 100
     assert len(watchdog._pages) <= 200
@@ -179,9 +179,10 @@ def test_memory_is_bounded(watchdog, monkeypatch):
 def test_memory_of_reported_pages_is_bounded(watchdog, monkeypatch):
     """Pages may show endless sets of experiences."""
     monkeypatch.setattr(tracking.watchdog, "MAX_EXPERIENCES", 2)
-    for key in ["hero", "promo", "hero", "offer"]:
-        watchdog.add_recorded_events(Impressions("42", {key: replace(HERO, experience_key=key)}, 1))
-    assert len(watchdog._pages) <= 3
+    for number in range(10):
+        shown = {f"e{number}": replace(HERO, experience_key=f"e{number}")}
+        watchdog.add_recorded_events(Impressions("42", shown, 1))
+    assert len(watchdog._pages) <= 4
 
 
 def test_busy_background_thread(visible, watchdog, clock, caplog):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import threading
 from typing import Any
 from urllib.parse import urlsplit
@@ -81,6 +82,8 @@ class Command(BaseCommand):
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) from ``ADDR:PORT``, ``ADDR``, ``PORT`` or ``""``. Raises CommandError."""
     try:
+        if re.search(r"[^\w.:\[\]-]", text) or (text.count(":") > 1 and "[" not in text):
+            raise ValueError("only a port may follow it, and an IPv6 address needs brackets")
         parts = urlsplit(f"//:{text}" if text.isdigit() else f"//{text}")
         host = DEFAULT_HOST if parts.hostname in (None, "localhost") else parts.hostname
         ipaddress.ip_address(host)

@@ -38,7 +38,7 @@ class Command(BaseCommand):
     def handle(self, *args: Any, addrport: str, **options: Any) -> None:
         """Run the demonstration. Raises CommandError if the address can't be bound."""
         host, port = read_address(addrport)
-        server = self.SandboxServer(host, port)
+        server = self.build_server(host, port)
         with server:
             call_command("migrate", interactive=False, verbosity=0)
             for person in PEOPLE:
@@ -52,7 +52,7 @@ class Command(BaseCommand):
             except KeyboardInterrupt:
                 self.stdout.write("\nThe shop is closed.")
 
-    def SandboxServer(self, host: str, port: int) -> ThreadedWSGIServer:
+    def build_server(self, host: str, port: int) -> ThreadedWSGIServer:
         """Return a bound server that also serves the static files of the apps. Raises CommandError."""
         try:
             server = ThreadedWSGIServer((host.strip("[]"), port), QuietHandler, ipv6=host.startswith("["))
