@@ -89,7 +89,7 @@ def keep_fragments_out() -> Iterator[None]:
 
 def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) -> HttpResponseBase:
     """Make the response private, and add the bar to an HTML page."""
-    rendering.seal_response(response, page.runtime.settings, has_marks=False)
+    rendering.seal_response(response, page.runtime.settings)
     response.headers["Cache-Control"] = "private, no-store"
     response.headers["X-Robots-Tag"] = "noindex"
     is_page = "text/html" in response.headers.get("Content-Type", "") and not response.has_header("Content-Encoding")
