@@ -130,7 +130,7 @@ class RouteMemory:
         route = get_route(request)
         if route is not None and self.get(request, route):
             with self._lock:
-                if self._routes.get(route) is None:
+                if self.is_split(route):
                     self._parts.pop((route, self._find_key(request)), None)
                 else:
                     self._routes[route] = None
