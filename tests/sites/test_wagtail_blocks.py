@@ -179,7 +179,7 @@ def main():
 def build_look(seen):
     """Return a function that opens a page and returns its text, and the calls and counts so far."""
     decide, asked = seen.engine._decide, []
-    seen.engine._decide = lambda query: [asked.append(query.keys), decide(query)][1]
+    seen.engine._decide = lambda query, now: [asked.append(query.keys), decide(query, now)][1]
 
     def look(client, url):
         asked.clear()
