@@ -25,7 +25,7 @@ from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
-from django_moe_personalize.runtime import is_ending
+from django_moe_personalize.runtime import get_runtime, is_ending
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -104,7 +104,9 @@ class ThreadDelivery(BaseDelivery):
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        self.runtime = None
+        if self.runtime is not None:
+            # The runtime of the same workspace, but of this process.
+            self.runtime = get_runtime(self.runtime.name)
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
