@@ -18,7 +18,7 @@ from django_moe_personalize import tracking
 from django_moe_personalize.client import get_client, is_embedded
 from django_moe_personalize.conf import ConfigurationError, get_settings, list_workspaces
 from django_moe_personalize.conf.settings import NO_WORKSPACE
-from django_moe_personalize.context import Personalization, agive_id
+from django_moe_personalize.context import Personalization, WorkspacePersonalization, agive_id
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.page import Page
 from django_moe_personalize.planning import READER, find_template_keys, get_plan
@@ -39,7 +39,8 @@ class PersonalizeMiddleware:
     async_capable = True
 
     _call_instead: Callable[[HttpRequest], Any] | None = None
-    """Chosen when a server builds the middleware, so a sync site with one workspace pays nothing for the others."""
+    _personalization = Personalization
+    """Both are chosen when a server builds the middleware, so a site with one workspace pays nothing for this."""
 
     def __init__(self, get_response: GetResponse) -> None:
         path = get_settings().workspace
@@ -56,14 +57,16 @@ class PersonalizeMiddleware:
             self.process_view = self.aprocess_view  # type: ignore[method-assign, assignment]
             # A sync site doesn't need this method: there, the first tag may wait for all keys of the template.
             self.process_template_response = self.aprocess_template_response
-            self._call_instead = partial(_acall_in_workspace, path, self.__acall__) if path else self.__acall__
-        elif path:
-            self._call_instead = partial(_call_in_workspace, path, copy.copy(self))
+            self._call_instead = self.__acall__
+        if path:
+            self._personalization = WorkspacePersonalization
+            call_in_workspace = _acall_in_workspace if self.is_async else _call_in_workspace
+            self._call_instead = partial(call_in_workspace, path, self._call_instead or copy.copy(self))
 
     def __call__(self, request: HttpRequest) -> Any:
         if self._call_instead is not None:
             return self._call_instead(request)
-        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        personalization = request.personalization = self._personalization(request)  # type: ignore[attr-defined]
         page = personalization._page
         try:
             response = self.get_response(request)
@@ -76,7 +79,7 @@ class PersonalizeMiddleware:
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
-        personalization = request.personalization = Personalization(request)  # type: ignore[attr-defined]
+        personalization = request.personalization = self._personalization(request)  # type: ignore[attr-defined]
         page = personalization._page
         try:
             response: HttpResponseBase = await self.get_response(request)
