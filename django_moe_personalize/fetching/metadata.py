@@ -14,6 +14,8 @@ from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching.cache import Known
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import ALL
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import (
     DataSource,
@@ -61,6 +63,20 @@ class MetadataStore:
         self._until = time.monotonic() + ttl
         return metadata
 
+    def find_known(self) -> Mapping[str, ExperienceStatus] | None:
+        """Return the statuses by key as far as this process, the site's cache or the sandbox knows them, else ``None``.
+
+        Never calls MoEngage.
+        """
+        if get_engine(self._runtime) is not None:
+            self.get(deadline=Deadline(METADATA_DEADLINE))
+        elif self.statuses is None:
+            with self._runtime.use():
+                name = build_key("metadata")
+                metadata = _read_rows(get_many([name]).get(name))
+            return None if metadata is None else {each.experience_key: each.status for each in metadata.experiences}
+        return self._statuses
+
     @property
     def statuses(self) -> Mapping[str, ExperienceStatus] | None:
         """The statuses by key, or ``None`` if this process doesn't know them or if they are too old. Does no I/O."""
@@ -94,7 +110,7 @@ class MetadataStore:
 
     def explain(self, experience_keys: Iterable[str]) -> None:
         """Log in the background, once for each key, why no visitor can get the experience. Never raises."""
-        if time.monotonic() >= self._not_before:
+        if time.monotonic() >= self._not_before and not get_switch(self._runtime).is_off(ALL):
             # If the background thread is busy, the next page without an experience tries again.
             get_background(self._runtime).offer(self._explain, tuple(experience_keys))
 
