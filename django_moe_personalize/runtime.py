@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ContextDecorator, ExitStack, contextmanager, suppress
 from contextvars import Context, ContextVar, copy_context
 from importlib import import_module
@@ -269,6 +269,11 @@ def _start(name: str) -> Runtime:
         raise ConfigurationError(f"The settings have no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
     with _process.lock:
         return _process.runtimes.setdefault(name, Runtime(name))
+
+
+def list_runtimes() -> Sequence[Runtime]:
+    """Return the runtimes that this process uses at the moment."""
+    return [*_process.runtimes.values()]
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:

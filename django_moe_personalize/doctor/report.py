@@ -23,6 +23,7 @@ from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
 from django_moe_personalize.planning import find_template_keys
 from django_moe_personalize.resilience import WorkerPool
+from django_moe_personalize.runtime import get_runtime
 
 SECONDS: Final = 5.0
 """The seconds that one call or one part may take."""
@@ -45,6 +46,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         what = "Personalization is off, so visitors see no experience."
         yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.', "settings.off")
         return
+    yield from _examine("the kill switch", lambda: site.examine_switch(get_runtime()))
     keys, used = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")

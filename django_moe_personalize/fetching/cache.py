@@ -13,7 +13,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from types import MethodType
 from typing import Any, Final, NamedTuple
 
 from django_moe_personalize.client import get_engine, is_embedded
@@ -61,6 +60,7 @@ class ExperienceCache:
         self, settings: Settings, *, clock: Callable[[], float] = time.time, memory: LocalCache | None = None
     ) -> None:
         self.memory = memory or LocalCache()
+        self._looks: dict[str, Callable[[str, Sequence[str]], Known]] = {}
         self._clock = clock
         ttl = int(settings.cache_ttl * 1000)
         self._lifetime = max(ttl, int(settings.cache_stale_ttl * 1000))
@@ -121,11 +121,10 @@ class ExperienceCache:
         ``None`` switches all keys on. These keys are never due, so pages don't ask MoEngage for them.
         """
         # As attributes of this object, because a check would cost pages without a switched-off key 20 bytecodes.
-        for name in ("peek", "read"):
-            if is_off is None:
-                self.__dict__.pop(name, None)
-            else:
-                setattr(self, name, partial(_leave_out, MethodType(getattr(type(self), name), self), is_off))
+        if not self._looks:
+            self._looks = {"peek": self.peek, "read": self.read}
+        for name, look in self._looks.items():
+            setattr(self, name, look if is_off is None else partial(_leave_out, look, is_off))
 
     def _get_usable(self, now: int) -> range:
         return range(now - self._lifetime, now + MAX_SKEW + 1)

@@ -7,7 +7,7 @@ and logs the reason. From then on, pages don't ask for keys that no visitor can 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from django_moe_personalize.client import get_client, get_engine
@@ -63,19 +63,25 @@ class MetadataStore:
         self._until = time.monotonic() + ttl
         return metadata
 
-    def find_known(self) -> Mapping[str, ExperienceStatus] | None:
-        """Return the statuses by key as far as this process, the site's cache or the sandbox knows them, else ``None``.
+    def find_unknown(self, experience_keys: Iterable[str]) -> str:
+        """Say which keys the workspace doesn't have, with near matches, or ``""``. Never calls MoEngage."""
+        known, told = self._find_known(), []
+        for key in [key for key in experience_keys if known and key not in known]:
+            near = [repr(each) for each in get_close_matches(key, [*known][:MAX_COMPARED])]
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            told.append(f"The workspace has no experience {key!r}.{hint}")
+        return " ".join(told)
 
-        Never calls MoEngage.
-        """
-        if get_engine(self._runtime) is not None:
-            self.get(deadline=Deadline(METADATA_DEADLINE))
-        elif self.statuses is None:
-            with self._runtime.use():
-                name = build_key("metadata")
-                metadata = _read_rows(get_many([name]).get(name))
-            return None if metadata is None else {each.experience_key: each.status for each in metadata.experiences}
-        return self._statuses
+    def _find_known(self) -> Collection[str]:
+        """Return the keys that the sandbox, this process or the site's cache knows."""
+        if (engine := get_engine(self._runtime)) is not None:
+            return engine.workspace.definitions
+        if self.statuses is not None:
+            return self._statuses
+        with self._runtime.use():
+            name = build_key("metadata")
+            metadata = _read_rows(get_many([name]).get(name))
+        return [] if metadata is None else [each.experience_key for each in metadata.experiences]
 
     @property
     def statuses(self) -> Mapping[str, ExperienceStatus] | None:

@@ -53,7 +53,7 @@ def get_many(keys: Iterable[str]) -> dict[str, Any]:
 
 
 def set_many(entries: Mapping[str, Any], *, timeout: float | None) -> bool:
-    """Store ``entries`` in the site's cache for ``timeout`` seconds, or forever. Return whether it stored all entries."""
+    """Store ``entries`` in the site's cache for ``timeout`` seconds, or for good. Return whether all are stored."""
     return _use(lambda cache: not cache.set_many(dict(entries), timeout=timeout), False)
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Final, Protocol
 
 from django.db import connections
@@ -68,6 +69,11 @@ class Switch:
         """Return the keys that aren't off."""
         return tuple([key for key in experience_keys if not self.is_off(key)])
 
+    @property
+    def entries(self) -> list[Entry]:
+        """The entries in force, by key."""
+        return [self._off[key] for key in sorted(self._off)]
+
     def list_off(self) -> list[str]:
         """Return the keys that are off. ``ALL`` stands for all experiences."""
         return sorted(self._off)
@@ -103,12 +109,17 @@ class Switch:
             is_new, self._entries = not self._known.is_set(), entries
             self._off = {entry.experience_key: entry for entry in entries if entry.is_in_force(now)}
             if is_new or self._off.keys() != before.keys():
-                get_cache(self._runtime).switch_off(self.is_off if self._off else None)
+                if self._off or before:
+                    get_cache(self._runtime).switch_off(self.is_off if self._off else None)
                 self._known.set()
                 self._start_over()
             # A command only changes the state, and prints what it has done.
             if self._flights is not None:
                 self._log(before)
+
+    def turn(self, experience_keys: Iterable[str], *, is_off: bool, until: datetime | None = None, by: str) -> None:
+        """Switch keys off, or on again, in all processes. Raises NoStoreError, and the errors of the database."""
+        self.change(self.store.change(experience_keys, is_off=is_off, until=until, by=by))
 
     def close(self) -> None:
         """End the thread."""
@@ -162,8 +173,8 @@ class Switch:
     def _log(self, before: Mapping[str, Entry]) -> None:
         for key, entry in self._off.items():
             if entry != before.get(key):
-                fix = f"Run `manage.py moe_switch on{key and ' '}{key}` to switch on again."
-                logger.warning("%s Pages show the default. %s", entry.describe(), fix)
+                message = "%s Pages show the default. Run `%s` to switch on again."
+                logger.warning(message, entry.describe(), entry.switch_on)
         entries = {entry.experience_key: entry for entry in self._entries}
         for key in before.keys() - self._off.keys():
             entry = entries.get(key, before[key])
