@@ -1,24 +1,23 @@
 """The kill switch, from the command to the page: what is off is shown nowhere, and nothing asks for it."""
 
 import json
-import logging
 from datetime import timedelta
+from io import StringIO
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connection
-from django.utils import timezone
+from django.db import DatabaseError
 
 from django_moe_personalize import api
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import Store
 from django_moe_personalize.models import Switch
 from django_moe_personalize.moengage.types import FailureReason
-from django_moe_personalize.resilience import Deadline
+from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.pages import title
-from tests.processes import SOON
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.site")]
 
@@ -27,8 +26,6 @@ HERO, STRIP = "hero-banner", "promo-strip"
 
 def switch(*args, **options):
     """Run the command and return what it prints."""
-    from io import StringIO
-
     out = StringIO()
     call_command("moe_switch", *args, stdout=out, **options)
     return out.getvalue()
@@ -63,6 +60,13 @@ def test_with_everything_off_no_call_goes_to_moengage(upstream, visit, path):
     assert get_metadata_store().list_known() == ()
     settle()
     assert upstream.requests == []
+
+
+def test_other_keys_arent_looked_at(upstream, visit):
+    """A page without the key is as before."""
+    switch("off", STRIP)
+    assert visit("/read/").text != "default"
+    assert visit("/read/").text != "default"
 
 
 def test_the_api_leaves_out_what_is_off(upstream):
@@ -133,7 +137,7 @@ def test_the_status_names_who_when_and_how_long(upstream):
 def test_the_command_refuses_mistakes(args, options, told):
     """With what is wrong and what to do, and without a change."""
     switch("off", STRIP)
-    with pytest.raises(CommandError, match=".") as caught:
+    with pytest.raises(CommandError) as caught:
         switch(*args, **options)
     assert told in str(caught.value)
     assert switch("status").count("is switched off") == 1
@@ -142,7 +146,7 @@ def test_the_command_refuses_mistakes(args, options, told):
 def test_the_last_key_leaves_none_off(upstream):
     """The command says so to a person who switches on what is on."""
     switch("off")
-    with pytest.raises(CommandError, match="hero-banner is not off. No single key is off."):
+    with pytest.raises(CommandError, match=r"hero-banner is not off\. No single key is off\."):
         switch("on", HERO)
 
 
@@ -151,9 +155,41 @@ def test_force_accepts_an_unknown_key():
     assert "Experience 'new-key' is switched off" in switch("off", "new-key", force=True)
 
 
+def test_the_command_says_that_the_state_cant_change(monkeypatch):
+    """With the exit code 2, as other commands do if a service fails."""
+
+    def fail(*args, **options):
+        raise DatabaseError("secret")
+
+    for name in ("read", "change"):
+        monkeypatch.setattr(Store, name, fail)
+    for action, verb in (("status", "read"), ("off", "changed")):
+        with pytest.raises(CommandError, match=rf"The state can't be {verb} \(DatabaseError\)\. Check") as caught:
+            switch(action)
+        assert caught.value.returncode == 2
+
+
+def test_a_user_without_a_name(monkeypatch):
+    """As in many containers."""
+
+    def fail():
+        raise OSError
+
+    monkeypatch.setattr("getpass.getuser", fail)
+    assert "All experiences are switched off (at 20" in switch("off")
+
+
 def test_an_outage_of_moengage_doesnt_hinder_the_command(upstream):
     """Without a list of experiences in the cache, no key is refused, and no call is made."""
     upstream.refuse()
     with override_personalize(SANDBOX=False, WORKSPACE_ID="SHOP", API_KEY="key", DATA_CENTER="03"):
         assert "'any-key' is switched off" in switch("off", "any-key")
-    assert upstream.requests == []
+        assert upstream.requests == []
+        upstream.answer = None
+        api.fetch_experiences_meta()
+        upstream.forget()
+        for _ in ("this process", "the site's cache"):
+            with pytest.raises(CommandError, match="Did you mean 'hero-banner'"):
+                switch("off", "hero-baner")
+            reset_runtimes()
+        assert upstream.requests == []

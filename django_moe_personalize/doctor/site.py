@@ -158,9 +158,10 @@ def examine_visitors(settings: Settings) -> Iterator[Finding]:
 def examine_switch(runtime: Runtime) -> Iterator[Finding]:
     """Report the experiences that an operator has switched off. Raises the errors of the database and the cache."""
     switch = get_switch(runtime)
-    if not switch.store.is_possible():
-        what = "The site has neither a database nor a shared cache, so `manage.py moe_switch` can't work."
-        yield Finding("ok", what, id="switch.impossible")
+    if not switch.store.can_change():
+        what = "`manage.py moe_switch` can't work: the site has neither its table nor a shared cache."
+        fix = "Run `manage.py migrate`, or set CACHE to a cache that all processes share."
+        yield Finding("warning", what, fix, "switch.no_store")
         return
     switch.change(switch.store.read())
     for entry in switch.entries:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Final, Protocol
 
@@ -131,7 +132,9 @@ class Switch:
             if is_test_run() or not self.store.is_possible():
                 self.change(self._entries)
             elif self._thread is None and not self._ended.is_set():
-                self._thread = start_thread(self._run, "moe-personalize-switch")
+                # The system may have no thread left. Then the next fetch tries again.
+                with suppress(RuntimeError):
+                    self._thread = start_thread(self._run, "moe-personalize-switch")
 
     def _run(self) -> None:
         with self._runtime.use():

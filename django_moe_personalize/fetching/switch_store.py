@@ -97,6 +97,10 @@ class Store:
         """Return whether the site has a database or a shared cache, so that a key may be off. Does no I/O."""
         return self._has_database() or has_shared_cache(self._runtime)
 
+    def can_change(self) -> bool:
+        """Return whether the state can change. Raises the errors of the database."""
+        return self.has_table() or has_shared_cache(self._runtime)
+
     def read(self) -> tuple[Entry, ...]:
         """Return the entries of the workspace. Raises the errors of the database and of the cache."""
         with self._runtime.use():
