@@ -179,6 +179,7 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
 class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the stubs alone
     """Switch an experience off. An unknown key needs a confirmation: with a typing error, nothing would be off."""
 
+    is_all = forms.BooleanField(label=_("All experiences"), required=False)
     is_forced = forms.BooleanField(
         label=_("Accept a key that the workspace lacks"),
         required=False,
@@ -190,7 +191,7 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
         fields: ClassVar = ["experience_key", "until"]
         widgets: ClassVar = {"experience_key": forms.TextInput(attrs={"class": "vTextField", "autocomplete": "off"})}
         help_texts: ClassVar = {
-            "experience_key": _("Leave this field empty to switch all experiences off."),
+            "experience_key": _("The pages of the site stop showing this experience within seconds."),
             "until": _("Leave these fields empty to keep it off until someone switches it on again."),
         }
 
@@ -207,6 +208,9 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
 
         data = super().clean() or {}
         key = data.get("experience_key")
+        if bool(key) is bool(data.get("is_all")):
+            # An empty form, saved by mistake, must not switch everything off.
+            self.add_error("experience_key", _("Enter a key, or choose all experiences."))
         if key and not data.get("is_forced") and (unknown := get_metadata_store().find_unknown([key])):
             self.add_error("experience_key", unknown)
         return data
@@ -223,7 +227,10 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
     list_display = ("name", "state", "until", "changed_by", "changed_at")
     ordering = ("-is_off", "experience_key")
     actions = ("switch_on", "switch_off")
-    list_filter = ("is_off",)
+
+    def get_fields(self, request: HttpRequest, obj: Switch | None = None) -> Any:
+        """See ModelAdmin.get_fields()."""
+        return ("experience_key", "is_all", "until", "is_forced") if obj is None else self.list_display
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Switch]:
         """See ModelAdmin.get_queryset()."""

@@ -61,10 +61,10 @@ def test_a_person_switches_off_and_on_again(sign_in):
     assert read_history() == [(2, HERO), (2, HERO), (1, HERO)]
 
 
-def test_an_empty_key_stands_for_everything(sign_in, client):
+def test_a_person_switches_everything_off(sign_in, client):
     """With a time after which all experiences come back."""
     tomorrow = timezone.localtime() + timedelta(days=1)
-    until = {"until_0": tomorrow.date().isoformat(), "until_1": "12:00:00"}
+    until = {"until_0": tomorrow.date().isoformat(), "until_1": "12:00:00", "is_all": "on"}
     assert "All experiences" in text(sign_in("change_switch").post(f"{LIST}add/", until, follow=True))
     (entry,) = get_switch().entries
     assert (entry.experience_key, entry.until > tomorrow.timestamp() - 24 * 3600) == ("", True)
@@ -79,6 +79,8 @@ def test_the_form_refuses_mistakes(sign_in):
     response = client.post(f"{LIST}add/", {"experience_key": "hero-baner", "until_0": "2020-01-01", "until_1": "12:00"})
     assert "The workspace has no experience 'hero-baner'. Did you mean 'hero-banner'?" in text(response)
     assert "This time is over. Enter a later time." in text(response)
+    for wrong in ({}, {"experience_key": HERO, "is_all": "on"}):
+        assert "Enter a key, or choose all experiences." in text(client.post(f"{LIST}add/", wrong))
     assert not Switch.objects.exists()
     client.post(f"{LIST}add/", {"experience_key": "hero-baner", "is_forced": "on"})
     assert get_switch().list_off() == ["hero-baner"]
@@ -89,7 +91,8 @@ def test_only_some_people_may_switch(sign_in, permissions, status):
     """A person who may only look has no form and no action. Nobody deletes or edits a row."""
     get_switch().turn([HERO], is_off=True, by="bob")
     client = sign_in(*permissions, "add_switch", "delete_switch")
-    assert client.get(LIST).status_code == status
+    pages = (LIST, f"{LIST}{Switch.objects.get().pk}/change/")
+    assert [client.get(page).status_code for page in pages] == [status, status]
     assert client.get(f"{LIST}add/").status_code == 403
     act(client, "switch_on", HERO)
     act(client, "delete_selected", HERO)
