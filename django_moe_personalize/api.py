@@ -25,6 +25,8 @@ from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import ALL
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -78,7 +80,7 @@ def fetch_experiences_meta(
         names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
         status = wanted[ExperienceStatus.UNKNOWN]
         raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    if not get_runtime().settings.enabled:
+    if not get_runtime().settings.enabled or get_switch().is_off(ALL):
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
@@ -169,12 +171,15 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
-    if absent:
+    switched_on = get_switch().leave_out(absent)
+    if off := tuple(key for key in absent if key not in switched_on):
+        reasons[FailureReason.PERSONALIZATION_FAILED] = [*off]
+    if switched_on:
         try:
             known = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
         except APIError:
             known = None
-        for key in absent:
+        for key in switched_on:
             reason = FailureReason.PERSONALIZATION_FAILED if known is None else find_reason(known, key)
             reasons.setdefault(reason, []).append(key)
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]

@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
 from importlib import import_module
@@ -295,6 +295,11 @@ def _name_workspace(record: logging.LogRecord) -> bool:
 
 
 logger.addFilter(_name_workspace)
+
+
+def list_runtimes() -> Sequence[Runtime]:
+    """Return the runtimes that this process uses at the moment."""
+    return [*_process.runtimes.values()]
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:

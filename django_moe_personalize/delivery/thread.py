@@ -228,6 +228,11 @@ class ThreadDelivery(BaseDelivery):
         self._report_overflow()
         return super().counts()
 
+    def find_oldest(self) -> float | None:
+        """See BaseDelivery.find_oldest()."""
+        with self._changed:
+            return min([event.event_time for event in (*self._in_flight, *self._queue)], default=None)
+
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
         with self._changed:

@@ -52,8 +52,8 @@ def get_many(keys: Iterable[str]) -> dict[str, Any]:
     return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
-def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
-    """Store ``entries`` in the site's cache for ``timeout`` seconds. Return whether the cache stored all entries."""
+def set_many(entries: Mapping[str, Any], *, timeout: float | None) -> bool:
+    """Store ``entries`` in the site's cache for ``timeout`` seconds, or for good. Return whether all are stored."""
     return _use(lambda cache: not cache.set_many(dict(entries), timeout=timeout), False)
 
 
