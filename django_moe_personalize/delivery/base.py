@@ -71,11 +71,12 @@ class BaseDelivery:
         self._counts: Counter[str] = Counter()
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
-        self._outage = Outage("Events can't be delivered", "Events are delivered again")
+        self._outage = Outage("delivery", "Events can't be delivered", "Events are delivered again")
         name = type(self).__name__
-        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again")
-        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
-        self._wrong_clock = Outage("This machine's clock is wrong", "This machine's clock agrees with MoEngage's again")
+        self._breakdown = Outage("backend", f"{name} can't take events", f"{name} takes events again")
+        self._refusals = Outage("refusals", "MoEngage refuses events", "MoEngage accepts all events again")
+        agrees = "This machine's clock agrees with MoEngage's again"
+        self._wrong_clock = Outage("clock", "This machine's clock is wrong", agrees)
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -129,6 +130,10 @@ class BaseDelivery:
         # Computed from the other counters, so the equation in DeliveryCounts always holds.
         pending = accepted - delivered - handed_over - dropped.total()
         return DeliveryCounts(accepted, delivered, dict(dropped), pending, handed_over)
+
+    def find_oldest(self) -> float | None:
+        """Return the Unix time of the oldest pending event, or ``None`` if no event is pending."""
+        return None
 
     def _count(self, name: str, count: int) -> None:
         """Add to a counter: ``accepted``, ``delivered``, ``handed_over``, or a reason for dropping."""
