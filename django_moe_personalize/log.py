@@ -27,8 +27,8 @@ REFILL = 120.0
 class Outage:
     """Log when something begins to fail, with the cause, and when it works again. Count the failures in between.
 
-    ``part`` is the field ``moe_part`` of the lines. ``failing`` and ``working`` are the first words of the two lines. The
-    lines have the same level, at least WARNING, because Python's default logging shows no lower level.
+    ``part`` is the field ``moe_part`` of the two lines. ``failing`` and ``working`` are their first words. Both lines
+    have the same level, at least WARNING, because Python's default logging shows no lower level.
 
     If outages follow each other quickly, only some of them are logged: see BURST and REFILL. But an outage that lasts
     is always logged, and a logged outage always has both lines. Thread-safe.

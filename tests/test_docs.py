@@ -112,7 +112,8 @@ def test_fields_of_the_log_are_those_of_the_code():
     fields, parts = {}, set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Dict) and "moe_event" in (names := [getattr(key, "value", "") for key in node.keys]):
+            names = [getattr(key, "value", "") for key in node.keys] if isinstance(node, ast.Dict) else []
+            if "moe_event" in names:
                 values = dict(zip(names, node.values, strict=True))
                 for event in ast.walk(values.pop("moe_event")):
                     if isinstance(event, ast.Constant):

@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import pytest
@@ -52,9 +53,7 @@ class Otel:
         """Return the name, the parent's name and the attributes of the spans of the package."""
         found = self.exporter.get_finished_spans()
         names = {span.context.span_id: span.name for span in found}
-        return [
-            (span.name, names[span.parent.span_id], dict(span.attributes)) for span in found if span.name != "page"
-        ]
+        return [(span.name, names[span.parent.span_id], dict(span.attributes)) for span in found if span.name != "page"]
 
     def read_metrics(self):
         """Return the metrics by name."""
@@ -94,7 +93,8 @@ def vendor(settings):
     """Run MoEngage as a real HTTP server, and let the site use it."""
     vendor = Vendor()
     with vendor.server:
-        settings.MOE_PERSONALIZE |= {"BASE_URL": vendor.server.url, "DELIVERY": backend("dummy.DummyDelivery")}
+        changes = {"BASE_URL": vendor.server.url, "DELIVERY": backend("dummy.DummyDelivery")}
+        settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | changes
         yield vendor
         vendor.go_on.set()
         settle()
@@ -102,25 +102,35 @@ def vendor(settings):
 
 
 @pytest.mark.parametrize("is_warm", [True, False], ids=["two steps", "pool"])
-def test_request(otel, vendor, is_warm):
-    """Each request has one duration with its outcome, and one span below the page."""
-    if is_warm:
-        get_client().fetch_metadata(deadline=Deadline(LONG))
+def test_request(otel, vendor, submitted, is_warm):
+    """Each request has one duration with its outcome, and one span below the page, also if a thread makes the call."""
     replies = [lambda e: vendor.reply(e), lambda e: e.reply(status="503 Busy"), lambda e: e.close()]
     for number, vendor.behave in enumerate(replies):
-        with otel.page():
+        get_client().close()
+        if is_warm:
+            get_client().connect(deadline=Deadline(LONG))
+        with otel.page() if number else nullcontext():
+            submitted.clear()
             Asked(build_visitor(number), KEYS).join(LONG)
+            # If the server closes an idle connection, a thread asks again.
+            assert (submitted[:1] == ["_run"]) is (not is_warm or number == 2)
             settle()
-    names = "operation", "http.response.status_code", "error.type", "workspace"
-    found = otel.read("moe_personalize.request.duration", *names)
-    assert found.pop(("fetch", "200", "", "default")) == found.pop(("fetch", "503", "503", "default")) == 1
-    found.pop(("metadata", "200", "", "default"), None)
+    found = otel.read("moe_personalize.request.duration", "operation", "http.response.status_code", "error.type")
+    assert found.pop(("fetch", "200", "")) == found.pop(("fetch", "503", "503")) == 1
     assert found
-    assert {(operation, status, workspace) for operation, status, _, workspace in found} == {("fetch", "", "default")}
-    calls = [attributes for name, parent, attributes in otel.read_spans() if (name, parent) == (
-        "POST /experiences/fetch", "page")]
-    assert [call.get("http.response.status_code") for call in calls[:2]] == [200, 503]
-    assert "visitor-" not in str(otel.read_spans())
+    assert {key[:2] for key in found} == {("fetch", "")}
+    calls = [each for each in otel.read_spans() if each[:2] == ("POST /experiences/fetch", "page")]
+    assert len(calls) == 1 + sum(found.values())
+    assert calls[0][2]["http.response.status_code"] == 503
+    assert "visitor-" not in str(calls)
+    assert "RequestsTransport" in repr(get_client())
+
+
+def test_sandbox_in_this_process(otel):
+    """The sandbox in this process also has durations."""
+    Asked(build_visitor(), KEYS).join(LONG)
+    settle()
+    assert otel.read("moe_personalize.request.duration", "operation", "workspace") == {("fetch", "default"): 1}
 
 
 def test_page(otel, visit, vendor):
@@ -224,7 +234,7 @@ def test_child_of_a_fork(otel, upstream):
 
 def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):
     """A page goes on if the database, a meter or a tracer fails. The other metrics have values."""
-    settings.MOE_PERSONALIZE |= {"DELIVERY": backend("database.DatabaseDelivery")}
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"DELIVERY": backend("database.DatabaseDelivery")}
     with otel.page():
         monkeypatch.setattr(sdk.metrics.Histogram, "record", None)
         monkeypatch.setattr(sdk.trace.Tracer, "start_span", None)
@@ -259,5 +269,8 @@ def test_metrics_are_those_of_the_documents(otel, visit, shared, vendor):
         text = read("reference/metrics.md")
         rows = read_rows(read_section(text, "## Metrics"), "metric", "kind", "unit", "attributes", "counts")
         assert {read_words(row[0])[0]: (read_words(row[2])[0], set(read_words(row[3]))) for row in rows} == found
+        others = {"GET /experiences/metadata", "POST /experiences/events"}
         named = {read_words(row[0])[0] for row in read_rows(text, "span", "kind", "when")}
-        assert named == {name for name, _, _ in otel.read_spans()} | {"GET /experiences/metadata", "POST /experiences/events"}
+        assert named == others.union(name for name, _, _ in otel.read_spans())
+        reasons = read_rows(read("reference/delivery.md"), "reason", "when")
+        assert [read_words(reason)[0] for reason, _ in reasons] == list(metrics.REASONS)

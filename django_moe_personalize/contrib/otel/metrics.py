@@ -6,7 +6,7 @@ No attribute has a visitor's data or an experience key, so the number of series 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any, Final
@@ -28,7 +28,10 @@ from django_moe_personalize.runtime import Runtime, list_runtimes, protect_trans
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0)
 """The buckets of request.duration. Pages wait for DEADLINE, 0.3 seconds by default."""
 
-OPERATIONS: Final = {"/experiences/fetch": "fetch", "/experiences/metadata": "metadata", "/experiences/events": "events"}
+OPERATIONS: Final = {f"/experiences/{operation}": operation for operation in ("fetch", "metadata", "events")}
+
+REASONS: Final = ("overflow", "refused", "attempts", "exit", "failed", "broker", "error", "erased")
+"""The reasons for dropping. Each has a value from the start, because Prometheus ignores the first value of a series."""
 
 Found = Iterable[tuple[float, Mapping[str, str]]]
 """Values with their attributes."""
@@ -77,10 +80,10 @@ class MeasuredTransport:
     """A transport that passes the seconds of each call of another transport to ``record``."""
 
     def __init__(self, transport: Transport, record: Callable[[Request, float, int | str], None]) -> None:
-        self._transport = transport
-        self._record = record
         if hasattr(transport, "start"):
             self.start = partial(self._start, transport.start)
+        self._transport = transport
+        self._record = record
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -138,18 +141,16 @@ def _measure_client(
 
 def _count_lookups(build: Callable[..., ExperienceCache], runtime: Runtime) -> ExperienceCache:
     cache = build(runtime)
-    peek, read = cache.peek, cache.read
 
-    def count(level: str, known: Known) -> Known:
-        result = "hit"
-        if known.due:
-            result = "stale" if known.answers.keys() >= {*known.due} else "miss"
-        runtime.count("lookups", level, result)
+    def count(level: str, look: Callable[..., Known], visitor: str, keys: Sequence[str]) -> Known:
+        known = look(visitor, keys)
+        is_hit, is_known = not known.due, known.answers.keys() >= {*known.due}
+        runtime.count("lookups", level, "hit" if is_hit else "stale" if is_known else "miss")
         return known
 
-    cache.peek = lambda visitor, keys: count("memory", peek(visitor, keys))  # type: ignore[method-assign]
+    cache.peek = partial(count, "memory", cache.peek)  # type: ignore[method-assign]
     if has_room(runtime):
-        cache.read = lambda visitor, keys: count("shared", read(visitor, keys))  # type: ignore[method-assign]
+        cache.read = partial(count, "shared", cache.read)  # type: ignore[method-assign]
     return cache
 
 
@@ -204,7 +205,7 @@ def _read_delivered(runtime: Runtime) -> Found:
 
 def _read_dropped(runtime: Runtime) -> Found:
     for delivery, attributes in _find_deliveries(runtime):
-        for reason, count in _count_events(delivery).dropped.items():
+        for reason, count in {**dict.fromkeys(REASONS, 0), **_count_events(delivery).dropped}.items():
             yield count, {"reason": reason, **attributes}
 
 
