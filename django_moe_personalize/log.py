@@ -34,7 +34,9 @@ class Outage:
     is always logged, and a logged outage always has both lines. Thread-safe.
     """
 
-    def __init__(self, part: str, failing: str, working: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, failing: str, working: str, *, part: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._part = part
         self._failing = failing
         self._working = working

@@ -119,7 +119,7 @@ def test_fields_of_the_log_are_those_of_the_code():
                     if isinstance(event, ast.Constant):
                         fields[event.value] = set(values)
             elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Outage":
-                parts.add(node.args[0].value)
+                parts |= {keyword.value.value for keyword in node.keywords if keyword.arg == "part"} or {""}
     text = read("howto/logging.md")
     rows = read_rows(text, "`moe_event`", "level", "when", "other fields")
     listed = {event: set(read_words(row[3])) for row in rows for event in read_words(row[0])}

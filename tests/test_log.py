@@ -18,7 +18,7 @@ def clock():
 
 @pytest.fixture
 def outage(clock):
-    return Outage("calls", "Calls fail", "Calls work again", clock=clock)
+    return Outage("Calls fail", "Calls work again", part="calls", clock=clock)
 
 
 def read(caplog):

@@ -78,7 +78,7 @@ class DatabaseDelivery(BaseDelivery):
         self._resume_at = 0.0
         self._purge_at = 0.0
         failing, working = "The deliverer can't use the outbox", "The deliverer can use the outbox again"
-        self._database_outage = Outage("outbox", failing, working)
+        self._database_outage = Outage(failing, working, part="outbox")
 
     def take(self, events: Sequence[Event]) -> None:
         """Add the events to the outbox with one INSERT. A rollback of the caller's transaction removes them again."""

@@ -90,11 +90,9 @@ class ThreadDelivery(BaseDelivery):
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
         self._failures = 0
-        self._is_paused = False
-        self._has_dropped = False
-        self._overflow = Outage("memory", "Events don't fit into the memory", "Events fit into the memory again")
-        self._due = 0.0
-        self._not_before = 0.0
+        self._is_paused = self._has_dropped = False
+        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
+        self._due = self._not_before = 0.0
         self._flushing = 0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None

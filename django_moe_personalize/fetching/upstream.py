@@ -105,13 +105,13 @@ def get_breaker(runtime: Runtime) -> CircuitBreaker:
 @part
 def get_outage(runtime: Runtime) -> Outage:
     """Return the log of the failures of fetches."""
-    return Outage("fetch", "MoEngage fetches fail", "MoEngage fetches work again")
+    return Outage("MoEngage fetches fail", "MoEngage fetches work again", part="fetch")
 
 
 @part
 def get_shortage(runtime: Runtime) -> Outage:
     """Return the log of the fetches that find no free thread."""
-    return Outage("threads", "Fetches find no free thread", "Fetches find free threads again")
+    return Outage("Fetches find no free thread", "Fetches find free threads again", part="threads")
 
 
 def offer_fetch(runtime: Runtime, fetch: Callable[..., object], *args: object) -> bool:
