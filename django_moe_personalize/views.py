@@ -94,7 +94,7 @@ def _count_click(request: HttpRequest, token: tracking.Token) -> None:
     if tracking.is_counted(request) and not token.expired:
         customer_id = _find_customer_id(request)
         if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
-            tracking.record([token.build_event(customer_id)])
+            tracking.record([token.build_event(customer_id)], None, request)
 
 
 def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
@@ -162,7 +162,7 @@ def beacon(request: HttpRequest) -> HttpResponse:
         customer_id = _find_customer_id(request) if reports else None
         events = [] if customer_id is None else _build_events(reports, customer_id)
         if customer_id and events and is_within_limit("beacons", customer_id):
-            tracking.record(events)
+            tracking.record(events, None, request)
     return HttpResponse(status=204)
 
 

@@ -269,6 +269,8 @@ class Event:
     event_time: int
     event_uuid: str = field(default_factory=draw_uuid)
     platform: str = "web"
+    # For the site's own signals. MoEngage doesn't get it.
+    experience_key: str = field(default="", compare=False)
     _element: str = field(default="", init=False, repr=False, compare=False)
 
     @property
