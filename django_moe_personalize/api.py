@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -21,6 +22,7 @@ from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
+from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -190,6 +192,23 @@ def offering_clicked(experience: Experience, offering: Offering, *, customer_id:
 
 
 @sensitive_variables()
+def track_event(
+    customer_id: str, name: str, attributes: Mapping[str, Any] | None = None, *, at: datetime | None = None
+) -> None:
+    """Report an event of your own to MoEngage's Data API: ``track_event("user-1", "Order placed", {"total": 120})``.
+
+    ``at`` is an aware datetime, by default now. ``attributes`` are JSON values, Decimals, dates and datetimes. Raises
+    ValueError for an event that MoEngage would refuse: a name that begins with ``moe_``, a time in the future, a
+    customer id that MoEngage forbids, or more than 128 KB. Needs the setting DATA_API_KEY.
+    """
+    if not isinstance(customer_id, str) or not customer_id:
+        raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
+    conversion = build_conversion(customer_id, name, attributes, at=at)
+    if get_runtime().settings.enabled:
+        tracking.record_conversions([conversion])
+
+
+@sensitive_variables()
 def erase(*, customer_id: str) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
@@ -248,4 +267,5 @@ aexperiences_shown = _build_twin(experiences_shown, records=True)
 aexperience_clicked = _build_twin(experience_clicked, records=True)
 aofferings_shown = _build_twin(offerings_shown, records=True)
 aoffering_clicked = _build_twin(offering_clicked, records=True)
+atrack_event = _build_twin(track_event, records=True)
 aerase = _build_twin(erase, records=True)

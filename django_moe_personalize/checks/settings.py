@@ -27,7 +27,7 @@ from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_
 from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import is_test_run, load_backend, load_object
-from django_moe_personalize.delivery import thread
+from django_moe_personalize.delivery import exits, thread
 from django_moe_personalize.fetching import shared
 
 TAG: Final = "moe_personalize"
@@ -321,7 +321,7 @@ def check_wagtail_cache(settings: Settings) -> Iterator[Message]:
 
 def check_threads(settings: Settings) -> Iterator[Message]:
     """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
-    if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
+    if settings.enabled and settings.delivery.backend == DELIVERY and exits.runs_without_threads():
         yield "W011", f"{thread.NO_THREADS}.", thread.THREADS_HINT
 
 

@@ -196,6 +196,11 @@ class PageTracker:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]
 
+    @property
+    def customer_id(self) -> str | None:
+        """The visitor's id, or ``None`` if nothing counts."""
+        return self._customer_id
+
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience`` once in this page view."""
         self._shown.setdefault(experience.experience_key, experience)
@@ -295,7 +300,7 @@ def record(
         get_delivery(runtime).record(events)
         get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
-        _report_loss(error)
+        report_loss(error)
 
 
 async def arecord(
@@ -311,10 +316,11 @@ async def arecord(
         await get_delivery(runtime).arecord(events)
         get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
-        _report_loss(error)
+        report_loss(error)
 
 
-def _report_loss(error: Exception) -> None:
+def report_loss(error: Exception) -> None:
+    """Log once that the delivery failed."""
     message = "The delivery failed (%s), so events are lost. Check DELIVERY: run `manage.py check`."
     log_once(("delivery", type(error)), message, type(error).__name__)
 

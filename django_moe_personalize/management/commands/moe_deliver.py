@@ -12,7 +12,7 @@ from django_moe_personalize.conf import SETTING, ConfigurationError, get_setting
 from django_moe_personalize.delivery.base import describe, find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.log import CREDENTIALS_FIX
+from django_moe_personalize.log import CREDENTIALS_FIX, DATA_CREDENTIALS_FIX
 from django_moe_personalize.management import stop_on_signals
 
 POLL_SECONDS = 1.0
@@ -55,8 +55,8 @@ class Command(BaseCommand):
             self.stderr.write("")
         done = f"{sent['delivered']} events delivered, {sent['refused']} refused and parked"
         self.stdout.write(f"{done}, {delivery.counts().pending} pending.")
-        if failed is not None and failed.error is not None:
-            raise CommandError(_explain(failed, failed.error))
+        if failed is not None and failed.failure is not None:
+            raise CommandError(_explain(failed, failed.failure))
 
     def _deliver(self, deliverer: Deliverer, interval: float | None) -> Outcome | None:
         with stop_on_signals(deliverer.stop):
@@ -91,5 +91,6 @@ def _find_delivery() -> DatabaseDelivery:
 
 def _explain(outcome: Outcome, error: Exception) -> str:
     if outcome.wrong_credentials:
-        return f"The credentials don't work ({describe(error)}), so the events wait. {CREDENTIALS_FIX}"
+        fix = DATA_CREDENTIALS_FIX if outcome.error is None else CREDENTIALS_FIX
+        return f"The credentials don't work ({describe(error)}), so the events wait. {fix}"
     return f"MoEngage fails ({describe(error)}). The remaining events wait for the next run."
