@@ -207,8 +207,8 @@ def test_ledger_has_conversion_rates(bench):
     page = bench.get("/ledger/")
     for text in (
         "Visitors 4 Conversion rate 33.3 %",
-        "4 shown, 0 clicked, 0.0 %; 1 of 3 visitors converted, 33.3 %",
-        "Variation 2 All users 3 impressions 0 clicks 0.0 % 33.3 % of its visitors converted",
+        "5 shown, 0 clicked, 0.0 % ; 1 of 3 visitors converted, 33.3 %",
+        "Variation 2 All users 4 impressions 0 clicks 0.0 % 33.3 % of its visitors converted",
         "Variation 10 All users 1 impressions 0 clicks 0.0 % 100.0 % of its visitors converted",
         "Conversions after an impression: Order placed (4)",
         "Conversion Order placed – – user-4",
