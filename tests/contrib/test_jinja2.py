@@ -138,10 +138,7 @@ def test_schema(visit_pages, monkeypatch):
 def test_usages(tmp_path, settings, monkeypatch):
     """The literal keys of all readable templates are usages, with file and line."""
     monkeypatch.chdir(tmp_path)
-    tag = (
-        "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}" + END
-    tag += "{{ personalize_state('s') }}"
-    )
+    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{{ personalize_state('s') }}" + END
     (tmp_path / "page.html").write_text(
         tag + "\n{% if x %}{{ experience_value(key, 'T') }}{% endif %}{% experience 7 %}" + END
     )
@@ -205,4 +202,5 @@ def test_without_a_request_or_autoescape(shown):  # noqa: F811 - the fixture
     environment = jinja2.Environment(extensions=[PersonalizeExtension], autoescape=False)  # noqa: S701 - the case of this test
     source = "{% experience 'hero' %}x{% fallback %}y{% endexperience %}{{ experience_value('hero', 'T', '<') }}"
     source += "{{ click_url(none, '/a/') }}{{ personalize_state('hero') }}{{ personalize_identity() }}"
-    assert environment.from_string(source).render() == f'y&lt;/a/{STATE}{{"hero": null}}, "beacon": "/moe/beacon/"}}</script>'
+    state = STATE + '{"hero": null}, "beacon": "/moe/beacon/"}</script>'
+    assert environment.from_string(source).render() == "y&lt;/a/" + state

@@ -14,6 +14,8 @@ from django.urls import include, path
 
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.testing import override_personalize
+from django_moe_personalize.visitor import Identity
+from tests.pages import BROWSER
 from tests.processes import SOON
 from tests.services.serving import find_free_port, running, wait_until
 from tests.site import show
@@ -33,6 +35,11 @@ backend default {{ .host = "127.0.0.1"; .port = "{port}"; }}
 sub vcl_recv {{ set req.http.Host = "testserver"; }}
 sub vcl_backend_response {{ if (bereq.url == "/page/") {{ set beresp.do_esi = true; }} }}
 """
+
+
+def identify(request):
+    """Name the visitor by the last word of the user agent, without a cookie, which would keep a page out of caches."""
+    return Identity(request.headers["User-Agent"].rpartition(" ")[2])
 
 
 @pytest.fixture
@@ -56,7 +63,7 @@ def site(live_server, settings, upstream):
     settings.TEMPLATES = [settings.TEMPLATES[0] | {"APP_DIRS": False, "OPTIONS": {"loaders": [loader]}}]
     settings.ROOT_URLCONF = module = ModuleType("behind_a_cache")
     module.urlpatterns = [path("page/", page), path("moe/", include("django_moe_personalize.urls"))]
-    with override_personalize(ANONYMOUS_ID=False, IDENTIFY="tests.sites.test_nginx.identify", CACHE_TTL=0):
+    with override_personalize(ANONYMOUS_ID=False, IDENTIFY="tests.sites.test_islands.identify", CACHE_TTL=0):
         yield live_server.url, pages
 
 
@@ -76,10 +83,10 @@ def test_islands_behind_nginx(site, tmp_path, upstream, visitors):
     options = "proxy_set_header Host testserver; proxy_cache site;"
     with run_nginx(tmp_path, url, options) as visit:
         for visitor in visitors:
-            text, headers = visit("/page/", User_Agent=visitor)
+            text, headers = visit("/page/", User_Agent=f"{BROWSER} {visitor}")
             tokens = re.findall('data-moe-island="([^"]+)"', text)
             query = "&".join(f"island={quote(token)}" for token in tokens)
-            answer, headers = visit(f"/moe/islands/?{query}", User_Agent=visitor)
+            answer, headers = visit(f"/moe/islands/?{query}", User_Agent=f"{BROWSER} {visitor}")
             assert headers["Cache-Control"] == "private, no-store"
             check(visitor, " ".join(json.loads(answer)["islands"].values()))
     assert pages == ["/page/"]
@@ -108,7 +115,9 @@ def run_varnish(folder, url):
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
     def visit(path, visitor):
-        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", headers={"User-Agent": visitor})
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}", headers={"User-Agent": f"{BROWSER} {visitor}"}
+        )
         with opener.open(request, timeout=60) as response:
             return response.read().decode()
 
