@@ -70,7 +70,10 @@ def test_islands_that_a_script_inserts(visitor):
 LIBRARIES = {
     "turbo": ("@hotwired/turbo/dist/turbo.es2017-umd.js", "Turbo.visit(arguments[0])"),
     "morph": ("@hotwired/turbo/dist/turbo.es2017-umd.js", "Turbo.visit(arguments[0], { action: 'replace' })"),
-    "htmx": ("htmx.org/dist/htmx.js", "htmx.ajax('GET', arguments[0], { target: 'body', select: 'body' })"),
+    "htmx": (
+        "htmx.org/dist/htmx.js",
+        "htmx.ajax('GET', arguments[0], { target: 'main', select: 'main', swap: 'outerHTML' })",
+    ),
 }
 
 
@@ -95,10 +98,8 @@ def test_pages_of_a_library(visitor, library, name):
 
 def test_many_islands_of_few_keys(visitor):
     """Equal islands are one question. A new visitor gets one id, so the questions wait for each other."""
-    templates = "".join(
-        f"{{% experience_island 'e{n}' template='hero.html' %}}<p>Welcome</p>{{% endexperience_island %}}"
-        for n in range(30)
-    )
+    island = "{%% experience_island 'e%d' template='hero.html' %%}<p>Welcome</p>{%% endexperience_island %%}"
+    templates = "".join(island % number for number in range(30))
     visitor.use("render")
     visitor.driver.get(visitor.site.put("page", f"<main>{templates * 2}</main>"))
     texts = [f"The e{n}" for n in range(30)] * 2
@@ -120,8 +121,9 @@ def test_answer_that_never_comes(visitor, monkeypatch, answer):
 
     monkeypatch.setattr("tests.browser.site.urlpatterns", [path("moe/islands/", fail), *urlpatterns])
     visitor.use("render")
-    quick = "AbortSignal.timeout = () => { const c = new AbortController(); setTimeout(() => c.abort(), 50); return c.signal }"
-    visitor.site.put_file("quick.js", quick.encode())
+    visitor.site.put_file(
+        "quick.js", "const f = AbortSignal.timeout; AbortSignal.timeout = () => f.call(AbortSignal, 50)"
+    )
     try:
         visitor.driver.get(visitor.site.put("page", ISLANDS, head='<script src="/quick.js"></script>'))
         visitor.wait_until(lambda: "/moe/islands/" in visitor.site.paths)

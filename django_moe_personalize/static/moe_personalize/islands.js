@@ -17,7 +17,7 @@
     const response = await fetch(`${url}?${query}`, { credentials: "same-origin", cache: "no-store", signal });
     const found = response.ok ? (await response.json()).islands : {};
     for (const island of tokens.flatMap((token) => islands[token])) {
-      const html = found[island.moe];
+      const html = found[island.moeToken];
       // Leave the fallback to a visitor who has started to use it.
       if (html == null || island.contains(doc.activeElement)) continue;
       island.innerHTML = html;
@@ -32,8 +32,8 @@
     for (const island of doc.querySelectorAll("[data-moe-island]")) {
       const { moeIsland, moeAsked } = island.dataset;
       // A copy of an island has the attribute alone. A library that morphs the page removes the attribute.
-      if (island.moe === moeIsland && moeAsked != null) continue;
-      island.moe = moeIsland;
+      if (island.moeToken === moeIsland && moeAsked != null) continue;
+      island.moeToken = moeIsland;
       island.dataset.moeAsked = "";
       (islands[moeIsland] ||= []).push(island);
     }
