@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.translation import get_language
 
 from django_moe_personalize import rendering
-from django_moe_personalize.conf import get_settings
+from django_moe_personalize.conf import DEFAULT, get_settings
 from django_moe_personalize.runtime import Runtime, log_once, part
 
 SCRIPT: Final = "moe_personalize/islands.js"
@@ -30,26 +30,27 @@ _NAME = re.compile(r"[\w-]+")
 
 def sign_island(experience_key: str, template_name: str) -> str:
     """Return the token of an island. It names no visitor and doesn't expire, because caches keep the page."""
-    return Signer(salt=_SALT).sign_object([experience_key, template_name, get_language() or ""])
+    content, workspace = [experience_key, template_name, get_language() or ""], get_settings().name
+    return Signer(salt=_SALT).sign_object(content if workspace == DEFAULT else [*content, workspace])
 
 
-def read_island(token: str) -> tuple[str, str, str] | None:
-    """Return the key, the template and the language of an island, or ``None`` if the site didn't sign the token."""
+def read_island(token: str) -> tuple[str, str, str, str] | None:
+    """Return the key, template, language and workspace of an island, or ``None`` if the site didn't sign the token."""
     known = _get_known()
     # To check a signature takes 500 bytecodes, and a page has few islands.
     if (found := known.get(token)) is None:
         try:
-            key, template_name, language = Signer(salt=_SALT).unsign_object(token)
+            key, template_name, language, *workspace = Signer(salt=_SALT).unsign_object(token)
         except BadSignature:
             return None
         if len(known) >= MAX_KNOWN:
             known.clear()
-        found = known[token] = key, template_name, language
+        found = known[token] = key, template_name, language, *(workspace or [DEFAULT])
     return found
 
 
 @part
-def _get_known(runtime: Runtime) -> dict[str, tuple[str, str, str]]:
+def _get_known(runtime: Runtime) -> dict[str, tuple[str, str, str, str]]:
     """Return the tokens that this process has checked."""
     return {}
 
