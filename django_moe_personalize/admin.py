@@ -179,7 +179,7 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
 class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the stubs alone
     """Switch an experience off. An unknown key needs a confirmation: with a typing error, nothing would be off."""
 
-    is_all = forms.BooleanField(label=_("All experiences"), required=False)
+    is_all = forms.BooleanField(label=pgettext_lazy("kill switch", "All experiences"), required=False)
     is_forced = forms.BooleanField(
         label=_("Accept a key that the workspace lacks"),
         required=False,
@@ -254,7 +254,7 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
         """See has_turn_permission()."""
         return self.has_turn_permission(request)
 
-    @admin.display(description=_("experience"), ordering="experience_key")
+    @admin.display(description=pgettext_lazy("kill switch", "experience"), ordering="experience_key")
     def name(self, row: Switch) -> str:
         """Return the key, or that the row stands for all experiences."""
         return str(row)
@@ -270,12 +270,12 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
         self._turn(request, [obj.experience_key], is_off=True, until=obj.until)
         obj.pk = Switch.build_id(obj.workspace, obj.experience_key)
 
-    @admin.action(description=_("Switch on again"), permissions=["turn"])
+    @admin.action(description=pgettext_lazy("kill switch", "Switch on again"), permissions=["turn"])
     def switch_on(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
         """Switch the selected experiences on in all processes."""
         self._turn_selected(request, queryset, is_off=False)
 
-    @admin.action(description=_("Switch off"), permissions=["turn"])
+    @admin.action(description=pgettext_lazy("kill switch", "Switch off"), permissions=["turn"])
     def switch_off(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
         """Switch the selected experiences off in all processes."""
         self._turn_selected(request, queryset, is_off=True)

@@ -118,20 +118,20 @@ class Switch(models.Model):
     """
 
     # Databases differ in how they compare and limit texts, so a hash finds the row.
-    switch_id = models.CharField(max_length=32, primary_key=True, editable=False)
-    workspace = models.CharField(_("workspace"), max_length=100, default="default")
-    experience_key = models.TextField(_("experience key"), blank=True)
-    is_off = models.BooleanField(_("switched off"), default=True)
-    until = models.DateTimeField(_("off until"), null=True, blank=True)
-    changed_by = models.CharField(_("changed by"), max_length=150, blank=True)
-    changed_at = models.DateTimeField(_("changed at"))
+    switch_id = models.CharField(pgettext_lazy("kill switch", "id"), max_length=32, primary_key=True, editable=False)
+    workspace = models.CharField(pgettext_lazy("kill switch", "workspace"), max_length=100, default="default")
+    experience_key = models.TextField(pgettext_lazy("kill switch", "experience key"), blank=True)
+    is_off = models.BooleanField(pgettext_lazy("kill switch", "switched off"), default=True)
+    until = models.DateTimeField(pgettext_lazy("kill switch", "off until"), null=True, blank=True)
+    changed_by = models.CharField(pgettext_lazy("kill switch", "changed by"), max_length=150, blank=True)
+    changed_at = models.DateTimeField(pgettext_lazy("kill switch", "changed at"))
 
     class Meta:
-        verbose_name = _("kill switch")
-        verbose_name_plural = _("kill switches")
+        verbose_name = pgettext_lazy("kill switch", "kill switch")
+        verbose_name_plural = pgettext_lazy("kill switch", "kill switches")
 
     def __str__(self) -> str:
-        return self.experience_key or str(_("All experiences"))
+        return self.experience_key or str(pgettext_lazy("kill switch", "All experiences"))
 
     @staticmethod
     def build_id(workspace: str, experience_key: str) -> str:
