@@ -1,13 +1,18 @@
 """The calls of MoEngage's SDKs, for code without a request: e-mails, tasks and shells (contract §6).
 
+``workspace`` is the name of one of WORKSPACES. Without it, a call during a request works for the workspace of the
+request, and any other call for the default one. An unknown name raises ConfigurationError.
+
 Each function has an async twin, such as ``afetch_experiences``. If a call to MoEngage fails, the function raises an
 APIError. A key without an experience isn't an error: its reason is in ``failures``.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -23,6 +28,7 @@ from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.switch_store import ALL
+from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -37,7 +43,7 @@ from django_moe_personalize.moengage.types import (
     Offering,
 )
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.runtime import get_runtime, use_workspace
 from django_moe_personalize.visitor import Identity, Visitor
 from django_moe_personalize.visitor.identity import warn_of_forbidden_id
 
@@ -48,7 +54,24 @@ API_DEADLINE = 10.0
 """The deadline of a call in seconds. It's long because no page waits for the call."""
 
 
-def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
+def _in_workspace(call: Callable[P, T]) -> Callable[P, T]:
+    """Let ``call()`` work for the workspace in its argument ``workspace``, and hide its arguments in error reports."""
+    hidden = sensitive_variables()(call)
+
+    @functools.wraps(call)
+    @sensitive_variables()
+    def call_in_workspace(*args: P.args, **kwargs: P.kwargs) -> T:
+        workspace: Any = kwargs.get("workspace")
+        with use_workspace(workspace):
+            return hidden(*args, **kwargs)
+
+    return call_in_workspace
+
+
+@_in_workspace
+def fetch_experiences_meta(
+    statuses: Iterable[str | ExperienceStatus] = (), *, workspace: str | None = None
+) -> ExperiencesMetadata:
     """Return the metadata of the workspace's experiences: of the given statuses (``"active"``, …), or of all.
 
     The metadata is cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError if
@@ -65,27 +88,28 @@ def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> E
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
 
 
-# Django's error reports hide the arguments of these functions.
-@sensitive_variables()
+@_in_workspace
 def fetch_experience(
     experience_key: str,
     *,
     customer_id: str | None = None,
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
+    workspace: str | None = None,
 ) -> Experience | None:
     """Return the customer's experience of this key, or ``None`` for no experience. See fetch_experiences()."""
     answer = _fetch(_read_keys([experience_key]), customer_id, user_identifiers, attributes)
     return None if answer is None else answer.experiences.get(experience_key)
 
 
-@sensitive_variables()
+@_in_workspace
 def fetch_experiences(
     experience_keys: Sequence[str],
     *,
     customer_id: str | None = None,
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
+    workspace: str | None = None,
 ) -> ExperiencesResult:
     """Return the customer's experiences of these keys, and a reason for each absent key.
 
@@ -163,8 +187,10 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]
 
 
-@sensitive_variables()
-def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
+@_in_workspace
+def experiences_shown(
+    experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str, workspace: str | None = None
+) -> None:
     """Report that ``customer_id`` saw these experiences: ``result.experiences``, or a list of experiences."""
     # An Experience is a mapping too, so this mistake would go unnoticed.
     if isinstance(experiences, Experience):
@@ -173,14 +199,16 @@ def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experienc
     _record(tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown)
 
 
-@sensitive_variables()
-def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
+@_in_workspace
+def experience_clicked(
+    experience: Experience, *, customer_id: str, element: str = "", workspace: str | None = None
+) -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
     _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
 
 
-@sensitive_variables()
-def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
+@_in_workspace
+def offerings_shown(offerings: Iterable[Offering], *, customer_id: str, workspace: str | None = None) -> None:
     """Report that ``customer_id`` saw these offerings. A no-op unless OFFERING_EVENTS is on.
 
     By default, the impression of an experience covers its offerings: call experiences_shown() (contract §5).
@@ -188,14 +216,38 @@ def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
     _record(tracking.build_offering_impressions(offerings, _check(customer_id)))
 
 
-@sensitive_variables()
-def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
+@_in_workspace
+def offering_clicked(
+    experience: Experience, offering: Offering, *, customer_id: str, workspace: str | None = None
+) -> None:
     """Report a click on an offering. MoEngage counts a click on the experience too, so don't report another click."""
     _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
-@sensitive_variables()
-def erase(*, customer_id: str) -> int:
+@_in_workspace
+def track_event(
+    customer_id: str,
+    name: str,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    at: datetime | None = None,
+    workspace: str | None = None,
+) -> None:
+    """Report an event of your own to MoEngage's Data API: ``track_event("user-1", "Order placed", {"total": 120})``.
+
+    ``at`` is an aware datetime, by default now. ``attributes`` are JSON values, Decimals, dates and datetimes. Raises
+    ValueError for an event that MoEngage would refuse: a name that begins with ``moe_``, a time in the future, a
+    customer id that MoEngage forbids, or more than 128 KB. Needs the setting DATA_API_KEY.
+    """
+    if not isinstance(customer_id, str) or not customer_id:
+        raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
+    conversion = build_conversion(customer_id, name, attributes, at=at)
+    if get_runtime().settings.enabled:
+        tracking.record_conversions([conversion])
+
+
+@_in_workspace
+def erase(*, customer_id: str, workspace: str | None = None) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
     Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
@@ -217,7 +269,7 @@ def _check(customer_id: str) -> str:
 def _record(events: Iterable[Event | None]) -> None:
     # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
-    if get_runtime().settings.enabled:
+    if found and get_runtime().settings.enabled:
         tracking.record(found)
 
 
@@ -227,7 +279,9 @@ def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, C
     @sensitive_variables()
     async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
         # The outbox needs the database connection of the site's sync code, to write in the same transaction.
-        thread_sensitive = records and get_delivery().uses_database
+        workspace: Any = kwargs.get("workspace")
+        with use_workspace(workspace):
+            thread_sensitive = records and get_delivery().uses_database
 
         @sensitive_variables()
         def run() -> T:
@@ -253,4 +307,5 @@ aexperiences_shown = _build_twin(experiences_shown, records=True)
 aexperience_clicked = _build_twin(experience_clicked, records=True)
 aofferings_shown = _build_twin(offerings_shown, records=True)
 aoffering_clicked = _build_twin(offering_clicked, records=True)
+atrack_event = _build_twin(track_event, records=True)
 aerase = _build_twin(erase, records=True)

@@ -14,6 +14,9 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
+from django_moe_personalize.conf import DEFAULT
+from django_moe_personalize.moengage.types import Action
+
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.types import Event
 
@@ -35,11 +38,15 @@ class OutboxEvent(models.Model):
         REFUSED = "refused", _("refused by MoEngage")
         ATTEMPTS = "attempts", _("given up after too many attempts")
 
+    # No index of its own: the one below begins with it.
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
     event_uuid = models.UUIDField(_("event UUID"), unique=True)
     # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
     # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
     body = models.TextField(_("JSON for MoEngage"))
+    # The Data API may fail alone. Then deliverers lease only the other events for a while.
+    is_conversion = models.BooleanField(_("conversion"), default=False, db_default=False)
     state = models.CharField(
         pgettext_lazy("outbox", "state"), max_length=8, choices=State.choices, default=State.PENDING
     )
@@ -60,7 +67,10 @@ class OutboxEvent(models.Model):
     class Meta:
         verbose_name = _("event in the outbox")
         verbose_name_plural = _("events in the outbox")
-        indexes: ClassVar[list[models.Index]] = [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")]
+        indexes: ClassVar[list[models.Index]] = [
+            # The workspace first: an outage of one workspace leaves many due rows, and the others don't read them.
+            models.Index(fields=["workspace", "is_pending", "due_at"], name="moe_outbox_due")
+        ]
         # The package has no model for previews. A permission needs one.
         permissions = (("preview", "Can view pages as another visitor"),)
 
@@ -68,12 +78,14 @@ class OutboxEvent(models.Model):
         return str(self.event_uuid)
 
     @classmethod
-    def build(cls, event: Event, now: datetime) -> OutboxEvent:
+    def build(cls, event: Event, now: datetime, workspace: str = DEFAULT) -> OutboxEvent:
         """Return the unsaved row of an event, due now. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
+            workspace=workspace,
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
+            is_conversion=event.action is Action.TRACKED,
             due_at=now,
             created_at=now,
         )
@@ -88,14 +100,18 @@ class OutboxEvent(models.Model):
 
 
 class OutboxCounter(models.Model):
-    """The number of events that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
+    """The events of a workspace that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
-    outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20, primary_key=True)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20)
     count = models.PositiveBigIntegerField(pgettext_lazy("outbox", "count"), default=0)
 
     class Meta:
         verbose_name = _("counter of the outbox")
         verbose_name_plural = _("counters of the outbox")
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["workspace", "outcome"], name="moe_outbox_counter")
+        ]
 
     def __str__(self) -> str:
         return self.outcome

@@ -13,6 +13,7 @@ from typing import Any
 from django.http import HttpRequest
 
 from django_moe_personalize.client import get_engine
+from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context.recording import RecordedPage
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
@@ -111,7 +112,8 @@ def _explain_attributes(
 ) -> list[dict[str, str]]:
     if visitor is None:
         return []
-    cookie = "" if request is None else request.COOKIES.get(QUERY_COOKIE, "")
+    name_of_cookie = QUERY_COOKIE + get_settings().suffix
+    cookie = "" if request is None else request.COOKIES.get(name_of_cookie, "")
     owners = _find_owners(request, functions)
     found = []
     for name, value in visitor.attributes.items():
@@ -119,7 +121,7 @@ def _explain_attributes(
         if name in parameters and request is not None and name in request.GET:
             origin = "the query string"
         elif name in parameters and f"{name}:" in cookie:
-            origin = f"the cookie {QUERY_COOKIE}, from an earlier page of the session"
+            origin = f"the cookie {name_of_cookie}, from an earlier page of the session"
         found.append({"name": name, "value": value, "origin": origin})
     return found
 

@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -61,8 +62,11 @@ def start_lookup_thread() -> None:
 
 
 def close_deliveries() -> None:
-    """Close all deliveries of this process."""
-    for delivery in list(_deliveries):
+    """Close all deliveries of this process, at the same time: a site with several workspaces has several."""
+    found = list(_deliveries)
+    for delivery in found:
+        delivery.start_closing()
+    for delivery in found:
         delivery.close()
 
 
@@ -132,3 +136,13 @@ def _delay(number: int, handler: Any) -> None:
     # atexit calls these functions in reverse order: it closes the deliveries, and then lets the signal through.
     atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {number})
     atexit.register(_end)
+
+
+def runs_without_threads() -> bool:
+    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
+    try:
+        options = import_module("uwsgi").opt
+    except ImportError:
+        return False
+    said = options.get("enable-threads", b"false")
+    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
+from django_moe_personalize.conf import DEFAULT, DELIVERY, SETTING, ConfigurationError, list_workspaces, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import DOCTOR_FIX, Outage
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Backoff, Deadline
-from django_moe_personalize.runtime import Runtime, log_once, protect_transactions
+from django_moe_personalize.runtime import Runtime, log_once, protect_transactions, use_workspace
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
 
@@ -86,9 +85,9 @@ class QueuedDelivery(BaseDelivery):
         super().__init__()
         self._backoff = Backoff(self.backoff, self.max_backoff)
         self._pause = Backoff(self.pause, max(self.pause, self.max_backoff), draw=lambda: 1.0)
-        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again")
-        self._given_up = Outage("Events fail too often", "Events are delivered again")
-        self._unreadable = Outage("Messages can't be read", "Messages can be read again")
+        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again", part="queue")
+        self._given_up = Outage("Events fail too often", "Events are delivered again", part="attempts")
+        self._unreadable = Outage("Messages can't be read", "Messages can be read again", part="messages")
         if self.fallback is not None:
             try:
                 backend = readers.read_backend(self.fallback, default=DELIVERY)
@@ -96,6 +95,15 @@ class QueuedDelivery(BaseDelivery):
                 raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
             # An error message puts this name into brackets: MOE_PERSONALIZE["DELIVERY"]["OPTIONS"]["fallback"].
             self.fallback = build_delivery(backend, 'DELIVERY"]["OPTIONS"]["fallback')
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of the task after the message: the name of the workspace, unless it's the default one.
+
+        An argument, and not a part of the message: a worker that doesn't know workspaces must refuse the message.
+        """
+        is_default = self.runtime is None or self.runtime.name == DEFAULT
+        return () if is_default or self.runtime is None else (self.runtime.name,)
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Put a message into the queue. A worker gets it after ``wait`` seconds. Raises an error if the queue fails."""
@@ -150,7 +158,7 @@ class QueuedDelivery(BaseDelivery):
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self.max_attempts:
-            cause = describe(outcome.error) if outcome.error else ""
+            cause = describe(outcome.failure) if outcome.failure else ""
             self._given_up.fail(cause, f"They are dropped after {attempts} attempts.", logging.ERROR, count=len(kept))
             self.count_dropped(len(kept), "attempts")
             return True
@@ -189,16 +197,7 @@ class QueuedDelivery(BaseDelivery):
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process, including those of the fallback."""
         own = super().counts()
-        if self.fallback is None:
-            return own
-        other = self.fallback.counts()
-        return DeliveryCounts(
-            accepted=own.accepted + other.accepted,
-            delivered=own.delivered + other.delivered,
-            dropped=dict(Counter(own.dropped) + Counter(other.dropped)),
-            pending=own.pending + other.pending,
-            handed_over=own.handed_over + other.handed_over,
-        )
+        return own if self.fallback is None else own + self.fallback.counts()
 
 
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
@@ -214,13 +213,25 @@ def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
     return worker
 
 
-def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
+def deliver_outbox(max_seconds: float = MAX_SECONDS, workspace: str | None = None) -> int:
     """Send the due events of the site's outbox and return the number of events that MoEngage accepted.
 
     Starts no batch after ``max_seconds``. Several processes may call it at the same time. A failure of MoEngage or
     the database ends the call with a log line. After wrong credentials this process pauses: until the end of the pause,
     calls return 0 immediately.
+
+    Without ``workspace``, send the events of all workspaces in turn, each for its share of the time. Raises
+    ConfigurationError for an unknown workspace.
     """
+    names = list_workspaces() if workspace is None else (workspace,)
+    count = 0
+    for name in names:
+        with use_workspace(name):
+            count += _deliver_outbox(max_seconds / len(names))
+    return count
+
+
+def _deliver_outbox(max_seconds: float) -> int:
     # Imported here: Celery may import this module before Django can import models.
     from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer
 

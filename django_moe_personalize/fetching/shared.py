@@ -27,7 +27,7 @@ from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
 
-CACHE_FORMAT: Final = 3
+CACHE_FORMAT: Final = 4
 """A part of every cache key. Add 1 when a stored value changes shape, so that no process reads old entries."""
 
 NOTICE_SECONDS: Final = 60 * 60
@@ -41,9 +41,9 @@ MAX_SHARE: Final = 20
 
 
 def build_key(*parts: str) -> str:
-    """Return the cache key of ``parts`` in the configured workspace. The key is a keyed hash, so it hides the parts."""
+    """Return the cache key of ``parts`` in the current workspace. The key is a keyed hash, so it hides the parts."""
     settings = get_runtime().settings
-    workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
+    workspace = (settings.name, settings.workspace_id, settings.base_url, str(settings.sandbox))
     return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 
 
@@ -94,7 +94,7 @@ def is_own_alias(alias: str) -> bool:
 def get_outage(runtime: Runtime) -> Outage:
     """Return the log of the failures of the site's cache."""
     place = f"The cache {runtime.settings.cache!r}"
-    return Outage(f"{place} fails", f"{place} works again")
+    return Outage(f"{place} fails", f"{place} works again", part="cache")
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:

@@ -18,6 +18,7 @@ from django.conf import settings as django_settings
 from django.core import signing
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from django_moe_personalize.conf import DEFAULT, get_settings
 from django_moe_personalize.moengage.types import Action, Event
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
@@ -45,7 +46,8 @@ class Token(NamedTuple):
 
     The token of a link is for its click and has a ``destination``. Its ``host`` is another site to which the template's
     author links. The token of a mark is for the impression, and for clicks on the ``elements`` inside the mark. An
-    ``expired`` token doesn't count.
+    ``expired`` token doesn't count. The event goes to the token's own ``workspace``, even if the site chooses another
+    one for the request that reports it: the address of a link or a beacon may not tell the workspace.
     """
 
     event_uuid: str
@@ -55,6 +57,8 @@ class Token(NamedTuple):
     destination: str = ""
     host: str = ""
     elements: Sequence[str] = ()
+    experience_key: str = ""
+    workspace: str = DEFAULT
     expired: bool = False
 
     def __repr__(self) -> str:
@@ -63,13 +67,15 @@ class Token(NamedTuple):
     @classmethod
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
         """Return the token for ``event``. The token has a keyed hash in place of the customer id."""
-        binding = bind_visitor(event.customer_id)
-        return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
+        binding, workspace = bind_visitor(event.customer_id), get_settings().name
+        action, key = event.action.value, event.experience_key
+        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, key, workspace)
 
     def sign(self, stamp: str = "", limit: int = MAX_LINK_LENGTH) -> str | None:
         """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is longer than ``limit``."""
         stamp = stamp or draw_stamp()
-        text = stamp + signing.dumps(self[:-1], salt=SALT + stamp, compress=True)
+        content = self[:-2] if self.workspace == DEFAULT else self[:-1]
+        text = stamp + signing.dumps(content, salt=SALT + stamp, compress=True)
         return text if len(text) <= limit else None
 
     def belongs_to(self, customer_id: str) -> bool:
@@ -79,15 +85,18 @@ class Token(NamedTuple):
 
     def build_event(self, customer_id: str) -> Event:
         """Return the event of this token. Its time is now, and its UUID is the token's."""
-        return Event(Action(self.action), customer_id, self.attributes, int(time.time()), self.event_uuid)
+        return self._build(Action(self.action), customer_id, self.attributes, self.event_uuid)
 
     def build_click(self, customer_id: str, element: str) -> Event:
         """Return the click on ``element`` inside a mark. In one page view, all clicks on an element have one UUID."""
         attributes = {name: value for name, value in self.attributes.items() if name != OFFERINGS}
         if element:
             attributes["b_id"] = element
-        event_uuid = derive_uuid(self.event_uuid, element)
-        return Event(Action.CLICKED, customer_id, attributes, int(time.time()), event_uuid)
+        return self._build(Action.CLICKED, customer_id, attributes, derive_uuid(self.event_uuid, element))
+
+    def _build(self, action: Action, customer_id: str, attributes: Mapping[str, Any], event_uuid: str) -> Event:
+        now, key = int(time.time()), self.experience_key
+        return Event(action, customer_id, attributes, now, event_uuid, experience_key=key)
 
 
 def read_token(text: str) -> Token:
@@ -106,10 +115,11 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [str(event_uuid), str(action), dict(context), str(binding), str(destination), str(host), list(elements)]:
+        # A token of the default workspace doesn't name it.
+        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), *workspace]:
             # These raise an exception for a wrong value.
-            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
-            return Token(event_uuid, action, context, binding, destination, host, elements)
+            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements), "".join(workspace)
+            return Token(*content[:9])  # type: ignore[arg-type]
     raise ValueError
 
 

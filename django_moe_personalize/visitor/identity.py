@@ -17,15 +17,12 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.moengage.data_api import is_forbidden_id
 from django_moe_personalize.runtime import log_once, protect_transactions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
-
-_WORDS: Final = ("true", "false", "null", "none", "na", "n/a", "guest", "unknown", "id", "uid", "user_id", "userid")
-FORBIDDEN_IDS: Final = {*_WORDS, "-1", "-2", "customer_id", "user_attribute_unique_id", "dummy_seller_code"}
-"""Customer ids that MoEngage forbids, in any case. It also forbids ids of one character (contract §4)."""
 
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
@@ -36,7 +33,11 @@ _ANONYMOUS = re.compile("anon-[0-9a-f]{32}")
 _MAX_COOKIE_LENGTH: Final = 256
 _LAZY_USER: Final = "django.contrib.auth.middleware"
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
-"""The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
+"""The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself.
+
+Each workspace but DEFAULT adds its suffix to the names of its cookies. So a browser has another id in each workspace,
+and no workspace can connect its visitors with those of another one.
+"""
 
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
@@ -45,6 +46,9 @@ QUERY_COOKIE: Final = "moe_query"
 """The name of the cookie with query parameters. It isn't signed: a forged cookie can do no more than an address."""
 
 QUERY_CHANGED: Final = "_moe_personalize_query"
+
+UNKNOWN: Final = "_moe_personalize_unknown"
+"""The attribute of a request whose visitor can't be identified, for example because the database fails."""
 
 COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN, QUERY_CHANGED})
 """Attributes of a request whose response must set or delete a cookie."""
@@ -118,6 +122,11 @@ def build_default_consent(request: HttpRequest) -> Consent:
     return GPC if request.META.get("HTTP_SEC_GPC", "").strip() == "1" else GRANTED
 
 
+def deny(request: HttpRequest) -> Consent:
+    """Return the consent of a request whose workspace isn't known, so that its page fetches and counts nothing."""
+    return DENIED
+
+
 def _accept(consent: Consent) -> Consent:
     # The site's function may set a purpose to "no" or None. Only True grants the purpose.
     return Consent(fetch=consent.fetch is True, identify=consent.identify is True, track=consent.track is True)
@@ -143,7 +152,7 @@ def get_identity(request: HttpRequest, consent: Consent, known: Identity | None 
             found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
             return known if known and known.customer_id and known == found else _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -156,7 +165,7 @@ async def aget_identity(request: HttpRequest, consent: Consent) -> Identity | No
         found = await acall(path, request, (Identity, NoneType)) if path else await _aread_user(request)
         return _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -166,9 +175,9 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
     Mark the response as private first. Otherwise a proxy could store the response and give one id to all visitors.
     """
     minted, secure = getattr(request, MINTED, None), request.is_secure()
-    if minted is not None and not is_deleted(response, COOKIE_NAMES[secure]):
+    if minted is not None and not is_deleted(response, name := COOKIE_NAMES[secure] + get_settings().suffix):
         options = {"max_age": ANONYMOUS_COOKIE_AGE, "secure": secure, "httponly": True, "samesite": "Lax"}
-        response.set_signed_cookie(COOKIE_NAMES[secure], minted, salt=SALT, **options)
+        response.set_signed_cookie(name, minted, salt=SALT, **options)
     elif hasattr(request, FORGOTTEN):
         delete_anonymous_cookie(response)
 
@@ -199,15 +208,18 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
     Return whether the browser sent a cookie with the old id. set_anonymous_cookie() replaces or deletes this cookie.
     """
     request.__dict__.pop(MINTED, None)
-    if any(name in request.COOKIES for name in COOKIE_NAMES):
+    if any(name + get_settings().suffix in request.COOKIES for name in COOKIE_NAMES):
         setattr(request, FORGOTTEN, True)
     return hasattr(request, FORGOTTEN)
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
-    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent."""
+    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent.
+
+    The cookies are those of the current workspace: another one needs a withdrawal of its own.
+    """
     for name in (*COOKIE_NAMES, QUERY_COOKIE):
-        response.delete_cookie(name, path="/", samesite="Lax")
+        response.delete_cookie(name + get_settings().suffix, path="/", samesite="Lax")
 
 
 def _read_user(request: HttpRequest) -> Identity | None:
@@ -258,8 +270,7 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
 
 def warn_of_forbidden_id(customer_id: str, source: str) -> None:
     """Log once per ``source`` that MoEngage forbids an id. The id is used nevertheless: only the site may change it."""
-    text = customer_id.strip()
-    if len(text) < 2 or text.lower() in FORBIDDEN_IDS:
+    if is_forbidden_id(customer_id):
         log_once(("forbidden", source), _FORBIDDEN, source)
 
 
@@ -287,7 +298,7 @@ def _get_anonymous_id(request: HttpRequest) -> str:
 
 def read_anonymous_cookie(request: HttpRequest) -> str | None:
     """Return the anonymous id in the request's cookie, or ``None`` without a cookie that this site signed."""
-    name = COOKIE_NAMES[request.is_secure()]
+    name = COOKIE_NAMES[request.is_secure()] + get_settings().suffix
     raw = request.COOKIES.get(name, "")
     header = request.META.get("HTTP_COOKIE", "")
     if not header.isascii():
@@ -306,7 +317,8 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     return known if _ANONYMOUS.fullmatch(known) else None
 
 
-def _report_unknown(path: str, error: Exception) -> None:
+def _report_unknown(request: HttpRequest, path: str, error: Exception) -> None:
+    request.__dict__[UNKNOWN] = True
     failure = HookError.build(path or "request.user", error)
     message = "The visitor can't be identified (%s), so the page shows its fallbacks and counts nothing."
     log_once(("identity", str(failure)), message, failure)
