@@ -389,7 +389,7 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
 
 def _add_fields(record: logging.LogRecord) -> bool:
     """Add the fields that each line of the log has, for structured logs."""
-    runtime = _get_used()
+    runtime = _get_used(None)
     record.moe_workspace = DEFAULT if runtime is None else runtime.name
     record.__dict__.setdefault("moe_event", "notice")
     return True
