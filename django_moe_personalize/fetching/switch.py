@@ -151,21 +151,21 @@ class Switch:
             while not self._ended.is_set() and not self._rest():
                 self._refresh()
                 # Pages have connections of their own. This thread must not keep one of a server that allows few.
-                connections.close_all()
+                with suppress(Exception):
+                    connections.close_all()
                 self._ended.wait(POLL_SECONDS)
 
     def _refresh(self) -> None:
         try:
-            entries = self.store.read()
+            self.change(self.store.read())
         except Exception as error:
             pages = "obey its last state" if self.is_known else "show their defaults"
             self._outage.fail(type(error).__name__, f"Until it can, pages {pages}. Check the database and the cache.")
             if self.is_known:
                 # The time of a switch may be over.
                 self.change(self._entries)
-            return
-        self._outage.end()
-        self.change(entries)
+        else:
+            self._outage.end()
 
     def _rest(self) -> bool:
         """End the thread if no page has asked for a long time. The next fetch starts the thread again, and waits."""
