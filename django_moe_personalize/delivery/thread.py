@@ -249,9 +249,9 @@ class ThreadDelivery(BaseDelivery):
 
         A second call waits for the first call. The caller's thread sends later events, within the same time.
         """
-        self.start_closing()
+        until = self.start_closing()
         try:
-            self._finish_queue(self._exit)
+            self._finish_queue(until)
         finally:
             # Also after a second Ctrl-C.
             with self._changed:
@@ -261,14 +261,15 @@ class ThreadDelivery(BaseDelivery):
                 self._changed.notify_all()
             self._drop_at_exit(left)
 
-    def start_closing(self) -> None:
-        """Let the thread send the pending events now, and start the time of close()."""
+    def start_closing(self) -> Deadline:
+        """Let the thread send the pending events now, and return the deadline of close()."""
         with self._changed:
             if self._exit is None:
                 self._exit, self._is_resting = Deadline(self.exit_timeout), True
                 if not self._is_paused:
                     self._not_before = 0.0
                 self._changed.notify_all()
+            return self._exit
 
     def _finish_queue(self, until: Deadline) -> None:
         with self._changed:
