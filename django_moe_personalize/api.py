@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -25,6 +26,9 @@ from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import ALL
+from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -78,7 +82,7 @@ def fetch_experiences_meta(
         names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
         status = wanted[ExperienceStatus.UNKNOWN]
         raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    if not get_runtime().settings.enabled:
+    if not get_runtime().settings.enabled or get_switch().is_off(ALL):
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
@@ -169,12 +173,15 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
-    if absent:
+    switched_on = get_switch().leave_out(absent)
+    if off := tuple(key for key in absent if key not in switched_on):
+        reasons[FailureReason.PERSONALIZATION_FAILED] = [*off]
+    if switched_on:
         try:
             known = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
         except APIError:
             known = None
-        for key in absent:
+        for key in switched_on:
             reason = FailureReason.PERSONALIZATION_FAILED if known is None else find_reason(known, key)
             reasons.setdefault(reason, []).append(key)
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]
@@ -218,6 +225,28 @@ def offering_clicked(
 
 
 @_in_workspace
+def track_event(
+    customer_id: str,
+    name: str,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    at: datetime | None = None,
+    workspace: str | None = None,
+) -> None:
+    """Report an event of your own to MoEngage's Data API: ``track_event("user-1", "Order placed", {"total": 120})``.
+
+    ``at`` is an aware datetime, by default now. ``attributes`` are JSON values, Decimals, dates and datetimes. Raises
+    ValueError for an event that MoEngage would refuse: a name that begins with ``moe_``, a time in the future, a
+    customer id that MoEngage forbids, or more than 128 KB. Needs the setting DATA_API_KEY.
+    """
+    if not isinstance(customer_id, str) or not customer_id:
+        raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
+    conversion = build_conversion(customer_id, name, attributes, at=at)
+    if get_runtime().settings.enabled:
+        tracking.record_conversions([conversion])
+
+
+@_in_workspace
 def erase(*, customer_id: str, workspace: str | None = None) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
@@ -240,7 +269,7 @@ def _check(customer_id: str) -> str:
 def _record(events: Iterable[Event | None]) -> None:
     # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
-    if get_runtime().settings.enabled:
+    if found and get_runtime().settings.enabled:
         tracking.record(found)
 
 
@@ -278,4 +307,5 @@ aexperiences_shown = _build_twin(experiences_shown, records=True)
 aexperience_clicked = _build_twin(experience_clicked, records=True)
 aofferings_shown = _build_twin(offerings_shown, records=True)
 aoffering_clicked = _build_twin(offering_clicked, records=True)
+atrack_event = _build_twin(track_event, records=True)
 aerase = _build_twin(erase, records=True)

@@ -1,7 +1,8 @@
-"""The tables of ``DatabaseDelivery``: the outbox with its events, and the counters of the events that left it."""
+"""The tables: the outbox of ``DatabaseDelivery`` with its events and its counters, and the kill switch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -41,6 +42,8 @@ class OutboxEvent(models.Model):
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
     # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
     body = models.TextField(_("JSON for MoEngage"))
+    # The Data API may fail alone. Then deliverers lease only the other events for a while.
+    is_conversion = models.BooleanField(_("conversion"), default=False, db_default=False)
     state = models.CharField(
         pgettext_lazy("outbox", "state"), max_length=8, choices=State.choices, default=State.PENDING
     )
@@ -79,6 +82,8 @@ class OutboxEvent(models.Model):
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
+            # Every process imports this module at its start, so it imports no other one.
+            is_conversion=event.action.name == "TRACKED",
             due_at=now,
             created_at=now,
         )
@@ -118,3 +123,31 @@ def hash_customer(customer_id: str, secret: str | bytes | None = None) -> str:
     """
     text = customer_id.encode("utf-8", "surrogatepass")
     return salted_hmac("moe_personalize.outbox", text, secret, algorithm="sha256").hexdigest()[:32]
+
+
+class Switch(models.Model):
+    """An experience that an operator has switched off, or switched on again. An empty key stands for all experiences.
+
+    A row stays after the experience is switched on, because it says who did so.
+    """
+
+    # Databases differ in how they compare and limit texts, so a hash finds the row.
+    switch_id = models.CharField(max_length=32, primary_key=True, editable=False)
+    workspace = models.CharField(_("workspace"), max_length=100, default="default")
+    experience_key = models.TextField(_("experience key"), blank=True)
+    is_off = models.BooleanField(_("switched off"), default=True)
+    until = models.DateTimeField(_("off until"), null=True, blank=True)
+    changed_by = models.CharField(_("changed by"), max_length=150, blank=True)
+    changed_at = models.DateTimeField(_("changed at"))
+
+    class Meta:
+        verbose_name = _("kill switch")
+        verbose_name_plural = _("kill switches")
+
+    def __str__(self) -> str:
+        return self.experience_key or str(_("All experiences"))
+
+    @staticmethod
+    def build_id(workspace: str, experience_key: str) -> str:
+        """Return the primary key of the switch."""
+        return hashlib.sha256(f"{workspace}\0{experience_key}".encode("utf-8", "surrogatepass")).hexdigest()[:32]

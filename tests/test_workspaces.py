@@ -16,13 +16,13 @@ from django.test import AsyncClient, Client, RequestFactory
 from django.urls import path
 
 from django_moe_personalize import api
+from django_moe_personalize.browser.islands import sign_island
 from django_moe_personalize.conf import ConfigurationError, find_problems, get_settings
 from django_moe_personalize.context import WorkspacePersonalization, switch_workspace
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.queued import deliver_outbox
 from django_moe_personalize.log import logger
 from django_moe_personalize.middleware import PersonalizeMiddleware
-from django_moe_personalize.rendering import sign_island
 from django_moe_personalize.runtime import get_runtime, part, use_workspace
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.visitor.identity import delete_anonymous_cookie
@@ -265,7 +265,7 @@ def test_log_names_the_workspace(brands, settings, caplog):
     settings.MOE_PERSONALIZE = {"SANDBOX": True}
     get_runtime().log_once("key", "Alone.", level=logging.WARNING)
     assert [record.getMessage() for record in caplog.records] == ["Workspace outlet: It fails (here).", "Alone."]
-    assert caplog.records[0].workspace == "outlet"
+    assert caplog.records[0].moe_workspace == "outlet"
 
 
 def test_override_of_one_workspace(brands):

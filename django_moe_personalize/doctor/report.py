@@ -49,6 +49,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         what = "Personalization is off, so visitors see no experience."
         yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.', "settings.off")
         return
+    yield from _examine("the kill switch", lambda: site.examine_switch(get_runtime()))
     keys, used = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")

@@ -14,6 +14,7 @@ from django_moe_personalize.exceptions import APIError, CircuitOpenError, Deadli
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.cache import Answers, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.client import get_answers
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience, ExperienceFailure, ExperiencesResult
@@ -46,6 +47,10 @@ def resolve(question: Question, *, publish: Callable[[Experiences], None] | None
     Call ``publish`` with the cached experiences before the call to MoEngage.
     """
     runtime = question.runtime
+    if not get_switch(runtime).wait(question.deadline):
+        answer = Answer()
+        answer.errors, answer.unanswered = [DeadlineExceeded("the state of the kill switch isn't known")], question.keys
+        return answer
     known = get_cache(runtime).read(question.visitor.digest, question.keys)
     if publish is not None:
         publish(pick(known.answers, question.keys))
@@ -83,6 +88,14 @@ def conclude(question: Question, known: Answers, outcomes: Iterable[ExperiencesR
     if answer.errors:
         answer.unanswered = tuple(key for key in question.keys if key not in answers)
     return answer
+
+
+def conclude_failure(question: Question, known: Answers, error: Exception | None) -> Answer:
+    """Combine the error of a call, if there is one, with the known answers. Log an unexpected error."""
+    errors = (error,) if isinstance(error, APIError) else ()
+    if error is not None and not errors:
+        log_bug(question.runtime, error)
+    return conclude(question, known, errors)
 
 
 def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> Answers:
@@ -129,8 +142,13 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Expe
             yield error
 
 
-def follow_up(question: Question, answer: Answer) -> None:
-    """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due."""
+def follow_up(question: Question, answer: Answer, *, is_late: bool = False) -> None:
+    """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due.
+
+    ``is_late``: a page has counted the fetch as late.
+    """
+    if not is_late and any(isinstance(error, DeadlineExceeded) for error in answer.errors):
+        question.runtime.count("deadline_misses")
     # An error isn't stored, so it overwrites no cached answer.
     with question.runtime.use():
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)
@@ -156,8 +174,9 @@ def explain(runtime: Runtime, learned: Answers) -> None:
 
 def _probe(question: Question) -> None:
     """Make the circuit breaker's half-open probe, if a probe is due."""
-    runtime, keys = question.runtime, question.keys[:MAX_KEYS]
-    if ticket := upstream.get_breaker(runtime).claim_probe():
+    runtime = question.runtime
+    keys = get_switch(runtime).leave_out(question.keys)[:MAX_KEYS]
+    if keys and (ticket := upstream.get_breaker(runtime).claim_probe()):
         try:
             upstream.connect(runtime, ticket)
             probe = question._replace(deadline=Deadline(runtime.settings.deadline))

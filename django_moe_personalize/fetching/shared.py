@@ -52,8 +52,8 @@ def get_many(keys: Iterable[str]) -> dict[str, Any]:
     return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
-def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
-    """Store ``entries`` in the site's cache for ``timeout`` seconds. Return whether the cache stored all entries."""
+def set_many(entries: Mapping[str, Any], *, timeout: float | None) -> bool:
+    """Store ``entries`` in the site's cache for ``timeout`` seconds, or for good. Return whether all are stored."""
     return _use(lambda cache: not cache.set_many(dict(entries), timeout=timeout), False)
 
 
@@ -94,7 +94,7 @@ def is_own_alias(alias: str) -> bool:
 def get_outage(runtime: Runtime) -> Outage:
     """Return the log of the failures of the site's cache."""
     place = f"The cache {runtime.settings.cache!r}"
-    return Outage(f"{place} fails", f"{place} works again")
+    return Outage(f"{place} fails", f"{place} works again", part="cache")
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:

@@ -23,6 +23,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.contrib.view_as.view import View
 from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.moengage.client import read_experience
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.page import Page
@@ -40,6 +41,8 @@ NEWCOMER: Final = "anon-" + 32 * "0"
 
 class PreviewPage(Page):
     """See Page."""
+
+    is_preview = True
 
     def __init__(self, request: HttpRequest, view: View) -> None:
         super().__init__(request)
@@ -65,7 +68,8 @@ class PreviewPage(Page):
     @property
     def tracker(self) -> PageTracker:
         """The tracker of a visitor whom nothing counts."""
-        return PageTracker(None)
+        self._tracker = self._tracker or PageTracker(None)
+        return self._tracker
 
     def prefetch(self, *experience_keys: str) -> None:
         """Fetch the keys now. See Page.prefetch()."""
@@ -97,6 +101,7 @@ def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experi
     found: dict[str, Experience | None] = dict.fromkeys(keys)
     if not visitor.consent.fetch:
         return found
+    keys = get_switch(page.runtime).leave_out(keys)
     identity, deadline = visitor.identity, Deadline(page.runtime.settings.deadline)
     try:
         for start in range(0, len(keys), MAX_KEYS):
