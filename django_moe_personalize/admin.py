@@ -66,12 +66,20 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = _find_delivery()
-        return rows if delivery is None else rows.using(delivery.outbox.alias)
+        outbox = _find_outbox()
+        return rows if outbox is None else rows.using(outbox.alias)
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """Add the workspace on a site with several. See ModelAdmin.get_list_display()."""
+        return (*self.list_display, "workspace") if _count_workspaces() > 1 else self.list_display
+
+    def get_list_filter(self, request: HttpRequest) -> Any:
+        """Add the workspace on a site with several. See ModelAdmin.get_list_filter()."""
+        return (*self.list_filter, "workspace") if _count_workspaces() > 1 else self.list_filter
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Allow the filter by state. See ModelAdmin.lookup_allowed()."""
-        return lookup == "state__exact" and value in OutboxEvent.State.values
+        """Allow the filters by state and by workspace. See ModelAdmin.lookup_allowed()."""
+        return lookup == "workspace" or (lookup == "state__exact" and value in OutboxEvent.State.values)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutboxEvent], search_term: str
@@ -120,23 +128,39 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description=_("Send parked events again"), permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the selected parked events due again. One entry in the admin's history names their number."""
-        delivery = _find_delivery()
-        count = 0 if delivery is None else _replay(request, queryset, delivery.outbox)
+        outbox = _find_outbox()
+        count = 0 if outbox is None else _replay(request, queryset, outbox)
         self.message_user(request, _describe_replay(count), messages.SUCCESS if count else messages.WARNING)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
-        delivery = _find_delivery()
-        counters = [] if delivery is None else _describe_counters(delivery)
+        counters = [line for delivery in _find_deliveries() for line in _describe_counters(delivery)]
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
 
 
-def _find_delivery() -> DatabaseDelivery | None:
+def _count_workspaces() -> int:
+    from django_moe_personalize.conf import list_workspaces
+
+    return len(list_workspaces())
+
+
+def _find_deliveries() -> list[DatabaseDelivery]:
+    """Return the deliveries of the workspaces that have an outbox."""
     # Every command of a site with an admin imports this module at its start, so it doesn't import the delivery.
+    from django_moe_personalize.conf import list_workspaces
     from django_moe_personalize.delivery.base import find_delivery
     from django_moe_personalize.delivery.database import DatabaseDelivery
+    from django_moe_personalize.runtime import get_runtime
 
-    return find_delivery(DatabaseDelivery)
+    found = (find_delivery(DatabaseDelivery, get_runtime(name)) for name in list_workspaces())
+    return [delivery for delivery in found if delivery is not None]
+
+
+def _find_outbox() -> Outbox | None:
+    """Return the outbox of all workspaces in the database of the first one, or ``None`` without an outbox."""
+    from django_moe_personalize.delivery.outbox import Outbox
+
+    return next((Outbox(delivery.using, workspace=None) for delivery in _find_deliveries()), None)
 
 
 def _replay(request: HttpRequest, queryset: QuerySet[OutboxEvent], outbox: Outbox) -> int:
@@ -175,7 +199,9 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
     lines.append((pgettext("outbox", "of these parked"), delivery.outbox.parked.count()))
     lines.append((pgettext("outbox", "pending"), counts.pending))
     ages = [] if oldest is None else [(pgettext("outbox", "oldest pending"), timesince(oldest, timezone.now()))]
-    return [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
+    counters = [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
+    place = f"{delivery.outbox.workspace}: " if _count_workspaces() > 1 else ""
+    return [(place + label, value) for label, value in counters]
 
 
 class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the stubs alone
