@@ -144,6 +144,10 @@ class BaseDelivery:
         pending = accepted - delivered - handed_over - dropped.total()
         return DeliveryCounts(accepted, delivered, dict(dropped), pending, handed_over)
 
+    def find_oldest(self) -> float | None:
+        """Return the Unix time of the oldest pending event, or ``None`` if no event is pending."""
+        return None
+
     def _count(self, name: str, count: int) -> None:
         """Add to a counter: ``accepted``, ``delivered``, ``handed_over``, or a reason for dropping."""
         with self._counts_lock:

@@ -18,6 +18,7 @@ from django.conf import settings as django_settings
 from django.core import signing
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from django_moe_personalize.conf import DEFAULT, get_settings
 from django_moe_personalize.moengage.types import Action, Event
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
@@ -45,7 +46,8 @@ class Token(NamedTuple):
 
     The token of a link is for its click and has a ``destination``. Its ``host`` is another site to which the template's
     author links. The token of a mark is for the impression, and for clicks on the ``elements`` inside the mark. An
-    ``expired`` token doesn't count.
+    ``expired`` token doesn't count. The event goes to the token's own ``workspace``, even if the site chooses another
+    one for the request that reports it: the address of a link or a beacon may not tell the workspace.
     """
 
     event_uuid: str
@@ -56,6 +58,7 @@ class Token(NamedTuple):
     host: str = ""
     elements: Sequence[str] = ()
     experience_key: str = ""
+    workspace: str = DEFAULT
     expired: bool = False
 
     def __repr__(self) -> str:
@@ -64,14 +67,15 @@ class Token(NamedTuple):
     @classmethod
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
         """Return the token for ``event``. The token has a keyed hash in place of the customer id."""
-        binding = bind_visitor(event.customer_id)
+        binding, workspace = bind_visitor(event.customer_id), get_settings().name
         action, key = event.action.value, event.experience_key
-        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, key)
+        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, key, workspace)
 
     def sign(self, stamp: str = "", limit: int = MAX_LINK_LENGTH) -> str | None:
         """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is longer than ``limit``."""
         stamp = stamp or draw_stamp()
-        text = stamp + signing.dumps(self[:-1], salt=SALT + stamp, compress=True)
+        content = self[:-2] if self.workspace == DEFAULT else self[:-1]
+        text = stamp + signing.dumps(content, salt=SALT + stamp, compress=True)
         return text if len(text) <= limit else None
 
     def belongs_to(self, customer_id: str) -> bool:
@@ -111,7 +115,11 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str()]:
+        case [*_, list(), str()]:
+            # A token of the default workspace doesn't name it.
+            content = [*content, DEFAULT]
+    match content:
+        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), str()]:
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
             return Token(*content)  # type: ignore[arg-type]

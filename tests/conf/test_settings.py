@@ -23,6 +23,10 @@ def test_defaults_are_documented(settings):
     del settings.MOE_PERSONALIZE
     found = get_settings()
     assert {field.name: getattr(found, field.name) for field in dataclasses.fields(found)} == {
+        "name": "default",
+        "suffix": "",
+        "workspaces": {},
+        "workspace": "",
         "enabled": True,
         "workspace_id": "",
         "api_key": "",
