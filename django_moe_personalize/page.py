@@ -38,6 +38,7 @@ class Page(RequestVisitor):
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     is_id_due = False
+    is_preview = False
     is_read = False
     is_streamed = False
     _budget: float | None = None

@@ -109,6 +109,28 @@ def test_errors_are_those_of_the_code():
     assert issubclass(settings.ConfigurationError, ImproperlyConfigured)
 
 
+def test_fields_of_the_log_are_those_of_the_code():
+    """The page on logging has each kind of line with its fields, and each part that logs its outages."""
+    fields, parts = {}, set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [getattr(key, "value", "") for key in node.keys] if isinstance(node, ast.Dict) else []
+            if "moe_event" in names:
+                values = dict(zip(names, node.values, strict=True))
+                for event in ast.walk(values.pop("moe_event")):
+                    if isinstance(event, ast.Constant):
+                        fields[event.value] = set(values)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Outage":
+                parts |= {keyword.value.value for keyword in node.keywords if keyword.arg == "part"} or {""}
+    text = read("howto/logging.md")
+    rows = read_rows(text, "`moe_event`", "level", "when", "other fields")
+    listed = {event: set(read_words(row[3])) for row in rows for event in read_words(row[0])}
+    assert listed == {**fields, "notice": set()}
+    assert {word for row in read_rows(text, "`moe_part`", "what fails") for word in read_words(row[0])} == parts
+    described = {word for row in read_rows(text, "field", "value") for word in read_words(row[0])}
+    assert described == {"moe_event", "moe_workspace"}.union(*fields.values())
+
+
 def test_signals_are_those_of_the_code():
     """The reference has each signal, with the arguments that the code sends."""
     sent = {}

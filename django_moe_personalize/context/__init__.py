@@ -150,9 +150,14 @@ class Personalization(Mapping[str, Experience]):
         self._page.load(*experience_keys)
 
     async def aload(self, *experience_keys: str) -> None:
-        """See load(). In a task (``asyncio.create_task()``), the call runs during the view's other awaits."""
+        """See load(). In a task (``asyncio.create_task()``), the call runs during the view's other awaits.
+
+        Without keys, this method also finds out who the visitor is, because sync code in an event loop can't wait.
+        """
         await self._page.aconfirm(again=True)
         await self._page.aload(*experience_keys)
+        if not experience_keys and self._page.runtime.settings.enabled:
+            await self._page._agather()
 
     @property
     def identity(self) -> Identity:

@@ -80,12 +80,14 @@ class BaseDelivery:
         self._counts: Counter[str] = Counter()
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
-        self._outage = Outage("Events can't be delivered", "Events are delivered again")
-        self._data_outage = Outage("Conversions can't be delivered", "Conversions are delivered again")
+        self._outage = Outage("Events can't be delivered", "Events are delivered again", part="delivery")
+        failing, working = "Conversions can't be delivered", "Conversions are delivered again"
+        self._data_outage = Outage(failing, working, part="conversions")
         name = type(self).__name__
-        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again")
-        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
-        self._wrong_clock = Outage("This machine's clock is wrong", "This machine's clock agrees with MoEngage's again")
+        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again", part="backend")
+        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again", part="refusals")
+        agrees = "This machine's clock agrees with MoEngage's again"
+        self._wrong_clock = Outage("This machine's clock is wrong", agrees, part="clock")
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""

@@ -81,7 +81,8 @@ class DatabaseDelivery(BaseDelivery):
         # Failures of the Data API in a row, and the time from which on this process leases conversions again.
         self._data_failures = 0
         self._data_at = 0.0
-        self._database_outage = Outage("The deliverer can't use the outbox", "The deliverer can use the outbox again")
+        failing, working = "The deliverer can't use the outbox", "The deliverer can use the outbox again"
+        self._database_outage = Outage(failing, working, part="outbox")
 
     def bind(self, runtime: Runtime) -> None:
         """See BaseDelivery.bind()."""
@@ -109,6 +110,11 @@ class DatabaseDelivery(BaseDelivery):
         dropped["error"] += self._counts["error"]
         delivered, pending = dropped.pop(DELIVERED, 0), dropped.pop(State.PENDING, 0)
         return DeliveryCounts(delivered + pending + dropped.total(), delivered, dict(+dropped), pending)
+
+    def find_oldest(self) -> float | None:
+        """See BaseDelivery.find_oldest()."""
+        oldest = self.outbox.find_oldest()
+        return None if oldest is None else oldest.timestamp()
 
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
         """Send the due events of all processes, for at most ``timeout`` seconds if given, and return the counters.

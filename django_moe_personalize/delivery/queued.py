@@ -85,9 +85,9 @@ class QueuedDelivery(BaseDelivery):
         super().__init__()
         self._backoff = Backoff(self.backoff, self.max_backoff)
         self._pause = Backoff(self.pause, max(self.pause, self.max_backoff), draw=lambda: 1.0)
-        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again")
-        self._given_up = Outage("Events fail too often", "Events are delivered again")
-        self._unreadable = Outage("Messages can't be read", "Messages can be read again")
+        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again", part="queue")
+        self._given_up = Outage("Events fail too often", "Events are delivered again", part="attempts")
+        self._unreadable = Outage("Messages can't be read", "Messages can be read again", part="messages")
         if self.fallback is not None:
             try:
                 backend = readers.read_backend(self.fallback, default=DELIVERY)

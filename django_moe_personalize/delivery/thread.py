@@ -89,7 +89,7 @@ class ThreadDelivery(TwofoldDelivery):
         self._erased: set[str] = set()
         self._failures = 0
         self._is_paused = self._has_dropped = False
-        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again")
+        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
         self._due = self._not_before = 0.0
         self._flushing = 0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
@@ -183,7 +183,8 @@ class ThreadDelivery(TwofoldDelivery):
     def _drop_at_exit(self, count: int) -> None:
         if count and not self._has_dropped:
             self._has_dropped = True
-            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
+            fields = {"moe_event": "events_dropped", "moe_count": count}
+            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count, extra=fields)
         self.count_dropped(count, "exit")
 
     def _append(self, events: list[Event], sizes: list[int]) -> None:
@@ -375,9 +376,8 @@ class ThreadDelivery(TwofoldDelivery):
         """Put the ``kept`` events with attempts left back into the queue, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
         again = [event for event in kept if attempts[event.event_uuid] < self.max_attempts]
-        if self._attempts:
-            for event in batch:
-                self._attempts.pop(event.event_uuid, None)
+        for event in batch if self._attempts else ():
+            self._attempts.pop(event.event_uuid, None)
         self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
         self._bytes += sum([event.size for event in again]) - sum([event.size for event in batch])

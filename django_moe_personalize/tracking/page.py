@@ -205,6 +205,10 @@ class PageTracker:
         """Count the impression of ``experience`` once in this page view."""
         self._shown.setdefault(experience.experience_key, experience)
 
+    def list_shown(self) -> dict[str, Experience]:
+        """Return the experiences that the page has shown so far, by key."""
+        return {**self.rendered, **self._shown}
+
     def click(self, experience: Experience, *, element: str = "", offering: Offering | None = None) -> None:
         """Count this request as a click."""
         event = build_event(Action.CLICKED, experience, self._customer_id, element=element, offering=offering)

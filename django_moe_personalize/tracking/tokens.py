@@ -115,14 +115,11 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [*_, list(), str()]:
-            # A token of the default workspace doesn't name it.
-            content = [*content, DEFAULT]
-    match content:
-        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), str()]:
+        # A token of the default workspace doesn't name it.
+        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), *workspace]:
             # These raise an exception for a wrong value.
-            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
-            return Token(*content)  # type: ignore[arg-type]
+            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements), "".join(workspace)
+            return Token(*content[:9])  # type: ignore[arg-type]
     raise ValueError
 
 

@@ -47,6 +47,9 @@ QUERY_COOKIE: Final = "moe_query"
 
 QUERY_CHANGED: Final = "_moe_personalize_query"
 
+UNKNOWN: Final = "_moe_personalize_unknown"
+"""The attribute of a request whose visitor can't be identified, for example because the database fails."""
+
 COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN, QUERY_CHANGED})
 """Attributes of a request whose response must set or delete a cookie."""
 
@@ -149,7 +152,7 @@ def get_identity(request: HttpRequest, consent: Consent, known: Identity | None 
             found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
             return known if known and known.customer_id and known == found else _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -162,7 +165,7 @@ async def aget_identity(request: HttpRequest, consent: Consent) -> Identity | No
         found = await acall(path, request, (Identity, NoneType)) if path else await _aread_user(request)
         return _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -314,7 +317,8 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     return known if _ANONYMOUS.fullmatch(known) else None
 
 
-def _report_unknown(path: str, error: Exception) -> None:
+def _report_unknown(request: HttpRequest, path: str, error: Exception) -> None:
+    request.__dict__[UNKNOWN] = True
     failure = HookError.build(path or "request.user", error)
     message = "The visitor can't be identified (%s), so the page shows its fallbacks and counts nothing."
     log_once(("identity", str(failure)), message, failure)
