@@ -19,8 +19,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
-from django_moe_personalize.conf import DEFAULT, list_workspaces
-from django_moe_personalize.models import OutboxEvent, Switch
+from django_moe_personalize.models import DEFAULT, OutboxEvent, Switch
 from django_moe_personalize.runtime import get_runtime, use_workspace
 
 if TYPE_CHECKING:
