@@ -1,8 +1,9 @@
-"""The outbox in Django's admin: pending and parked events, and the counters, without customer ids."""
+"""Django's admin: the outbox without customer ids, and the kill switch."""
 
 from __future__ import annotations
 
 import uuid
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from django import forms
@@ -18,7 +19,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
-from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.models import OutboxEvent, Switch
 
 if TYPE_CHECKING:
     from django_moe_personalize.delivery.database import DatabaseDelivery
@@ -173,3 +174,126 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
     lines.append((pgettext("outbox", "pending"), counts.pending))
     ages = [] if oldest is None else [(pgettext("outbox", "oldest pending"), timesince(oldest, timezone.now()))]
     return [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
+
+
+class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the stubs alone
+    """Switch an experience off. An unknown key needs a confirmation: with a typing error, nothing would be off."""
+
+    is_all = forms.BooleanField(label=_("All experiences"), required=False)
+    is_forced = forms.BooleanField(
+        label=_("Accept a key that the workspace lacks"),
+        required=False,
+        help_text=_("The known experiences may be a few minutes old."),
+    )
+
+    class Meta:
+        model = Switch
+        fields: ClassVar = ["experience_key", "until"]
+        widgets: ClassVar = {"experience_key": forms.TextInput(attrs={"class": "vTextField", "autocomplete": "off"})}
+        help_texts: ClassVar = {
+            "experience_key": _("The pages of the site stop showing this experience within seconds."),
+            "until": _("Leave these fields empty to keep it off until someone switches it on again."),
+        }
+
+    def clean_until(self) -> datetime | None:
+        """Refuse a time that is over."""
+        until: datetime | None = self.cleaned_data["until"]
+        if until is not None and until <= timezone.now():
+            raise forms.ValidationError(_("This time is over. Enter a later time."))
+        return until
+
+    def clean(self) -> dict[str, Any]:
+        """Refuse an unknown key, with near matches, as far as the experiences of the workspace are known."""
+        from django_moe_personalize.fetching.metadata import get_metadata_store
+
+        data = super().clean() or {}
+        key = data.get("experience_key")
+        if bool(key) is bool(data.get("is_all")):
+            # An empty form, saved by mistake, must not switch everything off.
+            self.add_error("experience_key", _("Enter a key, or choose all experiences."))
+        if key and not data.get("is_forced") and (unknown := get_metadata_store().find_unknown([key])):
+            self.add_error("experience_key", unknown)
+        return data
+
+
+@admin.register(Switch)
+class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the stubs alone
+    """Switch experiences off with "Add". The actions switch them on again, or off for an unlimited time.
+
+    Nothing is deleted or changed otherwise: the processes of the site read who has changed a switch, and when.
+    """
+
+    form = SwitchForm
+    list_display = ("name", "state", "until", "changed_by", "changed_at")
+    ordering = ("-is_off", "experience_key")
+    actions = ("switch_on", "switch_off")
+
+    def get_fields(self, request: HttpRequest, obj: Switch | None = None) -> Any:
+        """See ModelAdmin.get_fields()."""
+        return ("experience_key", "is_all", "until", "is_forced") if obj is None else self.list_display
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Switch]:
+        """See ModelAdmin.get_queryset()."""
+        return super().get_queryset(request).filter(workspace=_get_switch()._runtime.name)
+
+    def _refuse(self, request: HttpRequest, obj: Switch | None = None) -> bool:
+        """Refuse to edit and delete a row. The actions change it."""
+        return False
+
+    has_change_permission = has_delete_permission = _refuse
+
+    def has_view_permission(self, request: HttpRequest, obj: Switch | None = None) -> bool:
+        """Whether the user may see the switches. See ModelAdmin.has_view_permission()."""
+        return super().has_view_permission(request, obj) or self.has_turn_permission(request)
+
+    def has_turn_permission(self, request: HttpRequest) -> bool:
+        """Whether the user may switch experiences on and off. Users need Django's permission to change switches."""
+        return request.user.has_perm("moe_personalize.change_switch")
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """See has_turn_permission()."""
+        return self.has_turn_permission(request)
+
+    @admin.display(description=_("experience"), ordering="experience_key")
+    def name(self, row: Switch) -> str:
+        """Return the key, or that the row stands for all experiences."""
+        return str(row)
+
+    @admin.display(description=pgettext_lazy("kill switch", "state"), ordering="is_off")
+    def state(self, row: Switch) -> str:
+        """Return whether the experience is off now."""
+        is_over = row.until is not None and row.until <= timezone.now()
+        return pgettext("kill switch", "off") if row.is_off and not is_over else pgettext("kill switch", "on")
+
+    def save_model(self, request: HttpRequest, obj: Switch, form: Any, change: bool) -> None:
+        """Switch the experience off in all processes."""
+        self._turn(request, [obj.experience_key], is_off=True, until=obj.until)
+        obj.pk = Switch.build_id(obj.workspace, obj.experience_key)
+
+    @admin.action(description=_("Switch on again"), permissions=["turn"])
+    def switch_on(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
+        """Switch the selected experiences on in all processes."""
+        self._turn_selected(request, queryset, is_off=False)
+
+    @admin.action(description=_("Switch off"), permissions=["turn"])
+    def switch_off(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
+        """Switch the selected experiences off in all processes."""
+        self._turn_selected(request, queryset, is_off=True)
+
+    def _turn_selected(self, request: HttpRequest, queryset: QuerySet[Switch], *, is_off: bool) -> None:
+        keys = list(queryset.values_list("experience_key", flat=True))
+        self._turn(request, keys, is_off=is_off)
+        told = _("Switched off: %(names)s.") if is_off else _("Switched on again: %(names)s.")
+        text = told % {"names": ", ".join(map(str, queryset))}
+        for row in queryset:
+            self.log_change(request, row, text)
+        self.message_user(request, text, messages.SUCCESS)
+
+    def _turn(self, request: HttpRequest, keys: list[str], *, is_off: bool, until: datetime | None = None) -> None:
+        _get_switch().turn(keys, is_off=is_off, until=until, by=request.user.get_username())
+
+
+def _get_switch() -> Any:
+    from django_moe_personalize.fetching.switch import get_switch
+
+    return get_switch()

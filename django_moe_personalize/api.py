@@ -1,11 +1,15 @@
 """The calls of MoEngage's SDKs, for code without a request: e-mails, tasks and shells (contract §6).
 
+``workspace`` is the name of one of WORKSPACES. Without it, a call during a request works for the workspace of the
+request, and any other call for the default one. An unknown name raises ConfigurationError.
+
 Each function has an async twin, such as ``afetch_experiences``. If a call to MoEngage fails, the function raises an
 APIError. A key without an experience isn't an error: its reason is in ``failures``.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -21,6 +25,8 @@ from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching import Answer, Question, resolve
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import ALL
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -35,7 +41,7 @@ from django_moe_personalize.moengage.types import (
     Offering,
 )
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.runtime import get_runtime, use_workspace
 from django_moe_personalize.visitor import Identity, Visitor
 from django_moe_personalize.visitor.identity import warn_of_forbidden_id
 
@@ -46,7 +52,24 @@ API_DEADLINE = 10.0
 """The deadline of a call in seconds. It's long because no page waits for the call."""
 
 
-def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> ExperiencesMetadata:
+def _in_workspace(call: Callable[P, T]) -> Callable[P, T]:
+    """Let ``call()`` work for the workspace in its argument ``workspace``, and hide its arguments in error reports."""
+    hidden = sensitive_variables()(call)
+
+    @functools.wraps(call)
+    @sensitive_variables()
+    def call_in_workspace(*args: P.args, **kwargs: P.kwargs) -> T:
+        workspace: Any = kwargs.get("workspace")
+        with use_workspace(workspace):
+            return hidden(*args, **kwargs)
+
+    return call_in_workspace
+
+
+@_in_workspace
+def fetch_experiences_meta(
+    statuses: Iterable[str | ExperienceStatus] = (), *, workspace: str | None = None
+) -> ExperiencesMetadata:
     """Return the metadata of the workspace's experiences: of the given statuses (``"active"``, …), or of all.
 
     The metadata is cached for METADATA_TTL seconds. Raises ValueError for an unknown status, and APIError if
@@ -57,33 +80,34 @@ def fetch_experiences_meta(statuses: Iterable[str | ExperienceStatus] = ()) -> E
         names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
         status = wanted[ExperienceStatus.UNKNOWN]
         raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    if not get_runtime().settings.enabled:
+    if not get_runtime().settings.enabled or get_switch().is_off(ALL):
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
 
 
-# Django's error reports hide the arguments of these functions.
-@sensitive_variables()
+@_in_workspace
 def fetch_experience(
     experience_key: str,
     *,
     customer_id: str | None = None,
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
+    workspace: str | None = None,
 ) -> Experience | None:
     """Return the customer's experience of this key, or ``None`` for no experience. See fetch_experiences()."""
     answer = _fetch(_read_keys([experience_key]), customer_id, user_identifiers, attributes)
     return None if answer is None else answer.experiences.get(experience_key)
 
 
-@sensitive_variables()
+@_in_workspace
 def fetch_experiences(
     experience_keys: Sequence[str],
     *,
     customer_id: str | None = None,
     user_identifiers: Mapping[str, str] | None = None,
     attributes: Mapping[str, str] | None = None,
+    workspace: str | None = None,
 ) -> ExperiencesResult:
     """Return the customer's experiences of these keys, and a reason for each absent key.
 
@@ -147,19 +171,24 @@ def _explain(answer: Answer, keys: Sequence[str]) -> list[ExperienceFailure]:
     explained = {key for failure in answer.failures for key in failure.experience_keys}
     reasons: dict[FailureReason, list[str]] = {}
     absent = [key for key in keys if key not in answer.experiences and key not in explained]
-    if absent:
+    switched_on = get_switch().leave_out(absent)
+    if off := tuple(key for key in absent if key not in switched_on):
+        reasons[FailureReason.PERSONALIZATION_FAILED] = [*off]
+    if switched_on:
         try:
             known = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
         except APIError:
             known = None
-        for key in absent:
+        for key in switched_on:
             reason = FailureReason.PERSONALIZATION_FAILED if known is None else find_reason(known, key)
             reasons.setdefault(reason, []).append(key)
     return [*answer.failures, *(ExperienceFailure(reason, tuple(keys)) for reason, keys in reasons.items())]
 
 
-@sensitive_variables()
-def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str) -> None:
+@_in_workspace
+def experiences_shown(
+    experiences: Mapping[str, Experience] | Iterable[Experience], *, customer_id: str, workspace: str | None = None
+) -> None:
     """Report that ``customer_id`` saw these experiences: ``result.experiences``, or a list of experiences."""
     # An Experience is a mapping too, so this mistake would go unnoticed.
     if isinstance(experiences, Experience):
@@ -168,14 +197,16 @@ def experiences_shown(experiences: Mapping[str, Experience] | Iterable[Experienc
     _record(tracking.build_event(Action.SHOWN, experience, _check(customer_id)) for experience in shown)
 
 
-@sensitive_variables()
-def experience_clicked(experience: Experience, *, customer_id: str, element: str = "") -> None:
+@_in_workspace
+def experience_clicked(
+    experience: Experience, *, customer_id: str, element: str = "", workspace: str | None = None
+) -> None:
     """Report a click on ``element`` (``b_id``) of an experience."""
     _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), element=element)])
 
 
-@sensitive_variables()
-def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
+@_in_workspace
+def offerings_shown(offerings: Iterable[Offering], *, customer_id: str, workspace: str | None = None) -> None:
     """Report that ``customer_id`` saw these offerings. A no-op unless OFFERING_EVENTS is on.
 
     By default, the impression of an experience covers its offerings: call experiences_shown() (contract §5).
@@ -183,14 +214,16 @@ def offerings_shown(offerings: Iterable[Offering], *, customer_id: str) -> None:
     _record(tracking.build_offering_impressions(offerings, _check(customer_id)))
 
 
-@sensitive_variables()
-def offering_clicked(experience: Experience, offering: Offering, *, customer_id: str) -> None:
+@_in_workspace
+def offering_clicked(
+    experience: Experience, offering: Offering, *, customer_id: str, workspace: str | None = None
+) -> None:
     """Report a click on an offering. MoEngage counts a click on the experience too, so don't report another click."""
     _record([tracking.build_event(Action.CLICKED, experience, _check(customer_id), offering=offering)])
 
 
-@sensitive_variables()
-def erase(*, customer_id: str) -> int:
+@_in_workspace
+def erase(*, customer_id: str, workspace: str | None = None) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
     Call this function when a customer withdraws consent or asks to be forgotten. It erases the events in this
@@ -222,7 +255,9 @@ def _build_twin(call: Callable[P, T], *, records: bool = False) -> Callable[P, C
     @sensitive_variables()
     async def twin(*args: P.args, **kwargs: P.kwargs) -> T:
         # The outbox needs the database connection of the site's sync code, to write in the same transaction.
-        thread_sensitive = records and get_delivery().uses_database
+        workspace: Any = kwargs.get("workspace")
+        with use_workspace(workspace):
+            thread_sensitive = records and get_delivery().uses_database
 
         @sensitive_variables()
         def run() -> T:

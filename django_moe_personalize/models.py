@@ -1,7 +1,8 @@
-"""The tables of ``DatabaseDelivery``: the outbox with its events, and the counters of the events that left it."""
+"""The tables: the outbox of ``DatabaseDelivery`` with its events and its counters, and the kill switch."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from django.db import models
 from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
+
+from django_moe_personalize.conf import DEFAULT
 
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.types import Event
@@ -34,6 +37,8 @@ class OutboxEvent(models.Model):
         REFUSED = "refused", _("refused by MoEngage")
         ATTEMPTS = "attempts", _("given up after too many attempts")
 
+    # No index of its own: the one below begins with it.
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
     event_uuid = models.UUIDField(_("event UUID"), unique=True)
     # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
@@ -59,7 +64,10 @@ class OutboxEvent(models.Model):
     class Meta:
         verbose_name = _("event in the outbox")
         verbose_name_plural = _("events in the outbox")
-        indexes: ClassVar[list[models.Index]] = [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")]
+        indexes: ClassVar[list[models.Index]] = [
+            # The workspace first: an outage of one workspace leaves many due rows, and the others don't read them.
+            models.Index(fields=["workspace", "is_pending", "due_at"], name="moe_outbox_due")
+        ]
         # The package has no model for previews. A permission needs one.
         permissions = (("preview", "Can view pages as another visitor"),)
 
@@ -67,9 +75,10 @@ class OutboxEvent(models.Model):
         return str(self.event_uuid)
 
     @classmethod
-    def build(cls, event: Event, now: datetime) -> OutboxEvent:
+    def build(cls, event: Event, now: datetime, workspace: str = DEFAULT) -> OutboxEvent:
         """Return the unsaved row of an event, due now. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
+            workspace=workspace,
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
@@ -87,14 +96,18 @@ class OutboxEvent(models.Model):
 
 
 class OutboxCounter(models.Model):
-    """The number of events that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
+    """The events of a workspace that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
-    outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20, primary_key=True)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20)
     count = models.PositiveBigIntegerField(pgettext_lazy("outbox", "count"), default=0)
 
     class Meta:
         verbose_name = _("counter of the outbox")
         verbose_name_plural = _("counters of the outbox")
+        constraints: ClassVar[list[models.BaseConstraint]] = [
+            models.UniqueConstraint(fields=["workspace", "outcome"], name="moe_outbox_counter")
+        ]
 
     def __str__(self) -> str:
         return self.outcome
@@ -108,3 +121,31 @@ def hash_customer(customer_id: str, secret: str | bytes | None = None) -> str:
     """
     text = customer_id.encode("utf-8", "surrogatepass")
     return salted_hmac("moe_personalize.outbox", text, secret, algorithm="sha256").hexdigest()[:32]
+
+
+class Switch(models.Model):
+    """An experience that an operator has switched off, or switched on again. An empty key stands for all experiences.
+
+    A row stays after the experience is switched on, because it says who did so.
+    """
+
+    # Databases differ in how they compare and limit texts, so a hash finds the row.
+    switch_id = models.CharField(max_length=32, primary_key=True, editable=False)
+    workspace = models.CharField(_("workspace"), max_length=100, default="default")
+    experience_key = models.TextField(_("experience key"), blank=True)
+    is_off = models.BooleanField(_("switched off"), default=True)
+    until = models.DateTimeField(_("off until"), null=True, blank=True)
+    changed_by = models.CharField(_("changed by"), max_length=150, blank=True)
+    changed_at = models.DateTimeField(_("changed at"))
+
+    class Meta:
+        verbose_name = _("kill switch")
+        verbose_name_plural = _("kill switches")
+
+    def __str__(self) -> str:
+        return self.experience_key or str(_("All experiences"))
+
+    @staticmethod
+    def build_id(workspace: str, experience_key: str) -> str:
+        """Return the primary key of the switch."""
+        return hashlib.sha256(f"{workspace}\0{experience_key}".encode("utf-8", "surrogatepass")).hexdigest()[:32]

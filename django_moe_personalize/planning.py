@@ -32,7 +32,8 @@ _ROUTE_KEY: Final = "_moe_route_key"
 READER: Final = "read_experiences"
 """The method of a template of another engine. It yields pairs of a key and the name of another template, or None."""
 
-_ENDPOINTS: Final = frozenset({"django_moe_personalize.views", "django_moe_personalize.contrib.json"})
+_ENDPOINTS: Final = frozenset({"django_moe_personalize.views", "django_moe_personalize.doctor.health"})
+"""The modules of the package's own views, which show no experiences. A probe must never start a fetch."""
 
 MAX_ROUTES: Final = 1000
 MAX_PART_LENGTH: Final = 1024
@@ -280,8 +281,7 @@ def _build_plan(request: HttpRequest, view: Callable[..., Any], runtime: Runtime
     """Return a new plan, and keep it for the next pages unless it depends on the address."""
     memory, route = get_route_memory(runtime), get_route(request) or ""
     changes = memory.changes
-    # The package's own endpoints show no experiences.
-    is_own = getattr(view, "__module__", "") == "django_moe_personalize.views"
+    is_own = getattr(view, "__module__", "") in _ENDPOINTS
     keys = () if is_own else get_planned_keys(request, view, runtime)
     plan = Plan(view, keys, runtime.samples.get(route, ALWAYS))
     if isinstance(view, Hashable) and not memory.is_split(route):

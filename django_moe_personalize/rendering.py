@@ -27,7 +27,7 @@ from django.utils.html import conditional_escape, escape, format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import get_language
 
-from django_moe_personalize.conf import Settings, get_settings
+from django_moe_personalize.conf import DEFAULT, Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
@@ -276,16 +276,17 @@ def _find_source(name: str) -> str:
 
 def sign_island(experience_key: str, template_name: str) -> str:
     """Return the token of an island. It names no visitor and doesn't expire, because caches keep the page."""
-    return Signer(salt=_ISLANDS).sign_object([experience_key, template_name, get_language() or ""])
+    content, workspace = [experience_key, template_name, get_language() or ""], get_settings().name
+    return Signer(salt=_ISLANDS).sign_object(content if workspace == DEFAULT else [*content, workspace])
 
 
-def read_island(token: str) -> tuple[str, str, str] | None:
-    """Return the key, the template and the language of an island, or ``None`` if the site didn't sign the token."""
+def read_island(token: str) -> tuple[str, str, str, str] | None:
+    """Return the key, template, language and workspace of an island, or ``None`` if the site didn't sign the token."""
     try:
-        key, template_name, language = Signer(salt=_ISLANDS).unsign_object(token)
+        key, template_name, language, *workspace = Signer(salt=_ISLANDS).unsign_object(token)
     except BadSignature:
         return None
-    return key, template_name, language
+    return key, template_name, language, *(workspace or [DEFAULT])
 
 
 def render_island(experience_key: str, template_name: str, fallback: SafeString, css_class: str) -> SafeString:

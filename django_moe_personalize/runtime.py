@@ -15,8 +15,8 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ContextDecorator, ExitStack, contextmanager, suppress
-from contextvars import Context, ContextVar, copy_context
+from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext, suppress
+from contextvars import Context, copy_context
 from importlib import import_module
 from itertools import repeat
 from typing import Any, Final, Generic, TypeVar
@@ -25,13 +25,12 @@ from django.conf import settings as django_settings
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-from django_moe_personalize.conf import ConfigurationError, Settings, get_settings
+from django_moe_personalize.conf import DEFAULT, ConfigurationError, Settings, get_settings_of, list_workspaces
+from django_moe_personalize.conf.readers import suggest
+from django_moe_personalize.conf.settings import NO_WORKSPACE, SETTING, used_runtime
 from django_moe_personalize.log import logger
 
 T = TypeVar("T")
-
-DEFAULT: Final = "default"
-"""The name of the workspace that the settings describe."""
 
 ALWAYS: Final[Iterator[bool]] = repeat(True)
 """The leak detector looks at each page: in strict mode, of a route that had a leak, and if the page has no route."""
@@ -46,7 +45,7 @@ class Runtime:
     def __init__(self, name: str) -> None:
         self.name = name
         # An override that starts or ends later never changes this runtime, whose threads may still be running.
-        self._overridden: dict[part[Any], Any] = dict(_overrides)
+        self._overridden: dict[part[Any], Any] = {key: value for key, value, of in _overrides if of in (name, None)}
         self._parts: dict[part[Any], Any] = dict(self._overridden)
         # Reentrant, because the function that builds a part may need another part.
         self._lock = threading.RLock()
@@ -62,7 +61,7 @@ class Runtime:
         self.is_debug = bool(django_settings.DEBUG)
         # Read now, because later the settings may be those of the next runtime. Wrong settings raise an error later.
         with suppress(ConfigurationError):
-            self.settings = get_settings()
+            self.settings = get_settings_of(name)
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name}>"
@@ -71,7 +70,7 @@ class Runtime:
     @functools.cached_property
     def settings(self) -> Settings:
         """The settings of this runtime and its parts. Raises ConfigurationError for wrong settings."""
-        return get_settings()
+        return get_settings_of(self.name)
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -80,11 +79,11 @@ class Runtime:
         Use this context for work that may outlive its settings, as threads in the background do. Otherwise such a
         thread would store the answers of the old workspace in the cache of the new workspace.
         """
-        token = _used.set(self)
+        token = used_runtime.set(self)
         try:
             yield
         finally:
-            _used.reset(token)
+            used_runtime.reset(token)
 
     def copy_context(self) -> Context:
         """Return a copy of the caller's context, in which get_runtime() returns this runtime.
@@ -92,7 +91,7 @@ class Runtime:
         For a thread that works for the caller's page, so that tracing tools find the page's span there.
         """
         context = copy_context()
-        context.run(_used.set, self)
+        context.run(used_runtime.set, self)
         return context
 
     def log_once(self, key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
@@ -128,7 +127,7 @@ class part(Generic[T]):
     """Declare an object that a runtime holds. Put ``@part`` above the function that builds the object.
 
     Call the declared name to get the object. The first call for a runtime builds the object. Without an argument,
-    the call uses the runtime of the default workspace. When a runtime ends, it calls ``close()`` of its objects.
+    the call uses the current runtime. When a runtime ends, it calls ``close()`` of its objects.
     """
 
     def __init__(self, build: Callable[[Runtime], T]) -> None:
@@ -136,7 +135,8 @@ class part(Generic[T]):
         self._build = build
 
     def __call__(self, runtime: Runtime | None = None) -> T:
-        runtime = runtime or get_runtime()
+        if runtime is None:
+            runtime = get_runtime()
         try:
             return runtime._parts[self]  # type: ignore[no-any-return]
         except KeyError:
@@ -159,13 +159,13 @@ class part(Generic[T]):
         reset_runtimes()
 
     @contextmanager
-    def override(self, value: T) -> Iterator[T]:
-        """Make every call in this process return ``value`` during this context. For tests.
+    def override(self, value: T, workspace: str | None = None) -> Iterator[T]:
+        """Make every call in this process return ``value`` during this context: for one workspace, or all. For tests.
 
         The innermost of several contexts wins. The start and the end of a context drop all runtimes. Otherwise another
         part, built earlier, could still use the old value. Threads of a dropped runtime keep its parts.
         """
-        entry = (self, value)
+        entry = (self, value, workspace)
         _overrides.append(entry)
         reset_runtimes()
         try:
@@ -176,8 +176,8 @@ class part(Generic[T]):
             reset_runtimes()
 
 
-_overrides: list[tuple[part[Any], Any]] = []
-"""The parts with the values of part.override(). The last value of a part wins."""
+_overrides: list[tuple[part[Any], Any, str | None]] = []
+"""The parts with the values of part.override(), and their workspaces. The last value of a part wins."""
 
 
 # The site's transactions.
@@ -261,32 +261,58 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runtimes: dict[str, Runtime] = {}
+        self.default: Runtime | None = None
         self.is_ending = False
 
 
 _process = _Process()
 
-_used: ContextVar[Runtime | None] = ContextVar("moe_personalize_runtime", default=None)
-"""The runtime of the innermost Runtime.use() in this thread."""
-
 # Saves 3 bytecodes on every page.
-_get_used = _used.get
+_get_used = used_runtime.get
 
 _inherited: list[_Process] = []
 """The runtimes of the parent processes. This list keeps their connections open, because a child that closes an
 inherited connection closes it for the parent too."""
 
 
-def get_runtime(name: str = DEFAULT) -> Runtime:
-    """Return the runtime of the workspace ``name``. Raises ConfigurationError for an unknown workspace."""
-    return _get_used() or _process.runtimes.get(name) or _start(name)
+def get_runtime(name: str = "") -> Runtime:
+    """Return the runtime of the workspace ``name``. Raises ConfigurationError for an unknown workspace.
+
+    Without a name, return the runtime for which this thread works: that of the innermost Runtime.use(), so that of the
+    request's workspace during a request. Everywhere else it's the runtime of the workspace DEFAULT.
+    """
+    return _find(name) if name else _get_used(_process.default) or _find(DEFAULT)
 
 
-def _start(name: str) -> Runtime:
-    if name != DEFAULT:
-        raise ConfigurationError(f"The settings have no workspace {name!r}.", hint=f"Use {DEFAULT!r}.")
+def use_workspace(name: str | None) -> AbstractContextManager[None]:
+    """Return a context in which get_runtime() returns the runtime of ``name``. With ``None`` it changes nothing."""
+    return nullcontext() if name is None else _find(name).use()
+
+
+def _find(name: str) -> Runtime:
+    if (found := _process.runtimes.get(name)) is not None:
+        return found
+    names = list_workspaces()
+    if name not in (*names, NO_WORKSPACE):
+        hint = suggest(name, names, f"Use {' or '.join(map(repr, names))}.")
+        raise ConfigurationError(f'{SETTING}["WORKSPACES"] has no workspace {name!r}.', hint=hint)
     with _process.lock:
-        return _process.runtimes.setdefault(name, Runtime(name))
+        found = _process.runtimes.setdefault(name, Runtime(name))
+        _process.default = _process.runtimes.get(DEFAULT)
+    return found
+
+
+def _name_workspace(record: logging.LogRecord) -> bool:
+    """Put the name of the workspace before a line of the log, on a site with several workspaces."""
+    runtime = _get_used(_process.default)
+    # Without settings, as in a sandbox of its own, there are no workspaces.
+    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
+        record.moe_workspace = runtime.name
+        record.msg = f"Workspace {runtime.name}: {record.msg}"
+    return True
+
+
+logger.addFilter(_name_workspace)
 
 
 def list_runtimes() -> Sequence[Runtime]:
@@ -295,14 +321,14 @@ def list_runtimes() -> Sequence[Runtime]:
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
-    """See Runtime.log_once(). This function uses the runtime of the default workspace."""
+    """See Runtime.log_once(). This function uses the current runtime."""
     get_runtime().log_once(key, message, *args, level=level)
 
 
 def reset_runtimes() -> None:
     """Close and drop all runtimes of this process. The next call of a part builds a new object."""
     with _process.lock:
-        dropped, _process.runtimes = _process.runtimes, {}
+        dropped, _process.runtimes, _process.default = _process.runtimes, {}, None
     for runtime in dropped.values():
         runtime.close()
 

@@ -6,7 +6,6 @@ import itertools
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
 from contextlib import suppress
 from io import BytesIO
 from typing import Any, Final, NamedTuple
@@ -30,11 +29,11 @@ from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST, require_safe
 
 from django_moe_personalize import planning, rendering, tracking
-from django_moe_personalize.conf import get_settings
-from django_moe_personalize.context import get_page, give_id
+from django_moe_personalize.conf import ConfigurationError, get_settings
+from django_moe_personalize.context import get_page, give_id, switch_workspace
 from django_moe_personalize.fetching.shared import add_to_count
 from django_moe_personalize.moengage.types import Event
-from django_moe_personalize.runtime import Runtime, log_once, part
+from django_moe_personalize.runtime import Runtime, get_runtime, log_once, part, use_workspace
 from django_moe_personalize.tracking import destinations
 from django_moe_personalize.tracking.watchdog import get_watchdog
 from django_moe_personalize.visitor.identity import get_consent, get_identity
@@ -79,7 +78,8 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
     request that isn't a person's click, or whose script couldn't follow the redirect, gets another response.
     """
     found = _read_token(token)
-    hosts = destinations.get_allowed_hosts(request, found.host) if found else ()
+    with use_workspace(found and found.workspace):
+        hosts = destinations.get_allowed_hosts(request, found.host) if found else ()
     if found is None or not found.destination or not destinations.is_safe_url(found.destination, hosts):
         return HttpResponseBadRequest(gettext("This link is not valid."), content_type="text/plain; charset=utf-8")
     response = _answer_script(request, found.destination)
@@ -92,9 +92,10 @@ def click(request: HttpRequest, token: str) -> HttpResponse:
 
 def _count_click(request: HttpRequest, token: tracking.Token) -> None:
     if tracking.is_counted(request) and not token.expired:
-        customer_id = _find_customer_id(request)
-        if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
-            tracking.record([token.build_event(customer_id)])
+        with use_workspace(token.workspace):
+            customer_id = _find_customer_id(request)
+            if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
+                tracking.record([token.build_event(customer_id)])
 
 
 def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
@@ -158,12 +159,19 @@ def beacon(request: HttpRequest) -> HttpResponse:
         if MISSING_SDK in listed:
             _count_missing_sdk()
         reports = [found for report in listed if (found := _read_report(report))]
-        # The id is read once for all reports, because reading it may need a query.
-        customer_id = _find_customer_id(request) if reports else None
-        events = [] if customer_id is None else _build_events(reports, customer_id)
-        if customer_id and events and is_within_limit("beacons", customer_id):
-            tracking.record(events)
+        for workspace in dict.fromkeys(token.workspace for token, _ in reports):
+            with use_workspace(workspace):
+                _record_reports(request, [report for report in reports if report[0].workspace == workspace])
     return HttpResponse(status=204)
+
+
+def _record_reports(request: HttpRequest, reports: list[Report]) -> None:
+    """Record the reports of one workspace."""
+    # The id is read once for all reports, because reading it may need a query.
+    customer_id = _find_customer_id(request)
+    events = [] if customer_id is None else _build_events(reports, customer_id)
+    if customer_id and events and is_within_limit("beacons", customer_id):
+        tracking.record(events)
 
 
 def _read_reports(request: HttpRequest) -> list[Any]:
@@ -199,8 +207,11 @@ def _parse(request: HttpRequest, body: bytes) -> Any:
 
 
 def _read_token(text: str) -> tracking.Token | None:
-    with suppress(BadSignature):
-        return tracking.read_token(text)
+    # The site may have removed a workspace since it signed the token.
+    with suppress(BadSignature, ConfigurationError):
+        token = tracking.read_token(text)
+        get_runtime(token.workspace)
+        return token
     return None
 
 
@@ -286,8 +297,7 @@ def islands(request: HttpRequest) -> JsonResponse:
     if path.startswith("/") and len(path) <= MAX_PATH_LENGTH and destinations.is_safe_url(path):
         request.path = path
     tokens = list(dict.fromkeys(request.GET.getlist("island")))[:MAX_ISLANDS]
-    found = [_find_island(token) for token in tokens]
-    _load_islands(request, [island for island in found if island])
+    found = _load_islands(request, [_find_island(token) for token in tokens])
     drawn = [island and island.render(request, has_fallback=True) for island in found]
     return JsonResponse({"islands": dict(zip(tokens, drawn, strict=True))})
 
@@ -297,8 +307,7 @@ def islands(request: HttpRequest) -> JsonResponse:
 @require_safe
 def island(request: HttpRequest, token: str) -> HttpResponse:
     """Return the HTML of one island for ``<esi:include>``. A bad token gets an empty response."""
-    found = _find_island(token)
-    _load_islands(request, [found] if found else [])
+    [found] = _load_islands(request, [_find_island(token)])
     return HttpResponse(found.render(request) if found else "")
 
 
@@ -308,6 +317,7 @@ class _Island(NamedTuple):
     experience_key: str
     template: Any
     language: str
+    workspace: str
 
     def render(self, request: HttpRequest, *, has_fallback: bool = False) -> str | None:
         """Return the HTML. If the page has a fallback, return ``None`` for a visitor without the experience."""
@@ -322,18 +332,28 @@ class _Island(NamedTuple):
 def _find_island(token: str) -> _Island | None:
     if (signed := rendering.read_island(token)) is None:
         return None
-    key, name, language = signed
+    key, name, language, workspace = signed
     try:
-        return _Island(key, get_template(name), language)
+        return _Island(key, get_template(name), language, workspace)
     except TemplateDoesNotExist:
         # A cache may still have a page of a version of the site that had the template.
         log_once(("island", name), "The template %r of an island doesn't exist, so pages show the fallback.", name)
         return None
 
 
-def _load_islands(request: HttpRequest, asked: Sequence[_Island]) -> None:
-    """Fetch what all islands of a page need in one call, and give a new visitor an id."""
-    if (page := get_page(request)) is not None and asked:
-        needed = [[each.experience_key, *planning.find_template_keys(each.template.template)] for each in asked]
-        page.load(*dict.fromkeys(itertools.chain.from_iterable(needed)))
-        give_id(page)
+def _load_islands(request: HttpRequest, found: list[_Island | None]) -> list[_Island | None]:
+    """Fetch what all islands of a page need in one call, and give a new visitor an id.
+
+    Return the islands without those that the request can't show: all of them must belong to one workspace.
+    """
+    asked = [each for each in found if each]
+    if (page := get_page(request)) is None or not asked:
+        return found
+    workspace = asked[0].workspace
+    if not switch_workspace(page, workspace):
+        return [None] * len(found)
+    asked = [each for each in asked if each.workspace == workspace]
+    needed = [[each.experience_key, *planning.find_template_keys(each.template.template)] for each in asked]
+    page.load(*dict.fromkeys(itertools.chain.from_iterable(needed)))
+    give_id(page)
+    return [each if each in asked else None for each in found]

@@ -167,6 +167,22 @@ def test_findings_of_the_doctor_are_those_of_the_code():
     assert {word.rstrip("…") for row in rows for word in read_words(row[0])} == ids
 
 
+def test_levels_of_the_findings_are_those_of_the_code():
+    """A program that reads the findings may rely on the level of each id."""
+    rows = read_rows(read_section(read("reference/commands.md"), "### Findings"), "finding", "level", "says")
+    listed = {word: level for names, level, _ in rows for word in read_words(names)}
+    calls = [node for path in PACKAGE.glob("doctor/*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    found = 0
+    for call in calls:
+        if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "Finding":
+            values = [*call.args, *(keyword.value for keyword in call.keywords if keyword.arg == "id")]
+            level, name = (getattr(value, "value", None) for value in (values[0], values[-1]))
+            if isinstance(level, str) and name in listed:
+                found += 1
+                assert listed[name] == level, name
+    assert found > 30
+
+
 def test_commands_are_those_of_the_code():
     """The reference has each command with each of its own arguments."""
     text = read("reference/commands.md")

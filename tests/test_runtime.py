@@ -177,7 +177,7 @@ def test_workspace_of_the_settings():
     """The settings describe one workspace, and a part reads them from its runtime."""
     assert get_runtime("default").settings is get_settings()
     assert repr(get_runtime()) == "<Runtime default>"
-    with pytest.raises(ConfigurationError, match=r"The settings have no workspace 'other'\. Use 'default'\."):
+    with pytest.raises(ConfigurationError, match=r"has no workspace 'other'\. Use 'default'\."):
         get_runtime("other")
 
 

@@ -24,11 +24,20 @@ from django_moe_personalize.checks.experience_keys import check_keys, iterate_ur
 from django_moe_personalize.checks.pasted_text import check_pasted_text
 from django_moe_personalize.checks.schemas import check_schemas
 from django_moe_personalize.checks.template_leaks import find_leaks, find_leaks_of_components, get_engines
-from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, Settings, find_problems, get_settings
+from django_moe_personalize.conf import (
+    DELIVERY,
+    SETTING,
+    ConfigurationError,
+    Settings,
+    find_problems,
+    get_settings,
+    list_workspaces,
+)
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import is_test_run, load_backend, load_object
 from django_moe_personalize.delivery import thread
 from django_moe_personalize.fetching import shared
+from django_moe_personalize.runtime import get_runtime, use_workspace
 
 TAG: Final = "moe_personalize"
 MIDDLEWARE: Final = "django_moe_personalize.middleware.PersonalizeMiddleware"
@@ -68,12 +77,26 @@ Message = tuple[str, str, str]
 """The number of a check, the mistake that the check found, and the hint that says how to fix the mistake."""
 
 
-def check_site() -> list[CheckMessage]:
-    """Run all system checks of this package. If a setting has a wrong value, check only the values of the settings."""
+def check_site(workspace: str | None = None) -> list[CheckMessage]:
+    """Run all system checks of this package, for one workspace or for all.
+
+    If a setting has a wrong value, check only the values of the settings. A message that doesn't concern all workspaces
+    begins with their names.
+    """
     found = list(check_values())
-    if all(number == "W002" for number, _, _ in found):
-        found += [message for check in CHECKS for message in check(get_settings())]
-    return [_build_message(*message) for message in found]
+    if any(number != "W002" for number, _, _ in found):
+        return [_build_message(*message) for message in found]
+    names = list_workspaces() if workspace is None else (workspace,)
+    told: dict[Message, list[str]] = {message: [*names] for message in found}
+    for check in CHECKS:
+        for name in names if check not in COMMON_CHECKS else names[:1]:
+            with use_workspace(name):
+                for message in check(get_runtime().settings):
+                    told.setdefault(message, [] if check not in COMMON_CHECKS else [*names]).append(name)
+    return [
+        _build_message(number, text if set(of) == {*names} else f"Workspace {', '.join(of)}: {text}", hint)
+        for (number, text, hint), of in told.items()
+    ]
 
 
 def check_deployment() -> list[CheckMessage]:
@@ -109,7 +132,7 @@ def check_credentials(settings: Settings) -> Iterator[Message]:
 
 def check_paths(settings: Settings) -> Iterator[Message]:
     """Yield E009 for a callable that can't be used, E010 for a DELIVERY that can't be used."""
-    paths = [("LEARN_ROUTES", settings.learn_routes), ("IDENTIFY", settings.identify), ("CONSENT", settings.consent)]
+    paths = [(name, getattr(settings, name.lower())) for name in ("LEARN_ROUTES", "IDENTIFY", "CONSENT", "WORKSPACE")]
     for name, path in [*paths, *(("ATTRIBUTES", path) for path in settings.attributes)]:
         if path and isinstance(path, str):
             yield from _try("E009", load_object, name, path)
@@ -264,7 +287,8 @@ def check_identity(settings: Settings) -> Iterator[Message]:
     tenants = next((name for name in TENANT_APPS if apps.is_installed(name)), "")
     if not tenants and apps.is_installed("django.contrib.sites") and _serves_several_hosts():
         tenants = "django.contrib.sites"
-    if tenants:
+    # Each tenant may have a workspace of its own, where no other tenant has customers.
+    if tenants and not settings.workspace:
         message = f"IDENTIFY isn't set, and {tenants} serves several tenants: user 1 of each is the same customer."
         hint = f'Name a function in {SETTING}["IDENTIFY"] that puts the tenant\'s name into the id.'
         yield "W015", message, f"{hint} If all tenants share their users and their content, silence this warning."
@@ -319,6 +343,22 @@ def check_wagtail_cache(settings: Settings) -> Iterator[Message]:
         yield "W018", message, "Set WAGTAIL_CACHE_IGNORE_QS to a list of patterns that match none of QUERY_PARAMETERS."
 
 
+def check_workspaces(settings: Settings) -> Iterator[Message]:
+    """Yield W020 if nothing chooses a workspace, W021 if two workspaces are one at MoEngage."""
+    names = list_workspaces()
+    if len(names) > 1 and not settings.workspace and _find_middleware(MIDDLEWARE):
+        message = f"{SETTING} has {len(names)} WORKSPACES and no WORKSPACE, so all pages belong to the default one."
+        hint = f'Name a function in {SETTING}["WORKSPACE"] that returns the name of the request\'s workspace.'
+        yield "W020", message, f"{hint} If only your own code uses the others, silence this warning."
+    owners: dict[str, str] = {}
+    for name in names:
+        found = get_runtime(name).settings
+        owner = owners.setdefault(found.workspace_id or name, name)
+        if owner != name and not client.is_embedded(found):
+            message = f"The workspaces {owner!r} and {name!r} have the same WORKSPACE_ID, so MoEngage mixes them."
+            yield "W021", message, f'Set WORKSPACE_ID and API_KEY in {SETTING}["WORKSPACES"]["{name}"].'
+
+
 def check_threads(settings: Settings) -> Iterator[Message]:
     """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
     if settings.enabled and settings.delivery.backend == DELIVERY and thread.runs_without_threads():
@@ -350,5 +390,9 @@ CHECKS: Final = (
     check_template_leaks,
     check_wagtail_cache,
     check_threads,
+    check_workspaces,
 )
 """All checks, in the order of their reports."""
+
+COMMON_CHECKS: Final = (check_middleware, check_schemas, check_proxies, check_template_leaks, check_workspaces)
+"""Checks that find the same for all workspaces."""

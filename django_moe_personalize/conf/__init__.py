@@ -6,10 +6,13 @@
 
 from django_moe_personalize.conf.readers import Backend
 from django_moe_personalize.conf.settings import (
+    DEFAULT,
     DELIVERY,
     SETTING,
     ConfigurationError,
     Settings,
     find_problems,
     get_settings,
+    get_settings_of,
+    list_workspaces,
 )

@@ -32,6 +32,7 @@ RESERVED_NAMES: Final = frozenset(
 NUMBER: Final = r"-?\d*\.?\d+"
 
 _DOTTED_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
+_WORKSPACE = r"[A-Za-z0-9_-]{1,32}"
 _HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?"
 
 
@@ -252,6 +253,22 @@ def read_routes(value: object) -> Mapping[str, tuple[str, ...]]:
         if not isinstance(route, str) or not route:
             raise InvalidValue(route, 'a view name, a namespace ("shop:*") or "*" as the key')
     return MappingProxyType({route: _read_part(f"[{route!r}]", keys, read_keys) for route, keys in value.items()})
+
+
+def read_workspaces(value: object) -> Mapping[str, Mapping[str, Any]]:
+    """Read the settings that each workspace changes, by its name: ``{"default": {…}, "outlet": {…}}``."""
+    if not isinstance(value, Mapping):
+        raise InvalidValue(value, "a dict of name to dict of settings", 'Write {"default": {}, "outlet": {…}}.')
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(_WORKSPACE, name):
+            raise InvalidValue(name, "names of at most 32 letters, digits, hyphens and underscores")
+    return MappingProxyType({name: _read_part(f'["{name}"]', own, _read_dict) for name, own in value.items()})
+
+
+def _read_dict(value: object) -> Mapping[Any, Any]:
+    if not isinstance(value, Mapping):
+        raise InvalidValue(value, "a dict of settings")
+    return MappingProxyType(dict(value))
 
 
 def read_backend(value: object, *, default: str) -> Backend:

@@ -16,11 +16,12 @@ import re
 import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, timezone, tzinfo
 from functools import cache, partial
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from django.conf import settings as django_settings
 from django.core.exceptions import ImproperlyConfigured
@@ -30,6 +31,22 @@ from django_moe_personalize.conf import readers
 from django_moe_personalize.conf.readers import Backend, InvalidValue, suggest
 
 SETTING: Final = "MOE_PERSONALIZE"
+
+DEFAULT: Final = "default"
+"""The name of the workspace of a site that has only one, and of all code that names no other workspace."""
+
+NO_WORKSPACE: Final = "(none)"
+"""In place of the name of a workspace, for a request whose workspace the site couldn't tell. It asks for nothing."""
+
+COMMON: Final = frozenset({"WORKSPACES", "WORKSPACE", "TRUSTED_PROXIES", "ISLANDS"})
+"""Settings that all workspaces share: the choice between them, and what describes the proxies in front of the site."""
+
+PAIR: Final = ("WORKSPACE_ID", "API_KEY")
+"""A workspace that has one of them inherits neither, so a key is never sent with the id of another workspace."""
+
+used_runtime: Final = ContextVar[Any]("moe_personalize_runtime")
+"""The runtime of the innermost Runtime.use() in this thread. Unset, it's that of the workspace DEFAULT."""
+
 DATA_CENTERS: Final = ("01", "02", "03", "04", "05", "06", "101")
 DELIVERY: Final = "django_moe_personalize.delivery.thread.ThreadDelivery"
 TRANSPORT: Final = "django_moe_personalize.moengage.transport.RequestsTransport"
@@ -63,12 +80,14 @@ def setting(value: Any, read: Callable[..., Any], *, secret: bool = False, **opt
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Settings:
-    """The settings of a site, checked and typed. Durations are in seconds.
+    """The settings of a workspace, checked and typed. Durations are in seconds.
 
     ``base_url`` is "" if the site sets no BASE_URL, and has no DATA_CENTER or uses the sandbox. ``None`` in
-    ``vary_cache_on`` means all attributes.
+    ``vary_cache_on`` means all attributes. ``suffix`` ends the names of the workspace's cookies.
     """
 
+    name: str = DEFAULT
+    suffix: str = ""
     enabled: bool = setting(True, readers.read_boolean)
     workspace_id: str = setting("", readers.read_credential, colon=False)
     api_key: str = setting("", readers.read_credential, colon=True, secret=True)
@@ -100,6 +119,8 @@ class Settings:
     transport: Backend = setting(Backend(TRANSPORT), readers.read_backend, default=TRANSPORT, secret=True)
     offering_events: bool = setting(False, readers.read_boolean)
     content_hosts: tuple[str, ...] = setting((), readers.read_list, each=readers.read_host)
+    workspaces: Mapping[str, Any] = setting(MappingProxyType({}), readers.read_workspaces, secret=True)
+    workspace: str = setting("", readers.read_dotted_path, may_be_empty=True)
 
 
 class Problem(NamedTuple):
@@ -111,17 +132,60 @@ class Problem(NamedTuple):
     hint: str = ""
 
 
-FIELDS: Final = MappingProxyType({field.name.upper(): field for field in dataclasses.fields(Settings)})
+FIELDS: Final = MappingProxyType({each.name.upper(): each for each in dataclasses.fields(Settings) if each.metadata})
 """The fields of Settings by their names in the dict."""
 
 
 @cache
 def get_settings() -> Settings:
-    """Return the settings. Raises one ConfigurationError for all mistakes."""
-    values, problems = _resolve()
+    """Return the settings of the current workspace. Raises one ConfigurationError for all mistakes."""
+    # On a site with one workspace, a page runs no bytecode here.
+    return cast(Settings, _CurrentSettings()) if len(list_workspaces()) > 1 else load_settings(DEFAULT)
+
+
+class _CurrentSettings:
+    """On a site with several workspaces: the settings of the workspace that this thread works for at each read."""
+
+    def __init__(self) -> None:
+        self._default = load_settings(DEFAULT)
+
+    def __getattr__(self, name: str) -> Any:
+        runtime = used_runtime.get(None)
+        return getattr(self._default if runtime is None else runtime.settings, name)
+
+
+def get_settings_of(workspace: str) -> Settings:
+    """Return the settings of one workspace. Raises one ConfigurationError for all mistakes."""
+    found = get_settings()
+    return found if workspace == DEFAULT and isinstance(found, Settings) else load_settings(workspace)
+
+
+def list_workspaces() -> tuple[str, ...]:
+    """Return the names of the site's workspaces, DEFAULT first. Mistakes in WORKSPACES raise no exception here."""
+    given = getattr(django_settings, SETTING, {})
+    own = _read_workspaces(given if isinstance(given, Mapping) else {})
+    return (DEFAULT, *(name for name in own if name != DEFAULT))
+
+
+def _read_workspaces(given: Mapping[Any, Any]) -> Mapping[str, Any]:
+    """Return the settings that each workspace changes, or nothing if WORKSPACES has a mistake."""
+    try:
+        if (value := given.get("WORKSPACES")) is None:
+            value = _read_variable(f"{SETTING}_WORKSPACES", json.loads)
+        return {} if value is None else readers.read_workspaces(value)
+    except (ConfigurationError, InvalidValue):
+        return {}
+
+
+def load_settings(workspace: str) -> Settings:
+    """See get_settings_of(). This function reads the settings of Django and the environment again."""
+    if workspace == NO_WORKSPACE:
+        deny = "django_moe_personalize.visitor.identity.deny"
+        return dataclasses.replace(load_settings(DEFAULT), name=workspace, consent=deny, attributes=(), experiences={})
+    values, problems = _resolve(workspace)
     fatal = [problem for problem in problems if problem.kind != "environment"]
     if not fatal:
-        return Settings(**values)
+        return Settings(**values, name=workspace, suffix="" if workspace == DEFAULT else f"_{workspace}")
     # An error report prints the local variables of every frame, and ``values`` has the API key.
     del values
     if len(fatal) == 1:
@@ -132,21 +196,25 @@ def get_settings() -> Settings:
 
 def find_problems() -> list[Problem]:
     """Return all mistakes in the settings, and the environment variables that only look like settings."""
-    return _resolve()[1]
+    return list(dict.fromkeys(problem for name in list_workspaces() for problem in _resolve(name)[1]))
 
 
-def _resolve() -> tuple[dict[str, Any], list[Problem]]:
+def _resolve(workspace: str) -> tuple[dict[str, Any], list[Problem]]:
     given = getattr(django_settings, SETTING, {})
     if not isinstance(given, Mapping):
         hint = f'Write {SETTING} = {{"WORKSPACE_ID": …, "API_KEY": …, "DATA_CENTER": …}}.'
         return {}, [Problem("value", SETTING, f"{SETTING} is not a dict.", hint)]
     values: dict[str, Any] = {}
-    problems = list(_find_unknown_names(given))
+    own, own_place = _read_workspaces(given).get(workspace, {}), f'{SETTING}["WORKSPACES"]["{workspace}"]'
+    problems = [*_find_unknown_keys(given, SETTING), *_find_unknown_keys(own, own_place), *_find_unknown_variables()]
+    closed = PAIR if any(own.get(name) for name in PAIR) else ()
     for name, field in FIELDS.items():
         place, variable = f'{SETTING}["{name}"]', f"{SETTING}_{name}"
         try:
             # None counts as missing: os.environ.get() returns None for a missing variable.
-            if (value := given.get(name)) is None:
+            if (value := own.get(name)) is not None or name in closed:
+                place = f'{own_place}["{name}"]'
+            elif (value := given.get(name)) is None:
                 place, value = variable, _read_variable(variable, field.metadata["cast"])
             if value is not None:
                 values[field.name] = field.metadata["read"](value)
@@ -192,11 +260,17 @@ def _read_variable(variable: str, cast: Any) -> object:
         return text
 
 
-def _find_unknown_names(given: Mapping[Any, Any]) -> Iterator[Problem]:
+def _find_unknown_keys(given: Mapping[Any, Any], place: str) -> Iterator[Problem]:
     for key in given:
         if key not in FIELDS:
             hint = suggest(key, FIELDS, f"Use one of {', '.join(FIELDS)}.")
-            yield Problem("unknown", str(key), f"{SETTING} has the unknown key {key!r}.", hint)
+            yield Problem("unknown", str(key), f"{place} has the unknown key {key!r}.", hint)
+        elif key in COMMON and place != SETTING:
+            message = f"{place} has {key}, but all workspaces share this setting."
+            yield Problem("value", key, message, f"Move it out of there, to the other keys of {SETTING}.")
+
+
+def _find_unknown_variables() -> Iterator[Problem]:
     for variable in os.environ:
         # Docker takes a byte order mark, and "export" in a line of an env file, as a part of the name.
         name = re.sub(rf"^\ufeff?(export\s+)?{SETTING}_", "", variable)
@@ -222,6 +296,9 @@ def _complete(values: dict[str, Any]) -> Iterator[Problem]:
         values["base_url"] = f"https://sdk-{values['data_center']}.moengage.com/v1"
     fresh = values.get("cache_ttl", 60.0)
     stale = values.setdefault("cache_stale_ttl", max(600.0, fresh))
+    if values.get("workspaces") and DEFAULT not in values["workspaces"]:
+        hint = f'Add "{DEFAULT}": {{}} with the settings of the workspace that commands and tasks use by default.'
+        yield Problem("value", "WORKSPACES", f'{SETTING}["WORKSPACES"] has no workspace "{DEFAULT}".', hint)
     if stale < fresh:
         message = f"CACHE_STALE_TTL of {SETTING} ({stale:g} s) is shorter than CACHE_TTL ({fresh:g} s)."
         yield Problem("value", "CACHE_STALE_TTL", message, f"Set it to at least {fresh:g}, or remove it.")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from django_moe_personalize.conf import list_workspaces
+from django_moe_personalize.conf.settings import used_runtime
 from django_moe_personalize.moengage.types import Event, Experience, Offering
 from django_moe_personalize.page import Page
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.visitor import MINTED, Consent, Identity, is_in_event_loop, may_be_new
 
 if TYPE_CHECKING:
@@ -186,6 +190,38 @@ class Personalization(Mapping[str, Experience]):
             self._page.tracker.click(experience, element=element, offering=offering)
 
 
+def _in_workspace(member: Any) -> Any:
+    """Let a sync method or a property of a Personalization work for the workspace of its page."""
+    if isinstance(member, property):
+        return property(_in_workspace(member.fget), member.fset, doc=member.__doc__)
+    if not inspect.isfunction(member) or inspect.iscoroutinefunction(member):
+        return member
+
+    @wraps(member)
+    def call(self: Personalization, *args: Any, **kwargs: Any) -> Any:
+        with self._page.runtime.use():
+            return member(self, *args, **kwargs)
+
+    return call
+
+
+class WorkspacePersonalization(Personalization):
+    """The experiences of one request's visitor, on a site with several workspaces.
+
+    A thread of the site's own code, as in a ThreadPoolExecutor, doesn't have the context of the request. There the
+    package would take the request for one of the default workspace.
+    """
+
+    __slots__ = ()
+
+
+for _name, _member in vars(Personalization).items():
+    if _name not in ("__init__", "__bool__", "_page"):
+        _wrapped = _in_workspace(_member)
+        if _wrapped is not _member:
+            setattr(WorkspacePersonalization, _name, _wrapped)
+
+
 def _read_schema(page: Page, schema: Any) -> Experience | None:
     """Return the experience as an object of ``schema``, or ``None`` for anything but a schema."""
     # A site without schemas doesn't import them.
@@ -207,6 +243,21 @@ def get_page(request: HttpRequest | None) -> Page | None:
     """Return the page of a request that passed the middleware, else ``None``."""
     personalization = getattr(request, "personalization", None)
     return personalization._page if isinstance(personalization, Personalization) else None
+
+
+def switch_workspace(page: Page, name: str) -> bool:
+    """Let the rest of the request work for another workspace, whose token came with the request.
+
+    Return False if the page has read something for its own workspace already, or if the site has no such workspace.
+    """
+    if page.runtime.name == name:
+        return True
+    if page._is_used or name not in list_workspaces():
+        return False
+    page.runtime = get_runtime(name)
+    # The middleware's context ends it.
+    used_runtime.set(page.runtime)
+    return True
 
 
 def give_id(page: Page) -> None:

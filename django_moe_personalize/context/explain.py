@@ -13,10 +13,12 @@ from typing import Any
 from django.http import HttpRequest
 
 from django_moe_personalize.client import get_engine
+from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context.recording import RecordedPage
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import get_metadata_store
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.upstream import get_breaker, get_outage
 from django_moe_personalize.moengage.types import DataSource, Event, Experience, ExperienceStatus, FailureReason
 from django_moe_personalize.page import Page
@@ -64,6 +66,7 @@ def explain_page(page: Page) -> dict[str, Any]:
         "breaker": {"state": breaker.state, "reason": breaker.reason, "fetches_fail": get_outage(page.runtime).is_on},
         "cache": {"alias": settings.cache, "ttl": settings.cache_ttl, "stale_ttl": settings.cache_stale_ttl},
         "delivery": _explain_delivery(page.runtime),
+        "switched_off": get_switch(page.runtime).list_off(),
         "timeline": [list(step) for step in page.timeline] if isinstance(page, RecordedPage) else [],
     }
 
@@ -109,7 +112,8 @@ def _explain_attributes(
 ) -> list[dict[str, str]]:
     if visitor is None:
         return []
-    cookie = "" if request is None else request.COOKIES.get(QUERY_COOKIE, "")
+    name_of_cookie = QUERY_COOKIE + get_settings().suffix
+    cookie = "" if request is None else request.COOKIES.get(name_of_cookie, "")
     owners = _find_owners(request, functions)
     found = []
     for name, value in visitor.attributes.items():
@@ -117,7 +121,7 @@ def _explain_attributes(
         if name in parameters and request is not None and name in request.GET:
             origin = "the query string"
         elif name in parameters and f"{name}:" in cookie:
-            origin = f"the cookie {QUERY_COOKIE}, from an earlier page of the session"
+            origin = f"the cookie {name_of_cookie}, from an earlier page of the session"
         found.append({"name": name, "value": value, "origin": origin})
     return found
 
@@ -151,6 +155,8 @@ def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
     visitor, runtime = page._visitor, page.runtime
     if not page.runtime.settings.enabled:
         return "absent", "ENABLED", "The setting ENABLED is off."
+    if (entry := get_switch(runtime).find(key)) is not None:
+        return "absent", "SWITCHED_OFF", entry.describe()
     if visitor is NO_VISITOR:
         return "absent", "CONSENT", "The visitor doesn't allow a fetch, or the identity of the visitor can't be read."
     if visitor is None or key not in page.experience_keys:

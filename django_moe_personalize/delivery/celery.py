@@ -17,12 +17,13 @@ from typing import Any
 from celery import current_app, shared_task
 from celery.exceptions import Reject
 
+from django_moe_personalize.conf import DEFAULT, ConfigurationError
 from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import Obstacle, QueuedDelivery, find_worker
 from django_moe_personalize.exceptions import DeliveryError
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import CircuitBreaker, Deadline
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, log_once, part, use_workspace
 
 TASK = "django_moe_personalize.deliver"
 """The name of the task that sends a page's message, for ``task_routes``."""
@@ -55,7 +56,7 @@ class CeleryDelivery(QueuedDelivery):
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Publish a message. Raises Celery's errors, and DeliveryError while pages skip the broker."""
         if current_app.conf.task_always_eager:
-            deliver.apply_async((message,))
+            deliver.apply_async((message, *self.arguments))
             return
         ticket = 0
         if not self._breaker.allow() and not (ticket := self._breaker.claim_probe()):
@@ -75,7 +76,7 @@ class CeleryDelivery(QueuedDelivery):
             connection = self._connect() if idle is None else idle
             try:
                 deliver.apply_async(
-                    (message,),
+                    (message, *self.arguments),
                     # Celery writes the arguments' text into its log and events. The text must not name the visitor.
                     argsrepr="(…)",
                     kwargsrepr="{}",
@@ -164,9 +165,15 @@ def get_worker(runtime: Runtime) -> CeleryDelivery:
     ignore_result=True,
     serializer="json",
 )
-def deliver(message: str) -> None:
-    """Send the events of one page."""
-    if not get_worker().work(message):
+def deliver(message: str, workspace: str = DEFAULT) -> None:
+    """Send the events of one page. A message of an unknown workspace stays in the queue, for a worker that knows it."""
+    try:
+        with use_workspace(workspace):
+            is_done = get_worker().work(message)
+    except ConfigurationError as error:
+        log_once(("workspace", workspace), "A message stays in the queue: %s", error)
+        is_done = False
+    if not is_done:
         # The broker doesn't accept messages. Sleep, or it delivers this message again immediately.
         time.sleep(_REJECT_SECONDS)
         raise Reject("the broker should deliver it again", requeue=True)

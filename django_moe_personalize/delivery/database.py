@@ -24,6 +24,7 @@ from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import Outage
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic
+from django_moe_personalize.runtime import Runtime
 
 DATABASE_ERRORS = (DatabaseError, InterfaceError)
 
@@ -79,6 +80,11 @@ class DatabaseDelivery(BaseDelivery):
         self._purge_at = 0.0
         failing, working = "The deliverer can't use the outbox", "The deliverer can use the outbox again"
         self._database_outage = Outage(failing, working, part="outbox")
+
+    def bind(self, runtime: Runtime) -> None:
+        """See BaseDelivery.bind()."""
+        super().bind(runtime)
+        self.outbox.workspace = runtime.name
 
     def take(self, events: Sequence[Event]) -> None:
         """Add the events to the outbox with one INSERT. A rollback of the caller's transaction removes them again."""

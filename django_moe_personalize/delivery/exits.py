@@ -61,8 +61,11 @@ def start_lookup_thread() -> None:
 
 
 def close_deliveries() -> None:
-    """Close all deliveries of this process."""
-    for delivery in list(_deliveries):
+    """Close all deliveries of this process, at the same time: a site with several workspaces has several."""
+    found = list(_deliveries)
+    for delivery in found:
+        delivery.start_closing()
+    for delivery in found:
         delivery.close()
 
 

@@ -19,6 +19,7 @@ from django.conf import settings as django_settings
 from django.db import OperationalError, connections, models, router, transaction
 from django.utils import timezone
 
+from django_moe_personalize.conf import DEFAULT
 from django_moe_personalize.models import OutboxCounter, OutboxEvent, hash_customer
 from django_moe_personalize.moengage.types import Event
 
@@ -68,10 +69,14 @@ def has_table(model: type[models.Model], alias: str | None = None) -> bool:
 
 
 class Outbox:
-    """The outbox in the database ``using``. By default the site's router chooses the database."""
+    """The outbox of ``workspace`` in the database ``using``. By default the site's router chooses the database.
 
-    def __init__(self, using: str | None = None) -> None:
+    All workspaces may share the tables. Each sees its own rows and counters, and with ``None`` those of all.
+    """
+
+    def __init__(self, using: str | None = None, workspace: str | None = DEFAULT) -> None:
         self._using = using
+        self.workspace = workspace
 
     @property
     def alias(self) -> str:
@@ -85,8 +90,12 @@ class Outbox:
 
     @property
     def rows(self) -> models.QuerySet[OutboxEvent]:
-        """All rows."""
-        return OutboxEvent.objects.using(self.alias)
+        """All rows of the workspace."""
+        return OutboxEvent.objects.using(self.alias).filter(**self._own)
+
+    @property
+    def _own(self) -> dict[str, str]:
+        return {} if self.workspace is None else {"workspace": self.workspace}
 
     @property
     def parked(self) -> models.QuerySet[OutboxEvent]:
@@ -102,7 +111,7 @@ class Outbox:
     def insert(self, events: Iterable[Event]) -> None:
         """Add events that are due immediately, with one INSERT. Skip events that the table already has."""
         now = timezone.now()
-        rows = [OutboxEvent.build(event, now) for event in events]
+        rows = [OutboxEvent.build(event, now, **self._own) for event in events]
         # record() makes a savepoint in the caller's transaction.
         with transaction.atomic(using=self.alias, savepoint=False):
             self.rows.bulk_create(rows, ignore_conflicts=True)
@@ -189,7 +198,7 @@ class Outbox:
 
     def count(self) -> Counter[str]:
         """Return the number of ``pending``, ``delivered`` and, by reason, dropped events. One query reads them all."""
-        gone = OutboxCounter.objects.using(self.alias).values_list("outcome", "count")
+        gone = OutboxCounter.objects.using(self.alias).filter(**self._own).values_list("outcome", "count")
         states = self.rows.order_by().values("state").annotate(count=models.Count("pk")).values_list("state", "count")
         counts: Counter[str] = Counter()
         for outcome, count in gone.union(states, all=True):
@@ -213,10 +222,10 @@ class Outbox:
         if not count:
             return
         counters = OutboxCounter.objects.using(self.alias)
-        counter = counters.filter(outcome=outcome)
+        counter = counters.filter(outcome=outcome, **self._own)
         if not counter.update(count=models.F("count") + count):
             # Two processes may add the same counter at the same time.
-            counters.bulk_create([OutboxCounter(outcome=outcome)], ignore_conflicts=True)
+            counters.bulk_create([OutboxCounter(outcome=outcome, **self._own)], ignore_conflicts=True)
             counter.update(count=models.F("count") + count)
 
     def _transact(self, work: Callable[[], T]) -> T:

@@ -15,13 +15,13 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from django_moe_personalize.conf import DELIVERY, SETTING, ConfigurationError, readers
+from django_moe_personalize.conf import DEFAULT, DELIVERY, SETTING, ConfigurationError, list_workspaces, readers
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, build_delivery, describe, find_delivery
 from django_moe_personalize.delivery.sending import Outcome
 from django_moe_personalize.log import DOCTOR_FIX, Outage
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Backoff, Deadline
-from django_moe_personalize.runtime import Runtime, log_once, protect_transactions
+from django_moe_personalize.runtime import Runtime, log_once, protect_transactions, use_workspace
 
 Kind = TypeVar("Kind", bound="QueuedDelivery")
 
@@ -96,6 +96,15 @@ class QueuedDelivery(BaseDelivery):
                 raise ValueError(f"fallback must be written like DELIVERY: {error.expected}") from None
             # An error message puts this name into brackets: MOE_PERSONALIZE["DELIVERY"]["OPTIONS"]["fallback"].
             self.fallback = build_delivery(backend, 'DELIVERY"]["OPTIONS"]["fallback')
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The arguments of the task after the message: the name of the workspace, unless it's the default one.
+
+        An argument, and not a part of the message: a worker that doesn't know workspaces must refuse the message.
+        """
+        is_default = self.runtime is None or self.runtime.name == DEFAULT
+        return () if is_default or self.runtime is None else (self.runtime.name,)
 
     def hand_over(self, message: str, *, wait: float = 0.0) -> None:
         """Put a message into the queue. A worker gets it after ``wait`` seconds. Raises an error if the queue fails."""
@@ -214,13 +223,25 @@ def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:
     return worker
 
 
-def deliver_outbox(max_seconds: float = MAX_SECONDS) -> int:
+def deliver_outbox(max_seconds: float = MAX_SECONDS, workspace: str | None = None) -> int:
     """Send the due events of the site's outbox and return the number of events that MoEngage accepted.
 
     Starts no batch after ``max_seconds``. Several processes may call it at the same time. A failure of MoEngage or
     the database ends the call with a log line. After wrong credentials this process pauses: until the end of the pause,
     calls return 0 immediately.
+
+    Without ``workspace``, send the events of all workspaces in turn, each for its share of the time. Raises
+    ConfigurationError for an unknown workspace.
     """
+    names = list_workspaces() if workspace is None else (workspace,)
+    count = 0
+    for name in names:
+        with use_workspace(name):
+            count += _deliver_outbox(max_seconds / len(names))
+    return count
+
+
+def _deliver_outbox(max_seconds: float) -> int:
     # Imported here: Celery may import this module before Django can import models.
     from django_moe_personalize.delivery.database import DATABASE_ERRORS, DatabaseDelivery, Deliverer
 

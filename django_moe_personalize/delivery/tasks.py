@@ -17,9 +17,10 @@ from django.db import DatabaseError
 from django.dispatch import receiver
 from django.utils import timezone
 
+from django_moe_personalize.conf import DEFAULT
 from django_moe_personalize.delivery import queued
 from django_moe_personalize.delivery.queued import Obstacle, QueuedDelivery, find_worker
-from django_moe_personalize.runtime import Runtime, part
+from django_moe_personalize.runtime import Runtime, part, use_workspace
 
 _FRAMEWORK = "django.tasks" if find_spec("django.tasks") else "django_tasks"
 _task: Any = import_module(_FRAMEWORK).task
@@ -72,7 +73,7 @@ class TasksDelivery(QueuedDelivery):
         elif wait:
             # The caller is a worker of a backend that can't delay a task.
             time.sleep(min(wait, _MAX_SLEEP_SECONDS))
-        task.enqueue(message)
+        task.enqueue(message, *self.arguments)
 
 
 @part
@@ -82,9 +83,10 @@ def get_worker(runtime: Runtime) -> TasksDelivery:
 
 
 @_task  # type: ignore[untyped-decorator]
-def deliver(message: str) -> None:
-    """Send the events of one page."""
-    get_worker().work(message)
+def deliver(message: str, workspace: str = DEFAULT) -> None:
+    """Send the events of one page. Raises ConfigurationError for an unknown workspace."""
+    with use_workspace(workspace):
+        get_worker().work(message)
 
 
 @receiver(import_module(f"{_FRAMEWORK}.signals").task_finished)
@@ -98,6 +100,6 @@ def _delete_row(*, task_result: Any, **kwargs: object) -> None:
 
 
 @_task  # type: ignore[untyped-decorator]
-def deliver_outbox(max_seconds: float = queued.MAX_SECONDS) -> int:
+def deliver_outbox(max_seconds: float = queued.MAX_SECONDS, workspace: str | None = None) -> int:
     """See queued.deliver_outbox()."""
-    return queued.deliver_outbox(max_seconds)
+    return queued.deliver_outbox(max_seconds, workspace)

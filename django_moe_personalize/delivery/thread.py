@@ -25,7 +25,7 @@ from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
-from django_moe_personalize.runtime import is_ending
+from django_moe_personalize.runtime import get_runtime, is_ending
 
 NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
 THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
@@ -101,7 +101,8 @@ class ThreadDelivery(BaseDelivery):
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        self.runtime = None
+        # The runtime of the same workspace, but of this process.
+        self.runtime = self.runtime and get_runtime(self.runtime.name)
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
@@ -249,14 +250,9 @@ class ThreadDelivery(BaseDelivery):
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
 
-        A second call waits for the first call. Events that are recorded later are sent in the caller's thread, within
-        the same ``exit_timeout``.
+        A second call waits for the first call. The caller's thread sends later events, within the same time.
         """
-        with self._changed:
-            if self._exit is None:
-                self._exit, self._is_resting = Deadline(self.exit_timeout), True
-                if not self._is_paused:
-                    self._not_before = 0.0
+        self.start_closing()
         try:
             self._finish_queue(self._exit)
         finally:
@@ -267,6 +263,15 @@ class ThreadDelivery(BaseDelivery):
                 self._in_flight = []
                 self._changed.notify_all()
             self._drop_at_exit(left)
+
+    def start_closing(self) -> None:
+        """Let the thread send the pending events now, and start the time of close()."""
+        with self._changed:
+            if self._exit is None:
+                self._exit, self._is_resting = Deadline(self.exit_timeout), True
+                if not self._is_paused:
+                    self._not_before = 0.0
+                self._changed.notify_all()
 
     def _finish_queue(self, until: Deadline) -> None:
         with self._changed:

@@ -16,13 +16,14 @@ from django.core.checks import ERROR
 from django_moe_personalize.checks.experience_keys import find_keys
 from django_moe_personalize.checks.settings import check_site
 from django_moe_personalize.checks.template_leaks import get_engines, read_sources
-from django_moe_personalize.conf import SETTING, ConfigurationError, Settings, get_settings
+from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.doctor import site
 from django_moe_personalize.doctor.site import Finding, State
 from django_moe_personalize.doctor.vendor import examine_vendor
 from django_moe_personalize.planning import find_template_keys
 from django_moe_personalize.resilience import WorkerPool
+from django_moe_personalize.runtime import get_runtime
 
 SECONDS: Final = 5.0
 """The seconds that one call or one part may take."""
@@ -34,10 +35,13 @@ _USES = re.compile(r"(?:\{%|\|)\s*(experience|experience_value|experience_html|p
 
 
 def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
-    """Yield the findings, first about the settings and MoEngage. Never raises. Each step may take ``seconds``."""
+    """Yield the findings about the current workspace, first about its settings and MoEngage. Never raises.
+
+    Each step may take ``seconds``.
+    """
     try:
         yield from _examine("the settings", examine_checks)
-        settings = get_settings()
+        settings = get_runtime().settings
     except ConfigurationError:
         # The system checks have already reported this mistake.
         return
@@ -45,6 +49,7 @@ def diagnose(*, seconds: float = SECONDS) -> Iterator[Finding]:
         what = "Personalization is off, so visitors see no experience."
         yield Finding("warning", what, f'Set {SETTING}["ENABLED"] to True to turn it on.', "settings.off")
         return
+    yield from _examine("the kill switch", lambda: site.examine_switch(get_runtime()))
     keys, used = read_templates()
     yield from _examine("MoEngage", examine_vendor, settings, keys | find_keys(settings), seconds)
     pool = WorkerPool(2, name="moe-personalize-doctor")
@@ -77,12 +82,13 @@ def _examine(part: str, function: Callable[..., Iterable[Finding]], *args: Any) 
 
 
 def _within(pool: WorkerPool, seconds: float, function: Callable[..., Iterable[Finding]], *args: Any) -> list[Finding]:
-    return pool.submit(lambda: list(function(*args))).result(seconds)
+    run = get_runtime().copy_context().run
+    return pool.submit(lambda: run(lambda: list(function(*args)))).result(seconds)
 
 
 def examine_checks() -> Iterator[Finding]:
     """Report the messages of this package's system checks, except messages that the site has silenced."""
-    for message in check_site():
+    for message in check_site(get_runtime().name):
         if not message.is_silenced():
             is_serious = message.level >= ERROR or message.id == NO_MIDDLEWARE
             state: State = "problem" if is_serious else "warning"

@@ -31,7 +31,9 @@ from django_moe_personalize.delivery.outbox import Outbox, has_table
 from django_moe_personalize.delivery.queued import QueuedDelivery
 from django_moe_personalize.fetching import shared, upstream
 from django_moe_personalize.fetching.shared import build_key
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.runtime import Runtime
 from django_moe_personalize.tracking import watchdog
 from django_moe_personalize.visitor.newcomers import count_lost, get_newcomers
 
@@ -151,6 +153,22 @@ def examine_visitors(settings: Settings) -> Iterator[Finding]:
     else:
         told = "Each of these may be a profile at MoEngage." if is_reported else "The package reports none of these."
         yield Finding("ok", f"{what} {told}", id="visitors.counted")
+
+
+def examine_switch(runtime: Runtime) -> Iterator[Finding]:
+    """Report the experiences that an operator has switched off. Raises the errors of the database and the cache."""
+    switch = get_switch(runtime)
+    if not switch.store.can_change():
+        what = "`manage.py moe_switch` can't work: the site has neither its table nor a shared cache."
+        fix = "Run `manage.py migrate`, or set CACHE to a cache that all processes share."
+        yield Finding("warning", what, fix, "switch.no_store")
+        return
+    switch.change(switch.store.read())
+    for entry in switch.entries:
+        fix = f"Run `{entry.switch_on}` when it should be shown again."
+        yield Finding("warning", f"{entry.describe()} Pages show the default.", fix, "switch.off")
+    if not switch.entries:
+        yield Finding("ok", "No experience is switched off.", id="switch.on")
 
 
 def examine_delivery(delivery: BaseDelivery) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from django_moe_personalize.client import get_engine, is_embedded
@@ -59,6 +60,7 @@ class ExperienceCache:
         self, settings: Settings, *, clock: Callable[[], float] = time.time, memory: LocalCache | None = None
     ) -> None:
         self.memory = memory or LocalCache()
+        self._looks: dict[str, Callable[[str, Sequence[str]], Known]] = {}
         self._clock = clock
         ttl = int(settings.cache_ttl * 1000)
         self._lifetime = max(ttl, int(settings.cache_stale_ttl * 1000))
@@ -113,6 +115,17 @@ class ExperienceCache:
         # Write the bodies first, because other processes may read the visitor's text immediately.
         self._write_bodies(bodies, now)
         set_many({build_key("visitor", visitor): _pack(record)}, timeout=math.ceil(self._lifetime / 1000))
+
+    def switch_off(self, is_off: Callable[[str], bool] | None) -> None:
+        """Give no visitor an experience whose key ``is_off()``, neither from here nor from MoEngage.
+
+        ``None`` switches all keys on. These keys are never due, so pages don't ask MoEngage for them.
+        """
+        # As attributes of this object, because a check would cost pages without a switched-off key 20 bytecodes.
+        if not self._looks:
+            self._looks = {"peek": self.peek, "read": self.read}
+        for name, look in self._looks.items():
+            setattr(self, name, look if is_off is None else partial(_leave_out, look, is_off))
 
     def _get_usable(self, now: int) -> range:
         return range(now - self._lifetime, now + MAX_SKEW + 1)
@@ -171,6 +184,16 @@ class ExperienceCache:
             if (body := _parse_body(text, missing[key])) is not None:
                 found[body.reference] = body
         return found
+
+
+def _leave_out(
+    look: Callable[[str, Sequence[str]], Known], is_off: Callable[[str], bool], visitor: str, keys: Sequence[str]
+) -> Known:
+    known = look(visitor, keys)
+    off = [key for key in {*keys, *known.answers} if is_off(key)]
+    if not off:
+        return known
+    return Known({**known.answers, **dict.fromkeys(off)}, tuple([key for key in known.due if key not in off]))
 
 
 def pick(answers: Answers, keys: Iterable[str]) -> dict[str, Experience]:

@@ -15,6 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
@@ -31,26 +32,20 @@ from django_moe_personalize.fetching.resolve import (
     log_bug,
     resolve_or_log,
 )
-from django_moe_personalize.fetching.shared import has_room
 from django_moe_personalize.fetching.upstream import Question, get_pool
 from django_moe_personalize.moengage.client import get_answers
 from django_moe_personalize.moengage.http1 import HTTPExchange, NotTakenError, Response, is_light
 from django_moe_personalize.moengage.types import MAX_KEYS
 from django_moe_personalize.resilience import Deadline, monotonic
-from django_moe_personalize.runtime import Runtime, part
-from django_moe_personalize.visitor import Visitor
+
+if TYPE_CHECKING:
+    from django_moe_personalize.fetching.flights import Flights
 
 EXTRA_SECONDS = 0.1
 """Extra time to read a response that no page read before the deadline. The system has buffered some 64 KB of it."""
 
 HEAVY_SECONDS = 0.025
 """The most seconds that a thread takes to read a response with MAX_VALUES."""
-
-MAX_SECONDS = 30.0
-"""How long pages join a flight. After this time pages start another flight, because the leader may never finish."""
-
-MAX_FLIGHTS = 4096
-"""How many flights pages can share at a time. If there are more questions, each page asks MoEngage for itself."""
 
 Key = tuple[str, tuple[str, ...]]
 """The digest of the visitor, and the experience keys."""
@@ -161,7 +156,7 @@ class Flight:
         # After an exception here, the thread of the pool meets the same error and logs it.
         with suppress(Exception):
             # Threads refresh stale answers, which no page waits for, and read a shared cache: that takes a round trip.
-            if is_waited_for and not has_room(question.runtime):
+            if is_waited_for and self._flights.may_start_in_page:
                 store = get_metadata_store.find(question.runtime)
                 self._answers, self._missing = known if store is None else store.leave_out_unavailable(known)
                 if not self._missing:
@@ -313,87 +308,3 @@ class Flight:
         # The page's own thread runs the signal's receivers only if no thread of the pool is free.
         if found.errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
             follow_up(self.question, found, is_late=self._is_late)
-
-
-class Flights:
-    """The flights of this process, by visitor and keys. Thread-safe."""
-
-    def __init__(self, *, max_seconds: float = MAX_SECONDS, max_flights: int = MAX_FLIGHTS) -> None:
-        self.landed = 0
-        """How many flights have ended. If the number changes while a page reads the cache, the page reads again."""
-        self._max_seconds = max_seconds
-        self._max_flights = max_flights
-        self._lock = threading.Lock()
-        # The oldest flight first.
-        self._flights: dict[Key, Flight] = {}
-
-    def join(self, question: Question, known: Experiences) -> tuple[Flight, bool]:
-        """Return the flight for this question, and whether the caller leads it. The leader calls take_off()."""
-        key = question.visitor.digest, question.keys
-        with self._lock:
-            now = monotonic()
-            flight = self._flights.get(key)
-            if flight is not None and now < flight.until:
-                flight.is_followed = True
-                return flight, False
-            flight = Flight(key, question, known, now + self._max_seconds, self)
-            while self._flights and now >= self._flights[oldest := next(iter(self._flights))].until:
-                del self._flights[oldest]
-            if len(self._flights) < self._max_flights:
-                self._flights[key] = flight
-        return flight, True
-
-    def finish(self, flight: Flight, experiences: Experiences) -> None:
-        """End the flight: give ``experiences`` to its pages. The next page with this question starts another flight."""
-        with self._lock:
-            self.landed += 1
-            flight.found, followers, flight.followers = experiences, flight.followers, ()
-            # If this flight took too long, another flight may have replaced it.
-            if self._flights.get(flight.key) is flight:
-                del self._flights[flight.key]
-        for follower in followers:
-            if follower.set_running_or_notify_cancel():
-                follower.set_result(experiences)
-
-    def follow(self, flight: Flight) -> Future[Experiences]:
-        """Return a future for one page, which waits without reading. A page that cancels it cancels no other."""
-        future: Future[Experiences] = Future()
-        with self._lock:
-            if flight.found is None:
-                flight.followers = (*flight.followers, future)
-                return future
-        future.set_result(flight.found)
-        return future
-
-
-@part
-def get_flights(runtime: Runtime) -> Flights:
-    """Return the flights of this process."""
-    return Flights()
-
-
-def start_fetch(runtime: Runtime, visitor: Visitor, keys: tuple[str, ...]) -> tuple[Answers, Flight | None]:
-    """Return the answers in memory and, unless they cover all keys, the flight that fetches the answers.
-
-    A background thread refreshes stale answers, and the page doesn't wait. Never raises.
-    """
-    try:
-        flights, cache = get_flights(runtime), get_cache(runtime)
-        landed, known = flights.landed, cache.peek(visitor.digest, keys)
-        if not known.due:
-            return known.answers, None
-        question = Question(runtime, visitor, keys, Deadline(runtime.settings.deadline))
-        flight, leads = flights.join(question, pick(known.answers, keys) if known.answers else {})
-        is_complete = bool(known.answers) and known.answers.keys() >= {*known.due}
-        if leads:
-            if flights.landed != landed:
-                # A flight has ended since peek(), maybe with the answer.
-                known = cache.peek(visitor.digest, keys)
-            if known.due:
-                flight.take_off(known, is_waited_for=not is_complete)
-            else:
-                flights.finish(flight, pick(known.answers, keys))
-        return known.answers, None if is_complete else flight
-    except Exception as error:
-        log_bug(runtime, error)
-        return {}, None

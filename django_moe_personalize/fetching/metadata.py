@@ -7,13 +7,15 @@ and logs the reason. From then on, pages don't ask for keys that no visitor can 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 
 from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.exceptions import APIError
 from django_moe_personalize.fetching.cache import Known
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import ALL
 from django_moe_personalize.fetching.upstream import get_background
 from django_moe_personalize.moengage.types import (
     DataSource,
@@ -61,6 +63,26 @@ class MetadataStore:
         self._until = time.monotonic() + ttl
         return metadata
 
+    def find_unknown(self, experience_keys: Iterable[str]) -> str:
+        """Say which keys the workspace doesn't have, with near matches, or ``""``. Never calls MoEngage."""
+        known, told = self._find_known(), []
+        for key in [key for key in experience_keys if known and key not in known]:
+            near = [repr(each) for each in get_close_matches(key, [*known][:MAX_COMPARED])]
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            told.append(f"The workspace has no experience {key!r}.{hint}")
+        return " ".join(told)
+
+    def _find_known(self) -> Collection[str]:
+        """Return the keys that the sandbox, this process or the site's cache knows."""
+        if (engine := get_engine(self._runtime)) is not None:
+            return engine.workspace.definitions
+        if self.statuses is not None:
+            return self._statuses
+        with self._runtime.use():
+            name = build_key("metadata")
+            metadata = _read_rows(get_many([name]).get(name))
+        return [] if metadata is None else [each.experience_key for each in metadata.experiences]
+
     @property
     def statuses(self) -> Mapping[str, ExperienceStatus] | None:
         """The statuses by key, or ``None`` if this process doesn't know them or if they are too old. Does no I/O."""
@@ -94,7 +116,7 @@ class MetadataStore:
 
     def explain(self, experience_keys: Iterable[str]) -> None:
         """Log in the background, once for each key, why no visitor can get the experience. Never raises."""
-        if time.monotonic() >= self._not_before:
+        if time.monotonic() >= self._not_before and not get_switch(self._runtime).is_off(ALL):
             # If the background thread is busy, the next page without an experience tries again.
             get_background(self._runtime).offer(self._explain, tuple(experience_keys))
 

@@ -27,7 +27,7 @@ from django_moe_personalize.visitor import build_digest
 
 T = TypeVar("T")
 
-CACHE_FORMAT: Final = 3
+CACHE_FORMAT: Final = 4
 """A part of every cache key. Add 1 when a stored value changes shape, so that no process reads old entries."""
 
 NOTICE_SECONDS: Final = 60 * 60
@@ -41,9 +41,9 @@ MAX_SHARE: Final = 20
 
 
 def build_key(*parts: str) -> str:
-    """Return the cache key of ``parts`` in the configured workspace. The key is a keyed hash, so it hides the parts."""
+    """Return the cache key of ``parts`` in the current workspace. The key is a keyed hash, so it hides the parts."""
     settings = get_runtime().settings
-    workspace = (settings.workspace_id, settings.base_url, str(settings.sandbox))
+    workspace = (settings.name, settings.workspace_id, settings.base_url, str(settings.sandbox))
     return f"moe_personalize:{CACHE_FORMAT}:{build_digest((*workspace, *parts))}"
 
 
@@ -52,8 +52,8 @@ def get_many(keys: Iterable[str]) -> dict[str, Any]:
     return _use(lambda cache: cache.get_many(keys) or {}, {})
 
 
-def set_many(entries: Mapping[str, Any], *, timeout: float) -> bool:
-    """Store ``entries`` in the site's cache for ``timeout`` seconds. Return whether the cache stored all entries."""
+def set_many(entries: Mapping[str, Any], *, timeout: float | None) -> bool:
+    """Store ``entries`` in the site's cache for ``timeout`` seconds, or for good. Return whether all are stored."""
     return _use(lambda cache: not cache.set_many(dict(entries), timeout=timeout), False)
 
 

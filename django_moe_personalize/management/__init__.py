@@ -6,6 +6,37 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from django_moe_personalize.conf import ConfigurationError, list_workspaces
+from django_moe_personalize.runtime import use_workspace
+
+
+class WorkspaceCommand(BaseCommand):
+    """A command that works for one workspace: the one that ``--workspace`` names, or else the default one."""
+
+    without = "default"
+    """The workspaces for which the command works without ``--workspace``, in words."""
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        """See BaseCommand.add_arguments()."""
+        meaning = f"a workspace of the settings (default: {self.without})"
+        parser.add_argument("--workspace", metavar="NAME", help=meaning)
+
+    def execute(self, *args: Any, **options: Any) -> str | None:
+        """See BaseCommand.execute(). Raises CommandError for an unknown workspace."""
+        try:
+            context = use_workspace(options.get("workspace"))
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+        with context:
+            return super().execute(*args, **options)
+
+    def list_chosen(self, name: str | None) -> tuple[str, ...]:
+        """Return the workspace of ``--workspace``, or all workspaces."""
+        return list_workspaces() if name is None else (name,)
 
 
 @contextmanager

@@ -14,15 +14,24 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="OutboxCounter",
             fields=[
-                ("outcome", models.CharField(max_length=20, primary_key=True, serialize=False, verbose_name="outcome")),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("workspace", models.CharField(default="default", max_length=32, verbose_name="workspace")),
+                ("outcome", models.CharField(max_length=20, verbose_name="outcome")),
                 ("count", models.PositiveBigIntegerField(default=0, verbose_name="count")),
             ],
-            options={"verbose_name": "counter of the outbox", "verbose_name_plural": "counters of the outbox"},
+            options={
+                "verbose_name": "counter of the outbox",
+                "verbose_name_plural": "counters of the outbox",
+                "constraints": [
+                    models.UniqueConstraint(fields=("workspace", "outcome"), name="moe_outbox_counter"),
+                ],
+            },
         ),
         migrations.CreateModel(
             name="OutboxEvent",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("workspace", models.CharField(default="default", max_length=32, verbose_name="workspace")),
                 ("event_uuid", models.UUIDField(unique=True, verbose_name="event UUID")),
                 ("customer_hash", models.CharField(max_length=32, verbose_name="hash of the customer id")),
                 ("body", models.TextField(verbose_name="JSON for MoEngage")),
@@ -57,7 +66,7 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "event in the outbox",
                 "verbose_name_plural": "events in the outbox",
-                "indexes": [models.Index(fields=["is_pending", "due_at"], name="moe_outbox_due")],
+                "indexes": [models.Index(fields=["workspace", "is_pending", "due_at"], name="moe_outbox_due")],
             },
         ),
     ]

@@ -38,6 +38,8 @@ The number is a prime. So if visitors open two addresses of a route in turn, the
 
 MAX_ROUTES: Final = 1000
 
+# The beginnings of the names, because each workspace has cookies of its own.
+_COOKIES = (*COOKIE_NAMES, QUERY_COOKIE)
 _PREFIX = STAMP.encode()
 _STAMPS = re.compile(rb"moe\.[0-9a-f]{12}")
 
@@ -105,9 +107,7 @@ def _drop_cookies(response: HttpResponseBase) -> bool:
     A view may return one response object again and again, with the cookies that the package set for its first visitor.
     An empty cookie is from delete_anonymous_cookie().
     """
-    foreign = [
-        name for name in (*COOKIE_NAMES, QUERY_COOKIE) if name in response.cookies and response.cookies[name].value
-    ]
+    foreign = [name for name, cookie in response.cookies.items() if name.startswith(_COOKIES) and cookie.value]
     for name in foreign:
         del response.cookies[name]
     return bool(foreign)

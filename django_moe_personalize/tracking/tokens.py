@@ -18,6 +18,7 @@ from django.conf import settings as django_settings
 from django.core import signing
 from django.utils.crypto import constant_time_compare, salted_hmac
 
+from django_moe_personalize.conf import DEFAULT, get_settings
 from django_moe_personalize.moengage.types import Action, Event
 
 TOKEN_MAX_AGE: Final = 24 * 60 * 60
@@ -45,7 +46,8 @@ class Token(NamedTuple):
 
     The token of a link is for its click and has a ``destination``. Its ``host`` is another site to which the template's
     author links. The token of a mark is for the impression, and for clicks on the ``elements`` inside the mark. An
-    ``expired`` token doesn't count.
+    ``expired`` token doesn't count. The event goes to the token's own ``workspace``, even if the site chooses another
+    one for the request that reports it: the address of a link or a beacon may not tell the workspace.
     """
 
     event_uuid: str
@@ -55,6 +57,7 @@ class Token(NamedTuple):
     destination: str = ""
     host: str = ""
     elements: Sequence[str] = ()
+    workspace: str = DEFAULT
     expired: bool = False
 
     def __repr__(self) -> str:
@@ -63,13 +66,15 @@ class Token(NamedTuple):
     @classmethod
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
         """Return the token for ``event``. The token has a keyed hash in place of the customer id."""
-        binding = bind_visitor(event.customer_id)
-        return cls(event.event_uuid, event.action.value, event.attributes, binding, destination, host, elements)
+        binding, workspace = bind_visitor(event.customer_id), get_settings().name
+        action = event.action.value
+        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, workspace)
 
     def sign(self, stamp: str = "", limit: int = MAX_LINK_LENGTH) -> str | None:
         """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is longer than ``limit``."""
         stamp = stamp or draw_stamp()
-        text = stamp + signing.dumps(self[:-1], salt=SALT + stamp, compress=True)
+        content = self[:-2] if self.workspace == DEFAULT else self[:-1]
+        text = stamp + signing.dumps(content, salt=SALT + stamp, compress=True)
         return text if len(text) <= limit else None
 
     def belongs_to(self, customer_id: str) -> bool:
@@ -106,10 +111,23 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [str(event_uuid), str(action), dict(context), str(binding), str(destination), str(host), list(elements)]:
+        case [*fields, str(host), list(elements)]:
+            # A token of the default workspace doesn't name it.
+            content = [*fields, host, elements, DEFAULT]
+    match content:
+        case [
+            str(event_uuid),
+            str(action),
+            dict(context),
+            str(binding),
+            str(url),
+            str(host),
+            list(elements),
+            str(name),
+        ]:
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
-            return Token(event_uuid, action, context, binding, destination, host, elements)
+            return Token(event_uuid, action, context, binding, url, host, elements, name)
     raise ValueError
 
 

@@ -108,7 +108,7 @@ def list_inputs(request: HttpRequest, now: datetime, settings: Settings) -> tupl
     """Return all request data that the package's own attributes depend on."""
     raw = request.META.get("QUERY_STRING", "")
     query = _parse_query(raw, settings.query_parameters) if 0 < len(raw) <= MAX_VALUE_LENGTH else raw
-    cookie, quarter = request.COOKIES.get(QUERY_COOKIE), int(now.timestamp()) // QUARTER_OF_AN_HOUR
+    cookie, quarter = request.COOKIES.get(QUERY_COOKIE + settings.suffix), int(now.timestamp()) // QUARTER_OF_AN_HOUR
     return query, *map(request.META.get, _INPUTS), cookie, quarter
 
 
@@ -301,7 +301,7 @@ def _remember(request: HttpRequest, consent: Consent, settings: Settings) -> Pai
     found = read_query(request.META.get("QUERY_STRING", ""), names)
     if not consent.identify or not names:
         return found
-    known = request.__dict__.get(QUERY_CHANGED, request.COOKIES.get(QUERY_COOKIE, ""))
+    known = request.__dict__.get(QUERY_CHANGED, request.COOKIES.get(QUERY_COOKIE + settings.suffix, ""))
     stored = read_query(known[:MAX_REMEMBERED_LENGTH].replace(":", "="), names)
     if not found or found == stored:
         return stored
@@ -321,7 +321,7 @@ def _encode_query(pairs: Pairs) -> str:
 def forget_parameters(request: HttpRequest) -> bool:
     """Forget the stored query parameters. Return whether the response must delete their cookie."""
     request.__dict__.pop(QUERY_CHANGED, None)
-    if QUERY_COOKIE in request.COOKIES:
+    if QUERY_COOKIE + get_settings().suffix in request.COOKIES:
         setattr(request, QUERY_CHANGED, "")
     return QUERY_CHANGED in request.__dict__
 
@@ -331,11 +331,11 @@ def set_query_cookie(request: HttpRequest, response: HttpResponseBase) -> None:
 
     Mark the response as private first, so that no proxy stores the cookie.
     """
-    text = getattr(request, QUERY_CHANGED, None)
-    if text and not is_deleted(response, QUERY_COOKIE):
-        response.set_cookie(QUERY_COOKIE, text, secure=request.is_secure(), httponly=True, samesite="Lax")
+    text, name = getattr(request, QUERY_CHANGED, None), QUERY_COOKIE + get_settings().suffix
+    if text and not is_deleted(response, name):
+        response.set_cookie(name, text, secure=request.is_secure(), httponly=True, samesite="Lax")
     elif text is not None:
-        response.delete_cookie(QUERY_COOKIE, samesite="Lax")
+        response.delete_cookie(name, samesite="Lax")
 
 
 # The site's own attributes.

@@ -137,7 +137,7 @@ class Remembered(dict[tuple[Any, ...], Visitor]):
         if is_long or not request.META.get("HTTP_COOKIE", "").isascii() or _may_be_known(request):
             return []
         is_secure = request.is_secure()
-        cookie, gpc = request.COOKIES.get(COOKIE_NAMES[is_secure]), request.META.get("HTTP_SEC_GPC")
+        cookie, gpc = request.COOKIES.get(COOKIE_NAMES[is_secure] + settings.suffix), request.META.get("HTTP_SEC_GPC")
         inputs = (is_secure, cookie, gpc, *list_inputs(request, now, settings))
         headers = (None,) if may_be_changed else self.list_headers(request)
         # Under ASGI the raw data lacks the scheme. The page may have another time than the present.

@@ -36,7 +36,11 @@ _ANONYMOUS = re.compile("anon-[0-9a-f]{32}")
 _MAX_COOKIE_LENGTH: Final = 256
 _LAZY_USER: Final = "django.contrib.auth.middleware"
 COOKIE_NAMES: Final = ("moe_id", "__Host-moe_id")
-"""The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself."""
+"""The cookie's name over http, and over https. Browsers accept a ``__Host-`` cookie only from the host itself.
+
+Each workspace but DEFAULT adds its suffix to the names of its cookies. So a browser has another id in each workspace,
+and no workspace can connect its visitors with those of another one.
+"""
 
 MINTED: Final = "_moe_personalize_minted_id"
 FORGOTTEN: Final = "_moe_personalize_forgotten_id"
@@ -118,6 +122,11 @@ def build_default_consent(request: HttpRequest) -> Consent:
     return GPC if request.META.get("HTTP_SEC_GPC", "").strip() == "1" else GRANTED
 
 
+def deny(request: HttpRequest) -> Consent:
+    """Return the consent of a request whose workspace isn't known, so that its page fetches and counts nothing."""
+    return DENIED
+
+
 def _accept(consent: Consent) -> Consent:
     # The site's function may set a purpose to "no" or None. Only True grants the purpose.
     return Consent(fetch=consent.fetch is True, identify=consent.identify is True, track=consent.track is True)
@@ -166,9 +175,9 @@ def set_anonymous_cookie(request: HttpRequest, response: HttpResponseBase) -> No
     Mark the response as private first. Otherwise a proxy could store the response and give one id to all visitors.
     """
     minted, secure = getattr(request, MINTED, None), request.is_secure()
-    if minted is not None and not is_deleted(response, COOKIE_NAMES[secure]):
+    if minted is not None and not is_deleted(response, name := COOKIE_NAMES[secure] + get_settings().suffix):
         options = {"max_age": ANONYMOUS_COOKIE_AGE, "secure": secure, "httponly": True, "samesite": "Lax"}
-        response.set_signed_cookie(COOKIE_NAMES[secure], minted, salt=SALT, **options)
+        response.set_signed_cookie(name, minted, salt=SALT, **options)
     elif hasattr(request, FORGOTTEN):
         delete_anonymous_cookie(response)
 
@@ -199,15 +208,18 @@ def forget_anonymous_id(request: HttpRequest) -> bool:
     Return whether the browser sent a cookie with the old id. set_anonymous_cookie() replaces or deletes this cookie.
     """
     request.__dict__.pop(MINTED, None)
-    if any(name in request.COOKIES for name in COOKIE_NAMES):
+    if any(name + get_settings().suffix in request.COOKIES for name in COOKIE_NAMES):
         setattr(request, FORGOTTEN, True)
     return hasattr(request, FORGOTTEN)
 
 
 def delete_anonymous_cookie(response: HttpResponseBase) -> None:
-    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent."""
+    """Delete the package's cookies. Call this in a "forget me" view, or when a visitor withdraws consent.
+
+    The cookies are those of the current workspace: another one needs a withdrawal of its own.
+    """
     for name in (*COOKIE_NAMES, QUERY_COOKIE):
-        response.delete_cookie(name, path="/", samesite="Lax")
+        response.delete_cookie(name + get_settings().suffix, path="/", samesite="Lax")
 
 
 def _read_user(request: HttpRequest) -> Identity | None:
@@ -287,7 +299,7 @@ def _get_anonymous_id(request: HttpRequest) -> str:
 
 def read_anonymous_cookie(request: HttpRequest) -> str | None:
     """Return the anonymous id in the request's cookie, or ``None`` without a cookie that this site signed."""
-    name = COOKIE_NAMES[request.is_secure()]
+    name = COOKIE_NAMES[request.is_secure()] + get_settings().suffix
     raw = request.COOKIES.get(name, "")
     header = request.META.get("HTTP_COOKIE", "")
     if not header.isascii():

@@ -23,6 +23,10 @@ def test_defaults_are_documented(settings):
     del settings.MOE_PERSONALIZE
     found = get_settings()
     assert {field.name: getattr(found, field.name) for field in dataclasses.fields(found)} == {
+        "name": "default",
+        "suffix": "",
+        "workspaces": {},
+        "workspace": "",
         "enabled": True,
         "workspace_id": "",
         "api_key": "",
@@ -48,6 +52,7 @@ def test_defaults_are_documented(settings):
         "vary_cache_on": None,
         "metadata_ttl": 300.0,
         "impressions": "render",
+        "islands": "script",
         "delivery": Backend("django_moe_personalize.delivery.thread.ThreadDelivery", {}),
         "cache_control": "private, no-store",
         "transport": Backend("django_moe_personalize.moengage.transport.RequestsTransport", {}),

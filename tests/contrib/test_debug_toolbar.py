@@ -89,6 +89,7 @@ def test_panel_explains_a_page(toolbar, visit, headers):
         f"cart_value 1 ATTRIBUTES: {__name__}.cart",
         f"{Action.SHOWN.value} hero-banner",
         "Circuit breaker closed",
+        "Switched off nothing",
         "Delivery ImmediateDelivery: 1 accepted, 1 delivered, 0 pending",
     ):
         assert text in panel

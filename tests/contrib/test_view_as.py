@@ -16,6 +16,7 @@ from django.views.decorators.cache import cache_page
 from django_moe_personalize.contrib.view_as import view as view_module
 from django_moe_personalize.contrib.view_as.view import COOKIE, View
 from django_moe_personalize.fetching.cache import get_cache
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.runtime import get_runtime
 from tests.pages import BROWSER, text, title
 from tests.site import TAGS, show
@@ -103,6 +104,15 @@ def test_a_preview_shows_the_view_and_leaves_nothing(site, visit, upstream, rout
     assert (left.headers["Location"], [*left.cookies]) == ("/page/", [COOKIE])
     assert visit.client.cookies["sessionid"].value == session
     assert "moe-view-as" not in text(visit(route))
+
+
+def test_a_preview_doesnt_ask_for_what_is_off(site, visit, upstream):
+    """It shows what the visitor gets. But content that the view forces is the view's own."""
+    get_switch().turn(["hero-banner"], is_off=True, by="ada")
+    log_in(visit)
+    visit.client.cookies[COOKIE] = site(customer_id="ada-42")
+    assert title(visit("/page/")) == "Welcome"
+    assert {key for body in upstream.fetches for key in body["experience_key"]} == {"promo-strip"}
 
 
 @pytest.mark.parametrize(

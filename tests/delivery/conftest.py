@@ -70,9 +70,9 @@ def make_due():
 
 
 @contextlib.contextmanager
-def without_table():
+def without_table(model=OutboxEvent):
     """Take the table of the outbox away while the context lasts."""
-    table = OutboxEvent._meta.db_table
+    table = model._meta.db_table
     with connection.cursor() as cursor:
         cursor.execute(f"ALTER TABLE {table} RENAME TO away")
         yield

@@ -23,8 +23,9 @@ pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin_urls")]
 LIST = "/admin/moe_personalize/outboxevent/"
 COPY_ROWS = """
 WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < %s)
-INSERT INTO moe_personalize_outboxevent (event_uuid, customer_hash, body, state, attempts, due_at, reason, created_at)
-SELECT printf('%%032x', i), customer_hash, body, state, attempts, due_at, reason, created_at
+INSERT INTO moe_personalize_outboxevent
+    (workspace, event_uuid, customer_hash, body, state, attempts, due_at, reason, created_at)
+SELECT workspace, printf('%%032x', i), customer_hash, body, state, attempts, due_at, reason, created_at
 FROM n, moe_personalize_outboxevent
 """
 APPS = django_settings.INSTALLED_APPS

@@ -13,8 +13,9 @@ from django.utils import timezone
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.doctor import site
 from django_moe_personalize.fetching.shared import put_up_notice
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.upstream import BREAKER_TOPIC
-from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.models import OutboxEvent, Switch
 from django_moe_personalize.testing import override_personalize
 from django_moe_personalize.tracking.watchdog import TOPIC, WEB_SDK_TOPIC
 from tests.delivery.conftest import without_table
@@ -29,6 +30,18 @@ def test_cache_that_works(settings, request):
     assert find("share no cache, so only their logs report rate limits")[0] == "ok"
     request.getfixturevalue("shared")
     assert find("The cache 'experiences' works")[1].endswith("and processes share it.")
+
+
+def test_keys_that_are_off(shared):
+    """Each has a finding, with the person who has switched it off. Without a table or a cache, nothing can be off."""
+    assert find("No experience is switched off.")[0] == "ok"
+    get_switch().turn(["", "hero-banner"], is_off=True, by="ada")
+    assert find("All experiences are switched off (by ada at ")[0] == "warning"
+    assert find("Experience 'hero-banner' is switched off")[1].endswith(
+        "Run `manage.py moe_switch on hero-banner` when it should be shown again."
+    )
+    with override_personalize(CACHE="default"), without_table(Switch):
+        assert find("`manage.py moe_switch` can't work")[0] == "warning"
 
 
 class SlowCache(BaseCache):

@@ -11,7 +11,7 @@ from asgiref.sync import async_to_sync
 from benchmarks import hostile
 from django_moe_personalize import client, runtime
 from django_moe_personalize.fetching import flight, upstream
-from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.flights import get_flights
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.runtime import reset_runtimes

@@ -11,7 +11,7 @@ import pytest
 from django_moe_personalize import signals
 from django_moe_personalize.fetching import flight, upstream
 from django_moe_personalize.fetching.cache import ExperienceCache
-from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.flights import get_flights
 from django_moe_personalize.moengage import client
 from django_moe_personalize.moengage.http1 import HTTPExchange
 from django_moe_personalize.resilience import PoolBusy

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from django_moe_personalize.fetching import flight as flight_module
-from django_moe_personalize.fetching.flight import Flights, Question
+from django_moe_personalize.fetching import flights as flights_module
+from django_moe_personalize.fetching.flights import Flights, Question
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from tests.fetching.warm_vendor import build_visitor
@@ -86,7 +86,7 @@ class FlightsMachine(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(flight_module, "monotonic", self.clock)
+        self.patch.setattr(flights_module, "monotonic", self.clock)
         self.flights = Flights(max_seconds=8, max_flights=3)
         self.shared = {}
         self.leading = []

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from django_moe_personalize.client import get_client
-from django_moe_personalize.fetching.flight import get_flights
+from django_moe_personalize.fetching.flights import get_flights
 from django_moe_personalize.fetching.upstream import get_background, get_pool
 from django_moe_personalize.moengage.client import PersonalizeClient
 from django_moe_personalize.moengage.http1 import Request

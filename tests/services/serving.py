@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -48,9 +49,15 @@ class Server:
     process: subprocess.Popen[bytes]
     names_hang: Path
     log: Path
+    environment: Mapping[str, str]
 
     def read_log(self) -> str:
         return self.log.read_text()
+
+    def manage(self, *arguments: str) -> str:
+        """Run a command of the site, and return what it prints."""
+        command = [sys.executable, "-m", "tests.services.site", *arguments]
+        return subprocess.check_output(command, cwd=ROOT, env=self.environment, text=True)
 
 
 @contextmanager
@@ -94,6 +101,7 @@ def _serve(
     *,
     workers: int,
     caches: Mapping[str, Any] = LOCAL_MEMORY,
+    databases: Mapping[str, Any] = MappingProxyType({}),
     intervals: Mapping[str, Any] = SHORT_INTERVALS,
     warm: int = 0,
     **moe: Any,
@@ -103,6 +111,7 @@ def _serve(
     told = {
         "moe": {**CREDENTIALS, "BASE_URL": base_url, **moe},
         "caches": caches,
+        "databases": dict(databases),
         "intervals": intervals,
         "warm": warm,
         "names_hang": str(names_hang),
@@ -114,7 +123,7 @@ def _serve(
         running(command, env=environment, pass_fds=[listener.fileno()], stderr=errors) as process,
     ):
         wait_until(process, lambda: _answers(port), log.read_text)
-        yield Server(kind, port, workers, process, names_hang, log)
+        yield Server(kind, port, workers, process, names_hang, log, environment)
 
 
 def _answers(port: int) -> bool:

@@ -1,7 +1,8 @@
 """The site that gunicorn and uvicorn serve: personalized pages, and the same pages without the package.
 
 Its configuration is in the environment variable SERVICES_SITE; see serving.py. gunicorn runs
-``tests.services.site:wsgi()``, and ``python -m tests.services.site FD`` runs uvicorn. Below ``/without`` the same
+``tests.services.site:wsgi()``, ``python -m tests.services.site FD`` runs uvicorn, and
+``python -m tests.services.site COMMAND …`` runs a command of Django. Below ``/without`` the same
 process serves the same URLs without our middleware.
 """
 
@@ -89,8 +90,8 @@ def _configure() -> dict[str, Any]:
         ROOT_URLCONF="tests.services.site",
         INSTALLED_APPS=["django_moe_personalize"],
         MIDDLEWARE=[OURS],
-        # Any use of the database is an error.
-        DATABASES={},
+        # Without one, any use of the database is an error.
+        DATABASES=told["databases"],
         CACHES=told["caches"],
         TEMPLATES=[{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True}],
         LOGGING={
@@ -193,5 +194,12 @@ def _run_uvicorn(descriptor: int) -> None:
     asyncio.run(server.serve(sockets=[socket.socket(fileno=descriptor)]))
 
 
+def _run_command(*arguments: str) -> None:
+    from django.core.management import ManagementUtility
+
+    _configure()
+    ManagementUtility(["manage.py", *arguments]).execute()
+
+
 if __name__ == "__main__":
-    _run_uvicorn(int(sys.argv[1]))
+    _run_uvicorn(int(sys.argv[1])) if sys.argv[1].isdigit() else _run_command(*sys.argv[1:])

@@ -178,8 +178,14 @@ def main():
 
 def build_look(seen):
     """Return a function that opens a page and returns its text, and the calls and counts so far."""
-    decide, asked = seen.engine._decide, []
-    seen.engine._decide = lambda query: [asked.append(query.keys), decide(query)][1]
+    handle, asked = seen.engine.handle, []
+
+    def watch(request):
+        if request.path.endswith("/fetch"):
+            asked.append(json.loads(request.body)["experience_key"])
+        return handle(request)
+
+    seen.engine.handle = watch
 
     def look(client, url):
         asked.clear()

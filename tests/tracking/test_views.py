@@ -186,7 +186,7 @@ def test_replaced_secret_key(shown, visit, token, settings):
     assert count(shown) == (1, 0)
 
 
-WHOLE = list(Token.build(Event(Action.CLICKED, "x", CONTEXT, 0), destination="/a/")[:-1])
+WHOLE = list(Token.build(Event(Action.CLICKED, "x", CONTEXT, 0), destination="/a/")[:-2])
 
 
 def replace_part(place, value):
@@ -196,7 +196,7 @@ def replace_part(place, value):
 
 OTHER_SHAPES = [
     *(WHOLE[:count] for count in range(len(WHOLE))),
-    [*WHOLE, False],
+    *([*WHOLE, *more] for more in ([False], ["gone"], ["default", False])),
     *(replace_part(place, wrong) for place in range(7) for wrong in (None, 7, [[1]])),
     *(replace_part(place, wrong) for place in (0, 1, 3) for wrong in ("x", "\ud800") if (place, wrong) != (3, "x")),
     dict(zip(Token._fields, WHOLE, strict=False)),

@@ -23,6 +23,7 @@ from django_moe_personalize.client import get_client
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.contrib.view_as.view import View
 from django_moe_personalize.exceptions import APIError
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.moengage.client import read_experience
 from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.page import Page
@@ -97,6 +98,7 @@ def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experi
     found: dict[str, Experience | None] = dict.fromkeys(keys)
     if not visitor.consent.fetch:
         return found
+    keys = get_switch(page.runtime).leave_out(keys)
     identity, deadline = visitor.identity, Deadline(page.runtime.settings.deadline)
     try:
         for start in range(0, len(keys), MAX_KEYS):

@@ -6,19 +6,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_moe_personalize.checks.usages import Usage, find_usages
 from django_moe_personalize.client import get_client, is_embedded, open_workspace_file
 from django_moe_personalize.doctor.asking import SECONDS, explain_failures
 from django_moe_personalize.doctor.drift import Payloads, Problem, Row, collect_payloads, find_problems, list_rows
+from django_moe_personalize.management import WorkspaceCommand
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 
 HEADER = ("KEY", "STATUS", "NAME", "USED IN")
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     """List the experiences, or with ``--check`` the differences between the site and the workspace."""
 
     help = "Lists the experiences of the workspace, and where templates, views, settings and schemas use them."
@@ -27,6 +28,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See BaseCommand.add_arguments()."""
+        super().add_arguments(parser)
         check = "report keys that don't exist or have ended or are paused, and payloads that break their schema"
         customer = "with --check: also compare the payloads that this customer gets; may be repeated"
         parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")

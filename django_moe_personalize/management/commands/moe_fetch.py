@@ -9,18 +9,19 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.doctor.asking import SECONDS, ask, build_time, explain_failures, read_attributes
 from django_moe_personalize.fetching.metadata import find_reason
+from django_moe_personalize.management import WorkspaceCommand
 from django_moe_personalize.moengage.types import Experience, ExperiencesResult
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.schemas import find_schema
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     """Fetch experiences as a page does, but without the cache. Report no impression."""
 
     help = "Fetches experiences for one visitor, from MoEngage or from the sandbox, and prints them."
@@ -29,6 +30,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See BaseCommand.add_arguments()."""
+        super().add_arguments(parser)
         as_of = "send the day and the hour of this moment, such as 2026-12-24T18:00 (default: now)"
         parser.add_argument("key", nargs="+", metavar="KEY", help="an experience key")
         parser.add_argument("--customer", metavar="ID", help="the customer id (default: an unknown visitor)")

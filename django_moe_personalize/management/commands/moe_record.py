@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 
 from django_moe_personalize.checks.usages import find_usages
 from django_moe_personalize.client import get_client
 from django_moe_personalize.doctor.asking import SECONDS, ask, build_time, explain_failures, read_attributes
+from django_moe_personalize.management import WorkspaceCommand
 from django_moe_personalize.moengage.json_values import thaw
 from django_moe_personalize.moengage.types import Experience, ExperiencesMetadata, ExperienceStatus
 from django_moe_personalize.resilience import Deadline
@@ -27,7 +28,7 @@ MARK = "recorded"
 """The attribute of a recorded customer that tells the customers apart."""
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     """Record experiences. The file has no credentials, no customer ids and no attributes of visitors."""
 
     help = "Writes the experiences that visitors get to a workspace file, which the sandbox and tests replay."
@@ -35,6 +36,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See BaseCommand.add_arguments()."""
+        super().add_arguments(parser)
         keys = "the experience keys (default: those that the site uses)"
         customer = "also record what this customer gets; may be repeated"
         parser.add_argument("file", metavar="FILE", help="the workspace file to write")
