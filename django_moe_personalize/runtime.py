@@ -302,17 +302,18 @@ def _find(name: str) -> Runtime:
     return found
 
 
-def _name_workspace(record: logging.LogRecord) -> bool:
-    """Put the name of the workspace before a line of the log, on a site with several workspaces."""
+def _add_fields(record: logging.LogRecord) -> bool:
+    """Add the fields that each line of the log has. On a site with several workspaces, begin the line with its name."""
+    record.__dict__.setdefault("moe_event", "notice")
     runtime = _get_used(_process.default)
+    record.moe_workspace = DEFAULT if runtime is None else runtime.name
     # Without settings, as in a sandbox of its own, there are no workspaces.
     if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
-        record.moe_workspace = runtime.name
         record.msg = f"Workspace {runtime.name}: {record.msg}"
     return True
 
 
-logger.addFilter(_name_workspace)
+logger.addFilter(_add_fields)
 
 
 def list_runtimes() -> Sequence[Runtime]:
@@ -387,14 +388,5 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
     setattr(uwsgi, name, call_both)
 
 
-def _add_fields(record: logging.LogRecord) -> bool:
-    """Add the fields that each line of the log has, for structured logs."""
-    runtime = _get_used()
-    record.moe_workspace = DEFAULT if runtime is None else runtime.name
-    record.__dict__.setdefault("moe_event", "notice")
-    return True
-
-
-logger.addFilter(_add_fields)
 call_in_children(_start_in_child)
 atexit.register(_end)

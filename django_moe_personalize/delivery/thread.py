@@ -82,18 +82,16 @@ class ThreadDelivery(BaseDelivery):
         self._is_resting, self._wake_at = True, self.batch_size
         self._queue: deque[Event] = deque()
         self._in_flight: list[Event] = []
-        self._bytes = 0
+        self._bytes = self._failures = self._flushing = 0
         # Events beyond a limit that aren't counted yet.
         self._lost = 0
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
-        self._failures = 0
         self._is_paused = self._has_dropped = False
         self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
         self._due = self._not_before = 0.0
-        self._flushing = 0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
 

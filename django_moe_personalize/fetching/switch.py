@@ -54,7 +54,8 @@ class Switch:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._landed, self._used_at = 0, monotonic()
-        self._outage = Outage("The state of the kill switch can't be read", "The state of the kill switch can be read")
+        failing, working = "The state of the kill switch can't be read", "The state of the kill switch can be read"
+        self._outage = Outage(failing, working, part="switch")
 
     # What the fetch asks.
 
@@ -177,12 +178,14 @@ class Switch:
         for key, entry in self._off.items():
             if entry != before.get(key):
                 message = "%s Pages show the default. Run `%s` to switch on again."
-                logger.warning(message, entry.describe(), entry.switch_on)
+                fields = {"moe_event": "switch_off", "moe_experience_key": key}
+                logger.warning(message, entry.describe(), entry.switch_on, extra=fields)
         entries = {entry.experience_key: entry for entry in self._entries}
         for key in before.keys() - self._off.keys():
             entry = entries.get(key, before[key])
             why = "the time is over" if entry.is_off else entry.change
-            logger.warning("%s switched on again (%s).", entry.name, why)
+            fields = {"moe_event": "switch_on", "moe_experience_key": key}
+            logger.warning("%s switched on again (%s).", entry.name, why, extra=fields)
 
 
 @part

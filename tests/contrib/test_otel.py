@@ -2,7 +2,7 @@
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from functools import partial
 
 import pytest
@@ -21,6 +21,7 @@ from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
+from tests import brands
 from tests.conftest import settle
 from tests.delivery.events import backend, make_event, make_events
 from tests.documents import read, read_rows, read_section, read_words
@@ -230,6 +231,30 @@ def test_child_of_a_fork(otel, upstream):
         os._exit(0 if is_right and otel.read(f"{EVENTS}.accepted") == {(): 5} else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert otel.read(f"{EVENTS}.accepted") == {(): 2}
+
+
+def test_workspaces(otel, visit, settings):
+    """Each workspace has its own values and its own spans."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(brands.Brand(name)) for name in brands.BRANDS]
+        brands.configure(settings, found)
+        for number in range(3):
+            name = brands.BRANDS[number == 0]
+            with otel.page():
+                title(visit("/", headers={"x-brand": name, "x-customer": str(number), "user-agent": BROWSER}))
+        brands.flush()
+        settle()
+        each = {("outlet",): 1, ("default",): 2}
+        for metric in ("cache.lookups", "events.accepted", "events.delivered"):
+            assert otel.read(f"moe_personalize.{metric}", "workspace") == each
+        fetches = otel.read("moe_personalize.request.duration", "workspace", "operation")
+        assert (fetches["outlet", "fetch"], fetches["default", "fetch"]) == (1, 2)
+        spans = [attributes["workspace"] for name, _, attributes in otel.read_spans() if "deliver" in name]
+        assert spans == ["outlet", "default", "default"]
+        assert otel.read("moe_personalize.breaker.state", "workspace", "state") == {
+            ("outlet", "closed"): 1,
+            ("default", "closed"): 1,
+        }
 
 
 def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):
