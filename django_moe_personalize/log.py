@@ -13,6 +13,7 @@ from collections.abc import Callable
 logger = logging.getLogger("django_moe_personalize")
 
 CREDENTIALS_FIX = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
+DATA_CREDENTIALS_FIX = "Check DATA_API_KEY, WORKSPACE_ID and DATA_CENTER."
 DOCTOR_FIX = "Run `manage.py moe_doctor` to find the cause."
 PROXY_FIX = "Check the proxy in TRANSPORT, or in the environment if `trust_env` is on."
 

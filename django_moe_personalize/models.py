@@ -15,6 +15,7 @@ from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
 from django_moe_personalize.conf import DEFAULT
+from django_moe_personalize.moengage.types import Action
 
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.types import Event
@@ -44,6 +45,8 @@ class OutboxEvent(models.Model):
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
     # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
     body = models.TextField(_("JSON for MoEngage"))
+    # The Data API may fail alone. Then deliverers lease only the other events for a while.
+    is_conversion = models.BooleanField(_("conversion"), default=False, db_default=False)
     state = models.CharField(
         pgettext_lazy("outbox", "state"), max_length=8, choices=State.choices, default=State.PENDING
     )
@@ -82,6 +85,7 @@ class OutboxEvent(models.Model):
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
+            is_conversion=event.action is Action.TRACKED,
             due_at=now,
             created_at=now,
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 from weakref import ref
 
@@ -37,6 +38,7 @@ class Page(RequestVisitor):
     """One request and its experiences. All waits of a page together take at most DEADLINE seconds."""
 
     is_id_due = False
+    is_preview = False
     is_read = False
     is_streamed = False
     _budget: float | None = None
@@ -277,7 +279,8 @@ class Page(RequestVisitor):
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             self.is_streamed = True
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self.runtime)
+            end = partial(self._end, request, response)
+            tracking.record_when_streamed(request, response, self.aload, end, self.runtime)
             return ()
         return self._end(request, response)
 

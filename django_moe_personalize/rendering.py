@@ -17,7 +17,6 @@ from typing import Any, Final
 from urllib.parse import quote, urljoin
 
 from django.conf import settings as django_settings
-from django.core.signing import BadSignature, Signer
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.templatetags.static import static
@@ -25,9 +24,8 @@ from django.urls import NoReverseMatch, URLResolver, get_resolver, get_urlconf, 
 from django.utils.cache import patch_vary_headers
 from django.utils.html import conditional_escape, escape, format_html
 from django.utils.safestring import SafeString
-from django.utils.translation import get_language
 
-from django_moe_personalize.conf import DEFAULT, Settings, get_settings
+from django_moe_personalize.conf import Settings, get_settings
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.tracking import PageTracker, marks
@@ -50,10 +48,8 @@ NOWHERE: Final = "#"
 """The URL that replaces an unsafe destination."""
 
 SCRIPT: Final = "moe_personalize/personalize.js"
-ISLANDS_SCRIPT: Final = "moe_personalize/islands.js"
 SCRIPT_HINT: Final = "Set STATIC_URL, run `manage.py collectstatic`, and restart the site."
 
-_ISLANDS: Final = "django_moe_personalize.islands"
 MAX_REMEMBERED_TEXT: Final = 2048
 
 
@@ -73,7 +69,7 @@ def render_experience(
     is_watched = mode == "visible" or (tracker.is_early and mode == "render")
     if not elements and not is_watched and mode != "web_sdk":
         return body
-    token = _build_token(tracker, experience, elements, mode)
+    token = build_token(tracker, experience, elements, mode)
     if token is None:
         return body
     return SafeString(marks.add_mark(body, token, is_watched=is_watched, has_comments=not is_streamed))
@@ -98,7 +94,8 @@ def _escape(text: str) -> SafeString:
     return escape(text)
 
 
-def _build_token(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> str | None:
+def build_token(tracker: PageTracker, experience: Experience, elements: Sequence[str], mode: str) -> str | None:
+    """Return the token of a mark: signed for the beacon, or in the mode "web_sdk" the calls of MoEngage's script."""
     if mode != "web_sdk":
         return tracker.sign_mark(experience, elements)
     if tracker.get_impression(experience) is None:
@@ -158,10 +155,11 @@ def build_click_url(
     if experience is None or tracker is None or get_settings().impressions == "web_sdk":
         return destination
     token = tracker.sign_click(experience, destination, element=element, offering=offering, host=host)
-    return destination if token is None else _reverse("click", token) or destination
+    return destination if token is None else reverse_endpoint("click", token) or destination
 
 
-def _reverse(name: str, *args: str) -> str | None:
+def reverse_endpoint(name: str, *args: str) -> str | None:
+    """Return the URL of one of the package's views, or ``None`` with a line in the log."""
     try:
         return reverse(f"moe_personalize:{name}", args=args)
     except NoReverseMatch:
@@ -176,7 +174,7 @@ def _reverse(name: str, *args: str) -> str | None:
 
 
 def find_endpoint(name: str, *args: str) -> str | None:
-    """Return the URL of the view ``click`` or ``beacon``, or ``None`` if the site doesn't include the package's URLs.
+    """Return the URL of a view such as ``beacon``, or ``None`` if the site doesn't include the package's URLs.
 
     The site may include them in any namespace, or several times. The first that needs no other arguments counts.
     """
@@ -232,22 +230,26 @@ def render_scripts(request: HttpRequest | None, shown: Iterable[str] = ()) -> Sa
     The browser loads this page in advance if there are tokens in ``shown``. The script reports these impressions once
     a person opens the page.
     """
-    beacon = _reverse("beacon") if get_settings().enabled else None
+    beacon = reverse_endpoint("beacon") if get_settings().enabled else None
     if beacon is None:
         return SafeString("")
-    source = _find_source(SCRIPT)
+    source = find_source(SCRIPT)
     if not source:
         return SafeString("")
-    nonce = SafeString("")
+    tokens = " ".join(shown)
+    waiting = format_html(' data-moe-shown="{}"', tokens) if tokens else ""
+    nonce = render_nonce(request)
+    return format_html('<script src="{}" data-beacon="{}"{}{} defer></script>', source, beacon, waiting, nonce)
+
+
+def render_nonce(request: HttpRequest | None) -> SafeString:
+    """Return the attribute with the CSP nonce of the page, or "" if the page has no nonce."""
     # The nonce of Django (6.0 and later), or the nonce of django-csp.
     for name in ("_csp_nonce", "csp_nonce"):
         if (found := getattr(request, name, None)) is not None:
             # str() reads the lazy nonce, which adds the nonce to the header of the policy.
-            nonce = format_html(' nonce="{}"', str(found))
-            break
-    tokens = " ".join(shown)
-    waiting = format_html(' data-moe-shown="{}"', tokens) if tokens else ""
-    return format_html('<script src="{}" data-beacon="{}"{}{} defer></script>', source, beacon, waiting, nonce)
+            return format_html(' nonce="{}"', str(found))
+    return SafeString("")
 
 
 def find_script(name: str = SCRIPT) -> tuple[str, str]:
@@ -265,45 +267,13 @@ def find_script(name: str = SCRIPT) -> tuple[str, str]:
     return ("", "STATIC_URL is not set") if url == name else (url, "")
 
 
-def _find_source(name: str) -> str:
+def find_source(name: str) -> str:
     """Return the URL of a script, or "". Log a problem once."""
     source, problem = find_script(name)
     if problem:
         message = "The static file %s has no URL (%s), so it may not load in pages. %s"
         log_once(("script", name), message, name, problem, SCRIPT_HINT)
     return source
-
-
-def sign_island(experience_key: str, template_name: str) -> str:
-    """Return the token of an island. It names no visitor and doesn't expire, because caches keep the page."""
-    content, workspace = [experience_key, template_name, get_language() or ""], get_settings().name
-    return Signer(salt=_ISLANDS).sign_object(content if workspace == DEFAULT else [*content, workspace])
-
-
-def read_island(token: str) -> tuple[str, str, str, str] | None:
-    """Return the key, template, language and workspace of an island, or ``None`` if the site didn't sign the token."""
-    try:
-        key, template_name, language, *workspace = Signer(salt=_ISLANDS).unsign_object(token)
-    except BadSignature:
-        return None
-    return key, template_name, language, *(workspace or [DEFAULT])
-
-
-def render_island(experience_key: str, template_name: str, fallback: SafeString, css_class: str) -> SafeString:
-    """Return the island around ``fallback``, and the script that fills the island. Or ``<esi:include>`` for a proxy."""
-    settings, token = get_settings(), sign_island(experience_key, template_name)
-    url = _reverse("islands") if settings.enabled else None
-    if url is None:
-        return fallback
-    begin = format_html('<div class="{}" data-moe-island="{}">', css_class, token)
-    if settings.islands == "esi":
-        include = format_html('<esi:include src="{}"/>', _reverse("island", token))
-        return format_html("{}{}<esi:remove>{}</esi:remove></div>", begin, include, fallback)
-    if not (source := _find_source(ISLANDS_SCRIPT)):
-        return fallback
-    names = " ".join(settings.query_parameters)
-    script = format_html('<script src="{}" data-url="{}" data-names="{}" defer></script>', source, url, names)
-    return format_html("{}{}</div>{}", begin, fallback, script)
 
 
 # Response headers.

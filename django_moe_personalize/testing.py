@@ -26,7 +26,7 @@ from django_moe_personalize.conf import SETTING, Settings
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import Transport
 from django_moe_personalize.moengage.http1 import Request, Response
-from django_moe_personalize.moengage.types import Action
+from django_moe_personalize.moengage.types import UUID_ATTRIBUTE, Action
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import reset_runtimes
 from django_moe_personalize.sandbox.control import is_loopback
@@ -146,7 +146,7 @@ def _build_workspace(experiences: Mapping[str, Mapping[str, Any]], variation: st
 
 
 class Events:
-    """The impressions and clicks that the sandbox of a test got. A failed assertion says what happened instead."""
+    """The events that the sandbox of a test got. A failed assertion says what happened instead."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -160,6 +160,11 @@ class Events:
     def clicks(self) -> dict[str, int]:
         """How often each experience was clicked, by key."""
         return dict(Counter(entry.experience_key for entry in self._find(Action.CLICKED)))
+
+    @property
+    def tracked(self) -> dict[str, int]:
+        """How often each event of track_event() was reported, by name."""
+        return dict(Counter(entry.action for entry in self._find(Action.TRACKED)))
 
     def clear(self) -> None:
         """Forget the events so far."""
@@ -180,6 +185,39 @@ class Events:
     def assert_not_clicked(self, *experience_keys: str) -> None:
         """Assert that no visitor clicked one of the experiences, or any experience if you name none."""
         self._check_none(self.clicks, experience_keys, "clicked")
+
+    def assert_tracked(
+        self,
+        name: str,
+        *,
+        customer_id: str | None = None,
+        attributes: Mapping[str, Any] | None = None,
+        times: int | None = None,
+    ) -> None:
+        """Assert that track_event() reported this event: for this customer, with these attributes, so often, if given.
+
+        The event may have more attributes.
+        """
+        found = [entry for entry in self._find(Action.TRACKED) if entry.action == name]
+        if not found:
+            others = f"These were tracked: {_list(self.tracked)}." if self.tracked else "No event was tracked."
+            raise AssertionError(f"{name!r} was not tracked. {others} {_HINTS[Action.TRACKED]}")
+        fitting = [
+            entry
+            for entry in found
+            if customer_id in (None, entry.customer_id)
+            and {**entry.attributes, **(attributes or {})} == entry.attributes
+        ]
+        if not fitting:
+            instead = ", ".join(f"{entry.customer_id!r} {_hide_uuid(entry.attributes)}" for entry in found)
+            raise AssertionError(f"{name!r} was not tracked like this. It was tracked for: {instead}.")
+        if times is not None and len(fitting) != times:
+            raise AssertionError(f"{name!r} was tracked {len(fitting)} times, not {times} times.")
+
+    def assert_not_tracked(self, *names: str) -> None:
+        """Assert that track_event() reported none of these events, or no event at all if you name none."""
+        if wrong := {name: count for name, count in self.tracked.items() if not names or name in names}:
+            raise AssertionError(f"Events were tracked that should not be: {_list(wrong)}.")
 
     def _check_none(self, counts: Mapping[str, int], keys: tuple[str, ...], verb: str) -> None:
         if wrong := {key: count for key, count in counts.items() if not keys or key in keys}:
@@ -208,6 +246,8 @@ class Events:
         return f"{others} {_HINTS[action]}"
 
     def _find(self, action: Action) -> list[LedgerEntry]:
+        if action is Action.TRACKED:
+            return [entry for entry in self._engine.ledger.entries() if entry.is_conversion]
         return [entry for entry in self._engine.ledger.entries() if entry.action == action.value]
 
     def _read(self, entry: LedgerEntry, name: str) -> str:
@@ -230,7 +270,15 @@ _HINTS = {
         "A click counts if the test opens the link of {% click_url %}, or if a view calls track_click(). "
         "Include django_moe_personalize.urls in your URLs."
     ),
+    Action.TRACKED: (
+        "request.personalization.track_event() reports nothing for a robot, in a preview, for a visitor without "
+        "consent to track, and for an id that MoEngage forbids, such as a single digit."
+    ),
 }
+
+
+def _hide_uuid(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name != UUID_ATTRIBUTE}
 
 
 def _list(counts: Mapping[str, int]) -> str:

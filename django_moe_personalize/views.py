@@ -6,7 +6,7 @@ import itertools
 import json
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import BytesIO
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +28,8 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_variables
 from django.views.decorators.http import require_POST, require_safe
 
-from django_moe_personalize import planning, rendering, tracking
+from django_moe_personalize import planning, tracking
+from django_moe_personalize.browser.islands import read_island
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.context import get_page, give_id, switch_workspace
 from django_moe_personalize.fetching.shared import add_to_count
@@ -36,6 +37,7 @@ from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.runtime import Runtime, get_runtime, log_once, part, use_workspace
 from django_moe_personalize.tracking import destinations
 from django_moe_personalize.tracking.watchdog import get_watchdog
+from django_moe_personalize.visitor import MINTED
 from django_moe_personalize.visitor.identity import get_consent, get_identity
 
 MAX_BEACON_BYTES: Final = 16 * 1024
@@ -95,7 +97,7 @@ def _count_click(request: HttpRequest, token: tracking.Token) -> None:
         with use_workspace(token.workspace):
             customer_id = _find_customer_id(request)
             if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
-                tracking.record([token.build_event(customer_id)])
+                tracking.record([token.build_event(customer_id)], None, request)
 
 
 def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
@@ -171,7 +173,7 @@ def _record_reports(request: HttpRequest, reports: list[Report]) -> None:
     customer_id = _find_customer_id(request)
     events = [] if customer_id is None else _build_events(reports, customer_id)
     if customer_id and events and is_within_limit("beacons", customer_id):
-        tracking.record(events)
+        tracking.record(events, None, request)
 
 
 def _read_reports(request: HttpRequest) -> list[Any]:
@@ -293,10 +295,8 @@ def islands(request: HttpRequest) -> JsonResponse:
 
     ``page`` is the path of the page around the islands. Relative links of the islands start there.
     """
-    path = request.GET.get("page", "")
-    if path.startswith("/") and len(path) <= MAX_PATH_LENGTH and destinations.is_safe_url(path):
-        request.path = path
     tokens = list(dict.fromkeys(request.GET.getlist("island")))[:MAX_ISLANDS]
+    _stand_in_page(request)
     found = _load_islands(request, [_find_island(token) for token in tokens])
     drawn = [island and island.render(request, has_fallback=True) for island in found]
     return JsonResponse({"islands": dict(zip(tokens, drawn, strict=True))})
@@ -306,9 +306,28 @@ def islands(request: HttpRequest) -> JsonResponse:
 @never_cache
 @require_safe
 def island(request: HttpRequest, token: str) -> HttpResponse:
-    """Return the HTML of one island for ``<esi:include>``. A bad token gets an empty response."""
+    """Return the HTML of one island for ``<esi:include>``. A bad token gets an empty response.
+
+    ``page`` is the path of the page around the island, as in islands().
+    """
+    _stand_in_page(request)
     [found] = _load_islands(request, [_find_island(token)])
-    return HttpResponse(found.render(request) if found else "")
+    html = found.render(request) if found else ""
+    if MINTED in request.__dict__ and (page := get_page(request)) is not None:
+        # The proxy drops the cookie with the new id, so an event would make a profile for each island.
+        page._tracker = None
+    return HttpResponse(html)
+
+
+def _stand_in_page(request: HttpRequest) -> None:
+    """Give the request the path of the page around the islands, and only the parameters of the page."""
+    query = request.GET.copy()
+    path = query.pop("page", [""])[-1]
+    query.pop("island", None)
+    if path.startswith("/") and len(path) <= MAX_PATH_LENGTH and destinations.is_safe_url(path):
+        request.path = path
+    request.GET = query  # type: ignore[assignment]
+    request.META["QUERY_STRING"] = query.urlencode()
 
 
 class _Island(NamedTuple):
@@ -324,13 +343,14 @@ class _Island(NamedTuple):
         page = get_page(request)
         if has_fallback and (page is None or page.read(self.experience_key) is None):
             return None
-        with translation.override(self.language or None):
+        is_same = self.language == (translation.get_language() or "")
+        with nullcontext() if is_same else translation.override(self.language or None):
             html: str = self.template.render({"experience_key": self.experience_key}, request)
         return html
 
 
 def _find_island(token: str) -> _Island | None:
-    if (signed := rendering.read_island(token)) is None:
+    if (signed := read_island(token)) is None:
         return None
     key, name, language, workspace = signed
     try:

@@ -25,17 +25,19 @@ from django.templatetags.i18n import BlockTranslateNode
 
 from django_moe_personalize.checks.foreign_code import may_render
 from django_moe_personalize.planning import get_literal
+from django_moe_personalize.templatetags.caches import PLACEHOLDERS, is_cache
 from django_moe_personalize.templatetags.moe_personalize import (
-    PLACEHOLDERS,
     ClickURLNode,
     ExperienceNode,
     ExperienceValueNode,
+    IdentityNode,
     NamedValueNode,
     ScriptsNode,
-    is_cache,
+    StateNode,
 )
 
 _PAGE = re.compile(r"\{%\s*(extends|experience)\b|personaliz")
+_PERSONAL = ExperienceNode | ExperienceValueNode | ClickURLNode | ScriptsNode | StateNode | IdentityNode
 _QUOTED = re.compile(r""""[^"]*"|'[^']*'""")
 _ASSIGNED = re.compile(r"\s(?:as|asvar)\s+(\w+)(?:\s+silent)?\s*$")
 _HANDED_IN = frozenset({"children", "slot"})
@@ -339,7 +341,7 @@ def _iterate(node: Any) -> Iterator[Any]:
 
 
 def _is_personal(node: Any, names: Names) -> bool:
-    if isinstance(node, ExperienceNode | ExperienceValueNode | ClickURLNode | ScriptsNode):
+    if isinstance(node, _PERSONAL):
         return True
     texts = [_read_contents(node)]
     # The token of an {% if %} doesn't contain the conditions of its {% elif %}.

@@ -39,7 +39,7 @@ def find_in_templates() -> Iterator[Usage]:
     """Yield the literal keys in the templates of Django's template language."""
     for engine in get_engines():
         for name, source in read_sources(engine).items():
-            if "experience" in source:
+            if "experience" in source or "personalize_state" in source:
                 yield from _find_in_template(engine, name)
 
 
@@ -49,7 +49,7 @@ def _find_in_template(engine: Engine, name: str) -> Iterator[Usage]:
         template = engine.get_template(name)
         nodes: list[Any] = template.nodelist.get_nodes_by_type(Node)
         for node in nodes:
-            key = getattr(node, "experience_key", None)
+            key = getattr(node, "experience_key", None) or getattr(node, "island_key", None)
             if isinstance(key, str):
                 yield Usage(key, "template", str(template.origin.name), node.token.lineno)
 

@@ -91,6 +91,7 @@ class Settings:
     enabled: bool = setting(True, readers.read_boolean)
     workspace_id: str = setting("", readers.read_credential, colon=False)
     api_key: str = setting("", readers.read_credential, colon=True, secret=True)
+    data_api_key: str = setting("", readers.read_credential, colon=True, secret=True)
     data_center: str = setting("", readers.read_data_center, choices=DATA_CENTERS)
     base_url: str = setting("", readers.read_string, pattern=".*", expected="a string", secret=True)
     sandbox: bool | str = setting(False, readers.read_sandbox)

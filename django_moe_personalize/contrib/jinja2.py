@@ -17,11 +17,14 @@ from jinja2.runtime import Context
 from markupsafe import Markup
 
 from django_moe_personalize import rendering
+from django_moe_personalize.browser.islands import render_island
+from django_moe_personalize.browser.state import render_state
 from django_moe_personalize.checks.finders import Usage, register_finder
 from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.planning import find_template_keys
+from django_moe_personalize.templatetags import caches, pages
 from django_moe_personalize.templatetags import moe_personalize as tags
 
 ROOT: Final = "_moe_template"
@@ -43,11 +46,11 @@ class PersonalizeExtension(Extension):
     The extension finds the keys when Jinja2 compiles a template, so bytecode caches and ``from_string()`` work too.
     """
 
-    tags = {"experience"}  # noqa: RUF012 - Jinja2 declares it in this way.
+    tags = {"experience", "experience_island"}  # noqa: RUF012 - Jinja2 declares it in this way.
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        values = (experience_value, click_url, personalize_scripts)
+        values = (experience_value, click_url, personalize_scripts, personalize_state, personalize_identity)
         environment.globals.update({value.__name__: value for value in values})
         environment.filters.update(experience_html=tags.experience_html, experience_url=experience_url)
         generator, template = environment.code_generator_class, environment.template_class
@@ -55,11 +58,13 @@ class PersonalizeExtension(Extension):
         environment.template_class = type("Template", (_Template, template), {})
 
     def parse(self, parser: Parser) -> list[nodes.Node]:
-        """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``."""
-        line = next(parser.stream).lineno
-        opened = parser._tag_stack
+        """Parse ``{% experience KEY [as NAME] %}…{% fallback %}…{% endexperience %}``, or the tag of an island."""
+        token = next(parser.stream)
+        if token.value == "experience_island":
+            return self._parse_island(parser, token.lineno)
+        line, opened = token.lineno, parser._tag_stack
         for tag in opened[:-1]:
-            if tags.is_cache(tag, parser.extensions.get(tag)):
+            if caches.is_cache(tag, parser.extensions.get(tag)):
                 message = (
                     "{% experience %} is inside {% TAG %}, which would show one visitor's content to all visitors."
                 )
@@ -82,15 +87,34 @@ class PersonalizeExtension(Extension):
         ]
         return [node.set_lineno(line) for node in find]
 
+    def _parse_island(self, parser: Parser, line: int) -> list[nodes.Node]:
+        """Parse ``{% experience_island KEY [template=…] [class=…] %}…fallback…{% endexperience_island %}``."""
+        key, options = parser.parse_expression(), {"template": nodes.Const(""), "class": nodes.Const("")}
+        while parser.stream.current.test_any("name:template", "name:class"):
+            name = next(parser.stream).value
+            parser.stream.expect("assign")
+            options[name] = parser.parse_expression()  # type: ignore[assignment]
+        shown = parser.free_identifier()
+        fallback = parser.parse_statements(("name:endexperience_island",), drop_needle=True)
+        output = nodes.Output([self.call_method("show_island", [key, shown, *options.values()])])
+        block: list[nodes.Node] = [nodes.AssignBlock(shown, None, fallback), output]
+        return [node.set_lineno(line) for node in block]
+
+    @pass_context
+    def show_island(self, context: Context, key: object, fallback: str, template: object, css_class: object) -> str:
+        """Return the island, which caches may keep."""
+        request = pages.find_request(cast(Any, context))
+        return render_island(request, str(key), SafeString(fallback), str(template), str(css_class))
+
     @pass_context
     def find(self, context: Context, key: object) -> Any:
         """Return the experience. With ``enable_async`` the template may wait in an event loop."""
-        return _find(context, tags.find_page(cast(Any, context)), key)
+        return _find(context, pages.find_page(cast(Any, context)), key)
 
     @pass_context
     def show(self, context: Context, experience: Experience, body: str, is_filtered: bool) -> str:
         """Record that the page shows the experience, and return its body with the marks."""
-        page = cast(Page, tags.find_page(cast(Any, context)))
+        page = cast(Page, pages.find_page(cast(Any, context)))
         if is_filtered:
             page.tracker.rendered.setdefault(experience.experience_key, experience)
             return body
@@ -107,7 +131,7 @@ class _Generator(CodeGenerator):
 
     def visit_Template(self, node: nodes.Template, frame: Any = None) -> None:
         """Write the code of the template, and then its plan."""
-        keys = [key for key, _ in _find_keys(node)]
+        keys = [key for key, _ in _find_keys(node, has_islands=False)]
         for call in node.find_all(nodes.Call):
             if getattr(call.node, "name", "") == "click_url":
                 call.args[1:2] = [_mark(argument) for argument in call.args[1:2]]
@@ -116,15 +140,15 @@ class _Generator(CodeGenerator):
         self.writeline(f"{_PLAN} = {keys!r}, {names!r}")
 
 
-def _find_keys(node: nodes.Template) -> Iterator[tuple[str, int]]:
-    """Yield the literal keys of a template, with their lines."""
+def _find_keys(node: nodes.Template, *, has_islands: bool) -> Iterator[tuple[str, int]]:
+    """Yield the literal keys of a template, with their lines. The page doesn't fetch the keys of its islands."""
     for call in node.find_all(nodes.Call):
         name = getattr(call.node, "name", "")
-        is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name == "find"
-        if is_tag or name == "experience_value":
-            for first in call.args[:1]:
-                if isinstance(first, nodes.Const) and isinstance(first.value, str):
-                    yield first.value, call.lineno
+        is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name in ("find", "show_island")
+        if (is_tag and (has_islands or name == "find")) or name in ("experience_value", "personalize_state"):
+            for key in call.args if name == "personalize_state" else call.args[:1]:
+                if isinstance(key, nodes.Const) and isinstance(key.value, str):
+                    yield key.value, call.lineno
 
 
 def _mark(argument: nodes.Expr) -> nodes.Expr:
@@ -167,7 +191,7 @@ def _find(context: Context, page: Page | None, key: object) -> Any:
     template = context.get(ROOT)
     if context.environment.is_async:
         return _afind(page, key, template)
-    return tags.give_type(page, key, page.find(key, template))
+    return pages.give_type(page, key, page.find(key, template))
 
 
 async def _afind(page: Page, key: str, template: Any) -> Experience | None:
@@ -175,13 +199,13 @@ async def _afind(page: Page, key: str, template: Any) -> Experience | None:
         page._learn(*keys)
         await page.aconfirm()
         await page.aload(*keys)
-    return tags.give_type(page, key, await page.aread(key))
+    return pages.give_type(page, key, await page.aread(key))
 
 
 @pass_context
 def experience_value(context: Context, key: object, variable: str, default: object = "") -> Any:
     """Return one variable of a payload as text, or the default."""
-    page = tags.find_page(cast(Any, context))
+    page = pages.find_page(cast(Any, context))
     found = _find(context, page, key)
     if isinstance(found, Awaitable):
         return _await_value(context, page, found, key, variable, default)
@@ -213,11 +237,11 @@ def click_url(
     context: Context, experience: object, destination: object, *, element: object = "", offering: object = None
 ) -> str:
     """Return the URL of a link that counts clicks, or the plain destination if the click can't be counted."""
-    page = tags.find_page(cast(Any, context))
+    page = pages.find_page(cast(Any, context))
     if page is not None:
         page.confirm()
     return rendering.build_click_url(
-        tags.find_request(cast(Any, context)),
+        pages.find_request(cast(Any, context)),
         None if page is None else page.tracker,
         experience if isinstance(experience, Experience) else None,
         _get_text(destination),
@@ -231,6 +255,26 @@ def click_url(
 def personalize_scripts(context: Context) -> str:
     """Return the script tag, which has the CSP nonce of this page."""
     return tags.ScriptsNode().render(cast(Any, context))
+
+
+@pass_context
+def personalize_state(context: Context, *keys: object) -> Any:
+    """Return the experiences of the keys as JSON for scripts. Without keys, return those that the page has shown."""
+    page = pages.find_page(cast(Any, context))
+    found = {str(key): _find(context, page, str(key)) for key in keys}
+    if any(isinstance(each, Awaitable) for each in found.values()):
+        return _await_state(page, found)
+    return render_state(page, found or (page.tracker.list_shown() if page else {}))
+
+
+async def _await_state(page: Page | None, found: dict[str, Any]) -> str:
+    return render_state(page, {key: await each for key, each in found.items()})
+
+
+@pass_context
+def personalize_identity(context: Context) -> str:
+    """Return the script tag that tells MoEngage's Web SDK who the visitor is."""
+    return tags.IdentityNode().render(cast(Any, context))
 
 
 def experience_url(value: object) -> str:
@@ -260,5 +304,7 @@ def find_in_jinja2() -> Iterator[Usage]:
 
 def _find_in_template(environment: Environment, name: str) -> Iterator[Usage]:
     source, file, _ = cast(Any, environment.loader).get_source(environment, name)
-    for key, line in _find_keys(environment.parse(source, name, file)) if "experience" in source else ():
+    if "experience" not in source and "personalize_state" not in source:
+        return
+    for key, line in _find_keys(environment.parse(source, name, file), has_islands=True):
         yield Usage(key, "template", file or name, line)

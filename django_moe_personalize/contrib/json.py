@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 from asgiref.sync import sync_to_async
@@ -13,9 +12,9 @@ from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
 from django_moe_personalize import rendering
+from django_moe_personalize.browser.state import serialize
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.context import get_page, give_id
-from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.page import Page
 from django_moe_personalize.views import is_within_limit
 from django_moe_personalize.visitor import MINTED
@@ -25,24 +24,6 @@ MAX_KEYS: Final = 25
 """Keys that one request may ask for: as many as one call to MoEngage."""
 
 MAX_KEY_LENGTH: Final = 100
-
-
-def serialize(page: Page | None, experience: Experience, elements: Sequence[str] | None = None) -> dict[str, Any]:
-    """Return an experience with the token of its impression and of the clicks on ``elements``.
-
-    By default, the elements are the variables of the payload and the ids of the offerings. The token is ``None`` if
-    nothing counts, for example without the visitor's consent.
-    """
-    if elements is None:
-        elements = [*experience.payload, *(offering.offering_id for offering in experience.offerings)]
-    plain = experience.to_dict()
-    # The contexts have the names of campaigns and audiences. The token is all that the client needs of them.
-    return {
-        "experience_key": plain["experience_key"],
-        "payload": plain["payload"],
-        "offerings": [{"offering_id": each["offering_id"], "content": each["content"]} for each in plain["offerings"]],
-        "token": None if page is None else page.tracker.sign_mark(experience, list(dict.fromkeys(elements))),
-    }
 
 
 @login_not_required

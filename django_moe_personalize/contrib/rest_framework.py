@@ -7,8 +7,8 @@ from typing import Any
 
 from rest_framework.serializers import BaseSerializer
 
+from django_moe_personalize.browser.state import serialize
 from django_moe_personalize.context import get_page
-from django_moe_personalize.contrib.json import serialize
 
 
 class ExperienceSerializer(BaseSerializer):  # type: ignore[misc, unused-ignore]

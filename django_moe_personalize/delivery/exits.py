@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -135,3 +136,13 @@ def _delay(number: int, handler: Any) -> None:
     # atexit calls these functions in reverse order: it closes the deliveries, and then lets the signal through.
     atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {number})
     atexit.register(_end)
+
+
+def runs_without_threads() -> bool:
+    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
+    try:
+        options = import_module("uwsgi").opt
+    except ImportError:
+        return False
+    said = options.get("enable-threads", b"false")
+    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

@@ -12,18 +12,17 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 
 from django.db import close_old_connections
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import Outage, logger
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
 
@@ -70,7 +69,7 @@ class ThreadDelivery(BaseDelivery):
         self._pause = Backoff(self.pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._start_empty()
         exits.close_at_exit(self)
-        if runs_without_threads():
+        if exits.runs_without_threads():
             logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
 
     def _start_empty(self) -> None:
@@ -94,6 +93,7 @@ class ThreadDelivery(BaseDelivery):
         self._due = self._not_before = 0.0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
+        self._second: ThreadDelivery | None = None
 
     def start_in_child(self) -> None:
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
@@ -108,6 +108,14 @@ class ThreadDelivery(BaseDelivery):
         self._recorded.append(events)
         if self._is_resting or len(self._recorded) >= self._wake_at:
             self._wake()
+
+    def record_conversions(self, conversions: Sequence[Event]) -> None:
+        """Accept conversions. They have a queue and a thread of their own: the Data API may fail alone."""
+        with self._changed:
+            if self._second is None:
+                self._second = replace(self)
+                self._second.runtime = self.runtime
+        self._second.record(conversions)
 
     def _wake(self) -> None:
         """Start or wake the thread. At the exit, send the events in the caller's thread."""
@@ -215,6 +223,8 @@ class ThreadDelivery(BaseDelivery):
                 self._wait(deadline)
             finally:
                 self._flushing -= 1
+        if self._second is not None:
+            self._second.flush(deadline.remaining())
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -222,7 +232,8 @@ class ThreadDelivery(BaseDelivery):
         with self._changed:
             self._admit()
         self._report_overflow()
-        return super().counts()
+        own = super().counts()
+        return own if self._second is None else own + self._second.counts()
 
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
@@ -243,7 +254,7 @@ class ThreadDelivery(BaseDelivery):
             self._settled += len(gone)
             self._changed.notify_all()
         self.count_dropped(len(gone), "erased")
-        return len(gone)
+        return len(gone) + (0 if self._second is None else self._second.erase(customer_id))
 
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
@@ -261,6 +272,8 @@ class ThreadDelivery(BaseDelivery):
                 self._in_flight = []
                 self._changed.notify_all()
             self._drop_at_exit(left)
+        if self._second is not None:
+            self._second.close()
 
     def start_closing(self) -> None:
         """Let the thread send the pending events now, and start the time of close()."""
@@ -294,7 +307,7 @@ class ThreadDelivery(BaseDelivery):
             return
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
-            get_client(self.runtime)
+            (get_data_client if isinstance(self._queue[0], Conversion) else get_client)(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
             exits.start_lookup_thread()
@@ -313,8 +326,9 @@ class ThreadDelivery(BaseDelivery):
             with suppress(Exception):
                 close_old_connections()
         # The runtime may have closed its client already, and then this thread has opened a new connection.
-        if (client := get_client.find(self.runtime)) is not None:
-            client.close()
+        for found in (get_client.find(self.runtime), get_data_client.find(self.runtime)):
+            if found is not None:
+                found.close()
 
     def _next_batch(self) -> list[Event]:
         """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""
@@ -377,10 +391,10 @@ class ThreadDelivery(BaseDelivery):
 
     def _schedule(self, outcome: Outcome) -> None:
         """Decide when the next attempt may start."""
-        if outcome.error is None or self._is_paused != outcome.wrong_credentials:
+        if outcome.failure is None or self._is_paused != outcome.wrong_credentials:
             self._failures = 0
         self._is_paused = outcome.wrong_credentials
-        if outcome.error is None:
+        if outcome.failure is None:
             self._not_before = 0.0
             return
         # A retry waits for the backoff, and doesn't wait for the interval.
@@ -388,13 +402,3 @@ class ThreadDelivery(BaseDelivery):
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
         self._not_before = monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
-
-
-def runs_without_threads() -> bool:
-    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
-    try:
-        options = import_module("uwsgi").opt
-    except ImportError:
-        return False
-    said = options.get("enable-threads", b"false")
-    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from django import template
-from django.http import HttpRequest
 from django.template import Context, Node, NodeList, TemplateSyntaxError
 from django.template.base import FilterExpression, Parser, Token, token_kwargs
 from django.utils.functional import Promise
@@ -15,12 +13,16 @@ from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
 
 from django_moe_personalize import planning, rendering, tracking
-from django_moe_personalize.context import Personalization, get_page, give_id, read_typed
+from django_moe_personalize.browser.identity import find_customer_id, render_identity
+from django_moe_personalize.browser.islands import HAS_ISLANDS, render_island
+from django_moe_personalize.browser.state import render_state
+from django_moe_personalize.context import get_page, give_id
 from django_moe_personalize.moengage.types import Experience, Offering
-from django_moe_personalize.page import Page
 from django_moe_personalize.rendering import render_experience
 from django_moe_personalize.runtime import log_once
 from django_moe_personalize.schemas import find_schema, get_schemas
+from django_moe_personalize.templatetags.caches import PLACEHOLDERS, is_cache
+from django_moe_personalize.templatetags.pages import find_experience, find_page, find_request, find_typed
 from django_moe_personalize.tracking.destinations import get_allowed_hosts, is_safe_url, quote_url
 
 register = template.Library()
@@ -30,72 +32,8 @@ VALUE_FORM = '{% experience_value "key" "Variable" default="…" %}'
 ISLAND_FORM = '{% experience_island "key" [template="…"] [class="…"] %}…fallback…{% endexperience_island %}'
 CLICK_FORM = "{% click_url hero '/sale/' element='cta' %}"
 
-ISLAND_TEMPLATES = "moe_personalize/islands"
-HAS_ISLANDS = "_moe_has_islands"
-
-_CACHE = re.compile("cach(e|ing)", re.IGNORECASE)
-_PARTS = ("func", "__self__", "__class__")
 _LITERALS = (str, Promise)
 _ESCAPES = (("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&#x27;", "'"), ("&#39;", "'"), ("&amp;", "&"))
-
-PLACEHOLDERS: Final = frozenset({"placeholder", "static_placeholder", "static_alias"})
-_CMS = ("cms.", "djangocms_")
-
-# Names with the word cache that say the contrary: nocache, uncached, never_cache, cachebuster.
-_NO_CACHE = re.compile(
-    r"(?<![a-z])(no|non|not|un|end|never|without|outside|skip|bypass|disable|prevent|avoid|dont|clear|flush|invalidate)"
-    r"_?cach\w*|cache_?(bust|exempt|off|never)\w*",
-    re.IGNORECASE,
-)
-
-
-def find_request(context: Context) -> HttpRequest | None:
-    """Return the request of a template's context, or ``None``, for example in an email."""
-    request: HttpRequest | None = getattr(context, "request", None) or context.get("request")
-    return request
-
-
-def find_page(context: Context) -> Page | None:
-    """Return the page of a template's request, or ``None`` if the request didn't pass the middleware."""
-    page = get_page(find_request(context))
-    if page is None:
-        message = (
-            "A template with personalization tags has no request that passed PersonalizeMiddleware, so it shows its "
-            "fallbacks. Render it with render(request, …), and put the middleware into MIDDLEWARE, above all "
-            "middleware that renders pages."
-        )
-        log_once("request", message)
-    elif page._is_closed:
-        message = (
-            "A template with personalization tags was rendered after PersonalizeMiddleware, so it shows its fallbacks. "
-            "In MIDDLEWARE, move PersonalizeMiddleware above the middleware that renders this template."
-        )
-        log_once("late", message)
-    return page
-
-
-def find_experience(context: Context, key: object) -> tuple[Page | None, Experience | None]:
-    """Return the page and its experience. The first call fetches all experiences that the template needs."""
-    personalization = getattr(getattr(context, "request", None), "personalization", None)
-    # Without the calls of find_page() most tags save 30 bytecodes.
-    page = personalization._page if personalization.__class__ is Personalization else find_page(context)
-    if page is None or not isinstance(key, str):
-        return page, None
-    if page._is_closed:
-        find_page(context)
-    return page, page.read(key) if key in page._answers else page.find(key, context.template)
-
-
-def find_typed(context: Context, key: object) -> tuple[Page | None, Experience | None]:
-    """See find_experience(). If the key has a schema, return the experience with the defaults of the schema."""
-    page, experience = find_experience(context, key)
-    return page, experience if page is None else give_type(page, key, experience)
-
-
-def give_type(page: Page, key: object, experience: Experience | None) -> Experience | None:
-    """Return an experience that the page has read, with the defaults of the schema if its key has a schema."""
-    schema = None if experience is None else find_schema(key)
-    return experience if schema is None else read_typed(page, schema)
 
 
 def undo_escape(value: object) -> str:
@@ -177,25 +115,6 @@ def refuse_fragment_cache(parser: Parser, tag: str) -> None:
             )
             hint = f" If {{% {command} %}} caches nothing, register it under a name without the word cache."
             raise TemplateSyntaxError(message + hint * (command not in PLACEHOLDERS))
-
-
-def is_cache(tag: str, *sources: object) -> bool:
-    """Return whether a tag caches its content, according to its name or to its functions and classes ``sources``.
-
-    Wagtail has ``{% wagtailcache %}``, and cacheops has ``{% cached_as %}``. A site may register Django's ``do_cache``
-    under any name. django CMS caches its placeholders, with the default content in ``{% placeholder "x" or %}``.
-    """
-    if _CACHE.search(tag):
-        return _says_cache(tag)
-    if tag in PLACEHOLDERS and any(str(getattr(source, "__module__", "")).startswith(_CMS) for source in sources):
-        return True
-    found = [part for source in sources for part in (source, *(getattr(source, name, None) for name in _PARTS))]
-    found += [base for part in found if isinstance(part, type) for base in part.__mro__]
-    return any(_says_cache(str(getattr(part, "__qualname__", ""))) for part in found)
-
-
-def _says_cache(name: str) -> bool:
-    return _CACHE.search(_NO_CACHE.sub("", name)) is not None
 
 
 @register.tag
@@ -300,17 +219,17 @@ class IslandNode(Node):
 
     def __init__(self, key: FilterExpression, options: dict[str, FilterExpression], fallback: NodeList) -> None:
         self.key = key
-        self.template, self.css_class = options.get("template"), options.get("class")
+        self.island_key = planning.get_literal(key)
+        self.options = options
         self.fallback = fallback
 
     def render(self, context: Context) -> SafeString:
         """Return the island. It has nothing of the visitor, so caches may keep the page."""
-        if (request := find_request(context)) is not None:
-            request.__dict__[HAS_ISLANDS] = True
-        key = str(self.key.resolve(context))
-        template = self.template.resolve(context) if self.template else f"{ISLAND_TEMPLATES}/{key}.html"
-        css_class = self.css_class.resolve(context) if self.css_class else ""
-        return rendering.render_island(key, str(template), self.fallback.render(context), str(css_class))
+        template, css_class = (
+            str(self.options[name].resolve(context)) if name in self.options else "" for name in ("template", "class")
+        )
+        key, fallback = str(self.key.resolve(context)), self.fallback.render(context)
+        return render_island(find_request(context), key, fallback, template, css_class)
 
 
 @register.tag
@@ -402,6 +321,59 @@ def personalize_scripts(parser: Parser, token: Token) -> ScriptsNode:
     if len(token.split_contents()) > 1:
         raise TemplateSyntaxError("{% personalize_scripts %} takes no arguments.")
     return ScriptsNode()
+
+
+class KeyNode(Node):
+    """A key of ``{% personalize_state %}``, where planning.find_template_keys() looks for it."""
+
+    def __init__(self, key: FilterExpression, token: Token) -> None:
+        self.key = key
+        self.experience_key = planning.get_literal(key)
+        self.token = token
+
+
+class StateNode(Node):
+    """``{% personalize_state %}``: write what the page shows as JSON for scripts."""
+
+    child_nodelists = ("keys",)
+
+    def __init__(self, keys: NodeList) -> None:
+        self.keys = keys
+
+    def render(self, context: Context) -> SafeString:
+        """Return the experiences of the keys. Without keys, return the experiences that the page has shown so far."""
+        found = {str(node.key.resolve(context)): None for node in self.keys}  # type: ignore[attr-defined]
+        page = find_page(context)
+        if page is None:
+            return render_state(None, found)
+        return render_state(page, {key: find_typed(context, key)[1] for key in found} or page.tracker.list_shown())
+
+
+@register.tag
+def personalize_state(parser: Parser, token: Token) -> StateNode:
+    """Parse ``{% personalize_state [KEY …] %}``. Without keys, use it behind the tags that show experiences."""
+    refuse_fragment_cache(parser, "personalize_state")
+    _, *keys = token.split_contents()
+    return StateNode(NodeList(KeyNode(parser.compile_filter(key), token) for key in keys))
+
+
+class IdentityNode(Node):
+    """``{% personalize_identity %}``: render the script tag that tells MoEngage's Web SDK who the visitor is."""
+
+    def render(self, context: Context) -> SafeString:
+        """Return the script tag, or nothing if the visitor can't be known now."""
+        request, page = find_request(context), find_page(context)
+        customer_id = None if request is None or page is None else find_customer_id(page, request)
+        return SafeString("") if request is None or customer_id is None else render_identity(request, customer_id)
+
+
+@register.tag
+def personalize_identity(parser: Parser, token: Token) -> IdentityNode:
+    """Keep MoEngage's Web SDK in step with sign-in, sign-out and consent. Use it once, before personalize_scripts."""
+    refuse_fragment_cache(parser, "personalize_identity")
+    if len(token.split_contents()) > 1:
+        raise TemplateSyntaxError("{% personalize_identity %} takes no arguments.")
+    return IdentityNode()
 
 
 @register.filter

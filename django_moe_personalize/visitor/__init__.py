@@ -13,6 +13,7 @@ from django_moe_personalize.visitor.identity import (
     COOKIE_CHANGES,
     MINTED,
     QUERY_CHANGED,
+    UNKNOWN,
     Consent,
     Identity,
     build_default_consent,

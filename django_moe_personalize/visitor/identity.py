@@ -17,15 +17,12 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.moengage.data_api import is_forbidden_id
 from django_moe_personalize.runtime import log_once, protect_transactions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
-
-_WORDS: Final = ("true", "false", "null", "none", "na", "n/a", "guest", "unknown", "id", "uid", "user_id", "userid")
-FORBIDDEN_IDS: Final = {*_WORDS, "-1", "-2", "customer_id", "user_attribute_unique_id", "dummy_seller_code"}
-"""Customer ids that MoEngage forbids, in any case. It also forbids ids of one character (contract §4)."""
 
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
@@ -49,6 +46,9 @@ QUERY_COOKIE: Final = "moe_query"
 """The name of the cookie with query parameters. It isn't signed: a forged cookie can do no more than an address."""
 
 QUERY_CHANGED: Final = "_moe_personalize_query"
+
+UNKNOWN: Final = "_moe_personalize_unknown"
+"""The attribute of a request whose visitor can't be identified, for example because the database fails."""
 
 COOKIE_CHANGES: Final = frozenset({MINTED, FORGOTTEN, QUERY_CHANGED})
 """Attributes of a request whose response must set or delete a cookie."""
@@ -152,7 +152,7 @@ def get_identity(request: HttpRequest, consent: Consent, known: Identity | None 
             found = call(path, request, (Identity, NoneType)) if path else _read_user(request)
             return known if known and known.customer_id and known == found else _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -165,7 +165,7 @@ async def aget_identity(request: HttpRequest, consent: Consent) -> Identity | No
         found = await acall(path, request, (Identity, NoneType)) if path else await _aread_user(request)
         return _complete(request, found)
     except Exception as error:
-        _report_unknown(path, error)
+        _report_unknown(request, path, error)
         return None
 
 
@@ -270,8 +270,7 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
 
 def warn_of_forbidden_id(customer_id: str, source: str) -> None:
     """Log once per ``source`` that MoEngage forbids an id. The id is used nevertheless: only the site may change it."""
-    text = customer_id.strip()
-    if len(text) < 2 or text.lower() in FORBIDDEN_IDS:
+    if is_forbidden_id(customer_id):
         log_once(("forbidden", source), _FORBIDDEN, source)
 
 
@@ -318,7 +317,8 @@ def read_anonymous_cookie(request: HttpRequest) -> str | None:
     return known if _ANONYMOUS.fullmatch(known) else None
 
 
-def _report_unknown(path: str, error: Exception) -> None:
+def _report_unknown(request: HttpRequest, path: str, error: Exception) -> None:
+    request.__dict__[UNKNOWN] = True
     failure = HookError.build(path or "request.user", error)
     message = "The visitor can't be identified (%s), so the page shows its fallbacks and counts nothing."
     log_once(("identity", str(failure)), message, failure)

@@ -1,8 +1,13 @@
 """Islands in the browser: one request fills them all, nothing moves, and each experience counts once."""
 
+import threading
+
 import pytest
+from django.http import HttpResponse
+from django.urls import path
 
 from tests.browser.conftest import BOTH
+from tests.browser.site import urlpatterns
 
 pytestmark = pytest.mark.urls("tests.browser.site")
 
@@ -60,6 +65,72 @@ def test_islands_that_a_script_inserts(visitor):
     visitor.insert(ISLANDS)
     visitor.wait_until(lambda: visitor.run(TEXTS) == FILLED * 2)
     assert visitor.site.paths.count("/moe/islands/") == 2
+
+
+LIBRARIES = {
+    "turbo": ("@hotwired/turbo/dist/turbo.es2017-umd.js", "Turbo.visit(arguments[0])"),
+    "morph": ("@hotwired/turbo/dist/turbo.es2017-umd.js", "Turbo.visit(arguments[0], { action: 'replace' })"),
+    "htmx": (
+        "htmx.org/dist/htmx.js",
+        "htmx.ajax('GET', arguments[0], { target: 'main', select: 'main', swap: 'outerHTML' })",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIBRARIES)
+def test_pages_of_a_library(visitor, library, name):
+    """Each visit asks once, also if the library first shows an old copy of the page, or keeps its elements."""
+    file, visit = LIBRARIES[name]
+    visitor.use("render")
+    visitor.site.put_file("library.js", library(file).encode())
+    head = '<script src="/library.js" defer></script>'
+    head += '<meta name="turbo-refresh-method" content="morph">' * (name == "morph")
+    visitor.driver.get(first := visitor.site.put("page", f"<main>{ISLANDS}</main>", head=head))
+    other = visitor.site.put("other", f"<main>{ISLANDS}</main>", head=head)
+    for count, url in enumerate([first, first] if name == "morph" else [other, first, other], start=2):
+        visitor.wait_until(lambda: visitor.run(TEXTS) == FILLED)
+        visitor.run(visit, url)
+        visitor.wait_until(lambda count=count: visitor.site.paths.count("/moe/islands/") == count)
+    visitor.wait_until(lambda: visitor.run(TEXTS) == FILLED)
+    assert visitor.site.paths.count("/moe/islands/") == count
+    assert visitor.impressions == dict.fromkeys(["hero", "promo", "offer"], count)
+
+
+def test_many_islands_of_few_keys(visitor):
+    """Equal islands are one question. A new visitor gets one id, so the questions wait for each other."""
+    island = "{%% experience_island 'e%d' template='hero.html' %%}<p>Welcome</p>{%% endexperience_island %%}"
+    templates = "".join(island % number for number in range(30))
+    visitor.use("render")
+    visitor.driver.get(visitor.site.put("page", f"<main>{templates * 2}</main>"))
+    texts = [f"The e{n}" for n in range(30)] * 2
+    visitor.wait_until(lambda: visitor.run(TEXTS) == texts)
+    assert visitor.site.paths.count("/moe/islands/") == 2
+    assert visitor.impressions == {f"e{n}": 1 for n in range(30)}
+    assert len({entry.customer_id for entry in visitor._seen.engine.ledger.entries()}) == 1
+
+
+@pytest.mark.parametrize("answer", ["broken", "slow"])
+def test_answer_that_never_comes(visitor, monkeypatch, answer):
+    """The fallbacks stay, without an error in the console."""
+    released = threading.Event()
+
+    def fail(request):
+        if answer == "slow":
+            released.wait(30)
+        return HttpResponse("<h1>", status=200)
+
+    monkeypatch.setattr("tests.browser.site.urlpatterns", [path("moe/islands/", fail), *urlpatterns])
+    visitor.use("render")
+    visitor.site.put_file(
+        "quick.js", "const f = AbortSignal.timeout; AbortSignal.timeout = () => f.call(AbortSignal, 50)"
+    )
+    try:
+        visitor.driver.get(visitor.site.put("page", ISLANDS, head='<script src="/quick.js"></script>'))
+        visitor.wait_until(lambda: "/moe/islands/" in visitor.site.paths)
+        visitor.watch(lambda: visitor.run(TEXTS) != ["Welcome"] * 4, 0.3)
+        assert visitor.run(TEXTS) == ["Welcome"] * 4
+    finally:
+        released.set()
 
 
 def test_visitor_who_uses_the_fallback_keeps_it(visitor):

@@ -334,8 +334,8 @@ def test_urls_in_another_namespace(settings, kind):
     urls = type("URLs", (), {"urlpatterns": [path("plain/", page, name="plain"), *INCLUDED[kind]]})
     assert check_site(ROOT_URLCONF=urls) == []
     settings.ROOT_URLCONF = urls
-    assert Client().get(rendering._reverse("click", "token")).status_code == 400
-    assert Client().post(rendering._reverse("beacon")).status_code == 204
+    assert Client().get(rendering.reverse_endpoint("click", "token")).status_code == 400
+    assert Client().post(rendering.reverse_endpoint("beacon")).status_code == 204
 
 
 def test_urls_with_arguments():

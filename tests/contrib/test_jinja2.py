@@ -14,10 +14,13 @@ from django_moe_personalize.checks.usages import find_usages
 from django_moe_personalize.contrib.jinja2 import PersonalizeExtension
 from django_moe_personalize.planning import find_template_keys
 from django_moe_personalize.schemas import ExperienceSchema, declaration
+from django_moe_personalize.templatetags.moe_personalize import register
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
 EXTENSION = "django_moe_personalize.contrib.jinja2.PersonalizeExtension"
 END = "{% endexperience %}"
+END_ISLAND = "{% endexperience_island %}"
+STATE = '<script id="moe-state" type="application/json">{"experiences": '
 TEMPLATES = {
     "base.jinja": "{% experience 'hero' as h %}[{{ h.Title }}]{% endexperience %}{% block main %}{% endblock %}",
     "piece.jinja": "{{ experience_value('offers', 'Title') }}",
@@ -84,6 +87,12 @@ PAGES = [
     ("{% filter upper %}{% experience 'hero' as h %}{{ h.Title }}{% endexperience %}{% endfilter %}", "HELLO"),
     ("{{ click_url(none, 'https://other.example/?a=1&b=2') }}", "https://other.example/?a=1&amp;b=2"),
     ("{{ click_url(none, 'https://other.example/' ~ '') }}", "#"),
+    ("{% experience_island 'hero' class='wide' %}Welcome" + END_ISLAND, '<div class="wide" data-moe-island="'),
+    ("{% experience_island '../hero' %}{{ 1 + 1 }}" + END_ISLAND, "2"),
+    ("{% set k = '../k' %}{% experience_island k template='a' %}" + END_ISLAND, '<div class="" data-moe-island="'),
+    ("{% experience 'hero' %}" + END + "{{ personalize_state() }}", STATE + '{"hero": {"experience_key": "hero", '),
+    ("{{ personalize_state('nope', 'offers') }}", STATE + '{"nope": null, "offers": {"experience_key": "offers", '),
+    ("{{ personalize_state() }}", STATE + '{}, "beacon": "/moe/beacon/"}</script>'),
 ]
 
 
@@ -100,7 +109,8 @@ def test_counts_once(visit_pages, shown):  # noqa: F811 - the fixture
         "{% extends 'base.jinja' %}{% block main %}{% include 'piece.jinja' %}"
         "{% import 'cards.jinja' as c with context %}{{ c.card() }}{% experience 'hero' as h %}"
         "<a href=\"{{ click_url(h, '/sale/', element='cta') }}\">"
-        '<button data-moe-click="b"></button></a>{% endexperience %}{{ personalize_scripts() }}{% endblock %}'
+        '<button data-moe-click="b"></button></a>{% endexperience %}'
+        "{{ personalize_identity() }}{{ personalize_scripts() }}{% endblock %}"
     )
     (response,) = visit_pages(source)
     text = response.content.decode()
@@ -108,6 +118,7 @@ def test_counts_once(visit_pages, shown):  # noqa: F811 - the fixture
     assert response["Cache-Control"] == "private, no-store"
     assert 'href="/moe/click/' in text
     assert "data-beacon" in text
+    assert 'identity.js" data-id=""' in text
 
 
 def test_schema(visit_pages, monkeypatch):
@@ -127,10 +138,11 @@ def test_schema(visit_pages, monkeypatch):
 def test_usages(tmp_path, settings, monkeypatch):
     """The literal keys of all readable templates are usages, with file and line."""
     monkeypatch.chdir(tmp_path)
-    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{% endexperience %}"
+    tag = "\n{% experience 'in-tag' %}{{ experience_value('value', 'T') }}{{ personalize_state('s') }}" + END
     (tmp_path / "page.html").write_text(
         tag + "\n{% if x %}{{ experience_value(key, 'T') }}{% endif %}{% experience 7 %}" + END
     )
+    (tmp_path / "island.html").write_text("{% experience_island 'island' %}" + END_ISLAND)
     (tmp_path / "broken.html").write_text("{% experience 'broken' %}")
     (tmp_path / "plain.html").write_text("{% experience_of_others %}")
     (tmp_path / "picture.png").write_bytes(b"\xffexperience")
@@ -140,7 +152,8 @@ def test_usages(tmp_path, settings, monkeypatch):
     found = [{**jinja, "OPTIONS": {"extensions": [EXTENSION]}}, {**jinja, "NAME": "k"}]
     settings.TEMPLATES = [django, *found, {**jinja, "DIRS": [], "NAME": "l", "OPTIONS": listing}]
     usages = [(usage.experience_key, usage.place) for usage in find_usages() if usage.kind == "template"]
-    assert usages == [("in-tag", "page.html:2"), ("value", "page.html:2")]
+    found = [("in-tag", "page.html:2"), ("island", "island.html:1"), ("s", "page.html:2"), ("value", "page.html:2")]
+    assert usages == found
 
 
 def test_keys_of_a_template():
@@ -148,8 +161,17 @@ def test_keys_of_a_template():
     loader = jinja2.DictLoader(TEMPLATES | {"broken.jinja": "{% if %}"})
     environment = jinja2.Environment(loader=loader, extensions=[PersonalizeExtension], autoescape=True)
     names = "{% include ['nope.jinja', 'broken.jinja', 'piece.jinja'] %}{% import 'cards.jinja' as c %}{% include x %}"
+    names += "{{ personalize_state('state') }}{% experience_island 'island' %}" + END_ISLAND
     template = environment.from_string(names + "{{ experience_value('strip', 'Text') }}{% experience key %}" + END)
-    assert find_template_keys(template) == ("strip", "offers", "hero")
+    assert find_template_keys(template) == ("state", "strip", "offers", "hero")
+
+
+def test_extension_mirrors_the_tag_library():
+    """Each tag and filter of Django's templates is there. A block tag is a tag, and any other tag is a function."""
+    environment = jinja2.Environment(extensions=[PersonalizeExtension], autoescape=True)
+    names = environment.globals.keys() | PersonalizeExtension.tags | {"fallback"}
+    assert register.tags.keys() <= names
+    assert register.filters.keys() <= environment.filters.keys()
 
 
 @pytest.mark.parametrize(
@@ -179,4 +201,6 @@ def test_without_a_request_or_autoescape(shown):  # noqa: F811 - the fixture
     """Without a request the fallback is shown. Without autoescape the global escapes by itself."""
     environment = jinja2.Environment(extensions=[PersonalizeExtension], autoescape=False)  # noqa: S701 - the case of this test
     source = "{% experience 'hero' %}x{% fallback %}y{% endexperience %}{{ experience_value('hero', 'T', '<') }}"
-    assert environment.from_string(source + "{{ click_url(none, '/a/') }}").render() == "y&lt;/a/"
+    source += "{{ click_url(none, '/a/') }}{{ personalize_state('hero') }}{{ personalize_identity() }}"
+    state = STATE + '{"hero": null}, "beacon": "/moe/beacon/"}</script>'
+    assert environment.from_string(source).render() == "y&lt;/a/" + state

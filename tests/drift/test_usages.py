@@ -96,12 +96,17 @@ def test_templates(tmp_path, monkeypatch):
         '{% extends "base.html" %}' + load + '{% block a %}{% experience "child" %}{% endexperience %}{% endblock %}'
     )
     (tmp_path / "child.html").write_text(block)
+    island = f"{load}{{% experience_island 'island' %}}{{% endexperience_island %}}{{% personalize_state 'state' %}}"
+    (tmp_path / "island.html").write_text(island)
     (tmp_path / "broken.html").write_text(f'{load}{{% experience "broken" %}}')
     templates = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [tmp_path]}]
     monkeypatch.chdir(tmp_path)
     with override_settings(TEMPLATES=templates):
         found = [(usage.experience_key, usage.place) for usage in usages.find_in_templates()]
-    assert sorted(found) == [("a-value", "base.html:3"), ("child", "child.html:2"), ("in-branch", "base.html:2")]
+    assert sorted(found) == [
+        *[("a-value", "base.html:3"), ("child", "child.html:2"), ("in-branch", "base.html:2")],
+        *[("island", "island.html:2"), ("state", "island.html:2")],
+    ]
 
 
 KEY = "made-in-code"

@@ -11,7 +11,9 @@ from django.test import RequestFactory
 from django.utils import translation
 
 from django_moe_personalize import views
-from django_moe_personalize.rendering import sign_island
+from django_moe_personalize.browser import islands
+from django_moe_personalize.browser.islands import sign_island
+from django_moe_personalize.testing import override_personalize
 from tests.rendering.conftest import LOAD, TEMPLATES, compile_template
 
 TEMPLATES |= {
@@ -70,6 +72,71 @@ def test_relative_links_start_at_the_page(render, visit, page, destination):
     assert (click.status_code, click["Location"]) == (302, destination or "/moe/islands/next/")
 
 
+seen = []
+
+
+def note_page(request):
+    """Note what an attribute function sees of the request."""
+    seen.append(f"{request.path} {request.GET.urlencode()} {request.get_full_path()}")
+    return {}
+
+
+def test_request_stands_for_the_page(render, visit):
+    """Attribute functions see the path of the page and its campaigns, also once the route is known."""
+    TEMPLATES["nothing.html"] = ""
+    token = find_tokens(render(PAGE + "{% experience_island 'x' template='nothing.html' %}{% endexperience_island %}"))
+    with override_personalize(ATTRIBUTES=["tests.rendering.test_islands.note_page"]):
+        for _ in range(2):
+            ask(visit, *token, page="/shop/", utm_source="mail")
+    assert set(seen) == {"/shop/ utm_source=mail /shop/?utm_source=mail"}
+
+
+@pytest.mark.parametrize(
+    ("options", "found", "counted"),
+    [
+        ({}, True, True),
+        ({"method": "head"}, None, False),
+        ({"headers": {"Sec-Purpose": "prefetch"}}, True, False),
+        ({"headers": {"User-Agent": "Googlebot/2.1"}}, True, False),
+        ({"headers": {"Sec-GPC": "1"}}, True, False),
+        ({"method": "post"}, None, False),
+    ],
+    ids=["get", "head", "prefetch", "robot", "gpc", "post"],
+)
+def test_only_a_person_counts(render, visit, shown, options, found, counted):
+    """The rules of the other pages hold. The answer is private in any case."""
+    [token] = find_tokens(render(PAGE))
+    response = visit(f"/moe/islands/?island={quote(token)}", **options)
+    assert response.status_code == 405 or response["Cache-Control"] == "private, no-store"
+    assert found is None or "Hello" in response.json()["islands"][token]
+    assert shown.impressions == ({"hero": 1} if counted else {})
+
+
+def test_visitor_without_consent_keeps_the_fallbacks(render, visit, shown):
+    [token] = find_tokens(render(PAGE))
+    with override_personalize(CONSENT="tests.site.deny_everything"):
+        response = ask(visit, token)
+    assert (response.json()["islands"], shown.impressions) == ({token: None}, {})
+    assert "no-store" in response["Cache-Control"]
+
+
+def test_key_leads_to_no_other_template(render, caplog):
+    """An editor may have typed the key. With a template of its own, any key works."""
+    island = "{{% experience_island key {} %}}Welcome{{% endexperience_island %}}"
+    assert render(island.format(""), key="../../base") == "Welcome"
+    assert "'../../base' of an island can't be the name of a template" in caplog.text
+    assert find_tokens(render(island.format("template='offers.html'"), key="../../base"))
+
+
+def test_memory_of_tokens_is_bounded(render, visit, monkeypatch):
+    monkeypatch.setattr(islands, "MAX_KNOWN", 2)
+    render("")
+    tokens = [sign_island(f"key-{n}", "offers.html") for n in range(5)]
+    for _ in range(2):
+        assert list(ask(visit, *tokens, "forged").json()["islands"]) == [*tokens, "forged"]
+    assert len(islands._get_known()) <= 2
+
+
 def test_island_has_the_language_of_its_page(render, visit):
     TEMPLATES["language.html"] = "{% load i18n %}{% get_current_language as code %}{{ code }}"
     with translation.override("de"):
@@ -94,10 +161,23 @@ def test_proxy_fills_islands(render, visit, settings):
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"ISLANDS": "esi"}
     html = render(PAGE + "{% experience_island 'nope' template='offers.html' %}{% endexperience_island %}")
     assert "<esi:remove>Welcome</esi:remove></div>" in html
-    hero, nope = [visit(unescape(url)) for url in re.findall('<esi:include src="([^"]+)"/>', html)]
+    urls = [unescape(url) for url in re.findall('<esi:include src="([^"]+)"/>', html)]
+    assert all(url.endswith("?page=%2Fpage%2F") for url in urls)
+    hero, nope = map(visit, urls)
     assert ("Hello hero" in hero.content.decode(), hero["Cache-Control"]) == (True, "private, no-store")
     assert ("next/" in nope.content.decode(), nope.status_code) == (False, 200)
     assert visit("/moe/islands/forged/").content == b""
+
+
+def test_proxy_keeps_the_cookie_of_a_new_visitor(render, visit, settings, shown):
+    """Each island would make a profile, so nothing counts until the browser has an id."""
+    settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"ISLANDS": "esi"}
+    render(PAGE)
+    url = f"/moe/islands/{sign_island('hero', 'moe_personalize/islands/hero.html')}/"
+    assert "Hello" in visit(url).content.decode()
+    assert shown.impressions == {}
+    visit(url)
+    assert shown.impressions == {"hero": 1}
 
 
 def test_template_of_an_island_that_is_gone(render, visit, caplog):

@@ -12,7 +12,7 @@ from django.utils.translation import gettext_lazy as _
 
 from django_moe_personalize.contrib.cms.models import ExperiencePluginModel
 from django_moe_personalize.contrib.editing import ExperienceKeyInput, list_templates, start_fetch, warn_of_unknown
-from django_moe_personalize.templatetags.moe_personalize import find_request
+from django_moe_personalize.templatetags.pages import find_request
 
 
 @plugin_pool.register_plugin

@@ -42,6 +42,8 @@ NEWCOMER: Final = "anon-" + 32 * "0"
 class PreviewPage(Page):
     """See Page."""
 
+    is_preview = True
+
     def __init__(self, request: HttpRequest, view: View) -> None:
         super().__init__(request)
         self._visitor = build_visitor(request, view)
@@ -66,7 +68,8 @@ class PreviewPage(Page):
     @property
     def tracker(self) -> PageTracker:
         """The tracker of a visitor whom nothing counts."""
-        return PageTracker(None)
+        self._tracker = self._tracker or PageTracker(None)
+        return self._tracker
 
     def prefetch(self, *experience_keys: str) -> None:
         """Fetch the keys now. See Page.prefetch()."""

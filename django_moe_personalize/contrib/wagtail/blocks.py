@@ -15,7 +15,8 @@ from wagtail.blocks import CharBlock, RichTextBlock, StreamBlock, StructBlock
 
 from django_moe_personalize.contrib.editing import MAX_LENGTH, ExperienceKeyInput, list_templates, start_fetch
 from django_moe_personalize.runtime import log_once
-from django_moe_personalize.templatetags.moe_personalize import ExperienceNode, ExperienceValueNode, find_request
+from django_moe_personalize.templatetags.moe_personalize import ExperienceNode, ExperienceValueNode
+from django_moe_personalize.templatetags.pages import find_request
 
 APP = "django_moe_personalize.contrib.wagtail"
 BLOCK_PREVIEW = "wagtailadmin_block_preview"
