@@ -26,9 +26,6 @@ from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Even
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
 
-NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
-THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
-
 MAX_BUILT = 100
 """Events whose JSON is built before the limits of the memory are checked."""
 
@@ -70,7 +67,7 @@ class ThreadDelivery(BaseDelivery):
         self._start_empty()
         exits.close_at_exit(self)
         if exits.runs_without_threads():
-            logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
+            logger.warning("%s. %s", exits.NO_THREADS, exits.THREADS_HINT)
 
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
@@ -82,8 +79,7 @@ class ThreadDelivery(BaseDelivery):
         self._queue: deque[Event] = deque()
         self._in_flight: list[Event] = []
         self._bytes = self._failures = self._flushing = 0
-        # Events beyond a limit that aren't counted yet.
-        self._lost = 0
+        self._lost = 0  # Events beyond a limit that aren't counted yet.
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
@@ -99,8 +95,7 @@ class ThreadDelivery(BaseDelivery):
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        # The runtime of the same workspace, but of this process.
-        self.runtime = self.runtime and get_runtime(self.runtime.name)
+        self.runtime = self.runtime and get_runtime(self.runtime.name)  # The same workspace, but in this process.
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
@@ -238,7 +233,8 @@ class ThreadDelivery(BaseDelivery):
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
         with self._changed:
-            return min([event.event_time for event in (*self._in_flight, *self._queue)], default=None)
+            conversions = self._second._queue.copy() if self._second else ()
+            return min([event.event_time for event in (*self._in_flight, *self._queue, *conversions)], default=None)
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""

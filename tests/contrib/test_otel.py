@@ -3,6 +3,7 @@
 import os
 import time
 from contextlib import ExitStack, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
@@ -13,7 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize import api
+from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.contrib.otel import apps, metrics, spans
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
@@ -76,7 +78,7 @@ class Otel:
 def otel(monkeypatch):
     """Start the instrumentation, for this test alone."""
     otel = Otel()
-    for part in (get_client, get_cache, get_delivery):
+    for part in (get_client, get_data_client, get_cache, get_delivery):
         monkeypatch.setattr(part, "_build", part._build)
     monkeypatch.setattr(metrics, "get_meter", lambda *args: otel.meters.get_meter("test"))
     for module in (trace, spans):
@@ -128,10 +130,24 @@ def test_request(otel, vendor, submitted, is_warm):
 
 
 def test_sandbox_in_this_process(otel):
-    """The sandbox in this process also has durations."""
+    """The sandbox in this process also has durations, also of conversions."""
     Asked(build_visitor(), KEYS).join(LONG)
     settle()
-    assert otel.read("moe_personalize.request.duration", "operation", "workspace") == {("fetch", "default"): 1}
+    api.track_event("customer-1", "Order placed")
+    found = otel.read("moe_personalize.request.duration", "operation", "workspace")
+    assert found == {("fetch", "default"): 1, ("conversions", "default"): 1}
+
+
+def test_conversions(otel, vendor):
+    """A conversion that waits counts as a pending event with its age."""
+    with override_personalize(DELIVERY=backend("thread.ThreadDelivery", interval=600.0)):
+        api.track_event("customer-1", "Order placed", at=datetime(2026, 1, 1, tzinfo=UTC))
+        assert otel.read(f"{EVENTS}.pending") == {(): 1}
+        (age,) = otel.read(f"{EVENTS}.oldest.age").values()
+        assert age > 0
+        get_delivery().flush()
+        assert otel.read("moe_personalize.request.duration", "operation") == {("conversions",): 1}
+        assert otel.read(f"{EVENTS}.delivered") == {(): 1}
 
 
 def test_page(otel, visit, vendor):
@@ -294,7 +310,7 @@ def test_metrics_are_those_of_the_documents(otel, visit, shared, vendor):
         text = read("reference/metrics.md")
         rows = read_rows(read_section(text, "## Metrics"), "metric", "kind", "unit", "attributes", "counts")
         assert {read_words(row[0])[0]: (read_words(row[2])[0], set(read_words(row[3]))) for row in rows} == found
-        others = {"GET /experiences/metadata", "POST /experiences/events"}
+        others = {"GET /experiences/metadata", "POST /experiences/events", "POST /event/…"}
         named = {read_words(row[0])[0] for row in read_rows(text, "span", "kind", "when")}
         assert named == others.union(name for name, _, _ in otel.read_spans())
         reasons = read_rows(read("reference/delivery.md"), "reason", "when")
