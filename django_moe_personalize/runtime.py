@@ -302,20 +302,6 @@ def _find(name: str) -> Runtime:
     return found
 
 
-def _add_fields(record: logging.LogRecord) -> bool:
-    """Add the fields that each line of the log has. On a site with several workspaces, begin the line with its name."""
-    record.__dict__.setdefault("moe_event", "notice")
-    runtime = _get_used(_process.default)
-    record.moe_workspace = DEFAULT if runtime is None else runtime.name
-    # Without settings, as in a sandbox of its own, there are no workspaces.
-    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
-        record.msg = f"Workspace {runtime.name}: {record.msg}"
-    return True
-
-
-logger.addFilter(_add_fields)
-
-
 def list_runtimes() -> Sequence[Runtime]:
     """Return the runtimes that this process uses at the moment."""
     return [*_process.runtimes.values()]
@@ -388,5 +374,17 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
     setattr(uwsgi, name, call_both)
 
 
+def _add_fields(record: logging.LogRecord) -> bool:
+    """Add the fields that each line of the log has, and put the workspace before a line if the site has several."""
+    runtime = _get_used(_process.default)
+    record.moe_workspace = DEFAULT if runtime is None else runtime.name
+    record.__dict__.setdefault("moe_event", "notice")
+    # Without settings, as in a sandbox of its own, there are no workspaces.
+    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
+        record.msg = f"Workspace {runtime.name}: {record.msg}"
+    return True
+
+
+logger.addFilter(_add_fields)
 call_in_children(_start_in_child)
 atexit.register(_end)
