@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from django_moe_personalize import api
+from django_moe_personalize import api, runtime
 from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.contrib.otel import apps, metrics, spans
 from django_moe_personalize.delivery.base import get_delivery
@@ -282,6 +282,16 @@ def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):
         assert title(visit("/tags/")) != "Welcome"
     assert otel.read(f"{EVENTS}.pending") == {}
     assert otel.read("moe_personalize.breaker.state", "state") == {("closed",): 1}
+
+
+def test_end_of_a_process(otel, upstream, monkeypatch):
+    """The last export of a process has the events that the process delivered at its end."""
+    monkeypatch.setattr(runtime, "_process", runtime._Process())
+    with override_personalize(DELIVERY=backend("thread.ThreadDelivery", interval=600.0)):
+        get_delivery().record(make_events(2))
+        assert otel.read(f"{EVENTS}.delivered") == {}
+        runtime._end()
+        assert otel.read(f"{EVENTS}.delivered") == {(): 2}
 
 
 def test_nothing_is_built_for_a_metric(otel):
