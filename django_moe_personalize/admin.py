@@ -141,7 +141,7 @@ def _list_workspaces() -> Sequence[str]:
     # Every command of a site with an admin imports this module at its start, so it doesn't import the settings.
     from django_moe_personalize.conf import list_workspaces
 
-    return _list_workspaces()
+    return list_workspaces()
 
 
 def _find_deliveries() -> list[DatabaseDelivery]:
