@@ -302,19 +302,6 @@ def _find(name: str) -> Runtime:
     return found
 
 
-def _name_workspace(record: logging.LogRecord) -> bool:
-    """Put the name of the workspace before a line of the log, on a site with several workspaces."""
-    runtime = _get_used(_process.default)
-    # Without settings, as in a sandbox of its own, there are no workspaces.
-    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
-        record.moe_workspace = runtime.name
-        record.msg = f"Workspace {runtime.name}: {record.msg}"
-    return True
-
-
-logger.addFilter(_name_workspace)
-
-
 def list_runtimes() -> Sequence[Runtime]:
     """Return the runtimes that this process uses at the moment."""
     return [*_process.runtimes.values()]
@@ -388,10 +375,13 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
 
 
 def _add_fields(record: logging.LogRecord) -> bool:
-    """Add the fields that each line of the log has, for structured logs."""
-    runtime = _get_used(None)
+    """Add the fields that each line of the log has, and put the workspace before a line if the site has several."""
+    runtime = _get_used(_process.default)
     record.moe_workspace = DEFAULT if runtime is None else runtime.name
     record.__dict__.setdefault("moe_event", "notice")
+    # Without settings, as in a sandbox of its own, there are no workspaces.
+    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
+        record.msg = f"Workspace {runtime.name}: {record.msg}"
     return True
 
 
