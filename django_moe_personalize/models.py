@@ -14,11 +14,11 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_moe_personalize.conf import DEFAULT
-from django_moe_personalize.moengage.types import Action
-
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.types import Event
+
+DEFAULT = "default"
+"""The name of the workspace without a name, as in conf. A command that reads no settings doesn't load conf."""
 
 # Short words have the context "outbox". Django merges the catalogs of all apps, and without a context our "state" would
 # also be the translation of another app's "state".
@@ -85,7 +85,7 @@ class OutboxEvent(models.Model):
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
-            is_conversion=event.action is Action.TRACKED,
+            is_conversion=event.is_conversion,
             due_at=now,
             created_at=now,
         )
