@@ -45,21 +45,18 @@ class ViewForm(forms.Form):
     hour = forms.IntegerField(label=_("Hour (0 to 23)"), required=False, min_value=0, max_value=23)
     campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
     address = forms.GenericIPAddressField(label=_("IP address"), required=False)
-    attributes = forms.JSONField(
-        label=_("Attributes (a JSON object)"), widget=_build_area(), required=False, initial=dict
-    )
-    forced = forms.JSONField(
+    attributes = forms.CharField(label=_("Attributes (a JSON object)"), widget=_build_area(), required=False)
+    forced = forms.CharField(
         label=_("Experiences (a JSON object)"),
         widget=_build_area(),
         required=False,
-        initial=dict,
         help_text=_("For each key: a payload, null for no experience, or the id of a variation of the sandbox."),
     )
     file = forms.FileField(label=_("Experiences from a file"), required=False)
 
     def clean_attributes(self) -> dict[str, str]:
         """Return the attributes that the package would accept from ATTRIBUTES."""
-        found = self.cleaned_data["attributes"] or {}
+        found = _load(self.cleaned_data["attributes"])
         if not isinstance(found, dict) or len(accepted := accept_custom("View as", found)) < len(found):
             raise forms.ValidationError(
                 _("Write a JSON object with attributes that MoEngage accepts. All values are texts.")
@@ -68,7 +65,7 @@ class ViewForm(forms.Form):
 
     def clean_forced(self) -> dict[str, Any]:
         """Return payloads by key."""
-        return _read_forced(self.cleaned_data["forced"])
+        return _read_forced(_load(self.cleaned_data["forced"]))
 
     def clean_file(self) -> dict[str, Any]:
         """Return the payloads of the file. It may be a recorded answer of MoEngage."""
@@ -77,10 +74,7 @@ class ViewForm(forms.Form):
             return {}
         if file.size > MAX_FILE:
             raise forms.ValidationError(_("The file is larger than 64 KiB. Keep only the experiences of this page."))
-        try:
-            return _read_forced(json.loads(file.read()))
-        except (ValueError, RecursionError):
-            raise forms.ValidationError(_("The file has no JSON object. Choose another file.")) from None
+        return _read_forced(_load(file.read(), _("The file has no JSON object. Choose another file.")))
 
     def clean(self) -> dict[str, Any]:
         """Require the id of a customer."""
@@ -106,12 +100,21 @@ class ViewForm(forms.Form):
         )
 
 
+def _load(text: str | bytes, message: Any = forms.JSONField.default_error_messages["invalid"]) -> Any:
+    """Return the data of a JSON text, or an empty object for no text. Raises ValidationError."""
+    try:
+        found = json.loads(text or "{}")
+        # A page can't show half of a character (\\ud800), and JSON has no infinity.
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise forms.ValidationError(message) from None
+    return {} if found is None else found
+
+
 def _read_forced(data: object) -> dict[str, Any]:
     """Return payloads in the form of MoEngage. Raises ValidationError."""
     if isinstance(data, dict) and isinstance(data.get("experiences"), dict):
         data = data["experiences"]
-    if data is None:
-        return {}
     problems = Problems("experiences")
     if not isinstance(data, dict):
         raise forms.ValidationError(_("Write a JSON object that has a payload for each experience key."))
@@ -124,7 +127,7 @@ def _read_forced(data: object) -> dict[str, Any]:
 
 
 def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] | None:
-    if value is None:
+    if value in (None, "absent"):
         return None
     if isinstance(value, str):
         return _find_variation(key, value, problems)

@@ -15,6 +15,7 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST, require_safe
 
+from django_moe_personalize import tracking
 from django_moe_personalize.contrib.view_as.forms import ViewForm
 from django_moe_personalize.contrib.view_as.view import COOKIE, MAX_AGE, MAX_LENGTH, may_preview, read_view
 
@@ -50,7 +51,8 @@ def control(request: HttpRequest) -> HttpResponse:
 def open_link(request: HttpRequest, token: str) -> HttpResponse:
     """Turn on the view of a link. The response to any other link is a 404."""
     view = read_view(request, token)
-    if view is None or not view.is_shared:
+    # A browser or a mail program may ask before the colleague opens the link.
+    if view is None or not view.is_shared or request.method == "HEAD" or tracking.is_speculative(request):
         raise Http404
     response = _turn_on(request, token, _get_path(request))
     response.headers["Referrer-Policy"] = "no-referrer"
