@@ -104,7 +104,7 @@ def _load(text: str | bytes, message: Any = forms.JSONField.default_error_messag
     """Return the data of a JSON text, or an empty object for no text. Raises ValidationError."""
     try:
         found = json.loads(text or "{}")
-        # A page can't show half of a character (\\ud800), and JSON has no infinity.
+        # A page can't show half of a character (\ud800), and JSON has no infinity.
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise forms.ValidationError(message) from None
