@@ -60,6 +60,17 @@ def test_no_experience_has_two_names(staff, value):
     assert (title(staff.get("/page/")) == "Welcome") == ("absent" in value)
 
 
+def test_the_form_shows_the_view_that_is_on(staff):
+    """A member of staff who sends the form unchanged gets the same view."""
+    fields = {"who": "customer", "customer_id": "ada-42", "hour": "7", "day": "Monday", "campaign": "spring"}
+    fields |= {"attributes": '{"tier": "gold"}', "forced": '{"hero-banner": {"Title": "Grüße"}, "promo-strip": null}'}
+    staff.post("/as/", fields)
+    before = staff.cookies[COOKIE].value.partition(":")[0]
+    form = staff.get("/as/").context["form"]
+    assert staff.post("/as/", {field.name: field.value() or "" for field in form}).status_code == 302
+    assert staff.cookies[COOKIE].value.partition(":")[0] == before
+
+
 def test_hostile_content_is_text(visit_view, staff, site):  # noqa: F811 - the fixture
     """Markup in a payload, a key or a customer id is text, on the page and in the bar."""
     bad = '"></td><script>x</script>'

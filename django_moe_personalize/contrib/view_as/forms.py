@@ -29,6 +29,7 @@ WHO: Final = [
 DAY_CHOICES: Final = [("", pgettext_lazy("view as", "Today")), *zip(DAYS, WEEKDAYS.values(), strict=True)]
 
 FIELDS: Final = {"device": "USER_AGENT", "address": "USER_IP_ADDRESS", "day": "DAY_OF_THE_WEEK"}
+OTHER_FIELDS: Final = {"hour": "TIME_OF_THE_DAY", "campaign": "utm_campaign"}
 
 
 def _build_area() -> forms.Textarea:
@@ -98,6 +99,19 @@ class ViewForm(forms.Form):
             attributes=named | data["attributes"],
             forced=data["file"] | data["forced"],
         )
+
+
+def build_initial(view: View) -> dict[str, Any]:
+    """Return the values of the fields that describe a view."""
+    names = {name: field for field, name in {**FIELDS, **OTHER_FIELDS}.items()}
+    more = {name: value for name, value in view.attributes.items() if name not in names}
+    texts = {"attributes": more, "forced": view.forced}
+    return {
+        "who": "customer" if view.customer_id else "anonymous" if view.anonymous else "self",
+        "customer_id": view.customer_id,
+        **{names[name]: value for name, value in view.attributes.items() if name in names},
+        **{field: json.dumps(data, ensure_ascii=False) for field, data in texts.items() if data},
+    }
 
 
 def _load(text: str | bytes, message: Any = forms.JSONField.default_error_messages["invalid"]) -> Any:

@@ -16,7 +16,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST, require_safe
 
 from django_moe_personalize import tracking
-from django_moe_personalize.contrib.view_as.forms import ViewForm
+from django_moe_personalize.contrib.view_as.forms import ViewForm, build_initial
 from django_moe_personalize.contrib.view_as.view import COOKIE, MAX_AGE, MAX_LENGTH, may_preview, read_view
 
 
@@ -28,7 +28,9 @@ def control(request: HttpRequest) -> HttpResponse:
         raise Http404
     # The bar would only repeat this page.
     request.moe_has_no_bar = True  # type: ignore[attr-defined]
-    form, path, link = ViewForm(request.POST or None, request.FILES or None), _get_path(request), ""
+    view = getattr(request, "moe_view_as", None)
+    form = ViewForm(request.POST or None, request.FILES or None, initial=view and build_initial(view))
+    path, link = _get_path(request), ""
     if request.method == "POST" and form.is_valid():
         view = form.build_view(str(user.pk))  # type: ignore[union-attr]
         is_link = "link" in request.POST
