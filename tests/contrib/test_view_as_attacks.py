@@ -82,15 +82,16 @@ def test_hostile_content_is_text(visit_view, staff, site):  # noqa: F811 - the f
 
 
 @pytest.mark.parametrize(
-    ("content", "charset", "shown"),
+    ("content", "charset", "target", "shown"),
     [
-        ("<!doctype html><p>No end", "utf-8", True),
-        ("<HTML><BODY>x</BODY></HTML>", "utf-8", True),
-        ("<li>a part for htmx</li>", "utf-8", False),
-        ("<body>x</body>", "ascii", True),
+        ("<!doctype html><p>No end", "utf-8", "", True),
+        ("<HTML><BODY>x</BODY></HTML>", "utf-8", "", True),
+        ("<li>a part for htmx</li>", "utf-8", "empty", False),
+        ("<h1>A small page</h1>", "utf-8", "document", True),
+        ("<body>x</body>", "ascii", "", True),
     ],
 )
-def test_every_whole_page_has_the_bar(visit_view, content, charset, shown):
+def test_every_whole_page_has_the_bar(visit_view, content, charset, target, shown):
     """The bar needs no end tag in small letters, and no Unicode. A part of a page has no bar."""
 
     def view(request):
@@ -98,7 +99,7 @@ def test_every_whole_page_has_the_bar(visit_view, content, charset, shown):
         request.moe_view_as.forced["hero-banner"]["Title"]["value"] = "é"
         return HttpResponse(content, charset=charset)
 
-    response = visit_view(view)
+    response = visit_view(view, sec_fetch_dest=target)
     assert (b"moe-view-as" in response.content) == shown
     assert response.content.endswith(b"</BODY></HTML>") == ("BODY" in content)
 

@@ -153,9 +153,11 @@ def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] 
 def _find_variation(key: str, name: str, problems: Problems) -> Mapping[str, Any] | None:
     engine = get_engine(get_runtime())
     definition = engine.workspace.definitions.get(key) if engine else None
-    for content in definition.contents if definition else ():
-        for variation in content.variations:
-            if name in (variation.variation_id, variation.name):
-                return variation.payloads[""]
-    problems.add(key, f"the sandbox has no variation {name!r}. Write the id or the name of one of its variations.")
+    known = [each for content in (definition.contents if definition else ()) for each in content.variations]
+    for variation in known:
+        if name in (variation.variation_id, variation.name):
+            return variation.payloads[""]
+    names = [f"{each.variation_id!r} ({each.name})" if each.name else repr(each.variation_id) for each in known]
+    fix = f"Write one of: {', '.join(names)}." if names else "Write a payload, or null for no experience."
+    problems.add(key, f"the sandbox has no variation {name!r}. {fix}")
     return None

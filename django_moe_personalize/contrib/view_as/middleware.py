@@ -105,7 +105,7 @@ def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) 
     is_page = "text/html" in response.headers.get("Content-Type", "") and not response.has_header("Content-Encoding")
     if is_page and not response.streaming and not hasattr(request, "moe_has_no_bar"):
         content: bytes = response.content  # type: ignore[attr-defined]
-        if (end := _find_end(content)) is not None:
+        if (end := _find_end(request, content)) is not None:
             bar = render_bar(request, page).encode(response.charset or "utf-8", "xmlcharrefreplace")
             response.content = content[:end] + bar + content[end:]  # type: ignore[attr-defined]
             if response.has_header("Content-Length"):
@@ -113,12 +113,13 @@ def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) 
     return response
 
 
-def _find_end(content: bytes) -> int | None:
-    """Return the place of the bar, or ``None`` for a part of a page. HTML doesn't require the tag ``</body>``."""
+def _find_end(request: HttpRequest, content: bytes) -> int | None:
+    """Return the place of the bar, or ``None`` for a part of a page. HTML requires neither ``<html>`` nor ``<body>``."""
     found = content.lower().rfind(b"</body>")
     if found >= 0:
         return found
-    return len(content) if _PAGE.match(content) else None
+    is_page = request.headers.get("Sec-Fetch-Dest") == "document" or _PAGE.match(content)
+    return len(content) if is_page else None
 
 
 def render_bar(request: HttpRequest, page: PreviewPage) -> str:
