@@ -114,7 +114,7 @@ def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) 
 
 
 def _find_end(request: HttpRequest, content: bytes) -> int | None:
-    """Return the place of the bar, or ``None`` for a part of a page. HTML requires neither ``<html>`` nor ``<body>``."""
+    """Return the place of the bar, or ``None`` for a part of a page. HTML requires no ``<html>`` and no ``<body>``."""
     found = content.lower().rfind(b"</body>")
     if found >= 0:
         return found
