@@ -35,7 +35,10 @@ class Problems:
 
     def add(self, place: str, message: str) -> None:
         """Add a mistake. ``place`` is a path such as ``experiences[2].key``."""
-        self.found.append(f"{self.name}: {place}: {message}" if place else f"{self.name}: {message}")
+        text = f"{self.name}: {place}: {message}" if place else f"{self.name}: {message}"
+        # Several parts of the file may read one value, for example the audiences.
+        if text not in self.found:
+            self.found.append(text)
 
     def raise_any(self) -> None:
         """Raise WorkspaceError if a mistake was found."""

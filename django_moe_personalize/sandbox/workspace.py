@@ -227,8 +227,8 @@ def _read_customers(value: Value) -> dict[str, dict[str, Scalar]]:
     }
 
 
-def _read_sections(value: Value, fields: Collection[str]) -> list[Section]:
-    return [Section(entry, fields) for entry in value.entries()]
+def _read_sections(value: Value, fields: Collection[str], what: str = "") -> list[Section]:
+    return [Section(entry, fields) for entry in value.entries(what)]
 
 
 def _read_definitions(value: Value, shared: _Shared) -> dict[str, Definition]:
@@ -274,12 +274,10 @@ def _read_contents(section: Section, shared: _Shared) -> tuple[Content, ...]:
     """Return the entries of "content". Without "content", the experience's own members describe a single entry."""
     sections = [section]
     if "content" in section:
-        sections = _read_sections(section.members["content"], _CONTENT_FIELDS)
+        sections = _read_sections(section.members["content"], _CONTENT_FIELDS, "entries")
         own = [name for name in _CONTENT_FIELDS if name in section]
         if own:
             section.members[own[0]].add('cannot be next to "content". Move it into an entry of "content".')
-        elif not sections:
-            section.members["content"].add("must have at least one entry")
     contents: list[Content] = []
     for entry in sections:
         first = 1 + sum(len(content.variations) for content in contents)
@@ -309,9 +307,7 @@ def _read_variations(section: Section, shared: _Shared, first: int) -> tuple[Var
     for name in ("payload", "locales"):
         if name in section:
             section.members[name].add('cannot be next to "variations". Move it into a variation.')
-    entries = _read_sections(section.members["variations"], _VARIATION_FIELDS)
-    if not entries:
-        section.members["variations"].add("must have at least one entry")
+    entries = _read_sections(section.members["variations"], _VARIATION_FIELDS, "variations")
     return tuple(
         Variation(
             variation_id=str(first + index),

@@ -332,3 +332,13 @@ def test_child_process_connects_itself():
         transport._pool._pid -= 1  # As after a fork.
         with suppress(StillConnecting):
             assert transport.send(FETCH, deadline=Deadline(LONG)).body == FETCH.body
+
+
+def test_pool_without_close():
+    """A pool that no caller closes leaves no open connection behind."""
+    connector = Connector()
+    pool = build_pool(connector)
+    pool.give_back(pool.wait(LONG), pool.idle, is_reusable=True)
+    # As the garbage collector does. A thread may hold the pool for a moment longer.
+    pool.__del__()
+    assert [sock.is_open for sock in connector.opened] == [False]
