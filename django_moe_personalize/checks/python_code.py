@@ -139,7 +139,7 @@ def find_variable(file: str, qualname: str, name: str) -> int:
 
 
 def find_constants(module: ModuleType, wanted: Container[object]) -> list[tuple[str, str, int]]:
-    """Return each of the ``wanted`` texts with its file and its line, in a module and the modules of which it is made.
+    """Return each of the ``wanted`` texts with its file and its line, in a module and the site's modules it imports.
 
     Settings often begin with ``from mysite.base import *``.
     """
@@ -150,8 +150,22 @@ def find_constants(module: ModuleType, wanted: Container[object]) -> list[tuple[
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in wanted:
                 found.append((node.value, str(path), node.lineno))
-            elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-                base = current.__name__.rsplit(".", node.level)[0] + "." if node.level else ""
-                more = sys.modules.get(f"{base}{node.module or ''}".rstrip("."))
-                modules += [more] if more is not None and more not in modules else []
+            elif isinstance(node, ast.ImportFrom):
+                modules += [more for more in _list_imported(current, node) if more not in modules]
     return found
+
+
+def _list_imported(module: ModuleType, node: ast.ImportFrom) -> list[ModuleType]:
+    """Return the modules of the site that an import statement names. Django has loaded them."""
+    name = node.module or ""
+    if node.level:
+        package = (module.__package__ or module.__name__.rpartition(".")[0]).split(".")
+        name = ".".join([*package[: len(package) + 1 - node.level], *filter(None, [name])])
+    loaded = [sys.modules.get(name), *(sys.modules.get(f"{name}.{one.name}") for one in node.names)]
+    return [more for more in loaded if more is not None and _is_of_site(more)]
+
+
+def _is_of_site(module: ModuleType) -> bool:
+    path = Path(getattr(module, "__file__", None) or "").resolve()
+    is_library = module.__name__.partition(".")[0] in sys.stdlib_module_names or "site-packages" in path.parts
+    return not is_library and _PACKAGE not in path.parents

@@ -202,22 +202,24 @@ def test_views(monkeypatch):
 def test_settings(tmp_path, monkeypatch):
     """A key of EXPERIENCES has the file and line of the settings, or of the settings that they import."""
     assert list(usages.find_in_settings()) == []
-    for name, text in {"drift_base": "\nKEYS = ['in-base']", "drift_site": SITE}.items():
+    texts = {"drift_base": "\nKEYS = ['in-base']", "drift_site": SITE, "drift.keys": "K = [\n'in-module']"}
+    for name, text in {**texts, "drift": "from .keys import K"}.items():
         (tmp_path / f"{name}.py").write_text(text)
         module = ModuleType(name)
         module.__file__ = str(tmp_path / f"{name}.py")
+        module.__package__ = "drift" if name == "drift" else None
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
-    keys = {"*": ["in-base", "in-site", "computed"]}
+    keys = {"*": ["in-base", "in-site", "computed", "in-module"]}
     with override_personalize(EXPERIENCES=keys), override_settings(SETTINGS_MODULE="drift_site"):
         found = {usage.experience_key: usage.place for usage in usages.find_in_settings()}
-    expected = {"in-base": "drift_base.py:2", "in-site": "drift_site.py:3"}
+    expected = {"in-base": "drift_base.py:2", "in-site": "drift_site.py:4", "in-module": "drift.keys.py:2"}
     assert found == {**expected, "computed": f"drift_site.py:{SITE.count(chr(10)) - 1}"}
     with override_personalize(EXPERIENCES={"nowhere": ["computed"]}), override_settings(SETTINGS_MODULE="drift_site"):
         assert [usage.place for usage in usages.find_in_settings()] == ['MOE_PERSONALIZE["EXPERIENCES"]["nowhere"]']
 
 
-STARS = "from .drift_base import *\nfrom drift_base import *\n"
+STARS = "from .drift_base import *\nfrom drift_base import *\nfrom drift import K, keys\n"
 SITE = STARS + "MORE = {'*': ['in-site']}\nfrom os import path\nfrom nowhere import *"
 
 

@@ -154,7 +154,7 @@ def main():
 def build_look(seen):
     """Return a function that makes a request and returns its text, and the calls and counts so far."""
     decide, asked = seen.engine._decide, []
-    seen.engine._decide = lambda query: [asked.append(sorted(query.keys)), decide(query)][1]
+    seen.engine._decide = lambda query, now: [asked.append(sorted(query.keys)), decide(query, now)][1]
 
     def look(request, *arguments):
         asked.clear()
