@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from django.conf import settings as django_settings
+
 MAX_DEPTH: Final = 10
 """Names that are followed from one name. Names may refer to each other endlessly."""
 
@@ -69,6 +71,12 @@ class Module:
             ):
                 yield from self.find_texts(one, scope, depth)
                 yield from self.find_texts(other, scope, depth)
+            case ast.Subscript(slice=member):
+                module, found, inner = self.find(node.value, scope)
+                for key, item in zip(found.keys, found.values, strict=True) if isinstance(found, ast.Dict) else ():
+                    # A key that is computed may be any member.
+                    if not isinstance(member, ast.Constant) or ast.dump(member) == ast.dump(key or member):
+                        yield from module.find_texts(item, inner, depth + 1)
             case ast.Name() | ast.Attribute():
                 # The text of a member of an Enum is its value.
                 is_value = isinstance(node, ast.Attribute) and node.attr == "value"
@@ -108,7 +116,10 @@ class Module:
         if isinstance(node, ast.Import):
             module = self._open(imported, 0)
             return (module, module.tree, module.scope) if module else (self, None, self.scope)
-        if (inner := self._open(f"{node.module or ''}.{imported}".strip("."), node.level)) is not None:
+        name_of_module = f"{node.module or ''}.{imported}".strip(".")
+        if name_of_module == "django.conf.settings":
+            name_of_module = getattr(django_settings, "SETTINGS_MODULE", "")
+        if (inner := self._open(name_of_module, node.level)) is not None:
             return inner, inner.tree, inner.scope
         module = self._open(node.module or "", node.level)
         if module is None:
@@ -138,10 +149,14 @@ def open_module(path: Path) -> Module:
 
 def bind(owner: ast.AST) -> dict[str, ast.AST | None]:
     """Return what the names of a module, a class or a function stand for, without those of the functions inside."""
-    arguments = getattr(owner, "args", None)
-    parameters = [node.arg for node in ast.walk(arguments) if isinstance(node, ast.arg)] if arguments else []
-    # The class of a method gives "self" and "cls" a value.
-    names: dict[str, ast.AST | None] = dict.fromkeys({*parameters} - {"self", "cls"})
+    names: dict[str, ast.AST | None] = {}
+    if isinstance(owner, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        parameters = [node.arg for node in ast.walk(owner.args) if isinstance(node, ast.arg)]
+        # The class of a method gives "self" and "cls" a value.
+        names |= dict.fromkeys({*parameters} - {"self", "cls"})
+        positional = [node.arg for node in [*owner.args.posonlyargs, *owner.args.args]]
+        names |= zip(positional[::-1], owner.args.defaults[::-1], strict=False)
+        names |= zip([node.arg for node in owner.args.kwonlyargs], owner.args.kw_defaults, strict=True)
     queue = list(ast.iter_child_nodes(owner))
     for node in queue:
         match node:

@@ -71,6 +71,7 @@ def test_keys_in_code(tmp_path):
 NAMED = {
     "keys.py": """
 from enum import Enum
+from .options import *
 from .base import *
 HERO = "in-module"
 LIST = ["in-list", *("in-star",)] + OTHER
@@ -83,6 +84,7 @@ OTHER = ("in-base",)
 class Base(PersonalizeMixin): pass
 class Plain: pass
 """,
+    "options.py": "SHOP_HERO = 'in-settings'",
     "views.py": """
 import os.path, keys_of_nobody, shop_of_names.keys
 import shop_of_names.keys as absolute
@@ -90,12 +92,18 @@ from . import keys, base
 from .base import Base as Parent, Plain
 from .keys import HERO as SHORT, LIST, Keys
 from .missing import GONE
+from django.conf import settings
+SOME = {"a": "in-some"}
 LOOP = LOOP
-def view(personalization, SHADOWED, *, flag):
+BY_NAME = {"hero": "in-dict", "other": "no-key", **LIST_OF_NOBODY}
+def view(personalization, SHADOWED, default="in-default", *, flag, more="in-keyword"):
     local = "in-function" if flag else LIST
     personalization.prefetch(*LIST, SHORT, keys.HERO, Keys.MEMBER.value, local, absolute.OTHER, GONE, LOOP, flag.x)
     [personalization.get(key) for key in ("in-loop",)]
     personalization.get("no" + "-key")
+    personalization.prefetch(BY_NAME["hero"], default, more, settings.SHOP_HERO, flag["x"], {"a": "no-key"}["a"])
+    for one in ("in-for", flag):
+        personalization.get(SOME[flag], one) or personalization.get(one)
 SHADOWED = "no-key"
 class Home(Parent, Plain, object):
     KEY = "in-class"
@@ -115,8 +123,9 @@ def test_names_in_code(tmp_path, monkeypatch):
     for name, text in {**NAMED, "__init__.py": ""}.items():
         (folder / name).write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
-    found = set(python_code.find_keys_in_code(folder / "views.py"))
-    ends = ["module", "list", "star", "base", "enum", "function", "loop", "class", "child"]
+    with override_settings(SETTINGS_MODULE="shop_of_names.options"):
+        found = set(python_code.find_keys_in_code(folder / "views.py"))
+    ends = "module list star base enum function loop class child dict default keyword settings some for".split()
     assert {key for key, _, _ in found} == {f"in-{end}" for end in ends}
     for key, file, line in found:
         assert key in Path(file).read_text().splitlines()[line - 1]

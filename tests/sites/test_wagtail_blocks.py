@@ -73,7 +73,7 @@ def test_usages(answers):
         (key, home) for key in (GONE, "hero-banner", "promo-strip")
     }
     assert ("promo-strip", "tests/sites/blocks_site/models.py:26") in places
-    assert answers["drift"].startswith("tests/sites/blocks_site/streams.py:7: The workspace has no experience 'gone-ba")
+    assert answers["drift"].startswith("tests/sites/blocks_site/streams.py:7: The workspace has no experience 'gone-")
     assert f"(also {home})" in answers["drift"]
 
 
