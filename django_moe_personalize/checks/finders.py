@@ -51,4 +51,6 @@ def report_unread(name: str, source: str, error: Exception) -> None:
     """Log that the keys of a broken template aren't known. A page with this template raises the same exception."""
     if re.search(r"{%-?\s*experience|experience_value", source):
         message = "The template %r can't be read, so its experience keys are not known: %s. Correct the template."
-        log_once(("unread", name), message, name, str(error).rstrip("."))
+        # The errors of Jinja2 have a line, and those of Django have it in their text.
+        line = f"line {error.lineno}: " if hasattr(error, "lineno") else ""
+        log_once(("unread", name), message, name, line + str(error).rstrip("."))

@@ -165,7 +165,7 @@ def test_keys_with_a_name(settings, caplog):
     lines |= {"with": "set", "for": "set"}
     places = {f"in-{end}": f"{name}.jinja:{2 if name == 'imports' else 1}" for end, name in lines.items()}
     assert usages == {*places.items()}
-    assert "'broken.jinja' can't be read" in caplog.text
+    assert "'broken.jinja' can't be read, so its experience keys are not known: line 1: Unexpected" in caplog.text
     assert "unrelated" not in caplog.text
 
 
