@@ -88,6 +88,7 @@ def test_hostile_content_is_text(visit_view, staff, site):  # noqa: F811 - the f
         ("<li>a part for htmx</li>", "utf-8", "empty", False),
         ("<h1>A small page</h1>", "utf-8", "document", True),
         ("<body>x</body>", "ascii", "", True),
+        ("", "utf-8", "document", False),
     ],
 )
 def test_every_whole_page_has_the_bar(visit_view, content, charset, target, shown):

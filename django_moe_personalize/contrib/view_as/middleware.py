@@ -118,7 +118,8 @@ def _find_end(request: HttpRequest, content: bytes) -> int | None:
     found = content.lower().rfind(b"</body>")
     if found >= 0:
         return found
-    is_page = request.headers.get("Sec-Fetch-Dest") == "document" or _PAGE.match(content)
+    # A redirect has no content.
+    is_page = content and (request.headers.get("Sec-Fetch-Dest") == "document" or _PAGE.match(content))
     return len(content) if is_page else None
 
 
