@@ -273,7 +273,7 @@ def test_isolated_test_calls_only_this_machine(network, base_url, is_closed):
 
 def test_payload_that_json_does_not_have():
     """The mistake is an error of the line that gives the payload, and not a fallback on the page."""
-    with override_experiences({}) as given, pytest.raises(TypeError, match="'hero-banner' can't be JSON: .*Decimal"):
+    with override_experiences({}) as given, pytest.raises(TypeError, match="can't be JSON"):
         given.give("hero-banner", {"Price": Decimal("9.99")})
 
 
