@@ -61,6 +61,10 @@ def _look_at(engine: Engine, node: Any, names: Names, depth: int) -> Iterator[Us
         found = _build_usage(node, node.key) or names.get(str(node.key.var))
         if found is not None and found.file:
             yield found
+        for function, arguments in node.key.filters:
+            # {% experience key|default:"hero-banner" %}
+            texts = [text for is_variable, text in arguments if not is_variable and "default" in function.__name__]
+            yield from (Usage(str(text), "template", str(node.origin.name), node.token.lineno) for text in texts)
     added = {name: _build_usage(node, value) for name, value in getattr(node, "extra_context", {}).items()}
     names = {**names, **{name: value or _UNKNOWN for name, value in added.items()}}
     if isinstance(node, IncludeNode) and (name := get_literal(node.template)) and depth < MAX_DEPTH:

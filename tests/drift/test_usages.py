@@ -153,7 +153,7 @@ TEMPLATES = {
     "base.html": "{% block a %}{% endblock %}{% experience key %}{% endexperience %}",
     "child.html": '{% block a %}{% experience "child" %}{% endexperience %}{% endblock %}',
     "branch.html": "{% if x %}{% experience 'in-branch' %}{% endexperience %}{% endif %}",
-    "value.html": """{% experience_value "a-value"|default:"x" "T" %}{% experience_value other "T" %}""",
+    "value.html": """{% experience_value "a-value"|lower "T" %}{% experience_value x|default:"a-default" "T" %}""",
     "part.html": "{% experience key %}{% endexperience %}{% experience 'fixed' %}{% endexperience %}",
     "outer.html": "{% include 'part.html' %}",
     "include.html": "{% include 'outer.html' with key='handed' %}{% include 'part.html' with key=x %}",
@@ -184,7 +184,14 @@ def test_templates(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     with override_settings(TEMPLATES=templates):
         found = {(usage.experience_key, usage.place) for usage in usages.find_in_templates()}
-    names = {"a-value": "value", "child": "child", "in-branch": "branch", "fixed": "part", "handed": "include"}
+    names = {
+        "a-value": "value",
+        "a-default": "value",
+        "child": "child",
+        "in-branch": "branch",
+        "fixed": "part",
+        "handed": "include",
+    }
     names |= {"in-with": "with", "over": "shadowed"}
     places = {(key, f"own/{name}.html:2") for key, name in names.items()}
     assert found == {*places, ("extended", "app/again.html:2")}
