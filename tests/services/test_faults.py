@@ -102,9 +102,10 @@ def ask_without(line: Line, status: int) -> Page:
 @contextlib.contextmanager
 def failing(site: FaultySite, fault: Fault) -> Iterator[None]:
     """Let the upstream fail, and check that a page met the fault."""
+    if fault.listener == "hung names":
+        # First, because a page that connects after the proxy has dropped the connections would keep its connection.
+        site.server.names_hang.touch()
     with site.proxy.failing(fault):
-        if fault.listener == "hung names":
-            site.server.names_hang.touch()
         try:
             yield
         finally:

@@ -153,8 +153,14 @@ def main():
 
 def build_look(seen):
     """Return a function that makes a request and returns its text, and the calls and counts so far."""
-    decide, asked = seen.engine._decide, []
-    seen.engine._decide = lambda query, now: [asked.append(sorted(query.keys)), decide(query, now)][1]
+    handle, asked = seen.engine.handle, []
+
+    def watch(request):
+        if request.path.endswith("/fetch"):
+            asked.append(sorted(json.loads(request.body)["experience_key"]))
+        return handle(request)
+
+    seen.engine.handle = watch
 
     def look(request, *arguments):
         asked.clear()
