@@ -118,7 +118,7 @@ class Module:
             return (module, module.tree, module.scope) if module else (self, None, self.scope)
         name_of_module = f"{node.module or ''}.{imported}".strip(".")
         if name_of_module == "django.conf.settings":
-            name_of_module = getattr(django_settings, "SETTINGS_MODULE", "")
+            name_of_module = getattr(django_settings, "SETTINGS_MODULE", None) or ""
         if (inner := self._open(name_of_module, node.level)) is not None:
             return inner, inner.tree, inner.scope
         module = self._open(node.module or "", node.level)
@@ -129,7 +129,8 @@ class Module:
     def _open(self, name: str, level: int) -> Module | None:
         """Return the module of an import statement, or ``None`` for a module that has no file of Python."""
         loaded = getattr(sys.modules.get(name), "__file__", None) if not level else None
-        folders = [self.path.parents[level - 1]] if level else map(Path, sys.path)
+        # The settings may have no module, and a broken import may have too many dots.
+        folders = [*self.path.parents][level - 1 : level] if level else map(Path, sys.path if name else ())
         files = [folder.joinpath(*name.split("."), *end) for folder in folders for end in (["__init__"], [])]
         for file in [Path(loaded)] if loaded else [file.with_name(f"{file.name}.py") for file in files]:
             if file.suffix == ".py" and file.is_file():

@@ -65,9 +65,18 @@ def test_keys_in_code(tmp_path):
     assert all(key in lines[line - 1] for key, _, line in found)
     file.write_text("personalization = (")
     assert list(python_code.find_keys_in_code(file)) == []
+    dots = "." * 99
+    (tmp_path / "odd.py").write_text(f"from {dots} import A\nfrom django.conf import settings\n{ODD}")
+    with override_settings(SETTINGS_MODULE=None):
+        assert list(python_code.find_keys_in_code(tmp_path / "odd.py")) == []
     assert python_code.find_variable(str(tmp_path / "absent.py"), "Hero", "key") == 0
 
 
+ODD = """
+def view(personalization, *rest, **more):
+    personalization.prefetch(A, settings.B, settings, *rest, **more)
+    personalization[0], personalization[1:2], personalization.get(), (lambda: 1)()[0]
+"""
 NAMED = {
     "keys.py": """
 from enum import Enum
