@@ -100,7 +100,8 @@ class _Finder:
 
     def _is_personalization(self, node: ast.AST | None, scope: Scope) -> bool:
         if isinstance(node, ast.Name) and node.id != "personalization":
-            node = self._module.find(node, scope)[1]
+            # Almost all calls are of other objects, so don't follow imports.
+            node = scope.get(node.id)
         return _name(node) == "personalization"
 
 

@@ -51,6 +51,7 @@ class Module:
         self.path = path
         self.tree = parse(path)
         self.scope: Scope = ChainMap(bind(self.tree))
+        self._stars = [node for name, node in self.scope.items() if name.startswith("*")]
 
     def find_texts(self, node: ast.AST | None, scope: Scope, depth: int = 0) -> Iterator[Text]:
         """Yield the texts of an expression: of a text, a list, or a name that stands for them."""
@@ -98,8 +99,7 @@ class Module:
         if isinstance(node, ast.Name) and depth < MAX_DEPTH:
             is_import = isinstance(found, ast.Import | ast.ImportFrom)
             # A name that the module doesn't set may be from an import of all names.
-            stars = [value for key, value in self.scope.items() if key.startswith("*")] if found is None else []
-            for each in [found] if is_import else stars:
+            for each in [found] if is_import else self._stars if found is None else []:
                 module, value, inner = self._follow(each, node.id, depth)  # type: ignore[arg-type]
                 if value is not None or is_import:
                     return module, value, inner
