@@ -20,6 +20,7 @@ from django.db import close_old_connections
 from django.views.decorators.debug import sensitive_variables
 
 from django_moe_personalize import tracking
+from django_moe_personalize.conf.settings import NO_WORKSPACE
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.sending import mark_withdrawal
 from django_moe_personalize.exceptions import APIError
@@ -68,6 +69,12 @@ def _in_workspace(call: Callable[P, T]) -> Callable[P, T]:
     return call_in_workspace
 
 
+def _is_on() -> bool:
+    """Return whether to ask and report. Not with ENABLED off, or for a request whose workspace the site can't tell."""
+    runtime = get_runtime()
+    return runtime.settings.enabled and runtime.name != NO_WORKSPACE
+
+
 @_in_workspace
 def fetch_experiences_meta(
     statuses: Iterable[str | ExperienceStatus] = (), *, workspace: str | None = None
@@ -82,7 +89,7 @@ def fetch_experiences_meta(
         names = ", ".join(repr(status.value) for status in ExperienceStatus if status is not ExperienceStatus.UNKNOWN)
         status = wanted[ExperienceStatus.UNKNOWN]
         raise ValueError(f"{status!r} is not the status of an experience. Use one of {names}.")
-    if not get_runtime().settings.enabled or get_switch().is_off(ALL):
+    if not _is_on() or get_switch().is_off(ALL):
         return ExperiencesMetadata(DataSource.CACHE, ())
     found = get_metadata_store().get(deadline=Deadline(API_DEADLINE))
     return ExperiencesMetadata(found.source, tuple(m for m in found.experiences if not wanted or m.status in wanted))
@@ -143,7 +150,7 @@ def _fetch(
     """Return the answer for these keys, or ``None`` without keys or with ENABLED off."""
     _check_visitor(customer_id, user_identifiers or {}, attributes or {})
     runtime = get_runtime()
-    if not keys or not runtime.settings.enabled:
+    if not keys or not _is_on():
         return None
     visitor = Visitor(Identity(customer_id, dict(user_identifiers or {})), dict(attributes or {}))
     with runtime.use():
@@ -242,7 +249,7 @@ def track_event(
     if not isinstance(customer_id, str) or not customer_id:
         raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
     conversion = build_conversion(customer_id, name, attributes, at=at)
-    if get_runtime().settings.enabled:
+    if _is_on() and not tracking.is_muted.get():
         tracking.record_conversions([conversion])
 
 
@@ -269,7 +276,7 @@ def _check(customer_id: str) -> str:
 def _record(events: Iterable[Event | None]) -> None:
     # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
-    if found and get_runtime().settings.enabled and not tracking.is_muted.get():
+    if found and _is_on() and not tracking.is_muted.get():
         tracking.record(found)
 
 

@@ -325,6 +325,9 @@ def _start_in_child() -> None:
     global _process
     _inherited.append(_process)
     _process = _Process()
+    if (used := used_runtime.get(None)) is not None:
+        # The site forked during a request.
+        used_runtime.set(get_runtime(used.name))
 
 
 def is_ending() -> bool:

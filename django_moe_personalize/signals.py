@@ -46,7 +46,7 @@ impressions_missing = Signal()
 experience_shown = ExposureSignal()
 """The package counted an impression. Arguments: ``request`` (``None`` for a call of ``api``), ``experience_key``,
 ``variation_id``, ``audience`` (its name), ``offering`` (the ids of the shown offerings, with commas between them, or
-``None``), ``event_uuid``. The sender is ``Experience``."""
+``None``), ``event_uuid``, ``workspace`` (its name). The sender is ``Experience``."""
 
 experience_clicked = ExposureSignal()
 """The package counted a click. Arguments: as for experience_shown. ``offering`` is the id of the clicked offering."""

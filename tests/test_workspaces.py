@@ -145,9 +145,15 @@ def test_choice_that_fails(brands, choose, caplog, answer):
     assert [(brand.fetched, brand.events) for brand in brands] == [([], [])] * 2
 
 
-def test_site_without_a_function(brands, settings):
-    """Without WORKSPACE all pages belong to the default workspace."""
+def test_site_without_a_function(brands, settings, tmp_path):
+    """Without WORKSPACE all pages belong to the default workspace. An old island can't change that for the thread."""
+    (tmp_path / "island.html").write_text(site.PAGE)
+    settings.TEMPLATES = [{**settings.TEMPLATES[0], "DIRS": [tmp_path]}]
     settings.MOE_PERSONALIZE = {**settings.MOE_PERSONALIZE, "WORKSPACE": ""}
+    with use_workspace("outlet"):
+        token = sign_island("hero-banner", "island.html")
+    assert Client().get(f"/moe/islands/?island={token}").json() == {"islands": {token: None}}
+    assert get_runtime().name == "default"
     assert site.read(get(Client(), "outlet", **{"x-customer": "c-1"}))[0] == "default:c-1"
 
 

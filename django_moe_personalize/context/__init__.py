@@ -297,11 +297,12 @@ def get_page(request: HttpRequest | None) -> Page | None:
 def switch_workspace(page: Page, name: str) -> bool:
     """Let the rest of the request work for another workspace, whose token came with the request.
 
-    Return False if the page has read something for its own workspace already, or if the site has no such workspace.
+    Return False if the page has read something for its own workspace already, or if the site has no such workspace, or
+    no function that chooses one.
     """
     if page.runtime.name == name:
         return True
-    if page._is_used or name not in list_workspaces():
+    if page._is_used or name not in list_workspaces() or not page.runtime.settings.workspace:
         return False
     page.runtime = get_runtime(name)
     # The middleware's context ends it.

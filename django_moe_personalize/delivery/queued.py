@@ -192,7 +192,8 @@ class QueuedDelivery(BaseDelivery):
             self.count_dropped(len(events), "broker")
         else:
             self._count("accepted", -len(events))
-            self.fallback.record(events)
+            # A message never mixes conversions with other events.
+            (self.fallback.record_conversions if events[0].is_conversion else self.fallback.record)(events)
 
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process, including those of the fallback."""

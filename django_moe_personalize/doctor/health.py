@@ -54,11 +54,18 @@ def _describe_delivery(delivery: BaseDelivery) -> dict[str, Any]:
         # A database that hangs would hang the probe, and the site would be out of rotation.
         return {"backend": type(delivery).__name__, "pending": None, "oldest_seconds": None, "is_dead": False}
     pending, oldest = delivery.counts().pending, delivery.find_oldest()
-    thread = getattr(delivery, "_thread", None)
     return {
         "backend": type(delivery).__name__,
         "pending": pending,
         "oldest_seconds": None if oldest is None else max(0.0, round(time.time() - oldest, 1)),
         # An unexpected error has ended the thread, so no event leaves this process before its end.
-        "is_dead": thread is not None and not thread.is_alive() and pending > 0,
+        "is_dead": any(map(_is_dead, (delivery, getattr(delivery, "second", None), delivery.fallback))),
     }
+
+
+def _is_dead(delivery: BaseDelivery | None) -> bool:
+    thread = getattr(delivery, "_thread", None)
+    if delivery is None or thread is None or thread.is_alive():
+        return False
+    # The events of this thread alone: conversions have another thread.
+    return BaseDelivery.counts(delivery).pending > 0

@@ -75,10 +75,10 @@ def send(events: Iterable[Event], request: HttpRequest | None, runtime: Runtime)
             # A page, the token of its mark and a repeated beacon may report the same event.
             if event.action is not Action.OFFERING_SHOWN and (request is None or _is_new(event.event_uuid)):
                 with protect_transactions():
-                    _send(event, request)
+                    _send(event, request, runtime.name)
 
 
-def _send(event: Event, request: HttpRequest | None) -> None:
+def _send(event: Event, request: HttpRequest | None, workspace: str) -> None:
     context, key, uuid = event.attributes, event.experience_key, event.event_uuid
     variation_id, audience = context.get("moe_variation_id", ""), context.get("audience_name", "")
     if event.action is Action.SHOWN:
@@ -91,6 +91,7 @@ def _send(event: Event, request: HttpRequest | None) -> None:
             audience=audience,
             offering=offering,
             event_uuid=uuid,
+            workspace=workspace,
         )
     else:
         name, offering = "experience_clicked", context.get("moe_offering_id")
@@ -102,6 +103,7 @@ def _send(event: Event, request: HttpRequest | None) -> None:
             audience=audience,
             offering=offering,
             event_uuid=uuid,
+            workspace=workspace,
         )
     for receiver, error in failed:
         if isinstance(error, Exception):

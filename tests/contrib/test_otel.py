@@ -141,7 +141,9 @@ def test_sandbox_in_this_process(otel):
 def test_conversions(otel, vendor):
     """A conversion that waits counts as a pending event with its age."""
     with override_personalize(DELIVERY=backend("thread.ThreadDelivery", interval=600.0)):
-        api.track_event("customer-1", "Order placed", at=datetime(2026, 1, 1, tzinfo=UTC))
+        with otel.page():
+            api.track_event("customer-1", "Order placed", at=datetime(2026, 1, 1, tzinfo=UTC))
+        assert [each[:2] for each in otel.read_spans()] == [("moe_personalize.deliver", "page")]
         assert otel.read(f"{EVENTS}.pending") == {(): 1}
         (age,) = otel.read(f"{EVENTS}.oldest.age").values()
         assert age > 0

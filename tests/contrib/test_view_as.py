@@ -13,8 +13,10 @@ from django.urls import include, path
 from django.utils import translation
 from django.views.decorators.cache import cache_page
 
+from django_moe_personalize import api
 from django_moe_personalize.contrib.view_as import view as view_module
 from django_moe_personalize.contrib.view_as.view import COOKIE, View
+from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.runtime import get_runtime
@@ -34,6 +36,7 @@ def shared(request):
 
 
 def page(request):
+    api.track_event("ada-42", "Seen")
     return HttpResponse(text(show(request, TAGS)) + "</body>", headers={"Content-Length": "9", "Expires": "never"})
 
 
@@ -100,6 +103,7 @@ def test_a_preview_shows_the_view_and_leaves_nothing(site, visit, upstream, rout
     assert response.headers["Content-Length"] == str(len(response.content))
     assert (response.headers["Cache-Control"], response.headers.get("Expires")) == ("private, no-store", None)
     assert (response.cookies, count_stored(), upstream.booked) == ({}, before, [])
+    assert get_delivery().counts().accepted == 0
     left = visit("/as/leave/", method="post", data={"next": "/page/"})
     assert (left.headers["Location"], [*left.cookies]) == ("/page/", [COOKIE])
     assert visit.client.cookies["sessionid"].value == session

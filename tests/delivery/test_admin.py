@@ -16,6 +16,7 @@ from django.utils import timezone, translation
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.outbox import State
 from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.moengage.data_api import build_conversion
 from tests.delivery.events import make_event, make_events
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin_urls")]
@@ -135,6 +136,12 @@ def test_parked_events_are_sent_again(staff, vendor):
     assert OutboxEvent.objects.get(event_uuid=second.event_uuid).state == State.REFUSED
     get_delivery().flush()
     assert vendor.taken[first.event_uuid] == 1
+
+
+def test_a_conversion_shows_its_name(staff):
+    """The site's code has chosen the name, so it tells nothing about the customer."""
+    get_delivery().record_conversions([build_conversion("user-1", "Order placed", {"total": 1})])
+    assert "Order placed" in staff().get(LIST).text
 
 
 def test_a_row_without_an_event_is_shown(staff):

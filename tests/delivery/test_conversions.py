@@ -15,7 +15,7 @@ from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.resilience import Backoff, Deadline
 from django_moe_personalize.testing import override_personalize
 from tests.delivery.conftest import make_due
-from tests.delivery.events import make_event, make_events, messages, uuids
+from tests.delivery.events import backend, make_event, make_events, messages, uuids
 from tests.delivery.vendor import SOON
 
 pytestmark = pytest.mark.django_db
@@ -190,6 +190,17 @@ def test_sandbox_behind_a_url(vendor, tmp_path):
         pytest.raises(ConfigurationError, match="DATA_API_KEY"),
     ):
         get_data_client()
+
+
+def test_wrong_key_in_the_fallback_of_a_queue(configure, vendor):
+    """While the queue fails too, the conversions don't stop the other events."""
+    fallback = backend("thread.ThreadDelivery", interval=600.0)
+    delivery = configure("tests.delivery.test_queued.ListDelivery", fallback=fallback)
+    vendor.data_status, delivery.queue = 403, None
+    api.track_event("user-1", "Order placed")
+    assert delivery.flush(0.1).pending == 1
+    delivery.record(make_events(1))
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=2, delivered=1, pending=1)
 
 
 def test_wrong_key_in_a_thread(build, vendor, caplog):

@@ -81,6 +81,17 @@ def test_a_delivery_whose_thread_died_needs_a_restart(visit, thread):
     delivery._thread = None
 
 
+def test_conversions_whose_thread_died_need_a_restart(visit, thread):
+    """Conversions have a thread of their own, and so has the fallback of a queue."""
+    get_delivery().record_conversions(make_events(1))
+    get_delivery()._thread = SimpleNamespace(is_alive=lambda: False)
+    assert read(visit)[0] == 200
+    second, get_delivery()._thread = get_delivery().second, None
+    alive, second._thread = second._thread, SimpleNamespace(is_alive=lambda: False)
+    assert read(visit)[0] == 503
+    second._thread = alive
+
+
 @pytest.mark.parametrize("name", ["database.DatabaseDelivery", "dummy.DummyDelivery"])
 def test_the_probe_needs_no_database(visit, name):
     """The outbox isn't read: a database that hangs would hang the probe."""

@@ -55,7 +55,7 @@ def test_page(shown, visit, heard, path):
     assert "Hello" in text(response)
     ((name, found),) = heard
     assert (name, found.request.path, found.experience_key, found.offering) == ("shown", path, "hero-banner", None)
-    assert (found.variation_id, found.audience) == ("1", "All users")
+    assert (found.variation_id, found.audience, found.workspace) == ("1", "All users", "default")
     assert [found.event_uuid] == uuids(shown, Action.SHOWN)
     assert "close" not in vars(found.request)
     # Django's AsyncClient closes a stream in the loop, but its ASGI handler doesn't.

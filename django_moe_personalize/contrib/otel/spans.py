@@ -17,6 +17,7 @@ from opentelemetry.trace import SpanKind, Tracer, TracerProvider, get_current_sp
 
 from django_moe_personalize import __version__
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.fetching.cache import ExperienceCache, get_cache
 from django_moe_personalize.fetching.shared import has_room
 from django_moe_personalize.runtime import Runtime
@@ -62,6 +63,8 @@ def _trace_cache(tracer: Tracer, build: Callable[..., ExperienceCache], runtime:
 def _trace_delivery(tracer: Tracer, build: Callable[..., BaseDelivery], runtime: Runtime) -> BaseDelivery:
     """Trace how a page passes its events to the delivery, which may write into a database or a queue."""
     delivery = build(runtime)
-    traced = partial(_trace, tracer, "moe_personalize.deliver", SpanKind.PRODUCER, runtime, delivery.record)
-    delivery.record = traced  # type: ignore[method-assign]
+    # Other deliveries record conversions with record().
+    for name in ("record", "record_conversions") if isinstance(delivery, TwofoldDelivery) else ("record",):
+        traced = partial(_trace, tracer, "moe_personalize.deliver", SpanKind.PRODUCER, runtime, getattr(delivery, name))
+        setattr(delivery, name, traced)
     return delivery

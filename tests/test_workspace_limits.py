@@ -1,0 +1,41 @@
+"""Workspaces where a page is not alone: a request without a workspace, and processes and threads of the site's own."""
+
+import os
+
+from django.http import HttpResponse
+from django.test import Client
+from django.urls import path
+
+from django_moe_personalize import api
+from django_moe_personalize.runtime import get_runtime
+from tests.test_workspaces import brands, choose, get  # noqa: F401 - the first two are fixtures
+
+
+def test_api_of_a_request_without_a_workspace(brands, choose, settings):  # noqa: F811
+    """A call that names no workspace does nothing. It never works for the default workspace instead."""
+    choose(lambda request: "gone")
+
+    def view(request):
+        result = api.fetch_experiences(["hero-banner"], customer_id="c-1")
+        assert ([*result.experiences], api.fetch_experiences_meta().experiences) == ([], ())
+        api.track_event("c-1", "Order placed")
+        api.experiences_shown([api.fetch_experience("hero-banner", workspace="outlet")], customer_id="c-1")
+        return HttpResponse()
+
+    settings.ROOT_URLCONF = type("URLs", (), {"urlpatterns": [path("", view)]})
+    assert Client().get("/").status_code == 200
+    assert [(brand.fetched, brand.events) for brand in brands] == [([], []), (["nobody"], [])]
+
+
+def test_fork_in_a_request(brands, settings):  # noqa: F811
+    """The child has a runtime of its own, because the threads and connections of its parent don't work there."""
+
+    def view(request):
+        parent = get_runtime()
+        child = os.fork()
+        if not child:
+            os._exit(get_runtime() is parent or get_runtime().name != "outlet")
+        return HttpResponse(os.waitpid(child, 0)[1])
+
+    settings.ROOT_URLCONF = type("URLs", (), {"urlpatterns": [path("", view)]})
+    assert get(Client(), "outlet").text == "0"
