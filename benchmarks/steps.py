@@ -197,7 +197,10 @@ def measure(options: Options) -> Iterator[Figure]:
 
 
 def count_pages(upstream: Upstream) -> Iterator[tuple[str, str, Added]]:
-    """Yield the name, the limit and the added steps of a page that reads nothing, of a warm page and of cold pages."""
+    """Yield the name, the limit and the added steps of a page that reads nothing, of a warm page and of cold pages.
+
+    The last pages are measured by OpenTelemetry, which can't be stopped again.
+    """
     url = upstream.url("at-once")
     site.configure(moe={**site.CREDENTIALS, "BASE_URL": url, "CACHE_TTL": 3600, "CACHE_STALE_TTL": 3600})
     yield "a page that reads nothing", "<= 120 more", count_added(pages.plain)
@@ -205,6 +208,21 @@ def count_pages(upstream: Upstream) -> Iterator[tuple[str, str, Added]]:
     with site.override_moe(**site.build_moe(url, **GENEROUS)):
         yield "a cold page", "<= 5000 more", count_cold(pages.read, upstream)
         yield "a cold page that tracks", "<= 5000 more", count_cold(pages.read_and_track, upstream)
+    start_otel()
+    yield "a warm page that tracks, with OpenTelemetry", "<= 2000 more", count_warm()
+    with site.override_moe(**site.build_moe(url, **GENEROUS)):
+        yield "a cold page that tracks, with OpenTelemetry", "<= 6500 more", count_cold(pages.read_and_track, upstream)
+
+
+def start_otel() -> None:
+    """Measure all further pages as the app ``contrib.otel`` does, with OpenTelemetry's SDK, but sample no trace."""
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+
+    from django_moe_personalize.contrib.otel import metrics, spans
+
+    metrics.start(MeterProvider([InMemoryMetricReader()]))
+    spans.start()
 
 
 def count_warm() -> Added:

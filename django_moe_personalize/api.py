@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar
 
 from asgiref.sync import sync_to_async
@@ -27,6 +28,7 @@ from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.metadata import find_reason, get_metadata_store
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.switch_store import ALL
+from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.moengage.frames import FETCH_FIELDS
 from django_moe_personalize.moengage.types import (
     Action,
@@ -223,6 +225,28 @@ def offering_clicked(
 
 
 @_in_workspace
+def track_event(
+    customer_id: str,
+    name: str,
+    attributes: Mapping[str, Any] | None = None,
+    *,
+    at: datetime | None = None,
+    workspace: str | None = None,
+) -> None:
+    """Report an event of your own to MoEngage's Data API: ``track_event("user-1", "Order placed", {"total": 120})``.
+
+    ``at`` is an aware datetime, by default now. ``attributes`` are JSON values, Decimals, dates and datetimes. Raises
+    ValueError for an event that MoEngage would refuse: a name that begins with ``moe_``, a time in the future, a
+    customer id that MoEngage forbids, or more than 128 KB. Needs the setting DATA_API_KEY.
+    """
+    if not isinstance(customer_id, str) or not customer_id:
+        raise ValueError("customer_id must be a non-empty string: an event without a customer can't be counted.")
+    conversion = build_conversion(customer_id, name, attributes, at=at)
+    if get_runtime().settings.enabled:
+        tracking.record_conversions([conversion])
+
+
+@_in_workspace
 def erase(*, customer_id: str, workspace: str | None = None) -> int:
     """Erase the recorded events of ``customer_id`` that haven't been sent, and return the number of erased events.
 
@@ -245,7 +269,7 @@ def _check(customer_id: str) -> str:
 def _record(events: Iterable[Event | None]) -> None:
     # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
-    if get_runtime().settings.enabled:
+    if found and get_runtime().settings.enabled:
         tracking.record(found)
 
 
@@ -283,4 +307,5 @@ aexperiences_shown = _build_twin(experiences_shown, records=True)
 aexperience_clicked = _build_twin(experience_clicked, records=True)
 aofferings_shown = _build_twin(offerings_shown, records=True)
 aoffering_clicked = _build_twin(offering_clicked, records=True)
+atrack_event = _build_twin(track_event, records=True)
 aerase = _build_twin(erase, records=True)

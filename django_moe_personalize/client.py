@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from django_moe_personalize.conf import SETTING, ConfigurationError, Settings
 from django_moe_personalize.conf.settings import load_backend
 from django_moe_personalize.moengage.base_url import validate_base_url
 from django_moe_personalize.moengage.client import PersonalizeClient, Transport
+from django_moe_personalize.moengage.data_api import DataClient
 from django_moe_personalize.runtime import Runtime, part
 
 if TYPE_CHECKING:
@@ -98,6 +100,41 @@ def build_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = l
     # Don't put the API key into a local variable: an error report prints local variables.
     owner = settings if settings.workspace_id else open_workspace_file(settings).workspace
     return PersonalizeClient(workspace_id=owner.workspace_id, api_key=owner.api_key, transport=transport)
+
+
+class MissingDataKeyError(ConfigurationError):
+    """The settings have no key for the Data API."""
+
+
+def find_data_key_error(settings: Settings) -> MissingDataKeyError | None:
+    """Return the error if the settings have no DATA_API_KEY, and no sandbox has one either."""
+    if settings.data_api_key or (settings.sandbox and not (settings.base_url and settings.workspace_id)):
+        return None
+    hint = f"Set {SETTING}_DATA_API_KEY in the environment to the Data key of your workspace."
+    return MissingDataKeyError(f"{SETTING} lacks DATA_API_KEY, which track_event() needs.", hint=hint)
+
+
+@part
+def get_data_client(runtime: Runtime) -> DataClient:
+    """Return the client of the Data API. Raises ConfigurationError."""
+    settings = runtime.settings
+    if (engine := get_engine(runtime)) is not None:
+        from django_moe_personalize.sandbox.transport import SandboxTransport
+
+        workspace = engine.workspace
+        transport: Transport = SandboxTransport(engine)
+        return DataClient(workspace_id=workspace.workspace_id, api_key=workspace.data_api_key, transport=transport)
+    if (error := find_data_key_error(settings)) is not None:
+        raise error
+    transport = build_transport(replace(settings, base_url=read_data_url(settings)))
+    owner = settings if settings.workspace_id else open_workspace_file(settings).workspace
+    return DataClient(workspace_id=owner.workspace_id, api_key=owner.data_api_key, transport=transport)
+
+
+def read_data_url(settings: Settings) -> str:
+    """Return the base URL of the Data API (contract §8). A sandbox or a proxy in BASE_URL has both APIs."""
+    url, center = read_base_url(settings), settings.data_center
+    return f"https://api-{center}.moengage.com/v1" if url == f"https://sdk-{center}.moengage.com/v1" else url
 
 
 get_client = part(build_client)

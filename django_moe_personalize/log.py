@@ -13,6 +13,7 @@ from collections.abc import Callable
 logger = logging.getLogger("django_moe_personalize")
 
 CREDENTIALS_FIX = "Check WORKSPACE_ID, API_KEY and DATA_CENTER."
+DATA_CREDENTIALS_FIX = "Check DATA_API_KEY, WORKSPACE_ID and DATA_CENTER."
 DOCTOR_FIX = "Run `manage.py moe_doctor` to find the cause."
 PROXY_FIX = "Check the proxy in TRANSPORT, or in the environment if `trust_env` is on."
 
@@ -27,14 +28,17 @@ REFILL = 120.0
 class Outage:
     """Log when something begins to fail, with the cause, and when it works again. Count the failures in between.
 
-    ``failing`` and ``working`` are the first words of the two lines. The lines have the same level, at least WARNING,
-    because Python's default logging shows no lower level.
+    ``part`` is the field ``moe_part`` of the two lines. ``failing`` and ``working`` are their first words. Both lines
+    have the same level, at least WARNING, because Python's default logging shows no lower level.
 
     If outages follow each other quickly, only some of them are logged: see BURST and REFILL. But an outage that lasts
     is always logged, and a logged outage always has both lines. Thread-safe.
     """
 
-    def __init__(self, failing: str, working: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, failing: str, working: str, *, part: str = "", clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._part = part
         self._failing = failing
         self._working = working
         self._clock = clock
@@ -60,11 +64,18 @@ class Outage:
             if advice in self._advice or not self._may_log():
                 return
             another = " for another reason" if self._advice else ""
+            fields = {
+                "moe_event": "outage_cause" if self._advice else "outage_start",
+                "moe_part": self._part,
+                "moe_cause": cause,
+                "moe_fix": advice,
+                "moe_hidden": self._hidden,
+            }
             hidden = f" {self._hidden:,} short failures before this one weren't logged." if self._hidden else ""
             self._level = level
             self._advice.add(advice)
             self._hidden = 0
-        logger.log(level, "%s%s (%s). %s%s", self._failing, another, cause, advice, hidden)
+        logger.log(level, "%s%s (%s). %s%s", self._failing, another, cause, advice, hidden, extra=fields)
 
     def skip(self) -> None:
         """Count a call that wasn't made because of the failures before it."""
@@ -81,10 +92,17 @@ class Outage:
             self._hidden += self.is_on and not is_logged
             self.is_on = False
             took = self._clock() - self._began
+            fields = {
+                "moe_event": "outage_end",
+                "moe_part": self._part,
+                "moe_seconds": took,
+                "moe_failed": self._failed,
+                "moe_not_made": self._skipped,
+            }
             counts = f"{self._failed:,} failed" + (f", {self._skipped:,} not made" if self._skipped else "")
         if is_logged:
             lasted = f"{took:.0f} s" if took < 120 else f"{took / 60:.0f} minutes"
-            logger.log(self._level, "%s after %s (%s).", self._working, lasted, counts)
+            logger.log(self._level, "%s after %s (%s).", self._working, lasted, counts, extra=fields)
 
     def _may_log(self) -> bool:
         """Return whether to log the failure that has just happened."""

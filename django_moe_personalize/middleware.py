@@ -75,7 +75,7 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            tracking.record(events, page.runtime)
+            tracking.record(events, page.runtime, request)
         return response
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
@@ -93,7 +93,7 @@ class PersonalizeMiddleware:
             page.release()
             raise
         if events := page.seal(response):
-            await tracking.arecord(events, page.runtime)
+            await tracking.arecord(events, page.runtime, request)
         return response
 
     def process_view(self, request: HttpRequest, view: Callable[..., Any], args: Any, kwargs: Any) -> None:

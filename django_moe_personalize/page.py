@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Final
 from weakref import ref
 
@@ -278,7 +279,8 @@ class Page(RequestVisitor):
             set_query_cookie(request, response)
         if isinstance(response, StreamingHttpResponse):
             self.is_streamed = True
-            tracking.record_when_streamed(response, self.aload, lambda: self._end(request, response), self.runtime)
+            end = partial(self._end, request, response)
+            tracking.record_when_streamed(request, response, self.aload, end, self.runtime)
             return ()
         return self._end(request, response)
 

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, ContextDecorator, ExitStack, contextmanager, nullcontext, suppress
 from contextvars import Context, copy_context
@@ -49,6 +50,10 @@ class Runtime:
         # Reentrant, because the function that builds a part may need another part.
         self._lock = threading.RLock()
         self._logged: dict[Hashable, object] = {}
+        # Reentrant: a signal handler may interrupt a thread that counts.
+        self._count_lock = threading.RLock()
+        self.counts: Counter[tuple[str, ...]] = Counter()
+        """How often something happened: see count()."""
         # For each route an endless iterator: True for a page at which the leak detector looks.
         self.samples: dict[str, Iterator[bool]] = {}
         # What pages of a route and a view need. A part would take 15 more bytecodes on each page.
@@ -102,6 +107,11 @@ class Runtime:
             if len(self._logged) > MAX_LOGGED:
                 self._logged.clear()
 
+    def count(self, *what: str) -> None:
+        """Add 1 to a number in ``counts``, for metrics."""
+        with self._count_lock:
+            self.counts[what] += 1
+
     def close(self) -> None:
         """Close the parts that have ``close()``, the newest part first. An exception doesn't stop the other calls."""
         with self._lock:
@@ -139,6 +149,14 @@ class part(Generic[T]):
         """Return the object, or ``None`` if the runtime hasn't built the object yet."""
         found: T | None = (runtime or get_runtime())._parts.get(self)
         return found
+
+    def extend(self, extension: Callable[[Callable[..., T], Runtime], T]) -> None:
+        """Let ``extension(build, runtime)`` build the object from now on. ``build(runtime)`` builds it as before.
+
+        For instrumentation. Drops all runtimes, because they may have the object already.
+        """
+        self._build = functools.partial(extension, self._build)
+        reset_runtimes()
 
     @contextmanager
     def override(self, value: T, workspace: str | None = None) -> Iterator[T]:
@@ -284,19 +302,6 @@ def _find(name: str) -> Runtime:
     return found
 
 
-def _name_workspace(record: logging.LogRecord) -> bool:
-    """Put the name of the workspace before a line of the log, on a site with several workspaces."""
-    runtime = _get_used(_process.default)
-    # Without settings, as in a sandbox of its own, there are no workspaces.
-    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
-        record.workspace = runtime.name
-        record.msg = f"Workspace {runtime.name}: {record.msg}"
-    return True
-
-
-logger.addFilter(_name_workspace)
-
-
 def list_runtimes() -> Sequence[Runtime]:
     """Return the runtimes that this process uses at the moment."""
     return [*_process.runtimes.values()]
@@ -369,5 +374,17 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
     setattr(uwsgi, name, call_both)
 
 
+def _add_fields(record: logging.LogRecord) -> bool:
+    """Add the fields that each line of the log has, and put the workspace before a line if the site has several."""
+    runtime = _get_used(_process.default)
+    record.moe_workspace = DEFAULT if runtime is None else runtime.name
+    record.__dict__.setdefault("moe_event", "notice")
+    # Without settings, as in a sandbox of its own, there are no workspaces.
+    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
+        record.msg = f"Workspace {runtime.name}: {record.msg}"
+    return True
+
+
+logger.addFilter(_add_fields)
 call_in_children(_start_in_child)
 atexit.register(_end)

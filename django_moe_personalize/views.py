@@ -97,7 +97,7 @@ def _count_click(request: HttpRequest, token: tracking.Token) -> None:
         with use_workspace(token.workspace):
             customer_id = _find_customer_id(request)
             if customer_id and token.belongs_to(customer_id) and is_within_limit("clicks", customer_id):
-                tracking.record([token.build_event(customer_id)])
+                tracking.record([token.build_event(customer_id)], None, request)
 
 
 def _answer_script(request: HttpRequest, destination: str) -> HttpResponse | None:
@@ -173,7 +173,7 @@ def _record_reports(request: HttpRequest, reports: list[Report]) -> None:
     customer_id = _find_customer_id(request)
     events = [] if customer_id is None else _build_events(reports, customer_id)
     if customer_id and events and is_within_limit("beacons", customer_id):
-        tracking.record(events)
+        tracking.record(events, None, request)
 
 
 def _read_reports(request: HttpRequest) -> list[Any]:

@@ -3,6 +3,7 @@
 Without a ``.env`` file the shop uses SQLite and the embedded sandbox. ``.env.example`` lists the variables.
 """
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -70,6 +71,11 @@ if DEBUG and find_spec("debug_toolbar"):
     INTERNAL_IPS = ["127.0.0.1", "::1"]
     DEBUG_TOOLBAR_PANELS = ["django_moe_personalize.contrib.debug_toolbar.PersonalizePanel", *PANELS_DEFAULTS]
     DEBUG_TOOLBAR_CONFIG = {"SHOW_COLLAPSED": True}
+
+# Metrics at /metrics: `pip install opentelemetry-exporter-prometheus` is enough to see them.
+with suppress(ModuleNotFoundError):
+    if find_spec("opentelemetry.exporter.prometheus"):
+        INSTALLED_APPS.append("django_moe_personalize.contrib.otel")
 
 DATABASES = {"default": env.db_url("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

@@ -13,3 +13,8 @@ urlpatterns = [
 
 if "debug_toolbar" in settings.INSTALLED_APPS:
     urlpatterns.append(path("__debug__/", include("debug_toolbar.urls")))
+
+if "django_moe_personalize.contrib.otel" in settings.INSTALLED_APPS:
+    from telemetry import show_metrics
+
+    urlpatterns.append(path("metrics", show_metrics))

@@ -17,6 +17,7 @@ from django_moe_personalize.conf import settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.sandbox import faults, rule_reader, workspace
 from django_moe_personalize.sandbox.audiences import DEVICES
 from django_moe_personalize.sandbox.control import _as_json
@@ -26,6 +27,7 @@ from django_moe_personalize.workbench.faults import PRESETS, describe_faults
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
 PACKAGE = ROOT / "django_moe_personalize"
+BASES = (BaseDelivery, QueuedDelivery, TwofoldDelivery)
 
 
 def collect_strings(path):
@@ -105,6 +107,28 @@ def test_errors_are_those_of_the_code():
     }
     assert listed == tree
     assert issubclass(settings.ConfigurationError, ImproperlyConfigured)
+
+
+def test_fields_of_the_log_are_those_of_the_code():
+    """The page on logging has each kind of line with its fields, and each part that logs its outages."""
+    fields, parts = {}, set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [getattr(key, "value", "") for key in node.keys] if isinstance(node, ast.Dict) else []
+            if "moe_event" in names:
+                values = dict(zip(names, node.values, strict=True))
+                for event in ast.walk(values.pop("moe_event")):
+                    if isinstance(event, ast.Constant):
+                        fields[event.value] = set(values)
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Outage":
+                parts |= {keyword.value.value for keyword in node.keywords if keyword.arg == "part"} or {""}
+    text = read("howto/logging.md")
+    rows = read_rows(text, "`moe_event`", "level", "when", "other fields")
+    listed = {event: set(read_words(row[3])) for row in rows for event in read_words(row[0])}
+    assert listed == {**fields, "notice": set()}
+    assert {word for row in read_rows(text, "`moe_part`", "what fails") for word in read_words(row[0])} == parts
+    described = {word for row in read_rows(text, "field", "value") for word in read_words(row[0])}
+    assert described == {"moe_event", "moe_workspace"}.union(*fields.values())
 
 
 def test_signals_are_those_of_the_code():
@@ -206,7 +230,7 @@ def test_deliveries_are_those_of_the_code():
         found |= {
             f"{cls.__module__}.{cls.__qualname__}"
             for cls in vars(module).values()
-            if isinstance(cls, type) and issubclass(cls, BaseDelivery) and cls not in (BaseDelivery, QueuedDelivery)
+            if isinstance(cls, type) and issubclass(cls, BaseDelivery) and cls not in BASES
         }
     text = read_section(read("reference/delivery.md"), "## Backends")
     assert set(re.findall(r"^### `([\w.]+)`$", text, re.MULTILINE)) == found

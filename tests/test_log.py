@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from django_moe_personalize.log import BURST, LASTING, REFILL, Outage
+from django_moe_personalize.log import BURST, LASTING, REFILL, Outage, logger
+from django_moe_personalize.runtime import Runtime, log_once
 from tests.virtual_time import Clock
 
 HOUR = 3600
@@ -17,7 +18,7 @@ def clock():
 
 @pytest.fixture
 def outage(clock):
-    return Outage("Calls fail", "Calls work again", clock=clock)
+    return Outage("Calls fail", "Calls work again", part="calls", clock=clock)
 
 
 def read(caplog):
@@ -35,6 +36,28 @@ def test_start_cause_and_end(outage, clock, caplog):
     assert read(caplog) == [
         (logging.WARNING, "Calls fail (timeout 0). Do this."),
         (logging.WARNING, "Calls work again after 50 s (500 failed, 500 not made)."),
+    ]
+
+
+def test_fields_of_an_outage(outage, clock, caplog):
+    """For structured logs, each line of an outage has the facts of its text as fields."""
+    for cause, advice in (("500", "Wait."), ("401", "Check it.")):
+        outage.fail(cause, advice)
+        clock.now += 1.5
+    outage.skip()
+    outage.end()
+    start = {"moe_part": "calls", "moe_workspace": "default", "moe_hidden": 0}
+    assert [{name: value for name, value in vars(r).items() if name.startswith("moe_")} for r in caplog.records] == [
+        {**start, "moe_event": "outage_start", "moe_cause": "500", "moe_fix": "Wait."},
+        {**start, "moe_event": "outage_cause", "moe_cause": "401", "moe_fix": "Check it."},
+        {
+            "moe_event": "outage_end",
+            "moe_part": "calls",
+            "moe_workspace": "default",
+            "moe_seconds": 3.0,
+            "moe_failed": 2,
+            "moe_not_made": 1,
+        },
     ]
 
 
@@ -88,3 +111,12 @@ def test_long_outage_after_short_outages(outage, clock, caplog):
         "Calls fail (long). Do this. 17 short failures before this one weren't logged.",
         "Calls work again after 30 s (2 failed).",
     ]
+
+
+def test_fields_of_every_line(caplog):
+    """Each line names its workspace, also in a thread of this workspace. A line of its own kind is a notice."""
+    log_once("mistake", "A mistake.")
+    with Runtime("outlet").use():
+        logger.error("An error.")
+    found = [(record.moe_event, record.moe_workspace) for record in caplog.records]
+    assert found == [("notice", "default"), ("notice", "outlet")]

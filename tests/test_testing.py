@@ -10,6 +10,7 @@ from django.conf import settings
 from django.http import HttpResponse, StreamingHttpResponse
 from django.test import AsyncClient, Client, SimpleTestCase
 
+from django_moe_personalize import api
 from django_moe_personalize.client import get_client, get_engine
 from django_moe_personalize.conf import get_settings
 from django_moe_personalize.delivery.base import get_delivery
@@ -291,3 +292,27 @@ def test_mixin():
             self.moe_events.assert_shown("hero-banner")
 
     assert run(Case) == 1
+
+
+def test_tracked_events():
+    """A failed assertion says which events were tracked instead, and for whom."""
+    with override_experiences({}) as seen:
+        events = seen.events
+        events.assert_not_tracked()
+        with pytest.raises(AssertionError, match=r"'Order placed' was not tracked\. No event was tracked\. .*robot"):
+            events.assert_tracked("Order placed")
+        for _ in range(2):
+            api.track_event("user-1", "Order placed", {"total": 5})
+        events.assert_tracked("Order placed", customer_id="user-1", attributes={"total": 5}, times=2)
+        events.assert_not_tracked("Order paid")
+        with pytest.raises(
+            AssertionError, match=r"'Order paid' was not tracked\. These were tracked: 'Order placed' \(2"
+        ):
+            events.assert_tracked("Order paid")
+        with pytest.raises(AssertionError, match=r"was tracked 2 times, not 1 times"):
+            events.assert_tracked("Order placed", times=1)
+        for other in ({"customer_id": "user-2"}, {"attributes": {"total": 6}}):
+            with pytest.raises(AssertionError, match=r"It was tracked for: 'user-1' {'total': 5}, 'user-1'"):
+                events.assert_tracked("Order placed", **other)
+        with pytest.raises(AssertionError, match=r"should not be: 'Order placed' \(2"):
+            events.assert_not_tracked()

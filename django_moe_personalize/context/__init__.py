@@ -6,13 +6,16 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
+from django.core.exceptions import SynchronousOnlyOperation
 from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 
+from django_moe_personalize import tracking
 from django_moe_personalize.conf import list_workspaces
 from django_moe_personalize.conf.settings import used_runtime
+from django_moe_personalize.moengage.data_api import build_conversion
 from django_moe_personalize.moengage.types import Event, Experience, Offering
 from django_moe_personalize.page import Page
 from django_moe_personalize.runtime import get_runtime
@@ -193,6 +196,47 @@ class Personalization(Mapping[str, Experience]):
         """Report that this request is a click on ``element`` (``b_id``) or on ``offering`` of an experience."""
         if (experience := self._page.read(experience_key)) is not None:
             self._page.tracker.click(experience, element=element, offering=offering)
+
+    def track_event(
+        self, name: str, attributes: Mapping[str, Any] | None = None, *, at: datetime | None = None
+    ) -> None:
+        """Report an event of the visitor's own, such as an order, to MoEngage's Data API. See api.track_event().
+
+        Reports it immediately, in your transaction if the delivery is an outbox. Nothing counts for a robot, in a
+        preview, or without the visitor's consent to ``track``. Raises ValueError as api.track_event() does, and
+        SynchronousOnlyOperation in an event loop.
+        """
+        if is_in_event_loop():
+            raise SynchronousOnlyOperation("Write await request.personalization.atrack_event(…) in async code.")
+        build_conversion(CHECKED, name, attributes, at=at)
+        self._page.confirm()
+        if (customer_id := find_converting_id(self._page)) is not None:
+            tracking.record_conversions([build_conversion(customer_id, name, attributes, at=at)], self._page.runtime)
+
+    async def atrack_event(
+        self, name: str, attributes: Mapping[str, Any] | None = None, *, at: datetime | None = None
+    ) -> None:
+        """See track_event()."""
+        build_conversion(CHECKED, name, attributes, at=at)
+        if self._page.runtime.settings.enabled:
+            await self._page.aconfirm()
+            await self._page._agather()
+        if (customer_id := find_converting_id(self._page)) is not None:
+            conversions = [build_conversion(customer_id, name, attributes, at=at)]
+            await tracking.arecord_conversions(conversions, self._page.runtime)
+
+
+CHECKED: Final = "checked"
+"""An id with which the arguments of track_event() are checked, even if nothing counts for the visitor."""
+
+
+def find_converting_id(page: Page) -> str | None:
+    """Return the id of the visitor, for whom an event counts now, or ``None``. The page becomes private."""
+    request, customer_id = page._request(), page.tracker.customer_id
+    if request is None or page._is_closed:
+        return None
+    page.mark_read(request)
+    return customer_id if tracking.may_convert(request, customer_id, page.runtime) else None
 
 
 def _in_workspace(member: Any) -> Any:

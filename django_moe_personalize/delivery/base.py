@@ -13,9 +13,9 @@ from asgiref.sync import sync_to_async
 
 from django_moe_personalize.conf import SETTING, Backend, ConfigurationError
 from django_moe_personalize.conf.settings import load_backend
-from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, send, split_withdrawn
+from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, has_wrong_credentials, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
-from django_moe_personalize.log import CREDENTIALS_FIX, DOCTOR_FIX, Outage
+from django_moe_personalize.log import CREDENTIALS_FIX, DATA_CREDENTIALS_FIX, DOCTOR_FIX, Outage
 from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
@@ -47,6 +47,15 @@ class DeliveryCounts:
     pending: int = 0
     handed_over: int = 0
 
+    def __add__(self, other: DeliveryCounts) -> DeliveryCounts:
+        return DeliveryCounts(
+            accepted=self.accepted + other.accepted,
+            delivered=self.delivered + other.delivered,
+            dropped=dict(Counter(self.dropped) + Counter(other.dropped)),
+            pending=self.pending + other.pending,
+            handed_over=self.handed_over + other.handed_over,
+        )
+
 
 class BaseDelivery:
     """A way to deliver events. All threads of a process share one instance.
@@ -71,11 +80,14 @@ class BaseDelivery:
         self._counts: Counter[str] = Counter()
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
         self._counts_lock = threading.RLock()
-        self._outage = Outage("Events can't be delivered", "Events are delivered again")
+        self._outage = Outage("Events can't be delivered", "Events are delivered again", part="delivery")
+        failing, working = "Conversions can't be delivered", "Conversions are delivered again"
+        self._data_outage = Outage(failing, working, part="conversions")
         name = type(self).__name__
-        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again")
-        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again")
-        self._wrong_clock = Outage("This machine's clock is wrong", "This machine's clock agrees with MoEngage's again")
+        self._breakdown = Outage(f"{name} can't take events", f"{name} takes events again", part="backend")
+        self._refusals = Outage("MoEngage refuses events", "MoEngage accepts all events again", part="refusals")
+        agrees = "This machine's clock agrees with MoEngage's again"
+        self._wrong_clock = Outage("This machine's clock is wrong", agrees, part="clock")
 
     def bind(self, runtime: Runtime) -> None:
         """Use the client of ``runtime``, even after new settings have closed this runtime."""
@@ -107,6 +119,10 @@ class BaseDelivery:
     async def arecord(self, events: Sequence[Event]) -> None:
         """See record(). Never blocks the event loop."""
         await sync_to_async(self.record, thread_sensitive=self.uses_database)(events)
+
+    def record_conversions(self, conversions: Sequence[Event]) -> None:
+        """Accept conversions for delivery. See record()."""
+        self.record(conversions)
 
     def take(self, events: Sequence[Event]) -> None:
         """Take the events, which record() has counted as accepted. An exception means: this method took no event."""
@@ -163,12 +179,11 @@ class BaseDelivery:
             self._refusals.fail(describe(outcome.refused[0][1]), "These events aren't sent again.")
         elif outcome.delivered:
             self._refusals.end()
-        if outcome.error is None:
-            self._outage.end()
-        elif outcome.wrong_credentials:
-            self._outage.fail(describe(outcome.error), CREDENTIALS_FIX, logging.ERROR)
-        else:
-            self._outage.fail(describe(outcome.error), DOCTOR_FIX)
+        kinds = {event.is_conversion for event in events}
+        if False in kinds:
+            _log(self._outage, outcome.error, CREDENTIALS_FIX)
+        if True in kinds:
+            _log(self._data_outage, outcome.data_error, DATA_CREDENTIALS_FIX)
         if abs(outcome.skew) > MAX_SKEW:
             cause = f"about {abs(outcome.skew):.0f} s {'ahead of' if outcome.skew > 0 else 'behind'} MoEngage's"
             self._wrong_clock.fail(cause, CLOCK_FIX)
@@ -195,6 +210,15 @@ class BaseDelivery:
             self._count(reason, count)
             with protect_transactions():
                 events_dropped.send_robust(sender=type(self), count=count, reason=reason)
+
+
+def _log(outage: Outage, error: Exception | None, credentials_fix: str) -> None:
+    if error is None:
+        outage.end()
+    elif has_wrong_credentials(error):
+        outage.fail(describe(error), credentials_fix, logging.ERROR)
+    else:
+        outage.fail(describe(error), DOCTOR_FIX)
 
 
 def describe(error: Exception) -> str:

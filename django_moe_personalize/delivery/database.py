@@ -19,7 +19,7 @@ from django.db import DatabaseError, InterfaceError, connections
 
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts, describe
 from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, LeasedRow, Outbox, Settlement, State
-from django_moe_personalize.delivery.sending import Outcome
+from django_moe_personalize.delivery.sending import Outcome, has_wrong_credentials, read_retry_after
 from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import Outage
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
@@ -78,7 +78,11 @@ class DatabaseDelivery(BaseDelivery):
         self._pauses = 0
         self._resume_at = 0.0
         self._purge_at = 0.0
-        self._database_outage = Outage("The deliverer can't use the outbox", "The deliverer can use the outbox again")
+        # Failures of the Data API in a row, and the time from which on this process leases conversions again.
+        self._data_failures = 0
+        self._data_at = 0.0
+        failing, working = "The deliverer can't use the outbox", "The deliverer can use the outbox again"
+        self._database_outage = Outage(failing, working, part="outbox")
 
     def bind(self, runtime: Runtime) -> None:
         """See BaseDelivery.bind()."""
@@ -107,6 +111,11 @@ class DatabaseDelivery(BaseDelivery):
         delivered, pending = dropped.pop(DELIVERED, 0), dropped.pop(State.PENDING, 0)
         return DeliveryCounts(delivered + pending + dropped.total(), delivered, dict(+dropped), pending)
 
+    def find_oldest(self) -> float | None:
+        """See BaseDelivery.find_oldest()."""
+        oldest = self.outbox.find_oldest()
+        return None if oldest is None else oldest.timestamp()
+
     def flush(self, timeout: float | None = None) -> DeliveryCounts:
         """Send the due events of all processes, for at most ``timeout`` seconds if given, and return the counters.
 
@@ -132,7 +141,7 @@ class DatabaseDelivery(BaseDelivery):
         Raises the database's error. Then the leased events are due again when the lease has run out.
         """
         until = Deadline(self.lease * SENDING_SHARE)
-        lease = self.outbox.lease(self.batch_size, self.lease)
+        lease = self.outbox.lease(self.batch_size, self.lease, conversions=monotonic() >= self._data_at)
         self._database_outage.end()
         if not lease.rows:
             self._purge()
@@ -159,20 +168,21 @@ class DatabaseDelivery(BaseDelivery):
     def _decide(self, outcome: Outcome, rows: dict[str, LeasedRow], settlement: Settlement) -> None:
         """Decide for each row whether it is delivered, parked, or due again, and when."""
         settlement.delivered = [rows[event.event_uuid].pk for event in outcome.delivered]
-        for event, error in outcome.refused:
+        for event, refusal in outcome.refused:
             # MoEngage's description may quote the customer's id.
-            said = error.description if isinstance(error, ResponseError) else ""
+            said = refusal.description if isinstance(refusal, ResponseError) else ""
             said = re.sub(rf"(?<!\w){re.escape(event.customer_id)}(?!\w)", "...", said)
-            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, f"{describe(error)} {said}".rstrip()
+            settlement.parked[rows[event.event_uuid].pk] = State.REFUSED, f"{describe(refusal)} {said}".rstrip()
         # Wrong credentials aren't the events' fault. So no attempt is counted, and the events are due immediately.
         settlement.counts_as_attempt = not outcome.wrong_credentials
-        wait = min(outcome.retry_after, MAX_GATE_SECONDS)
-        for row in (rows[event.event_uuid] for event in outcome.kept):
-            if outcome.error is None or outcome.wrong_credentials:
+        for event in outcome.kept:
+            row, error = rows[event.event_uuid], outcome.find_error(event)
+            if error is None or has_wrong_credentials(error):
                 settlement.released[row.pk] = 0.0
             elif self.max_attempts is not None and row.attempts + 1 >= self.max_attempts:
-                settlement.parked[row.pk] = State.ATTEMPTS, describe(outcome.error)
+                settlement.parked[row.pk] = State.ATTEMPTS, describe(error)
             else:
+                wait = min(read_retry_after(error), MAX_GATE_SECONDS)
                 settlement.released[row.pk] = max(wait, self.waits.delay(row.attempts))
 
     def _purge(self) -> None:
@@ -187,8 +197,20 @@ class DatabaseDelivery(BaseDelivery):
         )
         connections[self.outbox.alias].close()
 
+    def find_data_wait(self, outcome: Outcome, patience: float) -> float:
+        """Return the seconds after which to send conversions again, or 0.0 to leave them to the next run."""
+        if outcome.wrong_credentials or self._data_failures >= patience or patience == math.inf:
+            return 0.0
+        return max(0.0, self._data_at - monotonic())
+
     def _schedule_pause(self, outcome: Outcome) -> None:
-        if outcome.wrong_credentials:
+        if (error := outcome.data_error) is not None:
+            waits = self._pause if has_wrong_credentials(error) else self.waits
+            wait = max(waits.delay(self._data_failures), min(read_retry_after(error), MAX_GATE_SECONDS))
+            self._data_failures, self._data_at = self._data_failures + 1, monotonic() + wait
+        elif any(event.is_conversion for event in outcome.delivered):
+            self._data_failures = 0
+        if has_wrong_credentials(outcome.error):
             self._resume_at = monotonic() + self._pause.delay(self._pauses)
             self._pauses += 1
         else:
@@ -218,13 +240,18 @@ class Deliverer:
         Wrong credentials end it early, and so do ``patience`` failures in a row. Then return the last outcome.
         """
         failures = 0
+        stopped: Outcome | None = None
         while not self._stopped and not (deadline and deadline.expired):
             outcome = self._delivery.deliver_batch()
             if outcome is None:
-                return None
+                if stopped is None or not (wait := self._delivery.find_data_wait(stopped, patience)):
+                    return stopped
+                self._wait(wait, deadline)
+                continue
             self._on_batch(outcome)
+            stopped = outcome if outcome.data_error else stopped
             failures = failures + 1 if outcome.error else 0
-            if outcome.wrong_credentials or failures >= patience:
+            if has_wrong_credentials(outcome.error) or failures >= patience:
                 return outcome
             if failures:
                 asked = min(outcome.retry_after, MAX_GATE_SECONDS)

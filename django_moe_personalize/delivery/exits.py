@@ -19,6 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
@@ -27,6 +28,9 @@ from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, r
 
 if TYPE_CHECKING:
     from django_moe_personalize.delivery.thread import ThreadDelivery
+
+NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
+THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 _deliveries: WeakSet[ThreadDelivery] = WeakSet()
 """The deliveries that hold events in memory."""
@@ -135,3 +139,13 @@ def _delay(number: int, handler: Any) -> None:
     # atexit calls these functions in reverse order: it closes the deliveries, and then lets the signal through.
     atexit.register(signal.pthread_sigmask, signal.SIG_UNBLOCK, {number})
     atexit.register(_end)
+
+
+def runs_without_threads() -> bool:
+    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
+    try:
+        options = import_module("uwsgi").opt
+    except ImportError:
+        return False
+    said = options.get("enable-threads", b"false")
+    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

@@ -116,8 +116,10 @@ class Outbox:
         with transaction.atomic(using=self.alias, savepoint=False):
             self.rows.bulk_create(rows, ignore_conflicts=True)
 
-    def lease(self, limit: int, seconds: float) -> Lease:
+    def lease(self, limit: int, seconds: float, *, conversions: bool = True) -> Lease:
         """Lease up to ``limit`` due rows for ``seconds``. Rows with the earliest ``due_at`` come first.
+
+        Without ``conversions`` these rows stay.
 
         Raises RuntimeError inside a transaction of the caller: other deliverers wouldn't see the lease.
         """
@@ -127,7 +129,8 @@ class Outbox:
             # This UPDATE changes no row. It makes SQLite lock the database before the first read: a transaction that
             # reads first fails if another one writes before it does.
             self.rows.filter(pk=0).update(attempts=0)
-            due = self.due.select_for_update(skip_locked=skip_locked).order_by("due_at")
+            due = self.due if conversions else self.due.filter(is_conversion__in=[False])
+            due = due.select_for_update(skip_locked=skip_locked).order_by("due_at")
             rows = [LeasedRow(*row) for row in due.values_list("pk", "body", "attempts")[:limit]]
             until = timezone.now() + timedelta(seconds=seconds)
             self._select(row.pk for row in rows).update(lease=token, due_at=until)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
@@ -86,9 +85,9 @@ class QueuedDelivery(BaseDelivery):
         super().__init__()
         self._backoff = Backoff(self.backoff, self.max_backoff)
         self._pause = Backoff(self.pause, max(self.pause, self.max_backoff), draw=lambda: 1.0)
-        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again")
-        self._given_up = Outage("Events fail too often", "Events are delivered again")
-        self._unreadable = Outage("Messages can't be read", "Messages can be read again")
+        self._refused = Outage("The queue doesn't accept events", "The queue accepts events again", part="queue")
+        self._given_up = Outage("Events fail too often", "Events are delivered again", part="attempts")
+        self._unreadable = Outage("Messages can't be read", "Messages can be read again", part="messages")
         if self.fallback is not None:
             try:
                 backend = readers.read_backend(self.fallback, default=DELIVERY)
@@ -159,7 +158,7 @@ class QueuedDelivery(BaseDelivery):
         kept = outcome.kept
         attempts = message.attempts + (not outcome.wrong_credentials)
         if attempts >= self.max_attempts:
-            cause = describe(outcome.error) if outcome.error else ""
+            cause = describe(outcome.failure) if outcome.failure else ""
             self._given_up.fail(cause, f"They are dropped after {attempts} attempts.", logging.ERROR, count=len(kept))
             self.count_dropped(len(kept), "attempts")
             return True
@@ -198,16 +197,7 @@ class QueuedDelivery(BaseDelivery):
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process, including those of the fallback."""
         own = super().counts()
-        if self.fallback is None:
-            return own
-        other = self.fallback.counts()
-        return DeliveryCounts(
-            accepted=own.accepted + other.accepted,
-            delivered=own.delivered + other.delivered,
-            dropped=dict(Counter(own.dropped) + Counter(other.dropped)),
-            pending=own.pending + other.pending,
-            handed_over=own.handed_over + other.handed_over,
-        )
+        return own if self.fallback is None else own + self.fallback.counts()
 
 
 def find_worker(kind: type[Kind], runtime: Runtime) -> Kind:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, islice
 from typing import Final
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import MissingDataKeyError, get_client, get_data_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
@@ -38,8 +38,9 @@ class Outcome:
     """The result of one attempt, for each of its events.
 
     MoEngage will never accept ``refused`` events; each has its error. The caller may send ``kept`` events again with
-    the same UUIDs; ``error`` stopped their attempt. ``withdrawn`` events belong to customers who withdrew consent.
-    ``skew`` is how many seconds this machine's clock is ahead of MoEngage's clock.
+    the same UUIDs. ``error`` stopped the attempt of impressions and clicks, and ``data_error`` that of conversions,
+    which go to another API. ``withdrawn`` events belong to customers who withdrew consent. ``skew`` is how many seconds
+    this machine's clock is ahead of MoEngage's clock.
     """
 
     delivered: list[Event] = field(default_factory=list)
@@ -47,17 +48,37 @@ class Outcome:
     kept: list[Event] = field(default_factory=list)
     withdrawn: list[Event] = field(default_factory=list)
     error: Exception | None = None
+    data_error: Exception | None = None
     skew: float = 0.0
 
     @property
+    def failure(self) -> Exception | None:
+        """The error of the attempt. If both APIs failed, the error of impressions and clicks."""
+        return self.error or self.data_error
+
+    @property
     def wrong_credentials(self) -> bool:
-        """Whether no retry can help until someone corrects WORKSPACE_ID, API_KEY or DATA_CENTER."""
-        return isinstance(self.error, (AuthenticationError, ConfigurationError)) or _is_unknown_workspace(self.error)
+        """Whether no retry can help until someone corrects WORKSPACE_ID, API_KEY, DATA_API_KEY or DATA_CENTER."""
+        return has_wrong_credentials(self.failure)
 
     @property
     def retry_after(self) -> float:
         """The seconds that MoEngage asked us to wait before the next call, or 0.0."""
-        return (self.error.retry_after or 0.0) if isinstance(self.error, RateLimitedError) else 0.0
+        return read_retry_after(self.failure)
+
+    def find_error(self, event: Event) -> Exception | None:
+        """Return the error that stopped the attempt of a kept event."""
+        return self.data_error if event.is_conversion else self.error
+
+
+def has_wrong_credentials(error: Exception | None) -> bool:
+    """Return whether no retry can help until someone corrects the settings."""
+    return isinstance(error, (AuthenticationError, ConfigurationError)) or _is_unknown_workspace(error)
+
+
+def read_retry_after(error: Exception | None) -> float:
+    """Return the seconds that MoEngage asked us to wait before the next call, or 0.0."""
+    return (error.retry_after or 0.0) if isinstance(error, RateLimitedError) else 0.0
 
 
 def count_fitting(events: Iterable[Event], *, max_customers: int = MAX_ELEMENTS) -> int:
@@ -80,25 +101,36 @@ def send(
     """Send events to MoEngage in as few calls as the contract allows. Never raises.
 
     A call takes at most ``timeout`` seconds and never ends after ``until``. If MoEngage refuses a batch, send() halves
-    the batch until each bad event is alone, so that the good events arrive (contract §4). Other failures end it.
+    the batch until each bad event is alone, so that the good events arrive (contract §4). Another failure ends the
+    calls to the same API. The Data API takes the conversions of one customer in a call (contract §8).
     """
     outcome, clock = Outcome(), VendorClock()
-    parts = [events] if events else []
+    parts = _split(events) if events else []
     is_first_refusal = True
     while parts:
         part = parts.pop()
+        if outcome.find_error(part[0]) is not None:
+            outcome.kept += part
+            continue
         number = count_fitting(part)
         part, rest = part[:number], part[number:]
         parts += [rest] if rest else []
         try:
-            client = get_client(runtime)
+            client = (get_data_client if part[0].is_conversion else get_client)(runtime)
             clock = client.clock
             client.send_events(part, deadline=_limit(timeout, until))
         except Exception as error:
+            if isinstance(error, MissingDataKeyError):
+                # The outbox parks these events, so that they can be sent after the key is set.
+                outcome.refused += [(event, error) for event in part]
+                continue
             if not _is_refusal(error):
-                outcome.error = error
-                outcome.kept = [event for rest in (part, *reversed(parts)) for event in rest]
-                break
+                if part[0].is_conversion:
+                    outcome.data_error = error
+                else:
+                    outcome.error = error
+                outcome.kept += part
+                continue
             is_first, is_first_refusal = is_first_refusal, False
             if is_first and any(event.event_time > clock.now() for event in part):
                 # The response may have shown that this machine's clock is wrong. Send the events with other times.
@@ -112,6 +144,18 @@ def send(
             outcome.delivered += part
     outcome.skew = clock.skew
     return outcome
+
+
+def _split(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """Return the impressions and clicks, and the conversions of each customer. The last part comes first."""
+    conversions: dict[str, list[Event]] = {}
+    for event in events:
+        if event.is_conversion:
+            conversions.setdefault(event.customer_id, []).append(event)
+    if not conversions:
+        return [events]
+    others = [event for event in events if not event.is_conversion]
+    return [*reversed(conversions.values()), *([others] if others else [])]
 
 
 def _limit(timeout: float, until: Deadline | None) -> Deadline:

@@ -12,23 +12,20 @@ import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 
 from django.db import close_old_connections
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
-
-NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
-THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 MAX_BUILT = 100
 """Events whose JSON is built before the limits of the memory are checked."""
@@ -38,7 +35,7 @@ MAX_RECORDED = 1000
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ThreadDelivery(BaseDelivery):
+class ThreadDelivery(TwofoldDelivery):
     """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
     The thread sends a batch every ``interval`` seconds, or as soon as ``batch_size`` pages have recorded events. A
@@ -70,8 +67,8 @@ class ThreadDelivery(BaseDelivery):
         self._pause = Backoff(self.pause, MAX_PAUSE_SECONDS, draw=lambda: 1.0)
         self._start_empty()
         exits.close_at_exit(self)
-        if runs_without_threads():
-            logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
+        if exits.runs_without_threads():
+            logger.warning("%s. %s", exits.NO_THREADS, exits.THREADS_HINT)
 
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
@@ -80,25 +77,20 @@ class ThreadDelivery(BaseDelivery):
         self._recorded: deque[Sequence[Event]] = deque()
         # Whether the next page must call _wake(), and the number of pages from which on a page must call it.
         self._is_resting, self._wake_at = True, self.batch_size
-        self._queue: deque[Event] = deque()
-        self._in_flight: list[Event] = []
-        self._bytes = 0
-        # Events beyond a limit that aren't counted yet.
-        self._lost = 0
+        self._queue, self._in_flight = deque[Event](), list[Event]()
+        # The bytes in the queue, and the events beyond a limit that aren't counted yet.
+        self._bytes = self._lost = 0
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
-        self._queued = 0
-        self._settled = 0
+        self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
-        self._failures = 0
-        self._is_paused = False
-        self._has_dropped = False
-        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again")
-        self._due = 0.0
-        self._not_before = 0.0
-        self._flushing = 0
+        self._failures = self._flushing = 0
+        self._is_paused = self._has_dropped = False
+        self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
+        self._due = self._not_before = 0.0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
+        self.second = None
 
     def start_in_child(self) -> None:
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
@@ -113,6 +105,10 @@ class ThreadDelivery(BaseDelivery):
         self._recorded.append(events)
         if self._is_resting or len(self._recorded) >= self._wake_at:
             self._wake()
+
+    def build_second(self) -> BaseDelivery:
+        """See TwofoldDelivery.build_second()."""
+        return replace(self)
 
     def _wake(self) -> None:
         """Start or wake the thread. At the exit, send the events in the caller's thread."""
@@ -183,7 +179,8 @@ class ThreadDelivery(BaseDelivery):
     def _drop_at_exit(self, count: int) -> None:
         if count and not self._has_dropped:
             self._has_dropped = True
-            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count)
+            fields = {"moe_event": "events_dropped", "moe_count": count}
+            logger.error("Dropped %d events: MoEngage didn't accept them before the process ended", count, extra=fields)
         self.count_dropped(count, "exit")
 
     def _append(self, events: list[Event], sizes: list[int]) -> None:
@@ -219,6 +216,8 @@ class ThreadDelivery(BaseDelivery):
                 self._wait(deadline)
             finally:
                 self._flushing -= 1
+        if self.second is not None:
+            self.second.flush(deadline.remaining())
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -231,7 +230,8 @@ class ThreadDelivery(BaseDelivery):
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
         with self._changed:
-            return min([event.event_time for event in (*self._in_flight, *self._queue)], default=None)
+            times = [super().find_oldest(), *(event.event_time for event in (*self._in_flight, *self._queue))]
+        return min([at for at in times if at is not None], default=None)
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
@@ -247,16 +247,15 @@ class ThreadDelivery(BaseDelivery):
             self._settled += len(gone)
             self._changed.notify_all()
         self.count_dropped(len(gone), "erased")
-        return len(gone)
+        return len(gone) + super().erase(customer_id)
 
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
 
         A second call waits for the first call. The caller's thread sends later events, within the same time.
         """
-        self.start_closing()
         try:
-            self._finish_queue(self._exit)
+            self._finish_queue(self.start_closing())
         finally:
             # Also after a second Ctrl-C.
             with self._changed:
@@ -265,15 +264,17 @@ class ThreadDelivery(BaseDelivery):
                 self._in_flight = []
                 self._changed.notify_all()
             self._drop_at_exit(left)
+        super().close()
 
-    def start_closing(self) -> None:
-        """Let the thread send the pending events now, and start the time of close()."""
+    def start_closing(self) -> Deadline:
+        """Let the thread send the pending events now. Return the time of close(), which begins with the first call."""
         with self._changed:
             if self._exit is None:
                 self._exit, self._is_resting = Deadline(self.exit_timeout), True
                 if not self._is_paused:
                     self._not_before = 0.0
                 self._changed.notify_all()
+            return self._exit
 
     def _finish_queue(self, until: Deadline) -> None:
         with self._changed:
@@ -298,7 +299,7 @@ class ThreadDelivery(BaseDelivery):
             return
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
-            get_client(self.runtime)
+            (get_data_client if self._queue[0].is_conversion else get_client)(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
             exits.start_lookup_thread()
@@ -306,19 +307,15 @@ class ThreadDelivery(BaseDelivery):
 
     def _run(self) -> None:
         with nullcontext() if self.runtime is None else self.runtime.use():
-            self._send_batches()
-
-    def _send_batches(self) -> None:
-        while batch := self._next_batch():
-            self._report_overflow()
-            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
-            # Django closes dead connections only in the threads of requests. If the site's cache is its database,
-            # a dead connection would hide all withdrawals of consent from this thread.
-            with suppress(Exception):
-                close_old_connections()
-        # The runtime may have closed its client already, and then this thread has opened a new connection.
-        if (client := get_client.find(self.runtime)) is not None:
-            client.close()
+            while batch := self._next_batch():
+                self._report_overflow()
+                self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
+                # If the site's cache is its database, a dead connection would hide withdrawals of consent.
+                with suppress(Exception):
+                    close_old_connections()
+            # The runtime may have closed its client already, and then this thread has opened a new connection.
+            for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
+                found.close()
 
     def _next_batch(self) -> list[Event]:
         """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""
@@ -370,9 +367,8 @@ class ThreadDelivery(BaseDelivery):
         """Put the ``kept`` events with attempts left back into the queue, and return their number."""
         attempts = {event.event_uuid: self._attempts.get(event.event_uuid, 0) + 1 for event in kept}
         again = [event for event in kept if attempts[event.event_uuid] < self.max_attempts]
-        if self._attempts:
-            for event in batch:
-                self._attempts.pop(event.event_uuid, None)
+        for event in batch if self._attempts else ():
+            self._attempts.pop(event.event_uuid, None)
         self._attempts.update((event.event_uuid, attempts[event.event_uuid]) for event in again)
         self._queue.extend(again)
         self._bytes += sum([event.size for event in again]) - sum([event.size for event in batch])
@@ -382,10 +378,10 @@ class ThreadDelivery(BaseDelivery):
 
     def _schedule(self, outcome: Outcome) -> None:
         """Decide when the next attempt may start."""
-        if outcome.error is None or self._is_paused != outcome.wrong_credentials:
+        if outcome.failure is None or self._is_paused != outcome.wrong_credentials:
             self._failures = 0
         self._is_paused = outcome.wrong_credentials
-        if outcome.error is None:
+        if outcome.failure is None:
             self._not_before = 0.0
             return
         # A retry waits for the backoff, and doesn't wait for the interval.
@@ -393,13 +389,3 @@ class ThreadDelivery(BaseDelivery):
         wait = (self._pause if self._is_paused else self._backoff).delay(self._failures)
         self._failures += 1
         self._not_before = monotonic() + max(wait, min(outcome.retry_after, MAX_GATE_SECONDS))
-
-
-def runs_without_threads() -> bool:
-    """Whether this process runs under uWSGI without threads, as uWSGI does by default."""
-    try:
-        options = import_module("uwsgi").opt
-    except ImportError:
-        return False
-    said = options.get("enable-threads", b"false")
-    return "threads" not in options and said in (False, b"false", b"0", b"no", b"off")

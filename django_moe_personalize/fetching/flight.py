@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING
 
 from django.db import close_old_connections
 
-from django_moe_personalize.exceptions import APIError, DeadlineExceeded
+from django_moe_personalize.exceptions import DeadlineExceeded
 from django_moe_personalize.fetching import upstream
 from django_moe_personalize.fetching.cache import Answers, Known, get_cache, pick
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.resolve import (
     Answer,
     Experiences,
-    conclude,
+    conclude_failure,
     explain,
     follow_up,
     log_bug,
@@ -65,6 +65,7 @@ class Flight:
     _answers: Answers = MappingProxyType({})
     _missing: tuple[str, ...] = ()
     _has_thread = False
+    _is_late = False
     _is_unread = True
 
     def __init__(self, key: Key, question: Question, known: Experiences, until: float, flights: Flights) -> None:
@@ -142,7 +143,8 @@ class Flight:
         """End the caller's wait. Return the answer if it has just arrived, else return the known experiences."""
         if self.poll():
             return self.result(0.0)
-        upstream.log_late_page(self.question.runtime)
+        upstream.log_late_page(self.question.runtime, is_counted=self._is_late)
+        self._is_late = True
         self.release()
         return self.known
 
@@ -180,7 +182,7 @@ class Flight:
 
     def _follow_up(self, found: Answer) -> None:
         try:
-            follow_up(self.question, found)
+            follow_up(self.question, found, is_late=self._is_late)
         finally:
             # The site's cache may use the database. Django closes connections only at the end of a request.
             close_old_connections()
@@ -301,11 +303,8 @@ class Flight:
 
     def _fail(self, error: Exception | None = None) -> None:
         self._exchange = None
-        errors = (error,) if isinstance(error, APIError) else ()
-        if error is not None and not errors:
-            log_bug(self.question.runtime, error)
-        found = conclude(self.question, self._answers, errors)
+        found = conclude_failure(self.question, self._answers, error)
         self._land({}, found.experiences)
         # The page's own thread runs the signal's receivers only if no thread of the pool is free.
-        if errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
-            follow_up(self.question, found)
+        if found.errors and not get_pool(self.question.runtime).offer(self._follow_up, found):
+            follow_up(self.question, found, is_late=self._is_late)

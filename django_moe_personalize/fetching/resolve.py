@@ -90,6 +90,14 @@ def conclude(question: Question, known: Answers, outcomes: Iterable[ExperiencesR
     return answer
 
 
+def conclude_failure(question: Question, known: Answers, error: Exception | None) -> Answer:
+    """Combine the error of a call, if there is one, with the known answers. Log an unexpected error."""
+    errors = (error,) if isinstance(error, APIError) else ()
+    if error is not None and not errors:
+        log_bug(question.runtime, error)
+    return conclude(question, known, errors)
+
+
 def _wait_for_another_process(question: Question, missing: tuple[str, ...]) -> Answers:
     """Return the answers of another process that asks the same question now, or nothing if this process must ask.
 
@@ -134,8 +142,13 @@ def _call_in_batches(question: Question, keys: tuple[str, ...]) -> Iterator[Expe
             yield error
 
 
-def follow_up(question: Question, answer: Answer) -> None:
-    """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due."""
+def follow_up(question: Question, answer: Answer, *, is_late: bool = False) -> None:
+    """Do the work that no page waits for: store the answer, report its errors, and probe MoEngage if a probe is due.
+
+    ``is_late``: a page has counted the fetch as late.
+    """
+    if not is_late and any(isinstance(error, DeadlineExceeded) for error in answer.errors):
+        question.runtime.count("deadline_misses")
     # An error isn't stored, so it overwrites no cached answer.
     with question.runtime.use():
         get_cache(question.runtime).write(question.visitor.digest, answer.learned)

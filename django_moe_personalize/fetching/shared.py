@@ -94,7 +94,7 @@ def is_own_alias(alias: str) -> bool:
 def get_outage(runtime: Runtime) -> Outage:
     """Return the log of the failures of the site's cache."""
     place = f"The cache {runtime.settings.cache!r}"
-    return Outage(f"{place} fails", f"{place} works again")
+    return Outage(f"{place} fails", f"{place} works again", part="cache")
 
 
 def claim(visitor: str, experience_keys: Sequence[str], seconds: float) -> bool:

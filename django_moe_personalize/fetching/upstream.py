@@ -91,7 +91,8 @@ def get_breaker(runtime: Runtime) -> CircuitBreaker:
 
     def tell(old: str, new: str, reason: str) -> None:
         # At DEBUG, because the log of the outage says why fetches fail, and each probe of an outage changes the state.
-        logger.debug("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason)
+        fields = {"moe_event": "breaker_change", "moe_old": old, "moe_new": new, "moe_cause": reason}
+        logger.debug("The circuit breaker for MoEngage went from %s to %s (%s).", old, new, reason, extra=fields)
         if any(get(runtime).offer(_announce, old, new, reason) for get in (get_background, get_pool)):
             return
         # All threads are busy, so call the receivers here. Django can't call async receivers from an event loop.
@@ -104,13 +105,13 @@ def get_breaker(runtime: Runtime) -> CircuitBreaker:
 @part
 def get_outage(runtime: Runtime) -> Outage:
     """Return the log of the failures of fetches."""
-    return Outage("MoEngage fetches fail", "MoEngage fetches work again")
+    return Outage("MoEngage fetches fail", "MoEngage fetches work again", part="fetch")
 
 
 @part
 def get_shortage(runtime: Runtime) -> Outage:
     """Return the log of the fetches that find no free thread."""
-    return Outage("Fetches find no free thread", "Fetches find free threads again")
+    return Outage("Fetches find no free thread", "Fetches find free threads again", part="threads")
 
 
 def offer_fetch(runtime: Runtime, fetch: Callable[..., object], *args: object) -> bool:
@@ -125,8 +126,13 @@ def offer_fetch(runtime: Runtime, fetch: Callable[..., object], *args: object) -
     return True
 
 
-def log_late_page(runtime: Runtime) -> None:
-    """Log that a page can't wait any longer. The thread that makes the call may hang for long, for example in DNS."""
+def log_late_page(runtime: Runtime, *, is_counted: bool = False) -> None:
+    """Log that a page can't wait any longer. The thread that makes the call may hang for long, for example in DNS.
+
+    Count the fetch as late, unless another page has counted it.
+    """
+    if not is_counted:
+        runtime.count("deadline_misses")
     if not get_outage(runtime).is_on:
         _log_failure(runtime, DeadlineExceeded("the page's deadline passed"))
 

@@ -35,6 +35,7 @@ class Migration(migrations.Migration):
                 ("event_uuid", models.UUIDField(unique=True, verbose_name="event UUID")),
                 ("customer_hash", models.CharField(max_length=32, verbose_name="hash of the customer id")),
                 ("body", models.TextField(verbose_name="JSON for MoEngage")),
+                ("is_conversion", models.BooleanField(db_default=False, default=False, verbose_name="conversion")),
                 (
                     "state",
                     models.CharField(

@@ -178,13 +178,14 @@ class PersonalizeClient:
         now = self.clock.now()
         if max(map(attrgetter("event_time"), events)) > now:
             events = [event if event.event_time <= now else event.move(now) for event in events]
-        elements = write_elements(events)
+        request = self._build_report(write_elements(events))
+        return _read(self._send(request, deadline), _read_acceptance)
+
+    def _build_report(self, elements: Sequence[str]) -> Request:
         if len(elements) > MAX_ELEMENTS:
             raise ValueError(f"events of {len(elements)} customers in one call; the most is {MAX_ELEMENTS}")
         body = f'{{"elements":[{",".join(elements)}]}}'.encode("ascii")
-        request = Request("POST", "/experiences/events", headers=self._post_headers, body=body)
-        del elements, body
-        return _read(self._send(request, deadline), _read_acceptance)
+        return Request("POST", "/experiences/events", headers=self._post_headers, body=body)
 
     def _send(self, request: Request, deadline: Deadline) -> Response:
         sent_at = monotonic()

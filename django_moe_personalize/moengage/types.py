@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -72,13 +72,22 @@ class FailureReason(enum.Enum):
 class Action(enum.Enum):
     """The visitor's action that an event reports (contract §4).
 
-    A workspace can report the actions of offerings only after MoEngage has enabled these actions (contract §5).
+    ``TRACKED`` stands for all events of the site's own, which have names and go to the Data API (contract §8). A
+    workspace can report the actions of offerings only after MoEngage has enabled these actions (contract §5).
     """
 
     SHOWN = "MOE_PERSONALIZATION_MESSAGE_SHOWN"
     CLICKED = "MOE_PERSONALIZATION_MESSAGE_CLICKED"
     OFFERING_SHOWN = "MOE_OFFERING_SHOWN"
     OFFERING_CLICKED = "MOE_OFFERING_CLICKED"
+    TRACKED = "TRACKED"
+
+
+CONVERSION = "event"
+"""The type of a conversion's element. The element of an impression or a click has no type."""
+
+UUID_ATTRIBUTE = "event_uuid"
+"""The attribute of a conversion with its UUID: the Data API has no field for it (contract §8)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,12 +272,16 @@ class Event:
     event remembers its JSON. ``dataclasses.replace()`` makes a changed copy.
     """
 
+    is_conversion: ClassVar[bool] = False
+
     action: Action
     customer_id: str = field(repr=False)
     attributes: Mapping[str, Any] = field(repr=False)
     event_time: int
     event_uuid: str = field(default_factory=draw_uuid)
     platform: str = "web"
+    # For the site's own signals. MoEngage doesn't get it.
+    experience_key: str = field(default="", repr=False, compare=False)
     _element: str = field(default="", init=False, repr=False, compare=False)
 
     @property
@@ -307,13 +320,34 @@ class Event:
         """Parse the JSON text of an event. Raises LookupError, TypeError or ValueError if the text isn't an event."""
         content = json.loads(element)
         (action,) = content["actions"]
-        event = cls(
-            Action(action["action"]),
-            content["customer_id"],
-            action["attributes"],
-            action["event_time"],
-            action["moe_event_uuid"],
-            action["platform"],
-        )
+        attributes, platform = action["attributes"], action["platform"]
+        event: Event
+        if content.get("type") == CONVERSION:
+            uuid, at = attributes.pop(UUID_ATTRIBUTE), int(action["user_time"]) // 1000
+            kind, name = Action.TRACKED, action["action"]
+            event = Conversion(kind, content["customer_id"], attributes, at, uuid, platform, name=name)
+        else:
+            at, uuid = action["event_time"], action["moe_event_uuid"]
+            event = cls(Action(action["action"]), content["customer_id"], attributes, at, uuid, platform)
         event._element = element
         return event
+
+
+@dataclass(slots=True, unsafe_hash=True)
+class Conversion(Event):
+    """One event of the site's own, such as an order (contract §8). ``name`` is its name in MoEngage."""
+
+    is_conversion: ClassVar[bool] = True
+
+    name: str = ""
+
+    def _write(self) -> str:
+        attributes = encode({**self.attributes, UUID_ATTRIBUTE: self.event_uuid})
+        # Milliseconds in texts, as in MoEngage's example.
+        at = f'"{self.event_time}000"'
+        self._element = (
+            f'{{"type":"{CONVERSION}","customer_id":{write_text(self.customer_id)},"actions":[{{'
+            f'"action":{write_text(self.name)},"attributes":{attributes},"platform":{write_text(self.platform)},'
+            f'"current_time":{at},"user_time":{at}}}]}}'
+        )
+        return self._element

@@ -60,11 +60,11 @@ class Control:
     def _read_ledger(self, request: Request) -> Response:
         counts = {key: dataclasses.asdict(each) for key, each in self._engine.ledger.counts().items()}
         entries = [dataclasses.asdict(entry) for entry in self._engine.ledger.entries()]
-        return build_json_response({"counts": counts, "entries": entries})
+        return build_json_response({"counts": counts, "entries": entries, "repeats": self._engine.ledger.repeats})
 
     def _clear_ledger(self, request: Request) -> Response:
         self._engine.ledger.clear()
-        return build_json_response({"counts": {}, "entries": []})
+        return build_json_response({"counts": {}, "entries": [], "repeats": 0})
 
     def _explain(self, request: Request) -> Response:
         decisions = self._engine.explain(read_body(request.body))

@@ -1,4 +1,4 @@
-"""Answer requests to the three endpoints of MoEngage Personalize from one workspace (contract §2–§4)."""
+"""Answer requests to MoEngage Personalize and to the Data API from one workspace (contract §2–§4, §8)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import string
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import MAX_KEYS, FailureReason
 from django_moe_personalize.sandbox.audiences import Visitor
+from django_moe_personalize.sandbox.conversions import read_conversions
 from django_moe_personalize.sandbox.decisions import Decision, campaign_id, decide
 from django_moe_personalize.sandbox.ledger import UNKNOWN_EXPERIENCE, Ledger
 from django_moe_personalize.sandbox.profiles import Profiles
@@ -20,6 +21,7 @@ from django_moe_personalize.sandbox.responses import Actions, build_json_respons
 from django_moe_personalize.sandbox.validation import (
     FetchQuery,
     check_credentials,
+    check_key,
     read_body,
     read_events,
     read_fetch,
@@ -46,6 +48,7 @@ class Engine:
             "/experiences/fetch": {"POST": self._fetch},
             "/experiences/metadata": {"GET": self._metadata},
             "/experiences/events": {"POST": self._events},
+            f"/event/{quote(self.workspace.workspace_id, safe='')}": {"POST": self._convert},
         }
 
     def replace(self, workspace: Workspace) -> None:
@@ -122,6 +125,14 @@ class Engine:
             self.profiles.update(customer_id, attributes)
         req_id = "".join(secrets.choice(_ALPHABET) for _ in range(8))
         return build_json_response({"status": "success", "message": _ACCEPTED, "req_id": req_id})
+
+    def _convert(self, request: Request) -> Response:
+        check_key(request, self.workspace.workspace_id, self.workspace.data_api_key)
+        entries = list(read_conversions(read_body(request.body), now=self.clock()))
+        self.ledger.record(entries)
+        # An event of an unknown customer makes a profile.
+        self.profiles.update(entries[0].customer_id, {})
+        return build_json_response({"status": "success", "message": _ACCEPTED})
 
     def _find_experience_key(self, attributes: Mapping[str, Any]) -> str:
         """Return the key of the experience that a context names: by ``cid``, or by the experience's name or key."""

@@ -1,11 +1,14 @@
-"""The ledger: the events that the sandbox has accepted. Two events with the same UUID count as one event."""
+"""The ledger: the events that the sandbox has accepted. Two events with the same UUID count as one event.
+
+MoEngage says so of impressions and clicks. Of conversions it doesn't: ``repeats`` counts those that came again.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from django_moe_personalize.moengage.types import Action
@@ -21,9 +24,16 @@ UNKNOWN_EXPERIENCE = "(unknown)"
 """The experience key of an event whose context names no experience of the workspace."""
 
 
+CONVERSIONS = "(conversions)"
+"""The experience key of a conversion: an event of the site's own, which names no experience."""
+
+
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One action of an accepted event. Times are Unix seconds; ``element`` is the ``b_id`` of a click."""
+    """One action of an accepted event. Times are Unix seconds; ``element`` is the ``b_id`` of a click.
+
+    The ``action`` of a conversion is its name.
+    """
 
     event_uuid: str
     action: str
@@ -35,6 +45,11 @@ class LedgerEntry:
     attributes: Mapping[str, Any] = field(default_factory=dict, repr=False)
     experience_key: str = UNKNOWN_EXPERIENCE
 
+    @property
+    def is_conversion(self) -> bool:
+        """Whether the Data API accepted this event."""
+        return self.experience_key == CONVERSIONS
+
 
 @dataclass(slots=True)
 class Counts:
@@ -42,6 +57,7 @@ class Counts:
 
     impressions: int = 0
     clicks: int = 0
+    conversions: int = 0
 
 
 class Ledger:
@@ -53,6 +69,8 @@ class Ledger:
         self._counts: dict[str, Counts] = {}
         self._uuids: OrderedDict[str, None] = OrderedDict()
         self._max_uuids = max_uuids
+        self.repeats = 0
+        """How many conversions came again. MoEngage may count each of them again."""
         self.revision = 0
         """A number that grows with each change."""
 
@@ -66,12 +84,14 @@ class Ledger:
     def _add(self, entry: LedgerEntry) -> bool:
         uuid = entry.event_uuid.lower()
         if uuid in self._uuids:
+            self.repeats += entry.is_conversion
             return False
         self._uuids[uuid] = None
         if len(self._uuids) > self._max_uuids:
             self._uuids.popitem(last=False)
         self._entries.append(entry)
         counts = self._counts.setdefault(entry.experience_key, Counts())
+        counts.conversions += entry.is_conversion
         counts.impressions += entry.action == Action.SHOWN.value
         counts.clicks += entry.action == Action.CLICKED.value
         return True
@@ -84,12 +104,13 @@ class Ledger:
     def counts(self) -> dict[str, Counts]:
         """Return the impressions and clicks by experience key. Dropped entries still count."""
         with self._lock:
-            return {key: Counts(counts.impressions, counts.clicks) for key, counts in self._counts.items()}
+            return {key: replace(counts) for key, counts in self._counts.items()}
 
     def clear(self) -> None:
         """Remove all entries, counts and UUIDs."""
         with self._lock:
             self.revision += 1
+            self.repeats = 0
             self._entries.clear()
             self._counts.clear()
             self._uuids.clear()

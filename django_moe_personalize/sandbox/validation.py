@@ -44,7 +44,7 @@ ACTIONS = (Action.SHOWN.value, Action.CLICKED.value)
 OFFERING_ACTIONS = (Action.OFFERING_SHOWN.value, Action.OFFERING_CLICKED.value)
 """The actions that only a workspace with ``offering_actions`` accepts (contract §5)."""
 
-_UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
+UUID4 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", re.IGNORECASE)
 _HOUR = re.compile(r"[01][0-9]|2[0-3]")
 
 
@@ -60,14 +60,20 @@ class FetchQuery:
 
 def check_credentials(request: Request, workspace: Workspace) -> None:
     """Refuse a wrong Authorization header (401), then a wrong MOE-APPKEY header (400)."""
+    headers = check_key(request, workspace.workspace_id, workspace.api_key)
+    if headers.get("moe-appkey") != workspace.workspace_id:
+        raise RefusedError(400, "Request Error", "The MOE-APPKEY header is missing or unknown.", "REQUEST_ERROR")
+
+
+def check_key(request: Request, workspace_id: str, key: str) -> dict[str, str]:
+    """Refuse a wrong Authorization header (401). Return the headers, with names in lower case."""
     headers = {name.lower(): value for name, value in request.headers.items()}
-    expected = f"{workspace.workspace_id}:{workspace.api_key}".encode()
+    expected = f"{workspace_id}:{key}".encode()
     if not hmac.compare_digest(_basic(headers.get("authorization", "")), expected):
         challenge = {"www-authenticate": 'Basic realm="MoEngage"'}
         description = "The workspace id or the API key is wrong."
         raise RefusedError(401, "Authentication required", description, headers=challenge)
-    if headers.get("moe-appkey") != workspace.workspace_id:
-        raise RefusedError(400, "Request Error", "The MOE-APPKEY header is missing or unknown.", "REQUEST_ERROR")
+    return headers
 
 
 def _basic(header: str) -> bytes:
@@ -98,7 +104,7 @@ def _read_float(text: str) -> float:
     return number
 
 
-def _require(is_valid: object, place: str, rule: str) -> None:
+def require(is_valid: object, place: str, rule: str) -> None:
     """Refuse a request with a bad field (400). ``rule`` must not quote the value, which may be personal."""
     if not is_valid:
         raise build_invalid_field(f"{place} {rule}")
@@ -108,23 +114,23 @@ def read_fetch(data: Mapping[str, Any]) -> FetchQuery:
     """Return the fetch that a body describes (contract §2), with each key once. Raises RefusedError."""
     session = {name: value for name, value in data.items() if name not in ("identifiers", "experience_key")}
     for name, value in session.items():
-        _require(isinstance(value, str), name, "must be a string")
-    _require(session.get("DAY_OF_THE_WEEK", "Monday") in DAYS, "DAY_OF_THE_WEEK", "must be one of Monday … Sunday")
-    _require(_HOUR.fullmatch(session.get("TIME_OF_THE_DAY", "00")), "TIME_OF_THE_DAY", "must be one of 00 … 23")
+        require(isinstance(value, str), name, "must be a string")
+    require(session.get("DAY_OF_THE_WEEK", "Monday") in DAYS, "DAY_OF_THE_WEEK", "must be one of Monday … Sunday")
+    require(_HOUR.fullmatch(session.get("TIME_OF_THE_DAY", "00")), "TIME_OF_THE_DAY", "must be one of 00 … 23")
     customer_id, identifiers = _read_identifiers(data.get("identifiers", {}))
     keys = data.get("experience_key", [])
     is_list = isinstance(keys, list) and all(isinstance(key, str) for key in keys)
-    _require(is_list, "experience_key", "must be an array of strings")
+    require(is_list, "experience_key", "must be an array of strings")
     return FetchQuery(customer_id, identifiers, tuple(dict.fromkeys(keys)) or None, session)
 
 
 def _read_identifiers(value: Any) -> tuple[str | None, Mapping[str, str] | str]:
-    _require(isinstance(value, dict), "identifiers", "must be an object")
+    require(isinstance(value, dict), "identifiers", "must be an object")
     customer_id, identifiers = value.get("customer_id", ""), value.get("user_identifiers", {})
-    _require(isinstance(customer_id, str), "identifiers.customer_id", "must be a string")
+    require(isinstance(customer_id, str), "identifiers.customer_id", "must be a string")
     is_map = isinstance(identifiers, dict) and all(isinstance(entry, str) for entry in identifiers.values())
     is_valid = is_map or isinstance(identifiers, str)
-    _require(is_valid, "identifiers.user_identifiers", "must be an object of strings")
+    require(is_valid, "identifiers.user_identifiers", "must be an object of strings")
     return customer_id or None, identifiers
 
 
@@ -137,7 +143,7 @@ def read_events(data: Mapping[str, Any], *, now: float, offering_actions: bool) 
     actions = ACTIONS + OFFERING_ACTIONS if offering_actions else ACTIONS
     elements: Any = data.get("elements")
     is_batch = isinstance(elements, list) and 0 < len(elements) <= MAX_ELEMENTS
-    _require(is_batch, "elements", f"must be an array of 1 to {MAX_ELEMENTS} elements")
+    require(is_batch, "elements", f"must be an array of 1 to {MAX_ELEMENTS} elements")
     for index, element in enumerate(elements):
         yield from _read_element(element, f"elements[{index}]", actions, now)
 
@@ -149,35 +155,35 @@ def read_profiles(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, A
 
 
 def _read_element(element: Any, place: str, actions: Collection[str], now: float) -> Iterator[LedgerEntry]:
-    _require(isinstance(element, dict), place, "must be an object")
+    require(isinstance(element, dict), place, "must be an object")
     customer_id, entries = element.get("customer_id"), element.get("actions")
     offset = element.get("user_timezone_offset", 0)
     is_id = isinstance(customer_id, str) and customer_id
-    _require(is_id, f"{place}.customer_id", "must be a string that is not empty")
-    _require(isinstance(element.get("user_attributes", {}), dict), f"{place}.user_attributes", "must be an object")
+    require(is_id, f"{place}.customer_id", "must be a string that is not empty")
+    require(isinstance(element.get("user_attributes", {}), dict), f"{place}.user_attributes", "must be an object")
     is_offset = type(offset) is int and abs(offset) <= MAX_OFFSET
-    _require(is_offset, f"{place}.user_timezone_offset", f"must be an integer from -{MAX_OFFSET} to {MAX_OFFSET}")
-    _require(isinstance(entries, list) and entries, f"{place}.actions", "must be an array that is not empty")
+    require(is_offset, f"{place}.user_timezone_offset", f"must be an integer from -{MAX_OFFSET} to {MAX_OFFSET}")
+    require(isinstance(entries, list) and entries, f"{place}.actions", "must be an array that is not empty")
     for index, entry in enumerate(entries):
         yield _read_action(entry, f"{place}.actions[{index}]", customer_id, actions, now)
 
 
 def _read_action(entry: Any, place: str, customer_id: str, actions: Collection[str], now: float) -> LedgerEntry:
-    _require(isinstance(entry, dict), place, "must be an object")
+    require(isinstance(entry, dict), place, "must be an object")
     action, event_uuid, event_time = entry.get("action"), entry.get("moe_event_uuid"), entry.get("event_time")
     platform = entry.get("platform")
-    _require(isinstance(action, str) and action in actions, f"{place}.action", f"must be one of {', '.join(actions)}")
-    is_uuid = isinstance(event_uuid, str) and _UUID4.fullmatch(event_uuid)
-    _require(is_uuid, f"{place}.moe_event_uuid", "must be a UUID of version 4")
+    require(isinstance(action, str) and action in actions, f"{place}.action", f"must be one of {', '.join(actions)}")
+    is_uuid = isinstance(event_uuid, str) and UUID4.fullmatch(event_uuid)
+    require(is_uuid, f"{place}.moe_event_uuid", "must be a UUID of version 4")
     is_time = type(event_time) is int and event_time >= 0
-    _require(is_time, f"{place}.event_time", "must be Unix time in whole seconds")
-    _require(event_time <= now + CLOCK_SKEW, f"{place}.event_time", "must not be in the future")
+    require(is_time, f"{place}.event_time", "must be Unix time in whole seconds")
+    require(event_time <= now + CLOCK_SKEW, f"{place}.event_time", "must not be in the future")
     is_platform = isinstance(platform, str) and platform in PLATFORMS
-    _require(is_platform, f"{place}.platform", f"must be one of {', '.join(PLATFORMS)}")
+    require(is_platform, f"{place}.platform", f"must be one of {', '.join(PLATFORMS)}")
     attributes = entry.get("attributes")
-    _require(isinstance(attributes, dict), f"{place}.attributes", "must be an object")
+    require(isinstance(attributes, dict), f"{place}.attributes", "must be an object")
     for name in [*(() if action in OFFERING_ACTIONS else CONTEXT_FIELDS), *attributes]:
-        _require(isinstance(attributes.get(name), str), f"{place}.attributes.{name}", "must be a string")
+        require(isinstance(attributes.get(name), str), f"{place}.attributes.{name}", "must be a string")
     element = attributes.get("b_id", entry.get("b_id", ""))
-    _require(isinstance(element, str), f"{place}.b_id", "must be a string")
+    require(isinstance(element, str), f"{place}.b_id", "must be a string")
     return LedgerEntry(event_uuid.lower(), action, customer_id, event_time, now, platform, element, attributes)

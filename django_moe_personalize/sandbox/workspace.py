@@ -84,6 +84,7 @@ class Workspace:
 
     workspace_id: str
     api_key: str = field(repr=False)
+    data_api_key: str = field(repr=False)
     definitions: Mapping[str, Definition]
     customers: Mapping[str, Mapping[str, Scalar]] = field(repr=False)
     rules: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -170,7 +171,7 @@ class WorkspaceFile:
             return
         # Clients were built with the credentials of the start.
         old = self.workspace
-        self.workspace = dataclasses.replace(fresh, workspace_id=old.workspace_id, api_key=old.api_key)
+        self.workspace = dataclasses.replace(fresh, **{name: getattr(old, name) for name in _CREDENTIALS})
         self.changed_at = time.time()
         if self.problems:
             self.problems = ()
@@ -184,9 +185,11 @@ def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
     locales = tuple(map(_normalize, root.get("locales", []).texts()))
     audiences = {name: Audience(name, read_rule(value)) for name, value in root.get("audiences", {}).members().items()}
     shared = _Shared(audiences, read_offerings(root.get("offerings", {})), locales)
+    workspace_id, api_key = (root.require(name, "missing").text() for name in ("workspace_id", "api_key"))
     workspace = Workspace(
-        workspace_id=root.require("workspace_id", "missing").text(),
-        api_key=root.require("api_key", "missing").text(),
+        workspace_id=workspace_id,
+        api_key=api_key,
+        data_api_key=root.get("data_api_key", api_key or "none").text(),
         definitions=_read_definitions(root.get("experiences", []), shared),
         customers=_read_customers(root.get("customers", {})),
         rules={name: value.data for name, value in root.get("audiences", {}).members().items()},
@@ -202,6 +205,7 @@ def parse_workspace(data: object, *, name: str = "workspace") -> Workspace:
 _WORKSPACE_FIELDS = (
     "workspace_id",
     "api_key",
+    "data_api_key",
     "global_control_group",
     "locales",
     "identity_resolution",
@@ -211,6 +215,7 @@ _WORKSPACE_FIELDS = (
     "offerings",
     "experiences",
 )
+_CREDENTIALS = ("workspace_id", "api_key", "data_api_key")
 _CONTENT_FIELDS = ("audience", "variations", "payload", "locales")
 _EXPERIENCE_FIELDS = ("key", "name", "status", "control_group", "start", "end", "content", *_CONTENT_FIELDS)
 _VARIATION_FIELDS = ("name", "weight", "payload", "locales")

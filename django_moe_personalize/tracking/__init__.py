@@ -3,9 +3,11 @@
 ``page`` collects the impressions and clicks of one page and builds their events. ``persons`` decides which requests
 count: those of persons. ``tokens`` signs and reads the tokens with which the browser reports. ``marks`` puts them into
 the page's HTML. ``watchdog`` logs an error if pages show experiences but no impression is recorded. ``leaks`` finds
-another page view's tokens in a response.
+another page view's tokens in a response. ``exposures`` sends the signals of counted events. ``conversions``
+reports events of the site's own.
 """
 
+from django_moe_personalize.tracking.conversions import arecord_conversions, may_convert, record_conversions
 from django_moe_personalize.tracking.leaks import find_leak
 from django_moe_personalize.tracking.page import (
     PageTracker,

@@ -14,6 +14,8 @@ from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.moengage.json_values import encode
 from django_moe_personalize.moengage.types import Action, Event, Experience, Offering, draw_uuid
 from django_moe_personalize.runtime import Runtime, log_once
+from django_moe_personalize.signals import EXPOSURE_SIGNALS
+from django_moe_personalize.tracking.exposures import announce
 from django_moe_personalize.tracking.persons import is_counted
 from django_moe_personalize.tracking.tokens import (
     MAX_LINK_LENGTH,
@@ -84,7 +86,10 @@ def build_event(
     if element:
         more["b_id"] = element
     event_time = int(time.time()) if at is None else at
-    return Event(action, customer_id, {**context, **more} if more else context, event_time, event_uuid or draw_uuid())
+    attributes = {**context, **more} if more else context
+    event = Event(action, customer_id, attributes, event_time, event_uuid or draw_uuid())
+    event.experience_key = experience.experience_key
+    return event
 
 
 def _list_ids(experience: Experience) -> str:
@@ -191,6 +196,11 @@ class PageTracker:
             self._impressions[key] = build_event(Action.SHOWN, experience, self._customer_id)
         return self._impressions[key]
 
+    @property
+    def customer_id(self) -> str | None:
+        """The visitor's id, or ``None`` if nothing counts."""
+        return self._customer_id
+
     def show(self, experience: Experience) -> None:
         """Count the impression of ``experience`` once in this page view."""
         self._shown.setdefault(experience.experience_key, experience)
@@ -277,32 +287,50 @@ class PageTracker:
         return Impressions(self._customer_id, self._shown, int(time.time()))
 
 
-def record(events: Sequence[Event], runtime: Runtime | None = None) -> None:
-    """Pass ``events`` to the delivery of ``runtime``, by default of the current runtime. Never raises."""
+def record(
+    events: Sequence[Event],
+    runtime: Runtime | None = None,
+    request: HttpRequest | None = None,
+    stream: StreamingHttpResponse | None = None,
+) -> None:
+    """Pass ``events`` to the delivery of ``runtime``, by default of the current runtime. Never raises.
+
+    With a ``request``, the signals of the events follow after its response, or after its ``stream``. ``events`` aren't
+    empty.
+    """
     try:
-        if events:
-            get_delivery(runtime).record(events)
-            get_watchdog(runtime).add_recorded_events(events)
+        if EXPOSURE_SIGNALS:
+            announce(events, request, runtime, stream)
+        get_delivery(runtime).record(events)
+        get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
-        _report_loss(error)
+        report_loss(error)
 
 
-async def arecord(events: Sequence[Event], runtime: Runtime | None = None) -> None:
+async def arecord(
+    events: Sequence[Event],
+    runtime: Runtime | None = None,
+    request: HttpRequest | None = None,
+    stream: StreamingHttpResponse | None = None,
+) -> None:
     """See record()."""
     try:
-        if events:
-            await get_delivery(runtime).arecord(events)
-            get_watchdog(runtime).add_recorded_events(events)
+        if EXPOSURE_SIGNALS:
+            announce(events, request, runtime, stream)
+        await get_delivery(runtime).arecord(events)
+        get_watchdog(runtime).add_recorded_events(events)
     except Exception as error:
-        _report_loss(error)
+        report_loss(error)
 
 
-def _report_loss(error: Exception) -> None:
+def report_loss(error: Exception) -> None:
+    """Log once that the delivery failed."""
     message = "The delivery failed (%s), so events are lost. Check DELIVERY: run `manage.py check`."
     log_once(("delivery", type(error)), message, type(error).__name__)
 
 
 def record_when_streamed(
+    request: HttpRequest,
     response: StreamingHttpResponse,
     load: Callable[[], Awaitable[None]],
     collect: Callable[[], Sequence[Event]],
@@ -315,12 +343,14 @@ def record_when_streamed(
 
     def stream(content: Any) -> Iterator[bytes]:
         yield from content
-        record(collect(), runtime)
+        if events := collect():
+            record(events, runtime, request, response)
 
     async def astream(content: Any) -> AsyncIterator[bytes]:
         await load()
         async for part in content:
             yield part
-        await arecord(collect(), runtime)
+        if events := collect():
+            await arecord(events, runtime, request, response)
 
     response.streaming_content = (astream if response.is_async else stream)(response.streaming_content)

@@ -57,6 +57,7 @@ class Token(NamedTuple):
     destination: str = ""
     host: str = ""
     elements: Sequence[str] = ()
+    experience_key: str = ""
     workspace: str = DEFAULT
     expired: bool = False
 
@@ -67,8 +68,8 @@ class Token(NamedTuple):
     def build(cls, event: Event, *, destination: str = "", host: str = "", elements: Sequence[str] = ()) -> Token:
         """Return the token for ``event``. The token has a keyed hash in place of the customer id."""
         binding, workspace = bind_visitor(event.customer_id), get_settings().name
-        action = event.action.value
-        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, workspace)
+        action, key = event.action.value, event.experience_key
+        return cls(event.event_uuid, action, event.attributes, binding, destination, host, elements, key, workspace)
 
     def sign(self, stamp: str = "", limit: int = MAX_LINK_LENGTH) -> str | None:
         """Return the token as URL-safe text that starts with ``stamp``, or ``None`` if it is longer than ``limit``."""
@@ -84,15 +85,18 @@ class Token(NamedTuple):
 
     def build_event(self, customer_id: str) -> Event:
         """Return the event of this token. Its time is now, and its UUID is the token's."""
-        return Event(Action(self.action), customer_id, self.attributes, int(time.time()), self.event_uuid)
+        return self._build(Action(self.action), customer_id, self.attributes, self.event_uuid)
 
     def build_click(self, customer_id: str, element: str) -> Event:
         """Return the click on ``element`` inside a mark. In one page view, all clicks on an element have one UUID."""
         attributes = {name: value for name, value in self.attributes.items() if name != OFFERINGS}
         if element:
             attributes["b_id"] = element
-        event_uuid = derive_uuid(self.event_uuid, element)
-        return Event(Action.CLICKED, customer_id, attributes, int(time.time()), event_uuid)
+        return self._build(Action.CLICKED, customer_id, attributes, derive_uuid(self.event_uuid, element))
+
+    def _build(self, action: Action, customer_id: str, attributes: Mapping[str, Any], event_uuid: str) -> Event:
+        now, key = int(time.time()), self.experience_key
+        return Event(action, customer_id, attributes, now, event_uuid, experience_key=key)
 
 
 def read_token(text: str) -> Token:
@@ -111,23 +115,13 @@ def read_token(text: str) -> Token:
 
 def _build_token(content: object) -> Token:
     match content:
-        case [*fields, str(host), list(elements)]:
-            # A token of the default workspace doesn't name it.
-            content = [*fields, host, elements, DEFAULT]
-    match content:
-        case [
-            str(event_uuid),
-            str(action),
-            dict(context),
-            str(binding),
-            str(url),
-            str(host),
-            list(elements),
-            str(name),
-        ]:
+        # A token of the default workspace doesn't name it.
+        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), *rest] if all(
+            isinstance(workspace, str) for workspace in rest
+        ):
             # These raise an exception for a wrong value.
             uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
-            return Token(event_uuid, action, context, binding, url, host, elements, name)
+            return Token(*content[:9])  # type: ignore[arg-type]
     raise ValueError
 
 

@@ -211,7 +211,8 @@ class Watchdog:
             self._counted.setdefault(rendered.name, 0.0)
             return
         message = "%d pages showed the experience %r, but no impression of it was recorded. %s."
-        logger.error(message, pages, rendered.key, fix)
+        fields = {"moe_event": "impressions_missing", "moe_experience_key": rendered.key, "moe_count": pages}
+        logger.error(message, pages, rendered.key, fix, extra=fields)
         rendered.is_missing = True
         impressions_missing.send_robust(sender=Watchdog, experience_key=rendered.key, rendered=pages)
         self._publish_notice()
@@ -228,6 +229,7 @@ class Watchdog:
             self._accepted, self._delivered, self._stalled_since = counts.accepted, delivered, math.inf
             if self._is_stalled:
                 self._is_stalled = False
+                logger.error("Recorded events are delivered again.", extra={"moe_event": "stall_end"})
                 self._publish_notice()
         else:
             # A check runs only after new events, so the delivery has accepted events since the last check.
@@ -242,7 +244,8 @@ class Watchdog:
                 "%d events were recorded in the last %d minutes, but none was delivered. Run `manage.py moe_doctor`. "
                 "An outbox needs `manage.py moe_deliver --watch`, a queue needs its workers."
             )
-            logger.error(message, count, seconds // 60)
+            fields = {"moe_event": "stall_start", "moe_count": count, "moe_seconds": seconds}
+            logger.error(message, count, seconds // 60, extra=fields)
             pages = self._count_pages()
             for key in list(self._rendered):
                 impressions_missing.send_robust(sender=Watchdog, experience_key=key, rendered=pages[key])

@@ -17,15 +17,12 @@ from django.utils.functional import SimpleLazyObject
 from django.utils.module_loading import import_string
 
 from django_moe_personalize.conf import get_settings
+from django_moe_personalize.moengage.data_api import is_forbidden_id
 from django_moe_personalize.runtime import log_once, protect_transactions
 from django_moe_personalize.visitor.newcomers import get_newcomers
 
 MAX_IDENTIFIER_LENGTH: Final = 256
 """Characters of a customer id or an identifier. Longer ids are refused. If the package cut them, two could be equal."""
-
-_WORDS: Final = ("true", "false", "null", "none", "na", "n/a", "guest", "unknown", "id", "uid", "user_id", "userid")
-FORBIDDEN_IDS: Final = {*_WORDS, "-1", "-2", "customer_id", "user_attribute_unique_id", "dummy_seller_code"}
-"""Customer ids that MoEngage forbids, in any case. It also forbids ids of one character (contract §4)."""
 
 ANONYMOUS_COOKIE_AGE: Final = 365 * 24 * 60 * 60
 """Seconds for which an anonymous id is valid. After this time the cookie and its signature expire."""
@@ -273,8 +270,7 @@ def _complete(request: HttpRequest, found: Identity | None) -> Identity:
 
 def warn_of_forbidden_id(customer_id: str, source: str) -> None:
     """Log once per ``source`` that MoEngage forbids an id. The id is used nevertheless: only the site may change it."""
-    text = customer_id.strip()
-    if len(text) < 2 or text.lower() in FORBIDDEN_IDS:
+    if is_forbidden_id(customer_id):
         log_once(("forbidden", source), _FORBIDDEN, source)
 
 

@@ -16,7 +16,7 @@ from typing import Final
 from django_moe_personalize.sandbox.reading import WorkspaceError, shown
 from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile, read_workspace
 
-_KEY: Final = re.compile(r'("api_key"\s*:\s*)("(?:[^"\\\n]|\\.)*"?|[^\n]+)')
+_KEY: Final = re.compile(r'("(?:data_)?api_key"\s*:\s*)("(?:[^"\\\n]|\\.)*"?|[^\n]+)')
 """The API key, also in a text that isn't valid JSON. A variable with this name looks alike, and is hidden too."""
 
 _HIDDEN: Final = re.compile(r'"\(hidden (\d+)\)"')

@@ -1,4 +1,4 @@
-"""The ledger as a page shows it: impressions, clicks and click-through rates by experience and variation."""
+"""The ledger as a page shows it: impressions, clicks, click-through and conversion rates by variation."""
 
 from __future__ import annotations
 
@@ -13,13 +13,18 @@ from django_moe_personalize.sandbox.ledger import LedgerEntry
 LATEST = 14
 """The number of events in the list of the latest events."""
 
+KINDS = {Action.CLICKED.value: "Click"}
+"""The words of the page for actions. The word for any other action is "Impression"."""
+
 
 @dataclass(slots=True)
 class Tally:
-    """Impressions and clicks."""
+    """Impressions, clicks, the customers who saw something, and those who converted later."""
 
     impressions: int = 0
     clicks: int = 0
+    seen: set[str] = field(default_factory=set)
+    converted: set[str] = field(default_factory=set)
 
     def count(self, action: str, number: int) -> None:
         """Count events of one action."""
@@ -30,6 +35,11 @@ class Tally:
     def rate(self) -> float:
         """Return the click-through rate in percent."""
         return 100 * self.clicks / self.impressions if self.impressions else 0.0
+
+    @property
+    def conversion_rate(self) -> float:
+        """Return the percentage of the customers who saw something and converted later."""
+        return 100 * len(self.converted) / len(self.seen) if self.seen else 0.0
 
 
 @dataclass(slots=True)
@@ -55,7 +65,7 @@ class EventLine:
     """One event, as the table shows it."""
 
     time: datetime
-    is_click: bool
+    kind: str
     experience_key: str
     variation: str
     element: str
@@ -68,6 +78,7 @@ class LedgerView:
 
     total: Tally
     visitors: int
+    conversions: Mapping[str, int]
     charts: Sequence[Chart]
     events: Sequence[EventLine]
 
@@ -77,17 +88,37 @@ def build_ledger(entries: Sequence[LedgerEntry], names: Mapping[str, str] | None
     total = Tally()
     charts: dict[str, Chart] = {}
     # The ledger may be long, so count equal events first.
-    for (key, variation, audience, action), number in Counter(map(_describe, entries)).items():
+    shown = [entry for entry in entries if not entry.is_conversion]
+    for (key, variation, audience, action), number in Counter(map(_describe, shown)).items():
         chart = charts.setdefault(key, Chart(experience_key=key))
         bar = chart.bars.setdefault(variation, Bar(variation=variation, audience=audience))
         for tally in (total, chart, bar):
             tally.count(action, number)
+    conversions = [entry for entry in entries if entry.is_conversion]
+    _count_customers(shown, conversions, total, charts)
     ordered = sorted(charts.values(), key=lambda chart: chart.experience_key)
     for chart in ordered:
         chart.bars = dict(sorted(chart.bars.items(), key=lambda item: (len(item[0]), item[0])))
     _measure([bar for chart in ordered for bar in chart.bars.values()])
     lines = tuple(_build_line(entry, names or {}) for entry in reversed(entries[-LATEST:]))
-    return LedgerView(total, len({entry.customer_id for entry in entries}), ordered, lines)
+    counts = dict(sorted(Counter(entry.action for entry in conversions).items()))
+    return LedgerView(total, len({entry.customer_id for entry in entries}), counts, ordered, lines)
+
+
+def _count_customers(
+    shown: Sequence[LedgerEntry], conversions: Sequence[LedgerEntry], total: Tally, charts: Mapping[str, Chart]
+) -> None:
+    """Count who saw a variation, and who converted at the same time or later."""
+    last: dict[str, int] = {}
+    for entry in conversions:
+        last[entry.customer_id] = max(entry.event_time, last.get(entry.customer_id, 0))
+    for entry in shown:
+        if entry.action == Action.SHOWN.value:
+            chart, customer_id = charts[entry.experience_key], entry.customer_id
+            for tally in (total, chart, chart.bars[entry.attributes.get("moe_variation_id", "")]):
+                tally.seen.add(customer_id)
+                if last.get(customer_id, -1) >= entry.event_time:
+                    tally.converted.add(customer_id)
 
 
 def _describe(entry: LedgerEntry) -> tuple[str, str, str, str]:
@@ -108,8 +139,8 @@ def _build_line(entry: LedgerEntry, names: Mapping[str, str]) -> EventLine:
     customer_id = entry.customer_id
     return EventLine(
         time=datetime.fromtimestamp(entry.event_time, UTC),
-        is_click=entry.action == Action.CLICKED.value,
-        experience_key=entry.experience_key,
+        kind="Conversion" if entry.is_conversion else KINDS.get(entry.action, "Impression"),
+        experience_key=entry.action if entry.is_conversion else entry.experience_key,
         variation=entry.attributes.get("moe_variation_id", ""),
         element=entry.element,
         visitor=names.get(customer_id) or (customer_id if len(customer_id) <= 12 else f"{customer_id[:11]}…"),

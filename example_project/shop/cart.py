@@ -84,6 +84,10 @@ class Cart:
             entry["price"] = str(price)
         self._session.modified = True
 
+    def clear(self) -> None:
+        """Empty the bag."""
+        self._session.pop(SESSION_KEY, None)
+
     def remove(self, product: Product) -> None:
         """Remove all pieces of a product, if there are any."""
         if self._session.get(SESSION_KEY, {}).pop(product.slug, None) is not None:

@@ -1,4 +1,7 @@
-"""The three customers of the demonstration; the sandbox's workspace has the same ids."""
+"""The three customers of the demonstration; the sandbox's workspace has the same ids.
+
+The ids have two digits, because MoEngage's Data API refuses ids of one character.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +24,10 @@ class Person:
 
 
 PEOPLE: Final = (
-    Person(pk=1, username="ada", name="Ada", text="Gold member, carries everything herself"),
-    Person(pk=2, username="grace", name="Grace", text="Silver, one good tent away from gold"),
+    Person(pk=11, username="ada", name="Ada", text="Gold member, carries everything herself"),
+    Person(pk=12, username="grace", name="Grace", text="Silver, one good tent away from gold"),
     Person(
-        pk=3, username="linus", name="Linus", text="Works here, may view the shop as another visitor", is_staff=True
+        pk=13, username="linus", name="Linus", text="Works here, may view the shop as another visitor", is_staff=True
     ),
 )
 

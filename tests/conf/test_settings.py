@@ -30,6 +30,7 @@ def test_defaults_are_documented(settings):
         "enabled": True,
         "workspace_id": "",
         "api_key": "",
+        "data_api_key": "",
         "data_center": "",
         "base_url": "",
         "sandbox": False,

@@ -41,7 +41,7 @@ def run_script(vendor, way, count):
 
 
 class Vendor:
-    """The events endpoint.
+    """The events endpoint, and the Data API, whose calls get ``data_status``.
 
     ``arrived`` counts calls. ``calls`` has (status, UUIDs) of each answered call, ``bodies`` its body. ``taken``
     counts each UUID answered with 200. ``failures`` are the statuses of the next calls, ``status`` is that of all
@@ -50,7 +50,7 @@ class Vendor:
     """
 
     def __init__(self):
-        self.status = 200
+        self.status = self.data_status = 200
         self.failures = []
         self.poison = set()
         self.title = None
@@ -76,11 +76,18 @@ class Vendor:
         self._server.__exit__()
 
     def recover(self):
-        self.status, self.failures, self.poison = 200, [], set()
+        self.status, self.data_status, self.failures, self.poison = 200, 200, [], set()
         self.hang.set()
 
     def settings(self, **changes):
-        return {"WORKSPACE_ID": "TESTS", "API_KEY": "tests", "BASE_URL": self.url, "SANDBOX": False, **changes}
+        return {
+            "WORKSPACE_ID": "TESTS",
+            "API_KEY": "tests",
+            "DATA_API_KEY": "data",
+            "BASE_URL": self.url,
+            "SANDBOX": False,
+            **changes,
+        }
 
     def wait_for(self, reached):
         """Wait until ``reached(self)`` holds and return whether it did."""
@@ -89,14 +96,16 @@ class Vendor:
 
     def _serve(self, exchange):
         body = json.loads(exchange.received.body)
-        uuids = [action["moe_event_uuid"] for element in body["elements"] for action in element["actions"]]
+        is_data = exchange.received.target.startswith("/v1/event/TESTS")
+        actions = [action for element in ([body] if is_data else body["elements"]) for action in element["actions"]]
+        uuids = [action["attributes"]["event_uuid"] if is_data else action["moe_event_uuid"] for action in actions]
         with self.changed:
             self.arrived += 1
             self.changed.notify_all()
         self.hang.wait(SOON)
         time.sleep(self.delay)
         with self.changed:
-            status = self.failures.pop(0) if self.failures else self.status
+            status = self.data_status if is_data else self.failures.pop(0) if self.failures else self.status
             if self.poison.intersection(uuids):
                 status = 400
             self.calls.append((status, uuids))

@@ -25,9 +25,9 @@ def test_the_ledger_is_read_and_cleared_over_http(engine: Engine, api: HttpWay, 
     context = fetch(engine, {})["plain"]["experience_context"]
     api(post(EVENTS, batch(element(action(attributes=context)))))
     ledger = call(control, "GET", LEDGER)
-    assert ledger["counts"] == {"plain": {"impressions": 1, "clicks": 0}}
+    assert ledger["counts"] == {"plain": {"impressions": 1, "clicks": 0, "conversions": 0}}
     assert ledger["entries"][0]["customer_id"] == "42"
-    empty = {"counts": {}, "entries": []}
+    empty = {"counts": {}, "entries": [], "repeats": 0}
     assert call(control, "DELETE", LEDGER) == call(control, "GET", LEDGER) == empty
 
 

@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from django_moe_personalize.sandbox.ledger import CONVERSIONS
 from tests.services.brokers import CelerySite, CeleryWorker
 from tests.services.databases import Database
 from tests.services.load import Line, Page, in_background, poll
@@ -57,7 +58,8 @@ class Site:
     def moe(self) -> dict[str, Any]:
         backend = "django_moe_personalize.delivery.database.DatabaseDelivery"
         delivery = {"BACKEND": backend, "OPTIONS": QUICK | self.options}
-        return {**CREDENTIALS, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery}
+        data = {"DATA_API_KEY": CREDENTIALS["API_KEY"]}
+        return {**CREDENTIALS, **data, "BASE_URL": self.base_url, "DEADLINE": 10, "DELIVERY": delivery}
 
     def environ(self, **moe: Any) -> dict[str, str]:
         told = {"database": self.database, "moe": {**self.moe, **moe}}
@@ -249,7 +251,7 @@ def change_faults(sandbox: int, over: threading.Event) -> None:
 def read_ledger(sandbox: int) -> tuple[int, set[str]]:
     """Return the number of counted events, and the UUIDs of the last 100,000."""
     ledger = ask_sandbox(sandbox, "ledger")
-    counted = sum(each["impressions"] for each in ledger["counts"].values())
+    counted = sum(each["impressions"] + each["conversions"] for each in ledger["counts"].values())
     return counted, {entry["event_uuid"] for entry in ledger["entries"]}
 
 
@@ -275,12 +277,15 @@ class Result:
     killed_deliverers: int = 0
     seconds: float = 0.0
     counts: dict[str, Any] = field(default_factory=dict)
+    conversions: int = 0
+    repeats: int = 0
 
     def describe(self) -> str:
         return (
-            f"{len(self.recorded)} events in {self.seconds:.0f} s, {self.during} counted while {self.killed_workers} "
+            f"{len(self.recorded)} events, {self.conversions} of them conversions, in {self.seconds:.0f} s, "
+            f"{self.during} counted while {self.killed_workers} "
             f"workers and {self.killed_deliverers} deliverers were killed; {self.counted - len(self.recorded)} more, "
-            f"of {self.unanswered} pages cut off"
+            f"of {self.unanswered} pages cut off; {self.repeats} conversions came again"
         )
 
 
@@ -313,5 +318,7 @@ def run_experiment(
     result.seconds = time.monotonic() - start
     result.counted, uuids = read_ledger(sandbox)
     result.arrived |= uuids
+    ledger = ask_sandbox(sandbox, "ledger")
+    result.conversions, result.repeats = ledger["counts"][CONVERSIONS]["conversions"], ledger["repeats"]
     result.killed_workers, result.killed_deliverers = killer.killed_workers, killer.killed_deliverers
     return result

@@ -52,7 +52,14 @@ def show_in_transaction(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(Group.objects.count()))
 
 
-urlpatterns = [path("page/", page), path("in-transaction/", show_in_transaction)]
+def convert(request: HttpRequest) -> HttpResponse:
+    """Show the page, and report an event of the visitor in the view's transaction."""
+    response: HttpResponse = page(request)
+    request.personalization.track_event("Order placed", {"total": 12.5})
+    return response
+
+
+urlpatterns = [path("page/", convert), path("in-transaction/", show_in_transaction)]
 
 
 def wsgi() -> Any:

@@ -140,7 +140,7 @@ def test_failing_insert_costs_the_page_only_its_events(site, sandbox):
     assert [(page.status, page.body) for page in pages if len(page.body) == 1] == [(200, "1"), (200, "2")]
     assert (pages[1].status, "From the sandbox" in pages[1].body) == (200, True)
     counts = site.count()
-    assert (counts["accepted"], counts["dropped"], counts["pending"]) == (6, {"error": 3}, 3)
+    assert (counts["accepted"], counts["dropped"], counts["pending"]) == (8, {"error": 4}, 4)
 
 
 def test_no_event_is_missing_or_counted_twice(database, sandbox, tmp_path, tell, extent):
@@ -174,6 +174,6 @@ def check(database, sandbox, folder, extent, tell, *, name, every, deliver):
     counts = result.counts
     assert len(result.recorded) == len(set(result.recorded)) >= wanted
     assert (len(missing), twice) == (0, 0)
-    assert min(result.during, result.killed_workers, result.killed_deliverers) > 0
+    assert min(result.during, result.conversions, result.killed_workers, result.killed_deliverers) > 0
     assert (counts["pending"], counts["dropped"]) == (0, {})
     assert counts["accepted"] == counts["delivered"] == result.counted

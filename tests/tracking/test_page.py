@@ -3,9 +3,8 @@
 from unittest import mock
 
 import pytest
-from asgiref.sync import async_to_sync
 
-from django_moe_personalize import tracking
+from django_moe_personalize import api, tracking
 from django_moe_personalize.moengage.types import Action, Experience, Offering
 from django_moe_personalize.tracking import PageTracker, build_event, read_token
 from django_moe_personalize.tracking.page import MAX_OFFERING_IDS
@@ -14,10 +13,9 @@ HERO = Experience("hero", {}, {"cid": "1", "experience": "The hero"})
 
 
 def test_no_events_are_not_handed_over():
-    """A page without events doesn't touch the delivery."""
+    """A call without events doesn't touch the delivery."""
     with mock.patch.object(tracking.page, "get_delivery") as get_delivery:
-        tracking.record([])
-        async_to_sync(tracking.arecord)([])
+        api.experiences_shown([], customer_id="42")
     assert not get_delivery.called
 
 

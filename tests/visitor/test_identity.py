@@ -11,8 +11,8 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.db import connection
 from django.http import HttpResponse
 
+from django_moe_personalize.moengage.data_api import FORBIDDEN_IDS
 from django_moe_personalize.visitor.identity import (
-    FORBIDDEN_IDS,
     GRANTED,
     Consent,
     Identity,

@@ -9,7 +9,9 @@ from django_moe_personalize.moengage.http1 import Request
 from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.server import MAX_READ
 from django_moe_personalize.workbench.faults import PRESETS
-from tests.sandbox.ways import API_KEY, CONTEXT, EVENTS, PHONE, HttpWay, action, batch, element, post, serving
+from tests.sandbox.test_conversions import call, order
+from tests.sandbox.test_conversions import report as report_order
+from tests.sandbox.ways import API_KEY, CONTEXT, EVENTS, NOW, PHONE, HttpWay, action, batch, element, post, serving
 from tests.workbench.conftest import Bench, read_words
 
 PAGES = ["/", "/visitor/", "/ledger/", "/faults/", "/workspace/"]
@@ -190,6 +192,28 @@ def test_ledger_has_rates_by_variation(bench):
         assert text in page
     assert bench.post("/ledger/").headers["location"] == "/ledger/"
     assert "No events yet" in bench.get("/ledger/")
+
+
+def test_ledger_has_conversion_rates(bench):
+    """A conversion counts for each variation that its visitor saw before, and once for each visitor."""
+    second = {**CONTEXT, "moe_variation_id": "10"}
+    people = {"user-1": [action()], "user-2": [action(), action()], "user-3": [action(), action(attributes=second)]}
+    bench.engine.handle(post(EVENTS, batch(*(element(*seen, customer_id=name) for name, seen in people.items()))))
+    for name, at in (("user-1", NOW - 60), ("user-3", NOW), ("user-3", NOW), ("user-4", NOW)):
+        assert (
+            bench.engine.handle(call(report_order(order(user_time=int(at)), customer_id=name), key=API_KEY)).status
+            == 200
+        )
+    page = bench.get("/ledger/")
+    for text in (
+        "Visitors 4 Conversion rate 33.3 %",
+        "5 shown, 0 clicked, 0.0 % ; 1 of 3 visitors converted, 33.3 %",
+        "Variation 2 All users 4 impressions 0 clicks 0.0 % 33.3 % of its visitors converted",
+        "Variation 10 All users 1 impressions 0 clicks 0.0 % 100.0 % of its visitors converted",
+        "Conversions after an impression: Order placed (4)",
+        "Conversion Order placed – – user-4",
+    ):
+        assert text in page
 
 
 def test_settings_of_the_site_change_no_page(bench, settings):

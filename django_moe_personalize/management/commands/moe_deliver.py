@@ -15,7 +15,7 @@ from django_moe_personalize.conf import SETTING, ConfigurationError
 from django_moe_personalize.delivery.base import describe, find_delivery
 from django_moe_personalize.delivery.database import DatabaseDelivery, Deliverer
 from django_moe_personalize.delivery.sending import Outcome
-from django_moe_personalize.log import CREDENTIALS_FIX
+from django_moe_personalize.log import CREDENTIALS_FIX, DATA_CREDENTIALS_FIX
 from django_moe_personalize.management import WorkspaceCommand, stop_on_signals
 from django_moe_personalize.runtime import Runtime, get_runtime
 
@@ -103,7 +103,7 @@ class _Job:
                 self.deliverer.watch(interval)
                 return ""
             failed = self.deliverer.drain()
-            return "" if failed is None or failed.error is None else self.label + _explain(failed, failed.error)
+            return "" if failed is None or failed.failure is None else self.label + _explain(failed, failed.failure)
 
 
 def _run(jobs: Sequence[_Job], interval: float | None) -> list[str]:
@@ -146,5 +146,6 @@ def _find_jobs(names: Sequence[str]) -> list[_Job]:
 
 def _explain(outcome: Outcome, error: Exception) -> str:
     if outcome.wrong_credentials:
-        return f"The credentials don't work ({describe(error)}), so the events wait. {CREDENTIALS_FIX}"
+        fix = DATA_CREDENTIALS_FIX if outcome.error is None else CREDENTIALS_FIX
+        return f"The credentials don't work ({describe(error)}), so the events wait. {fix}"
     return f"MoEngage fails ({describe(error)}). The remaining events wait for the next run."

@@ -65,6 +65,7 @@ class Command(BaseCommand):
 
     def _announce(self, server: SandboxServer, workspace: Workspace, host: str) -> None:
         settings = {"BASE_URL": server.url, "WORKSPACE_ID": workspace.workspace_id, "API_KEY": workspace.api_key}
+        settings["DATA_API_KEY"] = workspace.data_api_key
         self.stdout.write(f"The sandbox answers at {server.url}\n\nIn the settings:\n\n    MOE_PERSONALIZE = {{")
         for name, value in settings.items():
             self.stdout.write(f'        "{name}": "{value}",')
