@@ -96,8 +96,7 @@ class ThreadDelivery(TwofoldDelivery):
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        # The runtime of the same workspace, but of this process.
-        self.runtime = self.runtime and get_runtime(self.runtime.name)
+        self.runtime = self.runtime and get_runtime(self.runtime.name)  # The same workspace, but in this process.
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
