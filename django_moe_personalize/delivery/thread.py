@@ -21,13 +21,11 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.log import Outage, logger
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
-
-NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
-THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 MAX_BUILT = 100
 """Events whose JSON is built before the limits of the memory are checked."""
@@ -37,7 +35,7 @@ MAX_RECORDED = 1000
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ThreadDelivery(BaseDelivery):
+class ThreadDelivery(TwofoldDelivery):
     """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
     The thread sends a batch every ``interval`` seconds, or as soon as ``batch_size`` pages have recorded events. A
@@ -70,7 +68,7 @@ class ThreadDelivery(BaseDelivery):
         self._start_empty()
         exits.close_at_exit(self)
         if exits.runs_without_threads():
-            logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
+            logger.warning("%s. %s", exits.NO_THREADS, exits.THREADS_HINT)
 
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
@@ -79,30 +77,26 @@ class ThreadDelivery(BaseDelivery):
         self._recorded: deque[Sequence[Event]] = deque()
         # Whether the next page must call _wake(), and the number of pages from which on a page must call it.
         self._is_resting, self._wake_at = True, self.batch_size
-        self._queue: deque[Event] = deque()
-        self._in_flight: list[Event] = []
-        self._bytes = 0
-        # Events beyond a limit that aren't counted yet.
-        self._lost = 0
+        self._queue, self._in_flight = deque[Event](), list[Event]()
+        # The bytes in the queue, and the events beyond a limit that aren't counted yet.
+        self._bytes = self._lost = 0
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
-        self._failures = 0
+        self._failures = self._flushing = 0
         self._is_paused = self._has_dropped = False
         self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
         self._due = self._not_before = 0.0
-        self._flushing = 0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
-        self._second: ThreadDelivery | None = None
+        self.second = None
 
     def start_in_child(self) -> None:
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        # The runtime of the same workspace, but of this process.
-        self.runtime = self.runtime and get_runtime(self.runtime.name)
+        self.runtime = self.runtime and get_runtime(self.runtime.name)  # The same workspace, but in this process.
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
@@ -111,13 +105,9 @@ class ThreadDelivery(BaseDelivery):
         if self._is_resting or len(self._recorded) >= self._wake_at:
             self._wake()
 
-    def record_conversions(self, conversions: Sequence[Event]) -> None:
-        """Accept conversions. They have a queue and a thread of their own: the Data API may fail alone."""
-        with self._changed:
-            if self._second is None:
-                self._second = replace(self)
-                self._second.runtime = self.runtime
-        self._second.record(conversions)
+    def build_second(self) -> BaseDelivery:
+        """See TwofoldDelivery.build_second()."""
+        return replace(self)
 
     def _wake(self) -> None:
         """Start or wake the thread. At the exit, send the events in the caller's thread."""
@@ -225,8 +215,8 @@ class ThreadDelivery(BaseDelivery):
                 self._wait(deadline)
             finally:
                 self._flushing -= 1
-        if self._second is not None:
-            self._second.flush(deadline.remaining())
+        if self.second is not None:
+            self.second.flush(deadline.remaining())
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -234,13 +224,13 @@ class ThreadDelivery(BaseDelivery):
         with self._changed:
             self._admit()
         self._report_overflow()
-        own = super().counts()
-        return own if self._second is None else own + self._second.counts()
+        return super().counts()
 
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
         with self._changed:
-            return min([event.event_time for event in (*self._in_flight, *self._queue)], default=None)
+            times = [super().find_oldest(), *(event.event_time for event in (*self._in_flight, *self._queue))]
+        return min([at for at in times if at is not None], default=None)
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
@@ -256,16 +246,15 @@ class ThreadDelivery(BaseDelivery):
             self._settled += len(gone)
             self._changed.notify_all()
         self.count_dropped(len(gone), "erased")
-        return len(gone) + (0 if self._second is None else self._second.erase(customer_id))
+        return len(gone) + super().erase(customer_id)
 
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
 
         A second call waits for the first call. The caller's thread sends later events, within the same time.
         """
-        until = self.start_closing()
         try:
-            self._finish_queue(until)
+            self._finish_queue(self.start_closing())
         finally:
             # Also after a second Ctrl-C.
             with self._changed:
@@ -274,11 +263,10 @@ class ThreadDelivery(BaseDelivery):
                 self._in_flight = []
                 self._changed.notify_all()
             self._drop_at_exit(left)
-        if self._second is not None:
-            self._second.close()
+        super().close()
 
     def start_closing(self) -> Deadline:
-        """Let the thread send the pending events now, and return the deadline of close()."""
+        """Let the thread send the pending events now. Return the time of close(), which begins with the first call."""
         with self._changed:
             if self._exit is None:
                 self._exit, self._is_resting = Deadline(self.exit_timeout), True
@@ -310,7 +298,7 @@ class ThreadDelivery(BaseDelivery):
             return
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
-            (get_data_client if isinstance(self._queue[0], Conversion) else get_client)(self.runtime)
+            (get_data_client if self._queue[0].is_conversion else get_client)(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
             exits.start_lookup_thread()
@@ -318,19 +306,14 @@ class ThreadDelivery(BaseDelivery):
 
     def _run(self) -> None:
         with nullcontext() if self.runtime is None else self.runtime.use():
-            self._send_batches()
-
-    def _send_batches(self) -> None:
-        while batch := self._next_batch():
-            self._report_overflow()
-            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
-            # Django closes dead connections only in the threads of requests. If the site's cache is its database,
-            # a dead connection would hide all withdrawals of consent from this thread.
-            with suppress(Exception):
-                close_old_connections()
-        # The runtime may have closed its client already, and then this thread has opened a new connection.
-        for found in (get_client.find(self.runtime), get_data_client.find(self.runtime)):
-            if found is not None:
+            while batch := self._next_batch():
+                self._report_overflow()
+                self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
+                # If the site's cache is its database, a dead connection would hide withdrawals of consent.
+                with suppress(Exception):
+                    close_old_connections()
+            # The runtime may have closed its client already, and then this thread has opened a new connection.
+            for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
                 found.close()
 
     def _next_batch(self) -> list[Event]:
