@@ -32,7 +32,8 @@ def database():
 @pytest.fixture
 def thread():
     with override_personalize(
-        DELIVERY=build_backend("thread.ThreadDelivery", interval=600.0), EXPERIENCES={"*": ["hero-banner"]}
+        DELIVERY=build_backend("thread.ThreadDelivery", interval=600.0, exit_timeout=0.01),
+        EXPERIENCES={"*": ["hero-banner"]},
     ):
         yield
 
