@@ -39,7 +39,7 @@ class OutboxEvent(models.Model):
         ATTEMPTS = "attempts", _("given up after too many attempts")
 
     # No index of its own: the one below begins with it.
-    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default="default")
     event_uuid = models.UUIDField(_("event UUID"), unique=True)
     # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
@@ -78,7 +78,7 @@ class OutboxEvent(models.Model):
         return str(self.event_uuid)
 
     @classmethod
-    def build(cls, event: Event, now: datetime, workspace: str = DEFAULT) -> OutboxEvent:
+    def build(cls, event: Event, now: datetime, workspace: str = "default") -> OutboxEvent:
         """Return the unsaved row of an event, due now. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
             workspace=workspace,
@@ -102,7 +102,7 @@ class OutboxEvent(models.Model):
 class OutboxCounter(models.Model):
     """The events of a workspace that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
-    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default="default")
     outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20)
     count = models.PositiveBigIntegerField(pgettext_lazy("outbox", "count"), default=0)
 

@@ -261,6 +261,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runtimes: dict[str, Runtime] = {}
+        self.ended: Sequence[Runtime] = ()
         self.default: Runtime | None = None
         self.is_ending = False
 
@@ -303,8 +304,8 @@ def _find(name: str) -> Runtime:
 
 
 def list_runtimes() -> Sequence[Runtime]:
-    """Return the runtimes that this process uses at the moment."""
-    return [*_process.runtimes.values()]
+    """Return the runtimes that this process uses at the moment, and at its end those that it has used."""
+    return [*_process.ended, *_process.runtimes.values()]
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
@@ -338,6 +339,8 @@ def start_ending() -> None:
 
 def _end() -> None:
     start_ending()
+    # OpenTelemetry exports the counts of the last deliveries after this function.
+    _process.ended = list_runtimes()
     reset_runtimes()
 
 
