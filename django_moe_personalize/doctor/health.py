@@ -1,4 +1,4 @@
-"""A view for health checks of load balancers and orchestrators. It calls neither MoEngage, the cache nor the database."""
+"""A view for health checks of load balancers and orchestrators. It never calls MoEngage, a cache or a database."""
 
 from __future__ import annotations
 
