@@ -41,8 +41,8 @@ NO_WORKSPACE: Final = "(none)"
 COMMON: Final = frozenset({"WORKSPACES", "WORKSPACE", "TRUSTED_PROXIES", "ISLANDS"})
 """Settings that all workspaces share: the choice between them, and what describes the proxies in front of the site."""
 
-PAIR: Final = ("WORKSPACE_ID", "API_KEY")
-"""A workspace that has one of them inherits neither, so a key is never sent with the id of another workspace."""
+CREDENTIALS: Final = ("WORKSPACE_ID", "API_KEY", "DATA_API_KEY")
+"""A workspace that has one of them inherits none, so a key is never sent with the id of another workspace."""
 
 used_runtime: Final = ContextVar[Any]("moe_personalize_runtime")
 """The runtime of the innermost Runtime.use() in this thread. Unset, it's that of the workspace DEFAULT."""
@@ -208,7 +208,7 @@ def _resolve(workspace: str) -> tuple[dict[str, Any], list[Problem]]:
     values: dict[str, Any] = {}
     own, own_place = _read_workspaces(given).get(workspace, {}), f'{SETTING}["WORKSPACES"]["{workspace}"]'
     problems = [*_find_unknown_keys(given, SETTING), *_find_unknown_keys(own, own_place), *_find_unknown_variables()]
-    closed = PAIR if any(own.get(name) for name in PAIR) else ()
+    closed = CREDENTIALS if any(own.get(name) for name in CREDENTIALS) else ()
     for name, field in FIELDS.items():
         place, variable = f'{SETTING}["{name}"]', f"{SETTING}_{name}"
         try:

@@ -22,7 +22,7 @@ from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.log import Outage, logger
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
 
@@ -233,8 +233,9 @@ class ThreadDelivery(BaseDelivery):
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
         with self._changed:
-            conversions = self._second._queue.copy() if self._second else ()
-            return min([event.event_time for event in (*self._in_flight, *self._queue, *conversions)], default=None)
+            found: list[float | None] = [event.event_time for event in (*self._in_flight, *self._queue)]
+        found.append(None if self._second is None else self._second.find_oldest())
+        return min((moment for moment in found if moment is not None), default=None)
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
@@ -257,9 +258,8 @@ class ThreadDelivery(BaseDelivery):
 
         A second call waits for the first call. The caller's thread sends later events, within the same time.
         """
-        self.start_closing()
         try:
-            self._finish_queue(self._exit)
+            self._finish_queue(self.start_closing())
         finally:
             # Also after a second Ctrl-C.
             with self._changed:
@@ -271,14 +271,15 @@ class ThreadDelivery(BaseDelivery):
         if self._second is not None:
             self._second.close()
 
-    def start_closing(self) -> None:
-        """Let the thread send the pending events now, and start the time of close()."""
+    def start_closing(self) -> Deadline:
+        """Let the thread send the pending events now. Return the time of close(), which begins with the first call."""
         with self._changed:
             if self._exit is None:
                 self._exit, self._is_resting = Deadline(self.exit_timeout), True
                 if not self._is_paused:
                     self._not_before = 0.0
                 self._changed.notify_all()
+            return self._exit
 
     def _finish_queue(self, until: Deadline) -> None:
         with self._changed:
@@ -303,7 +304,7 @@ class ThreadDelivery(BaseDelivery):
             return
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
-            (get_data_client if isinstance(self._queue[0], Conversion) else get_client)(self.runtime)
+            (get_data_client if self._queue[0].is_conversion else get_client)(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
             exits.start_lookup_thread()
@@ -311,19 +312,14 @@ class ThreadDelivery(BaseDelivery):
 
     def _run(self) -> None:
         with nullcontext() if self.runtime is None else self.runtime.use():
-            self._send_batches()
-
-    def _send_batches(self) -> None:
-        while batch := self._next_batch():
-            self._report_overflow()
-            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
-            # Django closes dead connections only in the threads of requests. If the site's cache is its database,
-            # a dead connection would hide all withdrawals of consent from this thread.
-            with suppress(Exception):
-                close_old_connections()
-        # The runtime may have closed its client already, and then this thread has opened a new connection.
-        for found in (get_client.find(self.runtime), get_data_client.find(self.runtime)):
-            if found is not None:
+            while batch := self._next_batch():
+                self._report_overflow()
+                self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
+                # If the site's cache is its database, a dead connection would hide withdrawals of consent.
+                with suppress(Exception):
+                    close_old_connections()
+            # The runtime may have closed its client already, and then this thread has opened a new connection.
+            for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
                 found.close()
 
     def _next_batch(self) -> list[Event]:
