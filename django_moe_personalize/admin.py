@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,9 +20,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
-from django_moe_personalize.conf import DEFAULT, list_workspaces
-from django_moe_personalize.models import OutboxEvent, Switch
-from django_moe_personalize.runtime import get_runtime, use_workspace
+from django_moe_personalize.models import DEFAULT, OutboxEvent, Switch
 
 if TYPE_CHECKING:
     from django_moe_personalize.delivery.database import DatabaseDelivery
@@ -71,11 +70,11 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     def get_list_display(self, request: HttpRequest) -> Any:
         """Add the workspace on a site with several. See ModelAdmin.get_list_display()."""
-        return (*self.list_display, "workspace") if _count_workspaces() > 1 else self.list_display
+        return (*self.list_display, "workspace") if len(_list_workspaces()) > 1 else self.list_display
 
     def get_list_filter(self, request: HttpRequest) -> Any:
         """Add the workspace on a site with several. See ModelAdmin.get_list_filter()."""
-        return (*self.list_filter, "workspace") if _count_workspaces() > 1 else self.list_filter
+        return (*self.list_filter, "workspace") if len(_list_workspaces()) > 1 else self.list_filter
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
         """Allow the filters by state and by workspace. See ModelAdmin.lookup_allowed()."""
@@ -138,21 +137,20 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
 
 
-def _count_workspaces() -> int:
+def _list_workspaces() -> Sequence[str]:
+    # Every command of a site with an admin imports this module at its start, so it doesn't import the settings.
     from django_moe_personalize.conf import list_workspaces
 
-    return len(list_workspaces())
+    return list_workspaces()
 
 
 def _find_deliveries() -> list[DatabaseDelivery]:
     """Return the deliveries of the workspaces that have an outbox."""
-    # Every command of a site with an admin imports this module at its start, so it doesn't import the delivery.
-    from django_moe_personalize.conf import list_workspaces
     from django_moe_personalize.delivery.base import find_delivery
     from django_moe_personalize.delivery.database import DatabaseDelivery
     from django_moe_personalize.runtime import get_runtime
 
-    found = (find_delivery(DatabaseDelivery, get_runtime(name)) for name in list_workspaces())
+    found = (find_delivery(DatabaseDelivery, get_runtime(name)) for name in _list_workspaces())
     return [delivery for delivery in found if delivery is not None]
 
 
@@ -200,7 +198,7 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
     lines.append((pgettext("outbox", "pending"), counts.pending))
     ages = [] if oldest is None else [(pgettext("outbox", "oldest pending"), timesince(oldest, timezone.now()))]
     counters = [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
-    place = f"{delivery.outbox.workspace}: " if _count_workspaces() > 1 else ""
+    place = f"{delivery.outbox.workspace}: " if len(_list_workspaces()) > 1 else ""
     return [(place + label, value) for label, value in counters]
 
 
@@ -226,7 +224,7 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         if (field := self.fields.get("workspace")) is not None:
-            names = [(name, name) for name in list_workspaces()]
+            names = [(name, name) for name in _list_workspaces()]
             self.fields["workspace"] = forms.ChoiceField(label=field.label, choices=names)
 
     def clean_until(self) -> datetime | None:
@@ -239,6 +237,7 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
     def clean(self) -> dict[str, Any]:
         """Refuse an unknown key, with near matches, as far as the experiences of the workspace are known."""
         from django_moe_personalize.fetching.metadata import get_metadata_store
+        from django_moe_personalize.runtime import use_workspace
 
         data = super().clean() or {}
         key, workspace = data.get("experience_key"), data.get("workspace", DEFAULT)
@@ -268,15 +267,15 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
     def get_fields(self, request: HttpRequest, obj: Switch | None = None) -> Any:
         """See ModelAdmin.get_fields()."""
         names = ("experience_key", "is_all", "until", "is_forced") if obj is None else self.list_display
-        return names if len(list_workspaces()) == 1 else ("workspace", *names)
+        return names if len(_list_workspaces()) == 1 else ("workspace", *names)
 
     def get_list_display(self, request: HttpRequest) -> Any:
         """See ModelAdmin.get_list_display()."""
-        return self.list_display if len(list_workspaces()) == 1 else (*self.list_display, "workspace")
+        return self.list_display if len(_list_workspaces()) == 1 else (*self.list_display, "workspace")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Switch]:
         """See ModelAdmin.get_queryset()."""
-        return super().get_queryset(request).filter(workspace__in=list_workspaces())
+        return super().get_queryset(request).filter(workspace__in=_list_workspaces())
 
     def _refuse(self, request: HttpRequest, obj: Switch | None = None) -> bool:
         """Refuse to edit and delete a row. The actions change it."""
@@ -338,5 +337,6 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
         self, request: HttpRequest, workspace: str, keys: list[str], *, is_off: bool, until: datetime | None = None
     ) -> None:
         from django_moe_personalize.fetching.switch import get_switch
+        from django_moe_personalize.runtime import get_runtime
 
         get_switch(get_runtime(workspace)).turn(keys, is_off=is_off, until=until, by=request.user.get_username())

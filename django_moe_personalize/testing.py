@@ -5,6 +5,7 @@ The package runs as in production, except that a sandbox replaces MoEngage.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -162,6 +163,12 @@ class override_experiences(TestContextDecorator):
 def _build_workspace(experiences: Mapping[str, Mapping[str, Any]], variation: str = "") -> Workspace:
     """Return the workspace whose visitors all get the experiences: payloads by key, in a variation of this name."""
     name = {"name": variation} if variation else {}
+    for key, payload in experiences.items():
+        try:
+            json.dumps(dict(payload))
+        except TypeError as error:
+            message = f"The payload of {key!r} can't be JSON: {error}. Write texts, numbers, booleans, lists and dicts."
+            raise TypeError(message) from None
     definitions = [
         {"key": key, "variations": [{"payload": dict(payload), **name}]} for key, payload in experiences.items()
     ]

@@ -17,6 +17,7 @@ from django_moe_personalize.conf import settings
 from django_moe_personalize.context import Personalization
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.queued import QueuedDelivery
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.sandbox import faults, rule_reader, workspace
 from django_moe_personalize.sandbox.audiences import DEVICES
 from django_moe_personalize.sandbox.control import _as_json
@@ -26,6 +27,7 @@ from django_moe_personalize.workbench.faults import PRESETS, describe_faults
 from tests.documents import DOCS, PAGES, ROOT, read, read_rows, read_section, read_words
 
 PACKAGE = ROOT / "django_moe_personalize"
+BASES = (BaseDelivery, QueuedDelivery, TwofoldDelivery)
 
 
 def collect_strings(path):
@@ -228,7 +230,7 @@ def test_deliveries_are_those_of_the_code():
         found |= {
             f"{cls.__module__}.{cls.__qualname__}"
             for cls in vars(module).values()
-            if isinstance(cls, type) and issubclass(cls, BaseDelivery) and cls not in (BaseDelivery, QueuedDelivery)
+            if isinstance(cls, type) and issubclass(cls, BaseDelivery) and cls not in BASES
         }
     text = read_section(read("reference/delivery.md"), "## Backends")
     assert set(re.findall(r"^### `([\w.]+)`$", text, re.MULTILINE)) == found

@@ -21,6 +21,7 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
 from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
+from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.log import Outage, logger
 from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
@@ -34,7 +35,7 @@ MAX_RECORDED = 1000
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
-class ThreadDelivery(BaseDelivery):
+class ThreadDelivery(TwofoldDelivery):
     """Send events in batches from a daemon thread. Hold at most ``max_events`` events, and at most ``max_bytes``.
 
     The thread sends a batch every ``interval`` seconds, or as soon as ``batch_size`` pages have recorded events. A
@@ -76,20 +77,20 @@ class ThreadDelivery(BaseDelivery):
         self._recorded: deque[Sequence[Event]] = deque()
         # Whether the next page must call _wake(), and the number of pages from which on a page must call it.
         self._is_resting, self._wake_at = True, self.batch_size
-        self._queue: deque[Event] = deque()
-        self._in_flight: list[Event] = []
-        self._bytes = self._failures = self._flushing = 0
-        self._lost = 0  # Events beyond a limit that aren't counted yet.
+        self._queue, self._in_flight = deque[Event](), list[Event]()
+        # The bytes in the queue, and the events beyond a limit that aren't counted yet.
+        self._bytes = self._lost = 0
         # How many events ever entered the queue, and how many left it for good: flush() compares these numbers.
         self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
+        self._failures = self._flushing = 0
         self._is_paused = self._has_dropped = False
         self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
         self._due = self._not_before = 0.0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
-        self._second: ThreadDelivery | None = None
+        self.second = None
 
     def start_in_child(self) -> None:
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
@@ -104,13 +105,9 @@ class ThreadDelivery(BaseDelivery):
         if self._is_resting or len(self._recorded) >= self._wake_at:
             self._wake()
 
-    def record_conversions(self, conversions: Sequence[Event]) -> None:
-        """Accept conversions. They have a queue and a thread of their own: the Data API may fail alone."""
-        with self._changed:
-            if self._second is None:
-                self._second = replace(self)
-                self._second.runtime = self.runtime
-        self._second.record(conversions)
+    def build_second(self) -> BaseDelivery:
+        """See TwofoldDelivery.build_second()."""
+        return replace(self)
 
     def _wake(self) -> None:
         """Start or wake the thread. At the exit, send the events in the caller's thread."""
@@ -218,8 +215,8 @@ class ThreadDelivery(BaseDelivery):
                 self._wait(deadline)
             finally:
                 self._flushing -= 1
-        if self._second is not None:
-            self._second.flush(deadline.remaining())
+        if self.second is not None:
+            self.second.flush(deadline.remaining())
         return self.counts()
 
     def counts(self) -> DeliveryCounts:
@@ -227,15 +224,13 @@ class ThreadDelivery(BaseDelivery):
         with self._changed:
             self._admit()
         self._report_overflow()
-        own = super().counts()
-        return own if self._second is None else own + self._second.counts()
+        return super().counts()
 
     def find_oldest(self) -> float | None:
         """See BaseDelivery.find_oldest()."""
         with self._changed:
-            found: list[float | None] = [event.event_time for event in (*self._in_flight, *self._queue)]
-        found.append(None if self._second is None else self._second.find_oldest())
-        return min((moment for moment in found if moment is not None), default=None)
+            times = [super().find_oldest(), *(event.event_time for event in (*self._in_flight, *self._queue))]
+        return min([at for at in times if at is not None], default=None)
 
     def erase(self, customer_id: str) -> int:
         """Drop the customer's events in the queue and return their number. Events in flight get no other attempt."""
@@ -251,7 +246,7 @@ class ThreadDelivery(BaseDelivery):
             self._settled += len(gone)
             self._changed.notify_all()
         self.count_dropped(len(gone), "erased")
-        return len(gone) + (0 if self._second is None else self._second.erase(customer_id))
+        return len(gone) + super().erase(customer_id)
 
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
@@ -268,8 +263,7 @@ class ThreadDelivery(BaseDelivery):
                 self._in_flight = []
                 self._changed.notify_all()
             self._drop_at_exit(left)
-        if self._second is not None:
-            self._second.close()
+        super().close()
 
     def start_closing(self) -> Deadline:
         """Let the thread send the pending events now. Return the time of close(), which begins with the first call."""

@@ -326,10 +326,11 @@ def personalize_scripts(parser: Parser, token: Token) -> ScriptsNode:
 class KeyNode(Node):
     """A key of ``{% personalize_state %}``, where planning.find_template_keys() looks for it."""
 
-    def __init__(self, key: FilterExpression, token: Token) -> None:
+    def __init__(self, key: FilterExpression, token: Token, origin: Any) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.token = token
+        self.origin = origin
 
 
 class StateNode(Node):
@@ -354,7 +355,7 @@ def personalize_state(parser: Parser, token: Token) -> StateNode:
     """Parse ``{% personalize_state [KEY …] %}``. Without keys, use it behind the tags that show experiences."""
     refuse_fragment_cache(parser, "personalize_state")
     _, *keys = token.split_contents()
-    return StateNode(NodeList(KeyNode(parser.compile_filter(key), token) for key in keys))
+    return StateNode(NodeList(KeyNode(parser.compile_filter(key), token, parser.origin) for key in keys))
 
 
 class IdentityNode(Node):

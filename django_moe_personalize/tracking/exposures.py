@@ -41,6 +41,8 @@ def announce(
     """
     if not any(signal.has_listeners(Experience) for signal in EXPOSURE_SIGNALS):
         return
+    # Now, because a request may report to another workspace than its own.
+    runtime = runtime or get_runtime()
     # Build the events now. Otherwise this thread and the thread of the delivery might build them with other UUIDs.
     events = list(events)
     if request is None:
@@ -66,9 +68,9 @@ def announce(
     request.close = close_and_send  # type: ignore[method-assign]
 
 
-def send(events: Iterable[Event], request: HttpRequest | None, runtime: Runtime | None) -> None:
+def send(events: Iterable[Event], request: HttpRequest | None, runtime: Runtime) -> None:
     """Send the signal of each event. Never raises."""
-    with (runtime or get_runtime()).use(), suppress(Exception):
+    with runtime.use(), suppress(Exception):
         for event in events:
             # A page, the token of its mark and a repeated beacon may report the same event.
             if event.action is not Action.OFFERING_SHOWN and (request is None or _is_new(event.event_uuid)):

@@ -63,4 +63,5 @@ def test_the_kill_switch_has_no_fault(driver, staff, tmp_path, run_axe, path):  
         driver.get(page.as_uri())
         # The head of the page is Django's, and needs its scripts.
         assert run_axe(driver, "#content") == []
-        assert not any(driver.run(OVERFLOW))
+        # On a phone, Django lets the table scroll, but not the page.
+        assert driver.run(OVERFLOW)[0] == 0

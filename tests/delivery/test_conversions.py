@@ -83,7 +83,7 @@ def test_thread_sends_impressions_while_the_data_api_hangs(build, vendor):
     delivery, conversions = build(), make_conversions(2)
     vendor.data_status = 503
     delivery.record_conversions(conversions)
-    delivery._second.flush(0.1)
+    delivery.second.flush(0.1)
     delivery.record(make_events(2))
     assert delivery.flush(0.1) == DeliveryCounts(accepted=4, delivered=2, pending=2)
     assert delivery.erase("user-0") == 1

@@ -282,7 +282,8 @@ class Result:
 
     def describe(self) -> str:
         return (
-            f"{len(self.recorded)} events, {self.conversions} of them conversions, in {self.seconds:.0f} s, {self.during} counted while {self.killed_workers} "
+            f"{len(self.recorded)} events, {self.conversions} of them conversions, in {self.seconds:.0f} s, "
+            f"{self.during} counted while {self.killed_workers} "
             f"workers and {self.killed_deliverers} deliverers were killed; {self.counted - len(self.recorded)} more, "
             f"of {self.unanswered} pages cut off; {self.repeats} conversions came again"
         )

@@ -9,6 +9,7 @@ from django.test import RequestFactory
 
 from django_moe_personalize import api
 from django_moe_personalize.moengage.types import Action, Experience, Offering
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.signals import experience_clicked, experience_shown
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.tracking import build_event, exposures
@@ -145,5 +146,5 @@ def test_memory_is_bounded(shown, heard, monkeypatch):
     monkeypatch.setattr(exposures, "MAX_ANNOUNCED", 2)
     events = [build_event(Action.SHOWN, HERO, "42") for _ in range(3)]
     for event in (*events, events[2], events[0]):
-        exposures.send([event], RequestFactory().get("/"), None)
+        exposures.send([event], RequestFactory().get("/"), get_runtime())
     assert len(heard) == 4
