@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,7 +20,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
-from django_moe_personalize.models import OutboxEvent, Switch
+from django_moe_personalize.models import DEFAULT, OutboxEvent, Switch
 
 if TYPE_CHECKING:
     from django_moe_personalize.delivery.database import DatabaseDelivery
@@ -64,12 +65,20 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     def get_queryset(self, request: HttpRequest) -> QuerySet[OutboxEvent]:
         """See ModelAdmin.get_queryset()."""
         rows = super().get_queryset(request)
-        delivery = _find_delivery()
-        return rows if delivery is None else rows.using(delivery.outbox.alias)
+        outbox = _find_outbox()
+        return rows if outbox is None else rows.using(outbox.alias)
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """Add the workspace on a site with several. See ModelAdmin.get_list_display()."""
+        return (*self.list_display, "workspace") if len(_list_workspaces()) > 1 else self.list_display
+
+    def get_list_filter(self, request: HttpRequest) -> Any:
+        """Add the workspace on a site with several. See ModelAdmin.get_list_filter()."""
+        return (*self.list_filter, "workspace") if len(_list_workspaces()) > 1 else self.list_filter
 
     def lookup_allowed(self, lookup: str, value: str, request: HttpRequest) -> bool:
-        """Allow the filter by state. See ModelAdmin.lookup_allowed()."""
-        return lookup == "state__exact" and value in OutboxEvent.State.values
+        """Allow the filters by state and by workspace. See ModelAdmin.lookup_allowed()."""
+        return lookup == "workspace" or (lookup == "state__exact" and value in OutboxEvent.State.values)
 
     def get_search_results(
         self, request: HttpRequest, queryset: QuerySet[OutboxEvent], search_term: str
@@ -118,23 +127,38 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
     @admin.action(description=_("Send parked events again"), permissions=["replay"])
     def send_again(self, request: HttpRequest, queryset: QuerySet[OutboxEvent]) -> None:
         """Make the selected parked events due again. One entry in the admin's history names their number."""
-        delivery = _find_delivery()
-        count = 0 if delivery is None else _replay(request, queryset, delivery.outbox)
+        outbox = _find_outbox()
+        count = 0 if outbox is None else _replay(request, queryset, outbox)
         self.message_user(request, _describe_replay(count), messages.SUCCESS if count else messages.WARNING)
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         """Show the counters above the list."""
-        delivery = _find_delivery()
-        counters = [] if delivery is None else _describe_counters(delivery)
+        counters = [line for delivery in _find_deliveries() for line in _describe_counters(delivery)]
         return super().changelist_view(request, {"counters": counters, **(extra_context or {})})
 
 
-def _find_delivery() -> DatabaseDelivery | None:
-    # Every command of a site with an admin imports this module at its start, so it doesn't import the delivery.
+def _list_workspaces() -> Sequence[str]:
+    # Every command of a site with an admin imports this module at its start, so it doesn't import the settings.
+    from django_moe_personalize.conf import list_workspaces
+
+    return list_workspaces()
+
+
+def _find_deliveries() -> list[DatabaseDelivery]:
+    """Return the deliveries of the workspaces that have an outbox."""
     from django_moe_personalize.delivery.base import find_delivery
     from django_moe_personalize.delivery.database import DatabaseDelivery
+    from django_moe_personalize.runtime import get_runtime
 
-    return find_delivery(DatabaseDelivery)
+    found = (find_delivery(DatabaseDelivery, get_runtime(name)) for name in _list_workspaces())
+    return [delivery for delivery in found if delivery is not None]
+
+
+def _find_outbox() -> Outbox | None:
+    """Return the outbox of all workspaces in the database of the first one, or ``None`` without an outbox."""
+    from django_moe_personalize.delivery.outbox import Outbox
+
+    return next((Outbox(delivery.using, workspace=None) for delivery in _find_deliveries()), None)
 
 
 def _replay(request: HttpRequest, queryset: QuerySet[OutboxEvent], outbox: Outbox) -> int:
@@ -173,13 +197,15 @@ def _describe_counters(delivery: DatabaseDelivery) -> list[tuple[str, str]]:
     lines.append((pgettext("outbox", "of these parked"), delivery.outbox.parked.count()))
     lines.append((pgettext("outbox", "pending"), counts.pending))
     ages = [] if oldest is None else [(pgettext("outbox", "oldest pending"), timesince(oldest, timezone.now()))]
-    return [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
+    counters = [(label, number_format(count, force_grouping=True)) for label, count in lines] + ages
+    place = f"{delivery.outbox.workspace}: " if len(_list_workspaces()) > 1 else ""
+    return [(place + label, value) for label, value in counters]
 
 
 class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the stubs alone
     """Switch an experience off. An unknown key needs a confirmation: with a typing error, nothing would be off."""
 
-    is_all = forms.BooleanField(label=_("All experiences"), required=False)
+    is_all = forms.BooleanField(label=pgettext_lazy("kill switch", "All experiences"), required=False)
     is_forced = forms.BooleanField(
         label=_("Accept a key that the workspace lacks"),
         required=False,
@@ -188,12 +214,18 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
 
     class Meta:
         model = Switch
-        fields: ClassVar = ["experience_key", "until"]
+        fields: ClassVar = ["workspace", "experience_key", "until"]
         widgets: ClassVar = {"experience_key": forms.TextInput(attrs={"class": "vTextField", "autocomplete": "off"})}
         help_texts: ClassVar = {
             "experience_key": _("The pages of the site stop showing this experience within seconds."),
             "until": _("Leave these fields empty to keep it off until someone switches it on again."),
         }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if (field := self.fields.get("workspace")) is not None:
+            names = [(name, name) for name in _list_workspaces()]
+            self.fields["workspace"] = forms.ChoiceField(label=field.label, choices=names)
 
     def clean_until(self) -> datetime | None:
         """Refuse a time that is over."""
@@ -205,14 +237,18 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
     def clean(self) -> dict[str, Any]:
         """Refuse an unknown key, with near matches, as far as the experiences of the workspace are known."""
         from django_moe_personalize.fetching.metadata import get_metadata_store
+        from django_moe_personalize.runtime import use_workspace
 
         data = super().clean() or {}
-        key = data.get("experience_key")
+        key, workspace = data.get("experience_key"), data.get("workspace", DEFAULT)
         if bool(key) is bool(data.get("is_all")):
             # An empty form, saved by mistake, must not switch everything off.
             self.add_error("experience_key", _("Enter a key, or choose all experiences."))
-        if key and not data.get("is_forced") and (unknown := get_metadata_store().find_unknown([key])):
-            self.add_error("experience_key", unknown)
+        if key and not data.get("is_forced"):
+            with use_workspace(workspace):
+                unknown = get_metadata_store().find_unknown([key])
+            if unknown:
+                self.add_error("experience_key", unknown)
         return data
 
 
@@ -230,11 +266,16 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
 
     def get_fields(self, request: HttpRequest, obj: Switch | None = None) -> Any:
         """See ModelAdmin.get_fields()."""
-        return ("experience_key", "is_all", "until", "is_forced") if obj is None else self.list_display
+        names = ("experience_key", "is_all", "until", "is_forced") if obj is None else self.list_display
+        return names if len(_list_workspaces()) == 1 else ("workspace", *names)
+
+    def get_list_display(self, request: HttpRequest) -> Any:
+        """See ModelAdmin.get_list_display()."""
+        return self.list_display if len(_list_workspaces()) == 1 else (*self.list_display, "workspace")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Switch]:
         """See ModelAdmin.get_queryset()."""
-        return super().get_queryset(request).filter(workspace=_get_switch()._runtime.name)
+        return super().get_queryset(request).filter(workspace__in=_list_workspaces())
 
     def _refuse(self, request: HttpRequest, obj: Switch | None = None) -> bool:
         """Refuse to edit and delete a row. The actions change it."""
@@ -254,7 +295,7 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
         """See has_turn_permission()."""
         return self.has_turn_permission(request)
 
-    @admin.display(description=_("experience"), ordering="experience_key")
+    @admin.display(description=pgettext_lazy("kill switch", "experience"), ordering="experience_key")
     def name(self, row: Switch) -> str:
         """Return the key, or that the row stands for all experiences."""
         return str(row)
@@ -267,33 +308,35 @@ class SwitchAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in the 
 
     def save_model(self, request: HttpRequest, obj: Switch, form: Any, change: bool) -> None:
         """Switch the experience off in all processes."""
-        self._turn(request, [obj.experience_key], is_off=True, until=obj.until)
+        self._turn(request, obj.workspace, [obj.experience_key], is_off=True, until=obj.until)
         obj.pk = Switch.build_id(obj.workspace, obj.experience_key)
 
-    @admin.action(description=_("Switch on again"), permissions=["turn"])
+    @admin.action(description=pgettext_lazy("kill switch", "Switch on again"), permissions=["turn"])
     def switch_on(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
         """Switch the selected experiences on in all processes."""
         self._turn_selected(request, queryset, is_off=False)
 
-    @admin.action(description=_("Switch off"), permissions=["turn"])
+    @admin.action(description=pgettext_lazy("kill switch", "Switch off"), permissions=["turn"])
     def switch_off(self, request: HttpRequest, queryset: QuerySet[Switch]) -> None:
         """Switch the selected experiences off in all processes."""
         self._turn_selected(request, queryset, is_off=True)
 
     def _turn_selected(self, request: HttpRequest, queryset: QuerySet[Switch], *, is_off: bool) -> None:
-        keys = list(queryset.values_list("experience_key", flat=True))
-        self._turn(request, keys, is_off=is_off)
+        keys: dict[str, list[str]] = {}
+        for row in queryset:
+            keys.setdefault(row.workspace, []).append(row.experience_key)
+        for workspace, selected in keys.items():
+            self._turn(request, workspace, selected, is_off=is_off)
         told = _("Switched off: %(names)s.") if is_off else _("Switched on again: %(names)s.")
         text = told % {"names": ", ".join(map(str, queryset))}
         for row in queryset:
             self.log_change(request, row, text)
         self.message_user(request, text, messages.SUCCESS)
 
-    def _turn(self, request: HttpRequest, keys: list[str], *, is_off: bool, until: datetime | None = None) -> None:
-        _get_switch().turn(keys, is_off=is_off, until=until, by=request.user.get_username())
+    def _turn(
+        self, request: HttpRequest, workspace: str, keys: list[str], *, is_off: bool, until: datetime | None = None
+    ) -> None:
+        from django_moe_personalize.fetching.switch import get_switch
+        from django_moe_personalize.runtime import get_runtime
 
-
-def _get_switch() -> Any:
-    from django_moe_personalize.fetching.switch import get_switch
-
-    return get_switch()
+        get_switch(get_runtime(workspace)).turn(keys, is_off=is_off, until=until, by=request.user.get_username())

@@ -269,7 +269,7 @@ def _check(customer_id: str) -> str:
 def _record(events: Iterable[Event | None]) -> None:
     # Build all events, even if ENABLED is off, because that checks the arguments.
     found = [event for event in events if event is not None]
-    if found and get_runtime().settings.enabled:
+    if found and get_runtime().settings.enabled and not tracking.is_muted.get():
         tracking.record(found)
 
 

@@ -115,18 +115,18 @@ def find_data_key_error(settings: Settings) -> MissingDataKeyError | None:
 
 
 @part
-def get_data_client(runtime: Runtime) -> DataClient:
+def get_data_client(runtime: Runtime, *, wrap: Callable[[Transport], Transport] = lambda t: t) -> DataClient:
     """Return the client of the Data API. Raises ConfigurationError."""
     settings = runtime.settings
     if (engine := get_engine(runtime)) is not None:
         from django_moe_personalize.sandbox.transport import SandboxTransport
 
         workspace = engine.workspace
-        transport: Transport = SandboxTransport(engine)
+        transport = wrap(SandboxTransport(engine))
         return DataClient(workspace_id=workspace.workspace_id, api_key=workspace.data_api_key, transport=transport)
     if (error := find_data_key_error(settings)) is not None:
         raise error
-    transport = build_transport(replace(settings, base_url=read_data_url(settings)))
+    transport = wrap(build_transport(replace(settings, base_url=read_data_url(settings))))
     owner = settings if settings.workspace_id else open_workspace_file(settings).workspace
     return DataClient(workspace_id=owner.workspace_id, api_key=owner.data_api_key, transport=transport)
 

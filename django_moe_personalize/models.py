@@ -14,11 +14,11 @@ from django.utils.crypto import salted_hmac
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import pgettext_lazy
 
-from django_moe_personalize.conf import DEFAULT
-from django_moe_personalize.moengage.types import Action
-
 if TYPE_CHECKING:
     from django_moe_personalize.moengage.types import Event
+
+DEFAULT = "default"
+"""The name of the workspace without a name, as in conf. A command that reads no settings doesn't load conf."""
 
 # Short words have the context "outbox". Django merges the catalogs of all apps, and without a context our "state" would
 # also be the translation of another app's "state".
@@ -39,7 +39,7 @@ class OutboxEvent(models.Model):
         ATTEMPTS = "attempts", _("given up after too many attempts")
 
     # No index of its own: the one below begins with it.
-    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default="default")
     event_uuid = models.UUIDField(_("event UUID"), unique=True)
     # erase() finds rows by this hash. Databases differ in how they compare and limit the text of an id.
     customer_hash = models.CharField(_("hash of the customer id"), max_length=32)
@@ -78,14 +78,14 @@ class OutboxEvent(models.Model):
         return str(self.event_uuid)
 
     @classmethod
-    def build(cls, event: Event, now: datetime, workspace: str = DEFAULT) -> OutboxEvent:
+    def build(cls, event: Event, now: datetime, workspace: str = "default") -> OutboxEvent:
         """Return the unsaved row of an event, due now. Raises TypeError or ValueError if JSON can't express it."""
         return cls(
             workspace=workspace,
             event_uuid=uuid.UUID(event.event_uuid),
             customer_hash=hash_customer(event.customer_id),
             body=event.element,
-            is_conversion=event.action is Action.TRACKED,
+            is_conversion=event.is_conversion,
             due_at=now,
             created_at=now,
         )
@@ -102,7 +102,7 @@ class OutboxEvent(models.Model):
 class OutboxCounter(models.Model):
     """The events of a workspace that left the outbox with one outcome: ``delivered``, or a reason for dropping."""
 
-    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default=DEFAULT)
+    workspace = models.CharField(pgettext_lazy("outbox", "workspace"), max_length=32, default="default")
     outcome = models.CharField(pgettext_lazy("outbox", "outcome"), max_length=20)
     count = models.PositiveBigIntegerField(pgettext_lazy("outbox", "count"), default=0)
 
@@ -134,20 +134,20 @@ class Switch(models.Model):
     """
 
     # Databases differ in how they compare and limit texts, so a hash finds the row.
-    switch_id = models.CharField(max_length=32, primary_key=True, editable=False)
-    workspace = models.CharField(_("workspace"), max_length=100, default="default")
-    experience_key = models.TextField(_("experience key"), blank=True)
-    is_off = models.BooleanField(_("switched off"), default=True)
-    until = models.DateTimeField(_("off until"), null=True, blank=True)
-    changed_by = models.CharField(_("changed by"), max_length=150, blank=True)
-    changed_at = models.DateTimeField(_("changed at"))
+    switch_id = models.CharField(pgettext_lazy("kill switch", "id"), max_length=32, primary_key=True, editable=False)
+    workspace = models.CharField(pgettext_lazy("kill switch", "workspace"), max_length=100, default="default")
+    experience_key = models.TextField(pgettext_lazy("kill switch", "experience key"), blank=True)
+    is_off = models.BooleanField(pgettext_lazy("kill switch", "switched off"), default=True)
+    until = models.DateTimeField(pgettext_lazy("kill switch", "off until"), null=True, blank=True)
+    changed_by = models.CharField(pgettext_lazy("kill switch", "changed by"), max_length=150, blank=True)
+    changed_at = models.DateTimeField(pgettext_lazy("kill switch", "changed at"))
 
     class Meta:
-        verbose_name = _("kill switch")
-        verbose_name_plural = _("kill switches")
+        verbose_name = pgettext_lazy("kill switch", "kill switch")
+        verbose_name_plural = pgettext_lazy("kill switch", "kill switches")
 
     def __str__(self) -> str:
-        return self.experience_key or str(_("All experiences"))
+        return self.experience_key or str(pgettext_lazy("kill switch", "All experiences"))
 
     @staticmethod
     def build_id(workspace: str, experience_key: str) -> str:

@@ -261,6 +261,7 @@ class _Process:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.runtimes: dict[str, Runtime] = {}
+        self.ended: Sequence[Runtime] = ()
         self.default: Runtime | None = None
         self.is_ending = False
 
@@ -302,22 +303,9 @@ def _find(name: str) -> Runtime:
     return found
 
 
-def _name_workspace(record: logging.LogRecord) -> bool:
-    """Put the name of the workspace before a line of the log, on a site with several workspaces."""
-    runtime = _get_used(_process.default)
-    # Without settings, as in a sandbox of its own, there are no workspaces.
-    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
-        record.moe_workspace = runtime.name
-        record.msg = f"Workspace {runtime.name}: {record.msg}"
-    return True
-
-
-logger.addFilter(_name_workspace)
-
-
 def list_runtimes() -> Sequence[Runtime]:
-    """Return the runtimes that this process uses at the moment."""
-    return [*_process.runtimes.values()]
+    """Return the runtimes that this process uses at the moment, and at its end those that it has used."""
+    return [*_process.ended, *_process.runtimes.values()]
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:
@@ -351,6 +339,8 @@ def start_ending() -> None:
 
 def _end() -> None:
     start_ending()
+    # OpenTelemetry exports the counts of the last deliveries after this function.
+    _process.ended = list_runtimes()
     reset_runtimes()
 
 
@@ -388,10 +378,13 @@ def chain_uwsgi_hook(name: str, call: Callable[[], None]) -> None:
 
 
 def _add_fields(record: logging.LogRecord) -> bool:
-    """Add the fields that each line of the log has, for structured logs."""
-    runtime = _get_used()
+    """Add the fields that each line of the log has, and put the workspace before a line if the site has several."""
+    runtime = _get_used(_process.default)
     record.moe_workspace = DEFAULT if runtime is None else runtime.name
     record.__dict__.setdefault("moe_event", "notice")
+    # Without settings, as in a sandbox of its own, there are no workspaces.
+    if runtime is not None and django_settings.configured and len(list_workspaces()) > 1:
+        record.msg = f"Workspace {runtime.name}: {record.msg}"
     return True
 
 

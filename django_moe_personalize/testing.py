@@ -5,6 +5,7 @@ The package runs as in production, except that a sandbox replaces MoEngage.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -23,12 +24,13 @@ from django.test.utils import TestContextDecorator
 from django_moe_personalize import client
 from django_moe_personalize.client import get_engine
 from django_moe_personalize.conf import SETTING, Settings
+from django_moe_personalize.conf.settings import COMMON
 from django_moe_personalize.exceptions import TransportError
 from django_moe_personalize.moengage.client import Transport
 from django_moe_personalize.moengage.http1 import Request, Response
 from django_moe_personalize.moengage.types import UUID_ATTRIBUTE, Action
 from django_moe_personalize.resilience import Deadline
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.runtime import get_runtime, reset_runtimes
 from django_moe_personalize.sandbox.control import is_loopback
 from django_moe_personalize.sandbox.engine import Engine
 from django_moe_personalize.sandbox.ledger import LedgerEntry
@@ -36,17 +38,33 @@ from django_moe_personalize.sandbox.workspace import Definition, Workspace, load
 
 
 class override_personalize(override_settings):
-    """Context manager and decorator: change some settings in ``MOE_PERSONALIZE``, and keep the other settings."""
+    """Context manager and decorator: change some settings in ``MOE_PERSONALIZE``, and keep the other settings.
 
-    def __init__(self, **changes: Any) -> None:
+    On a site with several workspaces, they change in all of them, or only in ``workspace``.
+    """
+
+    def __init__(self, *, workspace: str | None = None, **changes: Any) -> None:
         # Skip override_settings.__init__(), which would set ``options``.
         TestContextDecorator.__init__(self)
         self._changes = changes
+        self._workspace = workspace
 
     @property
     def options(self) -> dict[str, Any]:  # type: ignore[override]
-        """The current settings, with the changes."""
-        return {SETTING: {**getattr(django_settings, SETTING, {}), **self._changes}}
+        """The current settings, with the changes. Raises ConfigurationError for an unknown workspace."""
+        given, changes = getattr(django_settings, SETTING, {}), self._changes
+        workspaces = given.get("WORKSPACES") or {}
+        if self._workspace is not None:
+            get_runtime(self._workspace)
+        if self._workspace is None or not workspaces:
+            given = {**given, **changes}
+            workspaces = given.get("WORKSPACES") or {}
+        own = {name: value for name, value in changes.items() if name not in COMMON}
+        changed = {
+            name: {**settings, **own} if self._workspace in (None, name) else settings
+            for name, settings in workspaces.items()
+        }
+        return {SETTING: {**given, "WORKSPACES": changed} if changed else given}
 
 
 class override_experiences(TestContextDecorator):
@@ -58,6 +76,9 @@ class override_experiences(TestContextDecorator):
     ``clicks`` count the events by key. This is a context manager, and a decorator for test case classes and for sync
     and async test functions. With ``kwarg_name``, the decorated function gets the object as this argument; with
     ``attr_name``, the test case gets this attribute. ``settings`` are more changes to ``MOE_PERSONALIZE``.
+
+    On a site with several workspaces, the visitors of all of them get these experiences. With ``workspace``, only its
+    visitors get them, and only its events count.
     """
 
     def __init__(
@@ -66,6 +87,7 @@ class override_experiences(TestContextDecorator):
         *,
         attr_name: str | None = None,
         kwarg_name: str | None = None,
+        workspace: str | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(attr_name=attr_name, kwarg_name=kwarg_name)
@@ -73,6 +95,7 @@ class override_experiences(TestContextDecorator):
         self._workspace = (
             load_workspace(experiences) if isinstance(experiences, str | Path) else _build_workspace(experiences)
         )
+        self._name = workspace
         self._settings = {
             "ENABLED": True,
             "SANDBOX": True,
@@ -93,14 +116,16 @@ class override_experiences(TestContextDecorator):
         self.engine = Engine(self._workspace)
         # A live server may answer a page after the settings have changed and before the sandbox has changed, and while
         # disable() runs. Such pages have a workspace of their own.
-        for override in (self._override_settings(), get_engine.override(self.engine), self._override_settings()):
+        override_engine = get_engine.override(self.engine, self._name)
+        for override in (self._override_settings(), override_engine, self._override_settings()):
             self._stack.enter_context(override)
         return self
 
     def _override_settings(self) -> override_personalize:
         # The id is a part of all cache keys. Earlier test runs, and other processes of this test run, may have left
         # entries in the cache, so no id is used twice.
-        return override_personalize(**{"WORKSPACE_ID": f"TESTS_{uuid.uuid4().hex}_DEBUG", **self._settings})
+        workspace_id = f"TESTS_{uuid.uuid4().hex}_DEBUG"
+        return override_personalize(workspace=self._name, **{"WORKSPACE_ID": workspace_id, **self._settings})
 
     def disable(self) -> None:
         """Restore the settings and the client."""
@@ -138,6 +163,12 @@ class override_experiences(TestContextDecorator):
 def _build_workspace(experiences: Mapping[str, Mapping[str, Any]], variation: str = "") -> Workspace:
     """Return the workspace whose visitors all get the experiences: payloads by key, in a variation of this name."""
     name = {"name": variation} if variation else {}
+    for key, payload in experiences.items():
+        try:
+            json.dumps(dict(payload))
+        except TypeError as error:
+            message = f"The payload of {key!r} can't be JSON: {error}. Write texts, numbers, booleans, lists and dicts."
+            raise TypeError(message) from None
     definitions = [
         {"key": key, "variations": [{"payload": dict(payload), **name}]} for key, payload in experiences.items()
     ]

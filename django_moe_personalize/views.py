@@ -321,9 +321,10 @@ def island(request: HttpRequest, token: str) -> HttpResponse:
 
 def _stand_in_page(request: HttpRequest) -> None:
     """Give the request the path of the page around the islands, and only the parameters of the page."""
-    query = request.GET.copy()
-    path = query.pop("page", [""])[-1]
-    query.pop("island", None)
+    path, query = request.GET.get("page", ""), QueryDict(mutable=True)
+    for name, values in request.GET.lists():
+        if name not in ("page", "island"):
+            query.setlist(name, values)
     if path.startswith("/") and len(path) <= MAX_PATH_LENGTH and destinations.is_safe_url(path):
         request.path = path
     request.GET = query  # type: ignore[assignment]

@@ -12,5 +12,6 @@ if __name__ == "__main__":
     if "django_moe_personalize.contrib.otel" in settings.INSTALLED_APPS:
         import telemetry
 
+        telemetry.instrument()
         telemetry.start()
     execute_from_command_line(sys.argv)

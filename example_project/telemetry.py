@@ -16,21 +16,29 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+
+
+def instrument() -> None:
+    """Make a span for each page, if there is a collector. Call it before Django loads the middleware."""
+    if ENDPOINT in os.environ:
+        from opentelemetry.instrumentation.django import DjangoInstrumentor
+
+        DjangoInstrumentor().instrument()
+
 
 def start() -> None:
-    """Start in this process. Call it before Django loads the middleware, and in each process after a fork."""
+    """Start the exporters of this process. Call it in each process after a fork."""
     resource = Resource.create({"service.name": "shop", "service.instance.id": str(uuid4())})
     readers: list[MetricReader] = [PrometheusMetricReader()]
-    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+    if ENDPOINT in os.environ:
         from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.django import DjangoInstrumentor
 
         readers.append(PeriodicExportingMetricReader(OTLPMetricExporter()))
         tracers = TracerProvider(resource=resource)
         tracers.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         trace.set_tracer_provider(tracers)
-        DjangoInstrumentor().instrument()
     metrics.set_meter_provider(MeterProvider(readers, resource))
 
 

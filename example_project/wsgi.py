@@ -9,5 +9,6 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 if "django_moe_personalize.contrib.otel" in settings.INSTALLED_APPS:
     import telemetry
 
+    telemetry.instrument()
     telemetry.start()
 application = get_wsgi_application()

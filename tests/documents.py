@@ -30,7 +30,7 @@ class Block:
         """The path that the comment before the block or its first line names, ``""`` without one."""
         if "file" in self.notes:
             return self.notes["file"]
-        match = re.match(r"(?:#|\{#) ([\w./]+\.\w+)", self.code)
+        match = re.match(r"(?:#|\{#) ([\w./-]+\.\w+)", self.code)
         return match[1] if match else ""
 
 

@@ -14,7 +14,7 @@ from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.switch_store import Store
 from django_moe_personalize.models import Switch
 from django_moe_personalize.moengage.types import FailureReason
-from django_moe_personalize.runtime import reset_runtimes
+from django_moe_personalize.runtime import get_runtime, reset_runtimes
 from django_moe_personalize.testing import override_personalize
 from tests.conftest import settle
 from tests.pages import title
@@ -131,7 +131,7 @@ def test_the_status_names_who_when_and_how_long(upstream):
         (("off",), {"duration": "0m"}, "not a duration"),
         (("off",), {"duration": "99999d"}, "not a duration"),
         (("on",), {"duration": "2h"}, "Only `moe_switch off` takes --for and --force."),
-        (("off",), {"workspace": "outlet"}, "'outlet'"),
+        (("off",), {"workspace": "outlet"}, "has no workspace 'outlet'"),
     ],
 )
 def test_the_command_refuses_mistakes(args, options, told):
@@ -141,6 +141,22 @@ def test_the_command_refuses_mistakes(args, options, told):
         switch(*args, **options)
     assert told in str(caught.value)
     assert switch("status").count("is switched off") == 1
+
+
+@pytest.mark.parametrize("keys", [(), (HERO,)])
+def test_a_workspace_has_a_switch_of_its_own(upstream, visit, keys):
+    """With several workspaces, someone must choose one, because both may have the same key."""
+    with override_personalize(WORKSPACES={"default": {}, "outlet": {}}):
+        with pytest.raises(CommandError, match="Choose one: --workspace default or outlet"):
+            switch("off", *keys)
+        assert "switched off" in switch("off", *keys, workspace="outlet")
+        assert title(visit("/tags/")) != "Welcome"
+        assert switch("status", workspace="default") == "Nothing is switched off.\n"
+        off = get_switch(get_runtime("outlet"))
+        assert off.list_off() == list(keys or [""])
+        assert off.write_command(HERO) == "manage.py moe_switch on hero-banner --workspace outlet"
+        switch("off", HERO, workspace="default")
+        assert title(visit("/tags/")) == "Welcome"
 
 
 def test_the_last_key_leaves_none_off(upstream):

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.models import Switch
+from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
 from tests.delivery.conftest import configure, vendor  # noqa: F401 - fixtures
 from tests.delivery.test_admin import admin_tables, site  # noqa: F401 - fixtures
@@ -84,6 +85,22 @@ def test_the_form_refuses_mistakes(sign_in):
     assert not Switch.objects.exists()
     client.post(f"{LIST}add/", {"experience_key": "hero-baner", "is_forced": "on"})
     assert get_switch().list_off() == ["hero-baner"]
+
+
+@override_personalize(SANDBOX=True, BASE_URL="", WORKSPACES={"default": {}, "outlet": {}})
+def test_a_person_chooses_the_workspace(sign_in):
+    """On a site with several workspaces. The actions switch the rows of each workspace there."""
+    client = sign_in("change_switch")
+    assert "outlet</option>" in text(client.get(f"{LIST}add/"))
+    for workspace in ("default", "outlet"):
+        client.post(f"{LIST}add/", {"experience_key": HERO, "workspace": workspace})
+    switches = [get_switch(get_runtime(workspace)) for workspace in ("default", "outlet")]
+    assert [switch.list_off() for switch in switches] == [[HERO], [HERO]]
+    rows = list(Switch.objects.values_list("pk", flat=True))
+    page = client.post(LIST, {"action": "switch_on", "_selected_action": rows}, follow=True)
+    assert "Switched on again: hero-banner, hero-banner." in text(page)
+    assert [switch.list_off() for switch in switches] == [[], []]
+    assert "outlet" in text(client.get(f"{LIST}{Switch.build_id('outlet', HERO)}/change/"))
 
 
 @pytest.mark.parametrize(("permissions", "status"), [([], 403), (["view_switch"], 200)])

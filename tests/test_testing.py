@@ -3,6 +3,7 @@
 import threading
 import unittest
 from contextlib import ExitStack
+from decimal import Decimal
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -269,6 +270,12 @@ def test_isolated_test_calls_only_this_machine(network, base_url, is_closed):
         transport = get_client()._transport
         assert (type(transport).__name__ == "_NoNetwork") == is_closed
         assert get_runtime() is not runtime
+
+
+def test_payload_that_json_does_not_have():
+    """The mistake is an error of the line that gives the payload, and not a fallback on the page."""
+    with override_experiences({}) as given, pytest.raises(TypeError, match="can't be JSON"):
+        given.give("hero-banner", {"Price": Decimal("9.99")})
 
 
 def test_isolated_test_that_calls_fails():

@@ -5,10 +5,13 @@ This module is apart from ``usages``, because a server process registers finders
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
+
+from django_moe_personalize.runtime import log_once
 
 
 class Usage(NamedTuple):
@@ -42,3 +45,12 @@ def register_finder(finder: Finder) -> Finder:
     if finder not in registered:
         registered.append(finder)
     return finder
+
+
+def report_unread(name: str, source: str, error: Exception) -> None:
+    """Log that the keys of a broken template aren't known. A page with this template raises the same exception."""
+    if re.search(r"{%-?\s*experience|experience_value", source):
+        message = "The template %r can't be read, so its experience keys are not known: %s. Correct the template."
+        # The errors of Jinja2 have a line, and those of Django have it in their text.
+        line = f"line {error.lineno}: " if hasattr(error, "lineno") else ""
+        log_once(("unread", name), message, name, line + str(error).rstrip("."))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +13,8 @@ from typing import Final
 
 from django.apps import apps
 from django.conf import settings as django_settings
+
+from django_moe_personalize.checks.python_names import MAX_DEPTH, Module, Scope, Text, bind, open_module, parse
 
 READS: Final = frozenset({"get", "aget", "prefetch", "aprefetch", "load", "aload", "track_impression", "track_click"})
 """The methods of ``request.personalization`` that take keys."""
@@ -26,6 +27,7 @@ CALLS: Final = frozenset(
 _ARGUMENTS: Final = frozenset({"experience_key", "experience_keys", "experiences", "key"})
 _SKIPPED: Final = frozenset({"migrations", "tests", "node_modules", "site-packages", "dist-packages", "venv"})
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
+_MIXINS: Final = _PACKAGE / "mixins.py"
 
 
 def list_files() -> list[Path]:
@@ -48,72 +50,43 @@ def _is_own(path: Path, folder: Path) -> bool:
     return not is_test and _SKIPPED.isdisjoint(parts) and not any(part.startswith(".") for part in parts)
 
 
-@cache
-def _parse(path: Path, stamp: int) -> ast.Module:
-    # A file that Python can't read is empty here. Importing it raises the same exception.
-    with suppress(OSError, SyntaxError, ValueError):
-        return ast.parse(path.read_bytes())
-    return ast.Module([], [])
-
-
-def parse(path: Path) -> ast.Module:
-    """Return the syntax tree of a file. A file that can't be read is empty."""
-    try:
-        return _parse(path, path.stat().st_mtime_ns)
-    except OSError:
-        return ast.Module([], [])
-
-
-def find_keys_in_code(path: Path) -> Iterator[tuple[str, int]]:
-    """Yield each key in a file, with its line."""
-    tree = parse(path)
-    if "personaliz" in path.read_text(errors="replace"):
-        yield from _Finder(tree).find()
+def find_keys_in_code(path: Path) -> Iterator[Text]:
+    """Yield each key that a file uses, at the place where the key is written. This may be in another file."""
+    if "personaliz" in (text := path.read_text(errors="replace")) or "experiences" in text:
+        yield from _Finder(open_module(path)).find()
 
 
 class _Finder:
-    """Look through one module. A name that the module sets to a text stands for this text."""
+    """Look through one module. A name that is set to a text, or to a list of texts, stands for them."""
 
-    def __init__(self, tree: ast.Module) -> None:
-        self._tree = tree
-        self._constants: dict[str, ast.Constant] = {}
-        self._names = {"personalization"}
-        self._mixins = {"PersonalizeMixin"}
+    def __init__(self, module: Module) -> None:
+        self._module = module
         self._calls = {name: name for name in CALLS}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Assign):
-                self._learn(node.targets, node.value)
-            elif isinstance(node, ast.AnnAssign | ast.NamedExpr) and node.value is not None:
-                self._learn([node.target], node.value)
-            elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("django_moe_personalize"):
+        for node in ast.walk(module.tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("django_moe_personalize"):
                 self._calls |= {one.asname: one.name for one in node.names if one.asname and one.name in CALLS}
-                self._mixins |= {one.asname for one in node.names if one.asname and one.name in self._mixins}
 
-    def _learn(self, targets: Iterable[ast.expr], value: ast.expr) -> None:
-        names = [target.id for target in targets if isinstance(target, ast.Name)]
-        if isinstance(value, ast.Constant) and isinstance(value.value, str):
-            self._constants.update(dict.fromkeys(names, value))
-        elif _name(value) == "personalization":
-            self._names.update(names)
+    def find(self) -> Iterator[Text]:
+        """Yield the keys with their places."""
+        queue: list[tuple[ast.AST, Scope]] = [(self._module.tree, self._module.scope)]
+        for node, outer in queue:
+            scope = outer
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
+                scope = outer.new_child(bind(node))
+            if isinstance(node, ast.ClassDef):
+                scope.maps[0].update(self=node, cls=node)
+            queue += [(child, scope) for child in ast.iter_child_nodes(node)]
+            for value in self._list_values(node, outer):
+                yield from self._module.find_texts(value, scope)
 
-    def find(self) -> Iterator[tuple[str, int]]:
-        """Yield the keys with their lines."""
-        for node in ast.walk(self._tree):
-            for value in self._list_values(node):
-                items = value.elts if isinstance(value, ast.List | ast.Tuple | ast.Set) else [value]
-                for item in items:
-                    literal = self._constants.get(item.id) if isinstance(item, ast.Name) else item
-                    if isinstance(literal, ast.Constant) and isinstance(literal.value, str):
-                        yield literal.value, item.lineno
-
-    def _list_values(self, node: ast.AST) -> list[ast.expr]:
+    def _list_values(self, node: ast.AST, scope: Scope) -> list[ast.expr]:
         """Return the expressions in which ``node`` has keys."""
         match node:
-            case ast.Subscript() if self._is_personalization(node.value):
+            case ast.Subscript() if self._is_personalization(node.value, scope):
                 return [node.slice]
-            case ast.Compare(ops=[ast.In() | ast.NotIn()]) if self._is_personalization(node.comparators[0]):
+            case ast.Compare(ops=[ast.In() | ast.NotIn()]) if self._is_personalization(node.comparators[0], scope):
                 return [node.left]
-            case ast.Call(func=ast.Attribute(attr=name)) if self._is_personalization(node.func.value):  # type: ignore[attr-defined]
+            case ast.Call(func=ast.Attribute(attr=name, value=owner)) if self._is_personalization(owner, scope):
                 values = [*node.args, *(pair.value for pair in node.keywords if pair.arg in _ARGUMENTS)]
                 first = values[:1] if name in ("get", "aget", "track_impression", "track_click") else values
                 return first if name in READS else []
@@ -121,21 +94,29 @@ class _Finder:
                 return [*node.args, *(pair.value for pair in node.keywords if pair.arg in _ARGUMENTS)]
             case ast.Call(func=ast.Attribute(attr="as_view")):
                 return [pair.value for pair in node.keywords if pair.arg == "experiences"]
-            case ast.ClassDef() if self._is_mixed(node):
+            case ast.ClassDef() if _is_mixed(self._module, node, scope):
                 return [statement.value for statement in node.body if _sets(statement, "experiences")]  # type: ignore[attr-defined]
         return []
 
-    def _is_personalization(self, node: ast.expr) -> bool:
-        return _name(node) in self._names if isinstance(node, ast.Name) else _name(node) == "personalization"
-
-    def _is_mixed(self, node: ast.ClassDef) -> bool:
-        if is_mixed := any(_name(base) in self._mixins for base in node.bases):
-            # A later class of this module may inherit from this class.
-            self._mixins.add(node.name)
-        return is_mixed
+    def _is_personalization(self, node: ast.AST | None, scope: Scope) -> bool:
+        if isinstance(node, ast.Name) and node.id != "personalization":
+            # Almost all calls are of other objects, so don't follow imports.
+            node = scope.get(node.id)
+        return _name(node) == "personalization"
 
 
-def _name(node: ast.expr) -> str:
+def _is_mixed(module: Module, node: ast.ClassDef, scope: Scope, depth: int = 0) -> bool:
+    """Return whether a class inherits from PersonalizeMixin, also by way of classes in other files."""
+    for base in node.bases:
+        owner, found, inner = module.find(base, scope)
+        if isinstance(found, ast.ClassDef):
+            is_own = owner.path == _MIXINS and found.name == "PersonalizeMixin"
+            if is_own or (depth < MAX_DEPTH and _is_mixed(owner, found, inner, depth + 1)):
+                return True
+    return False
+
+
+def _name(node: ast.AST | None) -> str:
     """Return the last name of a dotted path."""
     return node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
 
@@ -159,7 +140,7 @@ def find_variable(file: str, qualname: str, name: str) -> int:
 
 
 def find_constants(module: ModuleType, wanted: Container[object]) -> list[tuple[str, str, int]]:
-    """Return each of the ``wanted`` texts with its file and its line, in a module and the modules of which it is made.
+    """Return each of the ``wanted`` texts with its file and its line, in a module and the site's modules it imports.
 
     Settings often begin with ``from mysite.base import *``.
     """
@@ -170,8 +151,22 @@ def find_constants(module: ModuleType, wanted: Container[object]) -> list[tuple[
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in wanted:
                 found.append((node.value, str(path), node.lineno))
-            elif isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
-                base = current.__name__.rsplit(".", node.level)[0] + "." if node.level else ""
-                more = sys.modules.get(f"{base}{node.module or ''}".rstrip("."))
-                modules += [more] if more is not None and more not in modules else []
+            elif isinstance(node, ast.ImportFrom):
+                modules += [more for more in _list_imported(current, node) if more not in modules]
     return found
+
+
+def _list_imported(module: ModuleType, node: ast.ImportFrom) -> list[ModuleType]:
+    """Return the modules of the site that an import statement names. Django has loaded them."""
+    name = node.module or ""
+    if node.level:
+        package = (module.__package__ or module.__name__.rpartition(".")[0]).split(".")
+        name = ".".join([*package[: len(package) + 1 - node.level], *filter(None, [name])])
+    loaded = [sys.modules.get(name), *(sys.modules.get(f"{name}.{one.name}") for one in node.names)]
+    return [more for more in loaded if more is not None and _is_of_site(more)]
+
+
+def _is_of_site(module: ModuleType) -> bool:
+    path = Path(getattr(module, "__file__", None) or "").resolve()
+    is_library = module.__name__.partition(".")[0] in sys.stdlib_module_names or "site-packages" in path.parts
+    return not is_library and _PACKAGE not in path.parents

@@ -35,7 +35,7 @@ from django_moe_personalize.conf import (
 )
 from django_moe_personalize.conf.readers import suggest
 from django_moe_personalize.conf.settings import is_test_run, load_backend, load_object
-from django_moe_personalize.delivery import exits, thread
+from django_moe_personalize.delivery import exits
 from django_moe_personalize.fetching import shared
 from django_moe_personalize.runtime import get_runtime, use_workspace
 
@@ -362,7 +362,7 @@ def check_workspaces(settings: Settings) -> Iterator[Message]:
 def check_threads(settings: Settings) -> Iterator[Message]:
     """Yield W011 if uWSGI runs without threads: then ThreadDelivery can't send in the background."""
     if settings.enabled and settings.delivery.backend == DELIVERY and exits.runs_without_threads():
-        yield "W011", f"{thread.NO_THREADS}.", thread.THREADS_HINT
+        yield "W011", f"{exits.NO_THREADS}.", exits.THREADS_HINT
 
 
 def check_static_files(settings: Settings) -> Iterator[Message]:

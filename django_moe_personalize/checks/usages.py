@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from django.conf import settings as django_settings
-from django.template import Engine, Node
 from django.urls import get_resolver
 from django.views import View
 
 from django_moe_personalize.checks.experience_keys import iterate_urls
 from django_moe_personalize.checks.finders import Finder, Usage, register_finder, registered
 from django_moe_personalize.checks.python_code import find_constants, find_keys_in_code, find_variable, list_files
-from django_moe_personalize.checks.template_leaks import get_engines, read_sources
+from django_moe_personalize.checks.template_keys import find_in_templates
 from django_moe_personalize.conf import SETTING, get_settings
 from django_moe_personalize.planning import KEYS_ATTRIBUTE
 from django_moe_personalize.schemas import ExperienceSchema, get_schemas
@@ -35,35 +34,16 @@ def find_usages() -> list[Usage]:
     return sorted(first.values(), key=lambda usage: (usage.experience_key, usage.kind, usage.file, usage.line))
 
 
-def find_in_templates() -> Iterator[Usage]:
-    """Yield the literal keys in the templates of Django's template language."""
-    for engine in get_engines():
-        for name, source in read_sources(engine).items():
-            if "experience" in source or "personalize_state" in source:
-                yield from _find_in_template(engine, name)
-
-
-def _find_in_template(engine: Engine, name: str) -> Iterator[Usage]:
-    # A broken template shows nothing. Rendering the page raises the same exception.
-    with suppress(Exception):
-        template = engine.get_template(name)
-        nodes: list[Any] = template.nodelist.get_nodes_by_type(Node)
-        for node in nodes:
-            key = getattr(node, "experience_key", None) or getattr(node, "island_key", None)
-            if isinstance(key, str):
-                yield Usage(key, "template", str(template.origin.name), node.token.lineno)
-
-
 def find_in_code() -> Iterator[Usage]:
     """Yield the keys in the Python code of the site's own apps and of its project."""
     for path in list_files():
-        for key, line in find_keys_in_code(path):
-            yield Usage(key, "code", str(path), line)
+        for key, file, line in find_keys_in_code(path):
+            yield Usage(key, "code", file, line)
 
 
 def find_in_views() -> Iterator[Usage]:
     """Yield the keys that views declare, where the code doesn't have them as text."""
-    in_code = {(usage.experience_key, usage.file) for usage in find_in_code()}
+    in_code = {usage.experience_key for usage in find_in_code()}
     # If ROOT_URLCONF has a mistake, Django's own checks report it.
     with suppress(Exception):
         for _, pattern in iterate_urls(get_resolver()):
@@ -72,19 +52,22 @@ def find_in_views() -> Iterator[Usage]:
             for declared in [view, *methods]:
                 file, line = find_definition(getattr(declared, "view_class", declared))
                 for key in getattr(declared, KEYS_ATTRIBUTE, ()):
-                    if (key, file) not in in_code:
+                    if key not in in_code:
                         yield Usage(key, "view", file, line)
 
 
 def find_in_settings() -> Iterator[Usage]:
-    """Yield the keys in EXPERIENCES. If no settings file has the key as text, the place is the name of the setting."""
+    """Yield the keys in EXPERIENCES. If no settings file has a key as text, its place is that of the route's name."""
     keys = {key: route for route, keys in get_settings().experiences.items() for key in keys}
     module = sys.modules.get(getattr(django_settings, "SETTINGS_MODULE", ""))
-    found = find_constants(module, keys) if keys and module is not None else []
+    found = find_constants(module, {*keys, *keys.values()}) if keys and module is not None else []
+    places = {text: (file, line) for text, file, line in found if text not in keys}
     for key, file, line in found:
-        yield Usage(key, "settings", file, line)
+        if key in keys:
+            yield Usage(key, "settings", file, line)
     for key in keys.keys() - {key for key, _, _ in found}:
-        yield Usage(key, "settings", f'{SETTING}["EXPERIENCES"]["{keys[key]}"]', 0)
+        place = f'{SETTING}["EXPERIENCES"]["{keys[key]}"]', 0
+        yield Usage(key, "settings", *places.get(keys[key], place))
 
 
 def find_in_schemas() -> Iterator[Usage]:

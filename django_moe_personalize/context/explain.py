@@ -48,6 +48,9 @@ _SENTENCES = {
 }
 
 
+_FAILED = "The fetch failed. The log has the reason."
+
+
 def explain_page(page: Page) -> dict[str, Any]:
     """Return the facts of the page so far. A page that knows its visitor becomes private."""
     request, visitor, settings = page._request(), page._visitor, page.runtime.settings
@@ -140,7 +143,10 @@ def _find_owners(request: HttpRequest | None, functions: Sequence[str]) -> dict[
 def _explain_experience(page: Page, key: str) -> dict[str, Any]:
     experience = page._answers.get(key)
     found: dict[str, Any] = {"key": key, "state": "came", "reason": "", "sentence": "", "source": "", "variation": ""}
-    if experience is None:
+    if key in getattr(page, "forced", ()):
+        state = "absent" if experience is None else "came"
+        found |= {"state": state, "reason": "FORCED", "sentence": "The preview forces this."}
+    elif experience is None:
         found["state"], found["reason"], found["sentence"] = _find_reason(page, key)
     else:
         found["source"] = experience.source.value
@@ -161,6 +167,9 @@ def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
         return "absent", "CONSENT", "The visitor doesn't allow a fetch, or the identity of the visitor can't be read."
     if visitor is None or key not in page.experience_keys:
         return "not asked", "", "The page hasn't asked for this key."
+    if (has_failed := getattr(page, "has_failed", None)) is not None:
+        # A preview uses neither the cache nor the circuit breaker.
+        return ("absent", "FAILED", _FAILED) if has_failed else ("absent", *_find_decision(runtime, visitor, key))
     breaker, flights = get_breaker(runtime), [each for each in page._flights if key in each.question.keys]
     cached = get_cache(runtime).peek(visitor.digest, (key,)).answers
     store = get_metadata_store.find(runtime)
@@ -176,7 +185,7 @@ def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
             return ("absent", "DEADLINE", "The answer came too late.") if is_over else ("waiting", "", "Not here yet.")
         # MoEngage's answers are in the cache, also those without an experience.
         if get_outage(runtime).is_on or settings.cache_stale_ttl:
-            return "absent", "FAILED", "The fetch failed. The log has the reason."
+            return "absent", "FAILED", _FAILED
     elif cached.get(key) is not None:
         return "absent", "DEADLINE", "The answer came too late for this page. It is in the cache now."
     return "absent", *_find_decision(runtime, visitor, key)

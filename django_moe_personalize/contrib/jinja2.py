@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, cast
 
 from django.template import engines
 from django.utils.safestring import SafeString
-from jinja2 import Environment, Template, TemplateError, nodes, pass_context
+from jinja2 import Environment, Template, TemplateError, TemplateNotFound, nodes, pass_context
 from jinja2.compiler import CodeGenerator
 from jinja2.ext import Extension
 from jinja2.meta import find_referenced_templates
@@ -19,7 +19,7 @@ from markupsafe import Markup
 from django_moe_personalize import rendering
 from django_moe_personalize.browser.islands import render_island
 from django_moe_personalize.browser.state import render_state
-from django_moe_personalize.checks.finders import Usage, register_finder
+from django_moe_personalize.checks.finders import Usage, register_finder, report_unread
 from django_moe_personalize.context import get_page
 from django_moe_personalize.moengage.types import Experience, Offering
 from django_moe_personalize.page import Page
@@ -140,15 +140,56 @@ class _Generator(CodeGenerator):
         self.writeline(f"{_PLAN} = {keys!r}, {names!r}")
 
 
-def _find_keys(node: nodes.Template, *, has_islands: bool) -> Iterator[tuple[str, int]]:
-    """Yield the literal keys of a template, with their lines. The page doesn't fetch the keys of its islands."""
+Pair = tuple[str, nodes.Expr]
+
+
+def _find_keys(node: nodes.Template, *, has_islands: bool = True) -> Iterator[tuple[str, int]]:
+    """Yield the keys of a template that are literals, or names of literals in this template, with their lines.
+
+    A page doesn't fetch the keys of its islands.
+    """
+    pairs = [*_find_pairs(node)]
+    for first in _find_key_expressions(node, has_islands=has_islands):
+        values = [value for name, value in pairs if name == first.name] if isinstance(first, nodes.Name) else [first]
+        for value in values:
+            if isinstance(value, nodes.Const) and isinstance(value.value, str):
+                yield value.value, value.lineno
+
+
+def _find_key_expressions(node: nodes.Node, *, has_islands: bool = True) -> Iterator[nodes.Expr]:
+    tags = ("find", "show_island") if has_islands else ("find",)
     for call in node.find_all(nodes.Call):
         name = getattr(call.node, "name", "")
-        is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name in ("find", "show_island")
-        if (is_tag and (has_islands or name == "find")) or name in ("experience_value", "personalize_state"):
-            for key in call.args if name == "personalize_state" else call.args[:1]:
-                if isinstance(key, nodes.Const) and isinstance(key.value, str):
-                    yield key.value, call.lineno
+        is_tag = isinstance(call.node, nodes.ExtensionAttribute) and name in tags
+        if is_tag or name in ("experience_value", "personalize_state"):
+            yield from call.args if name == "personalize_state" else call.args[:1]
+
+
+def _find_pairs(node: nodes.Template) -> Iterator[Pair]:
+    """Yield the names that the template sets in a tag, or as the arguments of its own macros, with their values."""
+    pairs: list[tuple[nodes.Node, nodes.Node]] = []
+    each: Any
+    for each in node.find_all((nodes.Assign, nodes.With, nodes.For)):
+        if isinstance(each, nodes.Assign):
+            pairs += [(each.target, each.node)]
+        elif isinstance(each, nodes.With):
+            pairs += zip(each.targets, each.values, strict=True)
+        else:
+            pairs += [(each.target, item) for item in getattr(each.iter, "items", ())]
+    for macro in node.find_all(nodes.Macro):
+        pairs += zip(macro.args[::-1], macro.defaults[::-1], strict=False)
+        yield from _find_arguments(macro, node, [macro.name])
+    yield from ((target.name, cast(Any, value)) for target, value in pairs if isinstance(target, nodes.Name))
+
+
+def _find_arguments(macro: nodes.Macro, node: nodes.Template, names: Sequence[str]) -> Iterator[Pair]:
+    """Yield the arguments of the calls of a macro. The macro of an imported template has a name with a dot."""
+    for call in node.find_all(nodes.Call):
+        owner: Any = call.node
+        called = f"{getattr(owner.node, 'name', '')}.{owner.attr}" if isinstance(owner, nodes.Getattr) else ""
+        if (called or getattr(owner, "name", "")) in names:
+            yield from zip([argument.name for argument in macro.args], call.args, strict=False)
+            yield from ((pair.key, pair.value) for pair in call.kwargs)
 
 
 def _mark(argument: nodes.Expr) -> nodes.Expr:
@@ -292,19 +333,39 @@ def find_in_jinja2() -> Iterator[Usage]:
     for backend in engines.all():
         environment: Any = getattr(backend, "env", None)
         if any(isinstance(each, PersonalizeExtension) for each in getattr(environment, "extensions", {}).values()):
-            names = []
-            # A loader of functions can't list its templates.
-            with suppress(TypeError):
-                names = environment.list_templates()
-            for name in names:
-                # A broken template shows nothing, and a picture is no template.
-                with suppress(TemplateError, UnicodeError):
-                    yield from _find_in_template(environment, name)
+            parsed = dict(_parse_all(environment))
+            for name, (file, node) in parsed.items():
+                keys = [*_find_keys(node), *_find_keys_of_imported_macros(node, parsed)]
+                yield from (Usage(key, "template", file or name, line) for key, line in keys)
 
 
-def _find_in_template(environment: Environment, name: str) -> Iterator[Usage]:
-    source, file, _ = cast(Any, environment.loader).get_source(environment, name)
-    if "experience" not in source and "personalize_state" not in source:
-        return
-    for key, line in _find_keys(environment.parse(source, name, file), has_islands=True):
-        yield Usage(key, "template", file or name, line)
+def _parse_all(environment: Environment) -> Iterator[tuple[str, tuple[str | None, nodes.Template]]]:
+    names = []
+    # A loader of functions can't list its templates.
+    with suppress(TypeError):
+        names = environment.list_templates()
+    for name in names:
+        # A picture is not a template.
+        with suppress(TemplateNotFound, UnicodeError):
+            source, file, _ = cast(Any, environment.loader).get_source(environment, name)
+            try:
+                yield name, (file, environment.parse(source, name, file))
+            except TemplateError as error:
+                report_unread(name, source, error)
+
+
+def _find_keys_of_imported_macros(node: nodes.Template, parsed: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
+    """Yield the literals that the template gives to a macro of another template, which uses them as keys."""
+    each: Any
+    for each in node.find_all((nodes.Import, nodes.FromImport)):
+        _, other = parsed.get(getattr(each.template, "value", ""), (None, nodes.Template([])))
+        for macro in other.find_all(nodes.Macro):
+            if isinstance(each, nodes.Import):
+                names = [f"{each.target}.{macro.name}"]
+            else:
+                imported = [(name, name) if isinstance(name, str) else name for name in each.names]
+                names = [alias for name, alias in imported if name == macro.name]
+            keys = [getattr(expression, "name", "") for expression in _find_key_expressions(macro)]
+            for argument, value in _find_arguments(macro, node, names):
+                if argument in keys and isinstance(value, nodes.Const) and isinstance(value.value, str):
+                    yield value.value, value.lineno

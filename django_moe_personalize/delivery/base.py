@@ -16,7 +16,7 @@ from django_moe_personalize.conf.settings import load_backend
 from django_moe_personalize.delivery.sending import MAX_SKEW, Outcome, has_wrong_credentials, send, split_withdrawn
 from django_moe_personalize.exceptions import MoePersonalizeError
 from django_moe_personalize.log import CREDENTIALS_FIX, DATA_CREDENTIALS_FIX, DOCTOR_FIX, Outage
-from django_moe_personalize.moengage.types import Conversion, Event
+from django_moe_personalize.moengage.types import Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import events_delivered, events_dropped
@@ -179,7 +179,7 @@ class BaseDelivery:
             self._refusals.fail(describe(outcome.refused[0][1]), "These events aren't sent again.")
         elif outcome.delivered:
             self._refusals.end()
-        kinds = {isinstance(event, Conversion) for event in events}
+        kinds = {event.is_conversion for event in events}
         if False in kinds:
             _log(self._outage, outcome.error, CREDENTIALS_FIX)
         if True in kinds:

@@ -22,7 +22,7 @@ from django_moe_personalize.delivery.outbox import DELIVERED, ERASED, LeasedRow,
 from django_moe_personalize.delivery.sending import Outcome, has_wrong_credentials, read_retry_after
 from django_moe_personalize.exceptions import ResponseError
 from django_moe_personalize.log import Outage
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic
 from django_moe_personalize.runtime import Runtime
 
@@ -208,7 +208,7 @@ class DatabaseDelivery(BaseDelivery):
             waits = self._pause if has_wrong_credentials(error) else self.waits
             wait = max(waits.delay(self._data_failures), min(read_retry_after(error), MAX_GATE_SECONDS))
             self._data_failures, self._data_at = self._data_failures + 1, monotonic() + wait
-        elif any(isinstance(event, Conversion) for event in outcome.delivered):
+        elif any(event.is_conversion for event in outcome.delivered):
             self._data_failures = 0
         if has_wrong_credentials(outcome.error):
             self._resume_at = monotonic() + self._pause.delay(self._pauses)

@@ -29,6 +29,9 @@ from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, r
 if TYPE_CHECKING:
     from django_moe_personalize.delivery.thread import ThreadDelivery
 
+NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
+THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
+
 _deliveries: WeakSet[ThreadDelivery] = WeakSet()
 """The deliveries that hold events in memory."""
 

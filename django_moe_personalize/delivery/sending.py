@@ -14,7 +14,7 @@ from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.exceptions import AuthenticationError, RateLimitedError, ResponseError
 from django_moe_personalize.fetching.shared import build_key, get_many, set_many
 from django_moe_personalize.moengage.clock import VendorClock
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import Runtime
 
@@ -68,7 +68,7 @@ class Outcome:
 
     def find_error(self, event: Event) -> Exception | None:
         """Return the error that stopped the attempt of a kept event."""
-        return self.data_error if isinstance(event, Conversion) else self.error
+        return self.data_error if event.is_conversion else self.error
 
 
 def has_wrong_credentials(error: Exception | None) -> bool:
@@ -116,7 +116,7 @@ def send(
         part, rest = part[:number], part[number:]
         parts += [rest] if rest else []
         try:
-            client = (get_data_client if isinstance(part[0], Conversion) else get_client)(runtime)
+            client = (get_data_client if part[0].is_conversion else get_client)(runtime)
             clock = client.clock
             client.send_events(part, deadline=_limit(timeout, until))
         except Exception as error:
@@ -125,7 +125,7 @@ def send(
                 outcome.refused += [(event, error) for event in part]
                 continue
             if not _is_refusal(error):
-                if isinstance(part[0], Conversion):
+                if part[0].is_conversion:
                     outcome.data_error = error
                 else:
                     outcome.error = error
@@ -150,11 +150,11 @@ def _split(events: Sequence[Event]) -> list[Sequence[Event]]:
     """Return the impressions and clicks, and the conversions of each customer. The last part comes first."""
     conversions: dict[str, list[Event]] = {}
     for event in events:
-        if isinstance(event, Conversion):
+        if event.is_conversion:
             conversions.setdefault(event.customer_id, []).append(event)
     if not conversions:
         return [events]
-    others = [event for event in events if not isinstance(event, Conversion)]
+    others = [event for event in events if not event.is_conversion]
     return [*reversed(conversions.values()), *([others] if others else [])]
 
 

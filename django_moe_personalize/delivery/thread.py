@@ -23,12 +23,9 @@ from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.log import Outage, logger
-from django_moe_personalize.moengage.types import MAX_ELEMENTS, Conversion, Event
+from django_moe_personalize.moengage.types import MAX_ELEMENTS, Event
 from django_moe_personalize.resilience import MAX_GATE_SECONDS, Backoff, Deadline, monotonic, start_thread
 from django_moe_personalize.runtime import get_runtime, is_ending
-
-NO_THREADS = "uWSGI runs this process without threads, so events are sent only when the process ends"
-THREADS_HINT = "Give uWSGI the option enable-threads (or threads), or choose another DELIVERY."
 
 MAX_BUILT = 100
 """Events whose JSON is built before the limits of the memory are checked."""
@@ -71,7 +68,7 @@ class ThreadDelivery(TwofoldDelivery):
         self._start_empty()
         exits.close_at_exit(self)
         if exits.runs_without_threads():
-            logger.warning("%s. %s", NO_THREADS, THREADS_HINT)
+            logger.warning("%s. %s", exits.NO_THREADS, exits.THREADS_HINT)
 
     def _start_empty(self) -> None:
         # Reentrant: a signal handler may interrupt a thread that holds the lock, and record an event there.
@@ -87,11 +84,10 @@ class ThreadDelivery(TwofoldDelivery):
         self._queued = self._settled = 0
         self._attempts: dict[str, int] = {}
         self._erased: set[str] = set()
-        self._failures = 0
+        self._failures = self._flushing = 0
         self._is_paused = self._has_dropped = False
         self._overflow = Outage("Events don't fit into the memory", "Events fit into the memory again", part="memory")
         self._due = self._not_before = 0.0
-        self._flushing = 0
         self._exit = Deadline(self.exit_timeout) if is_ending() else None
         self._thread: threading.Thread | None = None
         self.second = None
@@ -100,8 +96,7 @@ class ThreadDelivery(TwofoldDelivery):
         """Forget the events, the counters and the client of the parent process, whose thread doesn't run in a child."""
         BaseDelivery.__init__(self)
         self._start_empty()
-        # The runtime of the same workspace, but of this process.
-        self.runtime = self.runtime and get_runtime(self.runtime.name)
+        self.runtime = self.runtime and get_runtime(self.runtime.name)  # The same workspace, but in this process.
 
     def record(self, events: Sequence[Event]) -> None:
         """Accept events for delivery. Never raises, and never blocks longer than another page's call of this method."""
@@ -271,7 +266,7 @@ class ThreadDelivery(TwofoldDelivery):
         super().close()
 
     def start_closing(self) -> Deadline:
-        """Let the thread send the pending events now, and start the time of close(). Return its end."""
+        """Let the thread send the pending events now. Return the time of close(), which begins with the first call."""
         with self._changed:
             if self._exit is None:
                 self._exit, self._is_resting = Deadline(self.exit_timeout), True
@@ -303,7 +298,7 @@ class ThreadDelivery(TwofoldDelivery):
             return
         # Build the client now: its modules can't be imported in the thread while Python shuts down.
         with suppress(ConfigurationError):
-            (get_data_client if isinstance(self._queue[0], Conversion) else get_client)(self.runtime)
+            (get_data_client if self._queue[0].is_conversion else get_client)(self.runtime)
         # The system may have no thread left, or the interpreter is shutting down. Then the next event tries again.
         with suppress(RuntimeError):
             exits.start_lookup_thread()
@@ -311,19 +306,14 @@ class ThreadDelivery(TwofoldDelivery):
 
     def _run(self) -> None:
         with nullcontext() if self.runtime is None else self.runtime.use():
-            self._send_batches()
-
-    def _send_batches(self) -> None:
-        while batch := self._next_batch():
-            self._report_overflow()
-            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
-            # Django closes dead connections only in the threads of requests. If the site's cache is its database,
-            # a dead connection would hide all withdrawals of consent from this thread.
-            with suppress(Exception):
-                close_old_connections()
-        # The runtime may have closed its client already, and then this thread has opened a new connection.
-        for found in (get_client.find(self.runtime), get_data_client.find(self.runtime)):
-            if found is not None:
+            while batch := self._next_batch():
+                self._report_overflow()
+                self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
+                # If the site's cache is its database, a dead connection would hide withdrawals of consent.
+                with suppress(Exception):
+                    close_old_connections()
+            # The runtime may have closed its client already, and then this thread has opened a new connection.
+            for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
                 found.close()
 
     def _next_batch(self) -> list[Event]:

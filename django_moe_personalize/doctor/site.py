@@ -165,7 +165,7 @@ def examine_switch(runtime: Runtime) -> Iterator[Finding]:
         return
     switch.change(switch.store.read())
     for entry in switch.entries:
-        fix = f"Run `{entry.switch_on}` when it should be shown again."
+        fix = f"Run `{switch.write_command(entry.experience_key)}` when it should be shown again."
         yield Finding("warning", f"{entry.describe()} Pages show the default.", fix, "switch.off")
     if not switch.entries:
         yield Finding("ok", "No experience is switched off.", id="switch.on")

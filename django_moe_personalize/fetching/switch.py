@@ -7,6 +7,7 @@ state stays in force.
 
 from __future__ import annotations
 
+import shlex
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 from django.db import connections
 
+from django_moe_personalize.conf import list_workspaces
 from django_moe_personalize.conf.settings import is_test_run
 from django_moe_personalize.fetching.cache import get_cache
 from django_moe_personalize.fetching.shared import has_room
@@ -54,7 +56,8 @@ class Switch:
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
         self._landed, self._used_at = 0, monotonic()
-        self._outage = Outage("The state of the kill switch can't be read", "The state of the kill switch can be read")
+        read = "The state of the kill switch can"
+        self._outage = Outage(f"{read}'t be read", f"{read} be read again", part="switch")
 
     # What the fetch asks.
 
@@ -74,6 +77,12 @@ class Switch:
     def entries(self) -> list[Entry]:
         """The entries in force, by key."""
         return [self._off[key] for key in sorted(self._off)]
+
+    def write_command(self, experience_key: str) -> str:
+        """Return the command that switches a key on again."""
+        key = f" {shlex.quote(experience_key)}" if experience_key else ""
+        workspace = f" --workspace {self._runtime.name}" if len(list_workspaces()) > 1 else ""
+        return f"manage.py moe_switch on{key}{workspace}"
 
     def list_off(self) -> list[str]:
         """Return the keys that are off. ``ALL`` stands for all experiences."""
@@ -116,7 +125,8 @@ class Switch:
                 self._start_over()
             # A command only changes the state, and prints what it has done.
             if self._flights is not None:
-                self._log(before)
+                with self._runtime.use():
+                    self._log(before)
 
     def turn(self, experience_keys: Iterable[str], *, is_off: bool, until: datetime | None = None, by: str) -> None:
         """Switch keys off, or on again, in all processes. Raises NoStoreError, and the errors of the database."""
@@ -141,21 +151,21 @@ class Switch:
             while not self._ended.is_set() and not self._rest():
                 self._refresh()
                 # Pages have connections of their own. This thread must not keep one of a server that allows few.
-                connections.close_all()
+                with suppress(Exception):
+                    connections.close_all()
                 self._ended.wait(POLL_SECONDS)
 
     def _refresh(self) -> None:
         try:
-            entries = self.store.read()
+            self.change(self.store.read())
         except Exception as error:
             pages = "obey its last state" if self.is_known else "show their defaults"
             self._outage.fail(type(error).__name__, f"Until it can, pages {pages}. Check the database and the cache.")
             if self.is_known:
                 # The time of a switch may be over.
                 self.change(self._entries)
-            return
-        self._outage.end()
-        self.change(entries)
+        else:
+            self._outage.end()
 
     def _rest(self) -> bool:
         """End the thread if no page has asked for a long time. The next fetch starts the thread again, and waits."""
@@ -177,12 +187,15 @@ class Switch:
         for key, entry in self._off.items():
             if entry != before.get(key):
                 message = "%s Pages show the default. Run `%s` to switch on again."
-                logger.warning(message, entry.describe(), entry.switch_on)
+                fields = {"moe_event": "switch_off", "moe_experience_key": key, "moe_by": entry.changed_by}
+                logger.warning(message, entry.describe(), self.write_command(key), extra=fields)
         entries = {entry.experience_key: entry for entry in self._entries}
         for key in before.keys() - self._off.keys():
             entry = entries.get(key, before[key])
             why = "the time is over" if entry.is_off else entry.change
-            logger.warning("%s switched on again (%s).", entry.name, why)
+            by = "" if entry.is_off else entry.changed_by
+            fields = {"moe_event": "switch_on", "moe_experience_key": key, "moe_by": by}
+            logger.warning("%s switched on again (%s).", entry.name, why, extra=fields)
 
 
 @part

@@ -6,7 +6,6 @@ once in FRESH_SECONDS together, and a process that starts during an outage of th
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Iterable
 from datetime import datetime
@@ -60,11 +59,6 @@ class Entry(NamedTuple):
         """Who changed the entry, and when."""
         by = f"by {self.changed_by} " if self.changed_by else ""
         return f"{by}at {format_time(self.changed_at)}"
-
-    @property
-    def switch_on(self) -> str:
-        """The command that ends this entry."""
-        return f"manage.py moe_switch on {shlex.quote(self.experience_key) if self.experience_key else ''}".rstrip()
 
     def describe(self) -> str:
         """Say that the experience is off, and for how long."""

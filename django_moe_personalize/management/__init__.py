@@ -34,6 +34,12 @@ class WorkspaceCommand(BaseCommand):
         with context:
             return super().execute(*args, **options)
 
+    def check_chosen(self, name: str | None) -> None:
+        """Raise CommandError without ``--workspace``, if the site has several workspaces."""
+        names = list_workspaces()
+        if len(names) > 1 and name is None:
+            raise CommandError(f"The site has several workspaces. Choose one: --workspace {' or '.join(names)}.")
+
     def list_chosen(self, name: str | None) -> tuple[str, ...]:
         """Return the workspace of ``--workspace``, or all workspaces."""
         return list_workspaces() if name is None else (name,)

@@ -12,7 +12,12 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Switch",
             fields=[
-                ("switch_id", models.CharField(editable=False, max_length=32, primary_key=True, serialize=False)),
+                (
+                    "switch_id",
+                    models.CharField(
+                        editable=False, max_length=32, primary_key=True, serialize=False, verbose_name="id"
+                    ),
+                ),
                 ("workspace", models.CharField(default="default", max_length=100, verbose_name="workspace")),
                 ("experience_key", models.TextField(blank=True, verbose_name="experience key")),
                 ("is_off", models.BooleanField(default=True, verbose_name="switched off")),

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from django_moe_personalize.moengage.json_values import (
     Budget,
@@ -272,6 +272,8 @@ class Event:
     event remembers its JSON. ``dataclasses.replace()`` makes a changed copy.
     """
 
+    is_conversion: ClassVar[bool] = False
+
     action: Action
     customer_id: str = field(repr=False)
     attributes: Mapping[str, Any] = field(repr=False)
@@ -334,6 +336,8 @@ class Event:
 @dataclass(slots=True, unsafe_hash=True)
 class Conversion(Event):
     """One event of the site's own, such as an order (contract §8). ``name`` is its name in MoEngage."""
+
+    is_conversion: ClassVar[bool] = True
 
     name: str = ""
 

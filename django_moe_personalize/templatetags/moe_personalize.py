@@ -7,7 +7,7 @@ from typing import Any
 
 from django import template
 from django.template import Context, Node, NodeList, TemplateSyntaxError
-from django.template.base import FilterExpression, Parser, Token, token_kwargs
+from django.template.base import FilterExpression, Origin, Parser, Token, token_kwargs
 from django.utils.functional import Promise
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
@@ -326,10 +326,11 @@ def personalize_scripts(parser: Parser, token: Token) -> ScriptsNode:
 class KeyNode(Node):
     """A key of ``{% personalize_state %}``, where planning.find_template_keys() looks for it."""
 
-    def __init__(self, key: FilterExpression, token: Token) -> None:
+    def __init__(self, key: FilterExpression, token: Token, origin: Origin | None) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.token = token
+        self.origin = origin
 
 
 class StateNode(Node):
@@ -354,7 +355,7 @@ def personalize_state(parser: Parser, token: Token) -> StateNode:
     """Parse ``{% personalize_state [KEY …] %}``. Without keys, use it behind the tags that show experiences."""
     refuse_fragment_cache(parser, "personalize_state")
     _, *keys = token.split_contents()
-    return StateNode(NodeList(KeyNode(parser.compile_filter(key), token) for key in keys))
+    return StateNode(NodeList(KeyNode(parser.compile_filter(key), token, parser.origin) for key in keys))
 
 
 class IdentityNode(Node):

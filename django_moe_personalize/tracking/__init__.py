@@ -22,6 +22,7 @@ from django_moe_personalize.tracking.persons import (
     PREVIEW_MARKS,
     SPECULATIVE_HEADERS,
     is_counted,
+    is_muted,
     is_preview,
     is_robot,
     is_speculative,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,9 @@ PATTERNS: Final = Path(__file__).with_name("isbot.json")
 
 PREVIEW_MARKS: Final = frozenset({"is_preview", "toolbar"})
 """The attributes that Wagtail and django CMS set on a request."""
+
+is_muted: Final = ContextVar("moe_is_muted", default=False)
+"""Whether code without a request records nothing, because it runs for a preview of "View as"."""
 
 SPECULATIVE_HEADERS: Final = (
     # Browsers: prefetch, prerender, and previews of a page. Inertia sends Purpose too.

@@ -116,9 +116,11 @@ def read_token(text: str) -> Token:
 def _build_token(content: object) -> Token:
     match content:
         # A token of the default workspace doesn't name it.
-        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), *workspace]:
+        case [str(event_uuid), str(action), dict(), str(binding), str(), str(), list(elements), str(), *rest] if all(
+            isinstance(workspace, str) for workspace in rest
+        ):
             # These raise an exception for a wrong value.
-            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements), "".join(workspace)
+            uuid.UUID(event_uuid), Action(action), binding.encode("ascii"), "".join(elements)
             return Token(*content[:9])  # type: ignore[arg-type]
     raise ValueError
 

@@ -71,7 +71,7 @@ class Editor:
         """
         old = self._read()
         text = _restore_keys(draft.text.replace("\r\n", "\n"), old)
-        if problems := find_problems(text, self.path.name):
+        if problems := find_problems(text, self.path.name) or _find_unknown_keys(text):
             return Draft(draft.text, draft.stamp, problems)
         if draft.stamp != self.stamp and not anyway:
             return Draft(draft.text, draft.stamp, is_outdated=True)
@@ -170,3 +170,10 @@ def _restore_keys(text: str, old: str) -> str:
     """Put the keys of the ``old`` text back where the new text says that they are hidden."""
     keys = [match[2] for match in _KEY.finditer(old)]
     return _HIDDEN.sub(lambda match: keys[int(match[1]) - 1] if 0 < int(match[1]) <= len(keys) else match[0], text)
+
+
+def _find_unknown_keys(text: str) -> tuple[Problem, ...]:
+    """Return a problem for each API key that is still hidden in ``text``, because the file has no such key."""
+    found = [match for match in _KEY.finditer(text) if _HIDDEN.fullmatch(match[2])]
+    message = "api_key: the file has no key {}. Write the API key, or load the page again."
+    return tuple(Problem(message.format(match[2]), text.count("\n", 0, match.start()) + 1) for match in found)

@@ -133,7 +133,8 @@ class Workbench:
         template = self._templates.get_template(f"moe_personalize/workbench/{name}")
         # Times stay in their own zone, and numbers have no separators, whatever the site's settings say.
         html = template.render(Context({**shared, **context}, use_tz=False, use_l10n=False))
-        return Response(status, HTML, html.encode())
+        # A JSON text may have half of a character (\ud800).
+        return Response(status, HTML, html.encode(errors="xmlcharrefreplace"))
 
     def _redirect(self, url: str) -> Response:
         return Response(303, {"location": url, **HTML})

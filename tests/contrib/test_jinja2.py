@@ -156,6 +156,32 @@ def test_usages(tmp_path, settings, monkeypatch):
     assert usages == found
 
 
+KEYED = {
+    "keyed.jinja": "{% macro keyed(key, other='no-key', last='in-default') %}{% experience key %}{% endexperience %}"
+    "{{ experience_value(last, 'T') }}{% endmacro %}{{ keyed('in-macro', 'no-key') }}",
+    "imports.jinja": "{% import 'keyed.jinja' as m %}{% from 'keyed.jinja' import keyed as k, nothing %}\n"
+    "{{ m.keyed('in-import') }}{% call k(key='in-from') %}{% endcall %}{{ m.other('no-key') }}{{ m.keyed(x) }}",
+    "set.jinja": "{% set k = 'in-set' %}{% with w = 'in-with', v = 'no-key' %}{% experience w %}{% endexperience %}"
+    "{% endwith %}{{ experience_value(k, 'T') }}{% for f in ['in-for', x] %}{% experience f %}{% endexperience %}"
+    "{% endfor %}{% for g in x %}{% experience g %}{% endexperience %}{% endfor %}{% set x, y = 'no-key', 'no-key' %}",
+    "broken.jinja": "{%- experience 'no-key' %}",
+    "unrelated.jinja": "{% if %}",
+}
+
+
+def test_keys_with_a_name(settings, caplog):
+    """A variable or a macro's argument counts where its text is written. A broken template is logged."""
+    options = {"extensions": [EXTENSION], "loader": jinja2.DictLoader(KEYED)}
+    settings.TEMPLATES = [{"BACKEND": BACKENDS["django"][0], "OPTIONS": options}]
+    usages = {(usage.experience_key, usage.place) for usage in find_usages() if usage.kind == "template"}
+    lines = {"macro": "keyed", "default": "keyed", "import": "imports", "from": "imports", "set": "set"}
+    lines |= {"with": "set", "for": "set"}
+    places = {f"in-{end}": f"{name}.jinja:{2 if name == 'imports' else 1}" for end, name in lines.items()}
+    assert usages == {*places.items()}
+    assert "'broken.jinja' can't be read, so its experience keys are not known: line 1: Unexpected" in caplog.text
+    assert "unrelated" not in caplog.text
+
+
 def test_keys_of_a_template():
     """Keys are found in compiled templates, also from strings. Missing and broken templates are skipped."""
     loader = jinja2.DictLoader(TEMPLATES | {"broken.jinja": "{% if %}"})

@@ -13,6 +13,8 @@ from rest_framework.views import APIView
 from django_moe_personalize import views
 from django_moe_personalize.contrib.json import MAX_KEYS, experiences
 from django_moe_personalize.contrib.rest_framework import ExperienceSerializer
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import Entry
 from django_moe_personalize.testing import override_personalize
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
@@ -59,6 +61,13 @@ def test_experiences(visit, shown):  # noqa: F811 - the fixture
         report(visit, ["impression", hero["token"]], ["click", hero["token"], "Url"], ["click", hero["token"], "evil"])
     assert shown.impressions == {"hero": 1}
     assert sum("CLICK" in entry.action.upper() for entry in shown.engine.ledger.entries()) == 1
+
+
+def test_an_experience_that_is_switched_off(visit):
+    """The client renders its own default."""
+    get_switch().change((Entry("hero", True, None, "ada", 1.0),))
+    found = visit("/moe/experiences/?key=hero&key=offers").json()["experiences"]
+    assert (found["hero"], bool(found["offers"])) == (None, True)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 import os
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
@@ -13,7 +14,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from django_moe_personalize.client import get_client
+from django_moe_personalize import api, runtime
+from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.contrib.otel import apps, metrics, spans
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
@@ -21,6 +23,7 @@ from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
 from django_moe_personalize.testing import override_personalize
+from tests import brands
 from tests.conftest import settle
 from tests.delivery.events import backend, make_event, make_events
 from tests.documents import read, read_rows, read_section, read_words
@@ -75,7 +78,7 @@ class Otel:
 def otel(monkeypatch):
     """Start the instrumentation, for this test alone."""
     otel = Otel()
-    for part in (get_client, get_cache, get_delivery):
+    for part in (get_client, get_data_client, get_cache, get_delivery):
         monkeypatch.setattr(part, "_build", part._build)
     monkeypatch.setattr(metrics, "get_meter", lambda *args: otel.meters.get_meter("test"))
     for module in (trace, spans):
@@ -127,10 +130,24 @@ def test_request(otel, vendor, submitted, is_warm):
 
 
 def test_sandbox_in_this_process(otel):
-    """The sandbox in this process also has durations."""
+    """The sandbox in this process also has durations, also of conversions."""
     Asked(build_visitor(), KEYS).join(LONG)
     settle()
-    assert otel.read("moe_personalize.request.duration", "operation", "workspace") == {("fetch", "default"): 1}
+    api.track_event("customer-1", "Order placed")
+    found = otel.read("moe_personalize.request.duration", "operation", "workspace")
+    assert found == {("fetch", "default"): 1, ("conversions", "default"): 1}
+
+
+def test_conversions(otel, vendor):
+    """A conversion that waits counts as a pending event with its age."""
+    with override_personalize(DELIVERY=backend("thread.ThreadDelivery", interval=600.0)):
+        api.track_event("customer-1", "Order placed", at=datetime(2026, 1, 1, tzinfo=UTC))
+        assert otel.read(f"{EVENTS}.pending") == {(): 1}
+        (age,) = otel.read(f"{EVENTS}.oldest.age").values()
+        assert age > 0
+        get_delivery().flush()
+        assert otel.read("moe_personalize.request.duration", "operation") == {("conversions",): 1}
+        assert otel.read(f"{EVENTS}.delivered") == {(): 1}
 
 
 def test_page(otel, visit, vendor):
@@ -232,6 +249,30 @@ def test_child_of_a_fork(otel, upstream):
     assert otel.read(f"{EVENTS}.accepted") == {(): 2}
 
 
+def test_workspaces(otel, visit, settings):
+    """Each workspace has its own values and its own spans."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(brands.Brand(name)) for name in brands.BRANDS]
+        brands.configure(settings, found)
+        for number in range(3):
+            name = brands.BRANDS[number == 0]
+            with otel.page():
+                title(visit("/", headers={"x-brand": name, "x-customer": str(number), "user-agent": BROWSER}))
+        brands.flush()
+        settle()
+        each = {("outlet",): 1, ("default",): 2}
+        for metric in ("cache.lookups", "events.accepted", "events.delivered"):
+            assert otel.read(f"moe_personalize.{metric}", "workspace") == each
+        fetches = otel.read("moe_personalize.request.duration", "workspace", "operation")
+        assert (fetches["outlet", "fetch"], fetches["default", "fetch"]) == (1, 2)
+        spans = [attributes["workspace"] for name, _, attributes in otel.read_spans() if "deliver" in name]
+        assert spans == ["outlet", "default", "default"]
+        assert otel.read("moe_personalize.breaker.state", "workspace", "state") == {
+            ("outlet", "closed"): 1,
+            ("default", "closed"): 1,
+        }
+
+
 def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):
     """A page goes on if the database, a meter or a tracer fails. The other metrics have values."""
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"DELIVERY": backend("database.DatabaseDelivery")}
@@ -241,6 +282,16 @@ def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):
         assert title(visit("/tags/")) != "Welcome"
     assert otel.read(f"{EVENTS}.pending") == {}
     assert otel.read("moe_personalize.breaker.state", "state") == {("closed",): 1}
+
+
+def test_end_of_a_process(otel, upstream, monkeypatch):
+    """The last export of a process has the events that the process delivered at its end."""
+    monkeypatch.setattr(runtime, "_process", runtime._Process())
+    with override_personalize(DELIVERY=backend("thread.ThreadDelivery", interval=600.0)):
+        get_delivery().record(make_events(2))
+        assert otel.read(f"{EVENTS}.delivered") == {}
+        runtime._end()
+        assert otel.read(f"{EVENTS}.delivered") == {(): 2}
 
 
 def test_nothing_is_built_for_a_metric(otel):
@@ -269,7 +320,7 @@ def test_metrics_are_those_of_the_documents(otel, visit, shared, vendor):
         text = read("reference/metrics.md")
         rows = read_rows(read_section(text, "## Metrics"), "metric", "kind", "unit", "attributes", "counts")
         assert {read_words(row[0])[0]: (read_words(row[2])[0], set(read_words(row[3]))) for row in rows} == found
-        others = {"GET /experiences/metadata", "POST /experiences/events"}
+        others = {"GET /experiences/metadata", "POST /experiences/events", "POST /event/…"}
         named = {read_words(row[0])[0] for row in read_rows(text, "span", "kind", "when")}
         assert named == others.union(name for name, _, _ in otel.read_spans())
         reasons = read_rows(read("reference/delivery.md"), "reason", "when")

@@ -262,7 +262,7 @@ def fail(request):
         ({"attributes": "[1]"}, "that MoEngage accepts"),
         ({"attributes": '{"USER_AGENT": "x"}'}, "that MoEngage accepts"),
         ({"forced": "[1]"}, "a payload for each experience key"),
-        ({"forced": '{"hero-banner": "no such"}'}, "no variation"),
+        ({"forced": '{"hero-banner": "no such"}'}, "Write one of: '1', "),
         ({"forced": '{"nothing": "1"}'}, "no variation"),
         ({"file": b"{"}, "has no JSON object"),
         ({"file": b" " * 70_000}, "64 KiB"),

@@ -33,7 +33,7 @@ def take_out(app):
         channel = connection.channel()
         app.amqp.queues["celery"].bind(channel).declare()
         while message := channel.basic_get("celery", no_ack=True):
-            (text,), _, _ = json.loads(message.body)
+            (text, *_), _, _ = json.loads(message.body)
             due = message.headers["eta"]
             wait = datetime.fromisoformat(due).timestamp() - time.time() if due else 0.0
             found.append((text, message, wait))

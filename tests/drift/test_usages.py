@@ -1,6 +1,7 @@
 """Where a site uses experience keys: templates, code, views, settings, schemas, and finders of other libraries."""
 
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 from django.apps import apps
@@ -59,13 +60,85 @@ def test_keys_in_code(tmp_path):
     file = tmp_path / "views.py"
     file.write_text(CODE)
     found = set(python_code.find_keys_in_code(file))
-    assert {key for key, _ in found} == {*LINES, "key-29", "key-34", "key-02", "key-03"}
+    assert {key for key, _, _ in found} == {*LINES, "key-29", "key-34", "key-02", "key-03"}
     lines = CODE.splitlines()
-    for key, line in found - {("key-02", 8), ("key-03", 13)}:
-        assert key in lines[line - 1]
+    assert all(key in lines[line - 1] for key, _, line in found)
     file.write_text("personalization = (")
     assert list(python_code.find_keys_in_code(file)) == []
+    dots = "." * 99
+    (tmp_path / "odd.py").write_text(f"from {dots} import A\nfrom django.conf import settings\n{ODD}")
+    with override_settings(SETTINGS_MODULE=None):
+        assert list(python_code.find_keys_in_code(tmp_path / "odd.py")) == []
     assert python_code.find_variable(str(tmp_path / "absent.py"), "Hero", "key") == 0
+
+
+ODD = """
+def view(personalization, *rest, **more):
+    personalization.prefetch(A, settings.B, settings, *rest, **more)
+    personalization[0], personalization[1:2], personalization.get(), (lambda: 1)()[0]
+"""
+NAMED = {
+    "keys.py": """
+from enum import Enum
+from .options import *
+from .base import *
+HERO = "in-module"
+LIST = ["in-list", *("in-star",)] + OTHER
+class Keys(Enum):
+    MEMBER = "in-enum"
+""",
+    "base.py": """
+from django_moe_personalize.mixins import PersonalizeMixin
+OTHER = ("in-base",)
+class Base(PersonalizeMixin): pass
+class Plain: pass
+""",
+    "options.py": "SHOP_HERO = 'in-settings'",
+    "views.py": """
+import os.path, keys_of_nobody, shop_of_names.keys
+import shop_of_names.keys as absolute
+from . import keys, base
+from .base import Base as Parent, Plain
+from .keys import HERO as SHORT, LIST, Keys
+from .missing import GONE
+from django.conf import settings
+SOME = {"a": "in-some"}
+LOOP = LOOP
+BY_NAME = {"hero": "in-dict", "other": "no-key", **LIST_OF_NOBODY}
+def view(personalization, SHADOWED, default="in-default", *, flag, more="in-keyword"):
+    local = "in-function" if flag else LIST
+    personalization.prefetch(*LIST, SHORT, keys.HERO, Keys.MEMBER.value, local, absolute.OTHER, GONE, LOOP, flag.x)
+    [personalization.get(key) for key in ("in-loop",)]
+    personalization.get("no" + "-key")
+    personalization.prefetch(BY_NAME["hero"], default, more, settings.SHOP_HERO, flag["x"], {"a": "no-key"}["a"])
+    for one in ("in-for", flag):
+        personalization.get(SOME[flag], one) or personalization.get(one)
+SHADOWED = "no-key"
+class Home(Parent, Plain, object):
+    KEY = "in-class"
+    experiences = ["in-child"]
+    def get(self):
+        return self.request.personalization[self.KEY]
+class Other(base.Plain):
+    experiences = ["no-key"]
+""",
+}
+
+
+def test_names_in_code(tmp_path, monkeypatch):
+    """A name stands for its texts, also if another file sets it. The place is where the text is written."""
+    folder = tmp_path / "shop_of_names"
+    folder.mkdir()
+    for name, text in {**NAMED, "__init__.py": ""}.items():
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with override_settings(SETTINGS_MODULE="shop_of_names.options"):
+        found = set(python_code.find_keys_in_code(folder / "views.py"))
+    ends = ["module", "list", "star", "base", "enum", "function", "loop", "class", "child", "dict", "default"]
+    ends += ["keyword", "settings", "some", "for"]
+    assert {key for key, _, _ in found} == {f"in-{end}" for end in ends}
+    for key, file, line in found:
+        assert key in Path(file).read_text().splitlines()[line - 1]
 
 
 def test_files_of_the_site(tmp_path, monkeypatch):
@@ -85,28 +158,55 @@ def test_files_of_the_site(tmp_path, monkeypatch):
     del sys.modules["urls_of_drift"]
 
 
-def test_templates(tmp_path, monkeypatch):
-    """A literal key of a template counts, also below an {% extends %} and in a branch. A broken template doesn't."""
-    load = "{% load moe_personalize %}\n"
-    tags = '{% if x %}{% experience "in-branch" %}{% endexperience %}{% endif %}\n{% experience_value "a-value" "T" %}'
-    (tmp_path / "base.html").write_text(
-        f"{load}{{% block a %}}{{% endblock %}}{tags}{{% experience key %}}{{% endexperience %}}"
-    )
-    block = (
-        '{% extends "base.html" %}' + load + '{% block a %}{% experience "child" %}{% endexperience %}{% endblock %}'
-    )
-    (tmp_path / "child.html").write_text(block)
-    island = f"{load}{{% experience_island 'island' %}}{{% endexperience_island %}}{{% personalize_state 'state' %}}"
-    (tmp_path / "island.html").write_text(island)
-    (tmp_path / "broken.html").write_text(f'{load}{{% experience "broken" %}}')
-    templates = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [tmp_path]}]
+TEMPLATES = {
+    "base.html": "{% block a %}{% endblock %}{% experience key %}{% endexperience %}",
+    "child.html": '{% block a %}{% experience "child" %}{% endexperience %}{% endblock %}',
+    "branch.html": "{% if x %}{% experience 'in-branch' %}{% endexperience %}{% endif %}",
+    "value.html": """{% experience_value "a-value"|lower "T" %}{% experience_value x|default:"a-default" "T" %}""",
+    "part.html": "{% experience key %}{% endexperience %}{% experience 'fixed' %}{% endexperience %}",
+    "outer.html": "{% include 'part.html' %}",
+    "include.html": "{% include 'outer.html' with key='handed' %}{% include 'part.html' with key=x %}",
+    "only.html": "{% with key='no-key' %}{% include 'part.html' with x='no-key' only %}{% endwith %}",
+    "with.html": "{% with key='in-with' %}{% experience key %}{% endexperience %}{% include 'no.html' %}{% endwith %}",
+    "loop.html": "{% include 'loop.html' with key='no-key' %}",
+    "comment.html": "{# {% experience 'no-key' %} #}{% comment %}{% experience 'no-key' %}{% endcomment %}",
+    "island.html": "{% experience_island 'island' %}{% endexperience_island %}{% personalize_state 'state' %}",
+    "shadowed.html": "{% experience 'over' %}{% endexperience %}",
+}
+
+
+def test_templates(tmp_path, monkeypatch, caplog):
+    """A key of a template counts where it is written, also as a variable of an include. A broken template is logged."""
+    own, app = tmp_path / "own", tmp_path / "app"
+    for folder in (own, app):
+        folder.mkdir()
+    for name, text in TEMPLATES.items():
+        start = '{% extends "base.html" %}' if name == "child.html" else ""
+        (own / name).write_text(f"{start}{{% load moe_personalize %}}\n{text}")
+    (own / "broken.html").write_text('{% load moe_personalize %}{% experience "broken" %}')
+    (own / "other.html").write_text("{% load nothing_to_include %}")
+    (own / "again.html").write_text("{% extends 'again.html' %}{% include 'x' %}")
+    for name, key in {"shadowed": "no-key", "again": "extended"}.items():
+        (app / f"{name}.html").write_text(
+            f"{{% load moe_personalize %}}\n{{% experience '{key}' %}}{{% endexperience %}}"
+        )
+    templates = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "DIRS": [own, app]}]
     monkeypatch.chdir(tmp_path)
     with override_settings(TEMPLATES=templates):
-        found = [(usage.experience_key, usage.place) for usage in usages.find_in_templates()]
-    assert sorted(found) == [
-        *[("a-value", "base.html:3"), ("child", "child.html:2"), ("in-branch", "base.html:2")],
-        *[("island", "island.html:2"), ("state", "island.html:2")],
-    ]
+        found = {(usage.experience_key, usage.place) for usage in usages.find_in_templates()}
+    names = {
+        "a-value": "value",
+        "a-default": "value",
+        "child": "child",
+        "in-branch": "branch",
+        "fixed": "part",
+        "handed": "include",
+    }
+    names |= {"in-with": "with", "over": "shadowed", "island": "island", "state": "island"}
+    places = {(key, f"own/{name}.html:2") for key, name in names.items()}
+    assert found == {*places, ("extended", "app/again.html:2")}
+    assert "'broken.html' can't be read" in caplog.text
+    assert "other.html" not in caplog.text
 
 
 KEY = "made-in-code"
@@ -129,20 +229,24 @@ def test_views(monkeypatch):
 def test_settings(tmp_path, monkeypatch):
     """A key of EXPERIENCES has the file and line of the settings, or of the settings that they import."""
     assert list(usages.find_in_settings()) == []
-    for name, text in {"drift_base": "\nKEYS = ['in-base']", "drift_site": SITE}.items():
+    texts = {"drift_base": "\nKEYS = ['in-base']", "drift_site": SITE, "drift.keys": "K = [\n'in-module']"}
+    for name, text in {**texts, "drift": "from .keys import K"}.items():
         (tmp_path / f"{name}.py").write_text(text)
         module = ModuleType(name)
         module.__file__ = str(tmp_path / f"{name}.py")
+        module.__package__ = "drift" if name == "drift" else None
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
-    keys = {"*": ["in-base", "in-site", "computed"]}
+    keys = {"*": ["in-base", "in-site", "computed", "in-module"]}
     with override_personalize(EXPERIENCES=keys), override_settings(SETTINGS_MODULE="drift_site"):
         found = {usage.experience_key: usage.place for usage in usages.find_in_settings()}
-    expected = {"in-base": "drift_base.py:2", "in-site": "drift_site.py:3"}
-    assert found == {**expected, "computed": 'MOE_PERSONALIZE["EXPERIENCES"]["*"]'}
+    expected = {"in-base": "drift_base.py:2", "in-site": "drift_site.py:4", "in-module": "drift.keys.py:2"}
+    assert found == {**expected, "computed": f"drift_site.py:{SITE.count(chr(10)) - 1}"}
+    with override_personalize(EXPERIENCES={"nowhere": ["computed"]}), override_settings(SETTINGS_MODULE="drift_site"):
+        assert [usage.place for usage in usages.find_in_settings()] == ['MOE_PERSONALIZE["EXPERIENCES"]["nowhere"]']
 
 
-STARS = "from .drift_base import *\nfrom drift_base import *\n"
+STARS = "from .drift_base import *\nfrom drift_base import *\nfrom drift import K, keys\n"
 SITE = STARS + "MORE = {'*': ['in-site']}\nfrom os import path\nfrom nowhere import *"
 
 

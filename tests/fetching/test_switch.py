@@ -210,7 +210,7 @@ def test_a_process_that_doesnt_know_the_state_shows_nothing(upstream, visit, ser
         "The state of the kill switch can't be read (DatabaseError). Until it can, pages show their defaults. "
         "Check the database and the cache."
     )
-    assert told[1].startswith("The state of the kill switch can be read after ")
+    assert told[1].startswith("The state of the kill switch can be read again after ")
 
 
 def test_the_last_state_stays_during_an_outage(upstream, visit, serving_store, caplog):

@@ -13,6 +13,8 @@ from django.utils import translation
 from django_moe_personalize import views
 from django_moe_personalize.browser import islands
 from django_moe_personalize.browser.islands import sign_island
+from django_moe_personalize.fetching.switch import get_switch
+from django_moe_personalize.fetching.switch_store import Entry
 from django_moe_personalize.testing import override_personalize
 from tests.rendering.conftest import LOAD, TEMPLATES, compile_template
 
@@ -178,6 +180,16 @@ def test_proxy_keeps_the_cookie_of_a_new_visitor(render, visit, settings, shown)
     assert shown.impressions == {}
     visit(url)
     assert shown.impressions == {"hero": 1}
+
+
+def test_island_that_is_switched_off(render, visit, shown):
+    """The page around it keeps its fallback, and ESI gets the fallback of the template."""
+    render("")
+    token = sign_island("hero", "moe_personalize/islands/hero.html")
+    assert ask(visit, token).json()["islands"][token]
+    get_switch().change((Entry("hero", True, None, "ada", 1.0),))
+    assert ask(visit, token).json() == {"islands": {token: None}}
+    assert visit(f"/moe/islands/{token}/").content == b"plain"
 
 
 def test_template_of_an_island_that_is_gone(render, visit, caplog):

@@ -236,11 +236,28 @@ def test_dashboard_is_valid():
         assert {target["datasource"]["uid"] for target in panel["targets"]} == {"${datasource}"}
 
 
-def test_metrics_of_several_processes(tmp_path):
-    """Under gunicorn, the collector gets the metrics of each worker. Together they count each event once."""
+FORKED = """from telemetry import instrument, start
+
+preload_app = True
+instrument()
+
+
+def post_fork(server, worker):
+    start()
+"""
+
+
+@pytest.mark.parametrize("is_forked", [False, True], ids=["loaded by each worker", "loaded before the fork"])
+def test_metrics_of_several_processes(tmp_path, is_forked):
+    """Under gunicorn, the collector gets the metrics and traces of each worker, which count each event once."""
+    options = ["--worker-class=gthread", "--threads=2"]
+    if is_forked:
+        (tmp_path / "gunicorn.conf.py").write_text(FORKED)
+        options += ["--config", str(tmp_path / "gunicorn.conf.py")]
     with collect() as collector, listen() as listener:
         port = listener.getsockname()[1]
-        command = build_gunicorn("wsgi:application", listener, 2, "--worker-class=gthread", "--threads=2")
+        application = "django.core.wsgi:get_wsgi_application()" if is_forked else "wsgi:application"
+        command = build_gunicorn(application, listener, 2, *options)
         with serve(tmp_path, collector, command, port=port, pass_fds=[listener.fileno()]) as visit:
             for number in range(12):
                 visit("/category/packs/", number)
@@ -251,3 +268,6 @@ def test_metrics_of_several_processes(tmp_path):
 
             wait(lambda: count() == 12)
             assert len(collector.metrics[ACCEPTED]) == 2
+            wait(lambda: sum(span.kind == SERVER and "category" in span.name for span in collector.spans) == 12)
+        pages = {span.span_id for span in collector.spans if span.kind == SERVER}
+        assert pages >= {span.parent_span_id for span in collector.spans if span.kind in (CLIENT, PRODUCER)}

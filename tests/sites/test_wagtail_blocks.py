@@ -71,8 +71,9 @@ def test_usages(answers):
     assert {place for place in places if ".py:" not in place[1]} == {
         (key, home) for key in (GONE, "hero-banner", "promo-strip")
     }
-    assert ("promo-strip", "tests/sites/blocks_site/models.py:25") in places
-    assert answers["drift"].startswith(f"{home}: The workspace has no experience 'gone-banner', or it has ended.")
+    assert ("promo-strip", "tests/sites/blocks_site/models.py:26") in places
+    assert answers["drift"].startswith("tests/sites/blocks_site/streams.py:7: The workspace has no experience 'gone-")
+    assert f"(also {home})" in answers["drift"]
 
 
 def test_checks(answers):

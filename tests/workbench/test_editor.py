@@ -55,6 +55,21 @@ def test_mistake_has_its_place_and_line_and_is_not_saved(bench):
     assert "Line 1 · line 1, column 2: not valid JSON" in read_words(save(bench, {"text": "{", "stamp": ""}))
 
 
+def test_a_hidden_key_that_the_file_does_not_have_is_a_mistake(bench):
+    """The text never replaces the API key with "(hidden 2)"."""
+    before = bench.path.read_bytes()
+    page = read_words(save(bench, open_text(bench), "(hidden 1)", "(hidden 2)"))
+    assert 'Line 3 · api_key: the file has no key "(hidden 2)"' in page
+    assert bench.path.read_bytes() == before
+
+
+def test_half_of_a_character_breaks_no_page(bench):
+    """JSON may have such a text. The pages show a replacement."""
+    bench.save(json.dumps({**WORKSPACE, "experiences": [{"key": "\ud800", "payload": {"T": "\udfff"}}]}))
+    assert "&#55296;" in bench.send("GET", "/").body.decode()
+    assert "&#57343;" in bench.send("GET", "/visitor/", "customer_id=1").body.decode()
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -106,7 +121,7 @@ def test_api_keys_return_to_their_places(bench):
     save(bench, open_text(bench), '"(hidden 1)"', '"new"')
     assert json.loads(bench.path.read_text())["api_key"] == "new"
     save(bench, open_text(bench), '"(hidden 1)"', '"(hidden 3)"')
-    assert json.loads(bench.path.read_text())["api_key"] == "(hidden 3)"
+    assert json.loads(bench.path.read_text())["api_key"] == "new"
 
 
 def test_other_version_on_the_disk_is_kept(bench):

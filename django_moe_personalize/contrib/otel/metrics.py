@@ -9,13 +9,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from django.db import close_old_connections
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation, get_meter
 
 from django_moe_personalize import __version__
-from django_moe_personalize.client import get_client
+from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts, get_delivery
 from django_moe_personalize.fetching.cache import ExperienceCache, Known, get_cache
 from django_moe_personalize.fetching.shared import has_room
@@ -29,9 +29,12 @@ SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0
 """The buckets of request.duration. Pages wait for DEADLINE, 0.3 seconds by default."""
 
 OPERATIONS: Final = {f"/experiences/{operation}": operation for operation in ("fetch", "metadata", "events")}
+"""All other paths are of conversions: they have the id of the workspace."""
 
 REASONS: Final = ("overflow", "refused", "attempts", "exit", "failed", "broker", "error", "erased")
 """The reasons for dropping. Each has a value from the start, because Prometheus ignores the first value of a series."""
+
+Client = TypeVar("Client", bound=PersonalizeClient)
 
 Found = Iterable[tuple[float, Mapping[str, str]]]
 """Values with their attributes."""
@@ -47,6 +50,7 @@ def start(provider: MeterProvider | None = None) -> None:
         explicit_bucket_boundaries_advisory=SECONDS,
     )
     get_client.extend(partial(_measure_client, duration))
+    get_data_client.extend(partial(_measure_client, duration))
     get_cache.extend(_count_lookups)
     counter, up_down = meter.create_observable_counter, meter.create_observable_up_down_counter
     for create, name, unit, description, read in (
@@ -120,11 +124,9 @@ class MeasuredTransport:
         return exchange
 
 
-def _measure_client(
-    duration: Histogram, build: Callable[..., PersonalizeClient], runtime: Runtime
-) -> PersonalizeClient:
+def _measure_client(duration: Histogram, build: Callable[..., Client], runtime: Runtime) -> Client:
     def record(request: Request, began: float, outcome: int | str) -> None:
-        attributes = {"workspace": runtime.name, "operation": OPERATIONS.get(request.path, "other")}
+        attributes = {"workspace": runtime.name, "operation": OPERATIONS.get(request.path, "conversions")}
         if isinstance(outcome, int):
             attributes["http.response.status_code"] = str(outcome)
         if isinstance(outcome, str) or outcome >= 400:

@@ -29,6 +29,7 @@ WHO: Final = [
 DAY_CHOICES: Final = [("", pgettext_lazy("view as", "Today")), *zip(DAYS, WEEKDAYS.values(), strict=True)]
 
 FIELDS: Final = {"device": "USER_AGENT", "address": "USER_IP_ADDRESS", "day": "DAY_OF_THE_WEEK"}
+OTHER_FIELDS: Final = {"hour": "TIME_OF_THE_DAY", "campaign": "utm_campaign"}
 
 
 def _build_area() -> forms.Textarea:
@@ -45,21 +46,18 @@ class ViewForm(forms.Form):
     hour = forms.IntegerField(label=_("Hour (0 to 23)"), required=False, min_value=0, max_value=23)
     campaign = forms.CharField(label="utm_campaign", required=False, max_length=MAX_VALUE_LENGTH)
     address = forms.GenericIPAddressField(label=_("IP address"), required=False)
-    attributes = forms.JSONField(
-        label=_("Attributes (a JSON object)"), widget=_build_area(), required=False, initial=dict
-    )
-    forced = forms.JSONField(
+    attributes = forms.CharField(label=_("Attributes (a JSON object)"), widget=_build_area(), required=False)
+    forced = forms.CharField(
         label=_("Experiences (a JSON object)"),
         widget=_build_area(),
         required=False,
-        initial=dict,
         help_text=_("For each key: a payload, null for no experience, or the id of a variation of the sandbox."),
     )
     file = forms.FileField(label=_("Experiences from a file"), required=False)
 
     def clean_attributes(self) -> dict[str, str]:
         """Return the attributes that the package would accept from ATTRIBUTES."""
-        found = self.cleaned_data["attributes"] or {}
+        found = _load(self.cleaned_data["attributes"])
         if not isinstance(found, dict) or len(accepted := accept_custom("View as", found)) < len(found):
             raise forms.ValidationError(
                 _("Write a JSON object with attributes that MoEngage accepts. All values are texts.")
@@ -68,7 +66,7 @@ class ViewForm(forms.Form):
 
     def clean_forced(self) -> dict[str, Any]:
         """Return payloads by key."""
-        return _read_forced(self.cleaned_data["forced"])
+        return _read_forced(_load(self.cleaned_data["forced"]))
 
     def clean_file(self) -> dict[str, Any]:
         """Return the payloads of the file. It may be a recorded answer of MoEngage."""
@@ -77,10 +75,7 @@ class ViewForm(forms.Form):
             return {}
         if file.size > MAX_FILE:
             raise forms.ValidationError(_("The file is larger than 64 KiB. Keep only the experiences of this page."))
-        try:
-            return _read_forced(json.loads(file.read()))
-        except (ValueError, RecursionError):
-            raise forms.ValidationError(_("The file has no JSON object. Choose another file.")) from None
+        return _read_forced(_load(file.read(), _("The file has no JSON object. Choose another file.")))
 
     def clean(self) -> dict[str, Any]:
         """Require the id of a customer."""
@@ -106,12 +101,34 @@ class ViewForm(forms.Form):
         )
 
 
+def build_initial(view: View) -> dict[str, Any]:
+    """Return the values of the fields that describe a view."""
+    names = {name: field for field, name in {**FIELDS, **OTHER_FIELDS}.items()}
+    more = {name: value for name, value in view.attributes.items() if name not in names}
+    texts = {"attributes": more, "forced": view.forced}
+    return {
+        "who": "customer" if view.customer_id else "anonymous" if view.anonymous else "self",
+        "customer_id": view.customer_id,
+        **{names[name]: value for name, value in view.attributes.items() if name in names},
+        **{field: json.dumps(data, ensure_ascii=False) for field, data in texts.items() if data},
+    }
+
+
+def _load(text: str | bytes, message: Any = forms.JSONField.default_error_messages["invalid"]) -> Any:
+    """Return the data of a JSON text, or an empty object for no text. Raises ValidationError."""
+    try:
+        found = json.loads(text or "{}")
+        # A page can't show half of a character (\ud800), and JSON has no infinity.
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError):
+        raise forms.ValidationError(message) from None
+    return {} if found is None else found
+
+
 def _read_forced(data: object) -> dict[str, Any]:
     """Return payloads in the form of MoEngage. Raises ValidationError."""
     if isinstance(data, dict) and isinstance(data.get("experiences"), dict):
         data = data["experiences"]
-    if data is None:
-        return {}
     problems = Problems("experiences")
     if not isinstance(data, dict):
         raise forms.ValidationError(_("Write a JSON object that has a payload for each experience key."))
@@ -124,7 +141,7 @@ def _read_forced(data: object) -> dict[str, Any]:
 
 
 def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] | None:
-    if value is None:
+    if value in (None, "absent"):
         return None
     if isinstance(value, str):
         return _find_variation(key, value, problems)
@@ -136,9 +153,11 @@ def _read_one(key: str, value: object, problems: Problems) -> Mapping[str, Any] 
 def _find_variation(key: str, name: str, problems: Problems) -> Mapping[str, Any] | None:
     engine = get_engine(get_runtime())
     definition = engine.workspace.definitions.get(key) if engine else None
-    for content in definition.contents if definition else ():
-        for variation in content.variations:
-            if name in (variation.variation_id, variation.name):
-                return variation.payloads[""]
-    problems.add(key, f"the sandbox has no variation {name!r}. Write the id or the name of one of its variations.")
+    known = [each for content in (definition.contents if definition else ()) for each in content.variations]
+    for variation in known:
+        if name in (variation.variation_id, variation.name):
+            return variation.payloads[""]
+    names = [f"{each.variation_id!r} ({each.name})" if each.name else repr(each.variation_id) for each in known]
+    fix = f"Write one of: {', '.join(names)}." if names else "Write a payload, or null for no experience."
+    problems.add(key, f"the sandbox has no variation {name!r}. {fix}")
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction, markcoroutinefunction, sync_to_async
 from django.core.cache import caches
@@ -13,11 +14,16 @@ from django.http import HttpRequest
 from django.http.response import HttpResponseBase
 from django.template.loader import render_to_string
 
-from django_moe_personalize import rendering, views
+from django_moe_personalize import rendering, tracking, views
 from django_moe_personalize.contrib.view_as.page import PreviewPage, build_visitor, fetch
 from django_moe_personalize.contrib.view_as.view import COOKIE, View, may_preview, read_view
 from django_moe_personalize.moengage.types import Experience
 from django_moe_personalize.runtime import log_once
+
+CONDITIONS: Final = ("HTTP_IF_NONE_MATCH", "HTTP_IF_MODIFIED_SINCE")
+"""With these headers a view may answer that the page in the browser is still right. But that page has no preview."""
+
+_PAGE: Final = re.compile(rb"\s*<(!doctype|html)\b", re.IGNORECASE)
 
 
 class ViewAsMiddleware:
@@ -40,13 +46,13 @@ class ViewAsMiddleware:
     def _preview(self, request: HttpRequest) -> HttpResponseBase:
         if (page := start(request)) is None:
             return self.get_response(request)  # type: ignore[no-any-return]
-        with keep_fragments_out():
+        with leave_nothing():
             return finish(request, self.get_response(request), page)
 
     async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
         if (page := await sync_to_async(start)(request)) is None:
             return await self.get_response(request)  # type: ignore[no-any-return]
-        with keep_fragments_out():
+        with leave_nothing():
             return await sync_to_async(finish)(request, await self.get_response(request), page)
 
     def process_view(self, request: HttpRequest, view: Any, args: Any, kwargs: Any) -> None:
@@ -66,22 +72,26 @@ def start(request: HttpRequest) -> PreviewPage | None:
     page = PreviewPage(request, view)
     request.personalization._page = page
     request.moe_view_as = view  # type: ignore[attr-defined]
+    for name in CONDITIONS:
+        request.META.pop(name, None)
     rendering.keep_out_of_caches(request)
     return page
 
 
 @contextmanager
-def keep_fragments_out() -> Iterator[None]:
-    """Let ``{% cache %}`` neither read nor store fragments in this thread or task.
+def leave_nothing() -> Iterator[None]:
+    """In this thread or task, let the API record nothing, and ``{% cache %}`` neither read nor store fragments.
 
     The tag prefers a cache named "template_fragments", which most sites don't have.
     """
     name = "template_fragments"
+    token = tracking.is_muted.set(True)
     before = getattr(caches._connections, name, None)  # type: ignore[attr-defined]
     caches[name] = DummyCache("", {})
     try:
         yield
     finally:
+        tracking.is_muted.reset(token)
         del caches[name]
         if before is not None:
             caches[name] = before
@@ -95,13 +105,22 @@ def finish(request: HttpRequest, response: HttpResponseBase, page: PreviewPage) 
     is_page = "text/html" in response.headers.get("Content-Type", "") and not response.has_header("Content-Encoding")
     if is_page and not response.streaming and not hasattr(request, "moe_has_no_bar"):
         content: bytes = response.content  # type: ignore[attr-defined]
-        head, end, rest = content.rpartition(b"</body>")
-        if end:
-            bar = render_bar(request, page).encode(response.charset or "utf-8")
-            response.content = head + bar + end + rest  # type: ignore[attr-defined]
+        if (end := _find_end(request, content)) is not None:
+            bar = render_bar(request, page).encode(response.charset or "utf-8", "xmlcharrefreplace")
+            response.content = content[:end] + bar + content[end:]  # type: ignore[attr-defined]
             if response.has_header("Content-Length"):
                 response.headers["Content-Length"] = str(len(response.content))  # type: ignore[attr-defined]
     return response
+
+
+def _find_end(request: HttpRequest, content: bytes) -> int | None:
+    """Return the place of the bar, or ``None`` for a part of a page. HTML requires no ``<html>`` and no ``<body>``."""
+    found = content.lower().rfind(b"</body>")
+    if found >= 0:
+        return found
+    # A redirect has no content.
+    is_page = content and (request.headers.get("Sec-Fetch-Dest") == "document" or _PAGE.match(content))
+    return len(content) if is_page else None
 
 
 def render_bar(request: HttpRequest, page: PreviewPage) -> str:
@@ -109,8 +128,10 @@ def render_bar(request: HttpRequest, page: PreviewPage) -> str:
     keys = page.experience_keys
     real = fetch(page, build_visitor(request, View(issuer="")), keys) if page.runtime.settings.enabled else {}
     rows = [(key, _list_values(page._answers.get(key)), _list_values(real.get(key))) for key in keys]
-    nonce = getattr(request, "_csp_nonce", None) or getattr(request, "csp_nonce", None)
-    context = {"view": request.moe_view_as, "rows": rows, "path": request.get_full_path(), "nonce": nonce}  # type: ignore[attr-defined]
+    context = {"view": request.moe_view_as, "rows": rows, "path": request.get_full_path()}  # type: ignore[attr-defined]
+    # str() reads the lazy nonce of Django or django-csp, which adds the nonce to the policy.
+    nonces = [str(found) for name in ("_csp_nonce", "csp_nonce") if (found := getattr(request, name, None)) is not None]
+    context["nonce"] = nonces[0] if nonces else ""
     return render_to_string(
         "moe_personalize/view_as/bar.html", {**context, "may_change": may_preview(getattr(request, "user", None))}
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import FrameType
 from typing import Any, Final
 
@@ -29,9 +30,9 @@ from django_moe_personalize.moengage.types import MAX_KEYS, Experience
 from django_moe_personalize.page import Page
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.tracking import PageTracker
-from django_moe_personalize.visitor import NO_VISITOR, Consent, Identity, Visitor
+from django_moe_personalize.visitor import MINTED, NO_VISITOR, Consent, Identity, Visitor
 from django_moe_personalize.visitor.attributes import collect_attributes
-from django_moe_personalize.visitor.identity import get_identity
+from django_moe_personalize.visitor.identity import get_consent, get_identity
 
 SEEN: Final = Consent(track=False)
 
@@ -47,6 +48,8 @@ class PreviewPage(Page):
     def __init__(self, request: HttpRequest, view: View) -> None:
         super().__init__(request)
         self._visitor = build_visitor(request, view)
+        # explain() reads these two attributes.
+        self.forced, self.has_failed = view.forced, False
         self._answers = {
             key: None if payload is None else read_experience(key, {"payload": payload})
             for key, payload in view.forced.items()
@@ -96,7 +99,7 @@ class PreviewPage(Page):
         """Learn nothing: a preview must not change which keys other pages fetch."""
 
 
-def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experience | None]:
+def fetch(page: PreviewPage, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experience | None]:
     """Ask MoEngage for ``keys``, without any cache. Never raises: after a failure all keys are absent."""
     found: dict[str, Experience | None] = dict.fromkeys(keys)
     if not visitor.consent.fetch:
@@ -114,28 +117,33 @@ def fetch(page: Page, visitor: Visitor, keys: Sequence[str]) -> dict[str, Experi
             )
             found.update(result.experiences)
     except APIError as error:
+        page.has_failed = True
         page.runtime.log_once(("view_as", type(error)), _FAILED, type(error).__name__)
     return found
 
 
 def build_visitor(request: HttpRequest, view: View) -> Visitor:
     """Return the visitor of ``view``. The parts that the view leaves open are those of the real visitor."""
-    stand_in = _copy(request)
+    stand_in, consent = _copy(request), SEEN
     identity: Identity | None
     if view.customer_id:
         identity = Identity(view.customer_id)
     elif view.anonymous:
         identity = Identity(NEWCOMER, anonymous=True)
     else:
-        identity = get_identity(stand_in, SEEN)
+        consent = replace(get_consent(stand_in), track=False)
+        identity = get_identity(stand_in, consent)
+        if MINTED in stand_in.__dict__:
+            # The response sets no cookie, so each page would make another new profile at MoEngage.
+            identity = Identity(NEWCOMER, anonymous=True)
     if identity is None:
         return NO_VISITOR
-    attributes = collect_attributes(stand_in, now=timezone.now(), consent=SEEN)
+    attributes = collect_attributes(stand_in, now=timezone.now(), consent=consent)
     campaign = get_settings().query_parameters
     if not view.attributes.keys().isdisjoint(campaign):
         # The parameters of two campaigns never mix.
         attributes = {name: value for name, value in attributes.items() if name not in campaign}
-    return Visitor(identity, {**attributes, **view.attributes}, SEEN)
+    return Visitor(identity, {**attributes, **view.attributes}, consent)
 
 
 def _copy(request: HttpRequest) -> HttpRequest:

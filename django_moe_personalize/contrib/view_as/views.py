@@ -15,7 +15,8 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
 from django.views.decorators.http import require_POST, require_safe
 
-from django_moe_personalize.contrib.view_as.forms import ViewForm
+from django_moe_personalize import tracking
+from django_moe_personalize.contrib.view_as.forms import ViewForm, build_initial
 from django_moe_personalize.contrib.view_as.view import COOKIE, MAX_AGE, MAX_LENGTH, may_preview, read_view
 
 
@@ -27,7 +28,9 @@ def control(request: HttpRequest) -> HttpResponse:
         raise Http404
     # The bar would only repeat this page.
     request.moe_has_no_bar = True  # type: ignore[attr-defined]
-    form, path, link = ViewForm(request.POST or None, request.FILES or None), _get_path(request), ""
+    view = getattr(request, "moe_view_as", None)
+    form = ViewForm(request.POST or None, request.FILES or None, initial=view and build_initial(view))
+    path, link = _get_path(request), ""
     if request.method == "POST" and form.is_valid():
         view = form.build_view(str(user.pk))  # type: ignore[union-attr]
         is_link = "link" in request.POST
@@ -50,7 +53,8 @@ def control(request: HttpRequest) -> HttpResponse:
 def open_link(request: HttpRequest, token: str) -> HttpResponse:
     """Turn on the view of a link. The response to any other link is a 404."""
     view = read_view(request, token)
-    if view is None or not view.is_shared:
+    # A browser or a mail program may ask before the colleague opens the link.
+    if view is None or not view.is_shared or request.method == "HEAD" or tracking.is_speculative(request):
         raise Http404
     response = _turn_on(request, token, _get_path(request))
     response.headers["Referrer-Policy"] = "no-referrer"

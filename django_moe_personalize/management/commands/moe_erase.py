@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from django_moe_personalize import api
-from django_moe_personalize.conf import get_settings, list_workspaces
+from django_moe_personalize.conf import get_settings
 from django_moe_personalize.management import WorkspaceCommand
 
 REMAINS = """\
@@ -34,9 +34,7 @@ class Command(WorkspaceCommand):
 
         With several workspaces, someone must name one: an id may belong to another person in another workspace.
         """
-        names = list_workspaces()
-        if len(names) > 1 and options["workspace"] is None:
-            raise CommandError(f"The site has several workspaces. Choose one: --workspace {' or '.join(names)}.")
+        self.check_chosen(options["workspace"])
         if not customer_id.strip():
             raise CommandError("The customer id is empty. Give the id of a customer.")
         count = api.erase(customer_id=customer_id)

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils import timezone
 
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.switch import POLL_SECONDS, get_switch
 from django_moe_personalize.fetching.switch_store import ALL, FRESH_SECONDS, Entry, NoStoreError, format_time
+from django_moe_personalize.management import WorkspaceCommand
 from django_moe_personalize.runtime import Runtime, get_runtime
 
 UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -25,18 +26,19 @@ MAX_DAYS: Final = 3650
 FOLLOW: Final = f"All processes of the site follow within {POLL_SECONDS + FRESH_SECONDS:g} seconds."
 
 
-class Command(BaseCommand):
+class Command(WorkspaceCommand):
     """Change or print the state of the kill switch. This never calls MoEngage, so it works in an outage too."""
 
+    without = "the only one"
     help = "Switches experiences off in all processes of the site, and on again. Without KEY, all experiences."
     # A mistake in another app must not stop an operator in an emergency.
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         """See BaseCommand.add_arguments()."""
+        super().add_arguments(parser)
         parser.add_argument("action", choices=["off", "on", "status"], help="what to do")
         parser.add_argument("key", nargs="*", metavar="KEY", help="an experience key (default: all experiences)")
-        parser.add_argument("--workspace", metavar="NAME", default="default", help="a workspace (default: default)")
         duration = "with off: switch on again after this time, such as 30m, 2h, 1d or 1h30m"
         parser.add_argument("--for", dest="duration", metavar="DURATION", help=duration)
         parser.add_argument("--force", action="store_true", help="with off: accept a key that the workspace lacks")
@@ -44,14 +46,13 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Change the state, and print what is off. Raises CommandError if nothing was changed."""
-        action, keys = options["action"], list(dict.fromkeys(options["key"]))
+        self.check_chosen(options["workspace"])
+        action, keys, runtime = options["action"], list(dict.fromkeys(options["key"])), get_runtime()
         if action != "off" and (options["duration"] is not None or options["force"]):
             raise CommandError("Only `moe_switch off` takes --for and --force.")
         until = None if options["duration"] is None else timezone.now() + read_duration(options["duration"])
         try:
-            runtime = get_runtime(options["workspace"])
-            with runtime.use():
-                told = self._change(runtime, action, keys, until, is_forced=options["force"])
+            told = self._change(runtime, action, keys, until, is_forced=options["force"])
         except (ConfigurationError, NoStoreError) as error:
             raise CommandError(str(error)) from error
         if options["json"]:

@@ -6,6 +6,7 @@ from wagtail.fields import StreamField
 from wagtail.models import Page
 
 from django_moe_personalize.contrib.wagtail import ExperienceBlock
+from tests.sites.blocks_site.streams import OFFERS
 
 
 class HTMLBlock(ExperienceBlock):
@@ -47,4 +48,5 @@ class OwnBlock(StructBlock):
 
 class BlocksPage(Page):
     body = StreamField([("experience", HTMLBlock()), ("promo", PromoBlock()), ("row", Row()), ("own", OwnBlock())])
+    offers = StreamField(OFFERS, blank=True)
     content_panels = [*Page.content_panels, FieldPanel("body")]
