@@ -7,6 +7,8 @@ from django.test import Client
 from django.urls import path
 
 from django_moe_personalize import api
+from django_moe_personalize.context import get_page
+from django_moe_personalize.context.explain import explain_page
 from django_moe_personalize.runtime import get_runtime
 from tests.test_workspaces import brands, choose, get  # noqa: F401 - the first two are fixtures
 
@@ -39,3 +41,16 @@ def test_fork_in_a_request(brands, settings):  # noqa: F811
 
     settings.ROOT_URLCONF = type("URLs", (), {"urlpatterns": [path("", view)]})
     assert get(Client(), "outlet").text == "0"
+
+
+def test_panel_outside_of_the_workspace(brands, settings):  # noqa: F811
+    """The debug toolbar, around all other middleware, explains a page by the settings and cookies of its workspace."""
+    client = Client()
+    get(client, "outlet", "/?utm_source=mail")
+    found = explain_page(get_page(get(client, "outlet").wsgi_request))
+    origins = {attribute["name"]: attribute["origin"] for attribute in found["attributes"]}
+    assert (found["workspace"], origins["utm_source"]) == (
+        "outlet",
+        "the cookie moe_query_outlet, from an earlier page of the session",
+    )
+    assert get_runtime().name == "default"

@@ -53,11 +53,18 @@ _FAILED = "The fetch failed. The log has the reason."
 
 def explain_page(page: Page) -> dict[str, Any]:
     """Return the facts of the page so far. A page that knows its visitor becomes private."""
+    # Tools such as the debug toolbar call this outside of the request's workspace.
+    with page.runtime.use():
+        return _explain_page(page)
+
+
+def _explain_page(page: Page) -> dict[str, Any]:
     request, visitor, settings = page._request(), page._visitor, page.runtime.settings
     if request is not None and visitor is not None and not page._is_closed:
         page.mark_read(request)
     breaker = get_breaker(page.runtime)
     return {
+        "workspace": page.runtime.name,
         "enabled": settings.enabled,
         "upstream": "sandbox" if get_engine.find(page.runtime) is not None else "MoEngage",
         "visitor": _explain_visitor(request, visitor),
