@@ -304,8 +304,9 @@ def _find(name: str) -> Runtime:
 
 
 def list_runtimes() -> Sequence[Runtime]:
-    """Return the runtimes that this process uses at the moment, and at its end those that it has used."""
-    return [*_process.ended, *_process.runtimes.values()]
+    """Return the runtimes of workspaces that this process uses at the moment, and at its end those that it has used."""
+    found = [*_process.ended, *_process.runtimes.values()]
+    return [runtime for runtime in found if runtime.name != NO_WORKSPACE]
 
 
 def log_once(key: Hashable, message: str, *args: object, level: int = logging.WARNING) -> None:

@@ -10,7 +10,6 @@ from django.http import HttpRequest, JsonResponse
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_safe
 
-from django_moe_personalize.conf.settings import NO_WORKSPACE
 from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.switch_store import ALL
@@ -26,7 +25,7 @@ def health(request: HttpRequest) -> JsonResponse:
 
     An outage of MoEngage is a 200, because the site works without MoEngage.
     """
-    workspaces = {runtime.name: _describe(runtime) for runtime in list_runtimes() if runtime.name != NO_WORKSPACE}
+    workspaces = {runtime.name: _describe(runtime) for runtime in list_runtimes()}
     is_failing = any(each["delivery"] and each["delivery"]["is_dead"] for each in workspaces.values())
     body = {"status": "failing" if is_failing else "ok", "workspaces": workspaces}
     return JsonResponse(body, status=503 if is_failing else 200)

@@ -223,6 +223,8 @@ def _examine_pending(outbox: Outbox, counts: DeliveryCounts) -> Iterator[Finding
         at_work = f"a deliverer is sending {leased} events now" if leased else "no deliverer is sending events now"
         what = f"The oldest pending event has waited for {timesince(oldest, now)}, and {at_work}."
         fix = "Read the log of the deliverer." if leased else "Run `manage.py moe_deliver --watch`."
+        if not outbox.rows.filter(state=OutboxEvent.State.PENDING, is_conversion=False).exists():
+            fix = f"{fix} Only conversions wait, so check DATA_API_KEY too."
         yield Finding("problem", what.replace("\xa0", " "), fix, "outbox.waits")
     elif is_new and not leased:
         what = "Events have waited for more than a minute, and no deliverer has tried to send them."

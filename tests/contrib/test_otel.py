@@ -262,11 +262,15 @@ def test_workspaces(otel, visit, settings):
                 title(visit("/", headers={"x-brand": name, "x-customer": str(number), "user-agent": BROWSER}))
         brands.flush()
         settle()
+        # A request without a workspace has no values.
+        visit("/", headers={"x-brand": "gone", "user-agent": BROWSER})
         each = {("outlet",): 1, ("default",): 2}
         for metric in ("cache.lookups", "events.accepted", "events.delivered"):
             assert otel.read(f"moe_personalize.{metric}", "workspace") == each
         fetches = otel.read("moe_personalize.request.duration", "workspace", "operation")
         assert (fetches["outlet", "fetch"], fetches["default", "fetch"]) == (1, 2)
+        points = otel.read_metrics()[MISSES].data.data_points
+        assert {point.attributes["workspace"] for point in points} == {*brands.BRANDS}
         spans = [attributes["workspace"] for name, _, attributes in otel.read_spans() if "deliver" in name]
         assert spans == ["outlet", "default", "default"]
         assert otel.read("moe_personalize.breaker.state", "workspace", "state") == {

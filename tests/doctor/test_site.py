@@ -181,7 +181,9 @@ def test_outbox(outbox):
     found = diagnose()
     assert find("The outbox in the database 'default': 2 events accepted, 0 delivered, 2 pending", found)[0] == "ok"
     assert not [text for _, text in found if "pending event" in text]
-    outbox.rows.update(created_at=timezone.now() - timedelta(minutes=45))
+    outbox.rows.update(created_at=timezone.now() - timedelta(minutes=45), is_conversion=True)
+    assert find("The oldest pending")[1].endswith("--watch`. Only conversions wait, so check DATA_API_KEY too.")
+    outbox.rows.update(is_conversion=False)
     state, text = find("The oldest pending event has waited for 45 minutes, and no deliverer is sending events now.")
     assert state == "problem"
     assert "moe_deliver --watch" in text
