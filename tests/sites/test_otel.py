@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 from contextlib import contextmanager
@@ -19,7 +20,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.documents import DOCS, ROOT, read, read_blocks, read_rows, read_words
 from tests.services.serving import build_gunicorn, find_free_port, listen, running, start_sandbox, wait_until
 from tests.sites.serving import open_port
-from tests.wire import wait_until as wait
 
 EXAMPLE = ROOT / "example_project"
 WORKSPACE = json.loads((ROOT / "django_moe_personalize" / "sandbox" / "workspace.json").read_text())
@@ -62,6 +62,14 @@ class Receiver(http.server.BaseHTTPRequestHandler):
 
 def read_attributes(owner):
     return {each.key: each.value.string_value or each.value.int_value for each in owner.attributes}
+
+
+def wait(is_so):
+    """Wait until the collector has something, which takes longer on a busy machine."""
+    until = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @contextmanager
