@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 from opentelemetry import sdk, trace
+from opentelemetry.context import get_value
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,6 +20,7 @@ from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.contrib.otel import apps, metrics, spans
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.fetching.cache import get_cache
+from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.upstream import get_breaker
 from django_moe_personalize.resilience import Deadline
 from django_moe_personalize.runtime import get_runtime
@@ -78,7 +80,7 @@ class Otel:
 def otel(monkeypatch):
     """Start the instrumentation, for this test alone."""
     otel = Otel()
-    for part in (get_client, get_data_client, get_cache, get_delivery):
+    for part in (get_client, get_data_client, get_cache, get_delivery, get_switch):
         monkeypatch.setattr(part, "_build", part._build)
     monkeypatch.setattr(metrics, "get_meter", lambda *args: otel.meters.get_meter("test"))
     for module in (trace, spans):
@@ -277,6 +279,14 @@ def test_workspaces(otel, visit, settings):
             ("outlet", "closed"): 1,
             ("default", "closed"): 1,
         }
+
+
+def test_switch_is_silent(otel):
+    """The instrumentation of the database makes no root span every two seconds."""
+    switch, found = get_switch(), []
+    switch.store.read = lambda: (found.append(get_value(spans.SILENT)), ())[1]
+    switch._refresh()
+    assert (found, get_value(spans.SILENT)) == ([True], None)
 
 
 def test_tools_that_fail(otel, visit, vendor, monkeypatch, settings):

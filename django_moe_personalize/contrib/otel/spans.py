@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from opentelemetry.context import attach, detach
+from opentelemetry.context import attach, detach, set_value
 from opentelemetry.trace import SpanKind, Tracer, TracerProvider, get_current_span, get_tracer, set_span_in_context
 
 from django_moe_personalize import __version__
@@ -20,9 +20,13 @@ from django_moe_personalize.delivery.base import BaseDelivery, get_delivery
 from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.fetching.cache import ExperienceCache, get_cache
 from django_moe_personalize.fetching.shared import has_room
+from django_moe_personalize.fetching.switch import Switch, get_switch
 from django_moe_personalize.runtime import Runtime
 
 T = TypeVar("T")
+
+SILENT: Final = "suppress_instrumentation"
+"""With this value in the context, the instrumentations of databases and caches make no spans."""
 
 
 def start(provider: TracerProvider | None = None) -> None:
@@ -30,6 +34,7 @@ def start(provider: TracerProvider | None = None) -> None:
     tracer = get_tracer("django_moe_personalize", __version__, provider)
     get_cache.extend(partial(_trace_cache, tracer))
     get_delivery.extend(partial(_trace_delivery, tracer))
+    get_switch.extend(_silence_switch)
 
 
 def _trace(tracer: Tracer, name: str, kind: SpanKind, runtime: Runtime, call: Callable[..., T], *args: Any) -> T:
@@ -68,3 +73,19 @@ def _trace_delivery(tracer: Tracer, build: Callable[..., BaseDelivery], runtime:
         traced = partial(_trace, tracer, "moe_personalize.deliver", SpanKind.PRODUCER, runtime, getattr(delivery, name))
         setattr(delivery, name, traced)
     return delivery
+
+
+def _silence_switch(build: Callable[..., Switch], runtime: Runtime) -> Switch:
+    """Let the instrumentations of other packages make no span for the queries of the switch: each would be a root."""
+    switch = build(runtime)
+    refresh = switch._refresh
+
+    def refresh_silently() -> None:
+        token = attach(set_value(SILENT, True))
+        try:
+            refresh()
+        finally:
+            detach(token)
+
+    switch._refresh = refresh_silently  # type: ignore[method-assign]
+    return switch
