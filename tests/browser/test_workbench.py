@@ -10,6 +10,7 @@ from django_moe_personalize.sandbox.faults import Faults
 from django_moe_personalize.sandbox.workspace import SHIPPED, WorkspaceFile
 from django_moe_personalize.workbench import Workbench
 from tests.browser.test_demo import FOCUSED, REACHABLE, leave, wait_for
+from tests.sandbox.test_conversions import call, order
 from tests.sandbox.ways import CONTEXT, EVENTS, action, batch, element, post, serving
 
 PICTURES = os.environ.get("WORKBENCH_PICTURES")
@@ -35,10 +36,11 @@ return text.value.slice(text.selectionStart, text.selectionEnd)"""
 
 
 def report(server, key="hero-banner", **changes):
-    """Send an impression and a click."""
+    """Send an impression and a click, and then an order of the same visitor."""
     context = {**CONTEXT, "experience": key}
     click = action(action="MOE_PERSONALIZATION_MESSAGE_CLICKED", attributes={**context, "b_id": "cta"})
     assert server.engine.handle(post(EVENTS, batch(element(action(attributes=context), click)))).status == 200
+    assert server.engine.handle(call({"type": "event", "customer_id": "42", "actions": [order()]})).status == 200
 
 
 @pytest.fixture
