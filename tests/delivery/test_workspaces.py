@@ -1,5 +1,6 @@
 """The deliveries of several workspaces: their messages, forks, exits and pages of the admin."""
 
+import os
 import time
 
 import pytest
@@ -138,3 +139,14 @@ def test_delivery_works_for_its_own_workspace(configure):
     delivery.record(Events(make_events(1)))
     assert delivery.counts().pending == 1
     assert set(seen) == {"outlet"}
+
+
+def test_page_that_forks(configure):
+    """The child of a page works for the page's workspace, with a runtime of its own."""
+    configure("dummy.DummyDelivery")
+    with use_workspace("outlet"):
+        before = get_runtime()
+        if not (child := os.fork()):
+            os._exit(0 if get_runtime().name == "outlet" and get_runtime() is not before else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert get_runtime() is before
