@@ -1,8 +1,10 @@
 """Conversions through each delivery, and what happens to the other events while the Data API fails alone."""
 
 import pytest
+from django.contrib.admin import site
 
 from django_moe_personalize import api
+from django_moe_personalize.admin import OutboxEventAdmin
 from django_moe_personalize.client import build_transport, get_data_client, read_data_url
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.delivery import tasks
@@ -86,6 +88,7 @@ def test_thread_sends_impressions_while_the_data_api_hangs(build, vendor):
     delivery.second.flush(0.1)
     delivery.record(make_events(2))
     assert delivery.flush(0.1) == DeliveryCounts(accepted=4, delivered=2, pending=2)
+    assert delivery.find_oldest() == conversions[0].event_time
     assert delivery.erase("user-0") == 1
     vendor.recover()
     assert delivery.flush(SOON) == DeliveryCounts(accepted=4, delivered=3, dropped={"erased": 1})
@@ -153,6 +156,13 @@ def test_missing_key(build_outbox, vendor, caplog):
 
 def get_delivery_setting():
     return {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery", "OPTIONS": {}}
+
+
+def test_admin(delivery):
+    """The admin shows the name of a conversion, and no attribute."""
+    delivery.record(make_conversions(1))
+    shown, row = OutboxEventAdmin(OutboxEvent, site), OutboxEvent.objects.get()
+    assert (shown.action(row), shown.experience(row)) == ("Order placed", "")
 
 
 def test_erased_customer(delivery, vendor):
