@@ -33,7 +33,7 @@ READER: Final = "read_experiences"
 """The method of a template of another engine. It yields pairs of a key and the name of another template, or None."""
 
 _ENDPOINTS: Final = frozenset({"django_moe_personalize.views", "django_moe_personalize.doctor.health"})
-"""The modules of the package's own views, which show no experiences. A probe must never start a fetch."""
+"""The modules of the package's own views, which show no experiences. A health check must never start a fetch."""
 
 MAX_ROUTES: Final = 1000
 MAX_PART_LENGTH: Final = 1024

@@ -95,10 +95,14 @@ def test_story_is_told_in_order():
 
 
 def test_connections_and_the_environment_have_one_module_each():
-    """One module opens connections, so every other part runs without a network. One module reads the environment."""
+    """One module opens connections, so every other part runs without a network. One module reads the environment.
+
+    Only an app of its own knows OpenTelemetry.
+    """
     assert importers_of("environ") == {"conf/settings.py"}
     assert importers_of("requests") == {"moengage/connections.py"}
     assert {name.partition("/")[0] for name in importers_of("urllib3")} <= {"moengage"}
+    assert importers_of("opentelemetry") == {"contrib/otel/metrics.py", "contrib/otel/spans.py"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

@@ -22,6 +22,7 @@ from django_moe_personalize.context import WorkspacePersonalization, switch_work
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.queued import deliver_outbox
 from django_moe_personalize.log import logger
+from django_moe_personalize.management.commands import moe_deliver
 from django_moe_personalize.middleware import PersonalizeMiddleware
 from django_moe_personalize.runtime import get_runtime, part, use_workspace
 from django_moe_personalize.testing import override_experiences, override_personalize
@@ -321,8 +322,10 @@ def test_api_of_a_workspace(brands):
 
 
 @pytest.mark.django_db(transaction=True)
-def test_outbox_of_each_workspace(brands, settings, capsys):
+def test_outbox_of_each_workspace(brands, settings, capsys, monkeypatch):
     """The rows, counters, erasures and deliverers of the workspaces are apart, although they share the tables."""
+    # Threads can't wait for each other's locks in a database in memory.
+    monkeypatch.setattr(moe_deliver, "ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))
     settings.MOE_PERSONALIZE = {**settings.MOE_PERSONALIZE, "DELIVERY": OUTBOX}
     client, counts = Client(), lambda: [get_delivery(get_runtime(name)).counts() for name in site.BRANDS]
 

@@ -19,11 +19,13 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
+from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.runtime import call_in_children, chain_uwsgi_hook, reset_runtimes, start_ending
 
 if TYPE_CHECKING:
@@ -80,7 +82,9 @@ def _end() -> None:
 
 def _start_in_child() -> None:
     for delivery in list(_deliveries):
-        delivery.start_in_child()
+        # A delivery may belong to a workspace that the settings have no longer. It must not stop the others.
+        with suppress(ConfigurationError):
+            delivery.start_in_child()
 
 
 def _close_before(call: Callable[..., Any]) -> Callable[..., Any]:

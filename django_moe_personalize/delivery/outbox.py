@@ -129,12 +129,23 @@ class Outbox:
             # This UPDATE changes no row. It makes SQLite lock the database before the first read: a transaction that
             # reads first fails if another one writes before it does.
             self.rows.filter(pk=0).update(attempts=0)
+            self.follow_index()
             due = self.due if conversions else self.due.filter(is_conversion__in=[False])
             due = due.select_for_update(skip_locked=skip_locked).order_by("due_at")
             rows = [LeasedRow(*row) for row in due.values_list("pk", "body", "attempts")[:limit]]
             until = timezone.now() + timedelta(seconds=seconds)
             self._select(row.pk for row in rows).update(lease=token, due_at=until)
         return Lease(token, rows)
+
+    def follow_index(self) -> None:
+        """Let PostgreSQL read due rows in the order of the index, until the end of the transaction.
+
+        Without fresh statistics, as after an outage, it expects few rows of a workspace. So it would collect and sort
+        all of them.
+        """
+        if connections[self.alias].vendor == "postgresql":
+            with connections[self.alias].cursor() as cursor:
+                cursor.execute("SET LOCAL enable_bitmapscan = off")
 
     def settle(self, lease: Lease, settlement: Settlement) -> Counter[str]:
         """Store the result of each leased row. Return the number of delivered rows, and of parked rows by state.

@@ -1,4 +1,4 @@
-"""A view for the probes of load balancers and orchestrators. It never calls MoEngage, the cache or the database."""
+"""A view for health checks of load balancers and orchestrators. It never calls MoEngage, a cache or a database."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _describe(runtime: Runtime) -> dict[str, Any]:
 
 def _describe_delivery(delivery: BaseDelivery) -> dict[str, Any]:
     if delivery.uses_database:
-        # A database that hangs would hang the probe, and the site would be out of rotation.
+        # A database that hangs would hang the health check, and the site would be out of rotation.
         return {"backend": type(delivery).__name__, "pending": None, "oldest_seconds": None, "is_dead": False}
     pending, oldest = delivery.counts().pending, delivery.find_oldest()
     thread = getattr(delivery, "_thread", None)

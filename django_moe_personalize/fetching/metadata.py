@@ -64,16 +64,16 @@ class MetadataStore:
         return metadata
 
     def find_unknown(self, experience_keys: Iterable[str]) -> str:
-        """Say which keys the workspace doesn't have, with near matches, or ``""``. Never calls MoEngage."""
-        known, told = self._find_known(), []
+        """Say which of the keys find_known_keys() doesn't have, with near matches, or ``""``."""
+        known, told = self.find_known_keys(), []
         for key in [key for key in experience_keys if known and key not in known]:
             near = [repr(each) for each in get_close_matches(key, [*known][:MAX_COMPARED])]
             hint = f" Did you mean {' or '.join(near)}?" if near else ""
             told.append(f"The workspace has no experience {key!r}.{hint}")
         return " ".join(told)
 
-    def _find_known(self) -> Collection[str]:
-        """Return the keys that the sandbox, this process or the site's cache knows."""
+    def find_known_keys(self) -> Collection[str]:
+        """Return the keys that the sandbox, this process or the site's cache knows. Never calls MoEngage."""
         if (engine := get_engine(self._runtime)) is not None:
             return engine.workspace.definitions
         if self.statuses is not None:

@@ -25,7 +25,7 @@ FRESH_SECONDS: Final = 2.0
 NOTE_SECONDS: Final = 24 * 60 * 60
 """How long the note stays in the cache, for an outage of the database."""
 
-TABLE_SECONDS: Final = 60.0
+TABLE_SECONDS: Final = 5.0
 """How often a process looks for a table that the site hasn't made yet."""
 
 ALL: Final = ""

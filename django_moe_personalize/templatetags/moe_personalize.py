@@ -7,7 +7,7 @@ from typing import Any
 
 from django import template
 from django.template import Context, Node, NodeList, TemplateSyntaxError
-from django.template.base import FilterExpression, Origin, Parser, Token, token_kwargs
+from django.template.base import FilterExpression, Parser, Token, token_kwargs
 from django.utils.functional import Promise
 from django.utils.html import conditional_escape
 from django.utils.safestring import SafeString
@@ -326,7 +326,7 @@ def personalize_scripts(parser: Parser, token: Token) -> ScriptsNode:
 class KeyNode(Node):
     """A key of ``{% personalize_state %}``, where planning.find_template_keys() looks for it."""
 
-    def __init__(self, key: FilterExpression, token: Token, origin: Origin | None) -> None:
+    def __init__(self, key: FilterExpression, token: Token, origin: Any) -> None:
         self.key = key
         self.experience_key = planning.get_literal(key)
         self.token = token

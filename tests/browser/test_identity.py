@@ -121,18 +121,15 @@ def open_page(visitor):
     """Return a function that opens a page as this user, with these scripts before the tag."""
     visitor.use("render", IDENTIFY=f"{__name__}.identify")
 
-    def open_page(user, *scripts, head=""):
+    def open_page(user, *scripts, head="", body=""):
         for number, script in enumerate(scripts):
             visitor.site.put_file(f"{number}.js", script.encode())
             head += f'<script src="/{number}.js" defer></script>'
         visitor.driver.get(visitor.site.put("blank", ""))
         visitor.run(f"document.cookie = 'user={user}'")
         for name in ("page", "next"):
-            visitor.site.put(
-                name,
-                f"<main>{name}</main><a href=/next id=go hx-boost=true>go</a>{{% personalize_identity %}}",
-                head=head,
-            )
+            link = "<a href=/next id=go hx-boost=true>go</a>"
+            visitor.site.put(name, f"<main>{name}</main>{link}{{% personalize_identity %}}{body}", head=head)
         visitor.driver.get(f"{visitor.site.url}/page")
 
     return open_page
@@ -153,6 +150,18 @@ def test_sdk_that_comes_late_or_never(visitor, open_page):
     assert visitor.run("return [document.moeTelling, localStorage.length]") == [None, 0]
     open_page("ada", STUB + SDK + "setTimeout(() => (window.Moengage = SDK), 300);")
     visitor.wait_until(lambda: visitor.run(CALLS) == [["identifyUser", "ada"]])
+
+
+def test_sdk_counts_for_the_new_person(visitor, open_page):
+    """The SDK reports no impression before it knows who sees the experience."""
+    visitor.use("web_sdk", IDENTIFY=f"{__name__}.identify")
+    sdk = SDK + "SDK.personalize = { trackImpression: () => note('trackImpression') }; window.Moengage = SDK;"
+    for shown, user in enumerate(["ada", "bob", "bob"], start=1):
+        open_page(user, sdk, body="{% experience 'hero' %}<p>x</p>{% endexperience %}")
+        visitor.wait_until(lambda shown=shown: visitor.run(CALLS).count(["trackImpression"]) == shown)
+    calls = visitor.run(CALLS)
+    ada, bob = ["identifyUser", "ada"], ["identifyUser", "bob"]
+    assert calls == [ada, ["trackImpression"], ["destroy_session"], bob, ["trackImpression"], ["trackImpression"]]
 
 
 def test_browser_without_storage(visitor, open_page):

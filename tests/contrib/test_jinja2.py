@@ -144,6 +144,7 @@ def test_usages(tmp_path, settings, monkeypatch):
     )
     (tmp_path / "island.html").write_text("{% experience_island 'island' %}" + END_ISLAND)
     (tmp_path / "broken.html").write_text("{% experience 'broken' %}")
+    (tmp_path / "nothing.html").write_text("{{ 1 }}")
     (tmp_path / "plain.html").write_text("{% experience_of_others %}")
     (tmp_path / "picture.png").write_bytes(b"\xffexperience")
     django = {"BACKEND": "django.template.backends.django.DjangoTemplates"}

@@ -5,11 +5,13 @@ import time
 import pytest
 from celery.exceptions import Reject
 from django.contrib.auth.models import User
+from django.db import connection
 
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import celery as ours
 from django_moe_personalize.delivery import exits, tasks
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
+from django_moe_personalize.delivery.outbox import Outbox
 from django_moe_personalize.delivery.queued import Message
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.models import OutboxEvent
@@ -106,3 +108,13 @@ def test_admin_shows_the_workspaces(configure, client):
     chosen = list(OutboxEvent.objects.values_list("pk", flat=True))
     client.post(LIST, {"action": "send_again", "_selected_action": chosen})
     assert [count(name).pending for name in ("default", "outlet")] == [1, 2]
+
+
+@pytest.mark.django_db
+def test_postgresql_follows_the_index(monkeypatch):
+    """PostgreSQL gets a setting for the transaction, without which it would sort all rows of a workspace."""
+    executed = []
+    monkeypatch.setattr(connection, "vendor", "postgresql")
+    with connection.execute_wrapper(lambda run, query, *more: executed.append(query)):
+        Outbox().follow_index()
+    assert executed == ["SET LOCAL enable_bitmapscan = off"]

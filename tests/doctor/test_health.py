@@ -1,4 +1,4 @@
-"""The view for probes: what it tells, and that it needs no other service."""
+"""The view for health checks: what it tells, and that it needs no other service."""
 
 from types import SimpleNamespace
 
@@ -32,7 +32,8 @@ def database():
 @pytest.fixture
 def thread():
     with override_personalize(
-        DELIVERY=build_backend("thread.ThreadDelivery", interval=600.0), EXPERIENCES={"*": ["hero-banner"]}
+        DELIVERY=build_backend("thread.ThreadDelivery", interval=600.0, exit_timeout=0.01),
+        EXPERIENCES={"*": ["hero-banner"]},
     ):
         yield
 
@@ -44,7 +45,7 @@ def read(visit):
 
 
 def test_a_new_process_is_well(visit, thread, upstream):
-    """Before its first page, too. The probe asks for nothing, also if EXPERIENCES names keys for all pages."""
+    """Before its first page, too. It asks for nothing, also if EXPERIENCES names keys for all pages."""
     status, told = read(visit)
     switch = {"is_known": False, "all_off": False, "keys_off": 0}
     well = {"breaker": "closed", "fetches_fail": False, "switch": switch, "delivery": THREAD}
@@ -82,8 +83,8 @@ def test_a_delivery_whose_thread_died_needs_a_restart(visit, thread):
 
 
 @pytest.mark.parametrize("name", ["database.DatabaseDelivery", "dummy.DummyDelivery"])
-def test_the_probe_needs_no_database(visit, name):
-    """The outbox isn't read: a database that hangs would hang the probe."""
+def test_the_view_needs_no_database(visit, name):
+    """The outbox isn't read: a database that hangs would hang the view."""
     with override_personalize(DELIVERY=build_backend(name)):
         status, told = read(visit)
     delivery = told["workspaces"]["default"]["delivery"]

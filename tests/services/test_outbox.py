@@ -30,10 +30,12 @@ def find():
     return due.select_for_update(skip_locked=locks)
 def look():
     with transaction.atomic():
+        Outbox().follow_index()
         seen.append(len(find()))
     connection.close()
 seen = []
 with transaction.atomic():
+    Outbox().follow_index()
     print(find()[:100].explain())
     assert len(find()[:100]) == 100
     if locks:

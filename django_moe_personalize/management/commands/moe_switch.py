@@ -25,6 +25,11 @@ MAX_DAYS: Final = 3650
 
 FOLLOW: Final = f"All processes of the site follow within {POLL_SECONDS + FRESH_SECONDS:g} seconds."
 
+UNCHECKED: Final = (
+    "The experiences of the workspace aren't known here, so no key was checked. Run `manage.py moe_experiences` to "
+    "compare."
+)
+
 
 class Command(WorkspaceCommand):
     """Change or print the state of the kill switch. This never calls MoEngage, so it works in an outage too."""
@@ -67,11 +72,11 @@ class Command(WorkspaceCommand):
         switch = get_switch(runtime)
         try:
             if action == "off":
-                unknown = "" if is_forced else get_metadata_store(runtime).find_unknown(keys)
-                if unknown:
+                store = get_metadata_store(runtime)
+                if not is_forced and (unknown := store.find_unknown(keys)):
                     raise CommandError(f"{unknown} Nothing was changed. To switch the key off anyway, add --force.")
                 switch.turn(keys or [ALL], is_off=True, until=until, by=_find_user())
-                return [FOLLOW]
+                return [FOLLOW] if is_forced or not keys or store.find_known_keys() else [FOLLOW, UNCHECKED]
             switch.change(switch.store.read())
             if action == "status":
                 return []

@@ -37,15 +37,21 @@
     }
   }
 
+  const end = () => doc.moeTells--;
+
   // MoEngage's loader first makes a stub without identifyUser. If the SDK never comes, the next page tries again.
   function wait(waits) {
     const sdk = self.Moengage || self.MoEngage;
-    if (sdk?.identifyUser) doc.moeTelling = (doc.moeTelling || Promise.resolve()).then(tell).catch(() => {});
-    else if (waits) setTimeout(wait, 250, waits - 1);
+    if (sdk?.identifyUser) doc.moeTelling = (doc.moeTelling || Promise.resolve()).then(tell).catch(() => {}).then(end);
+    // An SDK before version 2.52.2 has only the part that counts.
+    else if (waits && !sdk?.personalize) setTimeout(wait, 250, waits - 1);
+    else end();
   }
 
   function start() {
     doc.moeAt = Math.max(doc.moeAt || 0, at);
+    // Meanwhile, with IMPRESSIONS = "web_sdk", personalize.js reports nothing: it would report for the person before.
+    doc.moeTells = (doc.moeTells || 0) + 1;
     wait(120);
   }
 

@@ -43,13 +43,13 @@
 
   function tellAll() {
     sdkTimer = 0;
-    // MoEngage's loader makes the global. Its second script adds the part "personalize".
-    const sdk = (self.Moengage || self.MoEngage)?.personalize;
+    // MoEngage's loader makes the global, its second script "personalize".
+    const sdk = !doc.moeTells && (self.Moengage || self.MoEngage)?.personalize;
     while (sdk && calls[0]) {
       const [method, ...details] = calls.shift();
       sdk[method](...details);
     }
-    // The script waits for 30 seconds. In a hidden page, browsers let the time pass more slowly.
+    // Wait for 30 seconds. In a hidden page, browsers let the time pass more slowly.
     if (calls[0]) waits++ < 120 ? (sdkTimer = setTimeout(tellAll, 250)) : report("missing", "web_sdk");
   }
 

@@ -1,6 +1,7 @@
 """Sign user 1 of two shops in, open pages of both, and print as JSON whom the package asked for.
 
-The arguments are the framework (``tenants`` or ``sites``), the database as JSON, and the path for IDENTIFY or "".
+The arguments are the framework (``tenants`` or ``sites``), the database as JSON, the path for IDENTIFY or "", and the
+path for WORKSPACE or "", which gives each shop a workspace of its own.
 """
 
 import json
@@ -45,6 +46,16 @@ def identify_by_site(request):
     return Identity(f"{get_current_site(request).domain}-{request.user.pk}")
 
 
+def choose_by_schema(request):
+    return request.tenant.schema_name
+
+
+def choose_by_site(request):
+    from django.contrib.sites.shortcuts import get_current_site
+
+    return get_current_site(request).name
+
+
 def show(request):
     request.personalization.track_impression("hero-banner")
     return HttpResponse()
@@ -53,19 +64,22 @@ def show(request):
 urlpatterns = [path("", show), path("moe/", include("django_moe_personalize.urls"))]
 
 
-def configure(framework, database, identify):
+def configure(framework, database, identify, workspace):
     more = {"INSTALLED_APPS": [*SHARED, "django.contrib.sites"], "MIDDLEWARE": MIDDLEWARE}
     if framework == "tenants":
         database["ENGINE"] = "django_tenants.postgresql_backend"
         more = {**TENANTS, "MIDDLEWARE": ["django_tenants.middleware.main.TenantMainMiddleware", *MIDDLEWARE]}
     delivery = {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery"}
+    moe = {"SANDBOX": True, "IDENTIFY": identify, "DEADLINE": 20, "DELIVERY": delivery}
+    if workspace:
+        moe |= {"WORKSPACE": workspace, "WORKSPACES": {"default": {}, "ale": {}, "books": {}}}
     settings.configure(
         SECRET_KEY="tenants",
         ALLOWED_HOSTS=HOSTS,
         ROOT_URLCONF=__name__,
         DATABASES={"default": database},
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        MOE_PERSONALIZE={"SANDBOX": True, "IDENTIFY": identify, "DEADLINE": 20, "DELIVERY": delivery},
+        MOE_PERSONALIZE=moe,
         **more,
     )
     django.setup()
@@ -99,25 +113,34 @@ def create_shops(framework):
         yield browser
 
 
-def main(framework, database, identify):
-    configure(framework, json.loads(database), identify)
+def main(framework, database, identify, workspace):
+    configure(framework, json.loads(database), identify, workspace)
     from django_moe_personalize.checks.settings import check_site
     from django_moe_personalize.client import get_engine
+    from django_moe_personalize.conf import list_workspaces
     from django_moe_personalize.delivery.base import get_delivery
+    from django_moe_personalize.runtime import get_runtime
 
-    engine, asked = get_engine(), []
-    handle = engine.handle
+    asked = []
 
-    def record(request):
-        if request.path == "/experiences/fetch":
-            asked.append(json.loads(request.body)["identifiers"]["customer_id"])
-        return handle(request)
+    def listen(name):
+        engine = get_engine(get_runtime(name))
+        handle, place = engine.handle, f"{name}: " if workspace else ""
 
-    engine.handle = record
+        def record(request):
+            if request.path == "/experiences/fetch":
+                asked.append(place + json.loads(request.body)["identifiers"]["customer_id"])
+            return handle(request)
+
+        engine.handle = record
+
+    for name in list_workspaces():
+        listen(name)
     for browser in list(create_shops(framework)):
         assert [browser.get("/").status_code for _ in range(2)] == [200, 200]
     checks = [message.id[-4:] for message in check_site()]
-    print(json.dumps({"asked": asked, "checks": checks, "pending": get_delivery().counts().pending}))
+    pending = {name: get_delivery(get_runtime(name)).counts().pending for name in list_workspaces()}
+    print(json.dumps({"asked": asked, "checks": checks, "pending": pending if workspace else pending["default"]}))
 
 
 if __name__ == "__main__":
