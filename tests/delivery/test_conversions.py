@@ -1,10 +1,8 @@
 """Conversions through each delivery, and what happens to the other events while the Data API fails alone."""
 
 import pytest
-from django.contrib.admin import site
 
 from django_moe_personalize import api
-from django_moe_personalize.admin import OutboxEventAdmin
 from django_moe_personalize.client import build_transport, get_data_client, read_data_url
 from django_moe_personalize.conf import ConfigurationError, get_settings
 from django_moe_personalize.delivery import tasks
@@ -156,13 +154,6 @@ def test_missing_key(build_outbox, vendor, caplog):
 
 def get_delivery_setting():
     return {"BACKEND": "django_moe_personalize.delivery.database.DatabaseDelivery", "OPTIONS": {}}
-
-
-def test_admin(delivery):
-    """The admin shows the name of a conversion, and no attribute."""
-    delivery.record(make_conversions(1))
-    shown, row = OutboxEventAdmin(OutboxEvent, site), OutboxEvent.objects.get()
-    assert (shown.action(row), shown.experience(row)) == ("Order placed", "")
 
 
 def test_erased_customer(delivery, vendor):
