@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import time
 import urllib.request
 from collections import defaultdict
 from contextlib import contextmanager
@@ -17,9 +18,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.documents import DOCS, ROOT, read, read_blocks, read_rows, read_words
-from tests.services.serving import build_gunicorn, find_free_port, listen, running, start_sandbox, wait_until
+from tests.services.serving import build_gunicorn, listen, running, start_sandbox, wait_until
 from tests.sites.serving import open_port
-from tests.wire import wait_until as wait
 
 EXAMPLE = ROOT / "example_project"
 WORKSPACE = json.loads((ROOT / "django_moe_personalize" / "sandbox" / "workspace.json").read_text())
@@ -64,6 +64,14 @@ def read_attributes(owner):
     return {each.key: each.value.string_value or each.value.int_value for each in owner.attributes}
 
 
+def wait(is_so):
+    """Wait until the collector has something, which takes longer on a busy machine."""
+    until = time.monotonic() + 120
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 @contextmanager
 def collect():
     with Collector() as collector:
@@ -79,9 +87,9 @@ def collector():
 
 
 @contextmanager
-def serve(folder, collector, command, **options):
+def serve(folder, collector, command, port=0, **options):
     """Run the example shop on a sandbox behind HTTP, and give the function that opens a page as a new visitor."""
-    port = options.pop("port")
+    said = (folder / "shop.log").read_text
     with start_sandbox(folder, WORKSPACE) as sandbox, (folder / "shop.log").open("wb") as log:
         environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith(("DJANGO_", "PYTHON"))},
@@ -95,7 +103,10 @@ def serve(folder, collector, command, **options):
             "OTEL_METRIC_EXPORT_INTERVAL": "200",
         }
         with running(command, env=environment, stdout=log, stderr=log, **options) as process:
-            wait_until(process, lambda: open_port(port), (folder / "shop.log").read_text)
+            if not port:
+                wait_until(process, lambda: "The shop is at" in said(), said)
+                port = int(re.search(r"The shop is at http://127\.0\.0\.1:(\d+)", said())[1])
+            wait_until(process, lambda: open_port(port), said)
 
             def visit(path="/", number=0):
                 agent = f"Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/{140 + number}.0"
@@ -109,9 +120,8 @@ def serve(folder, collector, command, **options):
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, collector):
     """Run the demo as its README says, open a few pages, and give the function that opens a page."""
-    port = find_free_port()
-    command = [sys.executable, EXAMPLE / "manage.py", "demo", f"127.0.0.1:{port}"]
-    with serve(tmp_path_factory.mktemp("demo"), collector, command, port=port) as visit:
+    command = [sys.executable, EXAMPLE / "manage.py", "demo", "127.0.0.1:0"]
+    with serve(tmp_path_factory.mktemp("demo"), collector, command) as visit:
         for number in range(PAGES):
             visit(number=number)
         yield visit

@@ -46,7 +46,7 @@ def start(provider: MeterProvider | None = None) -> None:
     duration = meter.create_histogram(
         "moe_personalize.request.duration",
         "s",
-        "Time from a request to MoEngage to its whole response",
+        "Time from a request to MoEngage until its response is read",
         explicit_bucket_boundaries_advisory=SECONDS,
     )
     get_client.extend(partial(_measure_client, duration))
