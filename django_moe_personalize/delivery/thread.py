@@ -106,7 +106,7 @@ class ThreadDelivery(TwofoldDelivery):
             self._wake()
 
     def build_second(self) -> BaseDelivery:
-        """See TwofoldDelivery.build_second()."""
+        """Return a delivery with the same options, for conversions."""
         return replace(self)
 
     def _wake(self) -> None:
