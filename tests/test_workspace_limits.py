@@ -1,7 +1,5 @@
 """Workspaces where a page is not alone: a request without a workspace, and processes and threads of the site's own."""
 
-import os
-
 from django.http import HttpResponse
 from django.test import Client
 from django.urls import path
@@ -27,20 +25,6 @@ def test_api_of_a_request_without_a_workspace(brands, choose, settings):  # noqa
     settings.ROOT_URLCONF = type("URLs", (), {"urlpatterns": [path("", view)]})
     assert Client().get("/").status_code == 200
     assert [(brand.fetched, brand.events) for brand in brands] == [([], []), (["nobody"], [])]
-
-
-def test_fork_in_a_request(brands, settings):  # noqa: F811
-    """The child has a runtime of its own, because the threads and connections of its parent don't work there."""
-
-    def view(request):
-        parent = get_runtime()
-        child = os.fork()
-        if not child:
-            os._exit(get_runtime() is parent or get_runtime().name != "outlet")
-        return HttpResponse(os.waitpid(child, 0)[1])
-
-    settings.ROOT_URLCONF = type("URLs", (), {"urlpatterns": [path("", view)]})
-    assert get(Client(), "outlet").text == "0"
 
 
 def test_panel_outside_of_the_workspace(brands, settings):  # noqa: F811

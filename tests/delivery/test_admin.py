@@ -138,12 +138,6 @@ def test_parked_events_are_sent_again(staff, vendor):
     assert vendor.taken[first.event_uuid] == 1
 
 
-def test_a_conversion_shows_its_name(staff):
-    """The site's code has chosen the name, so it tells nothing about the customer."""
-    get_delivery().record_conversions([build_conversion("user-1", "Order placed", {"total": 1})])
-    assert "Order placed" in staff().get(LIST).text
-
-
 def test_a_row_without_an_event_is_shown(staff):
     """A user must see rows that are parked because they can't be read."""
     bodies = ["[", "{}", '{"actions":[{"attributes":[]}]}']
@@ -273,3 +267,11 @@ def test_the_page_speaks_the_users_language(staff, vendor):
         assert [text for text in shown if text not in page] == []
     with translation.override("de"):
         assert "1 zurückgestelltes Ereignis" in client.post(LIST, send, follow=True).text
+
+
+def test_a_conversion_has_its_name(staff):
+    """The list shows the name of a conversion as the action, and no attribute."""
+    get_delivery().record([build_conversion("user-1", "Order placed", {"total": "private"})])
+    page = staff().get(LIST).text
+    assert "Order placed" in page
+    assert "private" not in page
