@@ -227,3 +227,18 @@ def test_equal_payloads_and_null(tmp_path, monkeypatch, shop):  # noqa: F811
         assert "'CtaUrl' of experience 'hero-banner' is missing. Correct" in text
     hero = Experience("hero-banner", {"Nothing": None, "//": "x", "Title": "Hi"})
     assert moe_record._write_payload(hero, {}) == {"Title": "Hi"}
+
+
+def test_check_of_each_workspace(tmp_path):
+    """A key that only another workspace has is no problem. A key that no workspace has is one in each of them."""
+    workspaces = {}
+    for name, keys in {"default": ["hero-banner", "members"], "outlet": ["hero-banner", "clearance"]}.items():
+        experiences = [{"key": key, "payload": {"Title": "Hi"}} for key in keys]
+        workspace = {"workspace_id": "W_DEBUG", "api_key": "k", "experiences": experiences}
+        (tmp_path / f"{name}.json").write_text(json.dumps(workspace))
+        workspaces[name] = {"SANDBOX": str(tmp_path / f"{name}.json")}
+    used = ["hero-banner", "members", "clearance", "hero-baner"]
+    with override_personalize(WORKSPACES=workspaces, EXPERIENCES={"*": used}):
+        for name in workspaces:
+            text, _ = run("moe_experiences", "--check", "--workspace", name)
+            assert [key for key in used if f"The workspace has no experience {key!r}" in text] == ["hero-baner"]

@@ -10,6 +10,7 @@ from django.core.management.base import CommandError, CommandParser
 
 from django_moe_personalize.checks.usages import Usage, find_usages
 from django_moe_personalize.client import get_client, is_embedded, open_workspace_file
+from django_moe_personalize.conf import list_workspaces
 from django_moe_personalize.doctor.asking import SECONDS, explain_failures
 from django_moe_personalize.doctor.drift import Payloads, Problem, Row, collect_payloads, find_problems, list_rows
 from django_moe_personalize.management import WorkspaceCommand
@@ -73,8 +74,19 @@ class Command(WorkspaceCommand):
 
 def _collect(customers: Sequence[str], *, with_payloads: bool) -> tuple[list[Row], Payloads]:
     metadata = get_client().fetch_metadata(deadline=Deadline(SECONDS))
-    rows = list_rows(metadata, find_usages())
+    others = _find_other_keys() - {meta.experience_key for meta in metadata.experiences}
+    rows = list_rows(metadata, [usage for usage in find_usages() if usage.experience_key not in others])
     return rows, collect_payloads(rows, customers) if with_payloads else {}
+
+
+def _find_other_keys() -> set[str]:
+    """Return the keys of the site's other workspaces: which pages are for which workspace, only the site knows."""
+    own, found = get_runtime().name, set[str]()
+    for name in list_workspaces():
+        if name != own:
+            metadata = get_client(get_runtime(name)).fetch_metadata(deadline=Deadline(SECONDS))
+            found |= {meta.experience_key for meta in metadata.experiences}
+    return found
 
 
 def _describe_workspace() -> str:
