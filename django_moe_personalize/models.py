@@ -71,6 +71,8 @@ class OutboxEvent(models.Model):
             # The workspace first: an outage of one workspace leaves many due rows, and the others don't read them.
             models.Index(fields=["workspace", "is_pending", "due_at"], name="moe_outbox_due")
         ]
+        # Without this, `manage.py check` refuses a site that has no database, because of the generated column.
+        required_db_features: ClassVar[list[str]] = ["supports_stored_generated_columns"]
         # The package has no model for previews. A permission needs one.
         permissions = (("preview", "Can view pages as another visitor"),)
 

@@ -4,13 +4,15 @@ import json
 from datetime import timedelta
 
 import pytest
+from django.db import connections
+from django.db.backends.dummy.base import DatabaseWrapper as NoDatabase
 from django.utils import timezone
 
 from django_moe_personalize.delivery import outbox as outbox_module
 from django_moe_personalize.delivery.base import DeliveryCounts
 from django_moe_personalize.delivery.database import DatabaseDelivery
 from django_moe_personalize.delivery.outbox import Outbox, Settlement, State
-from django_moe_personalize.models import OutboxCounter, OutboxEvent
+from django_moe_personalize.models import OutboxCounter, OutboxEvent, Switch
 from django_moe_personalize.moengage.types import Event
 from tests.delivery.conftest import make_due
 from tests.delivery.events import make_event, make_events
@@ -144,3 +146,12 @@ def test_text_of_rows_counters_and_leases(delivery):
     assert lease.rows[0].body == row.body
     assert (str(row), str(OutboxCounter(outcome="delivered"))) == (event.event_uuid, "delivered")
     assert "4711" not in repr((row, lease))
+
+
+def test_site_without_a_database():
+    """The models pass the system checks of a site whose DATABASES is empty."""
+    connections["nowhere"] = NoDatabase({**connections["default"].settings_dict, "ENGINE": ""}, "nowhere")
+    try:
+        assert [model.check(databases=["nowhere"]) for model in (OutboxEvent, OutboxCounter, Switch)] == [[]] * 3
+    finally:
+        del connections["nowhere"]
