@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 from urllib.parse import quote
@@ -39,36 +39,44 @@ def compile_page(tag: str) -> Any:
     )
 
 
+def build_site(upstream: Any) -> site.Site:
+    """Return the site with the personalized page, the public page and the package's endpoints."""
+    templates = {f"{key}.html": "{% load moe_personalize %}" + TAG % key for key in KEYS}
+    loader = ("django.template.loaders.cached.Loader", [("django.template.loaders.locmem.Loader", templates)])
+    backend = {"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": {"loaders": [loader]}}
+    site.configure(moe=site.build_moe(upstream.url("at-once")), TEMPLATES=[backend], STATIC_URL="/static/")
+
+    def show(request: HttpRequest, template: Any) -> HttpResponse:
+        return HttpResponse(template.render({"rows": ROWS}, request))
+
+    pages.urlpatterns += [
+        path("personal/", show, {"template": compile_page(TAG)}),
+        path("public/", show, {"template": compile_page(ISLAND)}),
+        path("moe/", include("django_moe_personalize.urls")),
+    ]
+    return site.Site([site.OURS])
+
+
+def check(ours: site.Site, visit: Callable[..., bytes]) -> str:
+    """Return the query of the islands of the public page. Check the content of both pages and of the islands."""
+    tokens = re.findall('data-moe-island="([^"]+)"', ours.get("/public/").decode())
+    expect(len(tokens) == len(KEYS) and site.READ not in str(ours.headers), "the page isn't public")
+    query = "&".join(f"island={quote(token)}" for token in tokens)
+    expect(b"Title of hero-banner" in visit("/personal/"), "the personalized page has no content")
+    filled = json.loads(visit("/moe/islands/", query))["islands"]
+    expect(all("Title of" in filled[token] for token in tokens), f"the islands have no content: {filled}")
+    return query
+
+
 def measure(options: Options) -> Iterator[Figure]:
     """Call both pages and the islands in this process. Each visitor is new, so each call is a fetch."""
     with start_upstream() as upstream:
-        templates = {f"{key}.html": "{% load moe_personalize %}" + TAG % key for key in KEYS}
-        loader = ("django.template.loaders.cached.Loader", [("django.template.loaders.locmem.Loader", templates)])
-        backend = {"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": {"loaders": [loader]}}
-        moe = site.build_moe(upstream.url("at-once"))
-        site.configure(moe=moe, TEMPLATES=[backend], STATIC_URL="/static/")
-        personal, public = compile_page(TAG), compile_page(ISLAND)
-
-        def show(request: HttpRequest, template: Any) -> HttpResponse:
-            return HttpResponse(template.render({"rows": ROWS}, request))
-
-        pages.urlpatterns += [
-            path("personal/", show, {"template": personal}),
-            path("public/", show, {"template": public}),
-            path("moe/", include("django_moe_personalize.urls")),
-        ]
-        ours = site.Site([site.OURS])
-        text = ours.get("/public/").decode()
-        tokens = re.findall('data-moe-island="([^"]+)"', text)
-        query = "&".join(f"island={quote(token)}" for token in tokens)
-        expect(len(tokens) == len(KEYS) and site.READ not in str(ours.headers), "the page isn't public")
+        ours = build_site(upstream)
 
         def visit(address: str, query: str = "") -> bytes:
             return ours.get(address, HTTP_X_VISITOR=site.name_visitor(), QUERY_STRING=query)
 
-        expect(b"Title of hero-banner" in visit("/personal/"), "the personalized page has no content")
-        filled = json.loads(visit("/moe/islands/", query))["islands"]
-        expect(all("Title of" in filled[token] for token in tokens), f"the islands have no content: {filled}")
+        query = check(ours, visit)
         rounds = alternate(
             {
                 "personal": lambda: [visit("/personal/") for _ in range(BLOCK)],

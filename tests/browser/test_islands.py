@@ -8,6 +8,7 @@ from django.urls import path
 
 from tests.browser.conftest import BOTH
 from tests.browser.site import urlpatterns
+from tests.browser.test_navigation import speculate
 
 pytestmark = pytest.mark.urls("tests.browser.site")
 
@@ -94,6 +95,22 @@ def test_pages_of_a_library(visitor, library, name):
     visitor.wait_until(lambda: visitor.run(TEXTS) == FILLED)
     assert visitor.site.paths.count("/moe/islands/") == count
     assert visitor.impressions == dict.fromkeys(["hero", "promo", "offer"], count)
+
+
+@pytest.mark.parametrize("how", ["prefetch", "prerender"])
+def test_page_that_the_browser_loads_in_advance(visitor, how):
+    """Its islands are asked for when the visitor opens it."""
+    visitor.use("render")
+    visitor.site.policy = visitor.site.policy.replace("script-src", "script-src 'inline-speculation-rules'")
+    visitor.site.put("other", f"<main>{ISLANDS}</main>")
+    visitor.driver.get(visitor.site.put("page", "<a id=go href=/other>go</a>", head=speculate(how)))
+    visitor.driver.hover("#go")
+    visitor.wait_until(lambda: "/other" in visitor.site.paths)
+    visitor.watch(lambda: "/moe/islands/" in visitor.site.paths, 0.5)
+    assert "/moe/islands/" not in visitor.site.paths
+    visitor.click("#go")
+    visitor.wait_until(lambda: visitor.title == "other" and visitor.run(TEXTS) == FILLED)
+    assert visitor.impressions == {"hero": 1, "promo": 1, "offer": 1}
 
 
 def test_many_islands_of_few_keys(visitor):

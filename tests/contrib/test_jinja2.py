@@ -118,7 +118,7 @@ def test_counts_once(visit_pages, shown):  # noqa: F811 - the fixture
     assert response["Cache-Control"] == "private, no-store"
     assert 'href="/moe/click/' in text
     assert "data-beacon" in text
-    assert 'identity.js" data-id=""' in text
+    assert 'identity.js" data-key="moe_identity" data-id=""' in text
 
 
 def test_schema(visit_pages, monkeypatch):

@@ -24,6 +24,8 @@ from tests.site import TAGS, show
 pytestmark = pytest.mark.django_db
 
 FRAGMENT = "{% load cache %}{% cache 60 box %}{{ own.hero.Title }}{% endcache %}"
+SCRIPTS = "{% load moe_personalize %}{% experience 'hero-banner' %}{% endexperience %}{% personalize_state %}"
+SCRIPTS += "{% personalize_identity %}"
 HERO = {"Title": {"value": "Forced", "data_type": "string"}}
 FORCED = {"forced": {"hero-banner": HERO, "hero": HERO, "promo-strip": None}}
 
@@ -58,6 +60,7 @@ def site(settings, upstream):
     """Serve the site with the middleware. Give the factory of a signed view."""
     urls = ModuleType("view_as_urls")
     views = {"page/": page, "shared/": shared, "apage/": apage, "bag/": bag, "named/": named}
+    views["scripts/"] = lambda request: show(request, SCRIPTS)
     views["box/"] = lambda request: show(request, FRAGMENT, own=request.personalization)
     urls.urlpatterns = [
         *(path(route, view) for route, view in views.items()),
@@ -104,6 +107,15 @@ def test_a_preview_shows_the_view_and_leaves_nothing(site, visit, upstream, rout
     assert (left.headers["Location"], [*left.cookies]) == ("/page/", [COOKIE])
     assert visit.client.cookies["sessionid"].value == session
     assert "moe-view-as" not in text(visit(route))
+
+
+def test_scripts_of_a_preview(site, visit, upstream):
+    """They get the content without a token. MoEngage's Web SDK in the browser of the staff stays as it is."""
+    log_in(visit)
+    visit.client.cookies[COOKIE] = site(**FORCED, customer_id="ada-42")
+    page = text(visit("/scripts/"))
+    assert '"payload": {"Title": "Forced"}, "offerings": [], "token": null' in page
+    assert "identity.js" not in page
 
 
 def test_a_preview_doesnt_ask_for_what_is_off(site, visit, upstream):

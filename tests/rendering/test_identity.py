@@ -13,7 +13,8 @@ from tests.site import show
 
 TAG = "{% personalize_identity %}"
 SCRIPT = re.compile(
-    r'<script src="/static/moe_personalize/identity.js" data-id="([^"]*)" data-at="(\d{13})" defer></script>'
+    '<script src="/static/moe_personalize/identity.js" data-key="moe_identity" '
+    r'data-id="([^"]*)" data-at="\d{13}" defer></script>'
 )
 
 
@@ -94,6 +95,19 @@ def test_global_privacy_control(open_page):
 
 def test_preview_changes_nothing(open_page):
     assert open_page(mark="is_preview") is None
+
+
+def test_page_whose_headers_have_left(open_page):
+    """Such a page can't become private any more, so it doesn't have the id."""
+
+    def render_late(request):
+        request.personalization._page._is_closed = True
+        try:
+            return show(request, LOAD + TAG).content
+        finally:
+            request.personalization._page._is_closed = False
+
+    assert open_page(then=render_late) == "42"
 
 
 def test_site_without_static_files(open_page, settings):

@@ -52,7 +52,8 @@ def test_python_is_python(block):
 def test_template_compiles(block):
     """A block of a template compiles with the library loaded."""
     library = "django_moe_personalize.templatetags.moe_personalize"
-    Engine(libraries={"moe_personalize": library}, builtins=[library]).from_string(block.code)
+    libraries = {"moe_personalize": library, "static": "django.templatetags.static"}
+    Engine(libraries=libraries, builtins=[library]).from_string(block.code)
 
 
 @pytest.mark.parametrize("block", select("json"))

@@ -2,13 +2,12 @@
 // after a sign-out or without consent. The browser remembers the last call, so a second page of the customer makes none.
 (() => {
   const doc = document;
-  const NAME = "moe_identity";
-  const { id, at } = doc.currentScript.dataset;
+  const { id, at, key } = doc.currentScript.dataset;
 
   // The last call: the time of its page, and the customer's id. Without storage it lasts as long as the document.
   function read() {
     try {
-      return JSON.parse(localStorage.getItem(NAME)) || [0, ""];
+      return JSON.parse(localStorage.getItem(key)) || [0, ""];
     } catch {
       return doc.moeTold || [0, ""];
     }
@@ -17,7 +16,7 @@
   function write(...told) {
     doc.moeTold = told;
     try {
-      localStorage.setItem(NAME, JSON.stringify(told));
+      localStorage.setItem(key, JSON.stringify(told));
     } catch {}
   }
 
