@@ -110,8 +110,9 @@ class OutboxEventAdmin(admin.ModelAdmin):  # type: ignore[type-arg] # generic in
 
     @admin.display(description=pgettext_lazy("outbox", "action"))
     def action(self, row: OutboxEvent) -> str:
-        """Return the action in one word."""
-        return str(ACTIONS.get(str(row.read_action().get("action")), ""))
+        """Return the action in one word, or the name of a conversion."""
+        action = str(row.read_action().get("action"))
+        return action if row.is_conversion else str(ACTIONS.get(action, ""))
 
     @admin.display(description=pgettext_lazy("outbox", "experience"))
     def experience(self, row: OutboxEvent) -> str:

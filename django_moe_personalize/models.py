@@ -46,7 +46,7 @@ class OutboxEvent(models.Model):
     # The JSON for MoEngage. In ASCII, because some databases and encodings can't store all characters.
     body = models.TextField(_("JSON for MoEngage"))
     # The Data API may fail alone. Then deliverers lease only the other events for a while.
-    is_conversion = models.BooleanField(_("conversion"), default=False, db_default=False)
+    is_conversion = models.BooleanField(pgettext_lazy("outbox", "conversion"), default=False, db_default=False)
     state = models.CharField(
         pgettext_lazy("outbox", "state"), max_length=8, choices=State.choices, default=State.PENDING
     )

@@ -325,6 +325,10 @@ def _start_in_child() -> None:
     global _process
     _inherited.append(_process)
     _process = _Process()
+    # The view of a page may fork: its child works for the same workspace, but not with the connections of its parent.
+    if (used := _get_used(None)) is not None:
+        with suppress(ConfigurationError):
+            used_runtime.set(_find(used.name))
 
 
 def is_ending() -> bool:

@@ -89,7 +89,7 @@ def test_workspaces_in_the_environment(settings, monkeypatch):
         ({"default": {"WORKSPACE": "a.b"}}, '["default"] has WORKSPACE, but all', "Move it out of there"),
         ({"default": {}, "outlet": {"TRUSTED_PROXIES": []}}, '["outlet"] has TRUSTED_PROXIES', "Move it out of there"),
         ({"default": {}, "outlet": {"DEADLINE": "x"}}, '["WORKSPACES"]["outlet"]["DEADLINE"] is \'x\'', ""),
-        ({"default": {}, "a b": {}}, "expected names of at most 32 letters", ""),
+        ({"default": {}, "Outlet": {}}, "expected names of at most 32 lower-case letters", ""),
         ({"default": {}, "outlet": []}, '["WORKSPACES"]["outlet"] is a list, not shown; expected a dict', ""),
         ([], '["WORKSPACES"] is a list, not shown', 'Write {"default"'),
     ],

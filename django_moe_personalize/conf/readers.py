@@ -32,7 +32,8 @@ RESERVED_NAMES: Final = frozenset(
 NUMBER: Final = r"-?\d*\.?\d+"
 
 _DOTTED_PATH = r"[^\W\d]\w*(\.[^\W\d]\w*)+"
-_WORKSPACE = r"[A-Za-z0-9_-]{1,32}"
+# In lower case, because some databases compare names without their case.
+_WORKSPACE = r"[a-z0-9_-]{1,32}"
 _HOST = r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:\d{1,5})?"
 
 
@@ -261,7 +262,7 @@ def read_workspaces(value: object) -> Mapping[str, Mapping[str, Any]]:
         raise InvalidValue(value, "a dict of name to dict of settings", 'Write {"default": {}, "outlet": {…}}.')
     for name in value:
         if not isinstance(name, str) or not re.fullmatch(_WORKSPACE, name):
-            raise InvalidValue(name, "names of at most 32 letters, digits, hyphens and underscores")
+            raise InvalidValue(name, "names of at most 32 lower-case letters, digits, hyphens and underscores")
     return MappingProxyType({name: _read_part(f'["{name}"]', own, _read_dict) for name, own in value.items()})
 
 

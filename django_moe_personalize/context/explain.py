@@ -158,8 +158,8 @@ def _explain_experience(page: Page, key: str) -> dict[str, Any]:
 
 def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
     """Return the state of a key without an experience, the reason as a word, and a sentence."""
-    visitor, runtime = page._visitor, page.runtime
-    if not page.runtime.settings.enabled:
+    visitor, runtime, settings = page._visitor, page.runtime, page.runtime.settings
+    if not settings.enabled:
         return "absent", "ENABLED", "The setting ENABLED is off."
     if (entry := get_switch(runtime).find(key)) is not None:
         return "absent", "SWITCHED_OFF", entry.describe()
@@ -177,7 +177,6 @@ def _find_reason(page: Page, key: str) -> tuple[str, str, str]:
     if key not in cached and not (store and store.find_unavailable((key,))):
         if breaker.state != "closed":
             return "absent", "BREAKER", f"The circuit breaker is {breaker.state}: {breaker.reason}."
-        settings = page.runtime.settings
         # The call's deadline began before the page's wait, so a page that waited in vain has some time left.
         is_late = page._get_budget() <= settings.deadline / 20
         if is_late or not all(flight.done() for flight in flights):

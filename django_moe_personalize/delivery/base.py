@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from asgiref.sync import sync_to_async
 
@@ -22,6 +24,7 @@ from django_moe_personalize.runtime import Runtime, part, protect_transactions
 from django_moe_personalize.signals import events_delivered, events_dropped
 
 Kind = TypeVar("Kind", bound="BaseDelivery")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 CLOCK_FIX = "Synchronize it with NTP. No event is lost: an event from the future gets the time of its sending."
 
@@ -55,6 +58,17 @@ class DeliveryCounts:
             pending=self.pending + other.pending,
             handed_over=self.handed_over + other.handed_over,
         )
+
+
+def in_own_runtime(method: Method) -> Method:
+    """Let a method of a delivery work for the workspace of the delivery, whichever the calling thread works for."""
+
+    @functools.wraps(method)
+    def call(self: BaseDelivery, *args: Any, **kwargs: Any) -> Any:
+        with nullcontext() if self.runtime is None else self.runtime.use():
+            return method(self, *args, **kwargs)
+
+    return cast(Method, call)
 
 
 class BaseDelivery:
@@ -167,6 +181,7 @@ class BaseDelivery:
         if self.fallback is not None:
             self.fallback.close()
 
+    @in_own_runtime
     def send(self, events: Sequence[Event], *, timeout: float, until: Deadline | None = None) -> Outcome:
         """Make one attempt to deliver the events, as sending.send() does. Log the start and the end of an outage."""
         events, withdrawn = split_withdrawn(events) if self.checks_withdrawal else (events, ())

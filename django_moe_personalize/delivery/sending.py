@@ -66,6 +66,14 @@ class Outcome:
         """The seconds that MoEngage asked us to wait before the next call, or 0.0."""
         return read_retry_after(self.failure)
 
+    def stop(self, events: Sequence[Event], error: Exception) -> None:
+        """Keep ``events``, and end the calls to their API."""
+        if events[0].is_conversion:
+            self.data_error = error
+        else:
+            self.error = error
+        self.kept += events
+
     def find_error(self, event: Event) -> Exception | None:
         """Return the error that stopped the attempt of a kept event."""
         return self.data_error if event.is_conversion else self.error
@@ -120,30 +128,35 @@ def send(
             clock = client.clock
             client.send_events(part, deadline=_limit(timeout, until))
         except Exception as error:
-            if isinstance(error, MissingDataKeyError):
-                # The outbox parks these events, so that they can be sent after the key is set.
-                outcome.refused += [(event, error) for event in part]
-                continue
-            if not _is_refusal(error):
-                if part[0].is_conversion:
-                    outcome.data_error = error
-                else:
-                    outcome.error = error
-                outcome.kept += part
-                continue
-            is_first, is_first_refusal = is_first_refusal, False
-            if is_first and any(event.event_time > clock.now() for event in part):
+            is_refusal = _is_refusal(error)
+            if is_refusal and is_first_refusal and any(event.event_time > clock.now() for event in part):
                 # The response may have shown that this machine's clock is wrong. Send the events with other times.
                 parts.append(part)
-            elif len(part) == 1:
-                outcome.refused.append((part[0], error))
             else:
-                middle = len(part) // 2
-                parts += [part[middle:], part[:middle]]
+                parts += _sort_out(part, error, outcome)
+            is_first_refusal = is_first_refusal and not is_refusal
         else:
             outcome.delivered += part
     outcome.skew = clock.skew
     return outcome
+
+
+def _sort_out(part: Sequence[Event], error: Exception, outcome: Outcome) -> Sequence[Sequence[Event]]:
+    """Put the events of a failed call into ``outcome``, or return the halves to send instead."""
+    is_refusal = _is_refusal(error)
+    if is_refusal and len(part) > 1:
+        middle = len(part) // 2
+        return [part[middle:], part[:middle]]
+    if is_refusal or isinstance(error, MissingDataKeyError):
+        # Without DATA_API_KEY, the outbox parks the events, so that they can be sent after the key is set.
+        outcome.refused += [(event, error) for event in part]
+        return ()
+    if part[0].is_conversion:
+        outcome.data_error = error
+    else:
+        outcome.error = error
+    outcome.kept += part
+    return ()
 
 
 def _split(events: Sequence[Event]) -> list[Sequence[Event]]:
@@ -164,10 +177,13 @@ def _limit(timeout: float, until: Deadline | None) -> Deadline:
 
 
 def _is_refusal(error: Exception) -> bool:
-    """Whether the events cause the error. An event that JSON can't express raises ValueError or TypeError."""
+    """Whether the events cause the error. An event that JSON can't express raises ValueError or TypeError.
+
+    Without DATA_API_KEY conversions count as refused: the outbox parks them, and can send them after the key is set.
+    """
     if isinstance(error, ResponseError):
         return error.status in _REFUSALS and not _is_unknown_workspace(error)
-    return isinstance(error, (TypeError, ValueError))
+    return isinstance(error, (TypeError, ValueError, MissingDataKeyError))
 
 
 def _is_unknown_workspace(error: Exception | None) -> bool:

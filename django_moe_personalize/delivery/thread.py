@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from django.db import close_old_connections
@@ -19,7 +19,7 @@ from django.db import close_old_connections
 from django_moe_personalize.client import get_client, get_data_client
 from django_moe_personalize.conf import ConfigurationError
 from django_moe_personalize.delivery import exits
-from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts
+from django_moe_personalize.delivery.base import MAX_PAUSE_SECONDS, BaseDelivery, DeliveryCounts, in_own_runtime
 from django_moe_personalize.delivery.sending import Outcome, count_fitting
 from django_moe_personalize.delivery.twofold import TwofoldDelivery
 from django_moe_personalize.log import Outage, logger
@@ -106,7 +106,7 @@ class ThreadDelivery(TwofoldDelivery):
             self._wake()
 
     def build_second(self) -> BaseDelivery:
-        """See TwofoldDelivery.build_second()."""
+        """Return a delivery with the same options, for conversions."""
         return replace(self)
 
     def _wake(self) -> None:
@@ -133,6 +133,7 @@ class ThreadDelivery(TwofoldDelivery):
         while self._recorded:
             yield self._recorded.popleft()
 
+    @in_own_runtime
     def _admit(self) -> None:
         """Move the recorded events into the queue, except those beyond a limit. Needs the lock."""
         built: list[Event] = []
@@ -248,6 +249,7 @@ class ThreadDelivery(TwofoldDelivery):
         self.count_dropped(len(gone), "erased")
         return len(gone) + super().erase(customer_id)
 
+    @in_own_runtime
     def close(self) -> None:
         """Send pending events within ``exit_timeout`` seconds, drop the rest as ``exit``, stop the thread.
 
@@ -304,17 +306,17 @@ class ThreadDelivery(TwofoldDelivery):
             exits.start_lookup_thread()
             self._thread = start_thread(self._run, "moe-personalize-delivery")
 
+    @in_own_runtime
     def _run(self) -> None:
-        with nullcontext() if self.runtime is None else self.runtime.use():
-            while batch := self._next_batch():
-                self._report_overflow()
-                self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
-                # If the site's cache is its database, a dead connection would hide withdrawals of consent.
-                with suppress(Exception):
-                    close_old_connections()
-            # The runtime may have closed its client already, and then this thread has opened a new connection.
-            for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
-                found.close()
+        while batch := self._next_batch():
+            self._report_overflow()
+            self._finish(self.send(batch, timeout=self.timeout, until=self._exit))
+            # If the site's cache is its database, a dead connection would hide withdrawals of consent.
+            with suppress(Exception):
+                close_old_connections()
+        # The runtime may have closed its client already, and then this thread has opened a new connection.
+        for found in filter(None, (get_client.find(self.runtime), get_data_client.find(self.runtime))):
+            found.close()
 
     def _next_batch(self) -> list[Event]:
         """Wait until a batch is due, put the batch in flight and return it. An empty batch ends the thread."""

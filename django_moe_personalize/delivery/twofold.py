@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from django_moe_personalize.delivery.base import BaseDelivery, DeliveryCounts
@@ -14,11 +14,8 @@ class TwofoldDelivery(BaseDelivery):
     """A delivery with another delivery of its kind, ``second``, for conversions. Both together are one delivery."""
 
     second: Any = None
+    build_second: Callable[[], BaseDelivery]
     _changed: threading.Condition
-
-    def build_second(self) -> BaseDelivery:
-        """Return a delivery with the same options."""
-        raise NotImplementedError
 
     def record_conversions(self, conversions: Sequence[Event]) -> None:
         """See BaseDelivery.record_conversions()."""

@@ -16,6 +16,7 @@ from django.utils import timezone, translation
 from django_moe_personalize.delivery.base import get_delivery
 from django_moe_personalize.delivery.outbox import State
 from django_moe_personalize.models import OutboxEvent
+from django_moe_personalize.moengage.data_api import build_conversion
 from tests.delivery.events import make_event, make_events
 
 pytestmark = [pytest.mark.django_db, pytest.mark.urls("tests.admin_urls")]
@@ -266,3 +267,11 @@ def test_the_page_speaks_the_users_language(staff, vendor):
         assert [text for text in shown if text not in page] == []
     with translation.override("de"):
         assert "1 zurückgestelltes Ereignis" in client.post(LIST, send, follow=True).text
+
+
+def test_a_conversion_has_its_name(staff):
+    """The list shows the name of a conversion as the action, and no attribute."""
+    get_delivery().record([build_conversion("user-1", "Order placed", {"total": "private"})])
+    page = staff().get(LIST).text
+    assert "Order placed" in page
+    assert "private" not in page

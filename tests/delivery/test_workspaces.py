@@ -1,5 +1,6 @@
 """The deliveries of several workspaces: their messages, forks, exits and pages of the admin."""
 
+import os
 import time
 
 import pytest
@@ -13,13 +14,15 @@ from django_moe_personalize.delivery import exits, tasks
 from django_moe_personalize.delivery.base import DeliveryCounts, get_delivery
 from django_moe_personalize.delivery.outbox import Outbox
 from django_moe_personalize.delivery.queued import Message
+from django_moe_personalize.delivery.sending import mark_withdrawal
 from django_moe_personalize.delivery.thread import ThreadDelivery
 from django_moe_personalize.models import OutboxEvent
-from django_moe_personalize.runtime import get_runtime
+from django_moe_personalize.runtime import get_runtime, use_workspace
 from tests.delivery.events import backend, make_events
 from tests.delivery.test_admin import LIST, admin_tables, read_counters, site, staff  # noqa: F401 - fixtures among them
 from tests.delivery.test_celery import site as celery_site  # noqa: F401 - a fixture
 from tests.delivery.test_celery import take_out
+from tests.delivery.vendor import SOON
 
 
 @pytest.fixture
@@ -118,3 +121,32 @@ def test_postgresql_follows_the_index(monkeypatch):
     with connection.execute_wrapper(lambda run, query, *more: executed.append(query)):
         Outbox().follow_index()
     assert executed == ["SET LOCAL enable_bitmapscan = off"]
+
+
+def test_delivery_works_for_its_own_workspace(configure):
+    """A caller of another workspace, as one that reads the counts, neither builds nor sends events for its own."""
+    delivery, events, seen = configure("thread.ThreadDelivery", interval=600.0), make_events(1), []
+
+    class Events(list):
+        def __len__(self):
+            seen.append(get_runtime().name)
+            return super().__len__()
+
+    with use_workspace("outlet"):
+        mark_withdrawal(events[0].customer_id)
+    assert delivery.send(events, timeout=SOON).withdrawn == events
+    assert get_delivery().send(events, timeout=SOON).delivered == events
+    delivery.record(Events(make_events(1)))
+    assert delivery.counts().pending == 1
+    assert set(seen) == {"outlet"}
+
+
+def test_page_that_forks(configure):
+    """The child of a page works for the page's workspace, with a runtime of its own."""
+    configure("dummy.DummyDelivery")
+    with use_workspace("outlet"):
+        before = get_runtime()
+        if not (child := os.fork()):
+            os._exit(0 if get_runtime().name == "outlet" and get_runtime() is not before else 1)
+        assert os.waitpid(child, 0)[1] == 0
+        assert get_runtime() is before

@@ -96,7 +96,7 @@ class Vendor:
 
     def _serve(self, exchange):
         body = json.loads(exchange.received.body)
-        is_data = exchange.received.target.startswith("/v1/event/TESTS")
+        is_data = exchange.received.target.startswith("/v1/event/")
         actions = [action for element in ([body] if is_data else body["elements"]) for action in element["actions"]]
         uuids = [action["attributes"]["event_uuid"] if is_data else action["moe_event_uuid"] for action in actions]
         with self.changed:

@@ -1,4 +1,4 @@
-"""Two brands in one process, with real HTTP and one Redis: nothing of one brand reaches the other."""
+"""Two brands in one process, with real HTTP and one shared cache: nothing of one brand reaches the other."""
 
 import asyncio
 import itertools
@@ -20,25 +20,20 @@ from tests import brands as site
 from tests.brands import BRANDS, Brand
 from tests.conftest import settle
 from tests.services.conftest import LONG
-from tests.services.serving import start_cache
 
 CUSTOMERS = 40
 WIDTH = 8
 """Pages at the same time."""
 
 
-@pytest.fixture(scope="module")
-def redis():
-    with start_cache("redis") as caches:
-        yield caches
-
-
 @pytest.fixture
-def brands(settings, redis):
-    settings.CACHES = redis
+def brands(settings, tmp_path):
+    """The site of two brands, whose processes share a cache in files."""
+    files = {"BACKEND": "django.core.cache.backends.filebased.FileBasedCache", "LOCATION": str(tmp_path)}
+    settings.CACHES = {**settings.CACHES, "moe": {**files, "OPTIONS": {"MAX_ENTRIES": 10_000}}}
     with ExitStack() as stack:
         found = [stack.enter_context(Brand(name)) for name in BRANDS]
-        site.configure(settings, found, DELIVERY={"OPTIONS": {"interval": 0.2}})
+        site.configure(settings, found, CACHE="moe", DELIVERY={"OPTIONS": {"interval": 0.2}})
         yield found
         # Otherwise threads would wait for their timeouts.
         for brand in found:
@@ -132,7 +127,7 @@ def test_nothing_crosses(brands, settings, extent, tell, way, function):
         assert len(brand.events) == accepted[brand.name]
         wrong += brand.wrong
         brand.is_refusing = True
-    # A new process finds the answers of each brand in Redis.
+    # A new process finds the answers of each brand in the shared cache.
     reset_runtimes()
     for brand, customer in itertools.product(BRANDS, [f"customer-{n}" for n in range(CUSTOMERS)]):
         headers = {"x-brand": brand, "x-customer": customer}
