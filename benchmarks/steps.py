@@ -199,19 +199,54 @@ def measure(options: Options) -> Iterator[Figure]:
 def count_pages(upstream: Upstream) -> Iterator[tuple[str, str, Added]]:
     """Yield the name, the limit and the added steps of a page that reads nothing, of a warm page and of cold pages.
 
-    The last pages are measured by OpenTelemetry, which can't be stopped again.
+    Then follow warm pages that use a part of the package: these rows have no limit. The last pages are measured by
+    OpenTelemetry, which can't be stopped again.
     """
     url = upstream.url("at-once")
-    site.configure(moe={**site.CREDENTIALS, "BASE_URL": url, "CACHE_TTL": 3600, "CACHE_STALE_TTL": 3600})
+    moe = {**site.CREDENTIALS, "BASE_URL": url, "CACHE_TTL": 3600, "CACHE_STALE_TTL": 3600}
+    site.configure(moe=moe)
     yield "a page that reads nothing", "<= 120 more", count_added(pages.plain)
     yield "a warm page that tracks", "<= 1800 more", count_warm()
     with site.override_moe(**site.build_moe(url, **GENEROUS)):
         yield "a cold page", "<= 5000 more", count_cold(pages.read, upstream)
         yield "a cold page that tracks", "<= 5000 more", count_cold(pages.read_and_track, upstream)
+    workspaces = {"default": {}, "outlet": {"WORKSPACE_ID": "OUTLET"}}
+    with site.override_moe(**moe, WORKSPACES=workspaces, WORKSPACE="benchmarks.site.choose_workspace"):
+        yield "a warm page that tracks, of one of two workspaces", "", count_warm()
+    with site.override_moe(**moe), switch_off("winter-gala"):
+        yield "a warm page that tracks, while another experience is switched off", "", count_warm()
+    with site.override_moe(**moe), listen():
+        yield "a warm page that tracks, with a receiver of the signal experience_shown", "", count_warm()
     start_otel()
     yield "a warm page that tracks, with OpenTelemetry", "<= 2000 more", count_warm()
     with site.override_moe(**site.build_moe(url, **GENEROUS)):
         yield "a cold page that tracks, with OpenTelemetry", "<= 6500 more", count_cold(pages.read_and_track, upstream)
+
+
+@contextmanager
+def switch_off(experience_key: str) -> Iterator[None]:
+    """Switch an experience off in this process, as ``moe_switch`` does in all processes."""
+    from django_moe_personalize.fetching.switch import get_switch
+    from django_moe_personalize.fetching.switch_store import Entry
+
+    get_switch().change((Entry(experience_key, True, None, "bench", 0.0),))
+    yield
+    get_switch().change(())
+
+
+@contextmanager
+def listen() -> Iterator[None]:
+    """Connect a receiver that does nothing."""
+    from django_moe_personalize.signals import EXPOSURE_SIGNALS, experience_shown
+
+    def receive(**kwargs: Any) -> None:
+        """Do nothing."""
+
+    experience_shown.connect(receive)
+    yield
+    experience_shown.disconnect(receive)
+    # As in a process that never had a receiver.
+    EXPOSURE_SIGNALS.clear()
 
 
 def start_otel() -> None:

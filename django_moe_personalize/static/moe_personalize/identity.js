@@ -36,7 +36,7 @@
     }
   }
 
-  const end = () => doc.moeTells--;
+  const end = () => doc.moeId--;
 
   // MoEngage's loader first makes a stub without identifyUser. If the SDK never comes, the next page tries again.
   function wait(waits) {
@@ -50,7 +50,7 @@
   function start() {
     doc.moeAt = Math.max(doc.moeAt || 0, at);
     // Meanwhile, with IMPRESSIONS = "web_sdk", personalize.js reports nothing: it would report for the person before.
-    doc.moeTells = (doc.moeTells || 0) + 1;
+    doc.moeId = (doc.moeId || 0) + 1;
     wait(120);
   }
 

@@ -44,7 +44,7 @@
   function tellAll() {
     sdkTimer = 0;
     // MoEngage's loader makes the global, its second script "personalize".
-    const sdk = !doc.moeTells && (self.Moengage || self.MoEngage)?.personalize;
+    const sdk = !doc.moeId && (self.Moengage || self.MoEngage)?.personalize;
     while (sdk && calls[0]) {
       const [method, ...details] = calls.shift();
       sdk[method](...details);
@@ -59,11 +59,11 @@
   function addExperience(mark, token) {
     const experience = { mark, range: new Range(), token };
     experiences.push(experience);
-    if (token[0] === "%") {
+    if (token[0] == "%") {
       // The calls of the impression, and of the click on each element.
       experience.calls = JSON.parse(decodeURIComponent(token));
       tell(...experience.calls);
-    } else if (mark.dataset ? "moeWatch" in mark.dataset : mark.data[3] === "-") watch(experience);
+    } else if (mark.dataset ? "moeWatch" in mark.dataset : mark.data[3] == "-") watch(experience);
     return experience;
   }
 
@@ -86,7 +86,7 @@
         // A minifier may remove the comment at the end. Then the first element is the whole experience.
         experience.range.selectNode(node);
       }
-      if (data === "/moe") {
+      if (data == "/moe") {
         const last = open.at(-1);
         // A comment whose mark a script has removed must not end another experience.
         if (last?.mark === (node.moe ||= last?.mark)) open.pop()?.range.setEndAfter(node);
@@ -126,7 +126,7 @@
       name == null ||
       path[index].disabled ||
       // A form counts when it is sent, and not when its fields are clicked.
-      path[index].matches("form") !== (event.type === "submit") ||
+      path[index].matches("form") !== (event.type == "submit") ||
       // 1: the middle button opens a link in a new tab.
       button > 1 ||
       (button && !path.some(({ href }) => href)) ||
@@ -155,7 +155,7 @@
   function listParts(node) {
     // Only text has wholeText.
     if (!node.matches) return node.wholeText?.trim() ? [node] : [];
-    if (!node.getClientRects()[0] && getComputedStyle(node).display !== "contents") {
+    if (!node.getClientRects()[0] && getComputedStyle(node).display != "contents") {
       // A closed list shows the selected option.
       return [node.selected ? node.closest("select") : node];
     }
@@ -177,7 +177,7 @@
       observer.disconnect();
       observer.takeRecords();
       parts = [];
-      isNew = true;
+      isNew = 1;
       for (const child of experiences.includes(experience) ? range.startContainer.childNodes : []) {
         for (const part of range.intersectsNode(child) ? listParts(child) : []) {
           let element = part;
@@ -193,12 +193,12 @@
       clearTimeout(timer);
       // Later the observer reports only the elements that have moved.
       if (!isNew) return look();
-      isNew = false;
+      isNew = 0;
       const now = entries[0].time;
       const text = new Range();
       let area = 0, seen = 0, left = Infinity, top = Infinity, right = 0, bottom = 0;
       for (const [element, part] of parts) {
-        if (element.checkVisibility?.({ checkOpacity: 1, checkVisibilityCSS: 1 }) === false) continue;
+        if (element.checkVisibility?.({ checkOpacity: 1, checkVisibilityCSS: 1 }) == 0) continue;
         const { boundingClientRect, intersectionRect: view } = entries.find(({ target }) => target === element);
         text.selectNode(part);
         for (const box of part === element ? [boundingClientRect] : text.getClientRects()) {
@@ -218,7 +218,7 @@
         const { overflow, transform } = getComputedStyle(node);
         const box = node.getBoundingClientRect();
         // A slider hides its overflow and moves its content.
-        if (isMoved || node.scrollLeft || node.scrollTop ? overflow !== "visible" : /auto|scroll/.test(overflow)) {
+        if (isMoved || node.scrollLeft || node.scrollTop ? overflow != "visible" : /auto|scroll/.test(overflow)) {
           width = min(width, box.width);
           height = min(height, box.height);
           isMoved = 0;
@@ -253,6 +253,6 @@
     prerenderingchange: update,
   };
   // In the capture phase, because the page's own handlers may stop the event or remove the element.
-  for (const type in handlers) addEventListener(type, handlers[type], true);
+  for (const type in handlers) addEventListener(type, handlers[type], 1);
   if (!doc.prerendering) update();
 })();
