@@ -170,11 +170,11 @@ class BaseDelivery:
             self._counts[name] += count
 
     def erase(self, customer_id: str) -> int:
-        """Drop the customer's events in this delivery as ``erased`` and return their number.
+        """Drop the customer's events in this delivery and its fallback as ``erased``, and return their number.
 
         An event that is being sent at this moment may still arrive at MoEngage.
         """
-        return 0
+        return 0 if self.fallback is None else self.fallback.erase(customer_id)
 
     def close(self) -> None:
         """Deliver pending events, drop the events that can't be delivered in time, and stop. A second call is safe."""

@@ -49,10 +49,11 @@ def _describe(runtime: Runtime) -> dict[str, Any]:
 
 
 def _describe_delivery(delivery: BaseDelivery) -> dict[str, Any]:
-    if delivery.uses_database:
+    if any(each is not None and each.uses_database for each in (delivery, delivery.fallback)):
         # A database that hangs would hang the health check, and the site would be out of rotation.
         return {"backend": type(delivery).__name__, "pending": None, "oldest_seconds": None, "is_dead": False}
-    pending, oldest = delivery.counts().pending, delivery.find_oldest()
+    # A queue can't tell the age of its events.
+    pending, oldest = delivery.counts().pending, (delivery.fallback or delivery).find_oldest()
     return {
         "backend": type(delivery).__name__,
         "pending": pending,

@@ -198,6 +198,18 @@ def test_sandbox_behind_a_url(vendor, tmp_path):
         get_data_client()
 
 
+@pytest.mark.parametrize("name", ["database.DatabaseDelivery", "thread.ThreadDelivery"])
+def test_erased_customer_in_the_fallback_of_a_queue(configure, vendor, name):
+    """An erasure finds the events that the queue didn't take. The outbox looks for no withdrawals later."""
+    options = {"interval": 600.0} if name == "thread.ThreadDelivery" else {}
+    delivery = configure("tests.delivery.test_queued.ListDelivery", fallback=backend(name, **options))
+    delivery.queue = None
+    delivery.record(make_events(3))
+    api.track_event("user-1", "Order placed")
+    assert [api.erase(customer_id=customer) for customer in ("1", "user-1")] == [1, 1]
+    assert delivery.flush(SOON) == DeliveryCounts(accepted=4, delivered=2, dropped={"erased": 2})
+
+
 def test_wrong_key_in_the_fallback_of_a_queue(configure, vendor):
     """While the queue fails too, the conversions don't stop the other events."""
     fallback = backend("thread.ThreadDelivery", interval=600.0)
