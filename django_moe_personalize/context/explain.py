@@ -244,7 +244,7 @@ def _find_key(answers: Mapping[str, Experience | None], event: Event) -> str:
 def _explain_delivery(runtime: Runtime) -> dict[str, Any]:
     delivery = get_delivery(runtime)
     found: dict[str, Any] = {"backend": type(delivery).__name__}
-    if not delivery.uses_database:
+    if not delivery.counts_in_database:
         counts = delivery.counts()
         found |= {"accepted": counts.accepted, "delivered": counts.delivered, "pending": counts.pending}
     return found

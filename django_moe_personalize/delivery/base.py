@@ -151,6 +151,11 @@ class BaseDelivery:
             self.fallback.flush(timeout)
         return self.counts()
 
+    @property
+    def counts_in_database(self) -> bool:
+        """Whether counts() may use the site's database, which may hang."""
+        return self.uses_database or (self.fallback is not None and self.fallback.uses_database)
+
     def counts(self) -> DeliveryCounts:
         """Return the counters of this process."""
         with self._counts_lock:

@@ -49,7 +49,7 @@ def _describe(runtime: Runtime) -> dict[str, Any]:
 
 
 def _describe_delivery(delivery: BaseDelivery) -> dict[str, Any]:
-    if any(each is not None and each.uses_database for each in (delivery, delivery.fallback)):
+    if delivery.counts_in_database:
         # A database that hangs would hang the health check, and the site would be out of rotation.
         return {"backend": type(delivery).__name__, "pending": None, "oldest_seconds": None, "is_dead": False}
     # A queue can't tell the age of its events.

@@ -26,6 +26,7 @@ from django_moe_personalize.sandbox.responses import RefusedError
 from django_moe_personalize.testing import override_experiences, override_personalize
 from django_moe_personalize.visitor import Consent
 from tests.conftest import settle
+from tests.delivery.events import backend
 from tests.site import TAGS, show
 
 OTHERS = ("history.HistoryPanel", "cache.CachePanel")
@@ -309,3 +310,10 @@ def test_sandbox_that_refuses(monkeypatch):
     with override_experiences({}):
         keys, facts, _ = explain()
     assert (keys["hero-banner"], facts["delivery"]) == (ABSENT, {"backend": "ImmediateDelivery"})
+
+
+def test_queue_with_an_outbox():
+    """The counters of an outbox are a query, also if it is the fallback of a queue."""
+    queue = backend("tests.delivery.test_queued.ListDelivery", fallback=backend("database.DatabaseDelivery"))
+    with override_experiences({}, DELIVERY=queue):
+        assert explain()[1]["delivery"] == {"backend": "ListDelivery"}
