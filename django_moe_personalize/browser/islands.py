@@ -14,6 +14,7 @@ from django.utils.translation import get_language
 
 from django_moe_personalize import rendering
 from django_moe_personalize.conf import DEFAULT, get_settings
+from django_moe_personalize.conf.settings import NO_WORKSPACE
 from django_moe_personalize.runtime import Runtime, log_once, part
 
 SCRIPT: Final = "moe_personalize/islands.js"
@@ -62,6 +63,10 @@ def render_island(
     if request is not None:
         request.__dict__[HAS_ISLANDS] = True
     settings = get_settings()
+    if settings.name == NO_WORKSPACE and request is not None:
+        # A cache must not keep an island that belongs to no workspace.
+        request.personalization._page.mark_read(request)  # type: ignore[attr-defined]
+        return fallback
     if not template_name and not _NAME.fullmatch(experience_key):
         # An editor may type any text. A part such as ".." must not lead to another template.
         log_once(("island", experience_key), _NO_TEMPLATE, experience_key)
