@@ -5,7 +5,7 @@ import io
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -330,8 +330,8 @@ def test_api_of_a_workspace(brands):
 @pytest.mark.django_db(transaction=True)
 def test_outbox_of_each_workspace(brands, settings, capsys, monkeypatch):
     """The rows, counters, erasures and deliverers of the workspaces are apart, although they share the tables."""
-    # Threads can't wait for each other's locks in a database in memory.
-    monkeypatch.setattr(moe_deliver, "ThreadPoolExecutor", lambda threads: ThreadPoolExecutor(1))
+    # In this thread: threads can't wait for each other's locks in a database in memory, and don't close it.
+    monkeypatch.setattr(moe_deliver, "ThreadPoolExecutor", lambda threads: nullcontext(SimpleNamespace(map=map)))
     settings.MOE_PERSONALIZE = {**settings.MOE_PERSONALIZE, "DELIVERY": OUTBOX}
     client, counts = Client(), lambda: [get_delivery(get_runtime(name)).counts() for name in site.BRANDS]
 
