@@ -17,6 +17,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.timesince import timesince
+from django.utils.translation import gettext as translate
 from django.utils.translation import gettext_lazy as _
 from django.utils.translation import ngettext, pgettext, pgettext_lazy
 
@@ -227,6 +228,9 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
         if (field := self.fields.get("workspace")) is not None:
             names = [(name, name) for name in _list_workspaces()]
             self.fields["workspace"] = forms.ChoiceField(label=field.label, choices=names)
+        if (until := self.fields.get("until")) is not None:
+            # Django 5.2 shows this text, its own, but not as the label of the field.
+            until.widget.widgets[1].attrs["aria-label"] = translate("Time:")  # type: ignore[attr-defined]
 
     def clean_until(self) -> datetime | None:
         """Refuse a time that is over."""

@@ -11,7 +11,7 @@ from django.db import DatabaseError
 from django_moe_personalize import api
 from django_moe_personalize.fetching.metadata import get_metadata_store
 from django_moe_personalize.fetching.switch import get_switch
-from django_moe_personalize.fetching.switch_store import Store
+from django_moe_personalize.fetching.switch_store import NoStoreError, Store
 from django_moe_personalize.models import Switch
 from django_moe_personalize.moengage.types import FailureReason
 from django_moe_personalize.runtime import get_runtime, reset_runtimes
@@ -183,6 +183,17 @@ def test_the_command_says_that_the_state_cant_change(monkeypatch):
         with pytest.raises(CommandError, match=rf"The state can't be {verb} \(DatabaseError\)\. Check") as caught:
             switch(action)
         assert caught.value.returncode == 2
+
+
+def test_a_site_that_can_keep_no_state(monkeypatch):
+    """The command says what to do."""
+
+    def fail(*args, **options):
+        raise NoStoreError("Run `manage.py migrate`.")
+
+    monkeypatch.setattr(Store, "change", fail)
+    with pytest.raises(CommandError, match="migrate"):
+        switch("off")
 
 
 def test_a_user_without_a_name(monkeypatch):

@@ -151,11 +151,7 @@ def _sort_out(part: Sequence[Event], error: Exception, outcome: Outcome) -> Sequ
         # Without DATA_API_KEY, the outbox parks the events, so that they can be sent after the key is set.
         outcome.refused += [(event, error) for event in part]
         return ()
-    if part[0].is_conversion:
-        outcome.data_error = error
-    else:
-        outcome.error = error
-    outcome.kept += part
+    outcome.stop(part, error)
     return ()
 
 

@@ -16,6 +16,7 @@ from django_moe_personalize.contrib.rest_framework import ExperienceSerializer
 from django_moe_personalize.fetching.switch import get_switch
 from django_moe_personalize.fetching.switch_store import Entry
 from django_moe_personalize.testing import override_personalize
+from tests.fetching.virtual_cache import build
 from tests.rendering.conftest import shown  # noqa: F401 - a fixture
 
 pytestmark = pytest.mark.usefixtures("urls", "shown")
@@ -112,3 +113,9 @@ def test_serializer(visit, shown):  # noqa: F811 - the fixture
     assert (response.json()["payload"]["Title"], response["Cache-Control"]) == ("Hello", "private, no-store")
     report(visit, ["impression", token], ["click", token, "buy"])
     assert shown.impressions == {"hero": 1}
+
+
+def test_serializer_without_a_request():
+    """As in a command: the content is there, and nothing can be reported."""
+    found = ExperienceSerializer(build("hero", {"moe_variation_id": "2"}, Title="Hello")).data
+    assert (found["variation_id"], found["payload"], found["token"]) == ("2", {"Title": "Hello"}, None)

@@ -6,7 +6,7 @@ from html import unescape
 from urllib.parse import quote
 
 import pytest
-from django.template import TemplateSyntaxError
+from django.template import Context, TemplateSyntaxError
 from django.test import RequestFactory
 from django.utils import translation
 
@@ -207,6 +207,12 @@ def test_island_that_nothing_can_fill(render, settings, how):
     settings.MOE_PERSONALIZE = settings.MOE_PERSONALIZE | {"ENABLED": how != "off"}
     settings.STATIC_URL = None if how == "no static files" else settings.STATIC_URL
     assert render(PAGE, with_urls=how != "no URLs") == "Welcome"
+
+
+def test_template_without_a_request(render):
+    """As in an email: the island is the same, but no browser of a visitor has asked for a page."""
+    found = find_tokens(render(PAGE))
+    assert find_tokens(compile_template(PAGE).render(Context())) == found
 
 
 def test_request_that_passed_no_middleware(render):
