@@ -229,8 +229,9 @@ class SwitchForm(forms.ModelForm):  # type: ignore[type-arg] # generic in the st
             names = [(name, name) for name in _list_workspaces()]
             self.fields["workspace"] = forms.ChoiceField(label=field.label, choices=names)
         if (until := self.fields.get("until")) is not None:
-            # Django 5.2 shows this text, its own, but not as the label of the field.
-            until.widget.widgets[1].attrs["aria-label"] = translate("Time:")  # type: ignore[attr-defined]
+            # Django 5.2 shows these texts, its own, but not as labels.
+            for widget, label in zip(until.widget.widgets, ("Date:", "Time:"), strict=True):
+                widget.attrs["aria-label"] = translate(label)
 
     def clean_until(self) -> datetime | None:
         """Refuse a time that is over."""
